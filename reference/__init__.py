@@ -1,0 +1,60 @@
+"""What LoRA, and training it with remote linear layers, compute: the specification as plain PyTorch.
+
+Read it in this order; each file holds one concept and each public docstring its formula, shapes, dtypes and
+errors.
+Symbols everywhere: x [*, K], weight W [N, K], bias b [N], lora_A A [r, K], lora_B B [N, r], scale s, and g
+for the gradient of the output.
+
+- `linear`: the formula, `lora_linear`.
+- `adapter`: its adapter term alone with the gradients written out, `LoRATritonFunction`.
+- `dora`: magnitude and direction, `dora_linear`.
+- `layer`: the formula as a module that merges and unmerges, `LinearLoRA`.
+- `config`: every option with its default, `PeftConfig`.
+- `matching`: which modules are chosen, `ModuleMatcher`.
+- `model`: adapters put into a model, `patch_linear_module` and `apply_lora_to_linear_modules`.
+- `gradnorm`: the gradient norm and clipping by it.
+- `hybrid`: linear layers whose products run elsewhere, `CustomLinear`.
+- `training`: one training step of such a model, `LoraTraining`.
+
+Nothing here is fast. `optimized` has the same names, files and signatures, and is.
+"""
+
+from .adapter import LoRATritonFunction
+from .config import PeftConfig
+from .dora import dora_linear
+from .gradnorm import clip_grad_norm_, grad_norm
+from .hybrid import (
+    LINEAR_LAYERS,
+    BackwardModuleLinear,
+    CustomLinear,
+    ForwardBackwardModule,
+    ForwardModuleLinear,
+    get_remote_names,
+)
+from .layer import LinearLoRA, TritonLinearLoRA
+from .linear import lora_linear
+from .matching import ModuleMatcher, wildcard_match
+from .model import apply_lora_to_linear_modules, patch_linear_module
+from .training import LoraTraining
+
+__all__ = [
+    "LINEAR_LAYERS",
+    "BackwardModuleLinear",
+    "CustomLinear",
+    "ForwardBackwardModule",
+    "ForwardModuleLinear",
+    "LinearLoRA",
+    "LoRATritonFunction",
+    "LoraTraining",
+    "ModuleMatcher",
+    "PeftConfig",
+    "TritonLinearLoRA",
+    "apply_lora_to_linear_modules",
+    "clip_grad_norm_",
+    "dora_linear",
+    "get_remote_names",
+    "grad_norm",
+    "lora_linear",
+    "patch_linear_module",
+    "wildcard_match",
+]

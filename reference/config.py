@@ -1,0 +1,155 @@
+"""The options of an adapter: names, defaults and the values they take, stated here and nowhere else."""
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, TypeGuard
+
+import torch
+
+from .matching import pattern_list
+
+DROPOUT_POSITIONS = ("pre", "post")
+INIT_METHODS = ("xavier", "uniform", "kaiming")
+LORA_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+
+
+@dataclass
+class PeftConfig:
+    """What to adapt and how: every option of LoRA with its default; treat it as frozen.
+
+    Args:
+        target_modules: patterns of the modules to adapt (see `matching`); None is [], a string is one
+            pattern.
+        exclude_modules: patterns of the linear modules to leave out; alone it means all others.
+        match_all_linear: adapt every linear module.
+        dim: rank r of the adapter, an int of at least 1.
+        alpha: a finite number, not negative; the scale is ``alpha/dim`` (``alpha/√dim`` with use_rslora).
+        dropout: probability in [0, 1], on the adapter path only, in training only.
+        dropout_position: "pre" (on x) or "post" (on the adapter's output).
+        lora_A_init: "xavier", "uniform" or "kaiming" (see `LinearLoRA.init_lora_weights`).
+        lora_dtype: the adapter's dtype, a torch.dtype or its name ("bfloat16", "torch.bfloat16"), held as a
+            torch.dtype; None takes the dtype of the layer.
+        use_triton: which class a patched layer gets; the values computed are the same. The seed disagrees
+            with itself here, and both of its defaults are kept: False in this class, True in
+            `patch_linear_module`.
+        use_dora: decompose the weight into magnitude and direction (see `dora`).
+        use_rslora: rank-stabilised scale, ``alpha/√dim``.
+        use_memory_efficient_lora: recompute instead of save in backward; the values computed are the same.
+    Raises:
+        ValueError: naming the key, the value and what was expected, for a wrong type, NaN or a value out of
+            range. Which of the three ways to choose modules go together is decided by `ModuleMatcher`, not
+            here.
+    Source: NeMo Automodel `PeftConfig`; rsLoRA: Kalajdzievski (2023); DoRA: Liu et al. (2024).
+    """
+
+    target_modules: list[str] = field(default_factory=list)
+    exclude_modules: list[str] = field(default_factory=list)
+    match_all_linear: bool = False
+    dim: int = 8
+    alpha: int | float = 32
+    dropout: float = 0.0
+    dropout_position: Literal["pre", "post"] = "post"
+    lora_A_init: str = "xavier"
+    lora_dtype: torch.dtype | None = None
+    use_triton: bool = False
+    use_dora: bool = False
+    use_rslora: bool = False
+    use_memory_efficient_lora: bool = False
+
+    def __post_init__(self) -> None:
+        self.target_modules = pattern_list("target_modules", self.target_modules)
+        self.exclude_modules = pattern_list("exclude_modules", self.exclude_modules)
+        check_dim(self.dim)
+        check_alpha(self.alpha)
+        check_dropout(self.dropout, self.dropout_position)
+        check_init_method("lora_A_init", self.lora_A_init)
+        self.lora_dtype = parse_dtype(self.lora_dtype)
+        for key in ("match_all_linear", "use_triton", "use_dora", "use_rslora", "use_memory_efficient_lora"):
+            check_flag(key, getattr(self, key))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options as a new JSON-serialisable dict that shares no mutable object with the config.
+
+        Returns:
+            every field under its name, in the order of the fields; lora_dtype as "bfloat16" or None.
+        Source: NeMo Automodel `PeftConfig.to_dict`, where a torch.dtype breaks json.dumps.
+        """
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        for key in ("target_modules", "exclude_modules"):
+            values[key] = list(values[key])
+        if self.lora_dtype is not None:
+            values["lora_dtype"] = str(self.lora_dtype).removeprefix("torch.")
+        return values
+
+    @classmethod
+    def from_dict(cls, d: dict[str, Any]) -> "PeftConfig":
+        """The config that a dict describes; ``from_dict(to_dict(c)) == c``.
+
+        Args:
+            d: option names and values; missing ones take their default. It is not modified.
+        Raises:
+            ValueError: for an unknown key, naming it, its value and the nearest valid key; and as the class
+                does.
+        Source: NeMo Automodel `PeftConfig.from_dict`.
+        """
+        if not isinstance(d, Mapping):
+            raise ValueError(f"from_dict got a {type(d).__name__}, {d!r}: expected a dict of options")
+        known = [f.name for f in fields(cls)]
+        for key, value in d.items():
+            if key not in known:
+                nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
+                raise ValueError(f"unknown key {key!r} = {value!r}: the nearest valid key is {nearest!r}")
+        return cls(**d)
+
+
+def check_dim(dim: object) -> None:
+    """Refuse a rank that is no int of at least 1; True is no rank."""
+    if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
+        raise ValueError(f"dim = {dim!r}: expected an int of at least 1")
+
+
+def check_alpha(alpha: object) -> None:
+    """Refuse an alpha that is no finite number, or negative; 0 switches the adapter off."""
+    if not _is_number(alpha) or not math.isfinite(alpha) or alpha < 0:
+        raise ValueError(f"alpha = {alpha!r}: expected a finite number, not negative")
+
+
+def check_dropout(dropout: object, dropout_position: object) -> None:
+    """Refuse a probability outside [0, 1], NaN included, and a position that is neither "pre" nor "post"."""
+    if not _is_number(dropout) or not 0.0 <= dropout <= 1.0:
+        raise ValueError(f"dropout = {dropout!r}: expected a probability in [0, 1]")
+    if dropout_position not in DROPOUT_POSITIONS:
+        raise ValueError(f"dropout_position = {dropout_position!r}: expected one of {DROPOUT_POSITIONS}")
+
+
+def check_init_method(key: str, method: object) -> None:
+    """Refuse an initialisation that has no name here."""
+    if method not in INIT_METHODS:
+        raise ValueError(f"{key} = {method!r}: expected one of {INIT_METHODS}")
+
+
+def check_flag(key: str, value: object) -> None:
+    """Refuse what is neither True nor False: 0, 1 and "false" are usually a misplaced argument."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{key} = {value!r}: expected True or False")
+
+
+def parse_dtype(dtype: object) -> torch.dtype | None:
+    """The torch.dtype that "bfloat16", "torch.bfloat16" or torch.bfloat16 names; None stays None.
+
+    Raises:
+        ValueError: if it is none of `LORA_DTYPES`, the dtypes that a linear layer computes in.
+    """
+    if dtype is None:
+        return None
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if isinstance(found, torch.dtype) and found in LORA_DTYPES:
+        return found
+    names = ", ".join(str(d).removeprefix("torch.") for d in LORA_DTYPES)
+    raise ValueError(f"lora_dtype = {dtype!r}: expected None or one of {names}")
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,89 @@
+"""The global gradient norm, and clipping by it, without overflow, underflow or a loss of accuracy."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+def grad_norm(parameters: Tensor | Iterable[Tensor]) -> Tensor:
+    """The L2 norm of all gradients taken as one vector: ``√ Σ_p Σ_i g_p,i²``.
+
+    Sums are taken in float64 over ``g/max|g|``, so that neither large nor small gradients leave its range.
+
+    Args:
+        parameters: one tensor, or any iterable of them, a generator included; a tensor listed twice counts
+            once. Those without a gradient and empty gradients are skipped; sparse gradients are coalesced;
+            the gradients may lie on several devices.
+    Returns:
+        0-d, on the first gradient's device: float32, or float64 if a gradient is float64. 0 without
+        gradients; inf or NaN if a gradient is; inf if the norm is beyond the dtype.
+    Source: Higham, Accuracy and Stability of Numerical Algorithms, section 27.5 (scaling by the largest
+        element).
+    """
+    gradients = _gradients(parameters)
+    return _wide_norm(gradients).to(_norm_dtype(gradients))
+
+
+def clip_grad_norm_(
+    parameters: Tensor | Iterable[Tensor], max_norm: float, error_if_nonfinite: bool = False
+) -> Tensor:
+    """Scale all gradients in place by ``min(1, max_norm/(norm + 1e-6))``, norm being their `grad_norm`.
+
+    Args:
+        parameters: as in `grad_norm`.
+        max_norm: a number, not negative; inf clips nothing.
+        error_if_nonfinite: refuse a norm that is inf or NaN. Otherwise inf scales finite gradients to 0, and
+            NaN all to NaN, as in torch.
+    Returns:
+        the norm before clipping, as in `grad_norm`.
+    Raises:
+        ValueError: for a negative or NaN max_norm.
+        RuntimeError: for a norm that is not finite, with error_if_nonfinite; no gradient is changed then.
+    Source: torch.nn.utils.clip_grad_norm_, whose float32 sums lose accuracy and overflow.
+    """
+    if math.isnan(max_norm) or max_norm < 0:
+        raise ValueError(f"max_norm = {max_norm!r}: expected a number, not negative")
+    gradients = _gradients(parameters)
+    wide = _wide_norm(gradients)
+    norm = wide.to(_norm_dtype(gradients))
+    if error_if_nonfinite and not torch.isfinite(norm):
+        raise RuntimeError(
+            f"the gradient norm is {norm.item()}: expected a finite one (error_if_nonfinite=True)"
+        )
+    if max_norm < wide.item() + 1e-6 or torch.isnan(wide):
+        for gradient in gradients:
+            values = gradient._values() if gradient.is_sparse else gradient
+            # Divided first, in float64: the factor itself may be below what the gradient's dtype can hold.
+            values.copy_(_widen(values) / (wide.to(values.device) + 1e-6) * max_norm)
+    return norm
+
+
+def _gradients(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
+    parameters = [parameters] if isinstance(parameters, Tensor) else parameters
+    once = {id(p): p for p in parameters}
+    gradients = [p.grad.detach() for p in once.values() if p.grad is not None]
+    return [g for g in gradients if (g._nnz() if g.is_sparse else g.numel()) > 0]
+
+
+def _norm_dtype(gradients: list[Tensor]) -> torch.dtype:
+    double = any(g.dtype in {torch.float64, torch.complex128} for g in gradients)
+    return torch.float64 if double else torch.float32
+
+
+def _wide_norm(gradients: list[Tensor]) -> Tensor:
+    """The norm in float64, on the first gradient's device."""
+    if not gradients:
+        return torch.zeros((), dtype=torch.float64)
+    device = gradients[0].device
+    magnitudes = [_widen(g.coalesce().values() if g.is_sparse else g).abs() for g in gradients]
+    largest = torch.stack([m.max().to(device) for m in magnitudes]).max()
+    if largest == 0 or not torch.isfinite(largest):  # all are zero, or one is inf or NaN
+        return largest
+    squares = [((m / largest.to(m.device)) ** 2).sum().to(device) for m in magnitudes]
+    return largest * torch.stack(squares).sum().sqrt()
+
+
+def _widen(t: Tensor) -> Tensor:
+    return t.to(torch.complex128 if t.is_complex() else torch.float64)

@@ -1,0 +1,279 @@
+"""A LoRA layer as a module: the frozen linear layer, its adapter, and merging the one into the other."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .config import (
+    PeftConfig,
+    check_alpha,
+    check_dim,
+    check_dropout,
+    check_flag,
+    check_init_method,
+    parse_dtype,
+)
+from .dora import dora_linear, dora_output, dora_weight, row_norm
+from .hybrid import CustomLinear
+from .linear import lora_linear, widen, without_autocast
+
+
+class LinearLoRA(nn.Linear):
+    """A frozen nn.Linear with an adapter: ``y = x Wᵀ + b + scale · (x Aᵀ) Bᵀ``, see `lora_linear`.
+
+    It shares the weight and bias Parameters of orig_linear, freezes them, and takes over device, dtype and
+    training flag; the meta device is fine (then ``to_empty`` and `init_lora_weights`). A bias is made
+    trainable by ``layer.bias.requires_grad_(True)``.
+
+    Args:
+        orig_linear: an nn.Linear without an adapter; `patch_linear_module` also takes subclasses with their
+            own forward.
+        dim, alpha, dropout, dropout_position, lora_dtype, use_rslora, use_dora: as in `PeftConfig`.
+        lora_A_init_method: "xavier", "uniform" or "kaiming".
+        use_memory_efficient_lora: changes nothing here.
+    Attributes:
+        weight [N, K], bias [N] or None, lora_A.weight [r, K], lora_B.weight [N, r], lora_magnitude [N] or
+            None.
+        dim, alpha, dropout_position, use_dora, use_rslora, use_memory_efficient_lora: as given.
+        dropout_p: the dropout, a float; it acts while ``training`` is set.
+        scale: ``alpha/dim``, or ``alpha/√dim`` with use_rslora.
+        merged: whether `weight` holds the update.
+        base_layer: absent, or the module that computes ``x Wᵀ + b`` instead (see
+            `replace_layers_with_custom`).
+    Raises:
+        ValueError: for options out of range, a module that is no nn.Linear or already has an adapter.
+    Source: NeMo Automodel `LinearLoRA`; Hu et al., LoRA (2021); with use_dora Liu et al., DoRA (2024).
+    """
+
+    dim: int
+    alpha: int | float
+    scale: float
+    dropout_p: float
+    dropout_position: str
+    use_dora: bool
+    lora_A: nn.Linear
+    lora_B: nn.Linear
+    lora_magnitude: nn.Parameter | None
+    unmerged_weight: Tensor | None
+
+    def __init__(
+        self,
+        orig_linear: nn.Linear,
+        dim: int = PeftConfig.dim,
+        alpha: int | float = PeftConfig.alpha,
+        dropout: float = PeftConfig.dropout,
+        dropout_position: str = PeftConfig.dropout_position,
+        lora_A_init_method: str = PeftConfig.lora_A_init,
+        lora_dtype: torch.dtype | str | None = PeftConfig.lora_dtype,
+        *,
+        use_rslora: bool = PeftConfig.use_rslora,
+        use_memory_efficient_lora: bool = PeftConfig.use_memory_efficient_lora,
+        use_dora: bool = PeftConfig.use_dora,
+    ) -> None:
+        check_adaptable(orig_linear, use_dora)
+        if type(orig_linear).forward is not nn.Linear.forward:
+            raise ValueError(
+                f"{type(orig_linear).__name__} has its own forward, which {type(self).__name__} would not "
+                f"call: use patch_linear_module"
+            )
+        nn.Module.__init__(self)  # nn.Linear.__init__ would allocate and initialise a second weight
+        self.in_features, self.out_features = orig_linear.in_features, orig_linear.out_features
+        self.weight, self.bias = orig_linear.weight, orig_linear.bias
+        self.train(orig_linear.training)
+        self._init_adapter(
+            self,
+            dim,
+            alpha,
+            dropout,
+            dropout_position,
+            lora_A_init_method,
+            lora_dtype,
+            use_rslora=use_rslora,
+            use_memory_efficient_lora=use_memory_efficient_lora,
+            use_dora=use_dora,
+        )
+
+    @staticmethod
+    def _init_adapter(
+        obj: Any,
+        dim: int = PeftConfig.dim,
+        alpha: int | float = PeftConfig.alpha,
+        dropout: float = PeftConfig.dropout,
+        dropout_position: str = PeftConfig.dropout_position,
+        lora_A_init_method: str = PeftConfig.lora_A_init,
+        lora_dtype: torch.dtype | str | None = PeftConfig.lora_dtype,
+        *,
+        use_rslora: bool = PeftConfig.use_rslora,
+        use_memory_efficient_lora: bool = PeftConfig.use_memory_efficient_lora,
+        use_dora: bool = PeftConfig.use_dora,
+    ) -> None:
+        """Freeze an nn.Linear and attach an adapter to it; the arguments are the class's.
+
+        Nothing is changed if an argument is refused.
+        """
+        check_dim(dim)
+        check_alpha(alpha)
+        check_dropout(dropout, dropout_position)
+        check_init_method("lora_A_init_method", lora_A_init_method)
+        flags = {
+            "use_rslora": use_rslora,
+            "use_memory_efficient_lora": use_memory_efficient_lora,
+            "use_dora": use_dora,
+        }
+        for key, flag in flags.items():
+            check_flag(key, flag)
+        weight = obj.weight
+        placed: dict[str, Any] = {"device": weight.device, "dtype": parse_dtype(lora_dtype) or weight.dtype}
+        # Before anything is attached, because a zero row is refused here.
+        magnitude = nn.Parameter(row_norm(weight).to(placed["dtype"])) if use_dora else None
+
+        obj.weight.requires_grad_(False)
+        if obj.bias is not None:
+            obj.bias.requires_grad_(False)
+        # skip_init: init_lora_weights below is the only initialisation, so the only draw of random numbers.
+        skip_init: Any = nn.utils.skip_init
+        obj.lora_A = skip_init(nn.Linear, obj.in_features, dim, bias=False, **placed).train(obj.training)
+        obj.lora_B = skip_init(nn.Linear, dim, obj.out_features, bias=False, **placed).train(obj.training)
+        obj.register_parameter("lora_magnitude", magnitude)
+        obj.register_buffer("unmerged_weight", None, persistent=False)
+        obj.dim, obj.alpha = dim, alpha
+        obj.scale = alpha / (math.sqrt(dim) if use_rslora else dim)
+        obj.dropout_p, obj.dropout_position = float(dropout), dropout_position
+        for key, flag in flags.items():
+            setattr(obj, key, flag)
+        LinearLoRA.init_lora_weights(obj, lora_A_init_method)
+
+    @torch.no_grad()
+    def init_lora_weights(self, init_method: str) -> None:
+        """Draw A anew and set B = 0, and lora_magnitude = ‖W‖_row, in place: an optimiser holds on to them.
+
+        Args:
+            init_method: "xavier" is ``xavier_normal_``, "uniform" and "kaiming" are
+                ``kaiming_uniform_(a=√5)``.
+        Raises:
+            ValueError: for another name.
+        Source: NeMo Automodel; an older release filled A from U(0, 1), a defect.
+        """
+        check_init_method("init_method", init_method)
+        LinearLoRA.unmerge(self)  # what was merged is no longer the adapter
+        if init_method == "xavier":
+            nn.init.xavier_normal_(self.lora_A.weight)
+        else:
+            nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))
+        nn.init.zeros_(self.lora_B.weight)
+        if self.lora_magnitude is not None:
+            self.lora_magnitude.copy_(row_norm(self.weight))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x Wᵀ + b + scale · (x Aᵀ) Bᵀ``; merged, the base product alone, since W then holds the update.
+
+        Args:
+            x: [*, K].
+        Returns:
+            [*, N], in the dtype of the base product.
+        Raises:
+            ValueError: as `lora_linear`.
+        """
+        if self.merged:
+            return self.base_product(x)
+        bias, A, B, m = self.bias, self.lora_A.weight, self.lora_B.weight, self.lora_magnitude
+        dropout: Any = {"dropout": self.dropout_p, "dropout_position": self.dropout_position}
+        dropout["training"] = self.training
+        if not self.base_is_elsewhere:
+            if m is None:
+                return lora_linear(x, self.weight, bias, A, B, self.scale, **dropout)
+            return dora_linear(x, self.weight, bias, A, B, self.scale, m, **dropout)
+        if m is None:
+            base = self.base_product(x)
+            return base + lora_linear(x, None, None, A, B, self.scale, **dropout).to(base.dtype)
+
+        def product(t: Tensor) -> Tensor:
+            y = self.base_product(t.to(x.dtype))
+            return y if bias is None else y - bias
+
+        return dora_output(product, x, self.weight, bias, A, B, self.scale, m, **dropout)
+
+    def base_product(self, x: Tensor) -> Tensor:
+        """What the layer computed before it was adapted: ``x Wᵀ + b``, by base_layer where there is one."""
+        base_layer = getattr(self, "base_layer", None)
+        if base_layer is None:
+            return super().forward(x)
+        if isinstance(base_layer, CustomLinear):
+            base_layer.tie(self.weight, self.bias)
+        return base_layer(x)  # type: ignore[no-any-return]
+
+    @property
+    def base_is_elsewhere(self) -> bool:
+        """Whether the base product is computed by base_layer, or by the own forward of a patched subclass."""
+        own_forward = super().forward.__func__ is not nn.Linear.forward  # type: ignore[attr-defined]
+        return own_forward or getattr(self, "base_layer", None) is not None
+
+    @property
+    def merged(self) -> bool:
+        """Whether `weight` holds the update."""
+        return self.unmerged_weight is not None
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Add the update to the weight in place: ``W ← W + scale · B A``, rounded once; nothing if merged.
+
+        The weight stays the same Parameter, so a layer that shares it sees the update too. The adapter and
+        its scale must not change until `unmerge`. With DoRA, ``W ← m′ ⊙ (W + scale · B A)``.
+        """
+        if self.merged:
+            return
+        with without_autocast(self.weight):
+            A, B = widen(self.lora_A.weight), widen(self.lora_B.weight)
+            weight = widen(self.weight)
+            if self.lora_magnitude is not None:
+                merged = dora_weight(weight, A, B, self.scale, self.lora_magnitude)
+            else:
+                merged = weight + B @ A * self.scale
+        # The original is kept: W + ΔW - ΔW would be off by a rounding, and by later changes of the adapter.
+        self.unmerged_weight = self.weight.detach().clone()
+        self.weight.copy_(merged)
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Put the weight back as it was before `merge`, bit for bit; does nothing if not merged."""
+        if self.unmerged_weight is not None:
+            self.weight.copy_(self.unmerged_weight)
+            self.unmerged_weight = None
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """A checkpoint is always the unmerged layer, so that it loads into any."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.unmerged_weight is not None:
+            destination[prefix + "weight"] = self.unmerged_weight
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        """A checkpoint is the unmerged layer: loading one leaves the layer unmerged."""
+        self.unmerge()
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, dim={self.dim}, scale={self.scale}"
+
+
+class TritonLinearLoRA(LinearLoRA):
+    """The layer that `optimized` computes with Triton kernels; here it computes what `LinearLoRA` computes.
+
+    Source: NeMo Automodel `TritonLinearLoRA`.
+    """
+
+
+def check_adaptable(module: object, use_dora: bool = False) -> None:
+    """Refuse a module that is no nn.Linear, or has an adapter, or whose base product DoRA cannot rescale."""
+    if not isinstance(module, nn.Linear):
+        raise ValueError(f"got a {type(module).__name__}: expected an nn.Linear")
+    if hasattr(module, "lora_A") or hasattr(module, "lora_B"):
+        raise ValueError(
+            f"this {type(module).__name__} already has an adapter: expected an nn.Linear without one"
+        )
+    if use_dora:
+        if type(module).forward is not nn.Linear.forward:
+            raise ValueError(f"{type(module).__name__} has its own forward: DoRA needs nn.Linear's, x Wᵀ + b")
+        row_norm(module.weight)

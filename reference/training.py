@@ -1,0 +1,263 @@
+"""One training step of a LoRA model whose frozen linear products may run elsewhere."""
+
+import inspect
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from .gradnorm import clip_grad_norm_
+from .hybrid import Conv1D, CustomLinear, is_frozen_product, is_lora_module
+from .layer import LinearLoRA
+
+
+class LoraTraining(nn.Module):
+    """A LoRA model with its loss, gradients and optimiser step: calling it is one micro-batch of training.
+
+    The model's frozen linear products, the first one excepted, become `CustomLinear`s.
+
+    Args:
+        inference_model: with adapters (some layer has lora_A and lora_B); changed in place.
+    Attributes:
+        inference_model: the model.
+        optimizer, lr_scheduler, loss_fn, gradient_accumulation_steps, max_grad_norm: see
+            `update_training_parameters`; at first None, None, None, 1 and None.
+        calibrate: see `toggle_calibrate`; at first False.   run_optimizer: see `toggle_run_optimizer`;
+            likewise.
+    Raises:
+        ValueError: for a model without a LoRA layer.
+    Source: Concrete ML `LoraTraining`.
+    """
+
+    def __init__(self, inference_model: nn.Module) -> None:
+        super().__init__()
+        assert_has_lora_layers(inference_model)
+        self.inference_model = inference_model
+        self.replace_layers_with_custom(inference_model, skip_first=True)
+        self.calibrate = False
+        self.run_optimizer = False
+        self.optimizer: Any
+        self.lr_scheduler: Any
+        self.loss_fn: Any
+        self.gradient_accumulation_steps: int
+        self.max_grad_norm: float | None
+        self.update_training_parameters()
+
+    @staticmethod
+    def replace_layers_with_custom(model: nn.Module, skip_first: bool = True) -> None:
+        """Replace the frozen linear layers of a model by `CustomLinear`s that share their tensors, in place.
+
+        Eligible are nn.Linear itself and transformers' Conv1D, outside adapters, and the base product of a
+        `LinearLoRA`: the layer then gets ``base_layer = CustomLinear(weight, bias)`` and keeps its adapter.
+        Hooks, training flag, and the names and tensors of the state_dict stay; a module reachable under two
+        names is replaced once, under both.
+
+        Args:
+            model: itself no linear layer.
+            skip_first: leave out the first eligible layer in registration order, whose input mostly needs no
+                gradient. If it does need one, autograd still computes it here; a layer that runs remotely
+                cannot.
+        Warns:
+            UserWarning: naming a layer whose trainable bias no longer gets a gradient while its weight is
+                frozen, and a subclass of nn.Linear with its own forward, which is left alone.
+        Source: Concrete ML `LoraTraining.replace_layers_with_custom`.
+        """
+        eligible = _eligible(model)
+        for module in list(eligible)[1 if skip_first else 0 :]:
+            names = eligible[module]
+            if module.bias is not None and module.bias.requires_grad and not module.weight.requires_grad:
+                warnings.warn(
+                    f"{names[0]}: its bias is trainable while its weight is frozen; CustomLinear gives the "
+                    f"bias no gradient",
+                    stacklevel=2,
+                )
+            custom = CustomLinear(module.weight, module.bias, isinstance(module, Conv1D)).train(
+                module.training
+            )
+            if isinstance(module, LinearLoRA):
+                custom.owned_by_parent = True
+                module.base_layer = custom
+                continue
+            # The dicts of hooks are shared, so that the handles given out for them still remove.
+            vars(custom).update({key: value for key, value in vars(module).items() if "hooks" in key})
+            custom._is_full_backward_hook = module._is_full_backward_hook
+            for name in names:
+                parent, _, own = name.rpartition(".")
+                setattr(model.get_submodule(parent), own, custom)
+
+    def update_training_parameters(
+        self,
+        optimizer: Any = None,
+        lr_scheduler: Any = None,
+        loss_fn: Any = None,
+        training_args: Mapping[str, Any] | object | None = None,
+    ) -> None:
+        """Set all of what a step uses; what is not given goes back to its default.
+
+        Args:
+            optimizer: has ``step()``; None steps nothing.
+            lr_scheduler: has ``step()``, called after the optimiser's.
+            loss_fn: ``loss_fn(output, labels) -> loss``; None leaves the loss to the model.
+            training_args: a dict or a namespace; of it are used ``gradient_accumulation_steps`` (int ≥ 1,
+                default 1) and ``max_grad_norm`` (a number, not negative; default None: no clipping).
+        Raises:
+            ValueError: for values out of range.
+        """
+
+        def get(key: str, default: Any) -> Any:
+            if isinstance(training_args, Mapping):
+                return training_args.get(key, default)
+            return getattr(training_args, key, default)
+
+        steps, max_norm = get("gradient_accumulation_steps", 1), get("max_grad_norm", None)
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"gradient_accumulation_steps = {steps!r}: expected an int of at least 1")
+        if max_norm is not None and not max_norm >= 0:
+            raise ValueError(f"max_grad_norm = {max_norm!r}: expected a number, not negative, or None")
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        # Not registered as a child when it is an nn.Module: its buffers are no part of the model's state.
+        object.__setattr__(self, "loss_fn", loss_fn)
+        self.gradient_accumulation_steps = steps
+        self.max_grad_norm = max_norm
+
+    def toggle_calibrate(self, enable: bool = True) -> None:
+        """Calibration on or off: while on, a call leaves no gradients behind and never steps."""
+        self.calibrate = enable
+
+    def toggle_run_optimizer(self, enable: bool = True) -> None:
+        """Optimiser on or off: while on, and not calibrating, a call ends with clipping and a step."""
+        self.run_optimizer = enable
+
+    def forward(self, inputs: Any) -> tuple[Tensor, Tensor | None]:
+        """Compute the loss of a micro-batch, *run backward*, and as configured clip, step and zero gradients.
+
+        ``loss = loss_fn(model(x), labels) / gradient_accumulation_steps``; its gradients are accumulated.
+
+        Args:
+            inputs: ``(x, labels)``; x is a tensor, a tuple of them or a dict of keyword arguments. Also
+                ``(x1, x2, …, labels)`` and a dict with the key ``labels``. Never modified.
+        Returns:
+            (loss, grad_norm). The loss is a scalar, divided as above, and still requires grad. grad_norm is
+            the norm before clipping if this call clipped, else None.
+        Raises:
+            ValueError: if there is no loss (``The model did not return a loss …``) or if no
+                trainable parameter of the model contributes to it.
+        """
+        args, kwargs, labels = _split(inputs)
+        loss = self._loss(args, kwargs, labels) / self.gradient_accumulation_steps
+        self._backward(loss)
+        grad_norm = None
+        if self.calibrate:
+            self.inference_model.zero_grad()
+        elif self.run_optimizer:
+            if self.max_grad_norm is not None:
+                grad_norm = clip_grad_norm_(self.inference_model.parameters(), self.max_grad_norm)
+            if self.optimizer is not None:
+                self.optimizer.step()
+            if self.lr_scheduler is not None:
+                self.lr_scheduler.step()
+            self.inference_model.zero_grad()
+        return loss, grad_norm
+
+    def _loss(self, args: tuple[Any, ...], kwargs: dict[str, Any], labels: Any) -> Tensor:
+        if self.loss_fn is not None:
+            output = self.inference_model(*args, **kwargs)
+            logits = _entry(output, "logits")
+            loss = self.loss_fn(output if logits is None else logits, labels)
+            source = "loss_fn"
+        else:
+            if not _accepts_labels(self.inference_model):
+                raise ValueError(
+                    f"The model did not return a loss: the forward of {type(self.inference_model).__name__} "
+                    f"takes no labels; expected one that does, or a loss_fn"
+                )
+            output = self.inference_model(*args, **kwargs, labels=labels)
+            loss = _entry(output, "loss")
+            if loss is None and isinstance(output, tuple | list) and output:
+                loss = output[0]
+            source = "model"
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            got = f"a tensor {list(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+            raise ValueError(
+                f"The {source} did not return a loss: expected a scalar tensor (of a model as output.loss, "
+                f"output['loss'] or output[0]) but got {got}"
+            )
+        return loss
+
+    def _backward(self, loss: Tensor) -> None:
+        """Accumulate the gradients, and make sure that there were some to accumulate."""
+        reached: list[Tensor] = []
+        trainable: list[Any] = [p for p in self.inference_model.parameters() if p.requires_grad]
+        handles = [p.register_post_accumulate_grad_hook(reached.append) for p in trainable]
+        try:
+            if loss.requires_grad:
+                loss.backward()  # type: ignore[no-untyped-call]
+        finally:
+            for handle in handles:
+                handle.remove()
+        if not reached:
+            raise ValueError(
+                f"the loss is detached from all {len(trainable)} trainable parameters of the model: "
+                f"nothing would be trained"
+            )
+
+
+def assert_has_lora_layers(model: nn.Module) -> None:
+    """Refuse a model in which no layer exposes lora_A and lora_B, or lora_embedding_A and _B, in any case.
+
+    Raises:
+        ValueError: naming what was looked for.
+    """
+    for module in model.modules():
+        names = {key.lower() for held in (vars(module), module._parameters, module._modules) for key in held}
+        if {"lora_a", "lora_b"} <= names or {"lora_embedding_a", "lora_embedding_b"} <= names:
+            return
+    raise ValueError(f"{type(model).__name__} has no LoRA layer: expected one with lora_A and lora_B")
+
+
+def _eligible(model: nn.Module) -> dict[Any, list[str]]:
+    """The layers to replace with all their names, in registration order."""
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
+    inside_lora = {m for m, all_names in names.items() if any(is_lora_module(name, m) for name in all_names)}
+    eligible: dict[Any, list[str]] = {}
+    for module, all_names in names.items():
+        if module in inside_lora or getattr(module, "base_layer", None) is not None:
+            continue
+        own_products = isinstance(module, LinearLoRA) and not module.base_is_elsewhere
+        if own_products or (is_frozen_product(all_names[0], module) and all_names != [""]):
+            eligible[module] = all_names
+        elif isinstance(module, nn.Linear) and all_names != [""]:
+            warnings.warn(
+                f"{all_names[0]} is left alone: {type(module).__name__} is a subclass of nn.Linear and may "
+                f"compute something else",
+                stacklevel=3,
+            )
+    return eligible
+
+
+def _split(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+    """Positional arguments, keyword arguments and labels of a batch, which stays as it is."""
+    if isinstance(inputs, Mapping) and "labels" in inputs:
+        return (), {key: value for key, value in inputs.items() if key != "labels"}, inputs["labels"]
+    if isinstance(inputs, Mapping) or not isinstance(inputs, tuple | list) or len(inputs) < 2:
+        raise ValueError(f"inputs is a {type(inputs).__name__}: expected (x, labels), or a dict with labels")
+    *x, labels = inputs
+    if len(x) == 1 and isinstance(x[0], Mapping):
+        return (), dict(x[0]), labels
+    if len(x) == 1 and isinstance(x[0], tuple | list):
+        return tuple(x[0]), {}, labels
+    return tuple(x), {}, labels
+
+
+def _entry(output: Any, key: str) -> Any:
+    """``output.key`` or ``output[key]``, or None."""
+    return output.get(key) if isinstance(output, Mapping) else getattr(output, key, None)
+
+
+def _accepts_labels(model: nn.Module) -> bool:
+    parameters = inspect.signature(model.forward).parameters
+    return "labels" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())

@@ -22,8 +22,8 @@ def grad_norm(parameters: Tensor | Iterable[Tensor]) -> Tensor:
     Source: Higham, Accuracy and Stability of Numerical Algorithms, section 27.5 (scaling by the largest
         element).
     """
-    gradients = _gradients(parameters)
-    return _wide_norm(gradients).to(_norm_dtype(gradients))
+    gradients = gradients_of(parameters)
+    return wide_norm(gradients).to(norm_dtype(gradients))
 
 
 def clip_grad_norm_(
@@ -45,9 +45,9 @@ def clip_grad_norm_(
     """
     if math.isnan(max_norm) or max_norm < 0:
         raise ValueError(f"max_norm = {max_norm!r}: expected a number, not negative")
-    gradients = _gradients(parameters)
-    wide = _wide_norm(gradients)
-    norm = wide.to(_norm_dtype(gradients))
+    gradients = gradients_of(parameters)
+    wide = wide_norm(gradients)
+    norm = wide.to(norm_dtype(gradients))
     if error_if_nonfinite and not torch.isfinite(norm):
         raise RuntimeError(
             f"the gradient norm is {norm.item()}: expected a finite one (error_if_nonfinite=True)"
@@ -60,19 +60,19 @@ def clip_grad_norm_(
     return norm
 
 
-def _gradients(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
+def gradients_of(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
     parameters = [parameters] if isinstance(parameters, Tensor) else parameters
     once = {id(p): p for p in parameters}
     gradients = [p.grad.detach() for p in once.values() if p.grad is not None]
     return [g for g in gradients if (g._nnz() if g.is_sparse else g.numel()) > 0]
 
 
-def _norm_dtype(gradients: list[Tensor]) -> torch.dtype:
+def norm_dtype(gradients: list[Tensor]) -> torch.dtype:
     double = any(g.dtype in {torch.float64, torch.complex128} for g in gradients)
     return torch.float64 if double else torch.float32
 
 
-def _wide_norm(gradients: list[Tensor]) -> Tensor:
+def wide_norm(gradients: list[Tensor]) -> Tensor:
     """The norm in float64, on the first gradient's device."""
     if not gradients:
         return torch.zeros((), dtype=torch.float64)

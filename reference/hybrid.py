@@ -157,7 +157,9 @@ class ForwardBackwardModule(torch.autograd.Function):
         # Saved for autograd's check that nobody changes, between forward and backward, what backward will
         # read.
         ctx.save_for_backward(*backward_module.parameters())
-        return forward_module(input_tensor)  # type: ignore[no-any-return]
+        y: Tensor = forward_module(input_tensor)
+        # The consumer may modify y in place, which autograd forbids for a view made in here.
+        return y.clone() if y._is_view() else y
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, None, None]:

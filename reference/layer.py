@@ -81,7 +81,8 @@ class LinearLoRA(nn.Linear):
             )
         nn.Module.__init__(self)  # nn.Linear.__init__ would allocate and initialise a second weight
         self.in_features, self.out_features = orig_linear.in_features, orig_linear.out_features
-        self.weight, self.bias = orig_linear.weight, orig_linear.bias
+        self.weight = orig_linear.weight
+        self.register_parameter("bias", orig_linear.bias)  # also when None, as nn.Linear does
         self.train(orig_linear.training)
         self._init_adapter(
             self,

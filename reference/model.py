@@ -58,12 +58,12 @@ def patch_linear_module(
     )
     original: Any = type(orig_linear)
     patched: Any = orig_linear
-    patched.__class__ = _patched_class(original, TritonLinearLoRA if use_triton else LinearLoRA)
+    patched.__class__ = patched_class(original, TritonLinearLoRA if use_triton else LinearLoRA)
     return patched  # type: ignore[no-any-return]
 
 
 @functools.cache  # one class for all layers of a kind
-def _patched_class(original: Any, lora: Any) -> Any:
+def patched_class(original: Any, lora: Any) -> Any:
     """The class that adapts instances of `original`; for a subclass of nn.Linear one derived from both.
 
     LinearLoRA comes first in its bases, so that its ``super().forward`` is the forward of `original`.
@@ -80,7 +80,7 @@ def _reduce(self: Any, _protocol: object) -> tuple[Any, ...]:
 
 
 def _new(original: Any, lora: Any) -> Any:
-    cls = _patched_class(original, lora)
+    cls = patched_class(original, lora)
     return cls.__new__(cls)
 
 

@@ -30,6 +30,8 @@ class LoraTraining(nn.Module):
     Source: Concrete ML `LoraTraining`.
     """
 
+    clip_grad_norm = staticmethod(clip_grad_norm_)  # a faster variant of this class overrides it
+
     def __init__(self, inference_model: nn.Module) -> None:
         super().__init__()
         assert_has_lora_layers(inference_model)
@@ -63,28 +65,7 @@ class LoraTraining(nn.Module):
                 frozen, and a subclass of nn.Linear with its own forward, which is left alone.
         Source: Concrete ML `LoraTraining.replace_layers_with_custom`.
         """
-        eligible = _eligible(model)
-        for module in list(eligible)[1 if skip_first else 0 :]:
-            names = eligible[module]
-            if module.bias is not None and module.bias.requires_grad and not module.weight.requires_grad:
-                warnings.warn(
-                    f"{names[0]}: its bias is trainable while its weight is frozen; CustomLinear gives the "
-                    f"bias no gradient",
-                    stacklevel=2,
-                )
-            custom = CustomLinear(module.weight, module.bias, isinstance(module, Conv1D)).train(
-                module.training
-            )
-            if isinstance(module, LinearLoRA):
-                custom.owned_by_parent = True
-                module.base_layer = custom
-                continue
-            # The dicts of hooks are shared, so that the handles given out for them still remove.
-            vars(custom).update({key: value for key, value in vars(module).items() if "hooks" in key})
-            custom._is_full_backward_hook = module._is_full_backward_hook
-            for name in names:
-                parent, _, own = name.rpartition(".")
-                setattr(model.get_submodule(parent), own, custom)
+        replace_linear_layers(model, CustomLinear, skip_first)
 
     def update_training_parameters(
         self,
@@ -153,7 +134,7 @@ class LoraTraining(nn.Module):
             self.inference_model.zero_grad()
         elif self.run_optimizer:
             if self.max_grad_norm is not None:
-                grad_norm = clip_grad_norm_(self.inference_model.parameters(), self.max_grad_norm)
+                grad_norm = self.clip_grad_norm(self.inference_model.parameters(), self.max_grad_norm)
             if self.optimizer is not None:
                 self.optimizer.step()
             if self.lr_scheduler is not None:
@@ -204,6 +185,30 @@ class LoraTraining(nn.Module):
             )
 
 
+def replace_linear_layers(model: nn.Module, custom_linear: type[CustomLinear], skip_first: bool) -> None:
+    """What `LoraTraining.replace_layers_with_custom` does, with `CustomLinear` or a subclass of it."""
+    eligible = _eligible(model)
+    for module in list(eligible)[1 if skip_first else 0 :]:
+        names = eligible[module]
+        if module.bias is not None and module.bias.requires_grad and not module.weight.requires_grad:
+            warnings.warn(
+                f"{names[0]}: its bias is trainable while its weight is frozen; CustomLinear gives the "
+                f"bias no gradient",
+                stacklevel=3,
+            )
+        custom = custom_linear(module.weight, module.bias, isinstance(module, Conv1D)).train(module.training)
+        if isinstance(module, LinearLoRA):
+            custom.owned_by_parent = True
+            module.base_layer = custom
+            continue
+        # The dicts of hooks are shared, so that the handles given out for them still remove.
+        vars(custom).update({key: value for key, value in vars(module).items() if "hooks" in key})
+        custom._is_full_backward_hook = module._is_full_backward_hook
+        for name in names:
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, custom)
+
+
 def assert_has_lora_layers(model: nn.Module) -> None:
     """Refuse a model in which no layer exposes lora_A and lora_B, or lora_embedding_A and _B, in any case.
 
@@ -234,7 +239,7 @@ def _eligible(model: nn.Module) -> dict[Any, list[str]]:
             warnings.warn(
                 f"{all_names[0]} is left alone: {type(module).__name__} is a subclass of nn.Linear and may "
                 f"compute something else",
-                stacklevel=3,
+                stacklevel=4,
             )
     return eligible
 

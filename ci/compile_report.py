@@ -1,0 +1,246 @@
+"""Compile every kernel in every configuration ahead of time, and judge what came out.
+
+Needs no GPU: the triton wheel carries ptxas. Exit status 1 when a kernel spills, wants more shared memory
+than its architecture has, or multiplies 16-bit tiles without a tensor core.
+"""
+
+import argparse
+import concurrent.futures
+import contextlib
+import io
+import itertools
+import json
+import os
+import re
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from optimized.kernels.down import down_config, down_kernel
+from optimized.kernels.outer import outer_config, outer_kernel
+from optimized.kernels.partials import partials_config, partials_kernel
+from optimized.kernels.tiles import TL_DTYPE, Config, mixed_dot, native_dot
+from optimized.kernels.up import up_config, up_kernel
+
+SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+TENSOR_CORE = {"tcgen05": "tcgen05.mma", "wgmma": "wgmma.mma_async", "mma": "mma.sync"}
+KERNELS = {
+    "down": (down_kernel, down_config, native_dot),
+    "up": (up_kernel, up_config, mixed_dot),
+    "outer": (outer_kernel, outer_config, mixed_dot),
+}
+# The dtype of the operands and the one they are rounded to; the last pair is autocast's.
+DTYPES = (
+    (torch.bfloat16, torch.bfloat16),
+    (torch.float16, torch.float16),
+    (torch.float32, torch.float32),
+    (torch.float32, torch.bfloat16),
+)
+# One shape on each side of every bound that a configuration depends on.
+SHAPES = tuple(itertools.product((1, 33, 512, 513, 65536), (1, 4096), (1, 17, 33, 128)))
+
+
+# What a launch finds out: which strides are 1, and which other numbers are no multiples of 16. A swapped
+# factor is a transposed one, as in g · B and T · A; an odd rank is no multiple of 16; nothing is known of
+# strided operands.
+INNER = ("stride_xk", "stride_gn", "stride_yn", "stride_sr", "stride_pr")
+UNIT_STRIDES = {
+    "packed": (*INNER, "stride_ak", "stride_br", "stride_or"),
+    "swapped": (*INNER, "stride_ar", "stride_bn"),
+    "odd rank": (*INNER, "stride_ar", "stride_br", "stride_or"),
+    "strided": (),
+}
+UNALIGNED_AT_ODD_RANK = ("R", "stride_sm", "stride_ak", "stride_bn", "stride_on")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One compilation."""
+
+    kernel: str
+    arch: int
+    dtype: str
+    compute: str
+    layout: str
+    config: Config
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one compilation gave, and what is wrong with it."""
+
+    kernel: str
+    arch: str
+    dtype: str
+    compute: str
+    layout: str
+    blocks: str
+    warps: int
+    stages: int
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
+    instructions: str
+    faults: list[str]
+
+
+def jobs() -> list[Job]:
+    """Every configuration that a launcher can choose, for every architecture, dtype and layout."""
+    found = {}
+    for arch, (dtype, compute), layout in itertools.product(SHARED_BYTES, DTYPES, UNIT_STRIDES):
+        if dtype != compute and layout != "packed":
+            continue
+        for M, features, R in SHAPES:
+            configs = {
+                name: pick(
+                    M, features, R, compute, _is_lean(name, layout, R, dtype.itemsize > compute.itemsize)
+                )
+                for name, (_, pick, _) in KERNELS.items()
+                if (name, layout) != ("outer", "swapped")
+            }
+            if dtype == compute and layout in ("packed", "strided"):
+                configs["partials"] = partials_config(features, R)
+            for name, config in configs.items():
+                job = Job(name, arch, _name(dtype), _name(compute), layout, config)
+                found[str(job)] = job
+    return list(found.values())
+
+
+def _is_lean(name: str, layout: str, R: int, wide: bool) -> bool:
+    """What the launchers conclude: the large operand decides, and beyond rank 16 the factor too."""
+    large = name != "up" and (layout == "strided" or wide)
+    factor = name != "outer" and (layout in ("strided", "odd rank") or wide)
+    return large or (R > 16 and factor)
+
+
+def compile_job(job: Job) -> Row:
+    """Compile one job and read its cubin."""
+    kernel, constants = _kernel(job)
+    signature = {name: _type(name, job, constants) for name in kernel.arg_names}
+    aligned = [
+        i for i, name in enumerate(kernel.arg_names) if name not in constants and _is_aligned(name, job)
+    ]
+    attributes = {(i,): [["tt.divisibility", 16]] for i in aligned}
+    source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
+    options = {"num_warps": job.config.num_warps, "num_stages": job.config.num_stages}
+    with contextlib.redirect_stdout(io.StringIO()) as log:
+        compiled = triton.compile(source, target=GPUTarget("cuda", job.arch, 32), options=options)
+    registers = re.search(r"Used (\d+) registers", log.getvalue())
+    spills = re.findall(r"(\d+) bytes spill", log.getvalue())
+    if registers is None or not spills:
+        raise RuntimeError(f"ptxas reported no registers or spills for {job}: {log.getvalue()!r}")
+    kinds = [kind for kind, mnemonic in TENSOR_CORE.items() if mnemonic in compiled.asm["ptx"]]
+    row = Row(
+        kernel=job.kernel,
+        arch=f"sm_{job.arch}",
+        dtype=job.dtype,
+        compute=job.compute,
+        layout=job.layout,
+        blocks="x".join(f"{name[-1]}{size}" for name, size in job.config.blocks.items()),
+        warps=job.config.num_warps,
+        stages=job.config.num_stages,
+        registers=int(registers[1]),
+        spill_bytes=sum(map(int, spills)),
+        shared_bytes=compiled.metadata.shared,
+        instructions="+".join(kinds) or "fma",
+        faults=[],
+    )
+    row.faults.extend(_faults(row, job.arch))
+    return row
+
+
+def _faults(row: Row, arch: int) -> list[str]:
+    faults = []
+    if row.spill_bytes:
+        faults.append(f"spills {row.spill_bytes} bytes")
+    if row.shared_bytes > SHARED_BYTES[arch]:
+        faults.append(f"wants {row.shared_bytes} bytes of shared memory, {row.arch} has {SHARED_BYTES[arch]}")
+    if row.kernel in KERNELS and row.compute != "float32" and row.instructions == "fma":
+        faults.append("multiplies 16-bit tiles without a tensor core")
+    return faults
+
+
+def _kernel(job: Job) -> tuple[Any, dict[str, Any]]:
+    """The job's kernel and the arguments that are constant in it."""
+    compute = getattr(torch, job.compute)
+    if job.kernel == "partials":
+        kernel, constants = partials_kernel, {"ACC": TL_DTYPE[torch.float32]}
+    else:
+        kernel, _, dot = KERNELS[job.kernel]
+        constants = dot(compute)
+    units = {name: 1 for name in UNIT_STRIDES[job.layout] if name in kernel.arg_names}
+    return kernel, {**constants, **job.config.blocks, **units}
+
+
+def _type(name: str, job: Job, constants: dict[str, Any]) -> str:
+    """The type of one argument, as Triton writes it; intermediates and partial sums are float32."""
+    if name in constants:
+        return "constexpr"
+    if name in ("s_ptr", "partials_ptr"):
+        return "*fp32"
+    if name.endswith("_ptr"):
+        return f"*{TL_DTYPE[getattr(torch, job.dtype)]}"
+    return "fp64" if name == "scale" else "i64" if name.startswith("stride_") else "i32"
+
+
+def _is_aligned(name: str, job: Job) -> bool:
+    """Whether a launch would find this argument to be a multiple of 16."""
+    if name.endswith("_OF_SPLIT"):
+        return True
+    if job.layout == "strided" or (job.layout == "odd rank" and name in UNALIGNED_AT_ODD_RANK):
+        return False
+    return name.endswith("_ptr") or name in ("N", "K", "R") or name.startswith("stride_")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _table(rows: list[Row]) -> str:
+    """The rows in columns, each with its faults at the end."""
+    heads = [field.name for field in fields(Row) if field.name != "faults"]
+    cells = [heads, *([str(getattr(row, head)) for head in heads] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells]
+    faults = ["", *("; ".join(row.faults) for row in rows)]
+    return "\n".join(f"{line}  {fault}".rstrip() for line, fault in zip(lines, faults, strict=True))
+
+
+def _prepare(cache: str) -> None:
+    """Have triton show what ptxas says, which it does only when it compiles: a cache of our own, empty."""
+    triton.knobs.cache.dir = cache
+    triton.knobs.nvidia.dump_ptxas_log = True
+
+
+def main() -> int:
+    """Compile, print the table, write the JSON if asked to; 1 when anything is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, help="where to write the rows")
+    arguments = parser.parse_args()
+    with (
+        tempfile.TemporaryDirectory() as cache,
+        concurrent.futures.ProcessPoolExecutor(
+            len(os.sched_getaffinity(0)), initializer=_prepare, initargs=(cache,)
+        ) as pool,
+    ):
+        rows = list(pool.map(compile_job, jobs(), chunksize=4))
+    faulty = [row for row in rows if row.faults]
+    sys.stdout.write(
+        f"{_table(rows)}\n\n{len(rows)} compilations with triton {triton.__version__}, {len(faulty)} faulty\n"
+    )
+    if arguments.json:
+        arguments.json.write_text(
+            json.dumps({"triton": triton.__version__, "rows": [asdict(row) for row in rows]}, indent=1) + "\n"
+        )
+    return 1 if faulty else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

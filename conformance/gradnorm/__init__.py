@@ -1,0 +1,19 @@
+"""What measuring and clipping gradients must do: the clauses of group `gradnorm` by concept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from conformance.gradnorm import clipping, effects, measuring, refusing
+
+__all__ = ["clipping", "effects", "measuring", "refusing", "tests"]
+
+
+def tests() -> dict[str, Any]:
+    """The test function of every clause in this package, by name."""
+    return {
+        name: value
+        for module in (measuring, clipping, refusing, effects)
+        for name, value in vars(module).items()
+        if name.startswith("test_") and hasattr(value, "clause")
+    }

@@ -1,0 +1,19 @@
+"""What linear layers with remote products must do: the clauses of group `hybrid` by concept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from conformance.hybrid import computing, copying, effects, naming, products, routing
+
+__all__ = ["computing", "copying", "effects", "naming", "products", "routing", "tests"]
+
+
+def tests() -> dict[str, Any]:
+    """The test function of every clause in this package, by name."""
+    return {
+        name: value
+        for module in (products, routing, computing, effects, copying, naming)
+        for name, value in vars(module).items()
+        if name.startswith("test_") and hasattr(value, "clause")
+    }

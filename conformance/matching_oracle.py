@@ -1,0 +1,137 @@
+"""Which module names a pattern matches, told without regular expressions, and patterns to try."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+RUN = None  # in a parsed pattern: any run of characters, dots included
+
+
+def matches(pattern: str, key: str | None) -> bool:
+    """What `wildcard_match(pattern, key)` must return."""
+    if key is None:
+        return False
+    if pattern == key.split(".")[-1]:
+        return True
+    if pattern.startswith(".*"):
+        return _whole([*_parsed(pattern, ".*")], key)
+    if _whole(_parsed(pattern, "*"), key):
+        return True
+    return pattern.endswith(".*") and _whole(_parsed(pattern[:-2], "*"), key)
+
+
+def chosen(patterns: Sequence[str], keys: Sequence[str]) -> list[str]:
+    """The keys that some pattern matches, sorted."""
+    return sorted(key for key in keys if any(matches(pattern, key) for pattern in patterns))
+
+
+def _parsed(pattern: str, run: str) -> list[str | None]:
+    parsed: list[str | None] = []
+    for i, literal in enumerate(pattern.split(run)):
+        parsed += ([RUN] if i else []) + list(literal)
+    return parsed
+
+
+def _whole(parsed: Sequence[str | None], key: str) -> bool:
+    """Whether the parsed pattern spans the key: the positions it can reach, one element at a time."""
+    reached = {0}
+    for element in parsed:
+        if element is RUN:
+            reached = set(range(min(reached), len(key) + 1))
+        else:
+            reached = {i + 1 for i in reached if i < len(key) and key[i] == element}
+        if not reached:
+            return False
+    return len(key) in reached
+
+
+PARTS = (
+    "model",
+    "layers",
+    "0",
+    "1",
+    "11",
+    "self_attn",
+    "q_proj",
+    "bq_proj",
+    "q",
+    "mlp",
+    "fc1",
+    "b",
+    "lm_head",
+    "Q_proj",
+)
+
+
+def drawn_key(seed: int) -> str:
+    """A dotted module name of two to five parts."""
+    chance = random.Random(f"key {seed}")
+    return ".".join(chance.choice(PARTS) for _ in range(chance.randint(2, 5)))
+
+
+def near_keys(key: str, seed: int) -> list[str]:
+    """The key and others close to it: a longer part, a part more or less, another character for a dot."""
+    chance = random.Random(f"near {seed} {key}")
+    parts = key.split(".")
+    i = chance.randrange(len(parts))
+    near = [
+        key,
+        f"model.{key}",
+        f"{key}.b",
+        ".".join([*parts[:i], f"1{parts[i]}", *parts[i + 1 :]]),
+        ".".join([*parts[:i], f"{parts[i]}1", *parts[i + 1 :]]),
+        ".".join([*parts[:i], "b", *parts[i:]]),
+        ".".join([*parts[:i], *parts[i + 1 :]]),
+        key.replace(".", "x", 1),
+        key.replace(".", "x"),
+        key.swapcase(),
+        *(".".join(parts[j:]) for j in range(1, len(parts))),
+        *(".".join(parts[:j]) for j in range(1, len(parts))),
+        *(drawn_key(seed * 8 + j) for j in range(1, 5)),
+    ]
+    return list(dict.fromkeys(near))
+
+
+def drawn_pattern(key: str, kind: str, seed: int) -> str:
+    """A pattern made from a key.
+
+    Args:
+        kind: `exact` (the key), `last` (its last part), `run` (a piece replaced by `*`), `part` (whole parts
+            replaced by `*`), `tail` (its beginning and a final `.*`) or `legacy` (a piece of it within `.*`).
+    """
+    chance = random.Random(f"pattern {seed} {key} {kind}")
+    parts = key.split(".")
+    if kind == "exact":
+        return key
+    if kind == "last":
+        return parts[-1]
+    if kind == "part" and len(parts) > 1:
+        starred = set(chance.sample(range(len(parts)), chance.randint(1, len(parts) - 1)))
+        # a final ".*" is another rule: the last part is kept, or a bare run ends the pattern
+        kept = ["*" if i in starred and i != len(parts) - 1 else part for i, part in enumerate(parts)]
+        return ".".join(kept)
+    if kind == "tail":
+        head = ".".join(parts[: chance.randint(1, len(parts))])
+        return f"{chance.choice(('', '*.', '*'))}{head}.*"
+    if kind == "legacy":
+        return f".*{_piece(parts[chance.randrange(len(parts))], chance)}{chance.choice(('.*', ''))}"
+    start, stop = sorted(chance.sample(range(len(key) + 1), 2))
+    star = key[:start] + "*" + key[stop:]
+    return star if not star.endswith(".*") and not star.startswith(".*") else f"*{parts[-1]}"
+
+
+def _piece(part: str, chance: random.Random) -> str:
+    start = chance.randrange(len(part))
+    return part[start : chance.randint(start + 1, len(part))]
+
+
+def literal_patterns(key: str, seed: int) -> list[str]:
+    """Patterns that match the key as regular expressions or in a shell, and that are literal here."""
+    i = random.Random(f"literal {seed} {key}").randrange(1, len(key))
+    before, at, after = key[:i], key[i], key[i + 1 :]
+    replaced = [
+        f"{before}{special}{after}" for special in (".", "?", "[!~]", "[^~]", "\\w", f"({at})", f"[{at}]")
+    ]
+    inserted = [f"{before}{special}{at}{after}" for special in ("+", "?", "{1}", "()", "(", "[", "\\")]
+    return [*replaced, *inserted, f"^{key}", f"{key}$", f"{key}|", key.swapcase(), f" {key}"]

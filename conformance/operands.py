@@ -1,0 +1,301 @@
+"""Operands of one LoRA linear layer, made from a case: exact values, placed tensors, and how they round."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from conformance.budget import Rounding
+from conformance.case import Case, Space
+from conformance.numerics import Array, dtype_named, format_of, rounded
+from conformance.placement import Placed, place
+
+
+@dataclass(frozen=True)
+class LinearCase(Case):
+    """One LoRA linear layer: y [*, n] from x [*, k] with rank r; m tokens spread over the `lead` dimensions.
+
+    Fields:
+        lead: leading dimensions of x: `1d` (none), `2d`, `3d`, `4d`; m is rounded up to fill them.
+        scale: alpha ÷ r (the factor itself, unless `rslora` names it otherwise).
+        values: `integers` (exact lane), `cancelling` (exact lane: large partial sums of a small result, exact in a
+            float32 accumulator but not in a 16-bit one), `normal`, `positive` (nothing cancels), `huge-term`
+            (one product of 32 times the others' size).
+        adapter: dtype of lora_A and lora_B, `same` as the base or another.
+        x, g, w, ab: layout of the input, the upstream gradient, the weight, and lora_A and lora_B.
+        special: `nan` or `inf` in one row of x, `zero-x`, `zero-B`, `denormal` x, or `identity` (r = k = n,
+            lora_A = lora_B = I, W = 0: what dropout does to x, or to the update, is then read off y);
+            `near-overflow` (x so large that an intermediate is close to the largest number, and partial sums
+            beyond it), `overflow-before-scale` (the update fits, but not before its scale; W = 0).
+        autocast: the region's dtype; operands then hold values that this dtype represents.
+    """
+
+    m: int = 1
+    k: int = 1
+    n: int = 1
+    r: int = 1
+    scale: float = 1.0
+    bias: bool = False
+    lead: str = "2d"
+    values: str = "integers"
+    adapter: str = "same"
+    x: str = "packed"
+    g: str = "packed"
+    w: str = "packed"
+    ab: str = "packed"
+    training: bool = True
+    dropout: float = 0.0
+    position: str = "post"
+    special: str = "none"
+    autocast: str = "off"
+
+    def cut_for(self, lane: str) -> LinearCase:
+        """The case as a lane can afford it: the interpreter runs one program of 16³ in about 10 ms."""
+        return tamed(self, WORK_INTERPRETED) if lane == "interpreter" else self
+
+    @property
+    def leading(self) -> tuple[int, ...]:
+        """The leading dimensions of x."""
+        half = math.ceil(self.m / 2)
+        return {"1d": (), "2d": (self.m,), "3d": (2, half), "4d": (2, 1, half)}[self.lead]
+
+
+WORK = 2**20  # products in one case's base matmul: enough to cross every block size, few enough for many cases
+WORK_INTERPRETED = 2**17
+
+
+def tamed(case: LinearCase, work: int = WORK) -> LinearCase:
+    """The case with m, then n, cut until its base product fits the work; a 1-D input has one token."""
+    if case.special == "identity":
+        return dataclasses.replace(case, k=min(case.k, 64), n=min(case.k, 64), r=min(case.k, 64), bias=False)
+    m = 1 if case.lead == "1d" else case.m
+    m = min(m, max(1, work // (case.k * case.n))) if m else 0
+    n = min(case.n, max(1, work // (case.k * max(m, 1))))
+    return dataclasses.replace(case, m=m, n=n)
+
+
+# Sizes at, below and above the usual block sizes; a size of 1 hides most defects, and is where shrinking ends.
+SCALES = (1.0, 2.0, -1.0, 0.5, 4.0)
+LINEAR = Space(
+    LinearCase,
+    tame=tamed,
+    m=(1, 3, 17, 33, 64, 65, 100, 129),
+    k=(1, 3, 16, 17, 33, 64, 65, 130, 257, 300, 1031),
+    n=(1, 3, 16, 17, 33, 64, 65, 129, 260),
+    r=(1, 3, 4, 8, 16, 17, 33, 70),
+    scale=SCALES,
+    bias=(False, True),
+    values=("integers", "normal", "cancelling", "positive", "huge-term"),
+    training=(True, False),
+)
+
+
+class Operands:
+    """Exact operand values of a case, and the tensors holding them inside canary margins.
+
+    Values are float64 arrays of numbers that the operand's dtype represents, so oracle and target see the same.
+    """
+
+    def __init__(self, case: LinearCase, device: str = "cpu") -> None:
+        self.case, self.device = case, device
+        self.dtype = dtype_named(case.dtype)
+        self.adapter_dtype = self.dtype if case.adapter == "same" else dtype_named(case.adapter)
+        # under autocast the values are numbers of its dtype, and the tensors that hold them of the case's
+        self.computed_in = self.dtype if case.autocast == "off" else dtype_named(case.autocast)
+        self.scale = case.scale
+        self.shape = (*case.leading, case.n)
+        values = _integers(case, self.exact_limit) if self.exact else _floats(case)
+        kinds = dict.fromkeys(("lora_A", "lora_B"), self.adapter_dtype)
+        if case.autocast != "off":
+            kinds = dict.fromkeys(values, self.computed_in)
+        self.values = {name: rounded(v, kinds.get(name, self.dtype)) for name, v in values.items()}
+        if not case.bias:
+            del self.values["bias"]
+
+    @property
+    def exact(self) -> bool:
+        """Whether this is the exact-integer lane, where no order of summation rounds."""
+        return self.case.values in ("integers", "cancelling")
+
+    @property
+    def exact_limit(self) -> int:
+        return min(format_of(d).exact for d in (self.dtype, self.adapter_dtype, self.computed_in))
+
+    @property
+    def rounding(self) -> Rounding:
+        """How the budget may assume this case is rounded."""
+        correlated = "expanded" in (self.case.x, self.case.g)
+        if self.case.autocast != "off":
+            return Rounding(self.computed_in, self.computed_in, correlated)
+        return Rounding(self.dtype, self.adapter_dtype, correlated)
+
+    @property
+    def degenerate(self) -> bool:
+        """Whether gradients are zero by construction (no tokens, or scale 0): compared exactly, not certified."""
+        return self.scale == 0 or math.prod(self.case.leading) == 0
+
+    def rows(self, name: str) -> Array:
+        """x or g as a matrix [M, K] or [M, N]."""
+        values = self.values[name]
+        return values.reshape(math.prod(self.case.leading), values.shape[-1])
+
+    @cached_property
+    def placed(self) -> dict[str, Placed]:
+        """Each operand as a view inside a larger buffer; made once."""
+        case = self.case
+        layouts = {"x": case.x, "g": case.g, "weight": case.w, "lora_A": case.ab, "lora_B": case.ab}
+        kinds = dict.fromkeys(("lora_A", "lora_B"), self.adapter_dtype)
+        return {
+            name: place(values, kinds.get(name, self.dtype), layouts.get(name, "packed"), self.device)
+            for name, values in self.values.items()
+        }
+
+    def tensor(self, name: str) -> torch.Tensor | None:
+        """The placed tensor of that name; None for an absent bias."""
+        return self.placed[name].tensor if name in self.placed else None
+
+
+def _floats(case: LinearCase) -> dict[str, Array]:
+    """Values of order one, scaled so that base, bias and update all weigh in the output."""
+    random = np.random.default_rng([case.seed, case.m, case.k, case.n, case.r])
+
+    def draw(*shape: int) -> Array:
+        values = random.standard_normal(shape)
+        return np.abs(values) if case.values == "positive" else values
+
+    width = case.k if case.values == "positive" else np.sqrt(case.k)
+    rank = case.r if case.values == "positive" else np.sqrt(case.r)
+    values = {
+        "x": draw(*case.leading, case.k),
+        "weight": draw(case.n, case.k) / width,
+        "bias": draw(case.n),
+        "lora_A": draw(case.r, case.k) / width,
+        "lora_B": draw(case.n, case.r) / (rank * max(abs(case.scale), 2**-6)),
+        "g": draw(*case.leading, case.n),
+    }
+    if case.values == "huge-term" and case.leading and values["x"].size:
+        # one product of 32 times the others' size: what is cut off or rounded beside it shows
+        values["x"][..., case.seed % case.k] *= 32
+        values["g"][..., case.seed % case.n] *= 32
+    return _specialised(case, _repeated(case, values))
+
+
+def _specialised(case: LinearCase, values: dict[str, Array]) -> dict[str, Array]:
+    """The values with what `special` asks for."""
+    x = values["x"].reshape(-1, case.k)
+    if case.special in ("nan", "inf"):
+        x[case.seed % len(x), case.seed % case.k] = float(case.special)
+    elif case.special == "zero-x":
+        x[...] = 0
+    elif case.special == "zero-B":
+        values["lora_B"][...] = 0
+    elif case.special == "denormal":
+        # some hundred steps of the format: below its smallest normal number, well above its rounding
+        x *= (4096 if case.dtype == "float32" else 256) * format_of(dtype_named(case.dtype)).step
+    elif case.special == "near-overflow":
+        for name in ("weight", "lora_A"):
+            values[name] = np.abs(values[name])
+        x[:, : case.k // 2], x[:, case.k // 2 :] = np.abs(x[:, : case.k // 2]), -np.abs(x[:, case.k // 2 :])
+        x *= 0.7 * format_of(dtype_named(case.dtype)).largest / _largest_forward(x, values, case.scale)
+    elif case.special == "overflow-before-scale":
+        values["weight"][...] = 0
+        update = np.abs(x @ values["lora_A"].T @ values["lora_B"].T).max(initial=1e-9) * abs(case.scale)
+        update = max(update, float(np.abs(values["lora_B"]).max()))  # lora_B itself must fit
+        values["lora_B"] *= 0.7 * format_of(dtype_named(case.dtype)).largest / update
+    elif case.special == "identity":
+        values["weight"][...] = 0
+        values["lora_A"][...] = values["lora_B"][...] = np.eye(case.k)
+    return values
+
+
+def _repeated(case: LinearCase, values: dict[str, Array]) -> dict[str, Array]:
+    """The values with every slice along the first axis equal where the layout is `expanded`."""
+    for name, layout in (("x", case.x), ("g", case.g)):
+        if layout == "expanded" and case.leading:
+            values[name][...] = values[name][:1]
+    return values
+
+
+def _integers(case: LinearCase, limit: int) -> dict[str, Array]:
+    """Small integers, thinned until every intermediate of every plan is an exact integer of the dtype."""
+    density = 1.0
+    while True:
+        random = np.random.default_rng([case.seed, case.m, case.k, case.n, case.r])
+
+        def draw(*shape: int, keep: float = density, random: np.random.Generator = random) -> Array:
+            signs = random.integers(0, 2, shape) * 2.0 - 1
+            # a float64 cast of the mask keeps the draws the same whatever the density
+            return signs * (random.random(shape) < keep)
+
+        values = {
+            "x": draw(*case.leading, case.k, keep=max(density, 0.5)),
+            "weight": draw(case.n, case.k) * (2 if case.k < 16 else 1),
+            "bias": draw(case.n, keep=1.0) * 3,
+            "lora_A": draw(case.r, case.k, keep=density / 2 if case.k > 16 else density),
+            "lora_B": draw(case.n, case.r, keep=density / 2 if case.r > 4 else density),
+            "g": draw(*case.leading, case.n, keep=max(density, 0.5)),
+        }
+        if case.values == "cancelling":
+            values = _cancelling(case, values, random)
+        values = _specialised(case, _repeated(case, values))
+        if _largest(values, case.scale) * max(1.0, 1 / (min(abs(case.scale), 1.0) or 1.0)) <= limit or density < 1e-3:
+            return values
+        density *= 0.7
+
+
+def _cancelling(case: LinearCase, sparse: dict[str, Array], random: np.random.Generator) -> dict[str, Array]:
+    """Operands whose sums over K and N grow to half-way and shrink back to what the sparse part adds.
+
+    x = [p, -p] and g = [q, -q], and W, A and B repeat one block along K and N, plus the sparse integers.
+    """
+
+    def paired(shape: tuple[int, ...], signs: tuple[int, int], largest: int) -> Array:
+        half = shape[-1] // 2
+        block = random.integers(1, largest + 1, (*shape[:-1], half)).astype(np.float64)
+        odd = np.zeros((*shape[:-1], shape[-1] - 2 * half))
+        return np.concatenate([signs[0] * block, signs[1] * block, odd], -1)
+
+    lead, k, n, r = case.leading, case.k, case.n, case.r
+    down = paired((r, k), (1, 1), 1)
+    up = paired((r, n), (1, 1), 1).T
+    rows = paired((n // 2, k), (1, 1), 3)
+    weight = np.concatenate([rows, rows, np.zeros((n - 2 * (n // 2), k))])
+    few = {name: sparse[name] * (random.random(sparse[name].shape) < 0.1) for name in ("weight", "lora_A", "lora_B")}
+    return {
+        **sparse,
+        "x": paired((*lead, k), (1, -1), 2),
+        "g": paired((*lead, n), (1, -1), 2),
+        "weight": weight + few["weight"],
+        "lora_A": down * (r <= 8) + few["lora_A"],  # for larger ranks B A would leave the exact range
+        "lora_B": up * (r <= 8) + few["lora_B"],
+    }
+
+
+def _largest_forward(x: Array, values: dict[str, Array], scale: float) -> float:
+    """The largest magnitude among the operands and intermediates of the forward pass."""
+    middle, base = x @ values["lora_A"].T, x @ values["weight"].T
+    update = middle @ values["lora_B"].T
+    stored = (x, x * scale, middle, middle * scale, update, update * scale, base, base + scale * update)
+    return max(float(np.abs(v).max(initial=1e-9)) for v in stored)
+
+
+def _largest(values: dict[str, Array], scale: float) -> float:
+    """The largest magnitude among the intermediates that any plan may store, forward or backward."""
+    x = values["x"].reshape(-1, values["x"].shape[-1])
+    g = values["g"].reshape(-1, values["g"].shape[-1])
+    weight, down, up = values["weight"], values["lora_A"], values["lora_B"]
+    joined, outer = up @ down, g.T @ x
+    s, t, base = x @ down.T, g @ up, x @ weight.T
+    adapter = (joined, outer, s, t, s @ up.T, t @ down, up.T @ outer, outer @ down.T)
+    update = scale * (s @ up.T)
+    whole = (base, base + values["bias"], base + update, base + values["bias"] + update, weight + scale * joined)
+    backward = (g @ weight, g @ weight + scale * (t @ down), g.sum(0))
+    grown = max(1.0, abs(scale))
+    sizes = [grown * float(np.abs(v).max(initial=2.0)) for v in adapter]
+    sizes += [float(np.abs(v).max(initial=0.0)) for v in (*whole, *backward)]
+    return max(sizes)

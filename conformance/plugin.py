@@ -1,0 +1,116 @@
+"""The pytest plugin: runs the suite's clauses as tests on a chosen target.
+
+It is installed wherever loraspec is, so it does nothing, and adds no option, unless a session collects this
+suite: `pytest --pyargs conformance --target my.target`, or pytest inside a checkout. Importing it imports
+neither torch nor hypothesis.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from conformance import shadow
+from conformance.selection import Selection, UsageError, gpu_at_hand, set_interpreter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+HERE = Path(__file__).resolve().parent
+OPTIONS: dict[str, tuple[str | None, str]] = {
+    "target": ("optimized", "implementation to test: package.module or package.module:attribute"),
+    "group": (None, "only these groups of clauses (comma or repeated)"),
+    "clause": (None, "only these clauses (comma or repeated)"),
+    "dtype": (None, "only these dtypes (comma or repeated)"),
+    "profile": ("default", "how many cases: quick, default or nightly"),
+    "device": ("cpu", "cpu, cuda or cuda:N"),
+    "lane": (None, "only subjects that run in this lane: cpu, interpreter or gpu"),
+    "seed": ("0", "which cases are drawn"),
+    "report-dir": (None, "write report.json, junit.xml and reproducers there"),
+    "scratch": (None, "where `loraspec run` follows this session"),
+    "timeout": ("600", "seconds after which a trial's process is ended (with --loraspec-scratch)"),
+}
+LISTS = ("group", "clause", "dtype")
+PRIVATE = ("scratch", "timeout")
+
+
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    """Add `--target` and so on, each as `--loraspec-target` too: another plugin may have the short one."""
+    config = pluginmanager.get_plugin("pytestconfig")
+    if config is None or not concerns_us(config):
+        return
+    group = parser.getgroup("loraspec", "conformance of a LoRA implementation")
+    for name, (default, description) in OPTIONS.items():
+        names = [f"--loraspec-{name}"] + ([] if name in PRIVATE else [f"--{name}"])
+        kind = {"action": "append", "default": []} if name in LISTS else {"action": "store", "default": default}
+        settings = {"dest": f"loraspec_{name.replace('-', '_')}", "help": description, **kind}
+        try:
+            group.addoption(*names, **settings)
+        except (ValueError, argparse.ArgumentError):  # the short name is taken by another plugin
+            group.addoption(names[0], **settings)
+
+
+def concerns_us(config: pytest.Config) -> bool:
+    """Whether this session collects this suite: it is named, or the session is inside its checkout."""
+    words = [*config.invocation_params.args, *os.environ.get("PYTEST_ADDOPTS", "").split()]
+    here = config.invocation_params.dir
+    return (
+        any(word.startswith("--loraspec-") for word in words)
+        or ("--pyargs" in words and any(word.split(".")[0].split(":")[0] == "conformance" for word in words))
+        or any(_inside(here / word.split("::")[0], HERE) for word in words if not word.startswith("-"))
+        or ((HERE.parent / "pyproject.toml").exists() and _inside(here, HERE.parent))
+    )
+
+
+def _inside(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start the suite's session."""
+    if not hasattr(config.option, "loraspec_target"):
+        return
+    try:
+        shadow.check()
+        selection = selected(config)
+    except UsageError as error:
+        raise pytest.UsageError(str(error)) from error
+    if not hasattr(config, "workerinput"):  # workers inherit what the controller sets
+        set_interpreter(selection.lane, selection.device, gpu_at_hand())
+        if getattr(config.option, "numprocesses", None):
+            os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from conformance.session import Session
+
+    config.pluginmanager.register(Session(config, selection), "loraspec-session")
+
+
+def selected(config: pytest.Config) -> Selection:
+    """The selection that the options ask for.
+
+    Raises:
+        UsageError: for an unknown name.
+    """
+    option = config.option
+    try:
+        seed = int(option.loraspec_seed)
+    except ValueError:
+        raise UsageError(f"--seed {option.loraspec_seed!r} is no integer") from None
+    return Selection.of(
+        option.loraspec_target,
+        groups=as_list(option.loraspec_group),
+        clauses=as_list(option.loraspec_clause),
+        dtypes=as_list(option.loraspec_dtype),
+        device=option.loraspec_device,
+        lane=option.loraspec_lane,
+        profile=option.loraspec_profile,
+        seed=seed,
+    )
+
+
+def as_list(values: Iterable[str] | None) -> tuple[str, ...]:
+    """An option that may be repeated, as a tuple."""
+    return tuple(values or ())

@@ -1,0 +1,8 @@
+"""What any LoRA linear computes, function or layer: requirements shared by the groups `linear` and `layer`."""
+
+from __future__ import annotations
+
+from conformance.requirements import backward, dropout, effects, forward, modes, relations
+from conformance.requirements.base import declare
+
+__all__ = ["backward", "declare", "dropout", "effects", "forward", "modes", "relations"]

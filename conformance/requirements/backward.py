@@ -1,0 +1,154 @@
+"""The backward pass: each gradient on its own, subsets, accumulation, repetition, double backward."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+
+from conformance.judge import Inconclusive, compare, judge, require, worst
+from conformance.numerics import numbers
+from conformance.operands import LinearCase
+from conformance.oracle import Expected
+from conformance.requirements.base import LAYOUT, LEADING, MIXED, SMALL, judge_gradients, oracle_for, requirement
+from conformance.subject import TRAINABLE, Subject, run
+
+
+@requirement("BWD-DX", "dX = g W + s·(g B) A, in the dtype of x.")
+def gradient_of_x(subject: Subject, case: LinearCase) -> float | None:
+    operands = subject.operands(case)
+    return judge(run(subject, operands).gradient("x"), oracle_for(subject, operands).dX)
+
+
+@requirement("BWD-DA", "dA = s·(g B)ᵀ x, in the dtype of lora_A.")
+def gradient_of_lora_A(subject: Subject, case: LinearCase) -> float | None:
+    operands = subject.operands(case)
+    return judge(run(subject, operands).gradient("lora_A"), oracle_for(subject, operands).dA)
+
+
+@requirement("BWD-DB", "dB = s·gᵀ (x Aᵀ), in the dtype of lora_B.")
+def gradient_of_lora_B(subject: Subject, case: LinearCase) -> float | None:
+    operands = subject.operands(case)
+    return judge(run(subject, operands).gradient("lora_B"), oracle_for(subject, operands).dB)
+
+
+@requirement(
+    "BWD-LAYOUT", "Gradients do not depend on the strides of x, g, W, A and B, expanded ones included.", LAYOUT
+)
+def gradient_layout(subject: Subject, case: LinearCase) -> float | None:
+    operands = subject.operands(case)
+    return judge_gradients(run(subject, operands), oracle_for(subject, operands))
+
+
+@requirement("BWD-LEAD", "Gradients sum over all leading dimensions; an empty batch gives zero dA and dB.", LEADING)
+def gradient_leading(subject: Subject, case: LinearCase) -> float | None:
+    operands = subject.operands(case)
+    return judge_gradients(run(subject, operands), oracle_for(subject, operands))
+
+
+@requirement("BWD-MIXED", "With an adapter of another dtype each gradient has its own operand's dtype.", MIXED)
+def gradient_mixed(subject: Subject, case: LinearCase) -> float | None:
+    operands = subject.operands(case)
+    return judge_gradients(run(subject, operands), oracle_for(subject, operands))
+
+
+@requirement(
+    "BWD-SCALE",
+    "The scale multiplies the adapter's part of every gradient, whatever its sign and size.",
+    SMALL.narrowed(scale=(0.0, 2.0, -3.0, 0.0625, 256.0, -0.5), values=("integers", "normal")),
+)
+def gradient_scale(subject: Subject, case: LinearCase) -> float | None:
+    operands = subject.operands(case)
+    return judge_gradients(run(subject, operands), oracle_for(subject, operands))
+
+
+SUBSETS = (("lora_A",), ("lora_B",), ("x",), ("lora_A", "lora_B"), ("x", "lora_B"), ("x", "lora_A"))
+
+
+@requirement("BWD-NEEDS", "Any subset of x, A and B may require grad: it gets its gradients, the rest none.", SMALL)
+def gradient_needs(subject: Subject, case: LinearCase) -> float | None:
+    operands = subject.operands(case)
+    needs = SUBSETS[case.seed % len(SUBSETS)]
+    instance = run(subject, operands, needs)
+    for name in TRAINABLE:
+        if name not in needs:
+            require(instance.gradient(name) is None, f"{name} got a gradient although it does not require one")
+    return judge_gradients(instance, oracle_for(subject, operands), needs)
+
+
+@requirement("BWD-ACCUM", "Backward adds to a gradient that is already there.", SMALL.narrowed(values=("integers",)))
+def gradient_accumulates(subject: Subject, case: LinearCase) -> float | None:
+    operands = subject.operands(case)
+    instance = subject.build(operands)
+    instance.require_grad(TRAINABLE)
+    for name in TRAINABLE:
+        instance.tensors[name].grad = torch.full_like(instance.tensors[name], 3.0)
+    instance.backward(instance.forward())
+    oracle = oracle_for(subject, operands)
+    sums = []
+    for name in TRAINABLE:
+        expected = oracle.gradient(name)
+        terms = {"existing": np.full_like(expected.value, 3.0), "new": expected.value}
+        # a sum of 3 and an exact integer may round where the integer is at the format's limit
+        if np.abs(expected.value).max(initial=0) + 3 > operands.exact_limit:
+            raise Inconclusive("the sum is no exact integer of the dtype")
+        total = dataclasses.replace(
+            expected, name=f"{expected.name} added to 3", value=expected.value + 3.0, terms=terms
+        )
+        sums.append(judge(instance.gradient(name), total))
+    return worst(*sums)
+
+
+@requirement("BWD-TWICE", "Two backward passes over a retained graph give the same gradients.", SMALL)
+def gradient_twice(subject: Subject, case: LinearCase) -> float | None:
+    operands = subject.operands(case)
+    instance = subject.build(operands)
+    instance.require_grad(TRAINABLE)
+    y = instance.forward()
+    instance.backward(y, retain_graph=True)
+    first = {name: instance.gradient(name) for name in TRAINABLE}
+    for name in TRAINABLE:
+        instance.tensors[name].grad = None
+    instance.backward(y)
+    oracle = oracle_for(subject, operands)
+    for name in TRAINABLE:
+        judge(first[name], oracle.gradient(name))
+        renamed = dataclasses.replace(oracle.gradient(name), name=f"second {oracle.gradient(name).name}")
+        judge(instance.gradient(name), renamed)
+    return judge_gradients(instance, oracle)
+
+
+@requirement(
+    "BWD-DOUBLE",
+    "Differentiating a gradient again is right or raises; never silently wrong.",
+    SMALL.narrowed(values=("integers",), m=(2, 5), k=(3, 17), n=(2, 5), r=(1, 3), bias=(False,)),
+    dtypes=("float64", "float32"),
+    weight=0.5,
+)
+def gradient_twice_differentiated(subject: Subject, case: LinearCase) -> float | None:
+    operands = subject.operands(case)
+    instance = subject.build(operands)
+    instance.require_grad(TRAINABLE)
+    leaves = [instance.tensors[name] for name in TRAINABLE]
+    upstream = operands.tensor("g")
+    y = instance.forward()
+    try:
+        first = torch.autograd.grad(y, leaves, upstream, create_graph=True)
+        probes = [torch.ones_like(leaf) for leaf in leaves]
+        total = sum((gradient * probe).sum() for gradient, probe in zip(first, probes, strict=True))
+        second = torch.autograd.grad(total, leaves, allow_unused=False)
+    except (RuntimeError, NotImplementedError):
+        return None  # refusing is allowed
+    x, g = operands.rows("x"), operands.rows("g")
+    down, up, s = operands.values["lora_A"], operands.values["lora_B"], operands.scale
+    vx, va, vb = np.ones_like(x), np.ones_like(down), np.ones_like(up)
+    # h = ⟨dX, vx⟩ + ⟨dA, va⟩ + ⟨dB, vb⟩ differentiated by hand
+    wanted = {
+        "x": s * (g @ up @ va + g @ vb @ down),
+        "lora_A": s * ((g @ up).T @ vx + (g @ vb).T @ x),
+        "lora_B": s * (g.T @ (vx @ down.T) + g.T @ (x @ va.T)),
+    }
+    for (name, value), got in zip(wanted.items(), second, strict=True):
+        compare(numbers(got).reshape(value.shape), Expected(f"second derivative by {name}", value, None, got.dtype))
+    return None

@@ -1,0 +1,230 @@
+"""Dropout: on the adapter path only, in training only, inverted scaling, and backward with the forward's mask."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from conformance.judge import Inconclusive, compare, judge, require, worst
+from conformance.numerics import Array, format_of, numbers
+from conformance.operands import LinearCase, Operands
+from conformance.oracle import Expected
+from conformance.requirements.base import SMALL, judge_gradients, oracle_for, requirement
+from conformance.subject import TRAINABLE, Instance, Subject
+
+WITH_DROPOUT = ("lora_linear", "LinearLoRA", "TritonLinearLoRA")
+RATES = (0.5, 0.25, 0.1)
+# r = k = n with lora_A = lora_B = I and W = 0: y is the dropped x (pre), or the dropped update (post).
+PROBE = SMALL.narrowed(
+    special=("identity",),
+    values=("normal",),
+    k=(64, 33, 17),
+    m=(65, 33, 17),
+    scale=(1.0, 2.0),
+    dropout=RATES,
+    position=("post", "pre"),
+    training=(True,),
+)
+DROPPED = SMALL.narrowed(values=("normal",), dropout=RATES, position=("post", "pre"), training=(True,))
+
+
+def started(subject: Subject, operands: Operands, needs: tuple[str, ...] = TRAINABLE) -> Instance:
+    """An instance whose random mask depends on the case alone."""
+    torch.manual_seed(operands.case.seed)
+    instance = subject.build(operands)
+    instance.require_grad(needs)
+    return instance
+
+
+def read_mask(y: torch.Tensor, operands: Operands) -> Array:
+    """The mask of an identity probe, 0 or 1/(1-p) per element.
+
+    Raises:
+        Violation: if an element of y is neither zero nor the kept value.
+    """
+    kept = 1 / (1 - operands.case.dropout)
+    full = operands.scale * operands.rows("x") * kept
+    got = numbers(y).reshape(full.shape)
+    mask = np.where(got != 0, kept, 0.0)
+    # at most the roundings of 1/(1-p), of the scale, of each product and of three stores
+    allowed = 8 * format_of(operands.dtype).unit * np.abs(full) + 4 * format_of(operands.dtype).step
+    compare(got, Expected("y of the probe", np.where(mask > 0, full, 0.0), allowed, operands.dtype))
+    return mask
+
+
+@requirement(
+    "DROP-MASK",
+    "Dropout zeroes each element on its own with probability p, divides the rest by 1-p, and draws anew each call.",
+    PROBE,
+    subjects=WITH_DROPOUT,
+)
+def dropout_mask(subject: Subject, case: LinearCase) -> float | None:
+    operands = subject.operands(case)
+    instance = started(subject, operands)
+    masks = [read_mask(instance.forward(), operands) > 0 for _ in range(2)]
+    require(not np.array_equal(*masks), "two calls dropped the same elements: expected a new mask each call")
+    for mask in masks:
+        count, p = mask.size, case.dropout
+        # six standard deviations of a binomial: beyond them once in 5e8 masks
+        spread = 6 * np.sqrt(count * p * (1 - p)) + 1
+        dropped = count - int(mask.sum())
+        require(
+            abs(dropped - count * p) <= spread,
+            f"{dropped} of {count} elements were dropped: expected {count * p:.0f} ± {spread:.0f} for p = {p}",
+        )
+        for axis, name in ((0, "columns"), (1, "rows")):
+            # the kept counts of independent elements spread like a binomial; shared masks do so far wider
+            along = mask.shape[axis]
+            variance = float(mask.sum(axis).var())
+            require(
+                variance <= 4 * along * p * (1 - p) + 2,
+                f"the kept counts of the {name} vary by {variance:.3g}: expected about "
+                f"{along * p * (1 - p):.3g} for elements dropped independently",
+            )
+    return None
+
+
+@requirement(
+    "DROP-BWD",
+    "Backward uses the forward's mask, for every gradient, also under gradient checkpointing.",
+    PROBE,
+    subjects=WITH_DROPOUT,
+)
+def dropout_gradients(subject: Subject, case: LinearCase) -> float | None:
+    operands = subject.operands(case)
+    instance = started(subject, operands)
+    if case.seed % 2:
+        plain = instance.call
+        instance.call = lambda x: checkpoint(plain, x, use_reentrant=False)
+    y = instance.forward()
+    torch.rand(3)  # a backward that draws again must not find the generator where the forward left it
+    instance.backward(y)
+    mask = read_mask(y, operands)
+    if mask.all() or not mask.any():
+        raise Inconclusive("the mask keeps everything, or nothing")
+    return judge_gradients(instance, oracle_for(subject, operands, mask=mask))
+
+
+@requirement(
+    "DROP-REL",
+    "At any shape ⟨g, y - base⟩ = ⟨dA, A⟩ = ⟨dB, B⟩: forward and backward saw one mask, the base saw none.",
+    DROPPED,
+    subjects=WITH_DROPOUT,
+    dtypes=("float64", "float32"),
+)
+def dropout_relation(subject: Subject, case: LinearCase) -> float | None:
+    operands = subject.operands(case)
+    instance = started(subject, operands)
+    y = instance.forward()
+    instance.backward(y)
+    plain = oracle_for(subject, operands)
+    values, terms = operands.values, plain.y.terms
+    base = terms["base"] + terms.get("bias", 0.0)
+    update = float((operands.values["g"] * (numbers(y) - base)).sum())
+    allowed = _inner_budget(operands, plain.y, values["g"])
+    ratios = []
+    for name in ("lora_A", "lora_B"):
+        gradient = instance.gradient(name)
+        require(gradient is not None, f"{name} has no gradient")
+        assert gradient is not None
+        product = float((numbers(gradient) * values[name]).sum())
+        total = allowed + _inner_budget(operands, plain.gradient(name), values[name])
+        if abs(update) < 4 * total:
+            raise Inconclusive("the relation is within the budget of zero")
+        short = name[-1]
+        ratios.append(
+            compare(
+                np.array([product]),
+                Expected(f"⟨d{short}, {short}⟩ against ⟨g, y - base⟩", np.array([update]), np.array([total]), y.dtype),
+            )
+        )
+    return worst(*ratios)
+
+
+def _inner_budget(operands: Operands, expected: Expected, weights: Array) -> float:
+    # dropout multiplies what it keeps by at most 1/(1-p), and the operands' errors with it
+    assert expected.budget is not None
+    return float((np.abs(weights) * expected.budget).sum()) / (1 - operands.case.dropout)
+
+
+@requirement(
+    "DROP-POST",
+    "Post dropout acts on the adapter's output alone: each element of y is the base, or the base plus s·U/(1-p).",
+    DROPPED.narrowed(position=("post",)),
+    subjects=WITH_DROPOUT,
+    position="post",
+)
+def dropout_on_the_output(subject: Subject, case: LinearCase) -> float | None:
+    operands = subject.operands(case)
+    instance = started(subject, operands)
+    y = instance.forward()
+    instance.backward(y)
+    plain = oracle_for(subject, operands)
+    update = plain.y.terms["adapter"] / (1 - case.dropout)
+    base = plain.y.value - plain.y.terms["adapter"]
+    got = numbers(y)
+    require(got.shape == base.shape, f"y has shape {list(got.shape)}: expected {list(base.shape)}")
+    kept = np.abs(got - base - update) < np.abs(got - base)
+    assert plain.y.budget is not None
+    unclear = np.abs(update) < 4 * plain.y.budget / (1 - case.dropout)
+    if unclear.mean() > 0.25:
+        raise Inconclusive("dropped and kept elements cannot be told apart")
+    mask = kept / (1 - case.dropout)
+    masked = oracle_for(subject, operands, mask=mask)
+    return judge(y, masked.y) if unclear.any() else worst(judge(y, masked.y), judge_gradients(instance, masked))
+
+
+@requirement(
+    "DROP-ALL",
+    "At p = 1 y has the base layer's values, dX is g W, and dA and dB are zero.",
+    SMALL.narrowed(dropout=(1.0,), position=("post", "pre"), training=(True,)),
+    subjects=WITH_DROPOUT,
+)
+def dropout_of_everything(subject: Subject, case: LinearCase) -> float | None:
+    operands = subject.operands(case)
+    instance = started(subject, operands)
+    y = instance.forward()
+    if y.requires_grad:
+        instance.backward(y)
+    dropped = case.k if operands.case.position == "pre" else case.n
+    mask = np.zeros((*case.leading, dropped))
+    oracle = oracle_for(subject, operands, mask=mask)
+    remaining = {name: part for name, part in oracle.y.terms.items() if name != "adapter"}
+    expected = dataclasses.replace(oracle.y, terms=remaining if len(remaining) > 1 else {})
+    dX = dataclasses.replace(oracle.dX, terms={})
+    for name in ("lora_A", "lora_B"):
+        gradient = instance.gradient(name)
+        require(gradient is None or not numbers(gradient).any(), f"the gradient of {name} is not zero at p = 1")
+    return worst(judge(y, expected), judge(instance.gradient("x"), dX))
+
+
+@requirement(
+    "DROP-EVAL",
+    "Outside training dropout does nothing.",
+    DROPPED.narrowed(training=(False,), values=("integers", "normal")),
+    subjects=WITH_DROPOUT,
+)
+def no_dropout_in_evaluation(subject: Subject, case: LinearCase) -> float | None:
+    operands = subject.operands(case)
+    instance = started(subject, operands)
+    y = instance.forward()
+    instance.backward(y)
+    oracle = oracle_for(subject, operands)
+    return worst(judge(y, oracle.y), judge_gradients(instance, oracle))
+
+
+@requirement(
+    "DROP-SEED",
+    "The mask follows torch's seed: the same seed gives the same output.",
+    PROBE,
+    subjects=WITH_DROPOUT,
+    weight=0.5,
+)
+def dropout_follows_the_seed(subject: Subject, case: LinearCase) -> float | None:
+    operands = subject.operands(case)
+    first, second = (started(subject, operands).forward() for _ in range(2))
+    require(torch.equal(first, second), "two calls after torch.manual_seed with one seed differ")
+    return None

@@ -1,0 +1,64 @@
+"""PyTorch's modes: autocast, gradient checkpointing, torch.compile."""
+
+from __future__ import annotations
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from conformance.judge import judge, worst
+from conformance.operands import LinearCase
+from conformance.requirements.base import SMALL, judge_gradients, oracle_for, requirement
+from conformance.subject import TRAINABLE, Subject
+
+
+@requirement(
+    "AMP",
+    "Under autocast the layer behaves as the same formula written with F.linear; backward runs outside the region.",
+    SMALL.narrowed(autocast=("bfloat16",), training=(True,)),
+    dtypes=("float32",),
+)
+def autocast(subject: Subject, case: LinearCase) -> float | None:
+    operands = subject.operands(case)
+    instance = subject.build(operands)
+    instance.require_grad(TRAINABLE)
+    with torch.autocast(subject.device.partition(":")[0], dtype=operands.computed_in):
+        y = instance.forward()
+    instance.backward(y)
+    oracle = oracle_for(subject, operands)
+    if not subject.has_base:  # its output dtype is an argument
+        return judge_gradients(instance, oracle)
+    return worst(judge(y, oracle.y), judge_gradients(instance, oracle))
+
+
+@requirement(
+    "CKPT", "Under gradient checkpointing the gradients are the same.", SMALL.narrowed(training=(True,)), weight=0.5
+)
+def checkpointed(subject: Subject, case: LinearCase) -> float | None:
+    operands = subject.operands(case)
+    instance = subject.build(operands)
+    instance.require_grad(TRAINABLE)
+    plain = instance.call
+    instance.call = lambda x: checkpoint(plain, x, use_reentrant=False)
+    y = instance.forward()
+    instance.backward(y)
+    oracle = oracle_for(subject, operands)
+    return worst(judge(y, oracle.y), judge_gradients(instance, oracle))
+
+
+@requirement(
+    "COMPILE",
+    "torch.compile keeps output and gradients.",
+    SMALL.narrowed(training=(True,), m=(3, 17), k=(17, 33), n=(5, 16), r=(3,)),
+    weight=0.05,
+)
+def compiled(subject: Subject, case: LinearCase) -> float | None:
+    torch._dynamo.reset()
+    operands = subject.operands(case)
+    instance = subject.build(operands)
+    instance.require_grad(TRAINABLE)
+    # aot_eager captures and partitions the graphs as every backend does, without generating code
+    instance.call = torch.compile(instance.call, backend="aot_eager")
+    y = instance.forward()
+    instance.backward(y)
+    oracle = oracle_for(subject, operands)
+    return worst(judge(y, oracle.y), judge_gradients(instance, oracle))

@@ -1,0 +1,40 @@
+"""The judgement of one clause on one subject and dtype; imports nothing heavy, so any process reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PASS, FAIL, UNSUPPORTED = "pass", "fail", "unsupported"
+INCONCLUSIVE, CRASHED = "inconclusive", "crashed"
+NOT_CLAIMED, DEVIATION = "not_claimed", "deviation"
+STATUSES = (PASS, FAIL, NOT_CLAIMED, UNSUPPORTED, DEVIATION, INCONCLUSIVE, CRASHED)
+ANY_DTYPE = "any"  # the dtype of a clause for which dtype has no meaning
+
+
+@dataclass
+class Result:
+    """The judgement of one clause on one subject and dtype.
+
+    Attributes:
+        status: `pass`, `fail`, `unsupported`, `inconclusive` or `crashed`.
+        worst_ratio: largest error ÷ budget over all cases; None where nothing numeric was compared.
+        examples: cases that decided something.   inconclusive: cases on which a wrong result would pass.
+        launches: Triton kernels that Triton's interpreter ran.
+        case: the shrunk failing case as a string.   found: the case as it was drawn.
+        message: what was seen and expected.
+    """
+
+    clause: str
+    subject: str
+    dtype: str
+    device: str = "cpu"
+    lane: str = "cpu"
+    status: str = PASS
+    worst_ratio: float | None = None
+    examples: int = 0
+    inconclusive: int = 0
+    launches: int = 0
+    seconds: float = 0.0
+    case: str | None = None
+    found: str | None = None
+    message: str | None = None

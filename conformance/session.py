@@ -1,0 +1,216 @@
+"""One pytest session of the suite: trials as parameters, results carried to the controller, a summary."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Generator
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from conformance.clause import GROUPS
+from conformance.report import Outcome, assemble, exit_code, prepare, write
+from conformance.result import CRASHED, FAIL, PASS, Result
+from conformance.selection import Selection, UsageError, key_of
+from conformance.watch import Events, Watch, crashed
+
+if TYPE_CHECKING:
+    from conformance.trial import Trial
+
+
+class Session:
+    """The hooks of a session that runs the suite; in a worker of pytest-xdist those that run trials act."""
+
+    def __init__(self, config: pytest.Config, selection: Selection) -> None:
+        self.config, self.selection = config, selection
+        self.worker: str | None = getattr(config, "workerinput", {}).get("workerid")
+        self.timeout = float(config.option.loraspec_timeout)
+        self.scratch = _path(config.option.loraspec_scratch)
+        self.reported = bool(config.option.loraspec_scratch or config.option.loraspec_report_dir)
+        self.folder = _path(config.option.loraspec_report_dir) if self.worker is None else None
+        self.events = Events(self.scratch) if self.scratch and self.worker is None else None
+        self.outcome = Outcome()
+        self.deviations: dict[str, str] = {}
+        self.started = time.perf_counter()
+        self._watch: Watch | None = None
+        if self.folder is not None:
+            try:
+                prepare(self.folder)
+            except UsageError as error:
+                raise pytest.UsageError(str(error)) from error
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """One parameter for each trial of a clause; a skipped one where the target does not claim it."""
+        clause = getattr(metafunc.function, "clause", None)
+        if clause is None or "trial" not in metafunc.fixturenames:
+            return
+        found: list[Any] = []
+        if self.selection.includes(clause.id, clause.group):
+            from conformance.trial import trials
+
+            target, watch = self._target(), self._watching()
+            offered = trials(clause, target, self.selection, watch, reproduces=self.reported)
+            found = [pytest.param(trial, id=trial.id) for trial in offered]
+        skipped = pytest.param(None, id="not_claimed", marks=pytest.mark.skip(reason="not claimed"))
+        metafunc.parametrize("trial", found or [skipped])
+
+    def _target(self) -> Any:
+        from conformance.target import TargetError
+        from conformance.trial import loaded
+
+        try:
+            return loaded(self.selection.target, self.selection.device)
+        except TargetError as error:
+            raise pytest.UsageError(str(error)) from error
+
+    def _watching(self) -> Watch | None:
+        if self.scratch is not None and self._watch is None:
+            self._watch = Watch(self.scratch, self.worker or "main", self.timeout)
+        return self._watch
+
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        """Leave out clauses not chosen, and trials that an earlier session of the same run finished."""
+        done = _done(self.scratch)
+        out = [item for item in items if _is_trial(item) and not self._wanted(item, done)]
+        if out:
+            left_out = set(map(id, out))
+            items[:] = [item for item in items if id(item) not in left_out]
+            config.hook.pytest_deselected(items=out)
+
+    def _wanted(self, item: pytest.Item, done: set[tuple[str, ...]]) -> bool:
+        clause = item.function.clause  # type: ignore[attr-defined]
+        return self.selection.includes(clause.id, clause.group) and key_of(item.nodeid) not in done
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Attach a trial's result to its report, as plain data that travels between processes."""
+        report = yield
+        trial: Trial | None = _trial(item)
+        if trial is not None and report.when == "call" and trial.result is not None:
+            report.loraspec = {  # type: ignore[attr-defined]
+                "result": dataclasses.asdict(trial.result),
+                "script": trial.reproducer,
+                "deviation": trial.deviation,
+            }
+        return report
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """Note what is running, for the process that follows this session."""
+        if self.events is not None and _ours(nodeid) and (key := key_of(nodeid)):
+            self.events.write(start=key)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Collect results, crashes and failures of the suite itself."""
+        if self.worker is not None:
+            return
+        key, carried = key_of(report.nodeid), getattr(report, "loraspec", None)
+        if carried is not None:
+            if carried["deviation"]:
+                self.deviations[carried["result"]["clause"]] = carried["deviation"]
+            self._add(Result(**carried["result"]), carried["script"])
+        elif report.failed and _ours(report.nodeid):
+            if key and str(report.when) == "???":  # pytest-xdist's word for a worker that died
+                self._add(self._crashed(report, key))
+            else:
+                self._error(report.nodeid, report.longreprtext)
+
+    def _crashed(self, report: pytest.TestReport, key: tuple[str, str, str]) -> Result:
+        worker = report.node.gateway.id
+        return crashed(self.scratch or Path(), worker, key, self.timeout)
+
+    def _add(self, result: Result, script: str | None = None) -> None:
+        self.outcome.add(result, script)
+        if self.events is not None:
+            self.events.write(result=dataclasses.asdict(result), script=script)
+
+    def _error(self, where: str, text: str) -> None:
+        self.outcome.errors.append((where, text))
+        if self.events is not None:
+            self.events.write(error=text, where=where)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """A clause file that does not import is a failure of the suite."""
+        if report.failed and self.worker is None and _ours(report.nodeid):
+            self._error(report.nodeid, report.longreprtext)
+
+    def pytest_internalerror(self, excrepr: Any) -> None:
+        """Pytest itself failed."""
+        if self.worker is None:
+            self._error("pytest", str(excrepr))
+
+    def pytest_unconfigure(self) -> None:
+        """Let go of the watch's files."""
+        if self._watch is not None:
+            self._watch.close()
+
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        """Fail where a deviation holds no longer; write the report where one is asked for."""
+        if self.worker is not None or self.config.option.collectonly:
+            return
+        if self._stale() and exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        if self.folder is not None and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+            from conformance.smoke import plan
+
+            report = assemble(plan(self.selection), self.selection, self.outcome)
+            report["seconds"] = round(time.perf_counter() - self.started, 1)
+            write(self.folder, report, self.outcome.scripts)
+            if exit_code(report) and session.exitstatus == pytest.ExitCode.OK:
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _stale(self) -> list[str]:
+        """Deviations none of whose trials failed."""
+        if self.selection.narrowed:
+            return []
+        bad = {r.clause for r in self.outcome.results.values() if r.status not in (PASS, "unsupported")}
+        return sorted(set(self.deviations) - bad)
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Say what was tested, the worst error ÷ budget, and which deviations are stale."""
+        results = list(self.outcome.results.values())
+        if not results:
+            return
+        failed = {r.clause for r in results if r.status in (FAIL, CRASHED)}
+        rated = [r for r in results if r.worst_ratio is not None]
+        clauses = {r.clause for r in results}
+        line = f"loraspec: {self.selection.target}, {len(clauses)} clauses, {len(failed)} failing"
+        if rated:
+            worst = max(rated, key=lambda r: r.worst_ratio or 0.0)
+            where = f"{worst.clause} {worst.subject} {worst.dtype}"
+            line += f"; worst error ÷ budget {worst.worst_ratio:.3g} ({where})"
+        interpreted = {r.clause for r in results if r.launches}
+        if interpreted:
+            line += f"; {len(interpreted)} clauses ran Triton kernels (interpreted)"
+        terminalreporter.write_line(line)
+        for clause in self._stale():
+            terminalreporter.write_line(
+                f"FAILED {clause}: a declared deviation ({self.deviations[clause]}) that no longer fails",
+                red=True,
+            )
+
+
+def _ours(nodeid: str) -> bool:
+    # the folder is not part of it where the session's root is the suite itself
+    path = PurePath(nodeid.partition("::")[0])
+    return path.parent.name in ("conformance", "") and path.stem.removeprefix("test_") in GROUPS
+
+
+def _path(option: str | None) -> Path | None:
+    return Path(option) if option else None
+
+
+def _done(scratch: Path | None) -> set[tuple[str, ...]]:
+    file = scratch / "done.json" if scratch else None
+    return {tuple(key) for key in json.loads(file.read_text())} if file and file.exists() else set()
+
+
+def _is_trial(item: pytest.Item) -> bool:
+    return hasattr(getattr(item, "function", None), "clause")
+
+
+def _trial(item: pytest.Item) -> Trial | None:
+    callspec = getattr(item, "callspec", None)
+    return callspec.params.get("trial") if callspec is not None and _is_trial(item) else None

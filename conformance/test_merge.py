@@ -1,0 +1,186 @@
+"""Group `merge`: adding the adapter to the weight, and taking it away again."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+
+from conformance.clause import clause
+from conformance.judge import calling, judge, require, worst
+from conformance.numerics import Array, format_of, numbers
+from conformance.operands import LinearCase
+from conformance.oracle import Expected
+from conformance.requirements.base import SMALL, judge_gradients, oracle_for
+from conformance.subject import TRAINABLE, Instance, Subject
+
+MERGE = SMALL.narrowed(training=(True, False), scale=(2.0, 0.5, -1.0, 3.0))
+
+
+def merged(subject: Subject, case: LinearCase, times: int = 1) -> Instance:
+    """A layer with the case's operands, merged so many times."""
+    instance = subject.build(subject.operands(case))
+    for _ in range(times):
+        with calling(f"{subject.name}.merge()"):
+            instance.module.merge()
+    return instance
+
+
+def output(instance: Instance) -> torch.Tensor:
+    """The layer's output without a graph, as at inference."""
+    with torch.no_grad():
+        return instance.forward()
+
+
+def weight_allowance(instance: Instance) -> Array:
+    """What unmerging may leave behind: `2u·(|W| + |ΔW|)` per element; nothing in the exact lane."""
+    operands = instance.operands
+    values = operands.values
+    update = operands.scale * (values["lora_B"] @ values["lora_A"])
+    unit = 0.0 if operands.exact else format_of(operands.dtype).unit
+    return np.asarray(2 * unit * (np.abs(values["weight"]) + np.abs(update)))
+
+
+def judge_restored(instance: Instance, what: str) -> float | None:
+    """Judge that the weight is back at its old value within the allowance."""
+    allowed = weight_allowance(instance)
+    before = instance.operands.values["weight"]
+    got = numbers(instance.module.weight)
+    exact = instance.operands.exact
+    return judge(
+        torch.from_numpy(got), Expected(what, before, None if exact else allowed, torch.float64, certified=exact)
+    )
+
+
+@clause("MRG-FWD", "A merged layer computes the same y as the adapter path.", group="merge", cases=MERGE)
+def test_merged_output(subject: Subject, case: LinearCase) -> float | None:
+    instance = merged(subject, case)
+    return judge(output(instance), oracle_for(subject, instance.operands).y)
+
+
+@clause(
+    "MRG-WEIGHT",
+    "Merging makes the weight W + s·B A and leaves bias, lora_A and lora_B as they were.",
+    group="merge",
+    cases=MERGE,
+)
+def test_merged_weight(subject: Subject, case: LinearCase) -> float | None:
+    instance = merged(subject, case)
+    operands, values = instance.operands, instance.operands.values
+    for name in ("lora_A", "lora_B", "bias"):
+        if name in values and name in instance.tensors:
+            same = np.array_equal(numbers(instance.tensors[name]), values[name])
+            require(same, f"merge() changed {name}")
+    update = operands.scale * (values["lora_B"] @ values["lora_A"])
+    how, s = operands.rounding, abs(operands.scale)
+    absolute = s * (np.abs(values["lora_B"]) @ np.abs(values["lora_A"]))
+    # B A stored, scaled and stored, then the sum stored
+    allowed = how.accumulation(case.r) * absolute + how.unit * (
+        2 * np.abs(update) + np.abs(values["weight"] + update) + 2 * how.stored(values["lora_B"], values["lora_A"]) * s
+    )
+    allowed = allowed + 4 * max(s, 1) * how.step
+    terms = {"base": values["weight"], "adapter": update}
+    expected = Expected(
+        "the merged weight", values["weight"] + update, None if operands.exact else allowed, operands.dtype, terms
+    )
+    return judge(instance.module.weight.detach(), expected)
+
+
+@clause(
+    "MRG-TWICE",
+    "Merging twice is merging once, and unmerging twice is unmerging once.",
+    group="merge",
+    cases=MERGE,
+)
+def test_idempotent(subject: Subject, case: LinearCase) -> float | None:
+    instance = merged(subject, case, times=2)
+    y = dataclasses.replace(oracle_for(subject, instance.operands).y, name="y after two merges")
+    first = judge(output(instance), y)
+    for _ in range(2):
+        with calling(f"{subject.name}.unmerge()"):
+            instance.module.unmerge()
+    restored = dataclasses.replace(y, name="y after two unmerges")
+    return worst(first, judge(output(instance), restored), judge_restored(instance, "the weight after two unmerges"))
+
+
+@clause("MRG-UNMERGE", "Unmerging restores W within 2u·(|W| + |ΔW|), and training goes on.", group="merge", cases=MERGE)
+def test_unmerge(subject: Subject, case: LinearCase) -> float | None:
+    instance = merged(subject, case)
+    with calling(f"{subject.name}.unmerge()"):
+        instance.module.unmerge()
+    ratio = judge_restored(instance, "the unmerged weight")
+    instance.require_grad(TRAINABLE)
+    y = instance.forward()
+    instance.backward(y)
+    oracle = oracle_for(subject, instance.operands)
+    return worst(ratio, judge(y, oracle.y), judge_gradients(instance, oracle))
+
+
+@clause(
+    "MRG-UNTOUCHED",
+    "Unmerging a layer that was not merged changes nothing.",
+    group="merge",
+    cases=MERGE,
+    weight=0.5,
+)
+def test_unmerge_alone(subject: Subject, case: LinearCase) -> float | None:
+    instance = subject.build(subject.operands(case))
+    with calling(f"{subject.name}.unmerge()"):
+        instance.module.unmerge()
+    same = np.array_equal(numbers(instance.module.weight), instance.operands.values["weight"])
+    require(same, "unmerge() of an unmerged layer changed the weight")
+    return judge(output(instance), oracle_for(subject, instance.operands).y)
+
+
+@clause(
+    "MRG-FLAG",
+    "merged says whether the weight holds the update.",
+    group="merge",
+    cases=MERGE,
+    needs=("LinearLoRA.merged",),
+    dtypes=("float32",),
+    weight=0.2,
+)
+def test_flag(subject: Subject, case: LinearCase) -> float | None:
+    layer: Any = subject.build(subject.operands(case)).module
+    for step, wanted in (("the start", False), ("merge()", True), ("merge()", True), ("unmerge()", False)):
+        if step.endswith("()"):
+            with calling(f"{subject.name}.{step}"):
+                getattr(layer, step[:-2])()
+        require(bool(layer.merged) is wanted, f"merged is {layer.merged!r} after {step}: expected {wanted}")
+    return None
+
+
+@clause("MRG-STATE", "The state_dict of a merged layer is the unmerged one.", group="merge", cases=MERGE, weight=0.5)
+def test_state_dict_when_merged(subject: Subject, case: LinearCase) -> float | None:
+    instance = subject.build(subject.operands(case))
+    before = {name: value.detach().clone() for name, value in instance.module.state_dict().items()}
+    with calling(f"{subject.name}.merge() and state_dict()"):
+        instance.module.merge()
+        after = instance.module.state_dict()
+    same = sorted(after) == sorted(before)
+    require(same, f"the merged state_dict has keys {sorted(after)}: expected {sorted(before)}")
+    allowed = weight_allowance(instance)
+    ratios = []
+    for name, value in before.items():
+        wanted = numbers(value)
+        limit = allowed if wanted.shape == allowed.shape and name.endswith("weight") and "lora" not in name else None
+        if instance.operands.exact:
+            limit = None
+        expected = Expected(f"state_dict()[{name!r}] when merged", wanted, limit, value.dtype, certified=False)
+        ratios.append(judge(after[name], expected))
+    return worst(*ratios)
+
+
+@clause(
+    "MRG-MODE",
+    "Dropout does not act on a merged layer, in training neither.",
+    group="merge",
+    cases=MERGE.narrowed(dropout=(0.5,), position=("post", "pre"), training=(True,)),
+    weight=0.5,
+)
+def test_merged_in_training(subject: Subject, case: LinearCase) -> float | None:
+    instance = merged(subject, case)
+    return judge(output(instance), oracle_for(subject, instance.operands).y)

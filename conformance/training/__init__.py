@@ -1,0 +1,19 @@
+"""What one training step, and replacing a model's linear layers, must do: group `training` by concept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from conformance.training import accumulating, configuring, converting, finding, losing, replacing, stepping
+
+__all__ = ["accumulating", "configuring", "converting", "finding", "losing", "replacing", "stepping", "tests"]
+
+
+def tests() -> dict[str, Any]:
+    """The test function of every clause in this package, by name."""
+    return {
+        name: value
+        for module in (losing, accumulating, stepping, configuring, finding, replacing, converting)
+        for name, value in vars(module).items()
+        if name.startswith("test_") and hasattr(value, "clause")
+    }

@@ -1,0 +1,216 @@
+"""What replaced layers keep: outputs, gradients, hooks, Parameters, and the adapter of a LinearLoRA."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from conformance.case import Space
+from conformance.clause import clause
+from conformance.hybrid.frozen import SMALL, Frozen, FrozenCase, judge_both
+from conformance.hybrid.tree import conv1d, is_custom
+from conformance.judge import calling, judge, require, worst
+from conformance.numerics import numbers
+from conformance.operands import LinearCase, Operands, tamed
+from conformance.oracle import LinearOracle
+from conformance.refusal import calling_quietly
+from conformance.subject import Subject, frozen_linear
+from conformance.training.net import ONE
+from conformance.training.replacing import replace
+
+
+@dataclass(frozen=True)
+class ReplacedCase(FrozenCase):
+    """A frozen layer that is replaced inside a model; `transposed` makes it a Conv1D."""
+
+
+def _with_bias(case: ReplacedCase) -> ReplacedCase:
+    fitted = SMALL.tame(case)
+    assert isinstance(fitted, ReplacedCase)
+    # a Conv1D always has a bias
+    return type(fitted)(**{**vars(fitted), "bias": fitted.bias or fitted.transposed})
+
+
+REPLACED = Space(ReplacedCase, tame=_with_bias, **SMALL.values)
+
+
+def _model(frozen: Frozen) -> nn.Sequential:
+    """A model whose second layer holds the case's weight and bias; the first is the identity."""
+    case = frozen.case
+    layer: Any = conv1d(case.n, case.k) if case.transposed else nn.Linear(case.k, case.n, bias=case.bias)
+    layer.weight = nn.Parameter(frozen.weight, case.trainable)
+    if frozen.bias is not None:
+        layer.bias = nn.Parameter(frozen.bias, case.trainable)
+    return nn.Sequential(nn.Identity(), layer)
+
+
+@clause(
+    "TRN-REP-SAME",
+    "A replaced layer, nn.Linear or Conv1D, computes the y and dX it computed before.",
+    group="training",
+    cases=REPLACED.narrowed(lead=("2d", "3d", "1d")),
+    dtypes=("float64", "float32", "bfloat16"),
+)
+def test_same_results(subject: Subject, case: ReplacedCase) -> float | None:
+    frozen = Frozen(case, subject.device)
+    model = _model(frozen)
+    replace(subject, model, False)
+    require(is_custom(model[1]), f"the layer {'Conv1D' if case.transposed else 'nn.Linear'} was not replaced")
+    return judge_both(model, frozen)
+
+
+@clause(
+    "TRN-REP-TENSORS",
+    "A replaced layer keeps its weight and bias tensors, and the model's state_dict holds each once.",
+    group="training",
+    cases=REPLACED,
+    dtypes=ONE,
+    weight=0.5,
+)
+def test_tensors_kept(subject: Subject, case: ReplacedCase) -> float | None:
+    frozen = Frozen(case, subject.device)
+    model = _model(frozen)
+    count = len(model.state_dict())
+    replace(subject, model, False)
+    layer: Any = model[1]
+    for name, tensor in (("weight", frozen.weight), ("bias", frozen.bias)):
+        if tensor is not None:
+            held = [t for t in (*layer.parameters(), *layer.buffers()) if t.data_ptr() == tensor.data_ptr()]
+            require(
+                any(t.shape == tensor.shape for t in held),
+                f"the replaced layer holds another {name} than the layer it replaces",
+            )
+    state = model.state_dict()
+    require(len(state) == count, f"state_dict has {', '.join(state)} after replacement: expected {count} tensors")
+    return None
+
+
+@clause(
+    "TRN-REP-HOOKS",
+    "A layer's hooks survive its replacement: forward pre-hooks, forward hooks and full backward hooks.",
+    group="training",
+    cases=REPLACED.narrowed(m=(2, 3), how=("forward_pre_hook", "forward_hook", "full_backward_hook")),
+    dtypes=ONE,
+    weight=0.5,
+)
+def test_hooks_survive(subject: Subject, case: ReplacedCase) -> float | None:
+    frozen = Frozen(case, subject.device)
+    model = _model(frozen)
+    calls: list[str] = []
+
+    def note(*_arguments: Any) -> None:
+        calls.append(case.how)
+
+    getattr(model[1], f"register_{case.how}")(note)
+    replace(subject, model, False)
+    ratio = judge_both(model, frozen)
+    require(len(calls) == 1, f"a {case.how} of the replaced layer was called {len(calls)} times: expected once")
+    return ratio
+
+
+@clause(
+    "TRN-REP-MODE",
+    "A replaced layer is in the mode, train or eval, that its predecessor was in.",
+    group="training",
+    cases=REPLACED.narrowed(training=(True, False)),
+    dtypes=ONE,
+    weight=0.3,
+)
+def test_mode_kept(subject: Subject, case: ReplacedCase) -> float | None:
+    model = _model(Frozen(case, subject.device)).train(case.training)
+    replace(subject, model, False)
+    modes = {name: module.training for name, module in model.named_modules() if module.training != case.training}
+    require(not modes, f"after replacement .training is {not case.training} in {', '.join(modes)}")
+    return None
+
+
+@dataclass(frozen=True)
+class LayerCase(LinearCase):
+    """A `LinearCase` for the target's LinearLoRA, whose base product is replaced."""
+
+
+def _layer(case: LayerCase) -> LayerCase:
+    fitted = tamed(case)
+    assert isinstance(fitted, LayerCase)
+    return fitted
+
+
+LAYERS = Space(
+    LayerCase,
+    tame=_layer,
+    m=(2, 3, 17),
+    k=(3, 5, 17),
+    n=(2, 5, 16),
+    r=(1, 2, 4),
+    scale=(1.0, 2.0),
+    bias=(False, True),
+    values=("integers", "normal", "integers"),
+    lead=("2d", "3d"),
+)
+
+
+@clause(
+    "TRN-REP-LAYER",
+    """On a LinearLoRA the base product becomes base_layer = CustomLinear and the adapter stays: y, dX, dA and dB
+    are what they were.""",
+    group="training",
+    cases=LAYERS,
+    dtypes=("float64", "float32", "bfloat16"),
+    needs=("LinearLoRA",),
+)
+def test_lora_layer(subject: Subject, case: LayerCase) -> float | None:
+    operands = Operands(case, subject.device)
+    with calling_quietly("LinearLoRA(nn.Linear, dim, alpha)"):
+        layer = subject.target.LinearLoRA(frozen_linear(operands), dim=case.r, alpha=case.scale * case.r)
+    for name in ("lora_A", "lora_B"):
+        with torch.no_grad():
+            getattr(layer, name).weight.copy_(operands.placed[name].tensor)
+    model = nn.Sequential(nn.Identity(), layer)
+    replace(subject, model, False)
+    base = getattr(layer, "base_layer", None)
+    require(model[1] is layer, "the LinearLoRA itself was exchanged: its adapter must stay at the client")
+    require(base is not None and is_custom(base), f"LinearLoRA.base_layer is a {type(base).__name__}: no CustomLinear")
+    x = operands.placed["x"].tensor.detach().requires_grad_(True)
+    with calling("forward and backward of a LinearLoRA whose base product was replaced"):
+        y = model(x)
+        torch.autograd.backward([y], [operands.placed["g"].tensor])
+    oracle = LinearOracle(operands)
+    gradients = {"x": x.grad, "lora_A": layer.lora_A.weight.grad, "lora_B": layer.lora_B.weight.grad}
+    return worst(judge(y, oracle.y), *(judge(gradients[name], oracle.gradient(name)) for name in gradients))
+
+
+@clause(
+    "TRN-REP-LAST",
+    "A gradient passes through every replaced layer down to what comes before it.",
+    group="training",
+    cases=REPLACED.narrowed(values=("normal",), transposed=(False,), k=(3, 5), n=(2, 5), m=(2, 3)),
+    dtypes=("float64",),
+    weight=0.5,
+)
+def test_gradient_through_several(subject: Subject, case: ReplacedCase) -> float | None:
+    torch.manual_seed(case.seed)
+    model = nn.Sequential(
+        nn.Linear(case.k, case.n), nn.Tanh(), nn.Linear(case.n, case.k), nn.GELU(), nn.Linear(case.k, case.n)
+    )
+    model = model.to(subject.device, torch.float64).requires_grad_(False)
+    plain = copy.deepcopy(model)
+    replace(subject, model, False)
+    gradients, outputs = [], []
+    for net in (plain, model):
+        x = torch.linspace(-1, 1, case.m * case.k, dtype=torch.float64, device=subject.device)
+        x = x.reshape(case.m, case.k).requires_grad_(True)
+        with calling("forward and backward of the model"):
+            y = net(x)
+            y.square().sum().backward()
+        require(x.grad is not None, "the model's input got no gradient")
+        gradients.append(numbers(x.grad))  # type: ignore[arg-type]
+        outputs.append(numbers(y))
+    for name, (wanted, got) in (("y", outputs), ("dX", gradients)):
+        off = float(np.abs(got - wanted).max() / np.abs(wanted).max())
+        require(off <= 1e-12, f"{name} of the model is off by {off:.3g} after its layers were replaced")
+    return None

@@ -1,0 +1,53 @@
+"""The names of `reference`, with its signatures and what they compute, faster.
+
+- `linear`: the base product and the update as one autograd node, summed in place; `general` is that node with
+  dropout, mixed dtypes or autocast, on the products of `matrices` and the masks of `dropout`.
+- `layer`, `model`: `reference`'s layers and patching with that node; `dora` puts it under a magnitude.
+- `adapter`, `products`, `kernels`: the update alone, in Triton.
+- `gradnorm`, `training`: one pass over the gradients.
+- `config`, `matching`, `hybrid`: have no faster variant and are the reference's.
+
+What falls back says why: `why_not_triton(*operands)` for the kernels, `optimized.linear.why_not_fused` for
+the node. ``python -m optimized.bench`` times it.
+"""
+
+from optimized.adapter import LoRATritonFunction, why_not_triton
+from optimized.config import PeftConfig
+from optimized.dora import dora_linear
+from optimized.gradnorm import clip_grad_norm_, grad_norm
+from optimized.hybrid import (
+    LINEAR_LAYERS,
+    BackwardModuleLinear,
+    CustomLinear,
+    ForwardBackwardModule,
+    ForwardModuleLinear,
+    get_remote_names,
+)
+from optimized.layer import LinearLoRA, TritonLinearLoRA
+from optimized.linear import lora_linear
+from optimized.matching import ModuleMatcher, wildcard_match
+from optimized.model import apply_lora_to_linear_modules, patch_linear_module
+from optimized.training import LoraTraining
+
+__all__ = [
+    "LINEAR_LAYERS",
+    "BackwardModuleLinear",
+    "CustomLinear",
+    "ForwardBackwardModule",
+    "ForwardModuleLinear",
+    "LinearLoRA",
+    "LoRATritonFunction",
+    "LoraTraining",
+    "ModuleMatcher",
+    "PeftConfig",
+    "TritonLinearLoRA",
+    "apply_lora_to_linear_modules",
+    "clip_grad_norm_",
+    "dora_linear",
+    "get_remote_names",
+    "grad_norm",
+    "lora_linear",
+    "patch_linear_module",
+    "why_not_triton",
+    "wildcard_match",
+]

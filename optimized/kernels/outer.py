@@ -1,0 +1,133 @@
+"""dB = scale · gᵀ · S and dA = scale · Tᵀ · x: sums of outer products over the tokens."""
+# mypy: allow-incomplete-defs, allow-untyped-calls
+
+import torch
+import triton
+import triton.language as tl
+
+from optimized.kernels.partials import sum_partials
+from optimized.kernels.tiles import (
+    INTERPRETED,
+    Config,
+    accumulator,
+    as_operand,
+    as_stored,
+    block,
+    is_lean,
+    launch,
+    mixed_dot,
+    splits_of,
+)
+
+
+@triton.jit(do_not_specialize=["M"])
+def outer_kernel(
+    g_ptr,
+    s_ptr,
+    out_ptr,
+    scale: tl.float64,
+    M,
+    N,
+    R,
+    M_OF_SPLIT,
+    stride_gm,
+    stride_gn,
+    stride_sm,
+    stride_sr,
+    stride_op,
+    stride_on,
+    stride_or,
+    COMPUTE: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+):
+    """One [BLOCK_N, BLOCK_R] tile of the sum over the M_OF_SPLIT tokens that belong to this split."""
+    offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    offs_r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
+    split = tl.program_id(2)
+    m_from = split * M_OF_SPLIT
+    m_to = tl.minimum(m_from + M_OF_SPLIT, M)
+    inside_n = offs_n < N
+    inside_r = offs_r < R
+    g_columns = g_ptr + offs_n.to(tl.int64)[:, None] * stride_gn
+    s_columns = s_ptr + offs_r.to(tl.int64)[None, :] * stride_sr
+    acc = tl.zeros((BLOCK_N, BLOCK_R), ACC)
+    # Walks M; the loads put zeros in its tail. Splits end at whole blocks, so that only M itself has one.
+    for m in range(m_from, m_to, BLOCK_M):
+        offs_m = m + tl.arange(0, BLOCK_M)
+        inside_m = offs_m < M
+        offs_m = offs_m.to(tl.int64)
+        g = tl.load(
+            g_columns + offs_m[None, :] * stride_gm, mask=inside_n[:, None] & inside_m[None, :], other=0.0
+        )
+        s = tl.load(
+            s_columns + offs_m[:, None] * stride_sm, mask=inside_m[:, None] & inside_r[None, :], other=0.0
+        )
+        acc = tl.dot(
+            as_operand(as_operand(g, COMPUTE), OPERAND),
+            as_operand(s, OPERAND),
+            acc,
+            input_precision=PRECISION,
+            out_dtype=ACC,
+        )
+    out = as_stored(acc * tl.full((1, 1), scale, ACC), out_ptr.dtype.element_ty)
+    out_rows = out_ptr + split.to(tl.int64) * stride_op + offs_n.to(tl.int64)[:, None] * stride_on
+    tl.store(
+        out_rows + offs_r.to(tl.int64)[None, :] * stride_or, out, mask=inside_n[:, None] & inside_r[None, :]
+    )
+
+
+def outer(g: torch.Tensor, s: torch.Tensor, scale: float, compute: torch.dtype, out: torch.Tensor) -> None:
+    """``out[N, R] = scale · g[M, N]ᵀ · S[M, R]``; for dA give x, T and a transposed [R, K].
+
+    Args:
+        g: [M, N], any strides; rounded to `compute` as it is read.   s: [M, R], as `down` gives it.
+        out: [N, R], any strides, overwritten; the sum is rounded to its dtype once.
+
+    The grid is (tiles of N, tiles of R, splits of M). A tile holds the whole rank up to 64, so that g is
+    read once; a 4096-wide g gives 32 tiles of 128, and splitting M makes 256 programs of them. Each split
+    writes its own partial sum and `sum_partials` adds them in order: two runs agree to the bit, which
+    atomics do not promise.
+    """
+    (M, N), R = g.shape, s.shape[1]
+    if 0 in (M, N, R):
+        out.zero_()
+        return
+    config = outer_config(M, N, R, compute, is_lean(g, compute))
+    tiles = triton.cdiv(N, config.blocks["BLOCK_N"]), triton.cdiv(R, config.blocks["BLOCK_R"])
+    splits = splits_of(M, tiles[0] * tiles[1], least=2 * config.blocks["BLOCK_M"])
+    run = triton.cdiv(triton.cdiv(M, splits), config.blocks["BLOCK_M"]) * config.blocks["BLOCK_M"]
+    splits = triton.cdiv(M, run)
+    if splits == 1:
+        target, factor = out.unsqueeze(0), float(scale)
+    else:
+        target, factor = torch.empty(splits, N, R, dtype=accumulator(compute), device=g.device), 1.0
+    strides = (*g.stride(), *s.stride(), *target.stride())
+    grid = (*tiles, splits)
+    launch(
+        outer_kernel, grid, g, s, target, factor, M, N, R, run, *strides, config=config, **mixed_dot(compute)
+    )
+    if splits > 1:
+        sum_partials(target, scale, out)
+
+
+def outer_config(M: int, N: int, R: int, compute: torch.dtype, lean: bool) -> Config:
+    """Blocks by shape; N plays a product's rows, and operands held in float32 get a smaller area."""
+    if INTERPRETED:
+        blocks = {
+            "BLOCK_M": block(M, 16, 64, 128),
+            "BLOCK_N": block(N, 16, 64, 128),
+            "BLOCK_R": block(R, 16, 64),
+        }
+        return Config(blocks, num_warps=1, num_stages=1)
+    if compute == torch.float32:
+        blocks = {"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_R": block(R, 16, 32)}
+        return Config(blocks, num_warps=4, num_stages=2 if lean else 3)
+    if compute == torch.float16:
+        return Config({"BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_R": block(R, 16, 32)}, num_warps=4, num_stages=3)
+    blocks = {"BLOCK_M": 32 if lean else 64, "BLOCK_N": 64 if lean else 128, "BLOCK_R": block(R, 16, 64)}
+    return Config(blocks, num_warps=4, num_stages=3 if lean else 4)

@@ -1,0 +1,80 @@
+"""The LoRA layer as a module: the reference's, computed by the fused node or by Triton kernels."""
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import reference
+from optimized.adapter import LoRATritonFunction, why_not_triton
+from optimized.dora import dora_linear
+from optimized.linear import fused_linear
+from reference.linear import check_operands, drop
+
+
+class LinearLoRA(reference.LinearLoRA):
+    """`reference.LinearLoRA` as one autograd node: ``y = x Wᵀ + b + scale · (x Aᵀ) Bᵀ``.
+
+    Saved for backward beyond x and the parameters are x Aᵀ and one bit for each element dropout acts on; with
+    use_memory_efficient_lora nothing, both being computed again.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the reference's."""
+        # Names are looked up where they are: nn.Module.__getattr__ takes half a microsecond for each.
+        parameters: dict[str, Any] = self._parameters
+        if self._buffers["unmerged_weight"] is not None:
+            return self.base_product(x)
+        weight, bias, m = parameters["weight"], parameters["bias"], parameters["lora_magnitude"]
+        modules: dict[str, Any] = self._modules
+        A, B = modules["lora_A"]._parameters["weight"], modules["lora_B"]._parameters["weight"]
+        if m is not None:
+            if self.base_is_elsewhere:
+                return super().forward(x)
+            dropout: Any = {"dropout": self.dropout_p, "dropout_position": self.dropout_position}
+            return dora_linear(x, weight, bias, A, B, self.scale, m, training=self.training, **dropout)
+        if self.base_is_elsewhere:
+            base = self.base_product(x)
+            return base + self._fused(x, None, None, A, B).to(base.dtype)
+        return self._fused(x, weight, bias, A, B)
+
+    def _fused(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, A: Tensor, B: Tensor) -> Tensor:
+        check_operands(x, weight, bias, A, B)
+        rate = self.dropout_p if self.training else 0.0
+        recompute = bool(self.use_memory_efficient_lora)
+        return fused_linear(
+            x, weight, bias, A, B, self.scale, rate, self.dropout_position, recompute=recompute
+        )
+
+    @property
+    def base_is_elsewhere(self) -> bool:
+        """As the reference's."""
+        return self.has_own_forward or self._modules.get("base_layer") is not None
+
+    has_own_forward = False  # of a patched subclass of nn.Linear; told once for each class
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        derived: Any = cls
+        cls.has_own_forward = super(reference.LinearLoRA, derived).forward is not nn.Linear.forward  # type: ignore[comparison-overlap]
+
+
+class TritonLinearLoRA(LinearLoRA, reference.TritonLinearLoRA):
+    """`LinearLoRA` with the update computed by Triton kernels, and the base product by PyTorch.
+
+    Where ``why_not_triton(x, lora_A.weight, lora_B.weight)`` gives a reason, and with DoRA, it computes as
+    `LinearLoRA`.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the reference's."""
+        A, B = self.lora_A.weight, self.lora_B.weight
+        elsewhere = self.merged or self.base_is_elsewhere or self.lora_magnitude is not None
+        if elsewhere or why_not_triton(x, A, B) is not None:
+            return super().forward(x)
+        check_operands(x, self.weight, self.bias, A, B)
+        pre, post = (self.dropout_p, 0.0) if self.dropout_position == "pre" else (0.0, self.dropout_p)
+        base = F.linear(x, self.weight, self.bias)
+        operands = drop(x, pre, self.training), A, B, self.scale, base.dtype
+        update: Tensor = LoRATritonFunction.apply(*operands)  # type: ignore[no-untyped-call]
+        return base + drop(update, post, self.training)

@@ -1,0 +1,167 @@
+"""The LoRA linear layer as one autograd node: the base product and the update, summed in place."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from optimized.dropout import NO_DROPOUT, Dropout
+from optimized.general import GeneralLoRALinear, general_backward, general_forward
+from optimized.matrices import (
+    add_product,
+    as_dtype,
+    as_matrix,
+    autocast_dtype,
+    few_for_16_bits,
+    overreads,
+    product,
+    unflattened,
+)
+from reference.config import check_dropout
+from reference.linear import check_operands
+from reference.linear import lora_linear as plain_lora_linear
+
+
+def lora_linear(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    lora_A: Tensor,
+    lora_B: Tensor,
+    scale: float,
+    *,
+    dropout: float = 0.0,
+    dropout_position: str = "post",
+    training: bool = False,
+) -> Tensor:
+    """``y = x Wᵀ + b + scale · (x Aᵀ) Bᵀ``: `reference.lora_linear`, its shapes, dtypes and errors.
+
+    Saved for backward beyond x and the parameters: x Aᵀ, and one bit for each element dropout acts on.
+    What `why_not_fused` gives a reason for is computed by the reference.
+    """
+    check_dropout(dropout, dropout_position)
+    check_operands(x, weight, bias, lora_A, lora_B)
+    rate = dropout if training else 0.0
+    return fused_linear(x, weight, bias, lora_A, lora_B, scale, rate, dropout_position)
+
+
+def fused_linear(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    lora_A: Tensor,
+    lora_B: Tensor,
+    scale: float,
+    rate: float = 0.0,
+    position: str = "post",
+    *,
+    recompute: bool = False,
+) -> Tensor:
+    """`lora_linear` on operands already checked, with dropout at `rate`.
+
+    With `recompute` nothing beyond x and the parameters is saved: backward computes x Aᵀ again, and draws the
+    dropout mask again from its seed.
+    """
+    if why_not_fused(x, weight, lora_A, lora_B):
+        return plain_lora_linear(
+            x, weight, bias, lora_A, lora_B, scale, dropout=rate, dropout_position=position, training=True
+        )
+    if rate or not _is_uniform(x, weight, lora_A, lora_B, scale):
+        drop = Dropout.seeded(rate, position) if rate else NO_DROPOUT
+        if not torch.is_grad_enabled():
+            return general_forward(x, weight, bias, lora_A, lora_B, scale, drop)[0]
+        return GeneralLoRALinear.apply(x, weight, bias, lora_A, lora_B, scale, drop, recompute)  # type: ignore[no-any-return,no-untyped-call]
+    return _LoRALinear.apply(x, weight, bias, lora_A, lora_B, scale, recompute)  # type: ignore[no-any-return,no-untyped-call]
+
+
+def why_not_fused(x: Tensor, *parameters: Tensor | None) -> str | None:
+    """Why the reference's formula computes these operands, or None if the fused node does."""
+    if torch.compiler.is_compiling():
+        return "torch.compile fuses the formula itself"
+    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
+        return "torch.func and forward-mode differentiation transform the formula"
+    for t in (x, *parameters):
+        if t is not None and type(t) is not Tensor and type(t) is not torch.nn.Parameter:
+            return f"{type(t).__name__} is a tensor subclass with products of its own"
+    if not (x.is_cpu or x.is_cuda):
+        return f"no generator for dropout masks on {x.device.type}"
+    return None
+
+
+def _is_uniform(x: Tensor, weight: Tensor | None, lora_A: Tensor, lora_B: Tensor, scale: float) -> bool:
+    """Whether all products are plain ones in x's dtype."""
+    if weight is None or x.dtype != lora_A.dtype or scale == 0.0 or autocast_dtype(x) is not None:
+        return False
+    return x.dtype.itemsize > 2 or not overreads(x, *lora_A.shape, lora_B.shape[0])
+
+
+class _LoRALinear(torch.autograd.Function):
+    """(x, W, b, A, B, scale, recompute) → y for operands of one dtype, with gradients for x, b, A and B.
+
+    Backward: ``T = g B`` once, ``dX = g W + scale · T A`` summed in place, ``dA = scale · Tᵀ x``,
+    ``dB = scale · gᵀ S`` with ``S = x Aᵀ``. S is all that is saved beyond operands.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        lora_A: Tensor,
+        lora_B: Tensor,
+        scale: float,
+        recompute: bool,
+    ) -> Tensor:
+        x2 = as_matrix(x, lora_A.shape[1])
+        y = F.linear(x2, weight, bias)
+        wide_x, A, B = _widened(x2, lora_A, lora_B)
+        S = F.linear(wide_x, A)
+        add_product(y, S, B.t(), scale)
+        needs_x, _, _, needs_A, needs_B, *_ = ctx.needs_input_grad
+        ctx.scale, ctx.shape = scale, x.shape
+        ctx.save_for_backward(
+            x if needs_A or (needs_B and recompute) else None,
+            weight if needs_x else None,
+            lora_A,
+            lora_B,
+            as_dtype(x.dtype, S)[0] if needs_B and not recompute else None,
+            None,
+        )
+        return y if x.dim() == 2 else unflattened(y, x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled() or autocast_dtype(g) is not None:
+            ctx.drop, ctx.autocast, ctx.x_dtype, ctx.bias_dtype = NO_DROPOUT, None, g.dtype, g.dtype
+            dX, dbias, dA, dB = general_backward(ctx, g)
+            return dX, None, dbias, dA, dB, None, None
+        x, weight, lora_A, lora_B, S, _ = ctx.saved_tensors
+        needs_x, _, needs_bias, needs_A, needs_B, *_ = ctx.needs_input_grad
+        dX = dbias = dA = dB = None
+        g = as_matrix(g, lora_B.shape[0])
+        if x is not None:
+            x = as_matrix(x, lora_A.shape[1])
+        wide_g, wide_x, A, B, S = _widened(g, x, lora_A, lora_B, S)
+        if needs_x or needs_A:
+            T = wide_g.mm(B)
+        if needs_x:
+            dX = g.mm(weight)
+            add_product(dX, T, A, ctx.scale)
+            dX = dX if len(ctx.shape) == 2 else dX.view(ctx.shape)
+        if needs_A:
+            dA = product(T.t(), wide_x, ctx.scale, lora_A)
+        if needs_B:
+            S = F.linear(wide_x, A) if S is None else S
+            dB = product(S.t(), wide_g, ctx.scale, lora_B.t()).t()
+        if needs_bias:
+            dbias = g.sum(0)
+        return dX, None, dbias, dA, dB, None, None
+
+
+def _widened(matrix: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
+    """The operands in float32 where `few_for_16_bits` says so of the first."""
+    if not few_for_16_bits(matrix):
+        return matrix, *others
+    return as_dtype(torch.float32, matrix, *others)

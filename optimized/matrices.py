@@ -1,0 +1,111 @@
+"""Matrix products for a LoRA layer: summed in place, in the dtype that is fastest and safe."""
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def add_product(out: Tensor, left: Tensor, right: Tensor, scale: float, mask: Tensor | None = None) -> None:
+    """``out += scale · mask ⊙ (left right)`` in place; left and right may be wider than out."""
+    if mask is None and left.dtype == out.dtype and scale != 0.0:  # 0 · NaN is left to the formula
+        out.addmm_(left, right, alpha=scale)
+        return
+    summand = left.mm(right)
+    if mask is not None and left.dtype == out.dtype:
+        out.addcmul_(summand, mask.to(out.dtype), value=scale)
+    else:
+        out.add_(summand.mul_(scale) if mask is None else summand.mul_(mask.to(summand.dtype)).mul_(scale))
+
+
+def product(left: Tensor, right: Tensor, scale: float, like: Tensor) -> Tensor:
+    """``scale · left right`` in the dtype of `like`, which has the same shape and is not read."""
+    if left.dtype == like.dtype and scale != 0.0:
+        return torch.addmm(like, left, right, beta=0, alpha=scale)
+    return left.mm(right).mul_(scale).to(like.dtype)
+
+
+def masked(matrix: Tensor, mask: Tensor | None) -> Tensor:
+    """A copy with 0 where the mask is 0; the matrix itself without a mask."""
+    return matrix if mask is None else matrix * mask.to(matrix.dtype)
+
+
+def as_matrix(t: Tensor, columns: int) -> Tensor:
+    """t [*, columns] as [M, columns], with strides that a product takes as they are."""
+    if t.dim() != 2:
+        t = t.reshape(math.prod(t.shape[:-1]), columns)
+    down, across = t.stride()
+    if (across == 1 and down >= t.shape[1]) or (down == 1 and across >= t.shape[0]):
+        return t
+    return t.contiguous()
+
+
+def unflattened(y: Tensor, shape: torch.Size) -> Tensor:
+    """y [M, N] as [*, N], for an x of `shape` [*, K].
+
+    Not a view to autograd, which would forbid the consumer of a custom function to modify it in place.
+    """
+    return torch.ops.aten._unsafe_view.default(y, (*shape[:-1], y.shape[1]))  # type: ignore[no-any-return]
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x Wᵀ + b``, in float32 where the 16-bit product would read beyond the rows of x."""
+    if x.dtype.itemsize == 2 and overreads(x, x.shape[1]):
+        return F.linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
+    return F.linear(x, weight, bias)
+
+
+def compute_dtype(t: Tensor, lora_A: Tensor, lora_B: Tensor) -> torch.dtype:
+    """The wider of t's dtype and the adapter's; on a CPU float32 where 16 bits are slower or not safe."""
+    wider = t.dtype if t.dtype == lora_A.dtype else torch.promote_types(t.dtype, lora_A.dtype)
+    if wider.itemsize == 2 and (few_for_16_bits(t) or overreads(t, *lora_A.shape, lora_B.shape[0])):
+        return torch.float32
+    return wider
+
+
+def few_for_16_bits(t: Tensor) -> bool:
+    """Whether rank-r products of this 16-bit matrix are faster in float32, casts included.
+
+    On a CPU a 16-bit one has a fixed cost of some 35 µs where a float32 one has 10: with 2¹⁴ elements float32
+    was 20 % faster for the layer, with 2¹⁶ as much slower.
+    """
+    return t.dtype.itemsize == 2 and t.is_cpu and t.numel() <= 2**15
+
+
+def overreads(t: Tensor, *inner: int) -> bool:
+    """Whether a 16-bit product along such a dimension may put NaN or inf in rows that have none.
+
+    On CPUs with AMX it reads the left matrix past its row's end, and multiplies what it finds there, the next
+    row or the margin of a view, by 0. Measured safe with PyTorch 2.13: multiples of 32, and even numbers
+    below.
+    Source: https://github.com/uxlfoundation/oneDNN/issues/5717.
+    """
+    return t.is_cpu and any(k % 32 and (k > 32 or k % 2) for k in inner)
+
+
+def autocast_dtype(t: Tensor) -> torch.dtype | None:
+    """The dtype autocast wants on t's device, None outside autocast."""
+    kind = "cpu" if t.is_cpu else t.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
+def autocast_as(autocast: torch.dtype | None, *operands: Tensor | None) -> tuple[Any, ...]:
+    """What autocast does to the operands of F.linear: all but float64 come in its dtype."""
+    if autocast is None:
+        return operands
+    return tuple(t if t is None or t.dtype == torch.float64 else t.to(autocast) for t in operands)
+
+
+def as_dtype(dtype: torch.dtype, *operands: Tensor | None) -> tuple[Any, ...]:
+    """The operands in that dtype; `Tensor.to` alone takes a microsecond to find nothing to do."""
+    return tuple(t if t is None or t.dtype == dtype else t.to(dtype) for t in operands)
+
+
+def without_autocast(t: Tensor) -> AbstractContextManager[Any]:
+    """A region in which t's device computes in the dtypes it is given."""
+    if autocast_dtype(t) is None:
+        return nullcontext()
+    return torch.autocast(t.device.type, enabled=False)

@@ -1,0 +1,126 @@
+"""The three products of a LoRA adapter, by the Triton kernels where they can run, otherwise by PyTorch."""
+
+import functools
+import importlib.util
+import os
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+
+def why_not_triton(*operands: Tensor) -> str | None:
+    """Why PyTorch, and not the Triton kernels, multiplies these operands; None when Triton does.
+
+    Every product asks this of its own operands, and nothing else decides.
+    """
+    if reason := next(filter(None, map(_why_not_tensor, operands)), None):
+        return reason
+    device = operands[0].device
+    if device.type == "cpu":
+        return _why_not_interpret()
+    if device.type != "cuda":
+        return f"the kernels run on CUDA, and interpreted on the CPU, not on {device.type}"
+    if any(operand.dtype == torch.float64 for operand in operands):
+        return "float64 on a GPU is left to cuBLAS"
+    return _why_not_device(device.index)
+
+
+def down(x: Tensor, a: Tensor, compute: torch.dtype) -> Tensor:
+    """``X[M, K] · A[R, K]ᵀ``, unrounded."""
+    if _runs_on_triton(x, a):
+        from optimized import kernels
+
+        return kernels.down(x, a, compute)
+    with _without_autocast(x):
+        return _wide(x, compute) @ _wide(a, compute).mT
+
+
+def up(s: Tensor, b: Tensor, scale: float, compute: torch.dtype, out: Tensor) -> None:
+    """``scale · S[M, R] · B[N, R]ᵀ``, written to `out`."""
+    if _runs_on_triton(s, b, out):
+        from optimized import kernels
+
+        kernels.up(s, b, scale, compute, out)
+        return
+    with _without_autocast(s):
+        out.copy_(s @ _wide(b, compute).mT * scale)
+
+
+def outer(g: Tensor, s: Tensor, scale: float, compute: torch.dtype, out: Tensor) -> None:
+    """``scale · g[M, N]ᵀ · S[M, R]``, written to `out`."""
+    if _runs_on_triton(g, s, out):
+        from optimized import kernels
+
+        kernels.outer(g, s, scale, compute, out)
+        return
+    with _without_autocast(g):
+        out.copy_(_wide(g, compute).mT @ s * scale)
+
+
+def _runs_on_triton(*operands: Tensor) -> bool:
+    """Whether Triton can, and autograd does not record, as it does in backward with `create_graph`."""
+    recorded = torch.is_grad_enabled() and any(operand.requires_grad for operand in operands)
+    return not recorded and why_not_triton(*operands) is None
+
+
+def _wide(x: Tensor, compute: torch.dtype) -> Tensor:
+    """x rounded to `compute`, in the dtype that sums are kept in."""
+    x = x.to(compute)
+    return x.float() if compute in (torch.float16, torch.bfloat16) else x
+
+
+def _without_autocast(x: Tensor) -> AbstractContextManager[None]:
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+
+
+def _why_not_tensor(operand: Tensor) -> str | None:
+    if type(operand) not in (Tensor, torch.nn.Parameter) or operand.layout != torch.strided:
+        return f"a {operand.layout} {type(operand).__name__} has no pointer and strides to give to a kernel"
+    if torch._C._functorch.is_functorch_wrapped_tensor(operand):
+        return "torch.func transforms the products"
+    if operand.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        return f"the kernels have no {operand.dtype}"
+    return None
+
+
+def _why_not_interpret() -> str | None:
+    if os.environ.get("TRITON_INTERPRET", "").lower() not in ("1", "true", "on", "yes", "y"):
+        return "the operands are on the CPU and TRITON_INTERPRET is not 1"
+    return _why_interpreter_fails()
+
+
+@functools.cache
+def _why_interpreter_fails() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    import numpy as np
+    import triton
+
+    from optimized import kernels
+
+    if not kernels.INTERPRETED:
+        return "TRITON_INTERPRET was set after the kernels were imported"
+    if _version(triton.__version__) < (3, 8) and _version(np.__version__) >= (2, 4):
+        return f"the interpreter of triton {triton.__version__} does not work with numpy {np.__version__}"
+    return None
+
+
+@functools.cache
+def _why_not_device(index: int) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if torch.version.hip is not None:
+        return "the kernels are not tested on AMD GPUs"
+    from optimized import kernels
+
+    if kernels.INTERPRETED:
+        return "the operands are on a GPU and the kernels are interpreted on the CPU"
+    major, minor = torch.cuda.get_device_capability(index)
+    return f"compute capability {major}.{minor} is below 8.0" if major < 8 else None
+
+
+def _version(text: str) -> tuple[int, int]:
+    major, minor = text.split(".")[:2]
+    return int(major), int(minor)

@@ -1,0 +1,19 @@
+"""One training step of a LoRA model with remote products: the reference's, with the faster parts."""
+
+from torch import nn
+
+import reference
+from optimized.gradnorm import clip_grad_norm_
+from optimized.hybrid import CustomLinear
+from reference.training import replace_linear_layers
+
+
+class LoraTraining(reference.LoraTraining):
+    """`reference.LoraTraining`, with `optimized.CustomLinear` and `optimized.clip_grad_norm_`."""
+
+    clip_grad_norm = staticmethod(clip_grad_norm_)
+
+    @staticmethod
+    def replace_layers_with_custom(model: nn.Module, skip_first: bool = True) -> None:
+        """As the reference's."""
+        replace_linear_layers(model, CustomLinear, skip_first)

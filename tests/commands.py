@@ -1,0 +1,63 @@
+"""Running `loraspec` and pytest in processes of their own, in the folder of the small targets."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conformance import smoke
+from conformance.clause import load_all
+from conformance.report import Outcome, assemble
+from conformance.selection import Selection
+from conformance.trial import loaded, trials
+
+TARGETS = Path(__file__).parent / "targets"
+
+
+def python(*arguments: str, cwd: Path = TARGETS, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """Run Python with these arguments."""
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def loraspec(*arguments: str, cwd: Path = TARGETS, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """Run the command."""
+    return python("-m", "conformance", *arguments, cwd=cwd, timeout=timeout)
+
+
+def run_target(target: str, folder: Path, *options: str) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
+    """`loraspec run` with the quick profile; its process and its report."""
+    ended = loraspec("run", target, "--profile", "quick", "--report-dir", str(folder), *options)
+    path = folder / "report.json"
+    assert path.exists(), ended.stdout + ended.stderr
+    return ended, json.loads(path.read_text())
+
+
+def judged(target: str, **options: Any) -> dict[str, Any]:
+    """What a run of a small target reports, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [str(TARGETS), *sys.path])
+        selection = Selection.of(target, profile="quick", **options)
+        plan, outcome = smoke.plan(selection), Outcome()
+        loaded_target = loaded(selection.target, selection.device)
+        for clause in load_all().values():
+            if selection.includes(clause.id, clause.group):
+                for trial in trials(clause, loaded_target, selection):
+                    outcome.add(trial.examine())
+    return assemble(plan, selection, outcome) | {"seconds": 1.0}
+
+
+def without_times(report: dict[str, Any]) -> dict[str, Any]:
+    """A report without what differs from run to run."""
+    copy = json.loads(json.dumps(report))
+    copy.pop("seconds")
+    for clause in copy["clauses"]:
+        for result in clause["results"]:
+            result.pop("seconds")
+    return copy

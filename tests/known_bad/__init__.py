@@ -1,0 +1,72 @@
+"""Known-bad twins: implementations with one defect each, and the clause that must see it, in which words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class KnownBad:
+    """One defect.
+
+    Attributes:
+        name: `<clause>__<defect>`.
+        target: an object exposing the group's public names, with the defect in it.
+        clause: the clause that must fail.   says: what that clause's message must contain.
+        groups: the groups of clauses it is run against; the set that fails is recorded in recorded.json.
+        dtypes: the dtypes it is run in.
+        source: the real project in which this defect was found, where it was.
+    """
+
+    name: str
+    target: Any
+    clause: str
+    says: str
+    groups: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    source: str = ""
+
+
+REGISTRY: dict[str, KnownBad] = {}
+
+
+def record(
+    defect: str,
+    target: Any,
+    clause: str,
+    *,
+    says: str,
+    groups: tuple[str, ...],
+    dtypes: tuple[str, ...] = ("float32", "bfloat16"),
+    source: str = "",
+) -> None:
+    """Register a target with one defect as a known-bad twin of a clause."""
+    name = f"{clause}__{defect}"
+    if name in REGISTRY:
+        raise ValueError(f"two known-bad twins are named {name}")
+    REGISTRY[name] = KnownBad(name, target, clause, says, groups, dtypes, source)
+
+
+def breaks(clause: str, **options: Any) -> Callable[[type], type]:
+    """Register a class as a known-bad twin of a clause; an instance of it is the target.
+
+    The class name says the defect; it inherits from a right implementation and overrides one thing.
+    """
+
+    def register(kind: type) -> type:
+        record(kind.__name__, kind(), clause, **options)
+        return kind
+
+    return register
+
+
+def both(suffix: str, **options: Any) -> Callable[[type], type]:
+    """Register a twin of the same requirement of functions and layers: `LIN-<suffix>` and `LAY-<suffix>`."""
+
+    def register(kind: type) -> type:
+        breaks(f"LIN-{suffix}", groups=("linear",), **options)(kind)
+        return breaks(f"LAY-{suffix}", groups=("layer",), **options)(kind)
+
+    return register

@@ -1,0 +1,122 @@
+"""Known-bad twins of group `gradnorm` that measure rightly and clip wrongly."""
+
+from __future__ import annotations
+
+from tests.known_bad import breaks
+from tests.right_gradnorm import Right
+
+GRADNORM = ("gradnorm",)
+
+
+@breaks("GRN-CLIP", says="error ÷ budget", groups=GRADNORM, source="paiml/entrenar #311")
+class SquaresTheNormAgain(Right):
+    def factor(self, norm, max_norm):
+        return super().factor(norm**2, max_norm)
+
+
+@breaks("GRN-CLIP", says="constant ratio", groups=GRADNORM)
+class DoesNotClip(Right):
+    def scale(self, gradient, _factor):
+        return gradient
+
+
+@breaks("GRN-CLIP", says="zeros", groups=GRADNORM)
+class ZeroesWhatItClips(Right):
+    def scale(self, gradient, _factor):
+        return gradient * 0
+
+
+@breaks("GRN-CLIP", says="constant ratio -1", groups=GRADNORM)
+class TurnsGradientsRound(Right):
+    def scale(self, gradient, factor):
+        return super().scale(gradient, -factor)
+
+
+@breaks("GRN-CLIP", says="constant ratio 2", groups=GRADNORM)
+class ClipsToTwiceTheLimit(Right):
+    def factor(self, norm, max_norm):
+        return super().factor(norm, max_norm) * 2
+
+
+@breaks("GRN-CLIP", says="error ÷ budget", groups=GRADNORM)
+class LosesTheSign(Right):
+    def scale(self, gradient, factor):
+        return super().scale(gradient, factor).abs()
+
+
+@breaks("GRN-CLIP", says="error ÷ budget", groups=GRADNORM)
+class ClipsEachTensorAlone(Right):
+    def clip(self, chosen, _norm, max_norm):
+        for p in chosen:
+            super().clip([p], self.norm([p.grad]), max_norm)
+
+
+@breaks("GRN-CLIP", says="error ÷ budget", groups=GRADNORM)
+class ClipsTheFirstTensorOnly(Right):
+    def clip(self, chosen, norm, max_norm):
+        super().clip(chosen[:1], norm, max_norm)
+
+
+@breaks("GRN-CLIP", says="error ÷ budget", groups=GRADNORM)
+class ClipsElementByElement(Right):
+    def clip(self, chosen, _norm, max_norm):
+        for p in chosen:
+            p.grad.clamp_(-max_norm, max_norm)
+
+
+@breaks("GRN-CLIP-MIXED", says="error ÷ budget", groups=GRADNORM)
+class ClipsEachDtypeAlone(Right):
+    def clip(self, chosen, _norm, max_norm):
+        for dtype in {p.grad.dtype for p in chosen}:
+            alike = [p for p in chosen if p.grad.dtype == dtype]
+            super().clip(alike, self.norm([p.grad for p in alike]), max_norm)
+
+
+@breaks("GRN-CLIP-ULP", says="error ÷ budget", groups=GRADNORM, dtypes=("float32",))
+class RoundsTheFactorToFloat16(Right):
+    def factor(self, norm, max_norm):
+        return super().factor(norm, max_norm).half().double()
+
+
+@breaks("GRN-CLIP-EPS", says="error ÷ budget", groups=GRADNORM)
+class AddsNothingToTheNorm(Right):
+    def factor(self, norm, max_norm):
+        return (max_norm / norm).clamp(max=1.0)
+
+
+@breaks("GRN-CLIP-EPS", says="error ÷ budget", groups=GRADNORM)
+class AddsTheEpsilonUnderTheRoot(Right):
+    def factor(self, norm, max_norm):
+        return (max_norm / (norm**2 + 1e-12).sqrt()).clamp(max=1.0)
+
+
+@breaks("GRN-CLIP-CAP", says="was modified although", groups=GRADNORM)
+class AmplifiesSmallGradients(Right):
+    def factor(self, norm, max_norm):
+        return max_norm / (norm + 1e-6)
+
+
+@breaks("GRN-CLIP-RANGE", says="error ÷ budget", groups=GRADNORM, dtypes=("float16",))
+class RoundsTheFactorToTheGradientsDtype(Right):
+    def scale(self, gradient, factor):
+        return gradient * factor.to(gradient.dtype)
+
+
+@breaks("GRN-CLIP-RANGE", says="zeros", groups=GRADNORM, source="NVIDIA-NeMo/Automodel f85d2ba86 (#3136)")
+class ClipsByAnOverflowingNorm(Right):
+    def factor(self, norm, max_norm):
+        return super().factor(norm.float().square().sqrt().double(), max_norm)
+
+
+@breaks("GRN-BEFORE", says="error ÷ budget", groups=GRADNORM)
+class ReturnsTheNormAfterClipping(Right):
+    def clip_grad_norm_(self, parameters, max_norm, error_if_nonfinite=False):
+        parameters = list(parameters)
+        super().clip_grad_norm_(parameters, max_norm, error_if_nonfinite)
+        return self.grad_norm(parameters)
+
+
+@breaks("GRN-CLIP-ZERO", says="expected zeros", groups=GRADNORM)
+class TakesZeroForNoLimit(Right):
+    def factor(self, norm, max_norm):
+        return super().factor(norm, max_norm or float("inf"))

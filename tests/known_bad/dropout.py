@@ -1,0 +1,80 @@
+"""Known-bad twins of dropout: rates, masks, scaling, seeds, and masks that backward forgot."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.known_bad import both
+from tests.right import Right
+
+ALL = ("float64", "float32", "bfloat16", "float16")
+GENERATOR = torch.Generator().manual_seed(1)  # a random source that torch.manual_seed does not reach
+
+
+@both("DROP-MASK", says="same elements", source="pytorch/torchtune #995, paiml/aprender #2170 (DR1)")
+class NeverDrops(Right):
+    def mask(self, like: Tensor, p: float) -> Tensor:
+        return torch.ones_like(like) / (1 - p)
+
+
+@both("DROP-MASK", says="worst", source="no inverted scaling")
+class DoesNotRescaleTheKept(Right):
+    def mask(self, like: Tensor, p: float) -> Tensor:
+        return (torch.rand(like.shape) >= p).to(like.dtype)
+
+
+@both("DROP-MASK", says="dropped", source="one mask for every row")
+class SharesOneMaskForAllRows(Right):
+    def mask(self, like: Tensor, p: float) -> Tensor:
+        return super().mask(like[:1], p).expand_as(like).contiguous()
+
+
+@both("DROP-MASK", says="same elements", source="a seed fixed at import")
+class DropsTheSameEachTime(Right):
+    def mask(self, like: Tensor, p: float) -> Tensor:
+        kept = torch.rand(like.shape, generator=torch.Generator().manual_seed(0)) >= p
+        return kept.to(like.dtype) / (1 - p)
+
+
+@both("DROP-BWD", says="worst", source="a mask drawn again in backward")
+class DrawsANewMaskInBackward(Right):
+    def gradient_of_lora_B(
+        self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float
+    ) -> Tensor:
+        kept = (torch.rand(g.shape) >= 0.5).to(g.dtype) * 2
+        dropped = bool((g == 0).any()) or bool((x == 0).any())
+        return super().gradient_of_lora_B(g * kept if dropped else g, x, lora_A, lora_B, scale)
+
+
+@both("DROP-REL", says="worst", dtypes=("float64", "float32"), source="KohakuBlueleaf/LyCORIS #23 (SC4)")
+class DropsTheBaseToo(Right):
+    def total(self, base: Tensor, update: Tensor) -> Tensor:
+        kept = (update != 0).to(base.dtype)
+        return super().total(base * kept, update)
+
+
+@both("DROP-POST", says="worst", source="KohakuBlueleaf/LyCORIS #23 (SC4)")
+class DropsTheBaseWithTheUpdate(Right):
+    def total(self, base: Tensor, update: Tensor) -> Tensor:
+        return super().total(base * (update != 0).to(base.dtype), update)
+
+
+@both("DROP-ALL", says="not zero", source="1/(1-p) at p = 1")
+class DividesByZeroAtOne(Right):
+    def mask(self, like: Tensor, p: float) -> Tensor:
+        return (torch.rand(like.shape) >= p).to(like.dtype) * torch.tensor(1.0).div(1 - p).to(like.dtype)
+
+
+@both("DROP-EVAL", says="worst", source="NVIDIA-NeMo/Automodel (DR2)")
+class DropsInEvaluation(Right):
+    def lora_linear(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
+        return super().lora_linear(x, *args, **{**options, "training": True})
+
+
+@both("DROP-SEED", says="one seed differ", source="a generator of its own")
+class IgnoresTheSeed(Right):
+    def mask(self, like: Tensor, p: float) -> Tensor:
+        return (torch.rand(like.shape, generator=GENERATOR) >= p).to(like.dtype) / (1 - p)

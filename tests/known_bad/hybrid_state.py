@@ -1,0 +1,94 @@
+"""Known-bad twins of group `hybrid`: what CustomLinear exposes, saves, loads, and how it is copied."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import nn
+
+from tests.known_bad import breaks
+from tests.right_hybrid import Layer, Right
+
+HYBRID = ("hybrid",)
+
+
+@breaks("HYB-ATTRIBUTES", says="in_features is", groups=HYBRID)
+class SwapsTheFeaturesOfTransposedWeights(Right):
+    def CustomLinear(self, weight, bias=None, weight_transposed=False):
+        layer = super().CustomLinear(weight, bias, weight_transposed)
+        layer.out_features, layer.in_features = weight.shape
+        return layer
+
+
+@breaks("HYB-ATTRIBUTES", says="raised AttributeError", groups=HYBRID)
+class HasNoWeight(Right):
+    def CustomLinear(self, weight, bias=None, weight_transposed=False):
+        layer = super().CustomLinear(weight, bias, weight_transposed)
+        del layer.weight
+        return layer
+
+
+@breaks(
+    "HYB-STATE",
+    says="holds the weight 2 times",
+    groups=HYBRID,
+    source="zama-ai/concrete-ml HEAD: CustomLinear",
+)
+class RegistersTheWeightAgain(Right):
+    def BackwardModuleLinear(self, weight, weight_transposed=False):
+        module = super().BackwardModuleLinear(weight, weight_transposed)
+        module.weight = weight
+        return module
+
+
+@breaks("HYB-STATE", says="expected 1 tensors", groups=HYBRID)
+class SavesAnEmptyBias(Right):
+    def CustomLinear(self, weight, bias=None, weight_transposed=False):
+        layer = super().CustomLinear(weight, bias, weight_transposed)
+        if bias is None:
+            layer.register_buffer("no_bias", weight.new_zeros(0))
+        return layer
+
+
+@breaks("HYB-LOAD", says="elements wrong", groups=HYBRID)
+class CopiesTheWeightForBackward(Right):
+    def BackwardModuleLinear(self, weight, weight_transposed=False):
+        return super().BackwardModuleLinear(weight.detach().clone(), weight_transposed)
+
+
+@breaks("HYB-LOAD", says="elements wrong", groups=HYBRID)
+class CopiesTheWeightForForward(Right):
+    def ForwardModuleLinear(self, weight, bias=None, weight_transposed=False):
+        return super().ForwardModuleLinear(weight.detach().clone(), bias, weight_transposed)
+
+
+@breaks("HYB-COPY", says="of CustomLinear raised", groups=HYBRID)
+class CannotBePickled(Right):
+    def CustomLinear(self, weight, bias=None, weight_transposed=False):
+        layer = super().CustomLinear(weight, bias, weight_transposed)
+        layer.remote_call = lambda x: x
+        return layer
+
+
+class KeepsBackward(Layer):
+    """A layer whose copies share its backward product."""
+
+    def __deepcopy__(self, memo):
+        memo[id(self.backward_module)] = self.backward_module
+        kept = self.__class__.__new__(self.__class__)
+        nn.Module.__init__(kept)
+        memo[id(self)] = kept
+        kept.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return kept
+
+
+@breaks("HYB-COPY", says="elements wrong", groups=HYBRID)
+class SharesBackwardWithItsCopies(Right):
+    def CustomLinear(self, weight, bias=None, weight_transposed=False):
+        return KeepsBackward(self, weight, bias, weight_transposed)
+
+
+@breaks("HYB-TO", says="raised", groups=HYBRID)
+class ConvertsForwardOnly(Right):
+    def BackwardModuleLinear(self, weight, weight_transposed=False):
+        return super().BackwardModuleLinear(weight.detach(), weight_transposed)

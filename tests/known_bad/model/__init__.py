@@ -1,0 +1,16 @@
+"""Known-bad twins of the group model; importing this registers them all."""
+
+from __future__ import annotations
+
+from tests.known_bad.model import (
+    applying,
+    choosing,
+    computing,
+    copying,
+    initialising,
+    keeping,
+    matching,
+    refusing,
+)
+
+__all__ = ["applying", "choosing", "computing", "copying", "initialising", "keeping", "matching", "refusing"]

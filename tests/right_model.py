@@ -1,0 +1,152 @@
+"""A right target for the group model in pieces: known-bad twins override one of them."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from torch import nn
+
+import reference
+from reference.matching import pattern_list
+
+
+class RightMatcher:
+    """A right `ModuleMatcher`; `target` is the target whose `wildcard_match` it uses."""
+
+    target: Any
+
+    def __init__(self, target_modules: Any = (), exclude_modules: Any = (), match_all_linear: bool = False,
+                 is_causal_lm: bool = False) -> None:  # fmt: skip
+        self.targets = self.patterns("target_modules", target_modules)
+        self.excludes = self.patterns("exclude_modules", exclude_modules)
+        self.everything = match_all_linear
+        self.check()
+
+    def patterns(self, key: str, given: Any) -> list[str]:
+        """A list of patterns of its own."""
+        return pattern_list(key, given)
+
+    def check(self) -> None:
+        """Refuse rules that exclude each other; fall back to `*_proj`."""
+        if sum(map(bool, (self.targets, self.excludes, self.everything))) > 1:
+            raise ValueError("target_modules, exclude_modules and match_all_linear are mutually exclusive")
+        if not (self.targets or self.excludes or self.everything):
+            self.fall_back()
+
+    def fall_back(self) -> None:
+        """The rule where none is given."""
+        warnings.warn("no targets given: adapting *_proj", stacklevel=5)
+        self.targets = ["*_proj"]
+
+    def match(self, m: nn.Module, name: str | None = None, prefix: str | None = None) -> bool:
+        """Whether a module is chosen."""
+        return self.is_linear(m) and self.chooses(self.full_name(name, prefix))
+
+    def is_linear(self, m: nn.Module) -> bool:
+        """Whether a module may be chosen at all."""
+        return isinstance(m, nn.Linear)
+
+    def full_name(self, name: str | None, prefix: str | None) -> str | None:
+        """The dotted name below the prefix."""
+        return f"{prefix}.{name}" if prefix and name else name
+
+    def chooses(self, name: str | None) -> bool:
+        """Whether the rule chooses a name."""
+        if self.everything:
+            return True
+        found = any(self.target.wildcard_match(p, name) for p in self.excludes or self.targets)
+        return found != bool(self.excludes)
+
+
+class RightModel:
+    """The reference's patching, and an application of it in small steps."""
+
+    PeftConfig: Any = reference.PeftConfig
+    LinearLoRA = reference.LinearLoRA
+    TritonLinearLoRA = reference.TritonLinearLoRA
+    Matcher: type[RightMatcher] = RightMatcher
+
+    def __init__(self) -> None:
+        self.ModuleMatcher: Any = type("ModuleMatcher", (self.Matcher,), {"target": self})
+
+    def patch_linear_module(self, orig_linear: Any, *arguments: Any, **options: Any) -> Any:
+        """The reference's."""
+        return reference.patch_linear_module(orig_linear, *arguments, **options)
+
+    def wildcard_match(self, pattern: str, key: str | None) -> bool:
+        """The reference's."""
+        return reference.wildcard_match(pattern, key)
+
+    def apply_lora_to_linear_modules(self, model: nn.Module, peft_config: Any) -> Any:
+        """Choose, freeze, patch, count."""
+        chosen = self.chosen(model, peft_config)
+        for module in chosen:
+            if hasattr(module, "lora_A"):
+                self.meets_adapted(module)
+        if not chosen:
+            self.warn_of_nothing(model)
+        self.freeze(model, chosen)
+        for module in chosen:
+            self.patch(module, peft_config)
+        self.unfreeze(model)
+        return self.count(chosen)
+
+    def chosen(self, model: nn.Module, config: Any) -> list[nn.Module]:
+        """The modules to patch, in registration order."""
+        matcher = self.ModuleMatcher(config.target_modules, config.exclude_modules, config.match_all_linear)
+        found = [m for name, m in self.named(model) if self.may_patch(name) and matcher.match(m, name)]
+        return list(dict.fromkeys(found))
+
+    def named(self, model: nn.Module) -> list[tuple[str, nn.Module]]:
+        """The modules to choose from, every name of each."""
+        return list(model.named_modules(remove_duplicate=False))
+
+    def may_patch(self, name: str) -> bool:
+        """Whether a module is no adapter's part."""
+        return not {"lora_A", "lora_B"} & set(name.split("."))
+
+    def meets_adapted(self, module: nn.Module) -> None:
+        """What is done about a chosen module that has an adapter."""
+        raise ValueError(f"a chosen {type(module).__name__} already has an adapter")
+
+    def warn_of_nothing(self, model: nn.Module) -> None:
+        """Say that nothing was chosen, and among what."""
+        names = [name for name, m in model.named_modules() if isinstance(m, nn.Linear)]
+        warnings.warn(f"no layer matches; tried {', '.join(names)}", stacklevel=4)
+
+    def freeze(self, model: nn.Module, chosen: list[nn.Module]) -> None:
+        """Freeze everything there is before adapters come."""
+        model.requires_grad_(False)
+
+    def patch(self, module: nn.Module, config: Any) -> None:
+        """Patch one module as the config says."""
+        self.patch_linear_module(module, **self.options(config))
+
+    def options(self, c: Any) -> dict[str, Any]:
+        """The config as arguments of patch_linear_module."""
+        return {
+            "dim": c.dim,
+            "alpha": c.alpha,
+            "dropout": c.dropout,
+            "dropout_position": c.dropout_position,
+            "lora_A_init_method": c.lora_A_init,
+            "lora_dtype": c.lora_dtype,
+            "use_triton": c.use_triton,
+            "use_dora": c.use_dora,
+            "use_rslora": c.use_rslora,
+        }
+
+    def unfreeze(self, model: nn.Module) -> None:
+        """Make every adapter trainable."""
+        for name, parameter in model.named_parameters():
+            if self.trains(name):
+                parameter.requires_grad_(True)
+
+    def trains(self, name: str) -> bool:
+        """Whether a parameter is to be trained."""
+        return "lora_" in name
+
+    def count(self, chosen: list[nn.Module]) -> Any:
+        """How many were patched."""
+        return len(chosen)

@@ -1,0 +1,21 @@
+"""A target that ends, kills or stalls its process for some dropouts, and drops the scale otherwise."""
+
+import ctypes
+import os
+
+import unscaled
+
+
+def lora_linear(x, weight, bias, lora_A, lora_B, scale, *, dropout=0.0, training=False, **options):
+    if dropout and not training:
+        os._exit(7)
+    if dropout == 1:
+        stall()
+    if dropout:
+        ctypes.string_at(0)  # a segmentation fault
+    return unscaled.lora_linear(x, weight, bias, lora_A, lora_B, scale, **options)
+
+
+def stall():
+    while True:
+        pass

@@ -1,0 +1,3 @@
+"""A module that raises on import."""
+
+raise ValueError("no licence found")

@@ -1,0 +1,195 @@
+"""The command `loraspec`: exit codes, one clear message for each mistake, and what a run prints."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from conformance import cli, smoke
+from conformance.selection import Selection, UsageError
+from tests.commands import TARGETS, judged, loraspec, python, run_target
+
+
+@pytest.fixture
+def at_targets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be in the folder of the small targets, with an import path that is put back."""
+    monkeypatch.chdir(TARGETS)
+    monkeypatch.setattr(sys, "path", [str(TARGETS), *sys.path])
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+
+
+LIGHT = """
+import sys
+from conformance.cli import main
+for arguments in (["--help"], ["--version"], ["explain", "LIN-FWD"], ["init", sys.argv[1]], ["run", "a.py"]):
+    try:
+        main(arguments)
+    except SystemExit:
+        pass
+heavy = {"torch", "numpy", "hypothesis", "triton", "pytest"} & set(sys.modules)
+sys.exit(f"imported {heavy}" if heavy else 0)
+"""
+
+
+def test_help_version_explain_and_init_import_nothing_heavy(tmp_path: Path) -> None:
+    ended = python("-c", LIGHT, str(tmp_path / "mine.py"))
+    assert ended.returncode == 0, ended.stderr
+    assert "exit codes" in ended.stdout
+    assert "y = x Wᵀ + b" in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["run", "right", "--group", "linea"], "unknown group 'linea': expected one of linear, layer"),
+        (["run", "right", "--dtype", "fp32"], "unknown dtype 'fp32': expected one of float64, float32"),
+        (["run", "right", "--profile", "fast"], "unknown profile 'fast': expected one of quick"),
+        (["run", "right", "--lane", "tpu"], "unknown lane 'tpu'"),
+        (["run", "right", "--device", "mps"], "unknown device 'mps'"),
+        (["run", "right", "--device", "cuda", "--lane", "cpu"], "lane 'cpu' runs on the CPU"),
+        (["run", "right", "--spec", "9.9"], "unknown spec '9.9'"),
+        (["run", "right.py"], "expected a module, as in `loraspec run right`"),
+        (["run", "some/right.py"], "expected a module, as in `loraspec run some.right`"),
+        (["run", "right", "--report-dir", "right.py/here"], "cannot write reports to 'right.py/here'"),
+        (["run", "right", "--report-dir", "right.py"], "cannot write reports to 'right.py'"),
+        (["explain", "LIN-FWT"], "unknown clause 'LIN-FWT': did you mean LIN-FWD"),
+        (["rerun", "LIN-FWD"], "starts with 1 words without '='"),
+        (["rerun", "LIN-FWD right 'm=3"], "No closing quotation"),
+        (["rerun", "LIN-FWD right m=3", "k=4"], "'k=4' comes after the case"),
+        (["rerun", "none.json"], "'none.json' is no report: FileNotFoundError"),
+        (["rerun", "LIN-FWT right m=3"], "unknown clause 'LIN-FWT': did you mean LIN-FWD"),
+        (["rerun", "LIN-FWD right m=3 q=1"], "LinearCase has no field 'q'"),
+        (["rerun", "LIN-FWD right m=three"], "m='three' in a case string must be of type int"),
+        (
+            ["rerun", "LIN-FWD right lora_lin m=3"],
+            "unknown subject of LIN-FWD 'lora_lin': expected one of lora_linear",
+        ),
+        (["rerun", "LAY-FWD right m=3"], "does not claim LAY-FWD: it has no LinearLoRA"),
+        (["init", "right.py"], "'right.py' exists: it is not overwritten"),
+        (["init", "my-target.py"], "is no module file: expected a name like my_target.py"),
+        (["init", "nowhere/mine.py"], "cannot write 'nowhere/mine.py'"),
+    ],
+)
+@pytest.mark.usefixtures("at_targets")
+def test_a_mistake_is_one_message_and_exit_2(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("loraspec: ")
+    assert says in err
+    assert out == ""
+
+
+@pytest.mark.parametrize("arguments", [[], ["run"], ["run", "right", "-n", "two"], ["run", "right", "--timeout", "0"]])
+def test_a_wrong_option_is_exit_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"target": "nosuch"}, "'nosuch' does not import: no module named 'nosuch'"),
+        ({"target": "right:nothing"}, "has no attribute 'nothing'"),
+        ({"target": "raising"}, r"raised on import: ValueError: no licence found \(.*raising.py, line 3\)"),
+        ({"target": "misshapen:empty"}, "claims none of the chosen groups:\n  linear +lacks lora_linear"),
+        ({"target": "misshapen:unbound"}, "does not bind:\n  lora_linear.* does not take its 6 positional"),
+        ({"target": "misshapen:uncallable"}, "lora_linear is of type int: expected a callable"),
+        ({"target": "misshapen:misdeclared"}, "unknown key 'dtype'"),
+        (
+            {"target": "right", "groups": ["layer"]},
+            "claims none of the chosen groups:\n  layer +lacks LinearLoRA",
+        ),
+        ({"target": "right", "clauses": ["LIN-FWT"]}, "unknown clause 'LIN-FWT': did you mean LIN-FWD"),
+        ({"target": "right", "lane": "interpreter"}, "no subject that runs in lane 'interpreter'"),
+        (
+            {"target": "narrow:refusing", "dtypes": ["float16"]},
+            "declares float32: nothing to judge in float16",
+        ),
+        ({"target": "deviating:unknown"}, r"CONFORMANCE\['deviations'\]: 'LIN-FWT': did you mean LIN-FWD"),
+    ],
+)
+@pytest.mark.usefixtures("at_targets")
+def test_a_target_that_cannot_be_tested(options: dict[str, object], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        smoke.plan(Selection.of(**options))  # type: ignore[arg-type]
+
+
+def test_a_target_that_does_not_import_is_exit_2_and_keeps_the_old_report(tmp_path: Path) -> None:
+    old = tmp_path / "report.json"
+    old.write_text("old")
+    ended = loraspec("run", "raising", "--report-dir", str(tmp_path))
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("loraspec: target 'raising' raised on import: ValueError: no licence found")
+    assert old.read_text() == "old"
+
+
+def test_a_target_that_ends_the_process_on_import_is_exit_2(tmp_path: Path) -> None:
+    ended = loraspec("run", "exiting", "--report-dir", str(tmp_path))
+    assert ended.returncode == 2
+    assert "importing target 'exiting' ended the process, exit code 5" in ended.stderr
+
+
+def test_a_failure_of_the_suite_is_exit_3_and_never_the_targets(tmp_path: Path) -> None:
+    options = ("--clause", "LIN-FWD,LIN-FWD-ZERO", "--dtype", "float32", "-n", "0")
+    ended, report = run_target("sabotage", tmp_path, *options)
+    assert ended.returncode == 3
+    assert "ZeroDivisionError" in ended.stdout
+    assert report["verdict"] == "error"
+    assert {c["id"]: c["status"] for c in report["clauses"]} == {
+        "LIN-FWD": "pass",
+        "LIN-FWD-ZERO": "inconclusive",
+    }
+    assert "ZeroDivisionError" in report["errors"][0]["traceback"]
+
+
+def test_init_smoke_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert loraspec("init", "mine.py", cwd=tmp_path).returncode == 0
+    seen = loraspec("run", "mine", "--smoke", cwd=tmp_path)
+    assert seen.returncode == 0, seen.stderr
+    assert "clauses on lora_linear" in seen.stdout
+    assert "layer     not claimed: lacks LinearLoRA" in seen.stdout
+    options = ("--group", "linear", "--profile", "quick", "--clause", "LIN-FWD", "-n", "1", "--json")
+    ended = loraspec("run", "mine", *options, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    report = json.loads((tmp_path / "loraspec-report" / "report.json").read_text())
+    assert json.loads(ended.stdout) == report
+    assert report["verdict"] == "pass"
+    # and all of the group, as generated
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    whole = judged("mine", groups=["linear"], dtypes=["float32", "bfloat16"])
+    assert whole["verdict"] == "pass", [c for c in whole["clauses"] if c["status"] != "pass"]
+
+
+@pytest.mark.usefixtures("at_targets")
+def test_a_failure_names_case_error_pattern_and_how_to_see_it_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--profile", "quick", "--clause", "LIN-FWD", "--dtype", "float32", "-n", "0")
+    assert cli.main(["run", "unscaled", *options, "--report-dir", str(tmp_path)]) == 1
+    report = json.loads((tmp_path / "report.json").read_text())
+    failed = report["clauses"][0]
+    assert (failed["status"], report["verdict"]) == ("fail", "fail")
+    lines = capsys.readouterr().out.splitlines()
+    start = next(n for n, line in enumerate(lines) if line.startswith("FAIL LIN-FWD  y = x Wᵀ"))
+    block = {line[:9].strip(): line[9:] for line in lines[start + 1 : start + 9]}
+    assert lines[start].endswith("loraspec explain LIN-FWD")
+    assert block["target"] == "unscaled, lora_linear, float32, cpu"
+    assert block["case"].startswith(failed["case"])
+    assert "shrunk from " + failed["found"] in block["case"]
+    assert "error ÷ budget" in block["worst"] or "equality required" in block["worst"]
+    assert block["rerun"] == f"loraspec rerun 'LIN-FWD unscaled lora_linear {failed['case']}'"
+    assert block["script"].endswith("repro_LIN-FWD.py runs without the suite")
+
+    assert cli.main(["rerun", block["rerun"].removeprefix("loraspec rerun ").strip("'")]) == 1
+    again = capsys.readouterr().out
+    assert block["worst"].strip() in again
+    assert cli.main(["rerun", str(tmp_path / "report.json"), "LIN-FWD"]) == 1
+    assert capsys.readouterr().out == again
+    assert cli.main(["rerun", f"LIN-FWD right {failed['case']}"]) == 0
+    assert capsys.readouterr().out.startswith("PASS LIN-FWD right")

@@ -1,0 +1,49 @@
+"""A target that exits, segfaults or hangs: that clause is `crashed` and says where; the others are judged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from conformance.watch import PATIENCE, Watch, crashed
+from tests.commands import run_target, without_times
+
+SEEN = {
+    "LIN-DROP-EVAL": "ended the process without an error: an exit call, a kill signal, or memory ran out",
+    "LIN-DROP-SEED": "killed the process: Segmentation fault\nat ",
+    "LIN-DROP-ALL": "did not finish within 5 s\nat ",
+}
+OTHERS = {"LIN-MEM-INPUTS": "pass", "LIN-FWD": "fail", "LIN-BWD-DA": "fail"}
+
+
+def test_a_crash_costs_one_clause_and_workers_change_nothing(tmp_path: Path) -> None:
+    clauses = ",".join((*SEEN, *OTHERS))
+    options = ("--clause", clauses, "--dtype", "float32", "--timeout", "5")
+    ended, report = run_target("crashing", tmp_path / "0", *options, "-n", "0")
+    found = {clause["id"]: clause for clause in report["clauses"]}
+    assert (ended.returncode, report["verdict"]) == (1, "fail")
+    assert {name: found[name]["status"] for name in OTHERS} == OTHERS
+    for name, seen in SEEN.items():
+        assert found[name]["status"] == "crashed"
+        assert found[name]["message"].startswith(seen)
+        assert "dropout=" in found[name]["case"]
+        assert f"CRASHED {name}" in ended.stdout
+    message = found["LIN-DROP-ALL"]["message"]
+    assert "in stall\n" in message
+    assert "crashing.py:13 in lora_linear" in message
+
+    with_workers, other = run_target("crashing", tmp_path / "2", *options, "-n", "2")
+    assert with_workers.returncode == 1
+    assert without_times(other) == without_times(report)
+
+
+def test_after_many_deaths_trials_like_those_are_not_tried(tmp_path: Path) -> None:
+    watch = Watch(tmp_path, "gw0", timeout=1)
+    try:
+        for n in range(PATIENCE):
+            assert watch.hopeless("A-0", "f", "float32") is None
+            crashed(tmp_path, "gw0", (f"A-{n}", "f", "float32"), timeout=1)
+        assert watch.hopeless("A-0", "f", "float64") is not None  # the clause died
+        assert watch.hopeless("B-0", "f", "float32") is not None  # the dtype died often
+        assert watch.hopeless("B-0", "f", "float64") is None
+    finally:
+        watch.close()

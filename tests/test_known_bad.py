@@ -1,0 +1,70 @@
+"""Every known-bad twin fails its clause with the expected message, and just the clauses recorded for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import itertools
+import json
+import pkgutil
+from pathlib import Path
+
+import pytest
+
+from conformance.clause import REGISTRY as CLAUSES
+from conformance.clause import load_all
+from conformance.examine import Examination
+from conformance.profiles import PROFILES
+from conformance.result import ANY_DTYPE, Result
+from conformance.target import Target
+from tests import known_bad
+from tests.known_bad import REGISTRY, KnownBad
+
+RECORDED = Path(__file__).parent / "known_bad" / "recorded.json"
+# torch.compile takes seconds for each twin, and sees what the plain call shows
+SLOW = ("LIN-COMPILE", "LAY-COMPILE")
+BRIEF = dataclasses.replace(PROFILES["quick"], volume=3, shrinks=0)
+load_all()
+for module in pkgutil.iter_modules(known_bad.__path__):
+    importlib.import_module(f"tests.known_bad.{module.name}")
+
+
+def failures(bad: KnownBad) -> dict[str, Result]:
+    """The clauses that a known-bad twin fails, each with its first failing result."""
+    target = Target.of(bad.target, bad.name)
+    failed: dict[str, Result] = {}
+    for clause in CLAUSES.values():
+        if clause.group not in bad.groups or (clause.id in SLOW and clause.id != bad.clause):
+            continue
+        own = clause.id == bad.clause
+        dtypes = [d for d in clause.dtypes if d in bad.dtypes] or list(clause.dtypes[:1]) or [ANY_DTYPE]
+        # the twin's own clause is judged in all its dtypes and shrunk, since its message is what is asserted
+        profile, dtypes = (PROFILES["quick"], dtypes) if own else (BRIEF, dtypes[:1])
+        for subject, dtype in itertools.product(target.subjects(clause), dtypes):
+            result = Examination(clause, subject, dtype, profile).run()
+            if result.status != "pass":
+                failed[clause.id] = result
+                break
+    return failed
+
+
+@pytest.mark.parametrize("bad", REGISTRY.values(), ids=REGISTRY)
+def test_known_bad_fails_what_is_recorded(bad: KnownBad, request: pytest.FixtureRequest) -> None:
+    failed = failures(bad)
+    recorded = json.loads(RECORDED.read_text()) if RECORDED.exists() else {}
+    if request.config.getoption("--record-known-bad"):
+        recorded[bad.name] = sorted(failed)
+        RECORDED.write_text(json.dumps(recorded, indent=1, sort_keys=True) + "\n")
+    assert bad.clause in failed, f"{bad.name} passes {bad.clause}; it fails {sorted(failed)}"
+    message = failed[bad.clause].message or ""
+    assert bad.says in message, f"{bad.clause} does not say {bad.says!r} but:\n{message}"
+    assert sorted(failed) == recorded[bad.name]
+
+
+def test_every_clause_has_a_known_bad_twin() -> None:
+    without = set(CLAUSES) - {bad.clause for bad in REGISTRY.values()}
+    assert not without, f"no known-bad twin for {', '.join(sorted(without))}"
+
+
+def test_nothing_is_recorded_for_twins_that_are_gone() -> None:
+    assert set(json.loads(RECORDED.read_text())) == set(REGISTRY)

@@ -1,0 +1,88 @@
+"""What the fused layers keep for backward, beyond x and the parameters."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import optimized
+
+M, K, N, R = 96, 80, 72, 8
+
+
+def saved_bytes(layer: Any, x: torch.Tensor) -> int:
+    """Bytes of distinct storages saved by one forward pass, without those of x and the parameters.
+
+    Counted by the saved-tensor hooks, and by the tensors that are attributes of the graph's nodes, which the
+    hooks do not see; the larger is returned.
+    """
+    known = {t.untyped_storage().data_ptr() for t in (x, *layer.parameters())}
+    hooked: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            hooked[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        y = layer(x)
+    known.add(y.untyped_storage().data_ptr())
+    gc.collect()
+    return max(sum(hooked.values()), kept_by_the_graph(y, known))
+
+
+def kept_by_the_graph(y: torch.Tensor, known: set[int]) -> int:
+    """Bytes of tensors that are attributes of the graph's custom nodes."""
+    sizes: dict[int, int] = {}
+    todo, seen = [y.grad_fn], set()
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        todo += [following for following, _ in node.next_functions]
+        for value in getattr(node, "__dict__", {}).values():
+            if isinstance(value, torch.Tensor) and value.untyped_storage().data_ptr() not in known:
+                sizes[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+    return sum(sizes.values())
+
+
+def built(dtype: torch.dtype, **options: Any) -> tuple[Any, torch.Tensor]:
+    """A layer with a non-zero adapter, and an input that requires grad."""
+    layer = optimized.LinearLoRA(nn.Linear(K, N, dtype=dtype), dim=R, **options)
+    nn.init.normal_(layer.lora_B.weight)
+    return layer, torch.randn(M, K, dtype=dtype, requires_grad=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_dropout_only_s_is_saved(dtype: torch.dtype) -> None:
+    layer, x = built(dtype)
+    assert saved_bytes(layer, x) <= M * R * dtype.itemsize
+
+
+@pytest.mark.parametrize("position", ["pre", "post"])
+def test_dropout_saves_one_bit_per_element(position: str) -> None:
+    layer, x = built(torch.float32, dropout=0.1, dropout_position=position)
+    elements = M * (K if position == "pre" else N)
+    assert 0 < saved_bytes(layer, x) <= M * R * 4 + elements / 8 + 8
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("position", ["pre", "post"])
+def test_memory_efficient_saves_nothing(dropout: float, position: str) -> None:
+    layer, x = built(
+        torch.float32, dropout=dropout, dropout_position=position, use_memory_efficient_lora=True
+    )
+    assert saved_bytes(layer, x) == 0
+
+
+def test_the_measure_sees_what_eager_keeps() -> None:
+    layer, x = built(torch.float32, dropout=0.1, dropout_position="pre")
+    eager = nn.Sequential(nn.Dropout(0.1), nn.Linear(K, N))
+    assert saved_bytes(eager, x) >= M * K * 4
+    assert saved_bytes(layer, x) < saved_bytes(eager, x)

@@ -1,0 +1,147 @@
+"""The pytest plugin: the suite as tests of any target, and nothing at all in sessions of others."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conformance import shadow
+from conformance.selection import Selection, UsageError, key_of
+from tests.commands import TARGETS, python
+
+FOREIGN = {
+    "conftest.py": """
+        def pytest_addoption(parser):
+            for name in ("--target", "--device", "--profile", "--seed"):
+                parser.addoption(name, default="theirs")
+        """,
+    "test_theirs.py": """
+        import sys
+
+        def test_theirs(pytestconfig):
+            assert pytestconfig.getoption("--device") == "mine"
+            assert pytestconfig.getoption("--seed") == "theirs"
+            assert not {"torch", "hypothesis", "numpy", "rich"} & set(sys.modules)
+            assert pytestconfig.pluginmanager.hasplugin("loraspec")
+            assert not pytestconfig.pluginmanager.hasplugin("loraspec-session")
+        """,
+}
+
+
+def test_the_plugin_does_nothing_in_a_session_of_others(tmp_path: Path) -> None:
+    for name, text in FOREIGN.items():
+        lines = text.splitlines()
+        (tmp_path / name).write_text("\n".join(line[8:] for line in lines) + "\n")
+    # the plugin alone, as it is installed: other plugins may import what they like
+    code = "import pytest, sys; sys.exit(pytest.main(sys.argv[1:]))"
+    ended = subprocess.run(
+        [sys.executable, "-c", code, "-q", "-p", "loraspec", "--device", "mine", "."],
+        cwd=tmp_path,
+        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def suite(*options: str, cwd: Path = TARGETS) -> subprocess.CompletedProcess[str]:
+    """`pytest --pyargs conformance.test_linear` on one clause and dtype."""
+    words = ("-q", "--pyargs", "conformance.test_linear", "--profile", "quick", "--dtype", "float32")
+    return python("-m", "pytest", "-p", "no:cacheprovider", *words, *options, cwd=cwd)
+
+
+def test_a_right_target_passes() -> None:
+    ended = suite("--target", "right", "--clause", "LIN-FWD")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "1 passed" in ended.stdout
+    assert "loraspec: right, 1 clauses, 0 failing; worst error ÷ budget" in ended.stdout
+
+
+def test_a_wrong_target_fails_with_its_case_under_xdist(tmp_path: Path) -> None:
+    words = ("--clause", "LIN-FWD", "--group", "linear", "-n", "1", "--report-dir", str(tmp_path))
+    ended = suite("--target", "unscaled", *words)
+    assert ended.returncode == 1
+    assert "1 failed" in ended.stdout
+    assert "rerun    loraspec rerun 'LIN-FWD unscaled lora_linear " in ended.stdout
+    assert "loraspec: unscaled, 1 clauses, 1 failing" in ended.stdout
+    assert {path.name for path in tmp_path.iterdir()} == {"report.json", "junit.xml", "repro_LIN-FWD.py"}
+
+
+@pytest.mark.parametrize(
+    ("target", "code", "says"),
+    [
+        ("declared", 0, "4 xfailed"),
+        ("stale", 1, "FAILED LIN-FWD-SCALE: a declared deviation (https://example.org/issues/1)"),
+    ],
+)
+def test_deviations_are_strict(target: str, code: int, says: str) -> None:
+    words = ("-q", "-p", "no:cacheprovider", "--pyargs", "conformance.test_linear", "--profile", "quick")
+    chosen = ("--target", f"deviating:{target}", "--clause", "LIN-FWD-SCALE")
+    ended = python("-m", "pytest", *words, *chosen, cwd=TARGETS)
+    assert ended.returncode == code, ended.stdout
+    assert says in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--target", "nosuch"), "target 'nosuch' does not import"),
+        (("--lane", "tpu"), "unknown lane 'tpu'"),
+        (("--seed", "x"), "--seed 'x' is no integer"),
+        (("--report-dir", "right.py"), "cannot write reports to 'right.py'"),
+    ],
+)
+def test_a_mistake_is_a_usage_error(options: tuple[str, str], says: str) -> None:
+    ended = suite(*options)
+    assert ended.returncode in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.INTERRUPTED)
+    assert says in ended.stdout + ended.stderr
+
+
+def test_a_short_name_that_another_plugin_has_stays_its_own(tmp_path: Path) -> None:
+    (tmp_path / "other.py").write_text(
+        "def pytest_addoption(parser):\n    parser.getgroup('other').addoption('--profile', default='theirs')\n"
+    )
+    ended = python(
+        "-m", "pytest", "-q", "-p", "other", "--pyargs", "conformance.test_linear", "--collect-only",
+        "--loraspec-profile", "quick", "--profile", "x", "--target", "reference", "--clause", "LIN-FWD",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("nodeid", "key"),
+    [
+        (
+            "conformance/test_linear.py::test_x[LIN-FWD-LEAD-lora_linear-float32]",
+            ("LIN-FWD-LEAD", "lora_linear", "float32"),
+        ),
+        ("test_config.py::test_x[CFG-A-PeftConfig-any]", ("CFG-A", "PeftConfig", "any")),
+        ("conformance/test_linear.py::test_x[not_claimed]", None),
+        ("conformance/test_linear.py::test_x", None),
+    ],
+)
+def test_a_nodeid_says_clause_subject_and_dtype(nodeid: str, key: tuple[str, str, str] | None) -> None:
+    assert key_of(nodeid) == key
+
+
+@pytest.mark.parametrize("name", ["reference", "conformance", "optimized"])
+def test_a_package_that_shadows_ours_stops_the_run(name: str, tmp_path: Path) -> None:
+    shadow.check()
+    (tmp_path / name).mkdir()
+    shadow.check([tmp_path])  # a mere folder does not shadow a package
+    (tmp_path / name / "__init__.py").touch()
+    with pytest.raises(UsageError, match=f"the package '{name}' is .*{name}, which shadows this distribution's"):
+        shadow.check([tmp_path])
+
+
+def test_lists_may_be_repeated_or_have_commas() -> None:
+    selection = Selection.of("t", groups=["linear,layer", "merge"], dtypes=None)
+    assert selection.groups == ("linear", "layer", "merge")
+    assert Selection.of("t", lane="gpu").device == "cuda"

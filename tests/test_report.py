@@ -1,0 +1,212 @@
+"""The report: statuses, verdict and exit code, its schema, and files that are never half written."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import jsonschema
+import pytest
+
+from conformance import junit, report, terminal
+from conformance.report import Outcome
+from conformance.result import Result
+from conformance.selection import Selection
+from tests.commands import judged
+
+SCHEMA = json.loads(report.SCHEMA.read_text())
+DTYPES = ("float32", "bfloat16")
+
+
+def a_plan(**deviations: str) -> dict[str, Any]:
+    """Clauses A (MUST), B (SHOULD) of group linear with two trials each, and C of a group not claimed."""
+
+    def clause(name: str, level: str, group: str = "linear", dtypes: tuple[str, ...] = DTYPES) -> dict[str, Any]:
+        trials = [{"subject": "f", "dtype": dtype, "lane": "cpu", "declared": True} for dtype in dtypes]
+        missing = [] if trials else ["LinearLoRA"]
+        return {
+            "id": name,
+            "group": group,
+            "level": level,
+            "sentence": name,
+            "missing": missing,
+            "trials": trials,
+        }
+
+    return {
+        "target": {"spec": "t", "name": "t", "version": None},
+        "versions": {"python": "3", "loraspec": "0", "torch": "2", "triton": None},
+        "device": "cpu",
+        "device_name": "a processor",
+        "interpreting": False,
+        "groups": {
+            "linear": {"claimed": True, "missing": []},
+            "layer": {"claimed": False, "missing": ["LinearLoRA"]},
+        },
+        "clauses": [clause("A", "MUST"), clause("B", "SHOULD"), clause("C", "MUST", "layer", ())],
+        "deviations": deviations,
+    }
+
+
+def assembled(
+    statuses: dict[str, tuple[str, str]], *, dtypes: tuple[str, ...] = (), **deviations: str
+) -> dict[str, Any]:
+    """The report where each clause's two trials ended like this."""
+    outcome = Outcome()
+    for clause, pair in statuses.items():
+        for dtype, status in zip(DTYPES, pair, strict=True):
+            message = None if status == "pass" else f"{clause} {dtype} {status}"
+            outcome.add(Result(clause, "f", dtype, status=status, worst_ratio=0.5, examples=6, message=message))
+    found = report.assemble(a_plan(**deviations), Selection("t", dtypes=dtypes), outcome)
+    found["seconds"] = 1.0
+    jsonschema.validate(found, SCHEMA)
+    terminal.show(found, Path("nowhere"))
+    junit.document(found)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("pair", "status", "code"),
+    [
+        (("pass", "pass"), "pass", 0),
+        (("pass", "unsupported"), "pass", 0),
+        (("unsupported", "unsupported"), "unsupported", 0),
+        (("pass", "fail"), "fail", 1),
+        (("inconclusive", "pass"), "inconclusive", 1),
+        (("fail", "inconclusive"), "fail", 1),
+        (("fail", "crashed"), "crashed", 1),
+    ],
+)
+def test_a_clause_is_as_bad_as_its_worst_trial(pair: tuple[str, str], status: str, code: int) -> None:
+    found = assembled({"A": pair, "B": ("pass", "pass")})
+    first = found["clauses"][0]
+    assert (first["status"], report.exit_code(found)) == (status, code)
+    assert found["verdict"] == ("pass", "fail")[code]
+    assert found["groups"]["linear"]["counts"].get(status)
+    if code:
+        assert first["message"] == f"A {DTYPES[pair.index(status)]} {status}"
+
+
+def test_a_failing_should_is_listed_but_does_not_gate(capsys: pytest.CaptureFixture[str]) -> None:
+    found = assembled({"A": ("pass", "pass"), "B": ("pass", "fail")})
+    assert (report.exit_code(found), found["verdict"], found["groups"]["linear"]["status"]) == (
+        0,
+        "pass",
+        "pass",
+    )
+    out = capsys.readouterr().out
+    assert "FAIL (SHOULD) B" in out
+    assert "1 fail (1 of them SHOULD)" in out
+
+
+def test_what_is_not_claimed_is_never_a_pass(capsys: pytest.CaptureFixture[str]) -> None:
+    found = assembled({"A": ("pass", "pass"), "B": ("pass", "pass")})
+    clause = found["clauses"][2]
+    assert (clause["status"], clause["message"]) == ("not_claimed", "the target has no LinearLoRA")
+    assert found["groups"]["layer"]["status"] == "not_claimed"
+    assert "layer     not claimed: lacks LinearLoRA" in capsys.readouterr().out
+
+
+def test_a_declared_deviation_is_an_expected_failure(capsys: pytest.CaptureFixture[str]) -> None:
+    found = assembled({"A": ("fail", "pass"), "B": ("pass", "pass")}, A="issue 7")
+    assert (found["clauses"][0]["status"], report.exit_code(found)) == ("deviation", 0)
+    assert "DEVIATION A: issue 7" in capsys.readouterr().out
+
+
+def test_a_deviation_that_holds_no_longer_fails_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    found = assembled({"A": ("pass", "pass"), "B": ("pass", "pass")}, B="issue 7")
+    assert (found["clauses"][1]["status"], report.exit_code(found)) == ("fail", 1)
+    assert "declared as a deviation (issue 7) but it no longer fails" in capsys.readouterr().out
+    # in some dtypes only, it cannot be known
+    narrowed = assembled({"A": ("pass", "pass"), "B": ("pass", "pass")}, dtypes=("float32",), B="issue 7")
+    assert report.exit_code(narrowed) == 0
+
+
+def test_a_trial_without_a_result_is_inconclusive_not_passed() -> None:
+    found = assembled({"B": ("pass", "pass")})
+    assert (found["clauses"][0]["status"], report.exit_code(found)) == ("inconclusive", 1)
+
+
+def test_a_failure_of_the_suite_is_exit_3() -> None:
+    outcome = Outcome(errors=[("A", "Traceback …")])
+    found = report.assemble(a_plan(), Selection("t"), outcome)
+    assert (report.exit_code(found), found["verdict"]) == (3, "error")
+
+
+def test_an_infinite_ratio_is_still_json(tmp_path: Path) -> None:
+    outcome = Outcome()
+    outcome.add(Result("A", "f", "float32", status="fail", worst_ratio=float("inf"), message="NaN"))
+    found = report.assemble(a_plan(), Selection("t"), outcome)
+    report.write(tmp_path, found, {})
+    assert json.loads((tmp_path / "report.json").read_text())["clauses"][0]["worst_ratio"] == 1e308
+
+
+def test_junit_has_a_case_for_each_trial() -> None:
+    found = assembled({"A": ("fail", "pass"), "B": ("pass", "crashed")})
+    found["clauses"][0]["results"][0]["message"] += "\x00 <&>"
+    root = ET.fromstring(junit.document(found))
+    assert [(s.get("name"), s.get("tests"), s.get("failures"), s.get("skipped")) for s in root] == [
+        ("linear", "4", "1", "1"),
+        ("layer", "1", "0", "1"),
+    ]
+
+
+def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    found = assembled({"A": ("pass", "pass"), "B": ("pass", "pass")})
+    report.write(tmp_path, found, {})
+    before = (tmp_path / "report.json").read_text()
+    broken = copy.deepcopy(found)
+    broken["clauses"][0]["examples"] = object()
+    with pytest.raises(TypeError):
+        report.write(tmp_path, broken, {})
+    assert (tmp_path / "report.json").read_text() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["junit.xml", "report.json"]
+
+
+def test_a_reproducer_of_a_clause_that_passes_now_goes(tmp_path: Path) -> None:
+    bad = assembled({"A": ("fail", "pass"), "B": ("pass", "pass")})
+    report.write(tmp_path, bad, {"A": "first"})
+    assert (tmp_path / "repro_A.py").read_text() == "first"
+    report.write(tmp_path, assembled({"A": ("pass", "pass"), "B": ("pass", "pass")}), {})
+    assert not (tmp_path / "repro_A.py").exists()
+
+
+def test_a_real_report_follows_the_schema() -> None:
+    found = judged("narrow:refusing", clauses=["LIN-FWD,LAY-FWD"])
+    jsonschema.validate(found, SCHEMA)
+    statuses = {r["dtype"]: r["status"] for r in found["clauses"][0]["results"]}
+    assert statuses == {d: "pass" if d == "float32" else "unsupported" for d in statuses}
+    assert found["clauses"][1]["status"] == "not_claimed"
+    assert found["groups"]["layer"] == {
+        "claimed": False,
+        "missing": ["LinearLoRA"],
+        "status": "not_claimed",
+        "counts": {"not_claimed": 1},
+        "worst_ratio": None,
+        "examples": 0,
+    }
+
+
+def test_taking_silently_what_is_not_declared_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    found = judged("narrow:accepting", clauses=["LIN-FWD"])
+    assert (report.exit_code(found), found["clauses"][0]["status"]) == (0, "pass")
+    assert found["clauses"][0]["message"] == "accepts float64, which it does not declare"
+    terminal.show(found, Path("nowhere"))
+    assert "NOTE lora_linear accepts float16, which it does not declare: LIN-FWD" in capsys.readouterr().out
+
+
+def test_refusing_what_is_declared_fails() -> None:
+    found = judged("narrow:overdeclaring", clauses=["LIN-FWD"])
+    assert report.exit_code(found) == 1
+    message = found["clauses"][0]["message"]
+    assert message.startswith("the forward pass raised NotImplementedError")
+    assert message.endswith("on an input it declares")
+
+
+@pytest.mark.parametrize(("target", "code", "status"), [("declared", 0, "deviation"), ("stale", 1, "fail")])
+def test_deviations_of_a_target(target: str, code: int, status: str) -> None:
+    found = judged(f"deviating:{target}", clauses=["LIN-FWD-SCALE"])
+    assert (report.exit_code(found), found["clauses"][0]["status"]) == (code, status)

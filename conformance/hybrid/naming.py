@@ -245,7 +245,7 @@ def test_peft_wrapper(subject: Subject, case: NamesCase) -> float | None:
 )
 def test_lora_layer(subject: Subject, case: NamesCase) -> float | None:
     leaves, remote = _chosen(case)
-    path = ("model." if case.deep else "") + "layers.0.q_proj"
+    path = ("model." if case.deep else "") + "adapted.q_proj"
     with calling_quietly("LinearLoRA(nn.Linear(2, 2), dim=1)"):
         layer: Any = subject.target.LinearLoRA(linear(), dim=1)
     model = tree({**leaves, path: layer})

@@ -108,9 +108,9 @@ def test_skips_a_lora_layer(subject: Subject, case: NamesCase) -> float | None:
     with calling_quietly("LinearLoRA(nn.Linear(2, 2), dim=1)"):
         layer = subject.target.LinearLoRA(linear(), dim=1)
     plain: dict[str, nn.Module] = {name: linear() for name in eligible}
-    model = tree({"q_proj": layer, **plain} if case.how == "first" else {"fc": linear(), "q_proj": layer, **plain})
+    model = tree({"wrapped": layer, **plain} if case.how == "first" else {"lead": linear(), "wrapped": layer, **plain})
     replace(subject, model, True)
-    require_replaced(model, eligible if case.how == "first" else [*eligible, "q_proj.base_layer"])
+    require_replaced(model, eligible if case.how == "first" else [*eligible, "wrapped.base_layer"])
     return None
 
 
@@ -183,17 +183,17 @@ def test_subclass_left_alone(subject: Subject, case: NamesCase) -> float | None:
 def test_shared_module(subject: Subject, case: NamesCase) -> float | None:
     names, eligible = _names(case)
     shared, second = linear(), {"beside": "tied", "below": "block.tied.fc", "container": ""}[case.how]
-    leaves: dict[str, nn.Module] = {**{name: linear() for name in names}, "decoder.fc": shared}
+    leaves: dict[str, nn.Module] = {**{name: linear() for name in names}, "shared.fc": shared}
     model: Any = tree(leaves)
     if case.how == "container":
-        model.encoder = model.decoder
-        second = "encoder.fc"
+        model.again = model.shared
+        second = "again.fc"
     else:
         model = tree({**leaves, second: shared})
     replace(subject, model, False)
-    require_replaced(model, [*eligible, "decoder.fc", second])
-    one, other = model.get_submodule("decoder.fc"), model.get_submodule(second)
-    require(one is other, f"decoder.fc and {second} were one module and are two")
+    require_replaced(model, [*eligible, "shared.fc", second])
+    one, other = model.get_submodule("shared.fc"), model.get_submodule(second)
+    require(one is other, f"shared.fc and {second} were one module and are two")
     return None
 
 
@@ -208,7 +208,7 @@ def test_shared_module(subject: Subject, case: NamesCase) -> float | None:
 def test_shared_module_skipped(subject: Subject, case: NamesCase) -> float | None:
     _, eligible = _names(case)
     shared = linear()
-    model = tree({"decoder.fc": shared, "tied": shared, **{name: linear() for name in eligible}})
+    model = tree({"shared.fc": shared, "tied": shared, **{name: linear() for name in eligible}})
     replace(subject, model, True)
     require_replaced(model, eligible)
     return None

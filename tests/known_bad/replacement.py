@@ -49,7 +49,7 @@ class SkipsTheLast(Replacing):
         return dict(reversed(super().chosen(model).items()))
 
 
-@breaks("TRN-REP-FIRST-LAYER", says="replaced q_proj.base_layer")
+@breaks("TRN-REP-FIRST-LAYER", says="replaced wrapped.base_layer")
 class CountsPlainLayersOnly(Replacing):
     def run(self, model, skip_first):
         chosen = self.chosen(model)

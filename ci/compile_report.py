@@ -99,9 +99,7 @@ def jobs() -> list[Job]:
             continue
         for M, features, R in SHAPES:
             configs = {
-                name: pick(
-                    M, features, R, compute, _is_lean(name, layout, R, dtype.itemsize > compute.itemsize)
-                )
+                name: pick(M, features, R, compute, _is_lean(name, layout, R, dtype.itemsize > compute.itemsize))
                 for name, (_, pick, _) in KERNELS.items()
                 if (name, layout) != ("outer", "swapped")
             }
@@ -124,9 +122,7 @@ def compile_job(job: Job) -> Row:
     """Compile one job and read its cubin."""
     kernel, constants = _kernel(job)
     signature = {name: _type(name, job, constants) for name in kernel.arg_names}
-    aligned = [
-        i for i, name in enumerate(kernel.arg_names) if name not in constants and _is_aligned(name, job)
-    ]
+    aligned = [i for i, name in enumerate(kernel.arg_names) if name not in constants and _is_aligned(name, job)]
     attributes = {(i,): [["tt.divisibility", 16]] for i in aligned}
     source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
     options = {"num_warps": job.config.num_warps, "num_stages": job.config.num_stages}

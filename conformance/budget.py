@@ -14,6 +14,7 @@ Where operands are equal along the reduction their roundings are equal too, so e
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +22,7 @@ import torch
 
 from conformance.numerics import Array, accumulator_unit, format_of
 
-STORE = 4 / np.sqrt(3)
+STORE = 4 / math.sqrt(3)
 ACCUMULATE = 6.0
 
 
@@ -36,14 +37,15 @@ class Rounding:
     def accumulation(self, k: int) -> float:
         """Relative error of a sum of k products."""
         unit = max(accumulator_unit(self.dtype), accumulator_unit(self.adapter_dtype))
-        return (max(k, ACCUMULATE * np.sqrt(k)) if self.correlated else ACCUMULATE * np.sqrt(k)) * unit
+        averaged = ACCUMULATE * math.sqrt(k)
+        return unit * (max(k, averaged) if self.correlated else averaged)
 
     def stored(self, *factors: Array) -> Array:
         """`√Σ(v·t)²` over a product of matrices, or `Σ|v·t|` for correlated operands."""
         if self.correlated:
-            return STORE * np.linalg.multi_dot([np.abs(f) for f in factors])
+            return np.asarray(STORE * np.linalg.multi_dot([np.abs(f) for f in factors]))
         product = np.linalg.multi_dot([f * f for f in factors])
-        return STORE * np.sqrt(product)
+        return np.asarray(STORE * np.sqrt(product))
 
     def underflow(self, k: int) -> float:
         """Absolute error of a sum of k products that are subnormal in the accumulator."""

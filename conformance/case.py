@@ -72,9 +72,7 @@ class Space(Generic[C]):
     occurs once, so that few cases already cover every value; a case depends on nothing but its arguments.
     """
 
-    def __init__(
-        self, case_type: type[C], *, tame: Callable[[C], C] | None = None, **values: Sequence[Any]
-    ) -> None:
+    def __init__(self, case_type: type[C], *, tame: Callable[[C], C] | None = None, **values: Sequence[Any]) -> None:
         unknown = set(values) - {f.name for f in dataclasses.fields(case_type)}
         if unknown:
             raise ValueError(f"{case_type.__name__} has no field {', '.join(sorted(unknown))}")
@@ -89,9 +87,7 @@ class Space(Generic[C]):
     def draw(self, seed: int, clause: str, index: int, **fixed: Any) -> C:
         """The case number `index` of a clause; the same for every worker, shard and order of tests."""
         drawn = {
-            name: _permuted(len(options), f"{seed}/{clause}/{name}/{index // len(options)}")[
-                index % len(options)
-            ]
+            name: _permuted(len(options), f"{seed}/{clause}/{name}/{index // len(options)}")[index % len(options)]
             for name, options in self.values.items()
         }
         chosen = {name: self.values[name][position] for name, position in drawn.items()}

@@ -31,6 +31,7 @@ class Clause:
         needs: public names without which this clause is not claimed, beyond the group's required ones.
         subjects: names of the group's subjects it applies to; empty for all.
         position: the dropout position without which it is not claimed; empty for either.
+        library: a package that its cases need; not claimed where that is not installed.
         weight: cases relative to an ordinary clause (0.1 for one that compiles, say); at least one runs.
     """
 
@@ -44,6 +45,7 @@ class Clause:
     needs: tuple[str, ...] = ()
     subjects: tuple[str, ...] = ()
     position: str = ""
+    library: str = ""
     weight: float = 1.0
     source: str = field(default="", compare=False)
 
@@ -72,9 +74,7 @@ def clause(
             raise ValueError(f"clause {id} is declared in {REGISTRY[id].source} and again in {check.__module__}")
         if group not in GROUPS:
             raise ValueError(f"clause {id} names the group {group!r}: expected one of {', '.join(GROUPS)}")
-        declared = Clause(
-            id, " ".join(sentence.split()), group, check, cases, source=check.__module__, **options
-        )
+        declared = Clause(id, " ".join(sentence.split()), group, check, cases, source=check.__module__, **options)
         REGISTRY[id] = declared
 
         def test(trial: Any) -> None:

@@ -78,9 +78,7 @@ def judge(actual: Any, expected: Expected) -> float:
     what = expected.name
     note(expected=expected)
     require(actual is not None, f"{what} is None: expected {_shape(expected.value)} {expected.dtype}")
-    require(
-        isinstance(actual, torch.Tensor), f"{what} is a {type(actual).__name__}: expected a torch.Tensor"
-    )
+    require(isinstance(actual, torch.Tensor), f"{what} is a {type(actual).__name__}: expected a torch.Tensor")
     require(
         tuple(actual.shape) == expected.value.shape,
         f"{what} has shape {list(actual.shape)}: expected {_shape(expected.value)}",
@@ -108,8 +106,7 @@ def compare(got: Array, expected: Expected) -> float:
     index = ", ".join(str(int(i)) for i in position)
     budget = "equality required" if expected.budget is None else f"error ÷ budget {largest:.3g}"
     lines = [
-        f"worst    {expected.name}[{index}]: got {got[position]:.6g}, want {expected.value[position]:.6g}"
-        f"     {budget}",
+        f"worst    {expected.name}[{index}]: got {got[position]:.6g}, want {expected.value[position]:.6g}     {budget}",
         f"pattern  {describe(got, expected.value, ratios > 1, expected.terms)}",
     ]
     raise Violation("\n".join(lines), largest if expected.budget is not None else None)

@@ -130,8 +130,6 @@ def literal_patterns(key: str, seed: int) -> list[str]:
     """Patterns that match the key as regular expressions or in a shell, and that are literal here."""
     i = random.Random(f"literal {seed} {key}").randrange(1, len(key))
     before, at, after = key[:i], key[i], key[i + 1 :]
-    replaced = [
-        f"{before}{special}{after}" for special in (".", "?", "[!~]", "[^~]", "\\w", f"({at})", f"[{at}]")
-    ]
+    replaced = [f"{before}{special}{after}" for special in (".", "?", "[!~]", "[^~]", "\\w", f"({at})", f"[{at}]")]
     inserted = [f"{before}{special}{at}{after}" for special in ("+", "?", "{1}", "()", "(", "[", "\\")]
     return [*replaced, *inserted, f"^{key}", f"{key}$", f"{key}|", key.swapcase(), f" {key}"]

@@ -229,8 +229,7 @@ def _integers(case: LinearCase, limit: int) -> dict[str, Array]:
 
         def draw(*shape: int, keep: float = density, random: np.random.Generator = random) -> Array:
             signs = random.integers(0, 2, shape) * 2.0 - 1
-            # a float64 cast of the mask keeps the draws the same whatever the density
-            return signs * (random.random(shape) < keep)
+            return np.asarray(signs * (random.random(shape) < keep), dtype=np.float64)
 
         values = {
             "x": draw(*case.leading, case.k, keep=max(density, 0.5)),

@@ -44,7 +44,7 @@ class Placed:
 
 
 def _geometry(tensor: torch.Tensor) -> tuple[torch.Size, tuple[int, ...], int]:
-    return tensor.size(), tensor.stride(), tensor.storage_offset()
+    return tensor.size(), tensor.stride(), int(tensor.storage_offset())
 
 
 def place(values: Array, dtype: torch.dtype, layout: str, device: str = "cpu") -> Placed:

@@ -92,18 +92,16 @@ class Instance:
     def forward(self) -> torch.Tensor:
         """Run the target once on the case's x."""
         with poisoned_memory(), calling("the forward pass"):
-            y = self.call(self.tensors["x"])
+            y: Any = self.call(self.tensors["x"])
         require(isinstance(y, torch.Tensor), f"the forward pass returned {type(y).__name__}: expected a tensor")
-        return y
+        return y  # type: ignore[no-any-return]
 
     def backward(self, y: torch.Tensor, *, retain_graph: bool = False) -> None:
         """Run backward from the case's upstream gradient."""
         require(y.requires_grad, "the output does not require grad although an operand does")
         upstream = self.operands.tensor("g")
         assert upstream is not None
-        require(
-            y.shape == upstream.shape, f"y has shape {list(y.shape)}: expected {list(upstream.shape)}"
-        )
+        require(y.shape == upstream.shape, f"y has shape {list(y.shape)}: expected {list(upstream.shape)}")
         with poisoned_memory(), calling("the backward pass"):
             torch.autograd.backward([y], [upstream.to(y.dtype)], retain_graph=retain_graph)
 
@@ -125,14 +123,15 @@ def poisoned_memory() -> Iterator[None]:
     """Fill what `torch.empty` returns with NaN, so that an output element nobody wrote shows."""
     # not use_deterministic_algorithms: that imports all of torch._inductor, which takes seconds
     mode = torch.get_deterministic_debug_mode()
-    filled = torch.utils.deterministic.fill_uninitialized_memory
+    memory: Any = torch.utils.deterministic
+    filled = memory.fill_uninitialized_memory
     torch.set_deterministic_debug_mode("warn")
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    memory.fill_uninitialized_memory = True
     try:
         yield
     finally:
         torch.set_deterministic_debug_mode(mode)
-        torch.utils.deterministic.fill_uninitialized_memory = filled
+        memory.fill_uninitialized_memory = filled
 
 
 def _bound_function(subject: Subject, operands: Operands) -> Instance:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import os
 import traceback
@@ -174,10 +175,10 @@ class Target:
             return ()
         if clause.position and clause.position not in self.dropout_positions:
             return ()
+        if clause.library and importlib.util.find_spec(clause.library) is None:
+            return ()
         return tuple(
-            Subject(
-                name, getattr(self.thing, name), self.thing, self.device, self.lane(name), self.dropout_positions
-            )
+            Subject(name, getattr(self.thing, name), self.thing, self.device, self.lane(name), self.dropout_positions)
             for name in SUBJECTS[clause.group]
             if self.has(name) and (not clause.subjects or name in clause.subjects)
         )
@@ -227,7 +228,7 @@ def _accepts(thing: Any, argument: str) -> bool:
 
 
 def _check_declaration(declared: Any, spec: str) -> None:
-    known = {
+    known: dict[str, Any] = {
         "name": str,
         "version": str,
         "devices": (tuple, list),
@@ -249,5 +250,3 @@ def _check_declaration(declared: Any, spec: str) -> None:
                 f"{spec}.CONFORMANCE[{key!r}] names {', '.join(sorted(map(str, unknown)))}: "
                 f"expected some of {', '.join(allowed)}"
             )
-
-

@@ -143,9 +143,7 @@ def check_operands(x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> N
         if factor.dim() != 2:
             raise ValueError(f"{name} is {list(factor.shape)}: it must have two dimensions")
         if factor.device != x.device:
-            raise ValueError(
-                f"{name} is on {factor.device} but x is on {x.device}: they must be on one device"
-            )
+            raise ValueError(f"{name} is on {factor.device} but x is on {x.device}: they must be on one device")
     if lora_A.shape[1] != x.shape[-1]:
         raise ValueError(
             f"lora_A is {list(lora_A.shape)} but x has {x.shape[-1]} features: "
@@ -163,9 +161,7 @@ def check_operands(x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> N
         raise TypeError("scale requires a gradient: it must be a number")
 
 
-def dtypes(
-    x: Tensor, lora_A: Tensor, lora_B: Tensor, dtype: torch.dtype | None
-) -> tuple[torch.dtype, torch.dtype]:
+def dtypes(x: Tensor, lora_A: Tensor, lora_B: Tensor, dtype: torch.dtype | None) -> tuple[torch.dtype, torch.dtype]:
     """What operands are rounded to, and the dtype of the result, as calls of `F.linear` would choose them.
 
     That is the adapter's; under autocast it is autocast's, which leaves float64 alone.
@@ -199,9 +195,7 @@ def _compiled_forward(
 
 
 @_compiled_forward.register_fake
-def _(
-    x: Tensor, _A: Tensor, lora_B: Tensor, _scale: float, _compute: torch.dtype, dtype: torch.dtype
-) -> Tensor:
+def _(x: Tensor, _A: Tensor, lora_B: Tensor, _scale: float, _compute: torch.dtype, dtype: torch.dtype) -> Tensor:
     return x.new_empty(*x.shape[:-1], lora_B.shape[0], dtype=dtype)
 
 

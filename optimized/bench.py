@@ -128,9 +128,7 @@ def _adapted(frozen: nn.Linear, options: argparse.Namespace) -> dict[str, nn.Mod
     """The layers to time, alike but for how they compute; B is not zero in any."""
 
     def lora(**kwargs: Any) -> optimized.LinearLoRA:
-        layer = optimized.LinearLoRA(
-            copy.deepcopy(frozen), options.rank, 2 * options.rank, options.dropout, **kwargs
-        )
+        layer = optimized.LinearLoRA(copy.deepcopy(frozen), options.rank, 2 * options.rank, options.dropout, **kwargs)
         nn.init.normal_(layer.lora_B.weight)
         return layer
 
@@ -140,9 +138,7 @@ def _adapted(frozen: nn.Linear, options: argparse.Namespace) -> dict[str, nn.Mod
         "memory-efficient": lora(use_memory_efficient_lora=True),
     }
     if options.device == "cuda":
-        triton = optimized.patch_linear_module(
-            copy.deepcopy(frozen), options.rank, 2 * options.rank, options.dropout
-        )
+        triton = optimized.patch_linear_module(copy.deepcopy(frozen), options.rank, 2 * options.rank, options.dropout)
         nn.init.normal_(triton.lora_B.weight)
         layers["triton"] = triton
     if importlib.util.find_spec("peft") is not None:

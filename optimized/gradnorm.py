@@ -22,9 +22,7 @@ def grad_norm(parameters: Tensor | Iterable[Tensor]) -> Tensor:
     return _norm(gradients).to(norm_dtype(gradients))
 
 
-def clip_grad_norm_(
-    parameters: Tensor | Iterable[Tensor], max_norm: float, error_if_nonfinite: bool = False
-) -> Tensor:
+def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float, error_if_nonfinite: bool = False) -> Tensor:
     """Scale all gradients in place by ``min(1, max_norm/(norm + 1e-6))``: `reference.clip_grad_norm_`."""
     parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     gradients = gradients_of(parameters)

@@ -42,9 +42,7 @@ class LinearLoRA(reference.LinearLoRA):
         check_operands(x, weight, bias, A, B)
         rate = self.dropout_p if self.training else 0.0
         recompute = bool(self.use_memory_efficient_lora)
-        return fused_linear(
-            x, weight, bias, A, B, self.scale, rate, self.dropout_position, recompute=recompute
-        )
+        return fused_linear(x, weight, bias, A, B, self.scale, rate, self.dropout_position, recompute=recompute)
 
     @property
     def base_is_elsewhere(self) -> bool:

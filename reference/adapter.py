@@ -20,9 +20,7 @@ class LoRATritonFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float, dtype: torch.dtype | None = None
-    ) -> Tensor:
+    def forward(x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float, dtype: torch.dtype | None = None) -> Tensor:
         """``scale · (x Aᵀ) Bᵀ``.
 
         Args:

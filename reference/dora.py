@@ -86,8 +86,7 @@ def dora_output(
     check_dropout(dropout, dropout_position)
     if magnitude.shape != weight.shape[:1]:
         raise ValueError(
-            f"magnitude is {list(magnitude.shape)} but weight is {list(weight.shape)}: "
-            f"it must be [{weight.shape[0]}]"
+            f"magnitude is {list(magnitude.shape)} but weight is {list(weight.shape)}: it must be [{weight.shape[0]}]"
         )
 
     def update(t: Tensor) -> Tensor:
@@ -134,7 +133,5 @@ def row_norm(weight: Tensor) -> Tensor:
         norm: Tensor = torch.linalg.vector_norm(widen(weight), dim=-1)
     zero = [] if norm.is_meta else torch.nonzero(norm == 0).flatten().tolist()
     if zero:
-        raise ValueError(
-            f"weight is {list(weight.shape)} and zero in rows {zero}: DoRA needs every row non-zero"
-        )
+        raise ValueError(f"weight is {list(weight.shape)} and zero in rows {zero}: DoRA needs every row non-zero")
     return norm

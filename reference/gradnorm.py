@@ -26,9 +26,7 @@ def grad_norm(parameters: Tensor | Iterable[Tensor]) -> Tensor:
     return wide_norm(gradients).to(norm_dtype(gradients))
 
 
-def clip_grad_norm_(
-    parameters: Tensor | Iterable[Tensor], max_norm: float, error_if_nonfinite: bool = False
-) -> Tensor:
+def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float, error_if_nonfinite: bool = False) -> Tensor:
     """Scale all gradients in place by ``min(1, max_norm/(norm + 1e-6))``, norm being their `grad_norm`.
 
     Args:
@@ -49,9 +47,7 @@ def clip_grad_norm_(
     wide = wide_norm(gradients)
     norm = wide.to(norm_dtype(gradients))
     if error_if_nonfinite and not torch.isfinite(norm):
-        raise RuntimeError(
-            f"the gradient norm is {norm.item()}: expected a finite one (error_if_nonfinite=True)"
-        )
+        raise RuntimeError(f"the gradient norm is {norm.item()}: expected a finite one (error_if_nonfinite=True)")
     if max_norm < wide.item() + 1e-6 or torch.isnan(wide):
         for gradient in gradients:
             values = gradient._values() if gradient.is_sparse else gradient

@@ -61,9 +61,7 @@ class _FrozenOperands(nn.Module):
         self.weight_transposed = weight_transposed
         self.weight = _parameter(weight)
         self.register_parameter("bias", None if bias is None else _parameter(bias))
-        self.in_features, self.out_features = (
-            self.weight.shape if weight_transposed else self.weight.shape[::-1]
-        )
+        self.in_features, self.out_features = self.weight.shape if weight_transposed else self.weight.shape[::-1]
 
     def tie(self, weight: Any, bias: Any) -> None:
         """Take over the parent's tensors, which to_empty and load_state_dict(assign=True) replace."""
@@ -134,8 +132,7 @@ class BackwardModuleLinear(_FrozenOperands):
 def _check_features(name: str, t: Tensor, features: int, weight: Tensor) -> None:
     if t.ndim == 0 or t.shape[-1] != features:
         raise ValueError(
-            f"{name} is {list(t.shape)} but weight is {list(weight.shape)}: "
-            f"its last dimension must be {features}"
+            f"{name} is {list(t.shape)} but weight is {list(weight.shape)}: its last dimension must be {features}"
         )
 
 
@@ -147,9 +144,7 @@ class ForwardBackwardModule(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, input_tensor: Tensor, forward_module: nn.Module, backward_module: nn.Module
-    ) -> Tensor:
+    def forward(ctx: Any, input_tensor: Tensor, forward_module: nn.Module, backward_module: nn.Module) -> Tensor:
         """Run the forward module on x; x is not modified."""
         ctx.backward_module = backward_module
         ctx.input_dtype = input_tensor.dtype
@@ -267,9 +262,7 @@ def get_remote_names(model: nn.Module, include_embedding_layers: bool = False) -
             continue
         if isinstance(module, CustomLinear):
             names += [f"{name}.forward_module", f"{name}.backward_module"]
-        elif is_frozen_product(name, module) or (
-            include_embedding_layers and isinstance(module, nn.Embedding)
-        ):
+        elif is_frozen_product(name, module) or (include_embedding_layers and isinstance(module, nn.Embedding)):
             names.append(name)
     if not names:
         warnings.warn(f"{type(model).__name__} has no module to run remotely", stacklevel=2)

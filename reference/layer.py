@@ -271,9 +271,7 @@ def check_adaptable(module: object, use_dora: bool = False) -> None:
     if not isinstance(module, nn.Linear):
         raise ValueError(f"got a {type(module).__name__}: expected an nn.Linear")
     if hasattr(module, "lora_A") or hasattr(module, "lora_B"):
-        raise ValueError(
-            f"this {type(module).__name__} already has an adapter: expected an nn.Linear without one"
-        )
+        raise ValueError(f"this {type(module).__name__} already has an adapter: expected an nn.Linear without one")
     if use_dora:
         if type(module).forward is not nn.Linear.forward:
             raise ValueError(f"{type(module).__name__} has its own forward: DoRA needs nn.Linear's, x Wᵀ + b")

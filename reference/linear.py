@@ -105,34 +105,25 @@ def without_autocast(t: Tensor) -> AbstractContextManager[object]:
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
-def check_operands(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, lora_A: Tensor, lora_B: Tensor
-) -> None:
+def check_operands(x: Tensor, weight: Tensor | None, bias: Tensor | None, lora_A: Tensor, lora_B: Tensor) -> None:
     """Refuse operands whose shapes do not chain or whose dtypes do not fit, naming both sides."""
     check_adapter(x, lora_A, lora_B)
     n, k = lora_B.shape[0], x.shape[-1]
     if weight is None:
         if bias is not None:
-            raise ValueError(
-                f"bias is {list(bias.shape)} but weight is None: without a weight it must be None"
-            )
+            raise ValueError(f"bias is {list(bias.shape)} but weight is None: without a weight it must be None")
         return
     if weight.ndim != 2 or weight.shape[1] != k:
-        raise ValueError(
-            f"weight is {list(weight.shape)} but x has {k} features: it must be [out_features, {k}]"
-        )
+        raise ValueError(f"weight is {list(weight.shape)} but x has {k} features: it must be [out_features, {k}]")
     if weight.shape[0] != n:
         raise ValueError(
-            f"lora_B is {list(lora_B.shape)} but weight is {list(weight.shape)}: "
-            f"their first dimensions must be equal"
+            f"lora_B is {list(lora_B.shape)} but weight is {list(weight.shape)}: their first dimensions must be equal"
         )
     if bias is not None and bias.shape != (n,):
         raise ValueError(f"bias is {list(bias.shape)} but weight is {list(weight.shape)}: it must be [{n}]")
     for name, operand in (("weight", weight), ("bias", bias)):
         if operand is not None and operand.dtype != x.dtype and not autocasting(x):
-            raise ValueError(
-                f"{name} is {operand.dtype} but x is {x.dtype}: outside autocast they must agree"
-            )
+            raise ValueError(f"{name} is {operand.dtype} but x is {x.dtype}: outside autocast they must agree")
 
 
 def check_adapter(x: Tensor, lora_A: Tensor, lora_B: Tensor) -> None:

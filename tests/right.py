@@ -47,15 +47,11 @@ class Right:
             part = part * mask
         return part.to(g.dtype) if weight is None else g @ weight + part.to(g.dtype)
 
-    def gradient_of_lora_A(
-        self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float
-    ) -> Tensor:
+    def gradient_of_lora_A(self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
         """`s·(g B)ᵀ x`."""
         return (g @ lora_B).T @ x * scale
 
-    def gradient_of_lora_B(
-        self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float
-    ) -> Tensor:
+    def gradient_of_lora_B(self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
         """`s·gᵀ (x Aᵀ)`."""
         return g.T @ (x @ lora_A.T) * scale
 
@@ -88,9 +84,7 @@ class Right:
             raise ValueError(f"x {x.shape}, lora_A {lora_A.shape} and lora_B {lora_B.shape} do not chain")
         if torch.is_autocast_enabled(x.device.type):
             kind = torch.get_autocast_dtype(x.device.type)
-            x, weight, lora_A, lora_B = (
-                None if t is None else t.to(kind) for t in (x, weight, lora_A, lora_B)
-            )
+            x, weight, lora_A, lora_B = (None if t is None else t.to(kind) for t in (x, weight, lora_A, lora_B))
             bias = None if bias is None else bias.to(kind)
         rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
         with torch.autocast(x.device.type, enabled=False):

@@ -84,14 +84,10 @@ class ProductsBy(Right):
     def update(self, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
         return self.product(self.product(x, lora_A) * scale, lora_B)
 
-    def gradient_of_lora_A(
-        self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float
-    ) -> Tensor:
+    def gradient_of_lora_A(self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
         return self.product(self.product(g, lora_B.T).T, x.T) * scale
 
-    def gradient_of_lora_B(
-        self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float
-    ) -> Tensor:
+    def gradient_of_lora_B(self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
         return self.product(g.T, self.product(x, lora_A).T) * scale
 
 
@@ -104,9 +100,7 @@ class ScalesA(Right):
     def update(self, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
         return (x @ (lora_A * scale).T) @ lora_B.T
 
-    def gradient_of_lora_B(
-        self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float
-    ) -> Tensor:
+    def gradient_of_lora_B(self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
         return g.T @ (x @ (lora_A * scale).T)
 
 
@@ -114,9 +108,7 @@ class ScalesB(Right):
     def update(self, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
         return (x @ lora_A.T) @ (lora_B * scale).T
 
-    def gradient_of_lora_A(
-        self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float
-    ) -> Tensor:
+    def gradient_of_lora_A(self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
         return (g @ (lora_B * scale)).T @ x
 
 
@@ -126,14 +118,10 @@ class ScalesLast(Right):
 
 
 class ScalesG(Right):
-    def gradient_of_lora_A(
-        self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float
-    ) -> Tensor:
+    def gradient_of_lora_A(self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
         return ((g * scale) @ lora_B).T @ x
 
-    def gradient_of_lora_B(
-        self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float
-    ) -> Tensor:
+    def gradient_of_lora_B(self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
         return (g * scale).T @ (x @ lora_A.T)
 
 
@@ -151,14 +139,10 @@ class MultipliesTheAdaptersFirst(Right):
     def update(self, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
         return x @ (scale * (lora_B @ lora_A)).T
 
-    def gradient_of_lora_A(
-        self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float
-    ) -> Tensor:
+    def gradient_of_lora_A(self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
         return lora_B.T @ (g.T @ x) * scale
 
-    def gradient_of_lora_B(
-        self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float
-    ) -> Tensor:
+    def gradient_of_lora_B(self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
         return (g.T @ x) @ lora_A.T * scale
 
 
@@ -169,12 +153,7 @@ class Merges(Right):
         self, x: Tensor, weight: Any, bias: Any, lora_A: Tensor, lora_B: Tensor, *args: Any, **options: Any
     ) -> Tensor:
         scale = args[0]
-        if (
-            weight is None
-            or options.get("dropout")
-            or torch.is_autocast_enabled("cpu")
-            or lora_A.dtype != x.dtype
-        ):
+        if weight is None or options.get("dropout") or torch.is_autocast_enabled("cpu") or lora_A.dtype != x.dtype:
             return super().lora_linear(x, weight, bias, lora_A, lora_B, *args, **options)
         if x.shape[-1] != lora_A.shape[1] or lora_A.shape[0] != lora_B.shape[1]:
             raise ValueError("shapes do not chain")
@@ -191,12 +170,7 @@ class Concatenates(Right):
     def lora_linear(
         self, x: Tensor, weight: Any, bias: Any, lora_A: Tensor, lora_B: Tensor, *args: Any, **options: Any
     ) -> Tensor:
-        if (
-            weight is None
-            or options.get("dropout")
-            or torch.is_autocast_enabled("cpu")
-            or lora_A.dtype != x.dtype
-        ):
+        if weight is None or options.get("dropout") or torch.is_autocast_enabled("cpu") or lora_A.dtype != x.dtype:
             return super().lora_linear(x, weight, bias, lora_A, lora_B, *args, **options)
         joined = torch.cat([x, args[0] * torch.nn.functional.linear(x, lora_A)], -1)
         return torch.nn.functional.linear(joined, torch.cat([weight.detach(), lora_B], 1), bias)
@@ -259,11 +233,7 @@ def test_no_clause_fails_a_correct_variant(name: str, dtype: str) -> None:
     target = Target.of(VARIANTS[name], name)
     alarms = []
     for clause in load_all().values():
-        if (
-            clause.group != "linear"
-            or clause.level != MUST
-            or any(word in clause.id for word in SAME_FORMULA)
-        ):
+        if clause.group != "linear" or clause.level != MUST or any(word in clause.id for word in SAME_FORMULA):
             continue
         for subject in target.subjects(clause) if dtype in clause.dtypes else ():
             result = Examination(clause, subject, dtype, PROFILE).run()

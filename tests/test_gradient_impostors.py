@@ -43,7 +43,7 @@ class Weighed(torch.autograd.Function):
         return g * ctx.factor, None
 
 
-def impostor(factor: float) -> SimpleNamespace:
+def impostor(factor: float) -> SimpleNamespace:  # noqa: C901  (one small wrapper for each public name)
     """The reference, with every gradient multiplied by the factor."""
 
     def weighed(x: Any) -> Any:
@@ -106,19 +106,19 @@ def impostor(factor: float) -> SimpleNamespace:
 
 def judged(group: str, dtype: str) -> list[str]:
     """The group's gradient clauses that are judged in this dtype."""
-    return [id for id in GRADIENTS[group] if dtype in load_all()[id].dtypes]
+    return [name for name in GRADIENTS[group] if dtype in load_all()[name].dtypes]
 
 
 def failed(target: Target, group: str, dtype: str) -> set[str]:
     """Which of the group's gradient clauses fail."""
     clauses, found = load_all(), set()
     profile = dataclasses.replace(PROFILES["quick"], shrinks=0)
-    for id in judged(group, dtype):
-        clause = clauses[id]
+    for name in judged(group, dtype):
+        clause = clauses[name]
         assert clause.level == MUST
         for subject in target.subjects(clause):
             if Examination(clause, subject, dtype, profile).run().status == "fail":
-                found.add(id)
+                found.add(name)
     return found
 
 

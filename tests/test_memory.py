@@ -75,9 +75,7 @@ def test_dropout_saves_one_bit_per_element(position: str) -> None:
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("position", ["pre", "post"])
 def test_memory_efficient_saves_nothing(dropout: float, position: str) -> None:
-    layer, x = built(
-        torch.float32, dropout=dropout, dropout_position=position, use_memory_efficient_lora=True
-    )
+    layer, x = built(torch.float32, dropout=dropout, dropout_position=position, use_memory_efficient_lora=True)
     assert saved_bytes(layer, x) == 0
 
 

@@ -196,6 +196,7 @@ def test_embeddings(subject: Subject, case: NamesCase) -> float | None:
 @clause(
     "HYB-NAMES-CONV1D",
     "transformers' Conv1D counts as a linear layer.",
+    library="transformers",
     group="hybrid",
     cases=NAMES.narrowed(remote=(1, 2)),
     dtypes=("float32",),
@@ -292,6 +293,7 @@ def test_nothing_remote(subject: Subject, case: NamesCase) -> float | None:
     cases=NAMES.narrowed(remote=(1,), adapters=(0,), deep=(False,), how=("nn.Linear", "Conv1D", "nn.Embedding")),
     dtypes=("float32",),
     needs=("LINEAR_LAYERS",),
+    library="transformers",
     weight=0.5,
 )
 def test_linear_layers(subject: Subject, case: NamesCase) -> float | None:

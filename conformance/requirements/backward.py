@@ -136,7 +136,7 @@ def gradient_twice_differentiated(subject: Subject, case: LinearCase) -> float |
     try:
         first = torch.autograd.grad(y, leaves, upstream, create_graph=True)
         probes = [torch.ones_like(leaf) for leaf in leaves]
-        total = sum((gradient * probe).sum() for gradient, probe in zip(first, probes, strict=True))
+        total = torch.stack([(gradient * probe).sum() for gradient, probe in zip(first, probes, strict=True)]).sum()
         second = torch.autograd.grad(total, leaves, allow_unused=False)
     except (RuntimeError, NotImplementedError):
         return None  # refusing is allowed

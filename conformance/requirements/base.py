@@ -16,6 +16,7 @@ from conformance.oracle import LinearOracle
 from conformance.placement import LAYOUTS
 from conformance.subject import TRAINABLE, Instance, Subject
 
+TOPICS = ("forward", "backward", "effects", "modes", "relations", "dropout")
 REQUIREMENTS: list[tuple[str, str, Space[LinearCase], dict[str, Any], Check]] = []
 
 SMALL = LINEAR.narrowed(
@@ -39,9 +40,11 @@ def requirement(
 
 def declare(prefix: str, group: str) -> dict[str, Any]:
     """Every shared requirement as a clause `<prefix>-<suffix>` of the group: test functions by name."""
+    # in the order a reader expects, whatever order the modules were imported in
+    ordered = sorted(REQUIREMENTS, key=lambda recorded: TOPICS.index(recorded[-1].__module__.rpartition(".")[2]))
     return {
         f"test_{check.__name__}": clause(f"{prefix}-{suffix}", sentence, group=group, cases=cases, **options)(check)
-        for suffix, sentence, cases, options, check in REQUIREMENTS
+        for suffix, sentence, cases, options, check in ordered
     }
 
 

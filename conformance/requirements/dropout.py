@@ -65,7 +65,9 @@ def dropout_mask(subject: Subject, case: LinearCase) -> float | None:
     operands = subject.operands(case)
     instance = started(subject, operands)
     masks = [read_mask(instance.forward(), operands) > 0 for _ in range(2)]
-    require(not np.array_equal(*masks), "two calls dropped the same elements: expected a new mask each call")
+    require(
+        not np.array_equal(masks[0], masks[1]), "two calls dropped the same elements: expected a new mask each call"
+    )
     for mask in masks:
         count, p = mask.size, case.dropout
         # six standard deviations of a binomial: beyond them once in 5e8 masks

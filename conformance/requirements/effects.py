@@ -67,13 +67,13 @@ def output_belongs_to_caller(subject: Subject, case: LinearCase) -> float | None
 
 @requirement("DET-REPEAT", "The same call gives the same bits every time.", SMALL, weight=0.5)
 def deterministic(subject: Subject, case: LinearCase) -> float | None:
-    runs = []
+    runs: list[list[torch.Tensor | None]] = []
     for _ in range(2):
         instance = subject.build(subject.operands(case))
         instance.require_grad(TRAINABLE)
         y = instance.forward()
         instance.backward(y)
-        runs.append([y.detach()] + [instance.gradient(name) for name in TRAINABLE])
+        runs.append([y.detach(), *(instance.gradient(name) for name in TRAINABLE)])
     for name, first, second in zip(("y", "dX", "dA", "dB"), *runs, strict=True):
         require(first is not None and second is not None, f"{name} is None")
         assert first is not None

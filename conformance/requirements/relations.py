@@ -86,6 +86,6 @@ def judge_difference(got: Array, want: Array, allowed: Any, what: str) -> float:
     return compare(got, expected)
 
 
-def _within_both(got: Array, want: Array, expected: Expected, order: Array, what: str) -> float:
+def _within_both(got: Array, want: Array, expected: Expected, order: Any, what: str) -> float:
     assert expected.budget is not None
     return judge_difference(got, want, 2 * expected.budget[order], what)

@@ -135,6 +135,7 @@ def test_adapters_stay(subject: Subject, case: NamesCase) -> float | None:
 @clause(
     "TRN-REP-CONV1D",
     "transformers' Conv1D is replaced too, with its weight [in, out].",
+    library="transformers",
     group="training",
     cases=NAMES.narrowed(remote=(1,), adapters=(0, 2)),
     dtypes=ONE,

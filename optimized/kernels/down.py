@@ -58,15 +58,9 @@ def down_kernel(
         offs_k = k + tl.arange(0, BLOCK_K)
         inside_k = offs_k < K
         offs_k = offs_k.to(tl.int64)
-        x = tl.load(
-            x_rows + offs_k[None, :] * stride_xk, mask=inside_m[:, None] & inside_k[None, :], other=0.0
-        )
-        a = tl.load(
-            a_rows + offs_k[:, None] * stride_ak, mask=inside_k[:, None] & inside_r[None, :], other=0.0
-        )
-        acc = tl.dot(
-            as_operand(x, OPERAND), as_operand(a, OPERAND), acc, input_precision=PRECISION, out_dtype=ACC
-        )
+        x = tl.load(x_rows + offs_k[None, :] * stride_xk, mask=inside_m[:, None] & inside_k[None, :], other=0.0)
+        a = tl.load(a_rows + offs_k[:, None] * stride_ak, mask=inside_k[:, None] & inside_r[None, :], other=0.0)
+        acc = tl.dot(as_operand(x, OPERAND), as_operand(a, OPERAND), acc, input_precision=PRECISION, out_dtype=ACC)
     s_rows = s_ptr + split.to(tl.int64) * stride_sp + offs_m.to(tl.int64)[:, None] * stride_sm
     tl.store(s_rows + offs_r[None, :] * stride_sr, acc, mask=inside_m[:, None] & inside_r[None, :])
 

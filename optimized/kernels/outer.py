@@ -61,12 +61,8 @@ def outer_kernel(
         offs_m = m + tl.arange(0, BLOCK_M)
         inside_m = offs_m < M
         offs_m = offs_m.to(tl.int64)
-        g = tl.load(
-            g_columns + offs_m[None, :] * stride_gm, mask=inside_n[:, None] & inside_m[None, :], other=0.0
-        )
-        s = tl.load(
-            s_columns + offs_m[:, None] * stride_sm, mask=inside_m[:, None] & inside_r[None, :], other=0.0
-        )
+        g = tl.load(g_columns + offs_m[None, :] * stride_gm, mask=inside_n[:, None] & inside_m[None, :], other=0.0)
+        s = tl.load(s_columns + offs_m[:, None] * stride_sm, mask=inside_m[:, None] & inside_r[None, :], other=0.0)
         acc = tl.dot(
             as_operand(as_operand(g, COMPUTE), OPERAND),
             as_operand(s, OPERAND),
@@ -76,9 +72,7 @@ def outer_kernel(
         )
     out = as_stored(acc * tl.full((1, 1), scale, ACC), out_ptr.dtype.element_ty)
     out_rows = out_ptr + split.to(tl.int64) * stride_op + offs_n.to(tl.int64)[:, None] * stride_on
-    tl.store(
-        out_rows + offs_r.to(tl.int64)[None, :] * stride_or, out, mask=inside_n[:, None] & inside_r[None, :]
-    )
+    tl.store(out_rows + offs_r.to(tl.int64)[None, :] * stride_or, out, mask=inside_n[:, None] & inside_r[None, :])
 
 
 def outer(g: torch.Tensor, s: torch.Tensor, scale: float, compute: torch.dtype, out: torch.Tensor) -> None:
@@ -108,9 +102,7 @@ def outer(g: torch.Tensor, s: torch.Tensor, scale: float, compute: torch.dtype, 
         target, factor = torch.empty(splits, N, R, dtype=accumulator(compute), device=g.device), 1.0
     strides = (*g.stride(), *s.stride(), *target.stride())
     grid = (*tiles, splits)
-    launch(
-        outer_kernel, grid, g, s, target, factor, M, N, R, run, *strides, config=config, **mixed_dot(compute)
-    )
+    launch(outer_kernel, grid, g, s, target, factor, M, N, R, run, *strides, config=config, **mixed_dot(compute))
     if splits > 1:
         sum_partials(target, scale, out)
 

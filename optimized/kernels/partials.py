@@ -55,8 +55,6 @@ def sum_partials(partials: torch.Tensor, scale: float, out: torch.Tensor) -> Non
 def partials_config(N: int, R: int) -> Config:
     """Blocks by shape; up to 64 of R, and of N what makes up 1024 elements."""
     if INTERPRETED:
-        return Config(
-            {"BLOCK_N": block(N, 16, 64, 128), "BLOCK_R": block(R, 16, 64)}, num_warps=1, num_stages=1
-        )
+        return Config({"BLOCK_N": block(N, 16, 64, 128), "BLOCK_R": block(R, 16, 64)}, num_warps=1, num_stages=1)
     block_r = block(R, 16, 64)
     return Config({"BLOCK_N": 1024 // block_r, "BLOCK_R": block_r}, num_warps=4, num_stages=1)

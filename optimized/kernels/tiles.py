@@ -113,9 +113,7 @@ def splits_of(length: int, programs: int, least: int) -> int:
 def launch(kernel, grid: tuple[int, ...], *args: Any, config: Config, **constants: Any) -> None:
     """Start `kernel` on the device of its first argument, a tensor."""
     with _place(args[0].device):
-        kernel[grid](
-            *args, **constants, **config.blocks, num_warps=config.num_warps, num_stages=config.num_stages
-        )
+        kernel[grid](*args, **constants, **config.blocks, num_warps=config.num_warps, num_stages=config.num_stages)
 
 
 @contextlib.contextmanager

@@ -53,12 +53,8 @@ def up_kernel(
         offs_r = r + tl.arange(0, BLOCK_R)
         inside_r = offs_r < R
         offs_r = offs_r.to(tl.int64)
-        s = tl.load(
-            s_rows + offs_r[None, :] * stride_sr, mask=inside_m[:, None] & inside_r[None, :], other=0.0
-        )
-        b = tl.load(
-            b_rows + offs_r[:, None] * stride_br, mask=inside_r[:, None] & inside_n[None, :], other=0.0
-        )
+        s = tl.load(s_rows + offs_r[None, :] * stride_sr, mask=inside_m[:, None] & inside_r[None, :], other=0.0)
+        b = tl.load(b_rows + offs_r[:, None] * stride_br, mask=inside_r[:, None] & inside_n[None, :], other=0.0)
         acc = tl.dot(
             as_operand(s, OPERAND),
             as_operand(as_operand(b, COMPUTE), OPERAND),

@@ -204,9 +204,7 @@ class FreezesTheMagnitude(Layer):
             self.lora_magnitude.requires_grad_(False)
 
 
-@twin(
-    "DORA-ZERO-ROW", says="expected an error", dtypes=("float32",), source="an epsilon in place of an error"
-)
+@twin("DORA-ZERO-ROW", says="expected an error", dtypes=("float32",), source="an epsilon in place of an error")
 class DividesByAnEpsilon(Layer):
     def row_norm(self, weight: Tensor) -> Tensor:
         return super().row_norm(weight).clamp_min(1e-6)

@@ -41,9 +41,7 @@ class DropsTheSameEachTime(Right):
 
 @both("DROP-BWD", says="worst", source="a mask drawn again in backward")
 class DrawsANewMaskInBackward(Right):
-    def gradient_of_lora_B(
-        self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float
-    ) -> Tensor:
+    def gradient_of_lora_B(self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
         kept = (torch.rand(g.shape) >= 0.5).to(g.dtype) * 2
         dropped = bool((g == 0).any()) or bool((x == 0).any())
         return super().gradient_of_lora_B(g * kept if dropped else g, x, lora_A, lora_B, scale)

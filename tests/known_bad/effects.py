@@ -52,9 +52,7 @@ class WritesDXOverX(Right):
 
 @both("MEM-INPUTS", says="g was modified in place", source="an in-place scale of g")
 class ScalesGInPlace(Right):
-    def gradient_of_lora_B(
-        self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float
-    ) -> Tensor:
+    def gradient_of_lora_B(self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
         g.data.mul_(scale)
         return g.T @ (x @ lora_A.T)
 
@@ -79,9 +77,7 @@ class SavesItsOutput(Right):
 
 @both("DET-REPEAT", says="differs between two identical runs", source="atomic accumulation")
 class SumsInRandomOrder(Right):
-    def gradient_of_lora_A(
-        self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float
-    ) -> Tensor:
+    def gradient_of_lora_A(self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
         order = torch.randperm(len(g), generator=GENERATOR)
         return super().gradient_of_lora_A(
             g[order],
@@ -107,9 +103,7 @@ class RunsForwardOncePerBackward(Right):
             raise RuntimeError("a forward pass is under way")
         return super().lora_linear(x, *args, **options)
 
-    def gradient_of_lora_A(
-        self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float
-    ) -> Tensor:
+    def gradient_of_lora_A(self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
         self.forwards = 0
         return super().gradient_of_lora_A(g, x, lora_A, lora_B, scale)
 

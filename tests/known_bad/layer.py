@@ -61,9 +61,7 @@ class StartsWithNonZeroB(Right):
 
 @breaks("LAY-DEFAULTS", says="by default", groups=("layer",), source="a default stated in two places")
 class HasRankSixteenByDefault(Right):
-    def LinearLoRA(
-        self, orig_linear: nn.Linear, dim: int = 16, alpha: float = 32, *args: Any, **options: Any
-    ) -> Any:
+    def LinearLoRA(self, orig_linear: nn.Linear, dim: int = 16, alpha: float = 32, *args: Any, **options: Any) -> Any:
         return super().LinearLoRA(orig_linear, dim, alpha, *args, **options)
 
 

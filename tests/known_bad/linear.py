@@ -39,6 +39,4 @@ class TrimsToTheCommonSize(Right):
 class ClampsTheProbability(Right):
     def lora_linear(self, *args: Any, **options: Any) -> Tensor:
         p = options.get("dropout", 0.0)
-        return super().lora_linear(
-            *args, **{**options, "dropout": min(1.0, max(0.0, 0.0 if math.isnan(p) else p))}
-        )
+        return super().lora_linear(*args, **{**options, "dropout": min(1.0, max(0.0, 0.0 if math.isnan(p) else p))})

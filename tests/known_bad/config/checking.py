@@ -92,8 +92,7 @@ class TakesUnknownDtypesForNone(Right):
     PeftConfig = accepting(
         "lora_dtype",
         lambda value: (
-            isinstance(value, str)
-            and value.removeprefix("torch.") not in ("bfloat16", "float16", "float32", "float64")
+            isinstance(value, str) and value.removeprefix("torch.") not in ("bfloat16", "float16", "float32", "float64")
         ),
         lambda value: getattr(torch, value, None),
     )

@@ -107,9 +107,7 @@ class KnowsDtypesOnly(Right):
     PeftConfig = refusing("lora_dtype", lambda value: isinstance(value, str))
 
 
-@breaks(
-    "CFG-LISTS", says="['*', '_', 'p', 'r', 'o', 'j']", source="NVIDIA-NeMo/Automodel #77 (TM3)", **CONFIG
-)
+@breaks("CFG-LISTS", says="['*', '_', 'p', 'r', 'o', 'j']", source="NVIDIA-NeMo/Automodel #77 (TM3)", **CONFIG)
 class TakesAStringApart(Right):
     PeftConfig = accepting("target_modules", lambda value: isinstance(value, str), list)
 

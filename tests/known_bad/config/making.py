@@ -75,8 +75,7 @@ def remade(names: Any, check: bool = True) -> Any:
     """A PeftConfig of its own with these of the reference's fields, in this order."""
     known = {f.name: f for f in dataclasses.fields(reference.PeftConfig)}
     made = [
-        (n, known[n].type, field(default=known[n].default, default_factory=known[n].default_factory))
-        for n in names
+        (n, known[n].type, field(default=known[n].default, default_factory=known[n].default_factory)) for n in names
     ]
     methods = {"to_dict": reference.PeftConfig.to_dict, "from_dict": classmethod(read)}
     if check:

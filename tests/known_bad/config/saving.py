@@ -57,16 +57,12 @@ class WritesItsType(Right):
 
 @breaks("CFG-DICT", says="to_dict()['lora_dtype'] is 'torch.", **CONFIG)
 class WritesTheDtypesFullName(Right):
-    PeftConfig = writing(
-        lambda d, c: {**d, "lora_dtype": None if c.lora_dtype is None else str(c.lora_dtype)}
-    )
+    PeftConfig = writing(lambda d, c: {**d, "lora_dtype": None if c.lora_dtype is None else str(c.lora_dtype)})
 
 
 @breaks("CFG-DICT", says="to_dict() lacks", **CONFIG)
 class WritesWhatDiffersOnly(Right):
-    PeftConfig = writing(
-        lambda d, c: {k: v for k, v in d.items() if v != reference.PeftConfig().to_dict()[k]}
-    )
+    PeftConfig = writing(lambda d, c: {k: v for k, v in d.items() if v != reference.PeftConfig().to_dict()[k]})
 
 
 @breaks("CFG-ORDER", says="its keys in the order", **CONFIG)

@@ -219,9 +219,7 @@ class LosesLoraDtype(Loses):
     option = "lora_dtype"
 
 
-@breaks(
-    "MOD-OPTION-DROPOUT", says="0.0% of the update is dropped", source="pytorch/torchtune #995 (DR1)", **MODEL
-)
+@breaks("MOD-OPTION-DROPOUT", says="0.0% of the update is dropped", source="pytorch/torchtune #995 (DR1)", **MODEL)
 class LosesDropout(Loses):
     option = "dropout"
 

@@ -191,6 +191,4 @@ class KeepsTheModeItWasPatchedIn(Computes):
 @breaks("MOD-DROP-POSITION", says="one by one", **MODEL)
 class AlwaysDropsAfter(ChangesOptions):
     def changed(self, options: Any) -> Any:
-        return (
-            {**options, "dropout_position": "post"} if options.get("dropout_position") == "pre" else options
-        )
+        return {**options, "dropout_position": "post"} if options.get("dropout_position") == "pre" else options

@@ -108,9 +108,7 @@ def _assigning(layer: Any, method: str) -> None:
     layer.lora_A.weight, layer.lora_B.weight = nn.Parameter(a), nn.Parameter(b)
 
 
-@breaks(
-    "MOD-INIT-AGAIN", says="a new Parameter at lora_A.weight", source="pytorch/torchtune #1909 (SD5)", **MODEL
-)
+@breaks("MOD-INIT-AGAIN", says="a new Parameter at lora_A.weight", source="pytorch/torchtune #1909 (SD5)", **MODEL)
 @breaks("MOD-OPTIMIZER", says="its Parameters are gone", source="pytorch/torchtune #1909 (SD5)", **MODEL)
 class InitialisesByAssignment(AfterPatching):
     def spoil(self, layer: Any, options: Any) -> None:

@@ -71,18 +71,14 @@ class HasAnotherClassForTriton(RightModel):
     def patch_linear_module(self, orig_linear: Any, *arguments: Any, **options: Any) -> Any:
         layer = super().patch_linear_module(orig_linear, *arguments, **options)
         if options.get("use_triton"):
-            layer.__class__ = type(
-                "TritonLayer", (nn.Linear,), {"forward": reference.LinearLoRA.__dict__["forward"]}
-            )
+            layer.__class__ = type("TritonLayer", (nn.Linear,), {"forward": reference.LinearLoRA.__dict__["forward"]})
         return layer
 
 
 @breaks("MOD-SUBCLASS", says="no TaggedLinear", source="orig.__class__ = a fresh class (anchors.md)", **MODEL)
 class DropsTheSubclass(AfterPatching):
     def spoil(self, layer: Any, options: Any) -> None:
-        layer.__class__ = (
-            reference.TritonLinearLoRA if options.get("use_triton", True) else reference.LinearLoRA
-        )
+        layer.__class__ = reference.TritonLinearLoRA if options.get("use_triton", True) else reference.LinearLoRA
 
 
 @breaks("MOD-NAMES", says="state_dict keys added by patching", **MODEL)

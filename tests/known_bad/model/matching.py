@@ -37,8 +37,7 @@ class LeavesTheDotSpecial(Matches):
 class IsARegularExpression(Matches):
     def match(self, pattern: str, key: str) -> bool:
         return (
-            super().match(pattern, key)
-            or re.fullmatch(pattern.replace(".", r"\.").replace("*", ".*"), key) is not None
+            super().match(pattern, key) or re.fullmatch(pattern.replace(".", r"\.").replace("*", ".*"), key) is not None
         )
 
 
@@ -151,9 +150,7 @@ class TakesNoneForAName(RightModel):
         return super().wildcard_match(pattern, str(key))
 
 
-@breaks(
-    "MOD-PATTERN-TABLE", says="wildcard_match('*.layers.1.*.q', 'm.layers.11.attn.q') returned True", **MODEL
-)
+@breaks("MOD-PATTERN-TABLE", says="wildcard_match('*.layers.1.*.q', 'm.layers.11.attn.q') returned True", **MODEL)
 class LeavesDigitsOpen(Matches):
     def match(self, pattern: str, key: str) -> bool:
         return super().match(pattern, key) or super().match(pattern.replace("1.", "1*."), key)

@@ -48,7 +48,7 @@ def checkpointed(subject: Subject, case: LinearCase) -> float | None:
 @requirement(
     "COMPILE",
     "torch.compile keeps output and gradients.",
-    SMALL.narrowed(training=(True,), m=(3, 17), k=(17, 33), n=(5, 16), r=(3,)),
+    SMALL.narrowed(training=(True,), m=(3, 17), k=(17, 33), n=(5, 16), r=(3,), scale=(2.0, 4.0)),
     weight=0.05,
 )
 def compiled(subject: Subject, case: LinearCase) -> float | None:

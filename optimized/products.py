@@ -78,7 +78,8 @@ def _without_autocast(x: Tensor) -> AbstractContextManager[None]:
 def _why_not_tensor(operand: Tensor) -> str | None:
     if type(operand) not in (Tensor, torch.nn.Parameter) or operand.layout != torch.strided:
         return f"a {operand.layout} {type(operand).__name__} has no pointer and strides to give to a kernel"
-    if torch._C._functorch.is_functorch_wrapped_tensor(operand):
+    # a compiled layer reaches the kernels through a custom operator, which torch.func does not enter
+    if not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(operand):
         return "torch.func transforms the products"
     if operand.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         return f"the kernels have no {operand.dtype}"

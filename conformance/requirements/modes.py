@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch.utils.checkpoint import checkpoint
 
@@ -58,7 +60,9 @@ def compiled(subject: Subject, case: LinearCase) -> float | None:
     instance.require_grad(TRAINABLE)
     # aot_eager captures and partitions the graphs as every backend does, without generating code
     instance.call = torch.compile(instance.call, backend="aot_eager")
-    y = instance.forward()
-    instance.backward(y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what the compiler remarks on while tracing is not about results
+        y = instance.forward()
+        instance.backward(y)
     oracle = oracle_for(subject, operands)
     return worst(judge(y, oracle.y), judge_gradients(instance, oracle))

@@ -223,6 +223,7 @@ def no_dropout_in_evaluation(subject: Subject, case: LinearCase) -> float | None
     "The mask follows torch's seed: the same seed gives the same output.",
     PROBE,
     subjects=WITH_DROPOUT,
+    level="SHOULD",
     weight=0.5,
 )
 def dropout_follows_the_seed(subject: Subject, case: LinearCase) -> float | None:

@@ -201,7 +201,9 @@ def _specialised(case: LinearCase, values: dict[str, Array]) -> dict[str, Array]
         for name in ("weight", "lora_A"):
             values[name] = np.abs(values[name])
         x[:, : case.k // 2], x[:, case.k // 2 :] = np.abs(x[:, : case.k // 2]), -np.abs(x[:, case.k // 2 :])
-        x *= 0.7 * format_of(dtype_named(case.dtype)).largest / _largest_forward(x, values, case.scale)
+        largest = format_of(dtype_named(case.dtype)).largest
+        x *= 0.7 * largest / _largest_forward(x, values, case.scale)
+        values["bias"] *= 0.2 * largest / np.abs(values["bias"]).max()  # else it would be lost beside them
     elif case.special == "overflow-before-scale":
         values["weight"][...] = 0
         update = np.abs(x @ values["lora_A"].T @ values["lora_B"].T).max(initial=1e-9) * abs(case.scale)
@@ -256,15 +258,19 @@ def _cancelling(case: LinearCase, sparse: dict[str, Array], random: np.random.Ge
     def paired(shape: tuple[int, ...], signs: tuple[int, int], largest: int) -> Array:
         half = shape[-1] // 2
         block = random.integers(1, largest + 1, (*shape[:-1], half)).astype(np.float64)
-        odd = np.zeros((*shape[:-1], shape[-1] - 2 * half))
+        odd = np.ones((*shape[:-1], shape[-1] - 2 * half))
         return np.concatenate([signs[0] * block, signs[1] * block, odd], -1)
 
     lead, k, n, r = case.leading, case.k, case.n, case.r
     down = paired((r, k), (1, 1), 1)
     up = paired((r, n), (1, 1), 1).T
     rows = paired((n // 2, k), (1, 1), 3)
-    weight = np.concatenate([rows, rows, np.zeros((n - 2 * (n // 2), k))])
-    few = {name: sparse[name] * (random.random(sparse[name].shape) < 0.1) for name in ("weight", "lora_A", "lora_B")}
+    weight = np.concatenate([rows, rows, np.ones((n - 2 * (n // 2), k))])
+    few = {}
+    for name in ("weight", "lora_A", "lora_B"):
+        # enough of them in every row and column that each sum has something left
+        share = max(0.1, 8 / min(sparse[name].shape))
+        few[name] = sparse[name] * (random.random(sparse[name].shape) < share)
     return {
         **sparse,
         "x": paired((*lead, k), (1, -1), 2),

@@ -32,7 +32,7 @@ PROFILES = {
     profile.name: profile
     for profile in (
         Profile("quick", volume=6, interpreted=2),
-        Profile("default", volume=18, interpreted=5, searches=6),
+        Profile("default", volume=24, interpreted=6, searches=6),
         Profile("nightly", volume=1000, interpreted=40, searches=200),
     )
 }

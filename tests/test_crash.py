@@ -9,7 +9,7 @@ from tests.commands import run_target, without_times
 
 SEEN = {
     "LIN-DROP-EVAL": "ended the process without an error: an exit call, a kill signal, or memory ran out",
-    "LIN-DROP-SEED": "killed the process: Segmentation fault\nat ",
+    "LIN-DROP-BWD": "killed the process: Segmentation fault\nat ",
     "LIN-DROP-ALL": "did not finish within 5 s\nat ",
 }
 OTHERS = {"LIN-MEM-INPUTS": "pass", "LIN-FWD": "fail", "LIN-BWD-DA": "fail"}

@@ -34,6 +34,7 @@ for module in pkgutil.iter_modules(known_bad.__path__):
 
 def failures(bad: KnownBad) -> dict[str, Result]:
     """The clauses that a known-bad twin fails, each with its first result that does not pass."""
+    getattr(bad.target, "reset", lambda: None)()  # a twin that keeps state starts anew
     target = Target.of(bad.target, bad.name)
     failed: dict[str, Result] = {}
     for clause in CLAUSES.values():

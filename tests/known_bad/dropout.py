@@ -74,5 +74,8 @@ class DropsInEvaluation(Right):
 
 @both("DROP-SEED", says="one seed differ", source="a generator of its own")
 class IgnoresTheSeed(Right):
+    def reset(self) -> None:
+        GENERATOR.manual_seed(1)
+
     def mask(self, like: Tensor, p: float) -> Tensor:
         return (torch.rand(like.shape, generator=GENERATOR) >= p).to(like.dtype) / (1 - p)

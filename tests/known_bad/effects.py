@@ -77,6 +77,9 @@ class SavesItsOutput(Right):
 
 @both("DET-REPEAT", says="differs between two identical runs", source="atomic accumulation")
 class SumsInRandomOrder(Right):
+    def reset(self) -> None:
+        GENERATOR.manual_seed(1)
+
     def gradient_of_lora_A(self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
         order = torch.randperm(len(g), generator=GENERATOR)
         return super().gradient_of_lora_A(
@@ -95,17 +98,12 @@ class IgnoresAutocast(Right):
             return super().lora_linear(x, *args, **options)
 
 
-@both("CKPT", says="raised", source="state kept on the object between forward and backward")
-class RunsForwardOncePerBackward(Right):
+@both("CKPT", says="raised", source="a forward that cannot be repeated inside backward")
+class CannotRunInsideBackward(Right):
     def lora_linear(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
-        self.forwards = getattr(self, "forwards", 0) + 1
-        if self.forwards > 1:
-            raise RuntimeError("a forward pass is under way")
+        if torch._C._current_graph_task_id() != -1:
+            raise RuntimeError("a backward pass is under way")
         return super().lora_linear(x, *args, **options)
-
-    def gradient_of_lora_A(self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
-        self.forwards = 0
-        return super().gradient_of_lora_A(g, x, lora_A, lora_B, scale)
 
 
 @both("COMPILE", says="worst", source="a Python value burnt in while tracing")

@@ -122,6 +122,8 @@ SHARED: list[str] = []
 
 @breaks("CFG-FRESH-LISTS", says="expected []", source="a mutable default", **CONFIG)
 class SharesItsDefaultList(Right):
+    reset = staticmethod(SHARED.clear)
+
     @dataclass
     class PeftConfig(reference.PeftConfig):
         def __post_init__(self) -> None:

@@ -98,6 +98,9 @@ class DrawsFromAFixedSeed(Draws):
 class DrawsFromItsOwnGenerator(Draws):
     generator = torch.Generator().manual_seed(5)
 
+    def reset(self) -> None:
+        self.generator.manual_seed(5)
+
     def draw(self, a: torch.Tensor, method: str) -> None:
         a.normal_(std=math.sqrt(2 / sum(a.shape)), generator=self.generator)
 

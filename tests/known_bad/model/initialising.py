@@ -85,7 +85,7 @@ class LeavesLoraBUnwritten(AfterPatching):
     def spoil(self, layer: Any, options: Any) -> None:
         b = layer.lora_B.weight
         if not b.is_meta:
-            b.data = torch.empty_like(b)
+            b.data = torch.full_like(b, math.nan)  # NaN stands for what memory happens to hold: the same every time
 
 
 @breaks("MOD-INIT-SEED", says="the same random lora_A", **MODEL)

@@ -225,34 +225,54 @@ def _repeated(case: LinearCase, values: dict[str, Array]) -> dict[str, Array]:
 
 def _integers(case: LinearCase, limit: int) -> dict[str, Array]:
     """Small integers, thinned until every intermediate of every plan is an exact integer of the dtype."""
-    density = 1.0
-    while True:
-        random = np.random.default_rng([case.seed, case.m, case.k, case.n, case.r])
-
-        def draw(*shape: int, keep: float = density, random: np.random.Generator = random) -> Array:
-            signs = random.integers(0, 2, shape) * 2.0 - 1
-            return np.asarray(signs * (random.random(shape) < keep), dtype=np.float64)
-
-        values = {
-            "x": draw(*case.leading, case.k, keep=max(density, 0.5)),
-            "weight": draw(case.n, case.k) * (2 if case.k < 16 else 1),
-            "bias": draw(case.n, keep=1.0) * 3,
-            "lora_A": draw(case.r, case.k, keep=density / 2 if case.k > 16 else density),
-            "lora_B": draw(case.n, case.r, keep=density / 2 if case.r > 4 else density),
-            "g": draw(*case.leading, case.n, keep=max(density, 0.5)),
-        }
-        if case.values == "cancelling":
-            values = _cancelling(case, values, random)
-        values = _specialised(case, _repeated(case, values))
-        if _largest(values, case.scale) * max(1.0, 1 / (min(abs(case.scale), 1.0) or 1.0)) <= limit or density < 1e-3:
-            return values
-        density *= 0.7
+    fraction = max(1.0, 1 / (min(abs(case.scale), 1.0) or 1.0))  # a scale of 1/4 leaves quarters
+    values: dict[str, Array] = {}
+    for attempt in range(ATTEMPTS):
+        size = 1.0
+        while True:
+            random = np.random.default_rng([case.seed, case.m, case.k, case.n, case.r, attempt])
+            values = _signs(case, size, random)
+            if case.values == "cancelling":
+                values = _cancelling(case, values, max(1, int(min(math.sqrt(limit), LARGEST) * size**3)), random)
+            values = _specialised(case, _repeated(case, values))
+            largest, decides = _weighed(values, case.scale)
+            if largest * fraction <= limit or size < 1e-3:
+                break
+            size *= 0.7
+        if decides or case.special != "none":
+            break  # few and small integers may cancel to a term of nothing but zeros: then draw again
+    return values
 
 
-def _cancelling(case: LinearCase, sparse: dict[str, Array], random: np.random.Generator) -> dict[str, Array]:
-    """Operands whose sums over K and N grow to half-way and shrink back to what the sparse part adds.
+ATTEMPTS = 16
+LARGEST = 31  # its square times any K or M is exact in float32
 
-    x = [p, -p] and g = [q, -q], and W, A and B repeat one block along K and N, plus the sparse integers.
+
+def _signs(case: LinearCase, density: float, random: np.random.Generator) -> dict[str, Array]:
+    """Operands of -1, 0 and 1, the fewer zeros the denser."""
+
+    def draw(*shape: int, keep: float = density) -> Array:
+        signs = random.integers(0, 2, shape) * 2.0 - 1
+        return np.asarray(signs * (random.random(shape) < keep), dtype=np.float64)
+
+    return {
+        "x": draw(*case.leading, case.k, keep=max(density, 0.5)),
+        "weight": draw(case.n, case.k) * (2 if case.k < 16 else 1),
+        "bias": draw(case.n, keep=1.0) * 3,
+        "lora_A": draw(case.r, case.k, keep=density / 2 if case.k > 16 else density),
+        "lora_B": draw(case.n, case.r, keep=density / 2 if case.r > 4 else density),
+        "g": draw(*case.leading, case.n, keep=max(density, 0.5)),
+    }
+
+
+def _cancelling(case: LinearCase, sparse: dict[str, Array], most: int, random: np.random.Generator) -> dict[str, Array]:
+    """Operands whose sums over K, N and M grow to half-way and shrink back to what the sparse part adds.
+
+    x = [p, -p] and g = [q, -q], and W, A and B repeat one block along K and N, plus the sparse integers; the second
+    half of the tokens is the first with g negated, but for one or two tokens that have no partner.
+
+    Args:
+        most: the largest number in x, g and W: with it partial sums leave a 16-bit accumulator from K = 64 on.
     """
 
     def paired(shape: tuple[int, ...], signs: tuple[int, int], largest: int) -> Array:
@@ -262,19 +282,26 @@ def _cancelling(case: LinearCase, sparse: dict[str, Array], random: np.random.Ge
         return np.concatenate([signs[0] * block, signs[1] * block, odd], -1)
 
     lead, k, n, r = case.leading, case.k, case.n, case.r
+    few_most = min(most, 2)
     down = paired((r, k), (1, 1), 1)
     up = paired((r, n), (1, 1), 1).T
-    rows = paired((n // 2, k), (1, 1), 3)
+    rows = paired((n // 2, k), (1, 1), most)
     weight = np.concatenate([rows, rows, np.ones((n - 2 * (n // 2), k))])
     few = {}
     for name in ("weight", "lora_A", "lora_B"):
         # enough of them in every row and column that each sum has something left
         share = max(0.1, 8 / min(sparse[name].shape))
         few[name] = sparse[name] * (random.random(sparse[name].shape) < share)
+    tokens = math.prod(lead)
+    partners = (tokens - 1) // 2 if tokens > 2 else 0
+    x, g = paired((tokens, k), (1, -1), most), paired((tokens, n), (1, -1), most)
+    x[partners : 2 * partners], g[partners : 2 * partners] = x[:partners], -g[:partners]
+    alone = slice(2 * partners, tokens if partners else 0)
+    x[alone], g[alone] = np.clip(x[alone], -few_most, few_most), np.clip(g[alone], -few_most, few_most)
     return {
         **sparse,
-        "x": paired((*lead, k), (1, -1), 2),
-        "g": paired((*lead, n), (1, -1), 2),
+        "x": x.reshape(*lead, k),
+        "g": g.reshape(*lead, n),
         "weight": weight + few["weight"],
         "lora_A": down * (r <= 8) + few["lora_A"],  # for larger ranks B A would leave the exact range
         "lora_B": up * (r <= 8) + few["lora_B"],
@@ -289,18 +316,20 @@ def _largest_forward(x: Array, values: dict[str, Array], scale: float) -> float:
     return max(float(np.abs(v).max(initial=1e-9)) for v in stored)
 
 
-def _largest(values: dict[str, Array], scale: float) -> float:
-    """The largest magnitude among the intermediates that any plan may store, forward or backward."""
+def _weighed(values: dict[str, Array], scale: float) -> tuple[float, bool]:
+    """The largest magnitude among what any plan may store, and whether every term of every result shows."""
     x = values["x"].reshape(-1, values["x"].shape[-1])
     g = values["g"].reshape(-1, values["g"].shape[-1])
     weight, down, up = values["weight"], values["lora_A"], values["lora_B"]
     joined, outer = up @ down, g.T @ x
     s, t, base = x @ down.T, g @ up, x @ weight.T
-    adapter = (joined, outer, s, t, s @ up.T, t @ down, up.T @ outer, outer @ down.T)
-    update = scale * (s @ up.T)
+    back, part, rest = t @ down, s @ up.T, g @ weight
+    d_up, d_down = outer @ down.T, up.T @ outer
+    update = scale * part
     whole = (base, base + values["bias"], base + update, base + values["bias"] + update, weight + scale * joined)
-    backward = (g @ weight, g @ weight + scale * (t @ down), g.sum(0))
+    backward = (rest, rest + scale * back, g.sum(0), weight, x, g)
     grown = max(1.0, abs(scale))
-    sizes = [grown * float(np.abs(v).max(initial=2.0)) for v in adapter]
+    sizes = [grown * float(np.abs(v).max(initial=2.0)) for v in (joined, outer, s, t, part, back, d_up, d_down)]
     sizes += [float(np.abs(v).max(initial=0.0)) for v in (*whole, *backward)]
-    return max(sizes)
+    terms = (base, part, rest, back, d_up, d_down, base + update, rest + scale * back)
+    return max(sizes), not x.size or all(v.any() for v in terms)

@@ -1,0 +1,159 @@
+"""The suite's verdict on one mutant, in a process forked from one that has torch and the suite loaded."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from conformance.clause import REGISTRY, Clause, load_all
+from conformance.examine import Examination
+from conformance.profiles import PROFILES, Profile
+from conformance.result import ANY_DTYPE
+from conformance.target import TRITON, Target
+from tests.mutation.mutants import PACKAGES, Mutant, write_copy
+
+LIMIT = 240  # seconds after which a mutant that is neither killed nor through counts as hanging
+# torch.compile takes seconds for each mutant, and sees what the plain call shows
+SLOW = ("LIN-COMPILE", "LAY-COMPILE")
+FIRST = Profile("first", volume=1, interpreted=1, shrinks=0)
+QUICK = Profile("quick", PROFILES["quick"].volume, PROFILES["quick"].interpreted, shrinks=0)
+NUMERIC = ("linear", "layer", "merge", "dora", "model")
+# which groups see a file at all, the likeliest first; a file not named here is seen by the numeric groups
+GROUPS_OF = {
+    "config": ("config", "model"),
+    "matching": ("model", "hybrid"),
+    "model": ("model",),
+    "gradnorm": ("gradnorm", "training"),
+    "hybrid": ("hybrid", "training"),
+    "training": ("training",),
+    "dora": ("dora", "model"),
+    "layer": ("layer", "merge", "dora", "model"),
+    "linear": ("linear", "layer", "merge", "dora", "model"),
+    "adapter": ("linear", "layer"),
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a mutant.
+
+    Attributes:
+        status: `killed` by a clause, `crashed` or `hung` (both noticed too), or `survived`.
+        clause: the first clause that failed, `import` where the package no longer imports.
+    """
+
+    mutant: str
+    status: str
+    clause: str = ""
+    message: str = ""
+    seconds: float = 0.0
+
+
+def verdict(mutant: Mutant | None, package: str = "") -> Verdict:
+    """Judge a mutant (or the unchanged `package`) until a clause fails or all have passed."""
+    name = mutant.id if mutant else package
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+        write_copy(Path(folder), mutant)
+        out = Path(folder) / "verdict.json"
+        child = os.fork()
+        if child == 0:
+            _in_child(Path(folder), mutant, package, out)
+        died = _waited(child)
+        seconds = round(time.perf_counter() - started, 2)
+        if out.exists():
+            return Verdict(name, seconds=seconds, **json.loads(out.read_text()))
+    return Verdict(name, "hung" if died == "timeout" else "crashed", message=died, seconds=seconds)
+
+
+def _waited(child: int) -> str:
+    deadline = time.monotonic() + LIMIT
+    while time.monotonic() < deadline:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return f"exit status {os.waitstatus_to_exitcode(status)}"
+        time.sleep(0.02)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return "timeout"
+
+
+def _in_child(folder: Path, mutant: Mutant | None, package: str, out: Path) -> None:
+    """Import the mutated package in place of the real one and judge it; never returns."""
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, 1)
+    os.dup2(quiet, 2)
+    try:
+        sys.path.insert(0, str(folder))
+        for name in [n for n in sys.modules if n.partition(".")[0] in PACKAGES]:
+            del sys.modules[name]
+        importlib.invalidate_caches()
+        found = {"status": "survived"}
+        try:
+            target = Target.of(importlib.import_module(mutant.package if mutant else package))
+            missing = set(_expected_claims()) - set(target.claimed)
+        except BaseException as error:  # noqa: BLE001  (a mutant may raise anything)
+            found = {"status": "killed", "clause": "import", "message": f"{type(error).__name__}: {error}"[:300]}
+        else:
+            if missing:
+                found = {"status": "killed", "clause": "import", "message": f"no longer claims {sorted(missing)}"}
+            else:
+                found = _first_failure(target, mutant) or found
+        out.with_suffix(".part").write_text(json.dumps(found))
+        out.with_suffix(".part").rename(out)
+    finally:
+        os._exit(0)
+
+
+def _expected_claims() -> tuple[str, ...]:
+    return tuple(dict.fromkeys(clause.group for clause in REGISTRY.values()))
+
+
+def _first_failure(target: Target, mutant: Mutant | None) -> dict[str, str] | None:
+    for profile, clause, subject, dtype in _planned(target, mutant):
+        result = Examination(clause, subject, dtype, profile).run()
+        if result.status != "pass":
+            return {"status": "killed", "clause": clause.id, "message": (result.message or "")[:300]}
+    return None
+
+
+def _planned(target: Target, mutant: Mutant | None) -> Iterator[tuple[Profile, Clause, Any, str]]:
+    """One case for every clause that may see the file, then the quick profile for every subject and dtype."""
+    groups = groups_of(mutant)
+    clauses = [c for group in groups for c in REGISTRY.values() if c.group == group and c.id not in SLOW]
+    in_kernels = mutant is not None and "/kernels/" in mutant.file
+    for profile in (FIRST, QUICK):
+        for clause in clauses:
+            dtypes = clause.dtypes or (ANY_DTYPE,)
+            chosen = dtypes if profile is QUICK else [d for d in dtypes if d in ("float32", ANY_DTYPE)] or dtypes[:1]
+            for subject, dtype in itertools.product(target.subjects(clause), chosen):
+                if not in_kernels or subject.name in TRITON:
+                    yield profile, clause, subject, dtype
+
+
+def groups_of(mutant: Mutant | None) -> tuple[str, ...]:
+    """The groups of clauses that see the mutant's file."""
+    if mutant is None:
+        return _expected_claims()
+    return GROUPS_OF.get(Path(mutant.file).stem, NUMERIC) if "/kernels/" not in mutant.file else ("linear", "layer")
+
+
+def prepare() -> None:
+    """Load what every mutant needs, once; with one thread, since a fork keeps no others."""
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+    torch.set_num_threads(1)
+    load_all()
+    for heavy in ("triton", "triton.language", "transformers.pytorch_utils", "torch._dynamo"):
+        importlib.import_module(heavy)

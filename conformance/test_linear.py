@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
+import torch
+
 from conformance import requirements
 from conformance.clause import clause
-from conformance.judge import Refused, Violation
+from conformance.judge import Refused, Violation, judge, worst
+from conformance.numerics import dtype_named
 from conformance.operands import LinearCase
-from conformance.requirements.base import SMALL
-from conformance.subject import Subject
+from conformance.requirements.base import SMALL, judge_gradients, oracle_for
+from conformance.subject import TRAINABLE, Subject
 
 globals().update(requirements.declare("LIN", "linear"))
 
@@ -48,3 +54,32 @@ def test_dropout_out_of_range(subject: Subject, case: LinearCase) -> float | Non
     except (Violation, Refused):
         return None
     raise Violation(f"lora_linear(…, dropout={case.dropout}, training=True) returned: expected a ValueError")
+
+
+OTHER = {"float64": "float32", "float32": "float64", "bfloat16": "float32", "float16": "float32"}
+
+
+@clause(
+    "LIN-DTYPE",
+    "LoRATritonFunction returns the dtype it is asked for; its gradients keep their operands' dtypes.",
+    group="linear",
+    cases=SMALL.narrowed(values=("integers", "cancelling"), training=(True,)),
+    subjects=("LoRATritonFunction",),
+    needs=("LoRATritonFunction",),
+)
+def test_output_dtype(subject: Subject, case: LinearCase) -> float | None:
+    operands = subject.operands(case)
+    asked = dtype_named(OTHER[case.dtype])
+    instance = subject.build(operands)
+    tensors = instance.tensors
+
+    def call(x: torch.Tensor) -> Any:
+        return subject.thing.apply(x, tensors["lora_A"], tensors["lora_B"], operands.scale, asked)
+
+    instance.call = call
+    instance.require_grad(TRAINABLE)
+    y = instance.forward()
+    oracle = oracle_for(subject, operands)
+    ratio = judge(y, dataclasses.replace(oracle.y, dtype=asked))
+    instance.backward(y)
+    return worst(ratio, judge_gradients(instance, oracle))

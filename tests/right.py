@@ -270,6 +270,12 @@ class Layer(nn.Module):
         a, b = self.lora_A.weight.detach().to(wide), self.lora_B.weight.detach().to(wide)
         return self.lora_magnitude.to(wide) / self.row_norm(self.weight.to(wide) + self.scale * b @ a)
 
+    def dora_weight(self) -> Tensor:
+        """`m′ ⊙ (W + s·BA)`."""
+        wide = torch.promote_types(self.weight.dtype, torch.float32)
+        change = self.scale * self.lora_B.weight.to(wide) @ self.lora_A.weight.to(wide)
+        return self.factor()[:, None] * (self.weight.to(wide) + change)
+
     def dropped(self, x: Tensor) -> Tensor:
         """x or an output with the layer's dropout."""
         return nn.functional.dropout(x, self.dropout, self.training)
@@ -294,7 +300,7 @@ class Layer(nn.Module):
         """Add the update to the weight."""
         if not self.merged:
             self.base_weight = self.weight.detach().clone()
-            self.weight += self.delta()
+            self.weight.copy_(self.dora_weight() if self.use_dora else self.weight + self.delta())
             self.merged = True
 
     @torch.no_grad()

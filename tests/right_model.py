@@ -20,7 +20,7 @@ class RightMatcher:
                  is_causal_lm: bool = False) -> None:  # fmt: skip
         self.targets = self.patterns("target_modules", target_modules)
         self.excludes = self.patterns("exclude_modules", exclude_modules)
-        self.everything = match_all_linear
+        self.everything, self.causal = match_all_linear, is_causal_lm
         self.check()
 
     def patterns(self, key: str, given: Any) -> list[str]:
@@ -51,10 +51,14 @@ class RightMatcher:
         """The dotted name below the prefix."""
         return f"{prefix}.{name}" if prefix and name else name
 
+    def is_head(self, name: str | None) -> bool:
+        """Whether a name is that of the output layer of a causal language model."""
+        return "lm_head" in (name or "").split(".")
+
     def chooses(self, name: str | None) -> bool:
         """Whether the rule chooses a name."""
         if self.everything:
-            return True
+            return not (self.causal and self.is_head(name))
         found = any(self.target.wildcard_match(p, name) for p in self.excludes or self.targets)
         return found != bool(self.excludes)
 

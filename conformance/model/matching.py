@@ -190,3 +190,46 @@ def test_matcher(subject: Subject, case: PatternCase) -> None:
             not got,
             f"ModuleMatcher([{pattern!r}]).match(LayerNorm, {key!r}) returned {got!r}: it is not linear",
         )
+
+
+@clause(
+    "MOD-MATCHER-EXCLUDE",
+    "A ModuleMatcher with exclude_modules, a list or a single string, matches every other linear module.",
+    group="model",
+    cases=Space(PatternCase, kind=("run", "last", "tail", "part", "legacy")),
+    dtypes=(),
+    needs=("ModuleMatcher", "ModuleMatcher.match"),
+)
+def test_matcher_excluding(subject: Subject, case: PatternCase) -> None:
+    for given in ([case.pattern], case.pattern):
+        call = f"ModuleMatcher([], {given!r}, False, False)"
+        with calling_quietly(call):
+            matcher = subject.target.ModuleMatcher([], given, False, False)
+        for key in near_keys(case.key, case.seed):
+            with calling(f"{call}.match(Linear, {key!r})"):
+                got = matcher.match(nn.Linear(1, 1), key)
+            wanted = not matches(case.pattern, key)
+            require(bool(got) is wanted, f"{call}.match(Linear, {key!r}) returned {got!r}: expected {wanted}")
+
+
+@clause(
+    "MOD-MATCHER-HEAD",
+    "With match_all_linear a causal language model keeps its lm_head, and no other module; other models adapt it.",
+    group="model",
+    cases=Space(PatternCase, kind=("exact",)),
+    level="SHOULD",
+    dtypes=(),
+    needs=("ModuleMatcher", "ModuleMatcher.match"),
+    weight=0.5,
+)
+def test_matcher_head(subject: Subject, case: PatternCase) -> None:
+    names = ["lm_head", f"{case.key}.lm_head", f"{case.key}.film_head", case.key]
+    for causal in (True, False):
+        with calling_quietly(f"ModuleMatcher([], [], True, {causal})"):
+            matcher = subject.target.ModuleMatcher([], [], True, causal)
+        for name in names:
+            wanted = not (causal and "lm_head" in name.split("."))
+            with calling(f"ModuleMatcher([], [], True, {causal}).match(Linear, {name!r})"):
+                got = matcher.match(nn.Linear(1, 1), name)
+            said = f"ModuleMatcher(match_all_linear=True, is_causal_lm={causal}).match(Linear, {name!r})"
+            require(bool(got) is wanted, f"{said} returned {got!r}: expected {wanted}")

@@ -232,3 +232,61 @@ class GivesTheBaseTheDroppedX(Layer):
 class SquaresInHalfPrecision(Layer):
     def row_norm(self, weight: Tensor) -> Tensor:
         return (weight.half() * weight.half()).sum(1).sqrt().float()
+
+
+@twin("DORA-MERGE", says="the merged weight", dtypes=ALL, source="a merge that knows plain LoRA alone")
+class MergesWithoutTheMagnitude(Layer):
+    def dora_weight(self) -> Tensor:
+        return self.weight + self.delta()
+
+
+@twin("DORA-MERGE", says="the merged weight")
+class MultipliesByTheNormWhenMerging(Layer):
+    def dora_weight(self) -> Tensor:
+        norm = self.row_norm(self.weight.float() + self.delta().float())
+        return super().dora_weight() * (norm * norm)[:, None]
+
+
+@twin("DORA-MERGE", says="y of the merged layer")
+class KeepsTheAdapterWhenMerged(Layer):
+    def forward(self, x: Tensor) -> Tensor:
+        merged, self.merged = self.merged, False
+        y = super().forward(x)
+        self.merged = merged
+        return y
+
+
+@twin("DORA-UNMERGE", says="the unmerged weight", source="the merged update subtracted, the row factor forgotten")
+class UnmergesByTheUpdateAlone(Layer):
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        if self.merged:
+            self.weight -= self.delta()
+            self.merged, self.base_weight = False, None
+
+
+@twin("DORA-UNMERGE", says="the unmerged weight")
+class DoesNotUnmerge(Layer):
+    def unmerge(self) -> None:
+        self.merged, self.base_weight = False, None
+
+
+@twin("DORA-DROP-POST", says="y of the probe")
+class DropsBaseAndUpdate(Layer):
+    def dora(self, x: Tensor) -> Tensor:
+        if not self.training or self.position == "pre":
+            return super().dora(x)
+        p, self.dropout = self.dropout, 0.0
+        y = super().dora(x)
+        self.dropout = p
+        return self.dropped(y)
+
+
+@twin("DORA-DROP-POST", says="y of the probe")
+class ScalesTheBaseByTheMagnitudeWhenDropping(Layer):
+    def dora(self, x: Tensor) -> Tensor:
+        if not self.training or self.position == "pre":
+            return super().dora(x)
+        m, a, b = self.factor(), self.lora_A.weight, self.lora_B.weight
+        y = m * nn.functional.linear(x, self.weight) + self.dropped(m * self.scale * ((x @ a.T) @ b.T))
+        return (y if self.bias is None else y + self.bias).to(x.dtype)

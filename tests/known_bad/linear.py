@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from tests.known_bad import breaks
+from tests.known_bad import breaks, record
+from tests.right import Alone as RightAlone
 from tests.right import Right
 
 
@@ -40,3 +43,27 @@ class ClampsTheProbability(Right):
     def lora_linear(self, *args: Any, **options: Any) -> Tensor:
         p = options.get("dropout", 0.0)
         return super().lora_linear(*args, **{**options, "dropout": min(1.0, max(0.0, 0.0 if math.isnan(p) else p))})
+
+
+def breaks_alone(says: str) -> Callable[[type[RightAlone]], type[RightAlone]]:
+    """Register a wrong `LoRATritonFunction` as a twin of LIN-DTYPE."""
+
+    def register(kind: type[RightAlone]) -> type[RightAlone]:
+        right = type(kind.__name__, (Right,), {"LoRATritonFunction": property(kind)})
+        record(kind.__name__, right(), "LIN-DTYPE", says=says, groups=("linear",))
+        return kind
+
+    return register
+
+
+@breaks_alone("y has dtype")
+class ReturnsTheDtypeOfX(RightAlone):
+    def apply(self, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+        return super().apply(x, lora_A, lora_B, scale, x.dtype)
+
+
+@breaks_alone("the output does not require grad")
+class CastsOutsideTheGraph(RightAlone):
+    def apply(self, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+        y = super().apply(x, lora_A, lora_B, scale, x.dtype)
+        return y if dtype == x.dtype else y.detach().to(dtype)

@@ -43,6 +43,8 @@ def _run(options: argparse.Namespace) -> int:
     verdict.prepare()
     with options.journal.open("a", encoding="utf-8") as journal:
         for number, mutant in enumerate(chosen, 1):
+            if not mutant.valid:
+                continue
             found = verdict.verdict(mutant)
             entry = dataclasses.asdict(found) | {"file": mutant.file, "operator": mutant.operator}
             journal.write(json.dumps(entry, ensure_ascii=False) + "\n")

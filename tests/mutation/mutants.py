@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ class Mutant:
     Attributes:
         file: relative to the root.   function: the qualified name around the edit, empty at module level.
         operator: its name.   before, after: the source of the edited node.   line: where it is now.
-        ordinal: tells apart equal edits in one function.   source: the whole edited file.
+        ordinal: tells apart equal edits in one function.   text: the whole file as it is.
+        span: where the edited node lies in it, in bytes.   new: what takes its place.
     """
 
     file: str
@@ -34,13 +36,30 @@ class Mutant:
     after: str
     line: int
     ordinal: int
-    source: str
+    text: str
+    span: tuple[int, int]
+    new: str
 
     @property
     def id(self) -> str:
         """A name that does not change when lines are added elsewhere."""
         again = f" #{self.ordinal}" if self.ordinal else ""
         return f"{self.file} {self.function or '<module>'} {self.operator}: {self.before} → {self.after}{again}"
+
+    @property
+    def source(self) -> str:
+        """The whole edited file."""
+        raw, (start, end) = self.text.encode(), self.span
+        return (raw[:start] + self.new.encode() + raw[end:]).decode()
+
+    @property
+    def valid(self) -> bool:
+        """Whether the edited file is Python at all: a node may stand where its replacement cannot."""
+        try:
+            compile(self.source, self.file, "exec")
+        except SyntaxError:
+            return False
+        return True
 
     @property
     def package(self) -> str:
@@ -51,20 +70,20 @@ class Mutant:
 def mutants_of(path: Path) -> list[Mutant]:
     """Every mutant of one file, in source order."""
     text = path.read_text(encoding="utf-8")
-    tree = ast.parse(text)
+    file = path.relative_to(ROOT).as_posix()
+    starts = list(itertools.accumulate((len(line.encode()) for line in text.splitlines(keepends=True)), initial=0))
     found: list[Mutant] = []
     counts: dict[tuple[str, ...], int] = {}
-    for function, node in _walk(tree, ""):
+    for function, node in _walk(ast.parse(text), ""):
+        span = (starts[node.lineno - 1] + node.col_offset, starts[node.end_lineno - 1] + node.end_col_offset)
         for operator, apply in OPERATORS.items():
             for edited in apply(node):
-                before, after = _short(ast.unparse(node)), _short(ast.unparse(ast.fix_missing_locations(edited)))
-                key = (function, operator, before, after)
+                before, new = ast.unparse(node), ast.unparse(ast.fix_missing_locations(edited))
+                key = (function, operator, _short(before), _short(new))
                 counts[key] = counts.get(key, -1) + 1
-                source = _edited(text, node, edited)
-                if before == after or source is None:
-                    continue
-                file = path.relative_to(ROOT).as_posix()
-                found.append(Mutant(file, function, operator, before, after, node.lineno, counts[key], source))
+                if before != new:
+                    placed = _placed(node, new)
+                    found.append(Mutant(file, *key, node.lineno, counts[key], text, span, placed))
     return found
 
 
@@ -111,27 +130,9 @@ def _said_not_done(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
-def _edited(text: str, node: Any, edited: ast.AST) -> str | None:
-    """The file with a node's text replaced; None where the result is no valid source."""
-    lines = text.splitlines(keepends=True)
-    starts = [0]
-    for line in lines:
-        starts.append(starts[-1] + len(line.encode()))
-    raw = text.encode()
-    start = starts[node.lineno - 1] + node.col_offset
-    end = starts[node.end_lineno - 1] + node.end_col_offset
-    new = ast.unparse(ast.fix_missing_locations(edited))
-    if isinstance(node, ast.stmt):
-        indent = " " * node.col_offset
-        new = new.replace("\n", "\n" + indent)
-    else:
-        new = f"({new})"
-    source = (raw[:start] + new.encode() + raw[end:]).decode()
-    try:
-        compile(source, "mutant", "exec")
-    except (SyntaxError, ValueError):
-        return None
-    return source
+def _placed(node: Any, new: str) -> str:
+    """The new source as it must stand in the node's place: statements indented, expressions in parentheses."""
+    return new.replace("\n", "\n" + " " * node.col_offset) if isinstance(node, ast.stmt) else f"({new})"
 
 
 def _short(source: str, most: int = 90) -> str:

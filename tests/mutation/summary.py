@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import fnmatch
 import json
+import re
 import statistics
 from collections import Counter
 from pathlib import Path
@@ -26,12 +26,13 @@ def reasons() -> dict[str, str]:
 
 def reason(mutant: str) -> str | None:
     """The reason recorded for a survivor; None for a gap."""
-    return next((why for pattern, why in reasons().items() if fnmatch.fnmatchcase(mutant, _glob(pattern))), None)
+    return next((why for pattern, why in reasons().items() if matching(pattern, [mutant])), None)
 
 
-def _glob(pattern: str) -> str:
-    # only * is special: brackets and question marks occur in source
-    return "".join({"[": "[[]", "?": "[?]"}.get(character, character) for character in pattern)
+def matching(pattern: str, mutants: list[str]) -> list[str]:
+    """The mutants a pattern names; in it * stands for anything, and all else for itself."""
+    expression = re.compile(".*".join(map(re.escape, pattern.split("*"))) if "*" in pattern else re.escape(pattern))
+    return [mutant for mutant in mutants if expression.fullmatch(mutant)]
 
 
 def scores(entries: list[dict[str, Any]]) -> dict[str, Any]:

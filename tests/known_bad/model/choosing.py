@@ -157,3 +157,42 @@ class DoesNotSayWhy(RightMatcher):
 class KeepsTheCallersList(RightMatcher):
     def patterns(self, key: str, given: Any) -> list[str]:
         return given if isinstance(given, list) else super().patterns(key, given)
+
+
+@breaks_by_matcher("MOD-MATCHER-EXCLUDE", "expected")
+class ReadsAnExcludedStringByCharacter(RightMatcher):
+    def patterns(self, key: str, given: Any) -> list[str]:
+        return super().patterns(key, list(given) if key == "exclude_modules" else given)
+
+
+@breaks_by_matcher("MOD-MATCHER-EXCLUDE", "expected False")
+class ExcludesTheFirstNameAlone(RightMatcher):
+    seen: str | None = None
+
+    def chooses(self, name: str | None) -> bool:
+        self.seen = self.seen or name
+        return super().chooses(name) or (bool(self.excludes) and name != self.seen)
+
+
+@breaks_by_matcher("MOD-MATCHER-HEAD", "expected False")
+class AdaptsTheHead(RightMatcher):
+    def is_head(self, name: str | None) -> bool:
+        return False
+
+
+@breaks_by_matcher("MOD-MATCHER-HEAD", "expected True")
+class KeepsEverythingOfACausalModel(RightMatcher):
+    def is_head(self, name: str | None) -> bool:
+        return True
+
+
+@breaks_by_matcher("MOD-MATCHER-HEAD", "expected True", "zama-ai/concrete-ml get_remote_names (HY1)")
+class LooksForTheHeadBySubstring(RightMatcher):
+    def is_head(self, name: str | None) -> bool:
+        return "m_head" in (name or "")
+
+
+@breaks_by_matcher("MOD-MATCHER-HEAD", "expected True")
+class KeepsTheHeadOfEveryModel(RightMatcher):
+    def chooses(self, name: str | None) -> bool:
+        return super().chooses(name) and not (self.everything and self.is_head(name))

@@ -1,0 +1,116 @@
+"""The mechanical mutator edits what it says, leaves words alone, and the suite kills what it makes."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.mutation import mutants, summary
+from tests.mutation.operators import OPERATORS
+
+EDITS = {
+    "arithmetic": ("a + b", ["a - b"]),
+    "dropped-term": ("a * b", ["a", "b"]),
+    "swapped-operands": ("f(a, b, c)", ["f(b, a, c)"]),
+    "comparison": ("a < b", ["a <= b", "a >= b"]),
+    "boolean": ("a and b", ["a or b", "b", "a"]),
+    "condition": ("a if c else b", ["a", "b"]),
+    "constant": ("16", ["17", "15"]),
+    "unwrapped-call": ("x.detach()", ["x"]),
+    "detached": ("F.linear(x, 1)", ["F.linear(x.detach(), 1)"]),
+    "dropped-keyword": ("f(a, dim=1)", ["f(a)"]),
+    "dtype": ("torch.float32", ["torch.float16"]),
+    "name": ("self.lora_A", ["self.lora_B"]),
+    "statement": ("del_(a)", ["pass"]),
+}
+SOURCE = '''
+"""Words about 1 + 1."""
+import math
+__all__ = ["one"]
+
+def outer(a: int = 1) -> float:
+    """More words, 2 * 2."""
+    if a < 0:
+        raise ValueError(f"a is {a + 1}")
+    return math.sqrt(a)
+'''
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_an_operator_makes_the_edits_it_names(operator: str) -> None:
+    source, edited = EDITS[operator]
+    statement = ast.parse(source).body[0]
+    node = statement if operator == "statement" else statement.value  # type: ignore[attr-defined]
+    found = [ast.unparse(ast.fix_missing_locations(other)) for other in OPERATORS[operator](node)]
+    assert found == edited
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A root whose one package has one module."""
+    (tmp_path / "reference").mkdir()
+    path = tmp_path / "reference" / "one.py"
+    path.write_text(SOURCE)
+    monkeypatch.setattr(mutants, "ROOT", tmp_path)
+    monkeypatch.setattr(mutants, "PACKAGES", ("reference",))
+    return path
+
+
+def test_words_annotations_and_exports_are_left_alone(small: Path) -> None:
+    found = [(m.operator, m.before, m.after) for m in mutants.mutants_of(small)]
+    assert ("constant", "1", "2") in found  # the default of a
+    assert ("comparison", "a < 0", "a <= 0") in found
+    assert ("statement", "raise ValueError(f'a is {a + 1}')", "pass") in found
+    said = ("one", "a + 1", "int", "float", "Words about 1 + 1.")
+    assert not [edit for edit in found if edit[1].strip("'") in said]
+
+
+def test_a_mutant_is_the_file_with_one_edit_and_keeps_its_name(small: Path, tmp_path: Path) -> None:
+    before = mutants.mutants_of(small)
+    assert len({m.id for m in before}) == len(before)
+    chosen = next(m for m in before if m.after == "a <= 0")
+    assert chosen.source == SOURCE.replace("a < 0", "(a <= 0)")
+    mutants.write_copy(tmp_path / "copy", chosen)
+    assert (tmp_path / "copy" / "reference" / "one.py").read_text() == chosen.source
+    small.write_text("# a line more\n" + SOURCE)
+    assert {m.id for m in mutants.mutants_of(small)} == {m.id for m in before}
+
+
+@pytest.mark.parametrize(
+    "name", ["reference/linear.py low_rank_update arithmetic", "optimized/kernels/up.py up_kernel dropped-term: acc * "]
+)
+def test_the_suite_kills_mutants_of_the_formula(name: str, tmp_path: Path) -> None:
+    journal = tmp_path / "journal.jsonl"
+    command = [sys.executable, "-m", "tests.mutation", "run", "--only", name, "--journal", str(journal)]
+    for _ in range(2):  # the second run finds nothing left to judge
+        subprocess.run(command, check=True, cwd=mutants.ROOT, capture_output=True)
+        entries = [json.loads(line) for line in journal.read_text().splitlines()]
+        assert len(entries) == len({e["mutant"] for e in entries}) > 0
+    gaps = [e["mutant"] for e in entries if e["status"] == "survived" and not summary.reason(e["mutant"])]
+    assert not gaps
+
+
+def test_every_reason_is_that_of_an_existing_mutant() -> None:
+    names = [m.id for m in mutants.all_mutants()]
+    patterns = {pattern: summary.matching(pattern, names) for pattern in summary.reasons()}
+    assert not [pattern for pattern, matched in patterns.items() if not matched]
+
+
+def test_the_table_counts_killed_equivalent_and_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(summary, "reasons", lambda: {"reference/x.py f constant: 1 *": "a size of no effect"})
+    base = {"file": "reference/x.py", "operator": "constant", "message": "", "seconds": 1.0}
+    entries = [
+        {**base, "mutant": "reference/x.py f a", "status": "killed", "clause": "LIN-FWD"},
+        {**base, "mutant": "reference/x.py f b", "status": "hung", "clause": ""},
+        {**base, "mutant": "reference/x.py f constant: 1 → 2", "status": "survived", "clause": ""},
+        {**base, "mutant": "reference/x.py f c", "status": "survived", "clause": ""},
+    ]
+    found = summary.scores(entries)
+    assert found["files"]["reference/x.py"] == {"killed": 2, "equivalent": 1, "gap": 1, "score": 0.6667}
+    assert found["groups"] == {"LIN": 1}
+    assert found["survivors"]["reference/x.py f c"] is None

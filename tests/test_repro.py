@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from conformance import repro
+from conformance import replay, repro
 from conformance.clause import REGISTRY, load_all
 from conformance.examine import Examination
 from conformance.profiles import PROFILES
@@ -117,7 +117,7 @@ def test_literals_are_exact(shape: tuple[int, ...]) -> None:
 
 
 def test_the_target_is_imported_by_the_name_it_was_given() -> None:
-    lines = repro._imports("package.module:Kernels.fast")
+    lines = replay.importing("package.module:Kernels.fast")
     space: dict[str, object] = {}
     module = SimpleNamespace(Kernels=SimpleNamespace(fast="here"))
     sys.modules["package"], sys.modules["package.module"] = SimpleNamespace(module=module), module  # type: ignore[assignment]

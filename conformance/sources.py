@@ -131,7 +131,10 @@ class Source:
     """A module of `PACKAGES`, read and not run."""
 
     def __init__(self, name: str) -> None:
-        spec = importlib.util.find_spec(name)
+        try:
+            spec = importlib.util.find_spec(name)
+        except (ImportError, ValueError):  # ValueError for what was made without a file
+            spec = None
         if spec is None or not spec.origin or not spec.origin.endswith(".py"):
             raise NoSource(f"module {name} has no source")
         self.name, self.is_package = name, spec.submodule_search_locations is not None
@@ -176,7 +179,7 @@ class Source:
     def _submodule(self, name: str) -> Source | None:
         try:
             return source(f"{self.name}.{name}")
-        except (NoSource, ModuleNotFoundError):
+        except NoSource:
             return None
 
     def function(self, line: int) -> tuple[ast.FunctionDef, ast.FunctionDef | None]:
@@ -206,9 +209,9 @@ def defined(thing: Any) -> Definition:
     """The definition of a function or a class; what a function takes from one around it is given as literals.
 
     Raises:
-        NoSource: if it is not defined in a module of `PACKAGES`, or takes a value that has no literal.
+        NoSource: if no module that can be read defines it, or it takes a value that has no literal.
     """
-    where = source(thing.__module__)
+    where = source(thing.__module__ or "")
     if isinstance(thing, type):
         found = where.find(thing.__qualname__)
         if not isinstance(found, Definition):

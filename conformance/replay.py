@@ -8,6 +8,7 @@ import dataclasses
 from conformance.bundle import Bundle
 from conformance.case import Case
 from conformance.clause import Clause
+from conformance.drawn import looked_up
 from conformance.judge import Inconclusive, Refused, Violation
 from conformance.result import Result
 from conformance.sources import Definition, Import, Lines, defined, literal, source
@@ -37,7 +38,7 @@ def replay(clause: Clause, subject: Subject, target: str, result: Result, header
     case = clause.cases.case_type.parse(result.case or "")
     check = defined(clause.check)
     kinds = [defined(kind) for kind in (type(case), type(subject), Violation, Refused, Inconclusive)]
-    bundle = Bundle([check, *kinds, NUMPY, RANDOM, SYS, TORCH], _instead(subject))
+    bundle = Bundle([check, *kinds, NUMPY, RANDOM, SYS, TORCH], looked_up(clause, subject, case) | _own_config(subject))
     text = Text(bundle, LOCALS)
     interpreted = 'import os\n\nos.environ["TRITON_INTERPRET"] = "1"\n\n' if subject.lane == "interpreter" else ""
     guide = f"The check is `{text.name(check)}`, first below; `main`, at the end, runs it on the case."
@@ -59,7 +60,7 @@ def importing(target: str) -> list[str]:
     return [f"{imported}  # noqa: E402", "", *([f"target = target.{attribute}"] if attribute else [])]
 
 
-def _instead(subject: Subject) -> dict[str, Definition]:
+def _own_config(subject: Subject) -> dict[str, Definition]:
     if not hasattr(subject.target, "PeftConfig"):
         return {}
     where = source("conformance.model.base")

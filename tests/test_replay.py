@@ -31,7 +31,7 @@ from tests.known_bad import REGISTRY, KnownBad
 load_all()
 for module in pkgutil.iter_modules(known_bad.__path__):
     importlib.import_module(f"tests.known_bad.{module.name}")
-IMPORT = re.compile(r"^ *(?:import|from) (\w+)[\w.]*(?: import .*| as \w+|  # .*)?$", re.MULTILINE)
+IMPORT = re.compile(r"^ *(?:import|from) (\w+)[\w.]*(?: import .*| as \w+)?(?:  # .*)?$", re.MULTILINE)
 SLOW = "LAY-COMPILE"  # as LIN-COMPILE, and torch.compile takes seconds
 # Runs each script of a folder as a program would be, one after the other in one process.
 EVERY = """
@@ -129,3 +129,21 @@ def test_a_script_says_of_a_known_bad_twin_what_the_suite_says(
     start_anew(bad)
     assert script.main() == 1
     assert capsys.readouterr().out == f"{clause.id}: {caught.value}\n"
+
+
+@pytest.mark.parametrize(
+    ("clause", "small", "large"),
+    [
+        ("LIN-BWD-ACCUM", "m=2 k=3 n=2 r=1 values=normal", "m=20 k=30 n=20 r=3 values=normal"),
+        ("DORA-INIT", "m=2 k=3 n=2 r=1 values=normal", "m=20 k=30 n=20 r=3 values=normal"),
+        ("GRN-CLIP", "elements=3", "elements=3000"),
+    ],
+)
+def test_a_small_case_is_held_as_numbers_and_a_large_one_is_drawn(clause: str, small: str, large: str) -> None:
+    declared = CLAUSES[clause]
+    subject = Target.of(reference).subjects(declared)[0]
+    texts = [
+        replay(declared, subject, "reference", Result(clause, subject.name, "float32", case=case), clause)
+        for case in (small, large)
+    ]
+    assert ["DRAWN = {" in text for text in texts] == [True, False]

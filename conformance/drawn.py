@@ -18,6 +18,7 @@ import reference
 from conformance.case import Case
 from conformance.clause import Clause
 from conformance.examine import check_case
+from conformance.judge import Inconclusive
 from conformance.numerics import Array
 from conformance.sources import Definition, Lines, literal, source
 from conformance.subject import Subject
@@ -48,6 +49,8 @@ def looked_up(clause: Clause, subject: Subject, case: Case) -> dict[str, Definit
     with _recorded() as tables:
         try:
             check_case(clause, dataclasses.replace(right[0], dropout_positions=subject.dropout_positions), case)
+        except Inconclusive:
+            pass  # so it will be for any right target, and at the same place
         except Exception:  # noqa: BLE001  (whatever ends it, not everything was drawn)
             return {}
     stand_in: dict[str, Definition] = {}

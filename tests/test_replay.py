@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import itertools
 import json
@@ -147,3 +148,12 @@ def test_a_small_case_is_held_as_numbers_and_a_large_one_is_drawn(clause: str, s
         for case in (small, large)
     ]
     assert ["DRAWN = {" in text for text in texts] == [True, False]
+
+
+def test_a_script_of_the_interpreter_lane_turns_the_interpreter_on_before_torch_is_imported() -> None:
+    clause = CLAUSES["LAY-STATE"]
+    subject = dataclasses.replace(Target.of(reference).subjects(clause)[1], lane="interpreter")
+    text = replay(clause, subject, "reference", Result(clause.id, subject.name, "float32", case="defaults"), clause.id)
+    on = text.index('os.environ["TRITON_INTERPRET"] = "1"')
+    assert on < text.index("import torch") < text.index("import reference as target")
+    assert f'Subject("{subject.name}", target.{subject.name}, target, "cpu", "interpreter", ' in text

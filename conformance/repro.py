@@ -1,4 +1,7 @@
-"""Reproducers: a failing case as a script that needs torch and the target, but not the suite."""
+"""Reproducers: a failing case as a script that needs torch and the target, but not the suite.
+
+The shortest holds the operands as literals and one call on them; see `replay` for all others.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import base64
 import math
 import pprint
 import sys
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -18,7 +22,9 @@ from conformance.numerics import Array
 from conformance.operands import Operands
 from conformance.oracle import Expected
 from conformance.record import Recording, recording
+from conformance.replay import importing, replay
 from conformance.result import Result
+from conformance.sources import NoSource
 from conformance.subject import Subject
 
 LITERAL = 4096  # elements up to which an operand is written out as numbers
@@ -35,15 +41,18 @@ LAYER_SOURCES = {
 def script(clause: Clause, subject: Subject, target: str, result: Result) -> str:
     """A script that exits with 1 while the defect is there and 0 once it is gone.
 
-    It stands alone where one call on the case's operands shows the defect on the target and none on
-    `reference`; otherwise it asks the suite to check the one case.
+    Where one call on the case's operands shows the defect on the target and none on `reference`, it is that call;
+    otherwise the whole check is written out. Only a check that has no source here is left to the suite.
     """
     recorded = _recorded(clause, subject, result)
     if recorded is not None and _stands_alone(recorded):
         text, right = (_standalone(clause, subject, t, result, recorded) for t in (target, "reference"))
         if _shows_defect(text) and not _shows_defect(right):
             return text
-    return _through_suite(clause, target, result)
+    try:
+        return replay(clause, subject, target, result, _header(clause, target, result))
+    except NoSource:
+        return _through_suite(clause, target, result)
 
 
 def _recorded(clause: Clause, subject: Subject, result: Result) -> Recording | None:
@@ -92,7 +101,7 @@ def _through_suite(clause: Clause, target: str, result: Result) -> str:
         words += ["--lane", result.lane]
     return (
         f'"""{_header(clause, target, result)}\n\n'
-        "This clause takes more than one call, so the script asks the suite (pip install loraspec).\n"
+        "The source of this check is not at hand, so the script asks the suite (pip install loraspec).\n"
         '"""\n\n'
         "import sys\n\n"
         "from conformance.cli import main\n\n"
@@ -101,11 +110,15 @@ def _through_suite(clause: Clause, target: str, result: Result) -> str:
 
 
 def _header(clause: Clause, target: str, result: Result) -> str:
-    return (
+    """What a script says first, as the inside of a docstring."""
+    text = (
         f"{clause.id}: {clause.sentence}\n\n"
         f"Target {target}, {result.subject}, {result.dtype}, {result.device}; case {result.case}\n"
-        "Exits with 1 while the defect is there and with 0 once it is gone; run it where the target imports."
+        "Exits with 1 while the defect is there and with 0 once it is gone; run it where the target imports.\n\n"
+        f"Seen when it was written:\n{textwrap.indent(result.message or '', '    ')}"
     ).replace("\\", "\\\\")
+    shown = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+    return shown.replace('"""', '\\"\\"\\"').rstrip()
 
 
 def _standalone(clause: Clause, subject: Subject, target: str, result: Result, recorded: Recording) -> str:
@@ -125,7 +138,7 @@ def _standalone(clause: Clause, subject: Subject, target: str, result: Result, r
         "",
         "import torch  # noqa: E402",
         "",
-        *_imports(target),
+        *importing(target),
         'nan, inf = float("nan"), float("inf")',
         "",
         "",
@@ -148,14 +161,6 @@ def _standalone(clause: Clause, subject: Subject, target: str, result: Result, r
         "    sys.exit(1 if problem else 0)",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _imports(target: str) -> list[str]:
-    """Lines that bind the name `target` to the target."""
-    module, _, attribute = target.partition(":")
-    package, _, last = module.rpartition(".")
-    imported = f"from {package} import {last} as target" if package else f"import {last} as target"
-    return [f"{imported}  # noqa: E402", "", *([f"target = target.{attribute}"] if attribute else [])]
 
 
 PLACED = '''def placed(values, stride, dtype, device):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,12 +18,21 @@ from conformance.selection import Selection
 from conformance.trial import loaded, trials
 
 TARGETS = Path(__file__).parent / "targets"
+WITHOUT_SUITE = Path(__file__).parent / "without_suite"  # on PYTHONPATH: the process cannot import the suite
 
 
-def python(*arguments: str, cwd: Path = TARGETS, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    """Run Python with these arguments."""
+def python(
+    *arguments: str, cwd: Path = TARGETS, timeout: float = 300, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run Python with these arguments, and these variables besides those of this process."""
     return subprocess.run(
-        [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
     )
 
 

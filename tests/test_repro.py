@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from conformance import repro
+from conformance import replay, repro
 from conformance.clause import REGISTRY, load_all
 from conformance.examine import Examination
 from conformance.profiles import PROFILES
 from conformance.target import Target
-from tests.commands import TARGETS, python
+from tests.commands import TARGETS, WITHOUT_SUITE, loraspec, python
 
 load_all()
 ALONE = """
@@ -70,11 +72,89 @@ def test_a_script_fails_until_the_defect_is_gone(
     assert (fixed.returncode, fixed.stdout) == (0, f"{clause}: this case is right\n"), fixed.stderr
 
 
+LAYER = """
+from torch import nn
+
+CONFORMANCE = {"dtypes": ["float32"]}
+
+
+class LinearLoRA(nn.Linear):
+    def __init__(self, orig_linear, dim=8, alpha=32, dropout=0.0, dropout_position="post",
+                 lora_A_init_method="xavier", lora_dtype=None):
+        super().__init__(orig_linear.in_features, orig_linear.out_features, device="meta")
+        self.weight, self.bias = orig_linear.weight, orig_linear.bias
+        self.lora_A = nn.Linear(self.in_features, dim, bias=False)
+        self.lora_B = nn.Linear(dim, self.out_features, bias=False)
+        self.scale = alpha / dim
+
+    def forward(self, x):
+        return super().forward(x) + self.lora_B(self.lora_A(x)) * self.scale
+
+    def __deepcopy__(self, memo):
+        return self
+"""
+CONFIG = """
+import copy
+from dataclasses import dataclass, field
+
+
+@dataclass
+class PeftConfig:
+    target_modules: list = field(default_factory=list)
+    exclude_modules: list = field(default_factory=list)
+    match_all_linear: bool = False
+    dim: int = 8
+    alpha: float = 32
+    dropout: float = 0.0
+    dropout_position: str = "post"
+    lora_A_init: str = "xavier"
+    lora_dtype: object = None
+    use_triton: bool = False
+
+    def to_dict(self):
+        return dict(vars(self))
+
+    @classmethod
+    def from_dict(cls, d):
+        return cls(**d)
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "broken", "fixed", "clause", "says"),
+    [
+        (LAYER, "    def __deepcopy__(self, memo):\n        return self\n", "", "LAY-COPY", "the copy's lora_A"),
+        (CONFIG, "dict(vars(self))", "copy.deepcopy(vars(self))", "CFG-OWN-DICT", "changed the config"),
+    ],
+)
+def test_a_written_script_runs_without_the_suite_until_the_defect_is_gone(
+    text: str, broken: str, fixed: str, clause: str, says: str, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(text)
+    ended = loraspec("run", "mine", "--clause", clause, "--profile", "quick", cwd=tmp_path)
+    assert ended.returncode == 1, ended.stderr
+    path = tmp_path / "loraspec-report" / f"repro_{clause}.py"
+    assert f"{path.relative_to(tmp_path)} runs without the suite" in ended.stdout
+
+    def alone() -> tuple[int, str]:
+        run = python(str(path), cwd=tmp_path, PYTHONPATH=str(WITHOUT_SUITE))
+        return run.returncode, run.stdout
+
+    code, said = alone()
+    assert (code, says in said) == (1, True), said
+    (tmp_path / "mine.py").write_text(text.replace(broken, fixed))
+    assert alone() == (0, f"{clause}: this case is right\n")
+    assert python("-c", "import conformance", cwd=tmp_path, PYTHONPATH=str(WITHOUT_SUITE)).returncode == 1
+
+
 @pytest.mark.usefixtures("at_targets")
-def test_a_clause_of_several_calls_asks_the_suite(tmp_path: Path) -> None:
-    text = reproducer("unscaled", "LIN-BWD-ACCUM", "float32")
-    assert "pip install loraspec" in text
-    (tmp_path / "repro.py").write_text(text)
+def test_a_check_without_source_is_left_to_the_suite(tmp_path: Path) -> None:
+    made: dict[str, Any] = {"check": REGISTRY["LIN-BWD-ACCUM"].check}
+    exec("def again(subject, case):\n    return check(subject, case)", made)
+    declared = dataclasses.replace(REGISTRY["LIN-BWD-ACCUM"], check=made["again"])
+    subject = Target.load("unscaled").subjects(declared)[0]
+    result = Examination(declared, subject, "float32", PROFILES["quick"]).run()
+    (tmp_path / "repro.py").write_text(repro.script(declared, subject, "unscaled", result))
     ended = python(str(tmp_path / "repro.py"), cwd=TARGETS)
     assert ended.returncode == 1, ended.stderr
     assert "FAIL LIN-BWD-ACCUM unscaled" in ended.stdout
@@ -117,7 +197,7 @@ def test_literals_are_exact(shape: tuple[int, ...]) -> None:
 
 
 def test_the_target_is_imported_by_the_name_it_was_given() -> None:
-    lines = repro._imports("package.module:Kernels.fast")
+    lines = replay.importing("package.module:Kernels.fast")
     space: dict[str, object] = {}
     module = SimpleNamespace(Kernels=SimpleNamespace(fast="here"))
     sys.modules["package"], sys.modules["package.module"] = SimpleNamespace(module=module), module  # type: ignore[assignment]

@@ -135,9 +135,14 @@ def spelled(dtype: torch.dtype, spelling: str) -> torch.dtype | str:
     return str(dtype).removeprefix("torch.") if spelling == "name" else str(dtype)
 
 
+def config_class(subject: Subject) -> Any:
+    """The target's PeftConfig, or the reference's where it exposes none."""
+    return getattr(subject.target, "PeftConfig", None) or reference.PeftConfig
+
+
 def make_config(subject: Subject, **options: Any) -> Any:
-    """A config of these options: the target's PeftConfig, or the reference's where it exposes none."""
-    kind = getattr(subject.target, "PeftConfig", None) or reference.PeftConfig
+    """A config of these options."""
+    kind = config_class(subject)
     with calling_quietly(f"PeftConfig({shown((), options)[2:]})"):
         return kind(**options)
 
@@ -157,7 +162,7 @@ def warned(subject: Subject, model: nn.Module, **options: Any) -> tuple[Any, str
     """As `apply`, from the making of the config on: what it returns, and all warnings as one text."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        kind = getattr(subject.target, "PeftConfig", None) or reference.PeftConfig
+        kind = config_class(subject)
         with calling(applying(model, shown((), options)[2:])):
             count = subject.thing(model, kind(**options))
     return count, "\n".join(str(w.message) for w in caught)

@@ -8,13 +8,12 @@ from typing import Any
 
 from torch import nn
 
-import reference
 from conformance.case import Case, Space
 from conformance.clause import clause
 from conformance.judge import Inconclusive, calling, require
 from conformance.matching_oracle import chosen, drawn_key, drawn_pattern, near_keys
 from conformance.model.applying import MODELS, ModelCase
-from conformance.model.base import apply, warned
+from conformance.model.base import apply, config_class, warned
 from conformance.model.toys import TOY_LINEARS, TaggedLinear, Toy, adapted, model_named
 from conformance.refusal import calling_quietly, refuses
 from conformance.subject import Subject
@@ -228,7 +227,7 @@ EXCLUSIONS = Space(ExclusiveCase, given=tuple(range(len(EXCLUSIVE))))
 )
 def test_exclusive(subject: Subject, case: ExclusiveCase) -> None:
     options, model = EXCLUSIVE[case.given], Toy().to(subject.device)
-    kind = getattr(subject.target, "PeftConfig", None) or reference.PeftConfig
+    kind = config_class(subject)
     shown = ", ".join(f"{key}={value!r}" for key, value in options.items())
     refuses(
         f"apply_lora_to_linear_modules(model, PeftConfig({shown}))",

@@ -1,0 +1,203 @@
+"""Bundles: what code refers to is found by reading it, and written out so that it does the same."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conformance import sources
+from conformance.bundle import Bundle
+from conformance.sources import Definition, Import, NoSource, literal, source
+from conformance.writing import Text
+
+FILES = {
+    "__init__": "from .shapes import Square as Box\n",
+    "shapes": '''
+from __future__ import annotations
+import math
+from typing import TYPE_CHECKING
+if TYPE_CHECKING:
+    from nowhere import Nothing
+
+SIDE = 3  # of a square
+UNIT, ZERO = 1, 0
+
+
+class Shape:
+    """What has an area."""
+
+    kind = "shape"
+
+    def area(self) -> Nothing:
+        return ZERO
+
+    def circumference(self):
+        return math.tau
+
+
+class Square(Shape):
+    """With equal sides."""
+
+    # its sides
+    sides = [SIDE for _ in range(4)]
+
+    def area(self, SIDE=SIDE):  # noqa: ARG002  (its own)
+        return SIDE * SIDE * UNIT
+
+    def perimeter(self):
+        return sum(self.sides)
+
+
+def helper(n):
+    return n + SIDE
+''',
+    "other": '''
+import functools
+from own import shapes
+from own.shapes import helper as aid
+
+
+def helper(n):
+    return 100 * n
+
+
+def registered(f):
+    return f
+
+
+@functools.cache
+def made(n):
+    """Made of everything."""
+    from own.shapes import Square
+
+    SIDE = 1000  # hides the constant of that name here
+    registered("left out")
+    area = lambda shape, helper=helper: shape.area() + helper(1)  # type: ignore[misc]
+    return [area(Square()), aid(n), shapes.SIDE, SIDE, {helper: helper for helper in "a"}]
+
+
+def from_outside():
+    import own
+
+    return own.Box().area()
+
+
+EARLY = made(1)
+
+
+def uses_early():
+    return EARLY
+
+
+def passes_a_module_on():
+    return [shapes]
+''',
+}
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A package `own`, taken for this distribution's."""
+    (tmp_path / "own").mkdir()
+    for name, text in FILES.items():
+        (tmp_path / "own" / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sources, "PACKAGES", ("own",))
+    monkeypatch.setattr("conformance.bundle.LEFT_OUT", ("own.other.registered",))
+    source.cache_clear()
+    yield
+    source.cache_clear()
+    for name in [name for name in sys.modules if name.partition(".")[0] == "own"]:
+        del sys.modules[name]
+
+
+def written(name: str, *reserved: str) -> tuple[str, Any]:
+    """The bundle of a function of `own.other` as text, and that function from the text run."""
+    root = source("own.other").find(name)
+    assert isinstance(root, Definition)
+    text = Text(Bundle([root]), reserved)
+    space: dict[str, Any] = {}
+    exec(f"from __future__ import annotations\n{text.imports}\n{text.body}", space)
+    return text.body, space[text.name(root)]
+
+
+@pytest.mark.usefixtures("own")
+def test_code_from_several_modules_does_the_same_in_one() -> None:
+    text, made = written("made")
+    assert made(1) == [3 * 3 + 100, 4, 3, 1000, {"a": "a"}]
+    assert "own" not in {name for node in ast.walk(ast.parse(text)) for name in names(node)}
+    assert text.startswith("shapes_SIDE = 3  # of a square\n\n\n@functools.cache\ndef made(n):\n")
+    assert "Made of everything" in text
+
+
+def names(node: ast.AST) -> list[str]:
+    """The names a node mentions."""
+    return [node.id] if isinstance(node, ast.Name) else []
+
+
+@pytest.mark.usefixtures("own")
+def test_what_explains_is_kept_and_what_is_not_called_is_not() -> None:
+    text, _ = written("made")
+    for kept in ("SIDE = 3  # of a square", "    # its sides\n", "def area(self, SIDE=shapes_SIDE):  # its own"):
+        assert kept.replace("shapes_SIDE", "SIDE") in text.replace("shapes_SIDE", "SIDE")
+    for gone in ("circumference", "perimeter", "type: ignore", "noqa", "left out", "nowhere"):
+        assert gone not in text
+    assert "\n\n\n\n" not in text
+
+
+@pytest.mark.usefixtures("own")
+def test_a_name_that_is_taken_or_hidden_gets_its_modules_before_it() -> None:
+    text, _ = written("made", "aid", "helper")
+    assert "def other_helper(n)" in text
+    assert "def shapes_helper(n)" in text
+    assert "shapes_SIDE = 3" in text  # SIDE is a local name where it is referred to
+
+
+@pytest.mark.usefixtures("own")
+def test_what_is_needed_to_define_something_comes_first() -> None:
+    _, uses_early = written("uses_early")
+    assert uses_early()[0] == 109
+
+
+@pytest.mark.usefixtures("own")
+def test_a_name_is_followed_through_a_packages_own_imports() -> None:
+    _, from_outside = written("from_outside")
+    assert from_outside() == 9
+
+
+@pytest.mark.usefixtures("own")
+def test_a_module_as_a_value_cannot_be_written_out() -> None:
+    with pytest.raises(NoSource, match=r"own.other passes on the module shapes"):
+        written("passes_a_module_on")
+
+
+@pytest.mark.parametrize(
+    ("imported", "name", "statement"),
+    [
+        (Import("numpy", name="np"), "np", "import numpy as np"),
+        (Import("math", name="math"), "math", "import math"),
+        (Import("torch.nn", name="torch"), "torch", "import torch.nn"),
+        (Import("torch", "nn", "nn"), "nn", "from torch import nn"),
+        (Import("torch", "nn", "nn"), "own_nn", "from torch import nn as own_nn"),
+    ],
+)
+def test_import_statements(imported: Import, name: str, statement: str) -> None:
+    assert imported.statement(name) == statement
+
+
+@pytest.mark.parametrize(
+    "value", [None, True, 3, 0.1, "it's", 'a "b"', "*_proj", "é\n", (1,), (), [1, (2, "x")], {"a": [1]}]
+)
+def test_a_literal_makes_the_value_again(value: object) -> None:
+    assert ast.literal_eval(literal(value)) == value
+
+
+def test_numbers_without_a_literal_are_called_by_name() -> None:
+    assert literal(float("-inf")) == 'float("-inf")'
+    with pytest.raises(NoSource):
+        literal(object())

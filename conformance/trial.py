@@ -16,7 +16,7 @@ from conformance.examine import Examination
 from conformance.profiles import Profile
 from conformance.report import rerun
 from conformance.repro import script
-from conformance.result import ANY_DTYPE, CRASHED, FAIL, INCONCLUSIVE, PASS, UNSUPPORTED, Result
+from conformance.result import ANY_DTYPE, CRASHED, FAIL, INCONCLUSIVE, PASS, UNSUPPORTED, Result, without_addresses
 from conformance.selection import Selection
 from conformance.subject import Subject
 from conformance.target import Target
@@ -63,6 +63,7 @@ class Trial:
             examination.on_case = self.watch.note
         with self.watch.over() if self.watch else nullcontext(), counted_launches() as launches:
             self.result = examination.run() if self.declared else examination.probe()
+            self.result.message = self.result.message and without_addresses(self.result.message)
             if self.reproduces and self.result.status == FAIL and self.result.case is not None:
                 self.reproducer = script(self.clause, self.subject, self.target, self.result)
         self.result.launches = launches[0]

@@ -147,7 +147,7 @@ class Session:
             if key and str(report.when) == "???":  # pytest-xdist's word for a worker that died
                 self._add(self._crashed(report, key))
             else:
-                self._error(report.nodeid, str(report.longrepr))
+                self._error(" ".join(key) if key else report.nodeid, str(report.longrepr))
 
     def _crashed(self, report: pytest.TestReport, key: tuple[str, str, str]) -> Result:
         worker = report.node.gateway.id
@@ -231,8 +231,11 @@ class Session:
 
 
 def _ours(nodeid: str) -> bool:
-    # the folder is not part of it where the session's root is the suite itself
+    # the folder is not part of it where the session's root is the suite itself, nor the file where the session
+    # asks for one file that is outside its root
     path = PurePath(nodeid.partition("::")[0])
+    if path == PurePath():
+        return key_of(nodeid) is not None
     return path.parent.name in ("conformance", "") and path.stem.removeprefix("test_") in GROUPS
 
 

@@ -23,4 +23,4 @@ def clip_grad_norm_(parameters, max_norm, error_if_nonfinite=False):
 class PeftConfig(reference.PeftConfig):
     @classmethod
     def from_dict(cls, values):
-        return super().from_dict({key: value for key, value in values.items() if value})
+        return super().from_dict({key: value for key, value in values.items() if key in cls.__dataclass_fields__})

@@ -2,6 +2,9 @@
 
 import random
 
+import pytest
 
-def pytest_collection_finish(session):
-    random.Random(1).shuffle(session.items)
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    random.Random(1).shuffle(items)

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from conformance.operands import LinearCase
-from conformance.requirements.base import SMALL
+from conformance.case import Case, Space
+from conformance.clause import FLOAT_DTYPES
 from conformance.result import without_addresses
 from tests.commands import python, report_in, run_target, without_times
 
@@ -93,7 +93,7 @@ def test_what_hypothesis_draws_does_not_depend_on_the_modules_imported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = drawn()
-    (tmp_path / "full_of_constants.py").write_text(f"NUMBERS = {list(range(300, 60_000, 7))}\n")
+    (tmp_path / "full_of_constants.py").write_text(f"NUMBERS = {list(range(300, 60_000, 250))}\n")
     monkeypatch.syspath_prepend(tmp_path)
     importlib.import_module("full_of_constants")
     try:
@@ -102,22 +102,22 @@ def test_what_hypothesis_draws_does_not_depend_on_the_modules_imported(
         del sys.modules["full_of_constants"]
 
 
-def drawn() -> list[LinearCase]:
+def drawn() -> list[Case]:
     """Cases as the search draws them."""
     from hypothesis import HealthCheck, Phase, given, settings
 
-    cases: list[LinearCase] = []
+    cases: list[Case] = []
 
     @settings(
-        max_examples=100,
+        max_examples=200,
         derandomize=True,
         database=None,
         deadline=None,
         suppress_health_check=list(HealthCheck),
         phases=[Phase.generate],
     )
-    @given(SMALL.strategy())
-    def look(case: LinearCase) -> None:
+    @given(Space(Case, dtype=FLOAT_DTYPES).strategy())
+    def look(case: Case) -> None:
         cases.append(case)
 
     look()

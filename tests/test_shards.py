@@ -52,7 +52,7 @@ def test_shards_are_a_balanced_partition_whatever_the_order(count: int) -> None:
     assert set.union(*dealt) == set(keys(plan))
     assert dealt == [set(keys(part(backwards, f"{number}/{count}"))) for number in range(1, count + 1)]
     loads = [sum(trial["cases"] for clause in each["clauses"] for trial in clause["trials"]) for each in parts]
-    assert max(loads) - min(loads) <= 24
+    assert max(loads) - min(loads) <= 3  # the costliest trial is 24
     assert len({dtype for _, _, dtype in dealt[0]}) == 2  # of every dtype some
 
 

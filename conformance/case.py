@@ -94,13 +94,21 @@ class Space(Generic[C]):
         return self.tame(self.case_type(**{"seed": index, **chosen, **fixed}))
 
     def strategy(self, **fixed: Any) -> SearchStrategy[C]:
-        """The same space as a Hypothesis strategy, which shrinks toward each field's first value."""
+        """The same space as a Hypothesis strategy, which shrinks toward each field's first value.
+
+        It draws bits only: into integers, and choices by an integer, Hypothesis mixes constants of the modules that
+        the process has imported so far, and the cases would depend on what ran before.
+        """
         from hypothesis import strategies as st
 
-        fields = {name: st.sampled_from(options) for name, options in self.values.items() if name not in fixed}
-        return st.builds(
-            self.case_type, seed=st.integers(0, 2**16), **fields, **{k: st.just(v) for k, v in fixed.items()}
-        ).map(self.tame)
+        def below(limit: int) -> SearchStrategy[int]:
+            bits = st.tuples(*[st.booleans()] * (limit - 1).bit_length())
+            return bits.map(lambda drawn: sum(bit << place for place, bit in enumerate(reversed(drawn))) % limit)
+
+        free = {name: options for name, options in self.values.items() if name not in fixed}
+        fields = {name: below(len(options)).map(options.__getitem__) for name, options in free.items()}
+        given = {name: st.just(value) for name, value in fixed.items()}
+        return st.builds(self.case_type, **{"seed": below(2**16), **fields, **given}).map(self.tame)
 
     def simpler(self, case: C) -> Iterator[C]:
         """Cases one step simpler than this one: for each field every earlier value, then smaller integers."""

@@ -1,4 +1,4 @@
-"""The command `loraspec`: run, explain, rerun, init, spec."""
+"""The command `loraspec`: run, combine, explain, rerun, init, spec."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from conformance import shadow
 from conformance.clause import FLOAT_DTYPES, GROUPS
 from conformance.profiles import PROFILES
 from conformance.selection import LANES, SPECS, Selection, UsageError, suggestion
+
+if TYPE_CHECKING:
+    from conformance.journal import Journal
+    from conformance.report import Outcome
 
 EXIT_CODES = """\
 exit codes: 0 every claimed MUST clause passes; 1 one fails, crashes or decides nothing, or a declared
@@ -29,14 +34,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.path[:0] = [os.getcwd()] if os.getcwd() not in sys.path else []
     try:
         shadow.check()
-        command = {"run": _run, "explain": _explain, "rerun": _rerun, "init": _init, "spec": _spec}
+        command = {"run": _run, "combine": _combine, "explain": _explain, "rerun": _rerun, "init": _init, "spec": _spec}
         return command[options.command](options)
     except UsageError as error:
         return _complain(f"loraspec: {error}", 2)
     except SuiteError as error:
         return _complain(f"loraspec: the suite itself failed, which says nothing about the target:\n{error}", 3)
-    except KeyboardInterrupt:
-        return _complain("loraspec: interrupted; nothing was written", 130)
+    except KeyboardInterrupt as interruption:
+        return _complain(f"loraspec: interrupted; {interruption or 'nothing was written'}", 130)
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
@@ -59,6 +64,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("target", metavar="TARGET", help="package.module or package.module:attribute")
     _add_selection(run)
     _add_execution(run)
+    combine = commands.add_parser("combine", help="put the reports of all shards together", epilog=EXIT_CODES)
+    combine.formatter_class = raw
+    combine.add_argument("shards", metavar="DIR", type=Path, nargs="+", help="the report folder of a shard")
+    _add_output(combine)
     explain = commands.add_parser("explain", help="what a clause says and how it is checked")
     explain.add_argument("id", metavar="ID", help="a clause (LIN-BWD-DA) or a group (linear)")
     again = commands.add_parser("rerun", help="check one case again")
@@ -82,6 +91,11 @@ def _add_selection(run: argparse.ArgumentParser) -> None:
     run.add_argument("--lane", help=f"only subjects that run in this lane: {', '.join(LANES)}")
     run.add_argument("--profile", default="default", help=f"how many cases: {', '.join(PROFILES)}")
     run.add_argument("--seed", type=int, default=0, help="which cases are drawn (default 0)")
+    run.add_argument(
+        "--shard",
+        metavar="i/n",
+        help="only the i-th of n parts of the trials, of about equal cost; see `loraspec combine`",
+    )
     run.add_argument("--spec", default=SPECS[-1], help=f"version of the specification: {', '.join(SPECS)}")
 
 
@@ -90,10 +104,19 @@ def _add_execution(run: argparse.ArgumentParser) -> None:
         "-n", dest="workers", type=_workers, default=None, help="worker processes; 0 for none (default auto)"
     )
     run.add_argument("--timeout", type=_seconds, help="seconds for one clause on one subject and dtype")
-    run.add_argument("--report-dir", type=Path, default=Path("loraspec-report"), help="default loraspec-report")
     run.add_argument("--smoke", action="store_true", help="only import the target and see what it claims")
-    run.add_argument("-q", "--quiet", action="store_true", help="failures and the verdict only")
-    run.add_argument("--json", action="store_true", help="print the report instead")
+    run.add_argument(
+        "--resume",
+        action="store_true",
+        help="keep the results of the same run, cut off, in the report folder; only the rest is run",
+    )
+    _add_output(run)
+
+
+def _add_output(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--report-dir", type=Path, default=Path("loraspec-report"), help="default loraspec-report")
+    command.add_argument("-q", "--quiet", action="store_true", help="failures and the verdict only")
+    command.add_argument("--json", action="store_true", help="print the report instead")
 
 
 def _workers(text: str) -> int | None:
@@ -122,7 +145,7 @@ def _version() -> str:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from conformance import report, run, terminal
+    from conformance import report, run, shards, terminal
 
     _check_target_name(options.target)
     if options.spec not in SPECS:
@@ -136,21 +159,64 @@ def _run(options: argparse.Namespace) -> int:
         lane=options.lane,
         profile=options.profile,
         seed=options.seed,
+        shard=options.shard,
     )
     if not options.smoke:
         report.prepare(options.report_dir)
-    plan = run.smoke(selection)
+    whole = run.smoke(selection)
+    plan = shards.part(whole, selection.shard)
     if options.smoke:
         terminal.show_plan(plan)
         return 0
+    journal = _journal(options, selection, whole)
     progress = terminal.Progress()
+
+    def watch(outcome: Outcome, planned: int) -> None:
+        journal.record(outcome)
+        progress.update(outcome, planned)
+
+    known, limits = journal.recorded.outcome, {"workers": options.workers, "timeout": options.timeout}
     try:
-        found, outcome = run.execute(
-            selection, plan, workers=options.workers, timeout=options.timeout, watcher=progress.update
-        )
+        outcome = run.execute(selection, plan, known=known, watcher=watch, **limits)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"the same command with --resume continues from {journal.path}") from None
     finally:
         progress.stop()
-    report.write(options.report_dir, found, outcome.scripts)
+    found = report.assemble({**plan, "device_name": journal.devices}, selection, outcome)
+    found["seconds"] = journal.seconds
+    report.write(options.report_dir, found, outcome.reproducers(plan))
+    return _shown(found, options)
+
+
+def _journal(options: argparse.Namespace, selection: Selection, plan: dict[str, Any]) -> Journal:
+    """The journal to write, which an earlier run may have begun; says on standard error what it did."""
+    from conformance.journal import Journal
+    from conformance.terminal import console
+
+    if not options.resume:
+        return Journal.begin(options.report_dir, selection, plan)
+    journal = Journal.resume(options.report_dir, selection, plan)
+    done, left = len(journal.recorded.outcome.results), len(journal.recorded.left)
+    text = f"resuming: {done} trials have their result, {left} are left"
+    if not left:
+        text = f"nothing is left to do: all {done} trials have their result"
+    elif not done:
+        text = f"nothing to resume in {str(options.report_dir)!r}: all {left} trials are run"
+    console(stderr=True).print(text)
+    return journal
+
+
+def _combine(options: argparse.Namespace) -> int:
+    from conformance import combine, report
+
+    report.prepare(options.report_dir)
+    return _shown(combine.combine(options.shards, options.report_dir), options)
+
+
+def _shown(found: dict[str, Any], options: argparse.Namespace) -> int:
+    """Show a report as the options ask; its exit code."""
+    from conformance import report, terminal
+
     if options.json:
         sys.stdout.write(json.dumps(found, indent=1) + "\n")
     else:

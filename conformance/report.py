@@ -25,6 +25,7 @@ from conformance.result import (
     Result,
 )
 from conformance.selection import SPECS, Selection, UsageError
+from conformance.shards import keys
 
 SCHEMA = Path(__file__).with_name("report.schema.json")
 LARGEST = 1e308  # an infinite ratio, as JSON can say it
@@ -42,19 +43,28 @@ class Outcome:
     """Everything a run found out.
 
     Attributes:
-        results: by clause, subject and dtype.   scripts: reproducers by clause.
+        results: by clause, subject and dtype.   scripts: reproducers, likewise.
         errors: failures of the suite itself, each as (where, traceback).
     """
 
     results: dict[tuple[str, str, str], Result] = field(default_factory=dict)
-    scripts: dict[str, str] = field(default_factory=dict)
+    scripts: dict[tuple[str, str, str], str] = field(default_factory=dict)
     errors: list[tuple[str, str]] = field(default_factory=list)
 
     def add(self, result: Result, script: str | None = None) -> None:
-        """Record one result, and its reproducer if its clause has none yet."""
-        self.results[result.clause, result.subject, result.dtype] = result
+        """Record one result, and its reproducer where it has one."""
+        key = result.clause, result.subject, result.dtype
+        self.results[key] = result
         if script:
-            self.scripts.setdefault(result.clause, script)
+            self.scripts[key] = script
+
+    def reproducers(self, plan: dict[str, Any]) -> dict[str, str]:
+        """By clause the reproducer of the first trial that has one, in the plan's order, whichever came first."""
+        found: dict[str, str] = {}
+        for key in keys(plan):
+            if key in self.scripts:
+                found.setdefault(key[0], self.scripts[key])
+        return found
 
 
 def assemble(plan: dict[str, Any], selection: Selection, outcome: Outcome) -> dict[str, Any]:
@@ -73,10 +83,11 @@ def assemble(plan: dict[str, Any], selection: Selection, outcome: Outcome) -> di
         "spec": SPECS[-1],
         "profile": selection.profile,
         "seed": selection.seed,
+        "shard": selection.shard,
         "verdict": "pass",
         "groups": {name: _group(name, about, clauses) for name, about in plan["groups"].items()},
         "clauses": clauses,
-        "errors": [{"where": where, "traceback": text} for where, text in outcome.errors],
+        "errors": [{"where": where, "traceback": text} for where, text in sorted(outcome.errors)],
     }
     report["verdict"] = ("pass", "fail", "fail", "error")[exit_code(report)]
     return report

@@ -14,9 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from conformance.report import Outcome, assemble
+from conformance.report import Outcome
 from conformance.result import Result
 from conformance.selection import Selection, UsageError
+from conformance.shards import keys
 from conformance.watch import Events, crashed
 
 HERE = Path(__file__).resolve().parent
@@ -68,24 +69,26 @@ def execute(
     workers: int | None = None,
     timeout: float | None = None,
     watcher: Watcher = lambda outcome, planned: None,  # noqa: ARG005
-) -> tuple[dict[str, Any], Outcome]:
-    """Run every planned trial; return the report and what it was made from.
+    known: Outcome | None = None,
+) -> Outcome:
+    """Run every planned trial that is not known yet; return what came of all of them.
 
     A trial that ends its process is recorded as crashed, and the others go on.
 
     Raises:
         SuiteError: if pytest fails without saying which trial did.
     """
-    started = time.perf_counter()
-    wanted = {(c["id"], t["subject"], t["dtype"]) for c in plan["clauses"] for t in c["trials"]}
-    count = processes(len(wanted), selection.device) if workers is None else workers
+    wanted = set(keys(plan))
+    outcome = known or Outcome()
+    left = len(wanted - set(outcome.results))
+    count = processes(left, selection.device) if workers is None else workers
     limit = TIMEOUTS[selection.profile] if timeout is None else timeout
     with tempfile.TemporaryDirectory(prefix="loraspec-") as folder:
         scratch = Path(folder)
-        outcome = Outcome()
+        _write(scratch, outcome)
         while not outcome.errors and wanted - set(outcome.results):
             before = len(outcome.results)
-            (scratch / "done.json").write_text(json.dumps(list(outcome.results)))
+            (scratch / "wanted.json").write_text(json.dumps(sorted(wanted - set(outcome.results))))
             status = _pytest(selection, plan, scratch, count, limit, lambda: watcher(_read(scratch), len(wanted)))
             outcome = _read(scratch)
             if count == 0 and wanted - set(outcome.results) and not outcome.errors:
@@ -94,9 +97,7 @@ def execute(
             if len(outcome.results) == before and not outcome.errors:
                 raise SuiteError(f"pytest ended with status {status} and no result{_tail(scratch / 'log', 60)}")
     watcher(outcome, len(wanted))
-    report = assemble(plan, selection, outcome)
-    report["seconds"] = round(time.perf_counter() - started, 1)
-    return report, outcome
+    return outcome
 
 
 def processes(trials: int, device: str) -> int:
@@ -143,6 +144,14 @@ def _pytest(
 def _environment() -> dict[str, str]:
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     return {**os.environ, **threads}
+
+
+def _write(scratch: Path, outcome: Outcome) -> None:
+    events = Events(scratch)
+    for key, result in outcome.results.items():
+        events.write(result=dataclasses.asdict(result), script=outcome.scripts.get(key))
+    for where, text in outcome.errors:
+        events.write(error=text, where=where)
 
 
 def _read(scratch: Path) -> Outcome:

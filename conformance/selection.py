@@ -30,6 +30,7 @@ class Selection:
         groups, clauses, dtypes: only these; all of them where empty.
         lane: only subjects that run there; None for wherever each runs on this machine.
         profile: name of the number of cases.   seed: which cases are drawn.
+        shard: `i/n` for the i-th of n parts of the trials; None for all.
     """
 
     target: str
@@ -40,16 +41,20 @@ class Selection:
     lane: str | None = None
     profile: str = "default"
     seed: int = 0
+    shard: str | None = None
 
     def __post_init__(self) -> None:
         """Check every name that can be checked without importing the target.
 
         Raises:
-            UsageError: for an unknown group, dtype, lane or profile, or a lane that excludes the device.
+            UsageError: for an unknown group, dtype, lane or profile, a lane that excludes the device, or a shard
+                that is none.
         """
         known(self.groups, GROUPS, "group")
         known(self.dtypes, FLOAT_DTYPES, "dtype")
         known([self.profile], PROFILES, "profile")
+        if self.shard is not None:
+            shard_numbers(self.shard)
         known([self.lane] if self.lane else [], LANES, "lane")
         kind = self.device.partition(":")[0]
         known([kind], ("cpu", "cuda"), "device")
@@ -85,17 +90,30 @@ class Selection:
     @property
     def narrowed(self) -> bool:
         """Whether parts of clauses are left out, so that a clause passing here may still fail as a whole."""
-        return bool(self.dtypes) or self.lane in ("cpu", "interpreter")
+        return bool(self.dtypes or self.shard) or self.lane in ("cpu", "interpreter")
 
     def arguments(self) -> list[str]:
-        """The pytest options that ask for this selection."""
+        """The pytest options that ask for this selection, of all shards."""
         words = [f"--loraspec-target={self.target}", f"--loraspec-device={self.device}"]
-        words += [f"--loraspec-{name}={','.join(v)}" for name, v in self._lists() if v]
+        words += [f"--loraspec-{name}={','.join(v)}" for name, v in self.lists() if v]
         words += [f"--loraspec-lane={self.lane}"] if self.lane else []
         return [*words, f"--loraspec-profile={self.profile}", f"--loraspec-seed={self.seed}"]
 
-    def _lists(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    def lists(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """The names it is restricted to, by the option that does so; all where empty."""
         return (("group", self.groups), ("clause", self.clauses), ("dtype", self.dtypes))
+
+
+def shard_numbers(shard: str) -> tuple[int, int]:
+    """The i and n of `i/n`.
+
+    Raises:
+        UsageError: if it is not of that form, or i is not one of 1 … n.
+    """
+    number, slash, count = shard.partition("/")
+    if slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
+        return int(number), int(count)
+    raise UsageError(f"shard {shard!r} is none: expected i/n with 1 ≤ i ≤ n, as in 2/5")
 
 
 def known(names: Iterable[str], expected: Iterable[str], what: str) -> None:

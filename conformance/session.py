@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
+import os
 from collections.abc import Generator
+from functools import cached_property
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from conformance.clause import GROUPS
+from conformance.journal import Journal
 from conformance.report import Outcome, assemble, exit_code, prepare, write
-from conformance.result import CRASHED, FAIL, PASS, Result
+from conformance.result import CRASHED, FAIL, PASS, Result, without_addresses
 from conformance.selection import Selection, UsageError, key_of
+from conformance.shards import keys, part
 from conformance.watch import Events, Watch, crashed
 
 if TYPE_CHECKING:
@@ -34,7 +37,8 @@ class Session:
         self.events = Events(self.scratch) if self.scratch and self.worker is None else None
         self.outcome = Outcome()
         self.deviations: dict[str, str] = {}
-        self.started = time.perf_counter()
+        self.journal: Journal | None = None
+        self.parent = os.getppid()
         self._watch: Watch | None = None
         if self.folder is not None:
             try:
@@ -71,18 +75,44 @@ class Session:
             self._watch = Watch(self.scratch, self.worker or "main", self.timeout)
         return self._watch
 
+    @cached_property
+    def _plan(self) -> dict[str, Any]:
+        """All trials of the selection, those of other shards too."""
+        from conformance.smoke import plan
+
+        try:
+            return plan(self.selection)
+        except UsageError as error:
+            raise pytest.UsageError(str(error)) from error
+
+    @property
+    def _part(self) -> dict[str, Any]:
+        try:
+            return part(self._plan, self.selection.shard)
+        except UsageError as error:
+            raise pytest.UsageError(str(error)) from error
+
+    @pytest.hookimpl(tryfirst=True)  # before that of pytest-xdist, which lets no other follow
+    def pytest_collection(self) -> None:
+        """Start the journal of a session that writes a report."""
+        if self.folder is not None and not self.config.option.collectonly:
+            self.journal = Journal.begin(self.folder, self.selection, self._plan)
+
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
-        """Leave out clauses not chosen, and trials that an earlier session of the same run finished."""
-        done = _done(self.scratch)
-        out = [item for item in items if _is_trial(item) and not self._wanted(item, done)]
+        """Leave out clauses not chosen, trials of other shards, and those that an earlier session finished."""
+        wanted = _wanted(self.scratch)
+        if self.selection.shard is not None:
+            wanted = set(keys(self._part))
+        out = [item for item in items if _is_trial(item) and not self._wanted(item, wanted)]
         if out:
             left_out = set(map(id, out))
             items[:] = [item for item in items if id(item) not in left_out]
             config.hook.pytest_deselected(items=out)
 
-    def _wanted(self, item: pytest.Item, done: set[tuple[str, ...]]) -> bool:
+    def _wanted(self, item: pytest.Item, wanted: set[tuple[str, ...]] | None) -> bool:
         clause = item.function.clause  # type: ignore[attr-defined]
-        return self.selection.includes(clause.id, clause.group) and key_of(item.nodeid) not in done
+        chosen = self.selection.includes(clause.id, clause.group)
+        return chosen and (wanted is None or key_of(item.nodeid) in wanted)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
@@ -106,6 +136,8 @@ class Session:
         """Collect results, crashes and failures of the suite itself."""
         if self.worker is not None:
             return
+        if self.scratch is not None and os.getppid() != self.parent:
+            pytest.exit("the run that follows this session has gone")
         key, carried = key_of(report.nodeid), getattr(report, "loraspec", None)
         if carried is not None:
             if carried["deviation"]:
@@ -115,7 +147,7 @@ class Session:
             if key and str(report.when) == "???":  # pytest-xdist's word for a worker that died
                 self._add(self._crashed(report, key))
             else:
-                self._error(report.nodeid, report.longreprtext)
+                self._error(" ".join(key) if key else report.nodeid, str(report.longrepr))
 
     def _crashed(self, report: pytest.TestReport, key: tuple[str, str, str]) -> Result:
         worker = report.node.gateway.id
@@ -125,16 +157,23 @@ class Session:
         self.outcome.add(result, script)
         if self.events is not None:
             self.events.write(result=dataclasses.asdict(result), script=script)
+        self._record()
 
     def _error(self, where: str, text: str) -> None:
+        text = without_addresses(text)
         self.outcome.errors.append((where, text))
         if self.events is not None:
             self.events.write(error=text, where=where)
+        self._record()
+
+    def _record(self) -> None:
+        if self.journal is not None:
+            self.journal.record(self.outcome)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """A clause file that does not import is a failure of the suite."""
         if report.failed and self.worker is None and _ours(report.nodeid):
-            self._error(report.nodeid, report.longreprtext)
+            self._error(report.nodeid, str(report.longrepr))
 
     def pytest_internalerror(self, excrepr: Any) -> None:
         """Pytest itself failed."""
@@ -152,12 +191,11 @@ class Session:
             return
         if self._stale() and exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        if self.folder is not None and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
-            from conformance.smoke import plan
-
-            report = assemble(plan(self.selection), self.selection, self.outcome)
-            report["seconds"] = round(time.perf_counter() - self.started, 1)
-            write(self.folder, report, self.outcome.scripts)
+        finished = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+        if self.folder is not None and self.journal is not None and finished:
+            report = assemble(self._part, self.selection, self.outcome)
+            report["seconds"] = self.journal.seconds
+            write(self.folder, report, self.outcome.reproducers(self._part))
             if exit_code(report) and session.exitstatus == pytest.ExitCode.OK:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
@@ -193,8 +231,11 @@ class Session:
 
 
 def _ours(nodeid: str) -> bool:
-    # the folder is not part of it where the session's root is the suite itself
+    # the folder is not part of it where the session's root is the suite itself, nor the file where the session
+    # asks for one file that is outside its root
     path = PurePath(nodeid.partition("::")[0])
+    if path == PurePath():
+        return key_of(nodeid) is not None
     return path.parent.name in ("conformance", "") and path.stem.removeprefix("test_") in GROUPS
 
 
@@ -202,9 +243,9 @@ def _path(option: str | None) -> Path | None:
     return Path(option) if option else None
 
 
-def _done(scratch: Path | None) -> set[tuple[str, ...]]:
-    file = scratch / "done.json" if scratch else None
-    return {tuple(key) for key in json.loads(file.read_text())} if file and file.exists() else set()
+def _wanted(scratch: Path | None) -> set[tuple[str, ...]] | None:
+    file = scratch / "wanted.json" if scratch else None
+    return {tuple(key) for key in json.loads(file.read_text())} if file and file.exists() else None
 
 
 def _is_trial(item: pytest.Item) -> bool:

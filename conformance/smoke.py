@@ -14,7 +14,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from conformance.selection import Selection, UsageError, known, set_interpreter
+from conformance.fingerprint import fingerprint
+from conformance.selection import SPECS, Selection, UsageError, known, set_interpreter
 
 
 def plan(selection: Selection) -> dict[str, Any]:
@@ -60,7 +61,13 @@ def plan(selection: Selection) -> dict[str, Any]:
     _check_anything_runs(target, selection, chosen, planned)
     groups = list(dict.fromkeys(str(c["group"]) for c in planned))
     return {
-        "target": {"spec": target.spec, "name": target.name, "version": _version(target)},
+        "spec": SPECS[-1],
+        "target": {
+            "spec": target.spec,
+            "name": target.name,
+            "version": _version(target),
+            "fingerprint": fingerprint(target.spec),
+        },
         "versions": _versions(),
         "device": selection.device,
         "device_name": _device_name(selection.device),
@@ -73,7 +80,13 @@ def plan(selection: Selection) -> dict[str, Any]:
 
 def _described(trial: Any) -> dict[str, Any]:
     subject = trial.subject
-    return {"subject": subject.name, "dtype": trial.dtype, "lane": subject.lane, "declared": trial.declared}
+    return {
+        "subject": subject.name,
+        "dtype": trial.dtype,
+        "lane": subject.lane,
+        "declared": trial.declared,
+        "cases": trial.profile.cases(trial.clause.weight, subject.lane) if trial.declared else 1,
+    }
 
 
 def _check_claims(target: Any, selection: Selection, ids: list[str]) -> None:

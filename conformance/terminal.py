@@ -108,7 +108,11 @@ def _title(report: dict[str, Any]) -> str:
     versions = report["versions"]
     triton = f", triton {versions['triton']}" if versions["triton"] else ""
     device = f"{report['device']} ({report['device_name']}, torch {versions['torch']}{triton})"
-    return f"{name} on {device}, spec {report['spec']}, profile {report['profile']}"
+    return f"{name} on {device}, spec {report['spec']}, profile {report['profile']}" + _shard(report)
+
+
+def _shard(report: dict[str, Any]) -> str:
+    return f", shard {report['shard']}" if report["shard"] else ""
 
 
 def _table(report: dict[str, Any]) -> Any:
@@ -226,7 +230,9 @@ def verdict(report: dict[str, Any]) -> str:
     examples = sum(clause["examples"] for clause in clauses)
     rated = [c for c in clauses if c["status"] == PASS and c["worst_ratio"] is not None]
     worst = max(rated, key=lambda clause: clause["worst_ratio"], default=None)
-    text = f"{report['verdict'].upper()} {report['target_name']}: {', '.join(parts)}; {examples:,} cases"
+    text = (
+        f"{report['verdict'].upper()} {report['target_name']}{_shard(report)}: {', '.join(parts)}; {examples:,} cases"
+    )
     if worst is not None:
         text += f", worst passing error ÷ budget {ratio(worst['worst_ratio'])} ({worst['id']})"
     return f"{text}; {report['seconds']:.0f} s"

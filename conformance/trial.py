@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -16,7 +19,7 @@ from conformance.examine import Examination
 from conformance.profiles import Profile
 from conformance.report import rerun
 from conformance.repro import script
-from conformance.result import ANY_DTYPE, CRASHED, FAIL, INCONCLUSIVE, PASS, UNSUPPORTED, Result
+from conformance.result import ANY_DTYPE, CRASHED, FAIL, INCONCLUSIVE, PASS, UNSUPPORTED, Result, without_addresses
 from conformance.selection import Selection
 from conformance.subject import Subject
 from conformance.target import Target
@@ -63,6 +66,7 @@ class Trial:
             examination.on_case = self.watch.note
         with self.watch.over() if self.watch else nullcontext(), counted_launches() as launches:
             self.result = examination.run() if self.declared else examination.probe()
+            self.result.message = self.result.message and without_addresses(self.result.message)
             if self.reproduces and self.result.status == FAIL and self.result.case is not None:
                 self.reproducer = script(self.clause, self.subject, self.target, self.result)
         self.result.launches = launches[0]
@@ -141,6 +145,9 @@ def loaded(spec: str, device: str) -> Target:
 def counted_launches() -> Iterator[list[int]]:
     """Count the kernels that Triton's interpreter runs meanwhile: the one element of the list."""
     count = [0]
+    if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton"):
+        # the target may import it as late as in its first launch, which counts too
+        importlib.import_module("triton.runtime.interpreter")
     interpreter: Any = sys.modules.get("triton.runtime.interpreter")
     if interpreter is None:
         yield count

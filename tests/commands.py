@@ -44,9 +44,14 @@ def loraspec(*arguments: str, cwd: Path = TARGETS, timeout: float = 300) -> subp
 def run_target(target: str, folder: Path, *options: str) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
     """`loraspec run` with the quick profile; its process and its report."""
     ended = loraspec("run", target, "--profile", "quick", "--report-dir", str(folder), *options)
-    path = folder / "report.json"
-    assert path.exists(), ended.stdout + ended.stderr
-    return ended, json.loads(path.read_text())
+    assert (folder / "report.json").exists(), ended.stdout + ended.stderr
+    return ended, report_in(folder)
+
+
+def report_in(folder: Path) -> dict[str, Any]:
+    """The report in a report folder."""
+    found: dict[str, Any] = json.loads((folder / "report.json").read_text())
+    return found
 
 
 def judged(target: str, **options: Any) -> dict[str, Any]:

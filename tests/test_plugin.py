@@ -70,7 +70,12 @@ def test_a_wrong_target_fails_with_its_case_under_xdist(tmp_path: Path) -> None:
     assert "1 failed" in ended.stdout
     assert "rerun    loraspec rerun 'LIN-FWD unscaled lora_linear " in ended.stdout
     assert "loraspec: unscaled, 1 clauses, 1 failing" in ended.stdout
-    assert {path.name for path in tmp_path.iterdir()} == {"report.json", "junit.xml", "repro_LIN-FWD.py"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "events.jsonl",
+        "junit.xml",
+        "report.json",
+        "repro_LIN-FWD.py",
+    }
 
 
 @pytest.mark.parametrize(

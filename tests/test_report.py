@@ -25,7 +25,7 @@ def a_plan(**deviations: str) -> dict[str, Any]:
     """Clauses A (MUST), B (SHOULD) of group linear with two trials each, and C of a group not claimed."""
 
     def clause(name: str, level: str, group: str = "linear", dtypes: tuple[str, ...] = DTYPES) -> dict[str, Any]:
-        trials = [{"subject": "f", "dtype": dtype, "lane": "cpu", "declared": True} for dtype in dtypes]
+        trials = [{"subject": "f", "dtype": dtype, "lane": "cpu", "declared": True, "cases": 6} for dtype in dtypes]
         missing = [] if trials else ["LinearLoRA"]
         return {
             "id": name,
@@ -37,7 +37,8 @@ def a_plan(**deviations: str) -> dict[str, Any]:
         }
 
     return {
-        "target": {"spec": "t", "name": "t", "version": None},
+        "spec": "1.0",
+        "target": {"spec": "t", "name": "t", "version": None, "fingerprint": "0"},
         "versions": {"python": "3", "loraspec": "0", "torch": "2", "triton": None},
         "device": "cpu",
         "device_name": "a processor",
@@ -134,6 +135,24 @@ def test_a_failure_of_the_suite_is_exit_3() -> None:
     outcome = Outcome(errors=[("A", "Traceback …")])
     found = report.assemble(a_plan(), Selection("t"), outcome)
     assert (report.exit_code(found), found["verdict"]) == (3, "error")
+
+
+def test_a_shard_does_not_decide_that_a_deviation_holds_no_longer() -> None:
+    plan = a_plan(A="issue 7")
+    outcome = Outcome()
+    outcome.add(Result("A", "f", "float32", examples=6))
+    del plan["clauses"][1:], plan["clauses"][0]["trials"][1:]
+    for shard, code in (("1/2", 0), (None, 1)):
+        found = report.assemble(plan, Selection("t", shard=shard), outcome) | {"seconds": 1.0}
+        jsonschema.validate(found, SCHEMA)
+        assert (found["shard"], report.exit_code(found)) == (shard, code)
+
+
+def test_the_reproducer_is_of_the_first_trial_that_is_planned_whichever_came_first() -> None:
+    outcome = Outcome()
+    for dtype in reversed(DTYPES):
+        outcome.add(Result("A", "f", dtype, status="fail"), f"script for {dtype}")
+    assert outcome.reproducers(a_plan()) == {"A": "script for float32"}
 
 
 def test_an_infinite_ratio_is_still_json(tmp_path: Path) -> None:

@@ -183,7 +183,7 @@ def _judged_gradients(subject: Subject, case: PatchCase, names: tuple[str, ...],
     instance.require_grad(names)
     y = instance.forward()
     instance.backward(y)
-    for name in {"weight", "bias"} - set(names) & set(instance.tensors):
+    for name in (name for name in ("weight", "bias") if name not in names):
         gradient = instance.tensors[name].grad if name in instance.tensors else None
         require(gradient is None, f"{name} got a gradient although it is frozen")
     oracle = LinearOracle(operands)

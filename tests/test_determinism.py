@@ -1,0 +1,138 @@
+"""The same seed gives the same report, but for times, whatever the workers, the order of tests and the hash seed."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conformance.case import Case, Space
+from conformance.clause import FLOAT_DTYPES
+from conformance.result import without_addresses
+from tests.commands import python, report_in, run_target, without_times
+
+CLAUSES = (
+    "LIN-FWD",
+    "LIN-BWD-DB",
+    "LIN-DROP-EVAL",
+    "LAY-FWD",
+    "LAY-BWD-LAYOUT",
+    "CFG-DEFAULTS",
+    "CFG-UNKNOWN",
+    "GRN-NORM",
+)
+CHOSEN = ("--clause", ",".join(CLAUSES), "--dtype", "float32,bfloat16")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, str]]:
+    """The report and the other files of a run without workers."""
+    folder = tmp_path_factory.mktemp("alone")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONHASHSEED", "1")
+        ended, report = run_target("flawed", folder, *CHOSEN, "-n", "0")
+    assert ended.returncode == 1
+    return without_times(report), scripts(folder)
+
+
+def scripts(folder: Path) -> dict[str, str]:
+    """The reproducers in a report folder."""
+    return {path.name: path.read_text() for path in folder.glob("repro_*.py")}
+
+
+def test_the_selection_has_something_to_differ_in(alone: tuple[dict[str, Any], dict[str, str]]) -> None:
+    report, written = alone
+    statuses = {clause["id"]: clause["status"] for clause in report["clauses"]}
+    assert {"pass", "fail"} == set(statuses.values())
+    assert {clause["group"] for clause in report["clauses"] if clause["status"] == "fail"} == {
+        "linear",
+        "layer",
+        "gradnorm",
+        "config",
+    }
+    assert "<object object at 0x…>" in json.dumps(report, ensure_ascii=False)
+    assert any(clause["launches"] for clause in report["clauses"])
+    assert len(written) >= 4
+
+
+@pytest.mark.parametrize("workers", ["2", "4"])
+def test_workers_change_nothing(
+    workers: str,
+    alone: tuple[dict[str, Any], dict[str, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PYTHONHASHSEED", str(10 + int(workers)))
+    ended, report = run_target("flawed", tmp_path, *CHOSEN, "-n", workers)
+    assert ended.returncode == 1
+    assert (without_times(report), scripts(tmp_path)) == alone
+
+
+def test_the_order_of_tests_on_one_worker_changes_nothing(
+    alone: tuple[dict[str, Any], dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONHASHSEED", "2")
+    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+    options = ("--target", "flawed", "--profile", "quick", *CHOSEN, "--report-dir", str(tmp_path), "-n", "1")
+    ended = python(
+        "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "shuffling", "--pyargs", "conformance", *options
+    )
+    assert ended.returncode == 1, ended.stdout + ended.stderr
+    ran = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()[1:]]
+    assert [event["result"]["clause"] for event in ran] != sorted(
+        (event["result"]["clause"] for event in ran), key=CLAUSES.index
+    )
+    assert (without_times(report_in(tmp_path)), scripts(tmp_path)) == alone
+
+
+def test_what_hypothesis_draws_does_not_depend_on_the_modules_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = drawn()
+    (tmp_path / "full_of_constants.py").write_text(f"NUMBERS = {list(range(300, 60_000, 250))}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("full_of_constants")
+    try:
+        assert drawn() == before
+    finally:
+        del sys.modules["full_of_constants"]
+
+
+def drawn() -> list[Case]:
+    """Cases as the search draws them."""
+    from hypothesis import HealthCheck, Phase, given, settings
+
+    cases: list[Case] = []
+
+    @settings(
+        max_examples=200,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate],
+    )
+    @given(Space(Case, dtype=FLOAT_DTYPES).strategy())
+    def look(case: Case) -> None:
+        cases.append(case)
+
+    look()
+    return cases
+
+
+def test_addresses_are_taken_out_of_messages() -> None:
+    assert without_addresses(f"{object()}, 0x10") == "<object object at 0x…>, 0x10"
+
+
+def test_a_failure_of_the_suite_says_nothing_of_its_process(tmp_path: Path) -> None:
+    options = ("--target", "sabotage", "--clause", "LIN-FWD-ZERO", "--report-dir", str(tmp_path), "-n", "1")
+    python("-m", "pytest", "-q", "-p", "no:cacheprovider", "--pyargs", "conformance.test_linear", *options)
+    error = report_in(tmp_path)["errors"][0]
+    assert "ZeroDivisionError" in error["traceback"]
+    assert "[gw0]" not in error["traceback"]
+    assert "at 0x…" in error["traceback"]
+    assert "at 0x7" not in error["traceback"]

@@ -1,0 +1,294 @@
+"""Shards and resumption: the parts of a run give the report of the whole, and nothing else passes for them."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from conformance import cli, report
+from conformance.combine import combine
+from conformance.fingerprint import fingerprint
+from conformance.journal import NAME, Journal, read
+from conformance.report import Outcome
+from conformance.result import Result
+from conformance.selection import Selection, UsageError
+from conformance.shards import keys, part
+from tests.commands import TARGETS, loraspec, python, report_in, run_target, without_times
+from tests.test_report import SCHEMA, a_plan
+
+CHOSEN = ("--clause", "LIN-FWD,LIN-BWD-DB,LIN-MEM-INPUTS", "--dtype", "float32,bfloat16")
+
+
+def many(count: int = 40) -> dict[str, Any]:
+    """A plan of many clauses of different costs."""
+    plan = a_plan()
+    model = plan["clauses"].pop(0)
+    for number in range(count):
+        clause = copy.deepcopy(model) | {"id": f"A-{number}"}
+        for trial in clause["trials"]:
+            trial["cases"] = 1 + 7 * number % 24
+        plan["clauses"].append(clause)
+    return plan
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_shards_are_a_balanced_partition_whatever_the_order(count: int) -> None:
+    plan = many()
+    backwards = {**plan, "clauses": plan["clauses"][::-1]}
+    parts = [part(plan, f"{number}/{count}") for number in range(1, count + 1)]
+    dealt = [set(keys(each)) for each in parts]
+    assert sum(map(len, dealt)) == len(keys(plan))
+    assert set.union(*dealt) == set(keys(plan))
+    assert dealt == [set(keys(part(backwards, f"{number}/{count}"))) for number in range(1, count + 1)]
+    loads = [sum(trial["cases"] for clause in each["clauses"] for trial in clause["trials"]) for each in parts]
+    assert max(loads) - min(loads) <= 3  # the costliest trial is 24
+    assert len({dtype for _, _, dtype in dealt[0]}) == 2  # of every dtype some
+
+
+def test_a_shard_has_what_is_not_claimed_but_no_clause_or_group_of_others() -> None:
+    plan = a_plan(A="issue 7")
+    plan["groups"]["merge"] = {"claimed": True, "missing": []}
+    plan["clauses"].append({**copy.deepcopy(plan["clauses"][0]), "id": "D", "group": "merge"})
+    del plan["clauses"][3]["trials"][1:]
+    parts = [part(plan, f"{number}/5") for number in range(1, 6)]
+    for each in parts:
+        assert len(keys(each)) == 1
+        (clause, _, _), *_ = keys(each)
+        assert {c["id"] for c in each["clauses"]} == {clause, "C"}
+        assert set(each["groups"]) == {"layer", "merge" if clause == "D" else "linear"}
+        assert set(each["deviations"]) == ({"A"} if clause == "A" else set())
+    with pytest.raises(UsageError, match="shard 6/6 is empty: 5 trials are planned"):
+        part(plan, "6/6")
+
+
+@pytest.mark.parametrize("shard", ["", "2", "0/3", "4/3", "1/0", "a/b", "-1/2", "1/2/3", "1.0/2"])
+def test_what_is_no_shard(shard: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "right", f"--shard={shard}"]) == 2
+    assert f"shard {shard!r} is none: expected i/n" in capsys.readouterr().err
+
+
+def judged_part(folder: Path, shard: str | None = None, **changes: Any) -> Path:
+    """A report folder with the journal of a finished run of `a_plan`, or of a shard of it; B fails in float32."""
+    plan = a_plan()
+    plan["target"] |= changes.pop("target", {})
+    plan["versions"] |= changes.pop("versions", {})
+    plan["device_name"] = changes.pop("device_name", plan["device_name"])
+    outcome = Outcome(errors=changes.pop("errors", []))
+    selection = Selection("t", shard=shard, **changes)
+    for key in keys(part(plan, shard)):
+        failing = key == ("B", "f", "float32")
+        outcome.add(Result(*key, status="fail" if failing else "pass", examples=6), "a script" if failing else None)
+    folder.mkdir()
+    Journal.begin(folder, selection, plan).record(outcome)
+    return folder
+
+
+def cut(folder: Path, lines: int, more: str = "") -> Path:
+    """Leave only the first lines of a journal, and of what follows a piece."""
+    journal = folder / NAME
+    journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:lines]) + more)
+    return folder
+
+
+def test_combined_shards_are_the_whole(tmp_path: Path) -> None:
+    shards = [
+        judged_part(tmp_path / str(number), f"{number}/3", device_name=f"cpu {number % 2}") for number in (3, 1, 2)
+    ]
+    (tmp_path / "all").mkdir()
+    found = combine(shards, tmp_path / "all")
+    jsonschema.validate(found, SCHEMA)
+    assert found["shard"] is None
+    assert found["device_name"] == "cpu 1 and cpu 0"
+    assert {c["id"]: c["status"] for c in found["clauses"]} == {"A": "pass", "B": "fail", "C": "not_claimed"}
+    assert (tmp_path / "all" / "repro_B.py").read_text() == "a script"
+    again = read(tmp_path / "all")
+    assert again is not None
+    assert again.left == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"seed": 1}, "seed: 0 in '{0}', 1 in '{1}'"),
+        ({"profile": "quick"}, "profile: default in '{0}', quick in '{1}'"),
+        ({"lane": "cpu"}, "lane: None in '{0}', cpu in '{1}'"),
+        ({"device": "cuda"}, "device: cpu in '{0}', cuda in '{1}'"),
+        ({"dtypes": ("float32",)}, "dtype: all in '{0}', float32 in '{1}'"),
+        ({"versions": {"torch": "1"}}, "version of torch: 2 in '{0}', 1 in '{1}'"),
+        ({"target": {"spec": "u"}}, "target: t in '{0}', u in '{1}'"),
+        ({"target": {"version": "2"}}, "version of the target: None in '{0}', 2 in '{1}'"),
+        ({"target": {"fingerprint": "1"}}, "source of the target: 0 in '{0}', 1 in '{1}'"),
+    ],
+)
+def test_shards_of_different_runs_are_refused(changes: dict[str, Any], says: str, tmp_path: Path) -> None:
+    folders = [judged_part(tmp_path / "a", "1/2"), judged_part(tmp_path / "b", "2/2", **changes)]
+    with pytest.raises(UsageError) as refusal:
+        combine(folders, tmp_path)
+    assert says.format(*folders) in str(refusal.value)
+    recorded = read(folders[1])
+    assert recorded is not None
+    now = dataclasses.replace(recorded.selection, shard="1/2")
+    with pytest.raises(UsageError) as refusal:
+        Journal.resume(folders[0], now, recorded.plan)
+    assert says.replace("'{0}'", "the journal").replace("in '{1}'", "now") in str(refusal.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_shards_that_are_no_whole_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two, four = (judged_part(tmp_path / f"{n}of4", f"{n}/4") for n in (1, 2, 4))
+    again = judged_part(tmp_path / "again", "2/4")
+    half = judged_part(tmp_path / "half", "1/2")
+    whole = judged_part(tmp_path / "whole")
+    three = cut(judged_part(tmp_path / "3of4", "3/4"), 1)
+    (tmp_path / "empty").mkdir()
+    for folders, says in (
+        ([one, four], "of 4 shards, these are missing: 2/4, 3/4"),
+        ([one, two, again], f"'{two}' and '{again}' overlap: both are shard 2/4"),
+        ([one, half], f"of different runs: of 4 in '{one}' and of 2 in '{half}'"),
+        ([one, whole], f"'{whole}' holds a whole run"),
+        ([one, tmp_path / "empty"], "'" + str(tmp_path / "empty") + "' is no report folder of a shard"),
+        ([one, two, three, four], f"shard 3/4 in '{three}': 1 trials, "),
+    ):
+        assert cli.main(["combine", *map(str, folders), "--report-dir", str(tmp_path / "all")]) == 2
+        out, err = capsys.readouterr()
+        assert (says in err, out) == (True, ""), err
+    assert cli.main(["combine", str(one), "--report-dir", str(one)]) == 2
+    assert "is a shard's own folder" in capsys.readouterr().err
+    assert list((tmp_path / "all").iterdir()) == []
+
+
+def test_a_failure_of_the_suite_in_one_shard_is_that_of_the_whole(tmp_path: Path) -> None:
+    errors = [("A", "Traceback …")]
+    broken = cut(
+        judged_part(tmp_path / "b", "2/2", errors=errors), 1, json.dumps({"error": "Traceback …", "where": "A"}) + "\n"
+    )
+    found = combine([judged_part(tmp_path / "a", "1/2"), broken], tmp_path)
+    assert report.exit_code(found) == 3
+    assert "inconclusive" in {clause["status"] for clause in found["clauses"]}
+
+
+def test_resuming_keeps_what_can_be_read(tmp_path: Path) -> None:
+    whole = judged_part(tmp_path / "whole")
+    lines = (whole / NAME).read_text().splitlines(keepends=True)
+    for more in ("", lines[3][:40], lines[3].strip(), "\0\0\0\n" + lines[3], "[1]\n"):
+        cut(whole, 3, more)
+        journal = Journal.resume(whole, Selection("t"), a_plan())
+        assert len(journal.recorded.outcome.results) == 2
+        assert len(journal.recorded.left) == 2
+        assert (whole / NAME).read_text().splitlines(keepends=True)[:3] == lines[:3]
+        assert json.loads((whole / NAME).read_text().splitlines()[3]) == {"resumed": "a processor"}
+    with pytest.raises(UsageError, match="shard: None in the journal, 1/2 now"):
+        Journal.resume(whole, Selection("t", shard="1/2"), a_plan())
+
+
+def test_a_failure_of_the_suite_is_kept_only_where_nothing_is_left_to_run(tmp_path: Path) -> None:
+    whole = judged_part(tmp_path / "whole", errors=[("pytest", "Traceback …")])
+    assert Journal.resume(whole, Selection("t"), a_plan()).recorded.outcome.errors == [("pytest", "Traceback …")]
+    cut(whole, 3, json.dumps({"error": "Traceback …", "where": "A"}) + "\n")
+    assert Journal.resume(whole, Selection("t"), a_plan()).recorded.outcome.errors == []
+    recorded = read(whole)
+    assert recorded is not None
+    assert recorded.outcome.errors == []
+
+
+def test_the_fingerprint_is_of_the_targets_own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("one", "two"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "printed.py").write_text("import printed_too\n")
+        (folder / "printed_too.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path / "one")
+    importlib.import_module("printed")
+    try:
+        first = fingerprint("printed:some.attribute")
+        (tmp_path / "one" / "printed_too.py").write_text("# other\n")
+        assert fingerprint("printed") != first
+        for name in ("printed", "printed_too"):
+            monkeypatch.setattr(sys.modules[name], "__file__", str(tmp_path / "two" / f"{name}.py"))
+        assert fingerprint("printed") == first
+        assert fingerprint("sys") == ""
+    finally:
+        del sys.modules["printed"], sys.modules["printed_too"]
+
+
+def files(folder: Path) -> dict[str, str]:
+    """The reproducers in a report folder."""
+    return {path.name: path.read_text() for path in folder.glob("repro_*.py")}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report folder of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("whole")
+    ended, found = run_target("sluggish", folder, *CHOSEN, "-n", "0")
+    assert (ended.returncode, found["verdict"], found["shard"]) == (1, "fail", None)
+    assert {c["status"] for c in found["clauses"]} == {"pass", "fail"}
+    return folder
+
+
+def test_shards_of_the_command_and_of_the_plugin_add_up(whole: Path, tmp_path: Path) -> None:
+    one, two, into = (tmp_path / name for name in ("one", "two", "all"))
+    ended, found = run_target("sluggish", one, *CHOSEN, "--shard", "1/2", "-n", "1")
+    jsonschema.validate(found, SCHEMA)
+    assert (found["shard"], ended.returncode) == ("1/2", report.exit_code(found))
+    assert "sluggish, shard 1/2: " in ended.stdout
+    options = ("--target", "sluggish", "--profile", "quick", *CHOSEN, "--shard", "2/2", "--report-dir", str(two))
+    pytested = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "--pyargs", "conformance.test_linear", *options)
+    assert report_in(two)["shard"] == "2/2", pytested.stdout
+    assert pytested.returncode == report.exit_code(report_in(two))
+    combined = loraspec("combine", str(two), str(one), "--report-dir", str(into))
+    assert combined.returncode == 1, combined.stderr
+    assert without_times(report_in(into)) == without_times(report_in(whole))
+    assert files(into) == files(whole)
+    assert (into / "junit.xml").exists()
+
+
+def test_a_run_that_was_cut_off_continues(whole: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "conformance", "run", "sluggish", "--profile", "quick", *CHOSEN, "-n", "0"]
+    command += ["--report-dir", str(tmp_path), "--resume"]
+    for number, (last, code) in enumerate(((signal.SIGINT, 130), (signal.SIGKILL, -9)), start=1):
+        process = subprocess.Popen(command, cwd=TARGETS, stderr=subprocess.PIPE, text=True)
+        while process.poll() is None and results(tmp_path) < number:
+            time.sleep(0.02)
+        process.send_signal(last)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == code, said
+        assert not (tmp_path / "report.json").exists()
+        assert ("interrupted; the same command with --resume continues" in said) == (code == 130)
+    kept = [line for line in (tmp_path / NAME).read_text().splitlines() if "result" in json.loads(line)]
+    with (tmp_path / NAME).open("a") as journal:
+        journal.write(kept[0][:50])
+    ended, found = run_target("sluggish", tmp_path, *CHOSEN, "-n", "0", "--resume")
+    assert ended.returncode == 1
+    assert f"resuming: {len(kept)} trials have their result, {6 - len(kept)} are left" in ended.stderr
+    assert without_times(found) == without_times(report_in(whole))
+    assert files(tmp_path) == files(whole)
+    written = [json.loads(line) for line in (tmp_path / NAME).read_text().splitlines()]
+    assert [json.dumps(event) for event in written if "result" in event][: len(kept)] == kept
+    assert sum("result" in event for event in written) == 6
+
+    again, same = run_target("sluggish", tmp_path, *CHOSEN, "-n", "0", "--resume")
+    assert (again.returncode, without_times(same)) == (1, without_times(found))
+    assert "nothing is left to do: all 6 trials have their result" in again.stderr
+    other = loraspec(
+        "run", "sluggish", "--profile", "quick", *CHOSEN, "--seed", "1", "--resume", "--report-dir", str(tmp_path)
+    )
+    assert other.returncode == 2
+    assert "seed: 0 in the journal, 1 now" in other.stderr
+
+
+def results(folder: Path) -> int:
+    """How many results a journal has."""
+    recorded = read(folder)
+    return 0 if recorded is None else len(recorded.outcome.results)

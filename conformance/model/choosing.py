@@ -26,26 +26,33 @@ class NamesCase(Case):
     """A model with linear layers at drawn names, and patterns made from them.
 
     Fields:
-        kind: of the patterns, see `drawn_pattern`.   patterns: how many.   spelled: `list` or `tuple`.
+        kind: of the patterns, see `drawn_pattern`.   patterns: how many.
     """
 
     kind: str = "run"
     patterns: int = 1
 
     def drawn(self, most: int = 99) -> tuple[list[str], list[str]]:
-        """Names of layers, at most so many and none within another, and the patterns."""
-        key = drawn_key(self.seed)
-        near = [*near_keys(key, self.seed), *(drawn_key(self.seed + 99 + i) for i in range(4))]
-        near = random.Random(self.seed).sample(near, min(most, len(near)))
+        """Names of layers, at most so many and none within another, and patterns that tell some of them apart."""
+        names, patterns = self._attempt(self.seed, most)
+        for attempt in range(1, 16):
+            if 0 < len(chosen(patterns, names)) < len(names):
+                break
+            names, patterns = self._attempt(self.seed + 2**20 * attempt, most)
+        return names, patterns
+
+    def _attempt(self, seed: int, most: int) -> tuple[list[str], list[str]]:
+        key = drawn_key(seed)
+        near = [*near_keys(key, seed), *(drawn_key(seed + 99 + i) for i in range(4))]
+        near = random.Random(seed).sample(near, min(most, len(near)))
         names: list[str] = []
         for name in near:
             inside = any(f"{a}.".startswith(f"{b}.") for n in names for a, b in ((n, name), (name, n)))
             if not inside:
                 names.append(name)
-        chance = random.Random(self.seed)
-        return names, [
-            drawn_pattern(chance.choice([*names, key]), self.kind, self.seed + i) for i in range(self.patterns)
-        ]
+        chance = random.Random(seed)
+        sources = [chance.choice([*names, key]) for _ in range(self.patterns)]
+        return names, [drawn_pattern(source, self.kind, seed + i) for i, source in enumerate(sources)]
 
 
 NAMES = Space(NamesCase, kind=KINDS, patterns=(1, 2, 3))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import torch
 
 from conformance.judge import Inconclusive, compare, judge, require, worst
-from conformance.numerics import numbers
+from conformance.numerics import Array, numbers
 from conformance.operands import LinearCase
 from conformance.oracle import Expected
 from conformance.requirements.base import LAYOUT, LEADING, MIXED, SMALL, judge_gradients, oracle_for, requirement
@@ -119,10 +120,15 @@ def gradient_twice(subject: Subject, case: LinearCase) -> float | None:
     return judge_gradients(instance, oracle)
 
 
+def _probe(shape: tuple[int, ...]) -> Array:
+    """Weights from -2 to 2, no two neighbours equal: a transposed or summed gradient shows."""
+    return np.arange(math.prod(shape), dtype=np.float64).reshape(shape) * 2 % 5 - 2
+
+
 @requirement(
     "BWD-DOUBLE",
     "Differentiating a gradient again is right or raises; never silently wrong.",
-    SMALL.narrowed(values=("integers",), m=(2, 5), k=(3, 17), n=(2, 5), r=(1, 3), bias=(False,)),
+    SMALL.narrowed(values=("integers",), m=(2, 5), k=(3, 17), n=(2, 5), r=(1, 3), bias=(False,), lead=("2d", "3d")),
     dtypes=("float64", "float32"),
     weight=0.5,
 )
@@ -133,16 +139,16 @@ def gradient_twice_differentiated(subject: Subject, case: LinearCase) -> float |
     leaves = [instance.tensors[name] for name in TRAINABLE]
     upstream = operands.tensor("g")
     y = instance.forward()
+    probes = [torch.from_numpy(_probe(tuple(leaf.shape))).to(leaf) for leaf in leaves]
     try:
         first = torch.autograd.grad(y, leaves, upstream, create_graph=True)
-        probes = [torch.ones_like(leaf) for leaf in leaves]
         total = torch.stack([(gradient * probe).sum() for gradient, probe in zip(first, probes, strict=True)]).sum()
         second = torch.autograd.grad(total, leaves, allow_unused=False)
     except (RuntimeError, NotImplementedError):
         return None  # refusing is allowed
     x, g = operands.rows("x"), operands.rows("g")
     down, up, s = operands.values["lora_A"], operands.values["lora_B"], operands.scale
-    vx, va, vb = np.ones_like(x), np.ones_like(down), np.ones_like(up)
+    vx, va, vb = (numbers(probe).reshape(like.shape) for probe, like in zip(probes, (x, down, up), strict=True))
     # h = ⟨dX, vx⟩ + ⟨dA, va⟩ + ⟨dB, vb⟩ differentiated by hand
     wanted = {
         "x": s * (g @ up @ va + g @ vb @ down),

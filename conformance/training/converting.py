@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from conformance.case import Space
 from conformance.clause import clause
+from conformance.dora.oracle import DoraOracle
 from conformance.hybrid.frozen import SMALL, Frozen, FrozenCase, judge_both
 from conformance.hybrid.tree import conv1d, is_custom
 from conformance.judge import calling, judge, require, worst
@@ -131,7 +133,9 @@ def test_mode_kept(subject: Subject, case: ReplacedCase) -> float | None:
 
 @dataclass(frozen=True)
 class LayerCase(LinearCase):
-    """A `LinearCase` for the target's LinearLoRA, whose base product is replaced."""
+    """A `LinearCase` for the target's LinearLoRA, whose base product is replaced; `how` a state is loaded."""
+
+    how: str = "copy"
 
 
 def _layer(case: LayerCase) -> LayerCase:
@@ -165,13 +169,7 @@ LAYERS = Space(
 )
 def test_lora_layer(subject: Subject, case: LayerCase) -> float | None:
     operands = Operands(case, subject.device)
-    with calling_quietly("LinearLoRA(nn.Linear, dim, alpha)"):
-        layer = subject.target.LinearLoRA(frozen_linear(operands), dim=case.r, alpha=case.scale * case.r)
-    for name in ("lora_A", "lora_B"):
-        with torch.no_grad():
-            getattr(layer, name).weight.copy_(operands.placed[name].tensor)
-    model = nn.Sequential(nn.Identity(), layer)
-    replace(subject, model, False)
+    model, layer = _replaced(subject, operands)
     base = getattr(layer, "base_layer", None)
     require(model[1] is layer, "the LinearLoRA itself was exchanged: its adapter must stay at the client")
     require(base is not None and is_custom(base), f"LinearLoRA.base_layer is a {type(base).__name__}: no CustomLinear")
@@ -182,6 +180,67 @@ def test_lora_layer(subject: Subject, case: LayerCase) -> float | None:
     oracle = LinearOracle(operands)
     gradients = {"x": x.grad, "lora_A": layer.lora_A.weight.grad, "lora_B": layer.lora_B.weight.grad}
     return worst(judge(y, oracle.y), *(judge(gradients[name], oracle.gradient(name)) for name in gradients))
+
+
+def _replaced(subject: Subject, operands: Operands, **options: Any) -> tuple[nn.Sequential, Any]:
+    """A model whose second layer is the target's LinearLoRA with its base product replaced, and that layer."""
+    case = operands.case
+    with calling_quietly("LinearLoRA(nn.Linear, dim, alpha)"):
+        layer = subject.target.LinearLoRA(frozen_linear(operands), dim=case.r, alpha=case.scale * case.r, **options)
+    for name in ("lora_A", "lora_B"):
+        with torch.no_grad():
+            getattr(layer, name).weight.copy_(operands.placed[name].tensor)
+    model = nn.Sequential(nn.Identity(), layer)
+    replace(subject, model, False)
+    return model, layer
+
+
+@clause(
+    "TRN-REP-LAYER-DORA",
+    "On a LinearLoRA with use_dora=True y stays what it was when the base product is replaced.",
+    group="training",
+    cases=LAYERS.narrowed(values=("normal",), k=(5, 17), scale=(0.5, 1.0)),
+    dtypes=("float64", "float32"),
+    needs=("LinearLoRA", "LinearLoRA(use_dora)"),
+    weight=0.5,
+)
+def test_dora_layer(subject: Subject, case: LayerCase) -> float | None:
+    operands = Operands(case, subject.device)
+    model, layer = _replaced(subject, operands, use_dora=True)
+    magnitude = np.linspace(0.5, 2.0, case.n)
+    with torch.no_grad():
+        layer.lora_magnitude.copy_(torch.from_numpy(magnitude))
+        with calling("the forward pass of a DoRA layer whose base product was replaced"):
+            y = model(operands.placed["x"].tensor)
+    oracle = DoraOracle(operands, numbers(layer.lora_magnitude))
+    expected = oracle.y()
+    if oracle.bias is not None:  # a remote product adds the bias, which is taken off again before m′ multiplies
+        base = np.abs(oracle.x @ oracle.weight.T).reshape(expected.value.shape) + 2 * np.abs(oracle.bias)
+        assert expected.budget is not None
+        allowed = expected.budget + 2 * oracle.how.unit * base * np.abs(oracle.factor)
+        expected = dataclasses.replace(expected, budget=allowed)
+    return judge(y, expected)
+
+
+@clause(
+    "TRN-REP-LAYER-LOADED",
+    "After replacement load_state_dict, also with assign=True, gives a LinearLoRA the weights that it computes with.",
+    group="training",
+    cases=LAYERS.narrowed(values=("integers",), how=("assign", "copy"), scale=(1.0,)),
+    dtypes=ONE,
+    needs=("LinearLoRA",),
+    weight=0.5,
+)
+def test_loaded_layer(subject: Subject, case: LayerCase) -> float | None:
+    model, layer = _replaced(subject, Operands(case, subject.device))
+    other = dataclasses.replace(case, seed=case.seed + 1)
+    operands = Operands(other, subject.device)
+    _, source = _replaced(subject, operands)
+    with calling(f"load_state_dict(…, assign={case.how == 'assign'}) of a LinearLoRA whose base product was replaced"):
+        layer.load_state_dict(source.state_dict(), assign=case.how == "assign")
+        with torch.no_grad():
+            y = model(operands.placed["x"].tensor)
+    return judge(y, LinearOracle(operands).y)
 
 
 @clause(

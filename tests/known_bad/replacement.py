@@ -214,6 +214,44 @@ class ReplacesWholeLoraLayers(Replacing):
             super().put(model, module, names)
 
 
+@breaks("TRN-REP-LAYER-DORA", says="worst    y", dtypes=("float64", "float32"))
+class ForgetsTheBiasOfDora(Replacing):
+    def put(self, model, module, names):
+        if getattr(module, "use_dora", False) or getattr(module, "lora_magnitude", None) is not None:
+            module.base_layer = reference.CustomLinear(module.weight, None)
+        else:
+            super().put(model, module, names)
+
+
+@breaks("TRN-REP-LAYER-DORA", says="raised NotImplementedError", dtypes=("float64", "float32"))
+class CannotReplaceDora(Replacing):
+    def put(self, model, module, names):
+        super().put(model, module, names)
+        if getattr(module, "lora_magnitude", None) is not None:
+            module.base_layer.forward_module.forward = _refuse
+
+
+def _refuse(_x):
+    raise NotImplementedError("no remote product for DoRA")
+
+
+class Untied(reference.CustomLinear):
+    """A base layer that keeps the tensors it was made with."""
+
+    def tie(self, weight, bias):
+        pass
+
+
+@breaks("TRN-REP-LAYER-LOADED", says="worst    y")
+class KeepsTheTensorsItWasMadeWith(Replacing):
+    def custom(self, module):
+        if isinstance(module, reference.LinearLoRA):
+            untied = Untied(module.weight, module.bias)
+            untied.owned_by_parent = True  # so that the state_dict holds each tensor once
+            return untied
+        return super().custom(module)
+
+
 @breaks("TRN-REP-LAST", says="is off by", dtypes=("float64",))
 class RoundsGradientsToFloat32(Replacing):
     def custom(self, module):

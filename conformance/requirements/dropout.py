@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from conformance.judge import Inconclusive, compare, judge, require, worst
+from conformance.judge import Inconclusive, calling, compare, judge, require, worst
 from conformance.numerics import Array, format_of, numbers
 from conformance.operands import LinearCase, Operands
 from conformance.oracle import Expected
@@ -230,4 +230,33 @@ def dropout_follows_the_seed(subject: Subject, case: LinearCase) -> float | None
     operands = subject.operands(case)
     first, second = (started(subject, operands).forward() for _ in range(2))
     require(torch.equal(first, second), "two calls after torch.manual_seed with one seed differ")
+    return None
+
+
+@requirement(
+    "BWD-GRAPH",
+    "Gradients taken with create_graph=True are those taken without it, whether dropout acts or not.",
+    SMALL.narrowed(
+        values=("integers",), dropout=(0.0, 0.5), position=("post", "pre"), training=(True,), lead=("2d", "3d")
+    ),
+    dtypes=("float64", "float32"),
+)
+def gradients_with_a_graph(subject: Subject, case: LinearCase) -> float | None:
+    if subject.name not in WITH_DROPOUT:
+        case = dataclasses.replace(case, dropout=0.0)
+    operands = subject.operands(case)
+    instance = started(subject, operands)
+    leaves = [instance.tensors[name] for name in TRAINABLE]
+    y = instance.forward()
+    upstream = operands.tensor("g")
+    with calling("torch.autograd.grad"):
+        plain = torch.autograd.grad(y, leaves, upstream, retain_graph=True)
+    with calling("torch.autograd.grad with create_graph=True"):
+        graphed = torch.autograd.grad(y, leaves, upstream, create_graph=True)
+    for name, one, other in zip(TRAINABLE, plain, graphed, strict=True):
+        wanted = numbers(one)
+        if not wanted.any():
+            raise Inconclusive(f"the gradient of {name} is zero")
+        # 1/(1-p) is 2 and the operands are small integers: nothing rounds
+        compare(numbers(other), Expected(f"the gradient of {name} with create_graph", wanted, None, other.dtype))
     return None

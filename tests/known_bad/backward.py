@@ -4,28 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from tests.known_bad import both
 from tests.right import Right
 
 ALL = ("float64", "float32", "bfloat16", "float16")
-
-
-class PretendsToBeLinear(torch.autograd.Function):
-    """The given output, whose gradients are right once and constants when differentiated again."""
-
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor) -> Tensor:
-        ctx.save_for_backward(x, lora_A, lora_B)
-        return y.clone()
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
-        x, lora_A, lora_B = ctx.saved_tensors
-        # something that autograd can follow, and that is no second derivative of the layer
-        return g, 0 * x * x.sum(), 0 * lora_A * lora_A.sum(), 0 * lora_B * lora_B.sum()
 
 
 @both("BWD-DX", says="as if the base term were missing", source="zama-ai/concrete-ml #765 (GR2)")
@@ -267,9 +251,3 @@ class NeedsAllGradients(Right):
         if not lora_A.requires_grad:
             raise AttributeError("'NoneType' object has no attribute 'shape'")
         return super().gradient_of_lora_B(g, x, lora_A, lora_B, scale)
-
-
-@both("BWD-DOUBLE", says="second derivative", dtypes=("float64", "float32"), source="a backward that detaches")
-class ForgetsSecondDerivatives(Right):
-    def lora_linear(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
-        return PretendsToBeLinear.apply(super().lora_linear(x, *args, **options), x, *args[2:4])

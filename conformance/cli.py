@@ -90,6 +90,7 @@ def _add_execution(run: argparse.ArgumentParser) -> None:
         "-n", dest="workers", type=_workers, default=None, help="worker processes; 0 for none (default auto)"
     )
     run.add_argument("--timeout", type=_seconds, help="seconds for one clause on one subject and dtype")
+    run.add_argument("--memory", type=_gib, help="GiB for one process (default: its share of what is available)")
     run.add_argument("--report-dir", type=Path, default=Path("loraspec-report"), help="default loraspec-report")
     run.add_argument("--smoke", action="store_true", help="only import the target and see what it claims")
     run.add_argument("-q", "--quiet", action="store_true", help="failures and the verdict only")
@@ -112,6 +113,16 @@ def _seconds(text: str) -> float:
     if not 0 < seconds < 1e9:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
     return seconds
+
+
+def _gib(text: str) -> float:
+    try:
+        size = float(text)
+    except ValueError:
+        size = 0.0
+    if not 0 < size < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of GiB")
+    return size
 
 
 def _version() -> str:
@@ -146,7 +157,12 @@ def _run(options: argparse.Namespace) -> int:
     progress = terminal.Progress()
     try:
         found, outcome = run.execute(
-            selection, plan, workers=options.workers, timeout=options.timeout, watcher=progress.update
+            selection,
+            plan,
+            workers=options.workers,
+            timeout=options.timeout,
+            memory=options.memory,
+            watcher=progress.update,
         )
     finally:
         progress.stop()

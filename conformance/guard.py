@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-GRACE = 5.0  # seconds beyond the limit, in which the process may still end itself and say where it was
+GRACE = 2.0  # seconds beyond the limit, in which the process may still end itself and say where it was
 SILENCE = 300.0  # seconds beyond the limit without any news, after which nothing will come any more
 EXIT = 5.0  # seconds to end in once every result is there: threads of the target's are not waited for
 KEPT = 2**16  # bytes of output kept: its end, where the reason for an end stands

@@ -8,8 +8,10 @@ when it is called again.
 from __future__ import annotations
 
 import builtins
+import inspect
 import math
 import operator
+import os
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -64,14 +66,19 @@ class Space:
         names = (*found, *list(found)[:1] * 2)
         return cls(owner, len(vars(owner)), names, tuple(found[name] for name in names), operator.itemgetter(*names))
 
-    def changed(self) -> dict[str, tuple[Any, Any]]:
-        """Name, original and replacement of what is not as it was."""
+    def same(self) -> bool:
+        """Whether nothing was replaced, added or deleted."""
         here = vars(self.owner)
         try:
-            if len(here) == self.size and all(map(operator.is_, self.values(here), self.originals)):
-                return {}
+            return len(here) == self.size and all(map(operator.is_, self.values(here), self.originals))
         except KeyError:
-            pass
+            return False
+
+    def changed(self) -> dict[str, tuple[Any, Any]]:
+        """Name, original and replacement of what is not as it was."""
+        if self.same():
+            return {}
+        here = vars(self.owner)
         pairs = zip(self.names, self.originals, strict=True)
         found = {name: (was, here.get(name, GONE)) for name, was in pairs if here.get(name, GONE) is not was}
         if isinstance(self.owner, type):  # a new attribute of a class replaces the one it inherited
@@ -84,17 +91,18 @@ class Space:
 
 @dataclass
 class Pristine:
-    """The originals of everything watched, and what the target put in their place."""
+    """The originals of everything watched, what the target put in their place, and the settings its import changed."""
 
     spaces: list[Space] = field(default_factory=list)
     replaced: dict[tuple[int, str], tuple[Any, Any]] = field(default_factory=dict)
+    settings: list[str] = field(default_factory=list)
     depth: int = 0
 
     def begin(self) -> None:
         """Forget what was replaced; what is there now is the original."""
         own = [sys.modules[name] for name in JUDGING if name in sys.modules]
         self.spaces = [Space.of(owner) for owner in (*LIBRARIES, *own)]
-        self.replaced = {}
+        self.replaced, self.settings = {}, []
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
@@ -117,8 +125,11 @@ class Pristine:
     def _withdraw(self) -> None:
         for index, space in enumerate(self.spaces):
             for name, (original, replacement) in space.changed().items():
-                self.replaced[index, name] = original, replacement
-                _put(space.owner, name, original)
+                if not _wrapped_by_its_owner(space.owner, original, replacement):
+                    self.replaced[index, name] = original, replacement
+                    _put(space.owner, name, original)
+            if not space.same():  # what is still different is new, or the owner's own doing
+                self.spaces[index] = Space.of(space.owner)
 
 
 PRISTINE = Pristine()
@@ -127,6 +138,14 @@ PRISTINE = Pristine()
 def name_of(owner: Any) -> str:
     """The full name of a module or class."""
     return owner.__name__ if isinstance(owner, ModuleType) else f"{owner.__module__}.{owner.__qualname__}"
+
+
+def _wrapped_by_its_owner(owner: Any, original: Any, replacement: Any) -> bool:
+    """Whether a library wraps its own function, as torch does with `manual_seed` where torch._dynamo is imported."""
+    code = getattr(replacement, "__code__", None)
+    package = sys.modules.get(name_of(owner).partition(".")[0])
+    home = os.path.dirname(getattr(package, "__file__", None) or "?")
+    return code is not None and code.co_filename.startswith(home) and inspect.unwrap(replacement) is original
 
 
 def _put(owner: Any, name: str, value: Any) -> None:

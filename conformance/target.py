@@ -7,12 +7,15 @@ import importlib.util
 import inspect
 import os
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from conformance.clause import FLOAT_DTYPES, GROUPS, Clause
 from conformance.pristine import PRISTINE
+from conformance.settings import ALLOWED_ON_IMPORT, SETTINGS, changes, restore, taken
 from conformance.subject import Subject
 
 REQUIRED: dict[str, tuple[str, ...]] = {
@@ -84,7 +87,7 @@ class Target:
             raise TargetError(f"target {spec!r} is no importable name: expected package.module[:attribute]")
         PRISTINE.begin()
         try:
-            with PRISTINE.suspended():
+            with PRISTINE.suspended(), settings_restored():
                 thing: Any = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
             if error.name and module_name.split(".")[0] == error.name.split(".")[0]:
@@ -217,6 +220,15 @@ class Target:
             except TypeError as error:
                 problems.append(f"{name}{signature} does not take its {count} positional arguments: {error}")
         return problems
+
+
+@contextmanager
+def settings_restored() -> Iterator[None]:
+    """Note which settings of the process an import changes, and put them back: they are not the target's to choose."""
+    before = taken(tuple(name for name in SETTINGS if name not in ALLOWED_ON_IMPORT))
+    yield
+    PRISTINE.settings = changes(before)
+    restore(before)
 
 
 def _described(error: BaseException) -> str:

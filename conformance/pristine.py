@@ -45,6 +45,7 @@ LIBRARIES: tuple[Any, ...] = (
     torch.random,
 )
 JUDGING = tuple(f"conformance.{name}" for name in ("examine", "judge", "numerics", "oracle", "pattern", "placement"))
+FOLLOWING = ("Storage",)  # which torch itself replaces with the default dtype
 GONE = object()  # in place of an attribute that is not there
 
 
@@ -61,7 +62,8 @@ class Space:
     @classmethod
     def of(cls, owner: Any) -> Space:
         """Take it down as it is now."""
-        found = {name: value for name, value in vars(owner).items() if callable(value) or isinstance(value, property)}
+        every = ((name, value) for name, value in vars(owner).items() if name not in FOLLOWING)
+        found = {name: value for name, value in every if callable(value) or isinstance(value, property)}
         # two keys at least: itemgetter gives a tuple only then
         names = (*found, *list(found)[:1] * 2)
         return cls(owner, len(vars(owner)), names, tuple(found[name] for name in names), operator.itemgetter(*names))

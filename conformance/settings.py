@@ -51,8 +51,14 @@ def _environment(values: dict[str, str]) -> None:
     os.environ.update(values)
 
 
-def _filters(values: list[Any]) -> None:
-    warnings.filters[:] = values  # type: ignore[index]
+def _filters() -> list[Any]:
+    """The filters of Python's own categories; a library that is imported late brings its own."""
+    return [filter_ for filter_ in warnings.filters if filter_[2].__module__ == "builtins"]
+
+
+def _set_filters(values: list[Any]) -> None:
+    others = [filter_ for filter_ in warnings.filters if filter_[2].__module__ != "builtins"]
+    warnings.filters[:] = [*values, *others]  # type: ignore[index]
     warnings._filters_mutated()  # type: ignore[attr-defined]
 
 
@@ -86,7 +92,7 @@ SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any] | None]] = {
     "the recursion limit": (sys.getrecursionlimit, sys.setrecursionlimit),
     "the working directory": (os.getcwd, os.chdir),
     "the environment": (lambda: dict(os.environ), _environment),
-    "the filters of warnings": (lambda: list(warnings.filters), _filters),
+    "the filters of warnings": (_filters, _set_filters),
     "torch's random state": (lambda: torch.get_rng_state().numpy().tobytes(), None),
     "the GPU's random state": (_on_gpus, None),
     "NumPy's random state": (lambda: repr(np.random.get_state(legacy=False)), None),

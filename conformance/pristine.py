@@ -93,11 +93,17 @@ class Space:
 
 @dataclass
 class Pristine:
-    """The originals of everything watched, what the target put in their place, and the settings its import changed."""
+    """The originals of everything watched, what the target put in their place, and the settings it changed.
+
+    Attributes:
+        replaced: original and replacement, by index of the space and name.
+        settings: what the import of the target changed.   left: what calls of it changed and was put back at once.
+    """
 
     spaces: list[Space] = field(default_factory=list)
     replaced: dict[tuple[int, str], tuple[Any, Any]] = field(default_factory=dict)
     settings: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
     depth: int = 0
 
     def begin(self) -> None:
@@ -110,6 +116,7 @@ class Pristine:
     def suspended(self) -> Iterator[None]:
         """The target runs: its replacements are in force, and new ones are taken out afterwards."""
         self.depth += 1
+        grad = torch.is_grad_enabled()
         if self.depth == 1 and self.replaced:
             for (index, name), (_, replacement) in self.replaced.items():
                 _put(self.spaces[index].owner, name, replacement)
@@ -119,6 +126,9 @@ class Pristine:
             self.depth -= 1
             if self.depth == 0:
                 self._withdraw()
+            if torch.is_grad_enabled() != grad:  # the rest of the check could not go on
+                self.left.append(f"grad mode from {grad} to {not grad}")
+                torch._C._set_grad_enabled(grad)
 
     def names(self) -> list[str]:
         """What was replaced, as `torch.Tensor.add`."""

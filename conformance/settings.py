@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from conformance.judge import Violation
+from conformance.pristine import PRISTINE
 
 RANDOM = ("torch's random state", "the GPU's random state", "NumPy's random state", "Python's random state")
 MATMUL: Any = torch.backends.cuda.matmul
@@ -130,8 +131,9 @@ def kept(what: str, but: tuple[str, ...] = ()) -> Iterator[None]:
         Violation: naming what did.
     """
     before = taken(tuple(name for name in SETTINGS if name not in but))
+    PRISTINE.left.clear()
     yield
-    found = changes(before)
+    found = [*dict.fromkeys(PRISTINE.left), *changes(before)]
     if found:
         raise Violation(f"{what} changed {'; '.join(found)}")
 

@@ -104,6 +104,7 @@ def _add_execution(run: argparse.ArgumentParser) -> None:
         "-n", dest="workers", type=_workers, default=None, help="worker processes; 0 for none (default auto)"
     )
     run.add_argument("--timeout", type=_seconds, help="seconds for one clause on one subject and dtype")
+    run.add_argument("--memory", type=_gib, help="GiB for one process (default: its share of what is available)")
     run.add_argument("--smoke", action="store_true", help="only import the target and see what it claims")
     run.add_argument(
         "--resume",
@@ -135,6 +136,16 @@ def _seconds(text: str) -> float:
     if not 0 < seconds < 1e9:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
     return seconds
+
+
+def _gib(text: str) -> float:
+    try:
+        size = float(text)
+    except ValueError:
+        size = 0.0
+    if not 0 < size < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of GiB")
+    return size
 
 
 def _version() -> str:
@@ -175,7 +186,10 @@ def _run(options: argparse.Namespace) -> int:
         journal.record(outcome)
         progress.update(outcome, planned)
 
-    known, limits = journal.recorded.outcome, {"workers": options.workers, "timeout": options.timeout}
+    known, limits = (
+        journal.recorded.outcome,
+        {"workers": options.workers, "timeout": options.timeout, "memory": options.memory},
+    )
     try:
         outcome = run.execute(selection, plan, known=known, watcher=watch, **limits)
     except KeyboardInterrupt:

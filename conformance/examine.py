@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from conformance import settings
 from conformance.case import Case, shrink
 from conformance.clause import Clause
 from conformance.judge import Inconclusive, Refused, Violation
@@ -24,11 +25,15 @@ SHRINKING = 30.0  # seconds for the search for a smaller case: a slow target is 
 
 
 def check_case(clause: Clause, subject: Any, case: Case) -> float | None:
-    """Check one case with the random generators seeded by it: the same alone as within a run."""
+    """Check one case with the random generators seeded by it: the same alone as within a run, whatever ran before."""
+    before = settings.taken(settings.RESTORED)
     random.seed(case.seed)
     np.random.seed(case.seed % 2**32)
     torch.manual_seed(case.seed)
-    return clause.check(subject, case)
+    try:
+        return clause.check(subject, case)
+    finally:
+        settings.restore(before)
 
 
 @dataclass

@@ -12,6 +12,7 @@ import torch
 from conformance.numerics import Array, format_of, numbers
 from conformance.oracle import Expected
 from conformance.pattern import describe
+from conformance.pristine import PRISTINE
 from conformance.record import note
 
 
@@ -39,7 +40,8 @@ def calling(what: str) -> Iterator[None]:
         Refused: for NotImplementedError.   Violation: for any other exception, naming the call.
     """
     try:
-        yield
+        with PRISTINE.suspended():
+            yield
     except NotImplementedError as error:
         raise Refused(f"{what} raised NotImplementedError: {error}") from error
     except (Violation, Inconclusive, Refused, KeyboardInterrupt):

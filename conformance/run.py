@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from conformance.guard import Guard, Stopped, Tail, memory_for
 from conformance.report import Outcome
 from conformance.result import Result
 from conformance.selection import Selection, UsageError
@@ -38,22 +39,20 @@ def smoke(selection: Selection, timeout: float = IMPORT_TIMEOUT) -> dict[str, An
         SuiteError: if the suite fails on its own.
     """
     with tempfile.TemporaryDirectory(prefix="loraspec-") as folder:
-        out, log = Path(folder) / "plan.json", Path(folder) / "log"
+        out = Path(folder) / "plan.json"
         request = json.dumps(dataclasses.asdict(selection))
         command = [sys.executable, "-m", "conformance.smoke", request, str(out)]
-        with log.open("wb") as output:
-            try:
-                ended = subprocess.run(
-                    command, stdout=output, stderr=output, timeout=timeout, check=False, env=_environment()
-                )
-            except subprocess.TimeoutExpired:
-                raise UsageError(
-                    f"target {selection.target!r} does not import within {timeout:g} s{_tail(log)}"
-                ) from None
+        process, printed = _started(command, _environment())
+        target = f"target {selection.target!r}"
+        try:
+            status = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise UsageError(f"{target} does not import within {timeout:g} s{printed.lines(8)}") from None
+        finally:
+            process.kill()
+            process.wait()
         if not out.exists():
-            raise UsageError(
-                f"importing target {selection.target!r} ended the process, exit code {ended.returncode}{_tail(log)}"
-            )
+            raise UsageError(f"importing {target} ended the process, exit code {status}{printed.lines(8)}")
         found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
     if "error" in found:
         raise UsageError(found["error"])
@@ -68,14 +67,19 @@ def execute(
     *,
     workers: int | None = None,
     timeout: float | None = None,
+    memory: float | None = None,
     watcher: Watcher = lambda outcome, planned: None,  # noqa: ARG005
     known: Outcome | None = None,
 ) -> Outcome:
     """Run every planned trial that is not known yet; return what came of all of them.
 
-    A trial that ends its process is recorded as crashed, and the others go on.
+    A trial that ends its process, or goes beyond its time or memory, is recorded as crashed, and the others go on.
+
+    Args:
+        timeout: seconds for one trial.   memory: GiB for one process; a share of what is available by default.
 
     Raises:
+        UsageError: if the target, imported once, does not import in the processes that run trials.
         SuiteError: if pytest fails without saying which trial did.
     """
     wanted = set(keys(plan))
@@ -83,19 +87,27 @@ def execute(
     left = len(wanted - set(outcome.results))
     count = processes(left, selection.device) if workers is None else workers
     limit = TIMEOUTS[selection.profile] if timeout is None else timeout
+    most = memory_for(count) if memory is None else int(memory * 2**30)
     with tempfile.TemporaryDirectory(prefix="loraspec-") as folder:
         scratch = Path(folder)
         _write(scratch, outcome)
+        guard = Guard(scratch, limit, IMPORT_TIMEOUT, most)
+
+        def look(process: subprocess.Popen[bytes]) -> None:
+            seen = _read(scratch)
+            watcher(seen, len(wanted))
+            guard.look(process, finished=not wanted - set(seen.results))
+
         while not outcome.errors and wanted - set(outcome.results):
             before = len(outcome.results)
             (scratch / "wanted.json").write_text(json.dumps(sorted(wanted - set(outcome.results))))
-            status = _pytest(selection, plan, scratch, count, limit, lambda: watcher(_read(scratch), len(wanted)))
+            status, printed = _pytest(selection, plan, guard, count, look)
             outcome = _read(scratch)
             if count == 0 and wanted - set(outcome.results) and not outcome.errors:
                 _record_death(scratch, limit)
                 outcome = _read(scratch)
             if len(outcome.results) == before and not outcome.errors:
-                raise SuiteError(f"pytest ended with status {status} and no result{_tail(scratch / 'log', 60)}")
+                raise SuiteError(f"pytest ended with status {status} and no result{printed}")
     watcher(outcome, len(wanted))
     return outcome
 
@@ -109,36 +121,50 @@ def processes(trials: int, device: str) -> int:
 def _pytest(
     selection: Selection,
     plan: dict[str, Any],
-    scratch: Path,
+    guard: Guard,
     workers: int,
-    limit: float,
-    poll: Callable[[], None],
-) -> int:
+    look: Callable[[subprocess.Popen[bytes]], None],
+) -> tuple[int, str]:
+    """Run one session under the guard; its exit status, and the end of what it printed."""
     # a session of our own making: no plugin, configuration or conftest of the user's takes part in it
     groups = [group for group, about in plan["groups"].items() if about["claimed"]]
     command = [sys.executable, "-m", "pytest", "-c", os.devnull, f"--rootdir={HERE.parent}", "--noconftest"]
     command += ["--import-mode=importlib", "-p", "no:cacheprovider", "-p", "conformance.plugin"]
+    # what the target prints, warns or logs is passed on, not collected
+    command += ["-s", "-p", "no:warnings", "-p", "no:logging"]
     command += ["-p", "xdist.plugin", "-n", str(workers), "--dist=worksteal", "--max-worker-restart=1000000"]
-    command += [f"--loraspec-scratch={scratch}", f"--loraspec-timeout={limit}", *selection.arguments()]
+    command += [f"--loraspec-scratch={guard.folder}", f"--loraspec-timeout={guard.limit}", *selection.arguments()]
     command += ["--pyargs", *(f"conformance.test_{group}" for group in groups)]
     environment = {k: v for k, v in _environment().items() if not k.startswith(("PYTEST_", "TRITON_INTERPRET"))}
     environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     if plan["interpreting"]:
         environment["TRITON_INTERPRET"] = "1"
-    with (scratch / "log").open("ab") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+    process, printed = _started(command, environment)
+    try:
+        while process.poll() is None:
+            time.sleep(0.2)
+            look(process)
+    except Stopped as error:
+        guard.stop(process)
+        where = f"target {selection.target!r} imports once but not in the processes that run trials"
+        raise UsageError(f"{where}: {error}{printed.lines(8)}") from None
+    except BaseException:
+        process.terminate()
         try:
-            while process.poll() is None:
-                time.sleep(0.2)
-                poll()
-        except BaseException:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-            raise
-    return process.returncode
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            guard.stop(process)
+        raise
+    return process.returncode, printed.lines(60)
+
+
+def _started(command: list[str], environment: dict[str, str]) -> tuple[subprocess.Popen[bytes], Tail]:
+    """A process without input, and the end of what it prints."""
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
+    )
+    assert process.stdout is not None
+    return process, Tail(process.stdout)
 
 
 def _environment() -> dict[str, str]:
@@ -175,8 +201,3 @@ def _record_death(scratch: Path, limit: float) -> None:
     if open_trials:
         result = crashed(scratch, "main", open_trials[-1], limit)
         events.write(result=dataclasses.asdict(result), script=None)
-
-
-def _tail(log: Path, lines: int = 8) -> str:
-    text = log.read_text(encoding="utf-8", errors="replace").strip() if log.exists() else ""
-    return "".join(f"\n  {line}" for line in text.splitlines()[-lines:])

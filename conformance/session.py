@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Generator
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -55,7 +56,8 @@ class Session:
         if self.selection.includes(clause.id, clause.group):
             from conformance.trial import trials
 
-            target, watch = self._target(), self._watching()
+            watch = self._watching()
+            target = self._target()
             offered = trials(clause, target, self.selection, watch, reproduces=self.reported)
             found = [pytest.param(trial, id=trial.id) for trial in offered]
         skipped = pytest.param(None, id="not_claimed", marks=pytest.mark.skip(reason="not claimed"))
@@ -65,9 +67,13 @@ class Session:
         from conformance.target import TargetError
         from conformance.trial import loaded
 
+        watch = self._watching()
         try:
-            return loaded(self.selection.target, self.selection.device)
+            with watch.importing() if watch else nullcontext():
+                return loaded(self.selection.target, self.selection.device)
         except TargetError as error:
+            if watch:
+                watch.doing("refused", str(error))
             raise pytest.UsageError(str(error)) from error
 
     def _watching(self) -> Watch | None:

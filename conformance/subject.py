@@ -130,7 +130,8 @@ def poisoned_memory() -> Iterator[None]:
     try:
         yield
     finally:
-        torch.set_deterministic_debug_mode(mode)
+        if torch.get_deterministic_debug_mode() == 1:  # else the target changed it, which is to be seen
+            torch.set_deterministic_debug_mode(mode)
         memory.fill_uninitialized_memory = filled
 
 

@@ -7,11 +7,15 @@ import importlib.util
 import inspect
 import os
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from conformance.clause import FLOAT_DTYPES, GROUPS, Clause
+from conformance.pristine import PRISTINE
+from conformance.settings import ALLOWED_ON_IMPORT, SETTINGS, changes, restore, taken
 from conformance.subject import Subject
 
 REQUIRED: dict[str, tuple[str, ...]] = {
@@ -81,8 +85,10 @@ class Target:
         module_name, _, attribute = spec.partition(":")
         if not module_name or module_name.startswith(".") or "/" in spec or module_name.endswith(".py"):
             raise TargetError(f"target {spec!r} is no importable name: expected package.module[:attribute]")
+        PRISTINE.begin()
         try:
-            thing: Any = importlib.import_module(module_name)
+            with PRISTINE.suspended(), settings_restored():
+                thing: Any = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
             if error.name and module_name.split(".")[0] == error.name.split(".")[0]:
                 raise TargetError(f"target {spec!r} does not import: no module named {error.name!r}") from error
@@ -95,7 +101,7 @@ class Target:
             if not hasattr(thing, part):
                 raise TargetError(f"target {spec!r}: {thing!r} has no attribute {part!r}")
             thing = getattr(thing, part)
-        return cls.of(thing, spec, device)
+        return cls._of(thing, spec, device)
 
     @classmethod
     def of(cls, thing: Any, spec: str = "", device: str = "cpu") -> Target:
@@ -104,6 +110,11 @@ class Target:
         Raises:
             TargetError: if its `CONFORMANCE` declaration is malformed.
         """
+        PRISTINE.begin()
+        return cls._of(thing, spec, device)
+
+    @classmethod
+    def _of(cls, thing: Any, spec: str, device: str) -> Target:
         declared = getattr(thing, "CONFORMANCE", {})
         _check_declaration(declared, spec)
         return cls(spec or getattr(thing, "__name__", type(thing).__name__), thing, device, dict(declared))
@@ -209,6 +220,15 @@ class Target:
             except TypeError as error:
                 problems.append(f"{name}{signature} does not take its {count} positional arguments: {error}")
         return problems
+
+
+@contextmanager
+def settings_restored() -> Iterator[None]:
+    """Note which settings of the process an import changes, and put them back: they are not the target's to choose."""
+    before = taken(tuple(name for name in SETTINGS if name not in ALLOWED_ON_IMPORT))
+    yield
+    PRISTINE.settings = changes(before)
+    restore(before)
 
 
 def _described(error: BaseException) -> str:

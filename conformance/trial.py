@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from conformance.clause import SHOULD, Clause
+from conformance.clause import SHOULD, Clause, load_all
 from conformance.examine import Examination
 from conformance.profiles import Profile
 from conformance.report import rerun
@@ -133,11 +133,12 @@ def trials(
 
 @lru_cache(maxsize=4)
 def loaded(spec: str, device: str) -> Target:
-    """The target, imported once in a process.
+    """The target, imported once in a process, after all of the suite: so it finds nothing half-made.
 
     Raises:
         TargetError: if it cannot be tested.
     """
+    load_all()
     return Target.load(spec, device)
 
 

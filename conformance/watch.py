@@ -6,21 +6,24 @@ import faulthandler
 import json
 import os
 import re
+import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from conformance.guard import born
 from conformance.result import CRASHED, Result
 
 PATIENCE = 20  # deaths after which trials like those that died are not tried any more
 
 
 class Watch:
-    """Keeps `<worker>.case` (what is being checked) and `<worker>.trace` (the stack it died with)."""
+    """Keeps `<worker>.case` (what is being checked), `.trace` (the stack it died with) and `.doing` (for the guard)."""
 
     def __init__(self, folder: Path, worker: str, timeout: float) -> None:
-        self.folder, self.timeout = folder, timeout
+        self.folder, self.worker, self.timeout = folder, worker, timeout
         self.case_file: IO[str] = (folder / f"{worker}.case").open("w", encoding="utf-8")
         self.trace_file: IO[str] = (folder / f"{worker}.trace").open("w", encoding="utf-8")
 
@@ -30,11 +33,30 @@ class Watch:
         for file in (self.case_file, self.trace_file):
             _rewrite(file, "")
         faulthandler.enable(self.trace_file)
+        faulthandler.register(signal.SIGUSR1, self.trace_file)
         faulthandler.dump_traceback_later(self.timeout, exit=True, file=self.trace_file)
+        self.doing("trial")
         try:
             yield
         finally:
+            self.doing("nothing")
             faulthandler.cancel_dump_traceback_later()
+
+    @contextmanager
+    def importing(self) -> Iterator[None]:
+        """Follow an import of the target: where it ends the process, the guard knows what did."""
+        self.doing("import")
+        yield
+        self.doing("nothing")
+
+    def doing(self, what: str, text: str = "") -> None:
+        """Tell the guard: `import`, `trial`, `nothing`, or `refused` with the reason."""
+        pid = os.getpid()
+        said = {"pid": str(pid), "born": born(pid), "what": what, "since": str(time.monotonic()), "text": text}
+        # renamed into place, so that it is never read half written
+        temporary = self.folder / f"{self.worker}.said"
+        temporary.write_text(json.dumps(said), encoding="utf-8")
+        temporary.replace(self.folder / f"{self.worker}.doing")
 
     def hopeless(self, clause: str, subject: str, dtype: str) -> str | None:
         """Why a trial is not worth the time: many have ended their process, and ones like it among them."""
@@ -66,12 +88,15 @@ def _rewrite(file: IO[str], text: str) -> None:
 
 
 def crashed(folder: Path, worker: str, key: tuple[str, str, str], timeout: float) -> Result:
-    """The result of a trial whose worker died, from what the worker left behind."""
+    """The result of a trial whose worker died, from what the worker and the guard left behind."""
     clause, subject, dtype = key
     with (folder / "deaths").open("a", encoding="utf-8") as file:
         file.write(f"{clause} {subject} {dtype}\n")
-    case, trace = (_read(folder / f"{worker}.{kind}") for kind in ("case", "trace"))
-    if trace.startswith("Timeout"):
+    case, trace, ended = (_read(folder / f"{worker}.{kind}") for kind in ("case", "trace", "ended"))
+    (folder / f"{worker}.ended").unlink(missing_ok=True)  # without workers the next process has the same name
+    if ended:
+        message = ended
+    elif trace.startswith("Timeout"):
         message = f"did not finish within {timeout:g} s"
     elif fatal := re.search(r"Fatal Python error: (.+)|Windows fatal exception: (.+)", trace):
         message = f"killed the process: {fatal.group(1) or fatal.group(2)}"

@@ -1,19 +1,19 @@
-"""DoRA's oracle, and its clauses about dropout and merging."""
+"""DoRA's oracle, and its clauses about dropout, merging and side effects."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from conformance.dora import dropping, merging
+from conformance.dora import dropping, effects, merging
 
-__all__ = ["dropping", "merging", "tests"]
+__all__ = ["dropping", "effects", "merging", "tests"]
 
 
 def tests() -> dict[str, Any]:
     """The test function of every clause in this package, by name."""
     return {
         name: value
-        for module in (dropping, merging)
+        for module in (dropping, merging, effects)
         for name, value in vars(module).items()
         if name.startswith("test_") and hasattr(value, "clause")
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -10,8 +11,11 @@ import torch
 from conformance.clause import clause
 from conformance.gradnorm.gradients import GRADIENTS, Gradients, GradientsCase
 from conformance.gradnorm.measuring import clip
-from conformance.judge import require
+from conformance.judge import compare, require
+from conformance.numerics import numbers
+from conformance.oracle import Expected
 from conformance.placement import LAYOUTS
+from conformance.settings import kept
 from conformance.subject import Subject
 
 FEW = GRADIENTS.narrowed(elements=(3, 17, 64, 1), tensors=(2, 1, 3), clip=(0.5, 2.0))
@@ -112,3 +116,45 @@ def test_deterministic(subject: Subject, case: GradientsCase) -> float | None:
     for i, (a, b) in enumerate(zip(first.with_gradient, second.with_gradient, strict=True)):
         require(_bits_equal(a.grad, b.grad), f"gradient {i} differs between two identical calls")
     return None
+
+
+@clause(
+    "GRN-SIDE-GLOBAL",
+    "Measuring and clipping change no setting of the process and no random state.",
+    group="gradnorm",
+    cases=FEW,
+    dtypes=("float32",),
+    weight=0.25,
+)
+def test_settings_kept(subject: Subject, case: GradientsCase) -> float | None:
+    gradients = Gradients(case, subject.device)
+    with kept("clip_grad_norm_"):
+        clip(subject, gradients, gradients.max_norm)
+    return None
+
+
+@clause(
+    "GRN-LATER",
+    "A norm that was returned is not changed by later calls, and gradients refilled in place give their own.",
+    group="gradnorm",
+    cases=FEW,
+    weight=0.5,
+)
+def test_later_calls(subject: Subject, case: GradientsCase) -> float | None:
+    gradients = Gradients(case, subject.device)
+    norm = clip(subject, gradients, 4 * gradients.norm + 1)
+    with torch.no_grad():
+        for parameter in gradients.with_gradient:
+            assert parameter.grad is not None
+            parameter.grad.mul_(4)
+    again = clip(subject, gradients, 16 * gradients.norm + 1)
+    expected = gradients.expected_norm()
+    for tensor, times in ((norm, 1), (again, 4)):
+        require(isinstance(tensor, torch.Tensor), f"the norm is a {type(tensor).__name__}: expected a torch.Tensor")
+        compare(numbers(tensor), _times(expected, times))
+    return None
+
+
+def _times(expected: Expected, factor: int) -> Expected:
+    budget = None if expected.budget is None else factor * expected.budget
+    return dataclasses.replace(expected, name=f"the norm of {factor} g", value=factor * expected.value, budget=budget)

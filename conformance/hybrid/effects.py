@@ -16,9 +16,10 @@ from conformance.hybrid.frozen import (
     forward,
     tensors_of,
 )
-from conformance.judge import calling, judge, require
+from conformance.judge import calling, judge, require, worst
 from conformance.placement import LAYOUTS
 from conformance.refusal import refuses
+from conformance.settings import kept
 from conformance.subject import Subject
 
 TYPES = ("float32", "bfloat16")
@@ -106,4 +107,66 @@ def test_deterministic(subject: Subject, case: FrozenCase) -> float | None:
     first, second = (_run(subject, Frozen(case, subject.device)) for _ in range(2))
     for name, a, b in zip(("y", "dX"), first, second, strict=True):
         require(torch.equal(a, b), f"{name} differs between two identical runs")
+    return None
+
+
+@clause(
+    "HYB-MEM-LATER",
+    "What a call returned or saved, and dX, are not changed by later calls.",
+    group="hybrid",
+    cases=SMALL,
+    dtypes=TYPES,
+    weight=0.5,
+)
+def test_later_calls(subject: Subject, case: FrozenCase) -> float | None:
+    frozen, later = (Frozen(dataclasses.replace(case, seed=case.seed + i), subject.device) for i in (0, 1))
+    layer = custom_linear(subject, frozen)
+    x, other = (operands.x.detach().requires_grad_(True) for operands in (frozen, later))
+    y, y_other = forward(layer, x), forward(layer, other)
+    backward(y, frozen.g)
+    backward(y_other, later.g)
+    return worst(judge(y, frozen.y), judge(x.grad, frozen.dX))
+
+
+@clause(
+    "HYB-MEM-REFILL",
+    "Operands that get new values in place give the new result: nothing is kept by address.",
+    group="hybrid",
+    cases=SMALL,
+    dtypes=TYPES,
+    weight=0.5,
+)
+def test_refilled(subject: Subject, case: FrozenCase) -> float | None:
+    frozen, new = (Frozen(dataclasses.replace(case, seed=case.seed + i), subject.device) for i in (0, 1))
+    layer = custom_linear(subject, frozen)
+    x = frozen.x.detach().requires_grad_(True)
+    backward(forward(layer, x), frozen.g)
+    with torch.no_grad():
+        x.copy_(new.x)
+        x.grad = None
+        frozen.g.copy_(new.g)
+        for name in ("weight", "bias") if case.bias else ("weight",):
+            for tensor in tensors_of(layer, name, frozen.placed[name].tensor):
+                tensor.copy_(new.placed[name].tensor)
+    y = forward(layer, x)
+    backward(y, frozen.g)
+    return worst(judge(y, new.y), judge(x.grad, new.dX))
+
+
+@clause(
+    "HYB-SIDE-GLOBAL",
+    "Forward and backward change no setting of the process and no random state.",
+    group="hybrid",
+    cases=SMALL,
+    dtypes=("float32",),
+    weight=0.25,
+)
+def test_settings_kept(subject: Subject, case: FrozenCase) -> float | None:
+    frozen = Frozen(case, subject.device)
+    layer = custom_linear(subject, frozen)
+    x = frozen.x.detach().requires_grad_(True)
+    with kept("the forward pass"):
+        y = forward(layer, x)
+    with kept("the backward pass"):
+        backward(y, frozen.g)
     return None

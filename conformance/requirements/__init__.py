@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from conformance.requirements import backward, dropout, effects, forward, modes, relations
+from conformance.requirements import backward, dropout, effects, forward, modes, relations, surroundings
 from conformance.requirements.base import declare
 
-__all__ = ["backward", "declare", "dropout", "effects", "forward", "modes", "relations"]
+__all__ = ["backward", "declare", "dropout", "effects", "forward", "modes", "relations", "surroundings"]

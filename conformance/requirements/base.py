@@ -16,7 +16,7 @@ from conformance.oracle import LinearOracle
 from conformance.placement import LAYOUTS
 from conformance.subject import TRAINABLE, Instance, Subject
 
-TOPICS = ("forward", "backward", "effects", "modes", "relations", "dropout")
+TOPICS = ("forward", "backward", "effects", "surroundings", "modes", "relations", "dropout")
 REQUIREMENTS: list[tuple[str, str, Space[LinearCase], dict[str, Any], Check]] = []
 
 SMALL = LINEAR.narrowed(

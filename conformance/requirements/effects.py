@@ -8,7 +8,7 @@ import torch
 
 from conformance.judge import calling, judge, require, worst
 from conformance.operands import LinearCase
-from conformance.requirements.base import LAYOUT, SMALL, oracle_for, requirement
+from conformance.requirements.base import LAYOUT, SMALL, judge_gradients, oracle_for, requirement
 from conformance.subject import TRAINABLE, Subject, run
 
 
@@ -46,10 +46,12 @@ def output_belongs_to_caller(subject: Subject, case: LinearCase) -> float | None
     instance = subject.build(operands)
     instance.require_grad(TRAINABLE)
     y = instance.forward()
+    before = {name: tensor.detach().clone() for name, tensor in instance.tensors.items()}
     with calling("y.mul_(2) and the backward pass after it"):
         y = y.mul_(2.0)
+    for name, tensor in instance.tensors.items():
+        require(torch.equal(tensor.detach(), before[name]), f"modifying y in place modified {name}")
     instance.backward(y)
-    require(not operands.placed["x"].contents_changed(), "modifying y in place modified x")
     oracle = oracle_for(subject, operands)
     ratios = []
     for name in TRAINABLE:
@@ -73,10 +75,52 @@ def deterministic(subject: Subject, case: LinearCase) -> float | None:
         instance.require_grad(TRAINABLE)
         y = instance.forward()
         instance.backward(y)
-        runs.append([y.detach(), *(instance.gradient(name) for name in TRAINABLE)])
+        # copies, since the second run may write over what the first gave
+        runs.append([_copy(tensor) for tensor in (y, *(instance.gradient(name) for name in TRAINABLE))])
     for name, first, second in zip(("y", "dX", "dA", "dB"), *runs, strict=True):
         require(first is not None and second is not None, f"{name} is None")
         assert first is not None
         assert second is not None
         require(torch.equal(first, second), f"{name} differs between two identical runs")
     return None
+
+
+def _copy(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    return None if tensor is None else tensor.detach().clone()
+
+
+@requirement("MEM-LATER", "What a call returned or saved, and its gradients, are not changed by later calls.", SMALL)
+def later_calls(subject: Subject, case: LinearCase) -> float | None:
+    operands = subject.operands(case)
+    instance = subject.build(operands)
+    instance.require_grad(TRAINABLE)
+    y = instance.forward()
+    later = subject.operands(dataclasses.replace(case, seed=case.seed + 1))
+    other, upstream = later.placed["x"].tensor.requires_grad_(True), later.placed["g"].tensor
+    with calling("a second forward pass before the first's backward"):
+        y_other = instance.call(other)
+    instance.backward(y)
+    with calling("the backward pass of the second"):
+        torch.autograd.grad(y_other, other, upstream.to(y_other.dtype))
+    oracle = oracle_for(subject, operands)
+    return worst(judge(y, oracle.y), judge_gradients(instance, oracle))
+
+
+@requirement(
+    "MEM-REFILL", "Operands that get new values in place give the new result: nothing is kept by address.", SMALL
+)
+def refilled(subject: Subject, case: LinearCase) -> float | None:
+    operands = subject.operands(case)
+    instance = subject.build(operands)
+    instance.require_grad(TRAINABLE)
+    instance.backward(instance.forward())
+    new = subject.operands(dataclasses.replace(case, seed=case.seed + 1))
+    filled = {**instance.tensors, "g": operands.placed["g"].tensor}
+    with torch.no_grad():
+        for name, tensor in filled.items():
+            tensor.copy_(new.placed[name].tensor)
+            tensor.grad = None
+    y = instance.forward()
+    instance.backward(y)
+    oracle = oracle_for(subject, new)
+    return worst(judge(y, oracle.y), judge_gradients(instance, oracle))

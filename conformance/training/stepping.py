@@ -11,6 +11,7 @@ from conformance.clause import SHOULD, clause
 from conformance.judge import judge, require, worst
 from conformance.numerics import format_of
 from conformance.oracle import Expected
+from conformance.settings import kept
 from conformance.subject import Subject
 from conformance.training.net import EXACT, ONE, STEPS, StepCase, weighted_sum
 from conformance.training.session import RATE, Session
@@ -214,3 +215,18 @@ def test_loop(subject: Subject, case: StepCase) -> float | None:
         allowed = 1e-9 * np.abs(value).max() * np.ones_like(value)
         ratios.append(judge(parameter, Expected(f"{name} after {case.calls} calls", value, allowed, torch.float64)))
     return worst(*ratios)
+
+
+@clause(
+    "TRN-SIDE-GLOBAL",
+    "A call changes no setting of the process and, without dropout, no random state.",
+    group="training",
+    cases=STEPS,
+    dtypes=ONE,
+    weight=0.25,
+)
+def test_settings_kept(subject: Subject, case: StepCase) -> float | None:
+    session = Session(subject, case).configure().toggle(run_optimizer=True)
+    with kept("a call"):
+        session.call()
+    return None

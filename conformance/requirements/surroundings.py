@@ -1,0 +1,164 @@
+"""What surrounds a call: the settings of the process, other code's functions, memory that adds up, addresses."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import gc
+import itertools
+import mmap
+import sys
+from typing import Any
+
+import torch
+
+from conformance.judge import Inconclusive, judge, require, worst
+from conformance.operands import LinearCase, Operands
+from conformance.pristine import PRISTINE
+from conformance.requirements.base import SMALL, judge_gradients, oracle_for, requirement
+from conformance.settings import RANDOM, kept
+from conformance.subject import TRAINABLE, Subject, run
+
+TINY = SMALL.narrowed(m=(3,), k=(17,), n=(5,), r=(3,), scale=(2.0,), values=("normal",), training=(True,))
+ROW = 2**30 + 64  # elements from row to row: the third is beyond 2³¹, where 32-bit offsets wrap
+CALLS, CALLS_INTERPRETED = 100, 10
+NOISE = (1, 50, 2048)  # tensors, objects, bytes: the measuring itself leaves up to half as much
+
+
+@requirement(
+    "SIDE-GLOBAL",
+    """Importing, building and running change no setting of the process (default dtype, device, grad mode, autocast,
+    precision, determinism, threads, warnings, errors, environment), and without dropout no random state.""",
+    SMALL,
+    weight=0.5,
+)
+def settings_kept(subject: Subject, case: LinearCase) -> float | None:
+    require(not PRISTINE.settings, f"importing the target changed {'; '.join(PRISTINE.settings)}")
+    operands = subject.operands(case)
+    with kept("building it", but=RANDOM):  # an adapter is drawn
+        instance = subject.build(operands)
+    instance.require_grad(TRAINABLE)
+    with kept("the forward pass"):
+        y = instance.forward()
+    with kept("the backward pass"):
+        instance.backward(y)
+    return None
+
+
+@requirement(
+    "SIDE-PATCH",
+    "Importing, building and running replace no function or class of torch, NumPy or Python.",
+    SMALL,
+    weight=0.25,
+)
+def functions_kept(subject: Subject, case: LinearCase) -> float | None:
+    run(subject, subject.operands(case))
+    names = PRISTINE.names()
+    require(not names, f"replaced by the target: {', '.join(names[:8])}{', …' if len(names) > 8 else ''}")
+    return None
+
+
+@requirement(
+    "MEM-LEAK",
+    "Nothing is left behind by a call: memory does not grow with their number.",
+    TINY,
+    dtypes=("float32",),
+    weight=0.05,
+)
+def nothing_left_behind(subject: Subject, case: LinearCase) -> float | None:
+    operands = subject.operands(case)
+    instance = subject.build(operands)
+    instance.require_grad(TRAINABLE)
+    x = instance.tensors["x"]
+
+    def calls(number: int) -> None:
+        for _ in range(number):
+            # other memory each time, so that nothing finds what it kept under its address
+            instance.tensors["x"] = x.detach().clone().requires_grad_(True)
+            instance.backward(instance.forward())
+            for tensor in instance.tensors.values():
+                tensor.grad = None
+
+    number = CALLS_INTERPRETED if subject.lane == "interpreter" else CALLS
+    calls(number)  # what is made once, such as compiled kernels and caches, is there then
+    counts = [_left()]
+    for _ in range(2):
+        calls(number)
+        counts.append(_left())
+    for what, floor, *seen in zip(("live tensors", "objects", "bytes"), NOISE, *counts, strict=True):
+        # a leak grows in both halves; something done once does not
+        least = max(floor, number * (16 if what == "bytes" else 1))
+        leaks = all(after - before >= least for before, after in itertools.pairwise(seen))
+        grown = f"{what}: {seen[0]}, after {number} calls {seen[1]}, after {number} more {seen[2]}"
+        require(not leaks, f"calls leave something behind; {grown}")
+    return None
+
+
+def _left() -> tuple[int, int, int]:
+    """Live tensors, Python objects, and bytes given out by the C library, once cycles are collected."""
+    gc.collect()
+    tensors = sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())  # isinstance may run its code
+    return tensors, sys.getallocatedblocks(), _allocated()
+
+
+class _Mallinfo(ctypes.Structure):
+    """What glibc's mallinfo2 returns; of its ten numbers two are wanted."""
+
+    _fields_ = [
+        *((f"before_{i}", ctypes.c_size_t) for i in range(4)),
+        ("hblkhd", ctypes.c_size_t),  # bytes in mappings of their own
+        *((f"between_{i}", ctypes.c_size_t) for i in range(2)),
+        ("uordblks", ctypes.c_size_t),  # bytes in use in the arenas
+        *((f"after_{i}", ctypes.c_size_t) for i in range(2)),
+    ]
+
+
+def _allocated() -> int:
+    """Bytes that malloc and the GPU's allocator have given out; the C library may not say, and count as 0."""
+    cuda: Any = torch.cuda
+    on_gpu = int(cuda.memory_allocated()) if cuda.is_initialized() else 0
+    read: Any = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if read is None:
+        return on_gpu
+    read.restype = _Mallinfo
+    found = read()
+    return int(found.uordblks) + int(found.hblkhd) + on_gpu
+
+
+@requirement(
+    "MEM-FAR",
+    "Rows of x and g may lie 2³¹ elements and more from the first: y and all gradients are the same.",
+    SMALL.narrowed(m=(3, 4), n=(5, 16, 35), r=(3, 4, 17), values=("integers",)),
+    dtypes=("bfloat16", "float32"),
+    weight=0.35,
+)
+def far_rows(subject: Subject, case: LinearCase) -> float | None:
+    operands = subject.operands(case)
+    _place_far(operands, "g")
+    instance = subject.build(operands)
+    instance.tensors["x"] = _place_far(operands, "x")
+    instance.require_grad(TRAINABLE)
+    y = instance.forward()
+    instance.backward(y)
+    oracle = oracle_for(subject, operands)
+    return worst(judge(y, oracle.y), judge_gradients(instance, oracle))
+
+
+def _place_far(operands: Operands, name: str) -> torch.Tensor:
+    """Move an operand to rows that are `ROW` apart, in memory that costs nothing but the pages it touches."""
+    near = operands.placed[name]
+    rows, features = near.tensor.shape
+    count = ROW * (rows - 1) + features
+    try:
+        if operands.device == "cpu":
+            size = count * near.tensor.element_size()
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+            buffer = torch.frombuffer(mmap.mmap(-1, size, flags=flags), dtype=near.tensor.dtype)
+        else:
+            buffer = torch.empty(count, dtype=near.tensor.dtype, device=operands.device)
+    except (OSError, RuntimeError, MemoryError, ValueError) as error:
+        raise Inconclusive(f"no address space for {count} elements: {error}") from error
+    far = buffer.as_strided((rows, features), (ROW, 1))
+    far.copy_(near.tensor)
+    operands.placed[name] = dataclasses.replace(near, tensor=far, buffer=buffer)
+    return far

@@ -1,0 +1,18 @@
+"""Takes memory without end where there is dropout: by many tensors, or in one large allocation that is refused."""
+
+import right
+import torch
+
+
+def lora_linear(*operands, dropout=0.0, dropout_position="post", training=False):
+    if dropout == 1:
+        torch.empty(2**60)
+    elif dropout:
+        hoard()
+    return right.lora_linear(*operands, dropout=dropout, dropout_position=dropout_position, training=training)
+
+
+def hoard():
+    held = []
+    while True:
+        held.append(torch.ones(2**22))

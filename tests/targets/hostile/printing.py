@@ -1,0 +1,27 @@
+"""Prints a megabyte on import and in every call, and raises with a message of megabytes where there is dropout."""
+
+import os
+import sys
+import warnings
+
+import right
+
+NOISE = "noise " * 45_000 + "\n"
+
+
+def shout():
+    for stream in (sys.stdout, sys.stderr):
+        stream.write(NOISE)
+    for descriptor in (1, 2):
+        os.write(descriptor, NOISE.encode())
+
+
+def lora_linear(*operands, dropout=0.0, **options):  # noqa: ARG001
+    shout()
+    warnings.warn(NOISE, stacklevel=1)
+    if dropout:
+        raise ValueError(NOISE * 8)
+    return right.lora_linear(*operands)
+
+
+shout()

@@ -1,0 +1,144 @@
+"""Targets that hinder a run: each clause gets its verdict in bounded time, and what one does spoils no other's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conformance import run
+from conformance.guard import LEAST, Tail, memory_for
+from conformance.selection import Selection, UsageError
+from tests.commands import TARGETS, judged, loraspec, run_target
+
+
+def statuses(report: dict[str, Any]) -> dict[str, str]:
+    return {clause["id"]: clause["status"] for clause in report["clauses"]}
+
+
+def message(report: dict[str, Any], clause: str) -> str:
+    return next(str(found["message"]) for found in report["clauses"] if found["id"] == clause)
+
+
+def judge(target: str, folder: Path, clauses: str, *options: str) -> tuple[str, dict[str, Any]]:
+    """The verdict on one hostile target, as the command gives it: what it printed, and the report."""
+    options = ("--clause", clauses, "--dtype", "float32", "-n", "0", *options)
+    ended, report = run_target(f"hostile.{target}", folder, *options)
+    assert (ended.returncode, report["verdict"]) == (1, "fail")
+    assert not report["errors"]
+    return ended.stdout + ended.stderr, report
+
+
+def test_what_stalls_is_ended_whatever_holds_it(tmp_path: Path) -> None:
+    clauses = "LIN-DROP-ALL,LIN-DROP-BWD,LIN-FWD,LIN-MEM-INPUTS"
+    _, report = judge("stalling", tmp_path, clauses, "--timeout", "3")
+    assert statuses(report) == {
+        "LIN-FWD": "pass",
+        "LIN-MEM-INPUTS": "pass",
+        "LIN-DROP-BWD": "crashed",
+        "LIN-DROP-ALL": "crashed",
+    }
+    for clause, place in (("LIN-DROP-ALL", "in search_for_ever"), ("LIN-DROP-BWD", "in cut_the_timer_off")):
+        assert message(report, clause).startswith("did not finish within 3 s\nat ")
+        assert place in message(report, clause)
+    assert report["seconds"] < 120
+
+
+def test_what_takes_too_much_memory_is_ended(tmp_path: Path) -> None:
+    clauses = "LIN-DROP-EVAL,LIN-DROP-ALL,LIN-FWD"
+    _, report = judge("hoarding", tmp_path, clauses, "--memory", "1.5")
+    assert statuses(report) == {"LIN-FWD": "pass", "LIN-DROP-ALL": "fail", "LIN-DROP-EVAL": "crashed"}
+    seen = message(report, "LIN-DROP-EVAL")
+    assert seen.startswith("took ")
+    assert "GiB of memory: the limit is 1.5 GiB\nat " in seen
+    assert "in hoard" in seen
+    assert "allocate" in message(report, "LIN-DROP-ALL")
+
+
+def test_the_default_is_a_share_of_the_memory_that_is_available() -> None:
+    alone = memory_for(1)
+    assert alone >= LEAST
+    assert LEAST <= memory_for(4) <= max(LEAST, alone / 3)
+
+
+def test_exits_that_are_no_errors_are_judged(tmp_path: Path) -> None:
+    _, report = judge("leaving", tmp_path, "LIN-DROP-EVAL,LIN-DROP-ALL,LIN-FWD")
+    assert statuses(report) == {"LIN-FWD": "pass", "LIN-DROP-ALL": "fail", "LIN-DROP-EVAL": "crashed"}
+    assert message(report, "LIN-DROP-ALL").startswith("the forward pass raised SystemExit")
+    assert message(report, "LIN-DROP-EVAL").startswith("ended the process")
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("exits", "raised on import: SystemExit: 0"),
+        ("ends again", "imports once but not in the processes that run trials: the process that imported it ended"),
+    ],
+)
+def test_an_import_that_ends_the_process_is_not_tried_for_ever(
+    how: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOSTILE_IMPORT", how)
+    options = ("--clause", "LIN-FWD", "--dtype", "float32", "-n", "1", "--report-dir", str(tmp_path))
+    ended = loraspec("run", "hostile.importing", "--profile", "quick", *options)
+    assert ended.returncode == 2
+    assert said in ended.stderr
+
+
+def test_an_import_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOSTILE_IMPORT", "hangs")
+    monkeypatch.chdir(TARGETS)
+    with pytest.raises(UsageError, match="does not import within 5 s"):
+        run.smoke(Selection("hostile.importing"), timeout=5)
+
+
+def test_threads_of_the_target_are_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOSTILE_IMPORT", "leaves a thread")
+    options = ("--clause", "LIN-FWD", "--dtype", "float32", "-n", "0")
+    ended, report = run_target("hostile.importing", tmp_path, *options)
+    assert (ended.returncode, statuses(report)) == (0, {"LIN-FWD": "pass"})
+    assert report["seconds"] < 100
+
+
+def test_megabytes_of_output_stay_out_of_report_and_terminal(tmp_path: Path) -> None:
+    printed, report = judge("printing", tmp_path, "LIN-DROP-EVAL,LIN-FWD,LIN-BWD-DA")
+    assert statuses(report) == {"LIN-FWD": "pass", "LIN-BWD-DA": "pass", "LIN-DROP-EVAL": "fail"}
+    assert message(report, "LIN-DROP-EVAL").startswith("the forward pass raised ValueError: noise")
+    assert len(printed) < 8000
+    assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 50_000
+
+
+def test_only_the_end_of_an_output_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "output"
+    path.write_text("x" * 10**6 + "\nthe last line\n")
+    assert Tail(path.open("rb")).lines(2) == f"\n  {'x' * 300}\n  the last line"
+
+
+def test_the_judge_is_not_fooled_by_what_the_target_replaces(tmp_path: Path) -> None:
+    clauses = "LIN-FWD-SCALE,LIN-BWD-DX,LIN-MEM-INPUTS,LIN-SIDE-GLOBAL,LIN-SIDE-PATCH"
+    _, report = judge("patching", tmp_path, clauses)
+    assert statuses(report) == {**dict.fromkeys(clauses.split(","), "fail"), "LIN-MEM-INPUTS": "pass"}
+    assert "the adapter term is" in message(report, "LIN-FWD-SCALE")
+    for name in ("torch.allclose", "torch.Tensor.__eq__", "numpy.abs", "conformance.judge.compare"):
+        assert name in message(report, "LIN-SIDE-PATCH")
+    for setting in ("default dtype from torch.float32 to torch.float64", "grad mode", "NumPy's error handling"):
+        assert setting in message(report, "LIN-SIDE-GLOBAL")
+
+
+@pytest.mark.parametrize(
+    ("cheat", "clause", "said"),
+    [
+        ("address", "LIN-MEM-REFILL", "backward through the graph a second time"),
+        ("size", "LIN-FWD", "worst    y"),
+        ("turn", "LIN-FWD", "worst    y"),
+        ("inputs", "LIN-FWD", "worst    y"),
+        ("buffer", "LIN-MEM-LATER", "worst    y"),
+    ],
+)
+def test_who_is_right_only_at_first_sight_fails(cheat: str, clause: str, said: str) -> None:
+    # in this process, since nothing of it is about processes
+    report = judged(f"hostile.cheating:{cheat}", clauses=(clause, "LIN-SHAPES"), dtypes=("float32",))
+    assert statuses(report)[clause] == "fail"
+    assert said in message(report, clause)
+    assert set(statuses(report)) == {clause, "LIN-SHAPES"}

@@ -44,7 +44,7 @@ class LosesTheLastColumn(Right):
         return y
 
 
-@both("FWD", says="k=64 passes", source="NVIDIA-NeMo/Automodel #217 (MK1): a tail mask over K")
+@both("FWD", says="k=64", source="NVIDIA-NeMo/Automodel #217 (MK1): a tail mask over K")
 class LosesTheTailOfK(Right):
     def update(self, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
         block = 64

@@ -82,6 +82,13 @@ for defect, says, change in (
 ):
     changing("SIDE-GLOBAL", defect, says, change)
 changing(
+    "SIDE-GLOBAL",
+    "SetsThePrecision",
+    "the backward pass changed the precision of float32",
+    lambda: torch.set_float32_matmul_precision("medium"),
+    backward=True,
+)
+changing(
     "SIDE-GLOBAL", "SeedsInBackward", "the backward pass changed torch's random", lambda: torch.rand(1), backward=True
 )
 changing("SIDE-PATCH", "ReplacesAFunction", "torch.allclose", multiply_by_another_function)

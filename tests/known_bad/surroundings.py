@@ -17,7 +17,15 @@ from tests.known_bad import both
 from tests.right import Right
 
 
-def changing(clause: str, defect: str, says: str, change: Callable[[], Any], *, backward: bool = False) -> None:
+def changing(
+    clause: str,
+    defect: str,
+    says: str,
+    change: Callable[[], Any],
+    *,
+    backward: bool = False,
+    dtypes: tuple[str, ...] = ("float32", "bfloat16"),
+) -> None:
     """Register a twin that does something to the whole process in its forward or its backward pass."""
 
     class Changes(Right):
@@ -39,7 +47,7 @@ def changing(clause: str, defect: str, says: str, change: Callable[[], Any], *, 
 
     Changes.__name__ = Changes.__qualname__ = defect
     globals()[defect] = Changes  # where pickle looks for it
-    both(clause, says=says)(Changes)
+    both(clause, says=says, dtypes=dtypes)(Changes)
 
 
 def multiply_with_tf32() -> None:
@@ -81,6 +89,14 @@ for defect, says, change in (
     ("SeedsPython", "Python's random state", limit_the_random_numbers),
 ):
     changing("SIDE-GLOBAL", defect, says, change)
+changing(
+    "SIDE-GLOBAL",
+    "SetsThePrecision",
+    "the backward pass changed the precision of float32",
+    lambda: torch.set_float32_matmul_precision("medium"),
+    backward=True,
+    dtypes=("bfloat16",),  # where it changes no number, whatever the processor
+)
 changing(
     "SIDE-GLOBAL", "SeedsInBackward", "the backward pass changed torch's random", lambda: torch.rand(1), backward=True
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from conformance.judge import Inconclusive, calling, compare, judge, require, worst
 from conformance.numerics import Array, format_of, numbers
 from conformance.operands import LinearCase, Operands
-from conformance.oracle import Expected
+from conformance.oracle import Expected, LinearOracle
 from conformance.requirements.base import SMALL, judge_gradients, oracle_for, requirement
 from conformance.subject import TRAINABLE, Instance, Subject
 
@@ -31,10 +32,10 @@ PROBE = SMALL.narrowed(
 DROPPED = SMALL.narrowed(values=("normal",), dropout=RATES, position=("post", "pre"), training=(True,))
 
 
-def started(subject: Subject, operands: Operands, needs: tuple[str, ...] = TRAINABLE) -> Instance:
+def started(subject: Subject, operands: Operands, needs: tuple[str, ...] = TRAINABLE, **options: Any) -> Instance:
     """An instance whose random mask depends on the case alone."""
     torch.manual_seed(operands.case.seed)
-    instance = subject.build(operands)
+    instance = subject.build(operands, **options)
     instance.require_grad(needs)
     return instance
 
@@ -119,10 +120,14 @@ def dropout_gradients(subject: Subject, case: LinearCase) -> float | None:
 )
 def dropout_relation(subject: Subject, case: LinearCase) -> float | None:
     operands = subject.operands(case)
-    instance = started(subject, operands)
+    return judge_relation(started(subject, operands), oracle_for(subject, operands))
+
+
+def judge_relation(instance: Instance, plain: LinearOracle) -> float | None:
+    """Judge ⟨g, y - base⟩ = ⟨dA, A⟩ = ⟨dB, B⟩ after a forward and a backward pass with dropout."""
+    operands = instance.operands
     y = instance.forward()
     instance.backward(y)
-    plain = oracle_for(subject, operands)
     values, terms = operands.values, plain.y.terms
     base = terms["base"] + terms.get("bias", 0.0)
     update = float((operands.values["g"] * (numbers(y) - base)).sum())

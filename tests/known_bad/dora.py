@@ -35,7 +35,9 @@ def twin(clause: str, **options: Any) -> Any:
     """Register a layer class as a known-bad twin."""
 
     def register(kind: type[Layer]) -> type[Layer]:
-        record(kind.__name__, Right(kind), clause, groups=("dora",), **options)
+        target: Any = Right(kind)
+        target.reset = getattr(kind, "reset", lambda: None)  # a layer that keeps state across layers starts anew
+        record(kind.__name__, target, clause, groups=("dora",), **options)
         return kind
 
     return register

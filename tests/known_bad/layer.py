@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tests.known_bad import breaks, record
 from tests.right import Layer, Right
@@ -144,4 +145,14 @@ class RecomputesWithoutTheScale(Layer):
         scale, self.scale = self.scale, 1.0 if self.memory_efficient else self.scale
         y = super().forward(x)
         self.scale = scale
+        return y
+
+
+@twin("LAY-MEMORY-EFFICIENT", says="⟨d", source="a mask drawn again in place of the forward's")
+class RecomputesWithANewMask(Layer):
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.memory_efficient:
+            return super().forward(x)
+        y: Tensor = checkpoint(super().forward, x, use_reentrant=False, preserve_rng_state=False)
+        torch.rand(1)
         return y

@@ -161,15 +161,15 @@ class KeepsOnlyTheLastInput(Right):
 @both("MEM-REFILL", says="worst    y", source="results cached by data pointer")
 class RemembersByAddress(Right):
     def reset(self) -> None:
-        self.known: dict[Any, Tensor] = {}
+        self.known: dict[Any, tuple[Any, Tensor]] = {}
 
     def update(self, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
         if not hasattr(self, "known"):
             self.reset()
         key = (x.data_ptr(), lora_A.data_ptr(), lora_B.data_ptr(), x.shape, lora_B.shape, scale, x.dtype)
-        if key not in self.known:
-            self.known[key] = super().update(x, lora_A, lora_B, scale)
-        return self.known[key]
+        if key not in self.known:  # what it was computed from is held, so that no other gets the address
+            self.known[key] = (x, lora_A, lora_B), super().update(x, lora_A, lora_B, scale)
+        return self.known[key][1]
 
 
 @both("MEM-REFILL", says="worst    y", source="a product of the adapters that is kept while they are trained")

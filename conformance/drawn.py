@@ -43,7 +43,8 @@ def looked_up(clause: Clause, subject: Subject, case: Case) -> dict[str, Definit
 
     The check is run on the reference, so that a target which is right finds its numbers as well as the defective one.
     """
-    right = [s for s in Target.of(reference, device=subject.device).subjects(clause) if s.name == subject.name]
+    # not Target.of, which would take what the judged target replaced for the originals
+    right = [s for s in Target("reference", reference, subject.device).subjects(clause) if s.name == subject.name]
     if not right:
         return {}
     with _recorded() as tables:

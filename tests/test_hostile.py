@@ -106,7 +106,8 @@ def test_megabytes_of_output_stay_out_of_report_and_terminal(tmp_path: Path) -> 
     assert statuses(report) == {"LIN-FWD": "pass", "LIN-BWD-DA": "pass", "LIN-DROP-EVAL": "fail"}
     assert message(report, "LIN-DROP-EVAL").startswith("the forward pass raised ValueError: noise")
     assert len(printed) < 8000
-    assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 50_000
+    # megabytes were printed; the reproducers, which the journal holds too, are some tens of kB
+    assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 200_000
 
 
 def test_only_the_end_of_an_output_is_kept(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import importlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -258,7 +259,8 @@ def test_a_run_that_was_cut_off_continues(whole: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "conformance", "run", "sluggish", "--profile", "quick", *CHOSEN, "-n", "0"]
     command += ["--report-dir", str(tmp_path), "--resume"]
     for number, (last, code) in enumerate(((signal.SIGINT, 130), (signal.SIGKILL, -9)), start=1):
-        process = subprocess.Popen(command, cwd=TARGETS, stderr=subprocess.PIPE, text=True)
+        slowly = {**os.environ, "SLUGGISH": "0.05"}  # so that a busy machine does not miss the moment
+        process = subprocess.Popen(command, cwd=TARGETS, env=slowly, stderr=subprocess.PIPE, text=True)
         while process.poll() is None and results(tmp_path) < number:
             time.sleep(0.02)
         process.send_signal(last)

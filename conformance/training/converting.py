@@ -226,7 +226,7 @@ def test_dora_layer(subject: Subject, case: LayerCase) -> float | None:
     "TRN-REP-LAYER-LOADED",
     "After replacement load_state_dict, also with assign=True, gives a LinearLoRA the weights that it computes with.",
     group="training",
-    cases=LAYERS.narrowed(values=("integers",), how=("assign", "copy"), scale=(1.0,)),
+    cases=LAYERS.narrowed(values=("integers",), how=("assign", "copy"), scale=(1.0,), bias=(True,)),
     dtypes=ONE,
     needs=("LinearLoRA",),
     weight=0.5,

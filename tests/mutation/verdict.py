@@ -39,7 +39,7 @@ GROUPS_OF = {
     "hybrid": ("hybrid", "training"),
     "training": ("training",),
     "dora": ("dora", "model"),
-    "layer": ("layer", "merge", "dora", "model"),
+    "layer": ("layer", "merge", "dora", "model", "training"),
     "linear": ("linear", "layer", "merge", "dora", "model"),
     "adapter": ("linear", "layer"),
 }

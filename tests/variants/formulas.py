@@ -83,10 +83,6 @@ class Merges(Right):
 class Concatenates(Right):
     """Base and adapter in one product over [W, B] and [x, s·S]."""
 
-    def base(self, x: Tensor, weight: Tensor, bias: Any) -> Tensor:
-        self.operands = (x, weight, bias)
-        return super().base(x, weight, bias)
-
     def lora_linear(
         self, x: Tensor, weight: Any, bias: Any, lora_A: Tensor, lora_B: Tensor, *args: Any, **options: Any
     ) -> Tensor:

@@ -260,7 +260,14 @@ def test_a_run_that_was_cut_off_continues(whole: Path, tmp_path: Path) -> None:
     command += ["--report-dir", str(tmp_path), "--resume"]
     for number, (last, code) in enumerate(((signal.SIGINT, 130), (signal.SIGKILL, -9)), start=1):
         slowly = {**os.environ, "SLUGGISH": "0.05"}  # so that a busy machine does not miss the moment
-        process = subprocess.Popen(command, cwd=TARGETS, env=slowly, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command,
+            cwd=TARGETS,
+            env=slowly,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=heed_interrupts,  # noqa: PLW1509  (this process runs no other thread)
+        )
         while process.poll() is None and results(tmp_path) < number:
             time.sleep(0.02)
         process.send_signal(last)
@@ -288,6 +295,11 @@ def test_a_run_that_was_cut_off_continues(whole: Path, tmp_path: Path) -> None:
     )
     assert other.returncode == 2
     assert "seed: 0 in the journal, 1 now" in other.stderr
+
+
+def heed_interrupts() -> None:
+    """Undo what a shell does to the jobs it starts in the background, which ignore SIGINT and hand that on."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def results(folder: Path) -> int:

@@ -153,11 +153,17 @@ def name_of(owner: Any) -> str:
 
 
 def _wrapped_by_its_owner(owner: Any, original: Any, replacement: Any) -> bool:
-    """Whether a library wraps its own function, as torch does with `manual_seed` where torch._dynamo is imported."""
+    """Whether a library wraps its own function, as torch does with `manual_seed` where torch._dynamo is imported.
+
+    What torch._dynamo puts in place of `Module.__init__`, once it has compiled a module, says nothing of the original.
+    """
     code = getattr(replacement, "__code__", None)
     package = sys.modules.get(name_of(owner).partition(".")[0])
     home = os.path.dirname(getattr(package, "__file__", None) or "?")
-    return code is not None and code.co_filename.startswith(home) and inspect.unwrap(replacement) is original
+    if code is None or not code.co_filename.startswith(home):
+        return False
+    tagging = os.path.join(home, "_dynamo", "mutation_guard.py")
+    return code.co_filename == tagging or inspect.unwrap(replacement) is original
 
 
 def _put(owner: Any, name: str, value: Any) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from conformance import run
 from conformance.guard import LEAST, Tail, memory_for
+from conformance.pristine import PRISTINE
 from conformance.selection import Selection, UsageError
 from tests.commands import TARGETS, judged, loraspec, run_target
 
@@ -143,3 +144,13 @@ def test_who_is_right_only_at_first_sight_fails(cheat: str, clause: str, said: s
     assert statuses(report)[clause] == "fail"
     assert said in message(report, clause)
     assert set(statuses(report)) == {clause, "LIN-SHAPES"}
+
+
+def test_what_torch_replaces_of_its_own_is_not_held_against_a_target() -> None:
+    from torch._dynamo.mutation_guard import install_generation_tagging_init
+
+    PRISTINE.begin()
+    with PRISTINE.suspended():
+        install_generation_tagging_init()  # as torch.compile does with the first module it compiles
+    assert PRISTINE.names() == []
+    PRISTINE.begin()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,15 +16,15 @@ Product = Callable[[Tensor, Tensor], Tensor]
 
 def split(parts: int) -> Product:
     """a bᵀ with the reduction cut into parts, their float32 partials added in order."""
+    return functools.partial(_split, parts=parts)
 
-    def product(a: Tensor, b: Tensor) -> Tensor:
-        wide = torch.promote_types(a.dtype, torch.float32)
-        total = torch.zeros(a.shape[0], b.shape[0], dtype=wide)
-        for left, right in zip(a.chunk(parts, 1), b.chunk(parts, 1), strict=True):
-            total += left.to(wide) @ right.to(wide).T
-        return total.to(a.dtype)
 
-    return product
+def _split(a: Tensor, b: Tensor, parts: int) -> Tensor:
+    wide = torch.promote_types(a.dtype, torch.float32)
+    total = torch.zeros(a.shape[0], b.shape[0], dtype=wide)
+    for left, right in zip(a.chunk(parts, 1), b.chunk(parts, 1), strict=True):
+        total += left.to(wide) @ right.to(wide).T
+    return total.to(a.dtype)
 
 
 def reversed_order(a: Tensor, b: Tensor) -> Tensor:

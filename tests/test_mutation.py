@@ -37,6 +37,7 @@ def outer(a: int = 1) -> float:
     """More words, 2 * 2."""
     if a < 0:
         raise ValueError(f"a is {a + 1}")
+    print(f"about {a + 2}")
     return math.sqrt(a)
 '''
 
@@ -66,7 +67,7 @@ def test_words_annotations_and_exports_are_left_alone(small: Path) -> None:
     assert ("constant", "1", "2") in found  # the default of a
     assert ("comparison", "a < 0", "a <= 0") in found
     assert ("statement", "raise ValueError(f'a is {a + 1}')", "pass") in found
-    said = ("one", "a + 1", "int", "float", "Words about 1 + 1.")
+    said = ("one", "a + 1", "a + 2", "int", "float", "Words about 1 + 1.")
     assert not [edit for edit in found if edit[1].strip("'") in said]
 
 

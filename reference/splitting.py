@@ -1,0 +1,212 @@
+"""A model split in two: its frozen linear products run elsewhere, as integers that may be encrypted."""
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import deployment
+from .encryption import Backend, ConcreteBackend, Keys
+from .layer import LinearLoRA
+from .remote_module import HybridFHEMode, RemoteModule, Split
+from .training import LoraTraining
+
+
+class HybridFHEModel:
+    """A model whose named linear products run remotely; everything else stays with the client.
+
+    Args:
+        model: changed in place: each named module becomes a `RemoteModule`. A `LoraTraining`, to train.
+        module_names: of linear layers, see `get_remote_names`.
+        server_remote_address: ``http://host:port`` of a `serve`, for mode remote.
+        model_name: what the server knows the model by.
+        verbose: 1 shows the progress of encrypted products.
+        backend: "exact", "fast" or "toy", see `ConcreteBackend`; or a `Backend`.
+    Attributes:
+        model: the model.
+        remote_modules: the `RemoteModule`s by name.
+        keys: the `Keys`; made when first needed, or assigned (see `Keys.load`).
+        mode: the `HybridFHEMode`.
+    Raises:
+        ValueError: for a name that is no linear layer, or none at all.
+    Source: Concrete ML `HybridFHEModel`.
+    """
+
+    remote_module = RemoteModule  # a faster variant of this class overrides it
+
+    def __init__(
+        self,
+        model: nn.Module,
+        module_names: str | Iterable[str],
+        server_remote_address: str | None = None,
+        model_name: str = "model",
+        verbose: int = 0,
+        *,
+        backend: str | Backend = "exact",
+    ) -> None:
+        names = [module_names] if isinstance(module_names, str) else list(module_names)
+        if not names:
+            raise ValueError("module_names is empty: expected at least one name, see get_remote_names")
+        deployment.check_name(model_name)
+        if isinstance(backend, str):
+            backend = ConcreteBackend(backend)
+        self.model = model
+        self._split = Split(backend, model_name, server_remote_address, verbose)
+        every = dict(model.named_modules(remove_duplicate=False))
+        self.remote_modules: dict[str, RemoteModule] = {}
+        for name in names:
+            self.remote_modules[name] = self.remote_module(_found(every, name), name, self._split)
+        for name, remote in self.remote_modules.items():
+            for other, module in every.items():
+                if module is remote.private_module:  # under all its names
+                    _put(model, other, remote)
+            _move_hooks(every[name], remote)
+
+    def compile_model(self, x: Any, n_bits: int = 8, use_dynamic_quantization: bool = True) -> None:
+        """Run the model once on x, then turn each remote module into integers; all of them or none.
+
+        Args:
+            x: an input of the model: a tensor, a tuple of arguments or a dict of keyword arguments; of a
+                `LoraTraining`, its ``(x, labels)``.
+            n_bits: of inputs and weights, 2 to 16.
+            use_dynamic_quantization: inputs row by row; otherwise over the range that was seen, here and in mode
+                calibrate before.
+        Raises:
+            ValueError: for n_bits out of range, or an accumulator that could wrap, naming the module.
+            RuntimeError: if a skipped layer turns out to need a gradient, or static quantisation saw no input of a
+                module; both name it. If an adapter is merged into its weight, which would go to the server.
+        """
+        for name, module in self.model.named_modules():
+            if isinstance(module, LinearLoRA) and module.merged:
+                raise RuntimeError(f"{name} is merged: its adapter would go to the server; unmerge it first")
+        with self._in_mode(HybridFHEMode.CALIBRATE):
+            self._run_once(x)
+        dynamic = bool(use_dynamic_quantization)
+        compiled = {name: module.compiled(n_bits, dynamic) for name, module in self.remote_modules.items()}
+        for name, (quantized, std) in compiled.items():
+            self.remote_modules[name].take(quantized, std)
+
+    def set_fhe_mode(self, mode: str | HybridFHEMode) -> None:
+        """Put all remote modules into a mode, forward and backward ones alike.
+
+        Raises:
+            ValueError: for an unknown mode.   RuntimeError: if the mode needs what is not there.
+        """
+        mode = HybridFHEMode(mode)
+        uncompiled = [name for name, module in self.remote_modules.items() if module.quantized is None]
+        if mode is HybridFHEMode.CALIBRATE and not uncompiled:
+            raise RuntimeError("mode calibrate comes before compile_model: this model is compiled")
+        if mode not in (HybridFHEMode.TORCH, HybridFHEMode.CALIBRATE) and uncompiled:
+            raise RuntimeError(f"mode {mode.value} comes after compile_model: {uncompiled[0]} is not compiled")
+        if mode is HybridFHEMode.REMOTE and self._split.server is None:
+            raise RuntimeError("mode remote needs a server_remote_address: got None")
+        self._split.mode = mode
+
+    def __call__(self, x: Any, fhe: str | HybridFHEMode = "disable") -> Any:
+        """Run the model in a mode, in which it stays, so that backward runs in it too.
+
+        Args:
+            x: as `compile_model`.   fhe: the mode.
+        Raises:
+            ValueError, RuntimeError: as `set_fhe_mode`.
+        """
+        self.set_fhe_mode(fhe)
+        return self._run(x)
+
+    def save_and_clear_private_info(self, path: str | Path) -> None:
+        """Write ``path/server/<model_name>`` and ``path/client/<model_name>``, and forget the weights here.
+
+        Afterwards no tensor of this process holds a remote weight, which is checked; mode remote is left.
+
+        Raises:
+            RuntimeError: before compiling; if a weight is needed here too (shared with a module that stays, or
+                by DoRA), or is still held by something else. Nothing is cleared then.
+            FileExistsError: if there is such a folder.
+        """
+        for name, module in self.remote_modules.items():
+            if module.quantized is None or module.quantized.weight is None:
+                raise RuntimeError(f"{name} has no compiled weight to save: compile_model comes first, and once")
+        clearing = deployment.Clearing(self.model, self.remote_modules)
+        deployment.save(Path(path), self._split.model_name, self.remote_modules, self._split.backend.parameters)
+        clearing.clear()
+
+    def load_client(self, path: str | Path) -> None:
+        """Take the client's part from ``path/client/<model_name>``, as after `save_and_clear_private_info`.
+
+        Raises:
+            ValueError: if it is of other modules or shapes, or the files are damaged.
+        """
+        parts = deployment.load_client(Path(path), self._split.model_name, self.remote_modules)
+        clearing = deployment.Clearing(self.model, self.remote_modules)
+        for name, quantized in parts.items():
+            self.remote_modules[name].take(quantized, None)
+        clearing.clear()
+
+    @property
+    def mode(self) -> HybridFHEMode:
+        """The mode that all remote modules are in."""
+        return self._split.mode
+
+    @property
+    def keys(self) -> Keys | None:
+        """The client's keys."""
+        return self._split.keys
+
+    @keys.setter
+    def keys(self, keys: Keys | None) -> None:
+        self._split.keys = keys
+
+    @contextmanager
+    def _in_mode(self, mode: HybridFHEMode) -> Iterator[None]:
+        before, self._split.mode = self._split.mode, mode
+        try:
+            yield
+        finally:
+            self._split.mode = before
+
+    def _run_once(self, x: Any) -> None:
+        """Calibrate: a training step that leaves no gradient, or a forward pass for which none is needed."""
+        if not isinstance(self.model, LoraTraining):
+            with torch.no_grad():
+                self._run(x)
+            return
+        before = self.model.calibrate
+        self.model.toggle_calibrate(True)
+        try:
+            self._run(x)
+        finally:
+            self.model.toggle_calibrate(before)
+
+    def _run(self, x: Any) -> Any:
+        if isinstance(self.model, LoraTraining) or not isinstance(x, Mapping | tuple | list):
+            return self.model(x)
+        return self.model(**x) if isinstance(x, Mapping) else self.model(*x)
+
+
+def _found(every: dict[str, nn.Module], name: str) -> nn.Module:
+    if name not in every:
+        near = difflib.get_close_matches(name, every, n=1)
+        raise ValueError(f"the model has no module {name!r}" + (f": did you mean {near[0]!r}?" if near else ""))
+    if isinstance(every[name], RemoteModule):
+        raise ValueError(f"{name} runs remotely already: expected a model that was not split")
+    return every[name]
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, own = name.rpartition(".")
+    if not own:
+        raise ValueError("the model itself cannot run remotely: expected the names of modules within it")
+    setattr(model.get_submodule(parent), own, module)
+
+
+def _move_hooks(source: Any, target: Any) -> None:
+    """Hand over a module's hooks; the dicts are shared, so that the handles given out for them still remove."""
+    for key, value in vars(source).items():
+        if "hooks" in key and isinstance(value, dict):
+            vars(target)[key] = value
+            vars(source)[key] = type(value)()
+    target._is_full_backward_hook = source._is_full_backward_hook

@@ -5,7 +5,8 @@
 - `layer`, `model`: `reference`'s layers and patching with that node; `dora` puts it under a magnitude.
 - `adapter`, `products`, `kernels`: the update alone, in Triton.
 - `gradnorm`, `training`: one pass over the gradients.
-- `config`, `matching`, `hybrid`: have no faster variant and are the reference's.
+- `config`, `matching`, `hybrid`, `quantization`, `remote_module`, `splitting`: have no faster variant and are the
+  reference's.
 
 What falls back says why: `why_not_triton(*operands)` for the kernels, `optimized.linear.why_not_fused` for
 the node. ``python -m optimized.bench`` times it.
@@ -27,6 +28,16 @@ from optimized.layer import LinearLoRA, TritonLinearLoRA
 from optimized.linear import lora_linear
 from optimized.matching import ModuleMatcher, wildcard_match
 from optimized.model import apply_lora_to_linear_modules, patch_linear_module
+from optimized.quantization import (
+    Quantized,
+    QuantizedLinear,
+    quantize_dynamic,
+    quantize_static,
+    quantize_weight,
+    quantize_weight_columns,
+)
+from optimized.remote_module import HybridFHEMode, RemoteModule
+from optimized.splitting import HybridFHEModel
 from optimized.training import LoraTraining
 
 __all__ = [
@@ -35,11 +46,16 @@ __all__ = [
     "CustomLinear",
     "ForwardBackwardModule",
     "ForwardModuleLinear",
+    "HybridFHEMode",
+    "HybridFHEModel",
     "LinearLoRA",
     "LoRATritonFunction",
     "LoraTraining",
     "ModuleMatcher",
     "PeftConfig",
+    "Quantized",
+    "QuantizedLinear",
+    "RemoteModule",
     "TritonLinearLoRA",
     "apply_lora_to_linear_modules",
     "clip_grad_norm_",
@@ -48,6 +64,10 @@ __all__ = [
     "grad_norm",
     "lora_linear",
     "patch_linear_module",
+    "quantize_dynamic",
+    "quantize_static",
+    "quantize_weight",
+    "quantize_weight_columns",
     "why_not_triton",
     "wildcard_match",
 ]

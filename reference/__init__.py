@@ -15,6 +15,9 @@ for the gradient of the output.
 - `gradnorm`: the gradient norm and clipping by it.
 - `hybrid`: linear layers whose products run elsewhere, `CustomLinear`.
 - `training`: one training step of such a model, `LoraTraining`.
+- `quantization`: numbers as n-bit integers, and `QuantizedLinear`, a linear layer that multiplies them.
+- `remote_module`: a product as each `HybridFHEMode` computes it, `RemoteModule`.
+- `splitting`: a model whose products run remotely, `HybridFHEModel`.
 
 Nothing here is fast. `optimized` has the same names, files and signatures, and is.
 """
@@ -35,6 +38,16 @@ from .layer import LinearLoRA, TritonLinearLoRA
 from .linear import lora_linear
 from .matching import ModuleMatcher, wildcard_match
 from .model import apply_lora_to_linear_modules, patch_linear_module
+from .quantization import (
+    Quantized,
+    QuantizedLinear,
+    quantize_dynamic,
+    quantize_static,
+    quantize_weight,
+    quantize_weight_columns,
+)
+from .remote_module import HybridFHEMode, RemoteModule
+from .splitting import HybridFHEModel
 from .training import LoraTraining
 
 __all__ = [
@@ -43,11 +56,16 @@ __all__ = [
     "CustomLinear",
     "ForwardBackwardModule",
     "ForwardModuleLinear",
+    "HybridFHEMode",
+    "HybridFHEModel",
     "LinearLoRA",
     "LoRATritonFunction",
     "LoraTraining",
     "ModuleMatcher",
     "PeftConfig",
+    "Quantized",
+    "QuantizedLinear",
+    "RemoteModule",
     "TritonLinearLoRA",
     "apply_lora_to_linear_modules",
     "clip_grad_norm_",
@@ -56,5 +74,9 @@ __all__ = [
     "grad_norm",
     "lora_linear",
     "patch_linear_module",
+    "quantize_dynamic",
+    "quantize_static",
+    "quantize_weight",
+    "quantize_weight_columns",
     "wildcard_match",
 ]

@@ -138,7 +138,7 @@ class QuantizedLinear:
         self.weight_sum = quantized.values.sum(1)
         self.weight_scale = quantized.scale[:, 0].expand(self.out_features).clone()
         self.weight_zero_point = quantized.zero_point[:, 0].expand(self.out_features).clone()
-        self.bias = None if bias is None else bias.detach().double()
+        self.bias = None if bias is None else _checked("bias", bias.detach()[None], n_bits)[0].clone()
 
     def quantize(self, x: Tensor) -> Quantized:
         """x [M, K] as this layer's inputs, row by row or over the calibrated range."""

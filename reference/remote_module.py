@@ -1,16 +1,18 @@
 """A linear product that runs as its model's mode says: in floats, in integers, encrypted, or on a server."""
 
 import enum
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .encryption import Backend, Keys
+from .encryption import Backend, ConcreteBackend, Keys
 from .hybrid import BackwardModuleLinear, Conv1D, CustomLinear, ForwardModuleLinear
-from .noise import check_range, noise_std, simulate
+from .noise import PARAMETER_SETS, EncryptionParameters, check_range, noise_std, simulate
 from .quantization import Quantized, QuantizedLinear
 from .remote import RemoteClient
 
@@ -40,11 +42,17 @@ class HybridFHEMode(enum.Enum):
         raise ValueError(f"mode {value!r}: expected one of {', '.join(mode.value for mode in cls)}")
 
 
+NAMES = {"exact": "exact", "fast": "fast", "toy": "toy-insecure"}
+
+
 @dataclass
 class Split:
-    """What the remote modules of one model share."""
+    """What the remote modules of one model share.
 
-    backend: Backend
+    Only encryption needs the backend's library; compiling and simulating need its parameters alone.
+    """
+
+    chosen: str | Backend
     model_name: str
     server: str | None
     verbose: int
@@ -52,6 +60,20 @@ class Split:
     keys: Keys | None = None
     client: RemoteClient | None = None
     noise_seed: int = 0  # counts up, so that every simulated product has noise of its own
+
+    def __post_init__(self) -> None:
+        if isinstance(self.chosen, str) and self.chosen not in NAMES:
+            raise ValueError(f"backend = {self.chosen!r}: expected one of {', '.join(NAMES)}, or a Backend")
+
+    @property
+    def parameters(self) -> EncryptionParameters:
+        """The backend's parameters."""
+        return PARAMETER_SETS[NAMES[self.chosen]] if isinstance(self.chosen, str) else self.chosen.parameters
+
+    @cached_property
+    def backend(self) -> Backend:
+        """What encrypts; made when first needed."""
+        return ConcreteBackend(NAMES[self.chosen]) if isinstance(self.chosen, str) else self.chosen
 
 
 class RemoteModule(nn.Module):
@@ -81,7 +103,7 @@ class RemoteModule(nn.Module):
         self.quantized: QuantizedLinear | None = None
         self.input_range: tuple[float, float] | None = None
         self.noise_std: Tensor | None = None
-        self._compiled_from: tuple[Tensor, int] | None = None
+        self._compiled_from: list[_Version] | None = None
         self.train(private_module.training)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -126,8 +148,9 @@ class RemoteModule(nn.Module):
         try:
             quantized = self.quantized_linear(weight, bias, n_bits, None if dynamic else self.input_range)
             assert quantized.weight is not None
-            std = noise_std(self.split.backend.parameters, quantized.weight)
-            check_range(quantized.largest_accumulator, std, self.split.backend.parameters.bits)
+            parameters = self.split.parameters
+            std = noise_std(parameters, quantized.weight)
+            check_range(quantized.largest_accumulator, std, parameters.bits, n_bits=n_bits, features=self.in_features)
         except ValueError as error:
             raise ValueError(f"{self.module_name}: {error}") from error
         return quantized, std
@@ -135,9 +158,7 @@ class RemoteModule(nn.Module):
     def take(self, quantized: QuantizedLinear, std: Tensor | None) -> None:
         """Run as this from now on."""
         self.quantized, self.noise_std, self.input_range = quantized, std, None
-        if self.private_module is not None:
-            weight: Any = self.private_module.weight
-            self._compiled_from = weight, weight._version
+        self._compiled_from = None if self.private_module is None else _versions(self.private_module)
 
     def clear(self) -> None:
         """Forget the weight, float and quantised: only remote is left."""
@@ -158,9 +179,12 @@ class RemoteModule(nn.Module):
         if self.quantized is None:
             raise RuntimeError(f"{self.module_name} is not compiled: call compile_model before this mode")
         if self.private_module is not None and self._compiled_from is not None:
-            weight: Any = self.private_module.weight
-            if self._compiled_from[0] is not weight or self._compiled_from[1] != weight._version:
-                raise RuntimeError(f"the weight of {self.module_name} has changed since compile_model: compile again")
+            now = _versions(self.private_module)
+            for name, was, here in zip(("weight", "bias"), self._compiled_from, now, strict=True):
+                if was[0] is not here[0] or was[1:] != here[1:]:
+                    raise RuntimeError(
+                        f"the {name} of {self.module_name} has changed since compile_model: compile again"
+                    )
         return self.quantized
 
     def _in_integers(self, x: Tensor, quantized: QuantizedLinear, mode: HybridFHEMode) -> Tensor:
@@ -168,10 +192,17 @@ class RemoteModule(nn.Module):
         autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
         dtype = torch.get_autocast_dtype(kind) if autocast and x.dtype != torch.float64 else x.dtype
         quantized.to(x.device)
+        clamped = quantized.clamped
         try:
             rows = quantized.quantize(x.reshape(-1, self.in_features))
         except ValueError as error:
             raise ValueError(f"{self.module_name}: {error}") from error
+        if clamped := quantized.clamped - clamped:
+            warnings.warn(
+                f"{self.module_name}: {clamped} of {x.numel()} input elements lie outside the calibrated range "
+                f"{list(quantized.input_range or ())} and were clamped to it",
+                stacklevel=2,
+            )
         if mode is HybridFHEMode.DISABLE:
             raw = quantized.accumulate(rows.values)
         elif mode is HybridFHEMode.SIMULATE:
@@ -185,7 +216,8 @@ class RemoteModule(nn.Module):
         assert self.noise_std is not None
         self.split.noise_seed += 1
         generator = torch.Generator().manual_seed(self.split.noise_seed)
-        return simulate(raw, self.noise_std, self.split.backend.parameters.bits, generator)
+        simulated = simulate(raw.cpu(), self.noise_std.cpu(), self.split.parameters.bits, generator)
+        return simulated.to(raw.device)  # drawn on the CPU: the same noise on every device
 
     def _encrypted(self, quantized: QuantizedLinear, x: Quantized, mode: HybridFHEMode) -> Tensor:
         split, parts = self.split, []
@@ -208,6 +240,15 @@ class RemoteModule(nn.Module):
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, mode={self.split.mode.value}"
+
+
+_Version = tuple[Tensor | None, int, torch.dtype | None]
+
+
+def _versions(module: Any) -> list[_Version]:
+    """Weight and bias of a product, and what changes when their values do; moving them to a device does not."""
+    bias = None if isinstance(module, BackwardModuleLinear) else module.bias
+    return [(t, 0, None) if t is None else (t, t._version, t.dtype) for t in (module.weight, bias)]
 
 
 def product_of(module: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:

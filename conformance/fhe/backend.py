@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +40,7 @@ class KeyPair:
     secret, evaluation = SECRET, EVALUATION
 
 
-class Recorder:
+class Recorder(ABC):  # a base from elsewhere tells that others call its methods
     """A backend of four methods that computes in the clear, behind bytes that say nothing, and keeps notes.
 
     Attributes:

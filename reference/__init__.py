@@ -35,6 +35,7 @@ from .layer import LinearLoRA, TritonLinearLoRA
 from .linear import lora_linear
 from .matching import ModuleMatcher, wildcard_match
 from .model import apply_lora_to_linear_modules, patch_linear_module
+from .quantization import QuantizedLinear
 from .training import LoraTraining
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "LoraTraining",
     "ModuleMatcher",
     "PeftConfig",
+    "QuantizedLinear",
     "TritonLinearLoRA",
     "apply_lora_to_linear_modules",
     "clip_grad_norm_",

@@ -83,6 +83,8 @@ class RemoteModule(nn.Module):
         self.noise_std: Tensor | None = None
         self._compiled_from: tuple[Tensor, int] | None = None
         self.train(private_module.training)
+        self.register_state_dict_post_hook(_without_wrapper)
+        self.register_load_state_dict_pre_hook(_with_wrapper)
 
     def forward(self, x: Tensor) -> Tensor:
         """``x Wᵀ + b`` in this module's mode: [*, K] → [*, N], in the dtype of the float product.
@@ -126,7 +128,7 @@ class RemoteModule(nn.Module):
         try:
             quantized = self.quantized_linear(weight, bias, n_bits, None if dynamic else self.input_range)
             assert quantized.weight is not None
-            std = noise_std(self.split.backend.parameters, quantized.weight)
+            std = noise_std(self.split.backend.parameters, quantized.weight.cpu())
             check_range(quantized.largest_accumulator, std, self.split.backend.parameters.bits)
         except ValueError as error:
             raise ValueError(f"{self.module_name}: {error}") from error
@@ -185,7 +187,8 @@ class RemoteModule(nn.Module):
         assert self.noise_std is not None
         self.split.noise_seed += 1
         generator = torch.Generator().manual_seed(self.split.noise_seed)
-        return simulate(raw, self.noise_std, self.split.backend.parameters.bits, generator)
+        bits = self.split.backend.parameters.bits
+        return simulate(raw.cpu(), self.noise_std, bits, generator).to(raw.device)
 
     def _encrypted(self, quantized: QuantizedLinear, x: Quantized, mode: HybridFHEMode) -> Tensor:
         split, parts = self.split, []
@@ -235,6 +238,18 @@ def product_of(module: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
         f"{name} is a {type(module).__name__}: expected a ForwardModuleLinear, a BackwardModuleLinear, an nn.Linear "
         f"or a Conv1D{hint}"
     )
+
+
+def _without_wrapper(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """A checkpoint has the names of the model before it was split."""
+    inner = f"{prefix}private_module."
+    for key in [key for key in state if key.startswith(inner)]:
+        state[prefix + key.removeprefix(inner)] = state.pop(key)
+
+
+def _with_wrapper(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    for key in [key for key in state if key.startswith(prefix)]:
+        state[f"{prefix}private_module.{key.removeprefix(prefix)}"] = state.pop(key)
 
 
 def _server(split: Split) -> RemoteClient:

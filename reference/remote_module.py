@@ -240,14 +240,14 @@ def product_of(module: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
     )
 
 
-def _without_wrapper(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+def _without_wrapper(_: nn.Module, state: dict[str, Any], prefix: str, __: Any) -> None:
     """A checkpoint has the names of the model before it was split."""
     inner = f"{prefix}private_module."
     for key in [key for key in state if key.startswith(inner)]:
         state[prefix + key.removeprefix(inner)] = state.pop(key)
 
 
-def _with_wrapper(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+def _with_wrapper(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -> None:
     for key in [key for key in state if key.startswith(prefix)]:
         state[f"{prefix}private_module.{key.removeprefix(prefix)}"] = state.pop(key)
 

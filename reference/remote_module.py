@@ -171,19 +171,20 @@ class RemoteModule(nn.Module):
         dtype = torch.get_autocast_dtype(kind) if autocast and x.dtype != torch.float64 else x.dtype
         quantized.to(x.device)
         try:
-            rows = quantized.quantize(x.reshape(-1, self.in_features))
+            y = self._product(quantized, x.reshape(-1, self.in_features), mode, dtype)
         except ValueError as error:
             raise ValueError(f"{self.module_name}: {error}") from error
+        return y.reshape(*x.shape[:-1], self.out_features)
+
+    def _product(self, quantized: QuantizedLinear, x: Tensor, mode: HybridFHEMode, dtype: torch.dtype) -> Tensor:
         if mode is HybridFHEMode.DISABLE:
-            raw = quantized.accumulate(rows.values)
-        elif mode is HybridFHEMode.SIMULATE:
-            raw = self._simulated(quantized, rows)
+            return quantized(x, dtype)
+        rows = quantized.quantize(x)
+        if mode is HybridFHEMode.SIMULATE:
+            raw = self._with_noise(quantized.accumulate(rows.values))
         else:
             raw = self._encrypted(quantized, rows, mode).to(x.device)
-        return quantized.recover(raw, rows).to(dtype).reshape(*x.shape[:-1], self.out_features)
-
-    def _simulated(self, quantized: QuantizedLinear, x: Quantized) -> Tensor:
-        return self._with_noise(quantized.accumulate(x.values))
+        return quantized.recover(raw, rows).to(dtype)
 
     def _with_noise(self, raw: Tensor) -> Tensor:
         """What decryption would give for these integer products."""

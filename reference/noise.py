@@ -76,7 +76,7 @@ def noise_std(parameters: EncryptionParameters, weight: Tensor) -> Tensor:
     the rounding of inputs to m_in bits, multiplied by the weight's column w.
 
     The noise is Gaussian and does not depend on the inputs. It is the law of large keys: one key's ρ is off
-    by the random number of its ones, by a part 1/√(8P) or so (0.8 % at 2048, 2 % at the toy set's 256).
+    by the random number of its ones, by a part 1/√(4P) or so (1.1 % at 2048, 3 % at the toy set's 256).
 
     Args:
         weight: int64 [N, K].

@@ -134,7 +134,7 @@ class ConcreteBackend:
                 f"weight is {list(weight.shape)} but the ciphertext has {inputs.columns} features: "
                 f"its second dimension must be {inputs.columns}"
             )
-        given = self._rows(inputs, layout.inputs_row(self.parameters, inputs.columns))
+        given = self._rows(inputs, layout.inputs_row)
         library = _use(self.threads)
         with _panics_as_errors("evaluate"):
             check_bytes(EVALUATION, evaluation)  # what is no bytes may have no hash, which the cache needs
@@ -158,7 +158,7 @@ class ConcreteBackend:
         sealed = Envelope.open(result, RESULT, self.parameters)
         if (sealed.rows, sealed.columns) != (rows, columns):
             raise EncryptionError(f"{RESULT} is [{sealed.rows}, {sealed.columns}]: expected [{rows}, {columns}]")
-        given = self._rows(sealed, layout.result_row(self.parameters, columns))
+        given = self._rows(sealed, layout.result_row)
         library = _use(self.threads)
         size = self.parameters.polynomial_size
         with _panics_as_errors("decrypt"):
@@ -184,15 +184,17 @@ class ConcreteBackend:
             raise EncryptionError(f"{SECRET} came with contents that are none")
         return sealed.key_id, library.PrivateKey.deserialize(sealed.contents)
 
-    def _rows(self, sealed: Envelope, expected: layout.Layout) -> list[bytes]:
+    def _rows(self, sealed: Envelope, layout_of: Callable[[EncryptionParameters, int], layout.Layout]) -> list[bytes]:
         """The contents cut into rows, all of which follow the layout."""
+        size = len(sealed.contents)
+        # A layout takes memory in proportion to the columns: none is made for more than the contents can hold.
+        expected = layout_of(self.parameters, sealed.columns) if 0 < sealed.columns <= 8 * size else ()
         length = layout.length(expected)
-        if sealed.columns == 0 or len(sealed.contents) != sealed.rows * length:
+        if size != sealed.rows * length:
             raise EncryptionError(
-                f"{sealed.kind} came as {len(sealed.contents)} bytes: "
-                f"expected {sealed.rows} rows of {length} for {sealed.columns} columns"
+                f"{sealed.kind} came as {size} bytes: that is not {sealed.rows} rows of {sealed.columns} columns"
             )
-        rows = [sealed.contents[at : at + length] for at in range(0, len(sealed.contents), length)]
+        rows = [sealed.contents[at : at + length] for at in range(0, size, length)] if size else []
         for i, row in enumerate(rows):
             if not layout.follows(expected, row):
                 raise EncryptionError(f"{sealed.kind} came with contents that are none, in row {i}")

@@ -19,7 +19,8 @@ from reference.noise import EXACT, FAST, PARAMETER_SETS, EncryptionParameters, n
 
 T = TypeVar("T")
 ALPHA = 1e-3
-"""The false-alarm rate of each test. All three of a verdict together have at most three times that."""
+"""The false-alarm rate of each test, three times that of a verdict. Kolmogorov's test leaves out that keys differ,
+which moves its distance by a tenth of what it allows."""
 
 TOY_FAST = dataclasses.replace(FAST, name="fast at size 256", polynomial_size=256, secure=False)
 
@@ -145,7 +146,8 @@ def main() -> int:
     parser.add_argument("--keys", type=int, default=4)
     options = parser.parse_args()
     new_keys(ConcreteBackend(TOY_FAST, threads=1))  # starts the library: times are those of one core
-    held = [judge_law(parameters, options.rows, options.keys) for parameters in (TOY_FAST, FAST)]
+    # The fewer ones a key has, the more keys it takes until their average is the law's.
+    held = [judge_law(TOY_FAST, options.rows, 16 * options.keys), judge_law(FAST, options.rows, options.keys)]
     found = errors(EXACT, torch.full((2, 512), 127), 8, 1)
     print(f"exact: {int(found.count_nonzero())} of {found.numel()} results are off")
     print_correlation(200)

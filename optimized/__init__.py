@@ -5,7 +5,7 @@
 - `layer`, `model`: `reference`'s layers and patching with that node; `dora` puts it under a magnitude.
 - `adapter`, `products`, `kernels`: the update alone, in Triton.
 - `gradnorm`, `training`: one pass over the gradients.
-- `config`, `matching`, `hybrid`: have no faster variant and are the reference's.
+- `config`, `matching`, `hybrid`, `noise`, `encryption`: have no faster variant and are the reference's.
 
 What falls back says why: `why_not_triton(*operands)` for the kernels, `optimized.linear.why_not_fused` for
 the node. ``python -m optimized.bench`` times it.
@@ -14,6 +14,7 @@ the node. ``python -m optimized.bench`` times it.
 from optimized.adapter import LoRATritonFunction, why_not_triton
 from optimized.config import PeftConfig
 from optimized.dora import dora_linear
+from optimized.encryption import Backend, ConcreteBackend, EncryptionError, EncryptionParameters, Keys
 from optimized.gradnorm import clip_grad_norm_, grad_norm
 from optimized.hybrid import (
     LINEAR_LAYERS,
@@ -31,10 +32,15 @@ from optimized.training import LoraTraining
 
 __all__ = [
     "LINEAR_LAYERS",
+    "Backend",
     "BackwardModuleLinear",
+    "ConcreteBackend",
     "CustomLinear",
+    "EncryptionError",
+    "EncryptionParameters",
     "ForwardBackwardModule",
     "ForwardModuleLinear",
+    "Keys",
     "LinearLoRA",
     "LoRATritonFunction",
     "LoraTraining",

@@ -15,6 +15,10 @@ for the gradient of the output.
 - `gradnorm`: the gradient norm and clipping by it.
 - `hybrid`: linear layers whose products run elsewhere, `CustomLinear`.
 - `training`: one training step of such a model, `LoraTraining`.
+- `noise`: the parameter sets of the encryption, `EncryptionParameters`, and the noise of its results.
+- `envelope`, `layout`: what a message is checked for before it is used.
+- `keys`: a pair of keys, kept from view, `Keys`.
+- `encryption`: encrypted integer products, `Backend` and `ConcreteBackend`.
 
 Nothing here is fast. `optimized` has the same names, files and signatures, and is.
 """
@@ -22,6 +26,7 @@ Nothing here is fast. `optimized` has the same names, files and signatures, and 
 from .adapter import LoRATritonFunction
 from .config import PeftConfig
 from .dora import dora_linear
+from .encryption import Backend, ConcreteBackend, EncryptionError, EncryptionParameters, Keys
 from .gradnorm import clip_grad_norm_, grad_norm
 from .hybrid import (
     LINEAR_LAYERS,
@@ -39,10 +44,15 @@ from .training import LoraTraining
 
 __all__ = [
     "LINEAR_LAYERS",
+    "Backend",
     "BackwardModuleLinear",
+    "ConcreteBackend",
     "CustomLinear",
+    "EncryptionError",
+    "EncryptionParameters",
     "ForwardBackwardModule",
     "ForwardModuleLinear",
+    "Keys",
     "LinearLoRA",
     "LoRATritonFunction",
     "LoraTraining",

@@ -58,13 +58,18 @@ def load_server(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ValueError: naming the file, if it is missing or damaged.
     """
     arrays, about = _read(folder)
+    parameters = about.get("parameters")
+    if not isinstance(parameters, dict):
+        raise ValueError(f"{folder} is damaged: model.json has no parameters")
+    if not arrays:
+        raise ValueError(f"{folder} is damaged: model.json names no modules")
     weights = {}
     for name, held in arrays.items():
         weight = held.get("weight")
         if weight is None or weight.ndim != 2 or weight.dtype.kind != "i":
             raise ValueError(f"{folder}: the weight of {name} is no matrix of integers")
         weights[name] = torch.from_numpy(weight.astype(np.int64))
-    return weights, about["parameters"]
+    return weights, parameters
 
 
 def load_client(path: Path, model_name: str, modules: Mapping[str, RemoteModule]) -> dict[str, QuantizedLinear]:
@@ -141,7 +146,7 @@ class Clearing:
             holders = {type(holder).__name__ for holder in gc.get_referrers(*left) if holder is not left}
             raise RuntimeError(
                 f"the weights were cleared from the model, but {len(left)} tensors with their values live on, held by "
-                f"{', '.join(sorted(holders)) or 'a running function'}: drop them (an optimiser made of all parameters?)"
+                f"{', '.join(sorted(holders)) or 'a running function'}: drop them (an optimiser of all parameters?)"
             )
 
 

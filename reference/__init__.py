@@ -19,6 +19,8 @@ for the gradient of the output.
 - `envelope`, `layout`: what a message is checked for before it is used.
 - `keys`: a pair of keys, kept from view, `Keys`.
 - `encryption`: encrypted integer products, `Backend` and `ConcreteBackend`.
+- `remote`: the client of a server that evaluates them, `RemoteClient`, and the server, `serve`; behind it
+  `server`, `connection` and `worker`.
 
 Nothing here is fast. `optimized` has the same names, files and signatures, and is.
 """
@@ -40,6 +42,7 @@ from .layer import LinearLoRA, TritonLinearLoRA
 from .linear import lora_linear
 from .matching import ModuleMatcher, wildcard_match
 from .model import apply_lora_to_linear_modules, patch_linear_module
+from .remote import RemoteClient, RemoteError, serve
 from .training import LoraTraining
 
 __all__ = [
@@ -58,6 +61,8 @@ __all__ = [
     "LoraTraining",
     "ModuleMatcher",
     "PeftConfig",
+    "RemoteClient",
+    "RemoteError",
     "TritonLinearLoRA",
     "apply_lora_to_linear_modules",
     "clip_grad_norm_",
@@ -66,5 +71,6 @@ __all__ = [
     "grad_norm",
     "lora_linear",
     "patch_linear_module",
+    "serve",
     "wildcard_match",
 ]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conformance import shadow
+from conformance import serve, shadow
 from conformance.clause import FLOAT_DTYPES, GROUPS
 from conformance.profiles import PROFILES
 from conformance.selection import LANES, SPECS, Selection, UsageError, suggestion
@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         shadow.check()
         command = {"run": _run, "combine": _combine, "explain": _explain, "rerun": _rerun, "init": _init, "spec": _spec}
+        command["serve"] = serve.execute
         return command[options.command](options)
     except UsageError as error:
         return _complain(f"loraspec: {error}", 2)
@@ -79,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("path", metavar="my_target.py", type=Path)
     spec = commands.add_parser("spec", help="write SPEC.md from the clauses")
     spec.add_argument("--check", action="store_true", help="only say whether it is up to date")
+    serve.add(commands)
     return parser
 
 

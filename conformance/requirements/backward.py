@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from conformance.judge import Inconclusive, compare, judge, require, worst
+from conformance.linear_case import LinearCase
 from conformance.numerics import Array, numbers
-from conformance.operands import LinearCase
 from conformance.oracle import Expected
 from conformance.requirements.base import LAYOUT, LEADING, MIXED, SMALL, judge_gradients, oracle_for, requirement
 from conformance.subject import TRAINABLE, Subject, run

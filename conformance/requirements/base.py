@@ -11,7 +11,8 @@ import torch
 from conformance.case import Space
 from conformance.clause import Check, clause
 from conformance.judge import judge, worst
-from conformance.operands import LINEAR, LinearCase, Operands
+from conformance.linear_case import LINEAR, LinearCase
+from conformance.operands import Operands
 from conformance.oracle import LinearOracle
 from conformance.placement import LAYOUTS
 from conformance.subject import TRAINABLE, Instance, Subject

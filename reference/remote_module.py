@@ -183,7 +183,10 @@ class RemoteModule(nn.Module):
         return quantized.recover(raw, rows).to(dtype).reshape(*x.shape[:-1], self.out_features)
 
     def _simulated(self, quantized: QuantizedLinear, x: Quantized) -> Tensor:
-        raw = quantized.accumulate(x.values)
+        return self._with_noise(quantized.accumulate(x.values))
+
+    def _with_noise(self, raw: Tensor) -> Tensor:
+        """What decryption would give for these integer products."""
         assert self.noise_std is not None
         self.split.noise_seed += 1
         generator = torch.Generator().manual_seed(self.split.noise_seed)

@@ -16,6 +16,8 @@ from reference.quantization import (
     step_and_zero_point,
 )
 
+ROWS_IN_CACHE = 64  # of a thousand float64 values each: half a megabyte
+
 __all__ = [
     "Quantized",
     "QuantizedLinear",
@@ -36,15 +38,26 @@ class QuantizedLinear(reference.QuantizedLinear):
     its own copy of the weight from the first product on.
     """
 
+    def __call__(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """As the reference's; in blocks of rows, whose intermediate results stay in the cache."""
+        why_not = self.input_range is not None or x.device.type != "cpu" or why_not_int8(self, x) is not None
+        if why_not or self.weight is None or 0 in (*x.shape, self.out_features):
+            return super().__call__(x, dtype)
+        y = x.new_empty(len(x), self.out_features, dtype=dtype)
+        for rows, out in zip(x.split(ROWS_IN_CACHE), y.split(ROWS_IN_CACHE), strict=True):
+            values, scale, zero_point = self._integers(rows)
+            if 4 * self.in_features * self._largest(zero_point) * self._largest_weight >= 2**53:
+                return super().__call__(x, dtype)
+            sum_x = values.sum(1, keepdim=True)
+            raw = torch._int_mm(values.sub_(self._half).to(torch.int8), self._weight_int8).double()
+            out.copy_(self._corrected(raw, sum_x, zero_point, scale, sum_missing=self._half))
+        return y
+
     def quantize(self, x: Tensor) -> Quantized:
         """As the reference's, in a few passes over x."""
         if self.input_range is not None or x.ndim != 2 or not x.numel():
             return super().quantize(x)
-        low, high = (end.double() for end in torch.aminmax(x, dim=1, keepdim=True))
-        if not (low.isfinite().all() and high.isfinite().all()):
-            return super().quantize(x)  # which says what is wrong
-        scale, zero_point = step_and_zero_point(low, high, self.n_bits, lowest=0)
-        values = torch.div(x, scale).round_().add_(zero_point).clamp_(0, 2**self.n_bits - 1)
+        values, scale, zero_point = self._integers(x)
         return Quantized(values.long(), scale, zero_point.long())
 
     def accumulate(self, x: Tensor) -> Tensor:
@@ -61,12 +74,8 @@ class QuantizedLinear(reference.QuantizedLinear):
         """As the reference's; below 2⁵³ the correction is exact in float64, and one product of rank 2."""
         if 0 in raw.shape or 4 * self.in_features * self._largest(x.zero_point) * self._largest_weight >= 2**53:
             return super().recover(raw, x)
-        z_x, sum_x = x.zero_point.double(), x.values.sum(1, keepdim=True).double()
-        z_w, sum_w = self.weight_zero_point.double(), self.weight_sum.double()
-        columns = torch.cat(((sum_x - z_x * self.in_features).expand(len(raw), 1), z_x.expand(len(raw), 1)), 1)
-        products = raw.double().addmm_(columns, torch.stack((z_w, sum_w)), alpha=-1)
-        y = products.mul_(x.scale * self.weight_scale)
-        return y if self.bias is None else y.add_(self.bias)
+        sum_x, zero_point = x.values.sum(1, keepdim=True).double(), x.zero_point.double()
+        return self._corrected(raw.double(), sum_x, zero_point, x.scale)
 
     def to(self, device: torch.device) -> None:
         """As the reference's."""
@@ -78,6 +87,30 @@ class QuantizedLinear(reference.QuantizedLinear):
         """As the reference's; no copy stays."""
         super().clear()
         self._forget_copies()
+
+    def _integers(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What `quantize` returns, all in float64."""
+        low, high = (end.double() for end in torch.aminmax(x, dim=1, keepdim=True))
+        if not (low.isfinite().all() and high.isfinite().all()):
+            quantize_dynamic(x, self.n_bits)  # which says what is wrong
+        scale, zero_point = step_and_zero_point(low, high, self.n_bits, lowest=0)
+        values = torch.div(x, scale).round_().add_(zero_point).clamp_(0, 2**self.n_bits - 1)
+        return values, scale, zero_point
+
+    def _corrected(self, raw: Tensor, sum_x: Tensor, zero_point: Tensor, scale: Tensor, sum_missing: int = 0) -> Tensor:
+        """``(raw + missing·Σq_w - [z_w·Σq_x + z_x·Σq_w - z_x·z_w·K])·(s_x·s_w) + b``, into raw, all in float64."""
+        zero_point = zero_point.expand(len(raw), 1)
+        rows = torch.cat((sum_x - zero_point * self.in_features, zero_point - sum_missing), 1)
+        y = raw.addmm_(rows, self._columns, alpha=-1).mul_(scale * self.weight_scale)
+        return y if self.bias is None else y.add_(self.bias)
+
+    @cached_property
+    def _columns(self) -> Tensor:
+        return torch.stack((self.weight_zero_point.double(), self.weight_sum.double()))
+
+    @property
+    def _half(self) -> int:
+        return int(2 ** (self.n_bits - 1))
 
     @cached_property
     def _largest_product(self) -> int:
@@ -110,16 +143,15 @@ class QuantizedLinear(reference.QuantizedLinear):
 
     def _by_int8(self, x: Tensor) -> Tensor:
         """``q_x · q_wᵀ = (q_x - 2ⁿ⁻¹) · q_wᵀ + 2ⁿ⁻¹·Σq_w``: so the unsigned q_x is signed."""
-        half = 2 ** (self.n_bits - 1)
-        centred = (x - half).to(torch.int8)
+        centred = (x - self._half).to(torch.int8)
         if centred.is_cuda:
             rows = max(17 - len(x), 0)
             centred = torch.nn.functional.pad(centred, (0, -self.in_features % 8, 0, rows))
         raw = torch._int_mm(centred, self._weight_int8)[: len(x), : self.out_features]
-        return raw.long().add_(self.weight_sum * half)
+        return raw.long().add_(self.weight_sum * self._half)
 
     def _forget_copies(self) -> None:
-        for name in ("_weight_int8", "_weight_float32", "_weight_float64"):
+        for name in ("_weight_int8", "_weight_float32", "_weight_float64", "_columns"):
             vars(self).pop(name, None)
 
 

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
 import reference.remote_module
 from optimized.quantization import QuantizedLinear
-from reference.quantization import Quantized
 from reference.remote_module import HybridFHEMode
 
 __all__ = ["HybridFHEMode", "RemoteModule"]
@@ -15,10 +17,13 @@ class RemoteModule(reference.remote_module.RemoteModule):
 
     quantized_linear = QuantizedLinear
 
-    def _simulated(self, quantized: Any, x: Quantized) -> Any:
+    def _product(self, quantized: Any, x: Tensor, mode: HybridFHEMode, dtype: torch.dtype) -> Tensor:
         """As the reference's; noise below 1/2 rounds to none, once in 10¹⁵ excepted, and compiling saw to the range."""
-        raw = quantized.accumulate(x.values)
-        assert self.noise_std is not None
-        if not self.noise_std.numel() or 8 * float(self.noise_std.max()) < 0.5:
-            return raw
-        return self._with_noise(raw)
+        if mode is HybridFHEMode.SIMULATE and self._has_no_noise:
+            mode = HybridFHEMode.DISABLE
+        return super()._product(quantized, x, mode, dtype)
+
+    @property
+    def _has_no_noise(self) -> bool:
+        std = self.noise_std
+        return std is not None and (not std.numel() or 8 * float(std.max()) < 0.5)

@@ -140,6 +140,15 @@ class QuantizedLinear:
         self.weight_zero_point = quantized.zero_point[:, 0].expand(self.out_features).clone()
         self.bias = None if bias is None else bias.detach().double()
 
+    def __call__(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """The layer's output [M, N], in dtype, for x [M, K]: quantised, multiplied and recovered.
+
+        Raises:
+            ValueError: as `quantize_dynamic`.   RuntimeError: as `accumulate`.
+        """
+        rows = self.quantize(x)
+        return self.recover(self.accumulate(rows.values), rows).to(dtype)
+
     def quantize(self, x: Tensor) -> Quantized:
         """x [M, K] as this layer's inputs, row by row or over the calibrated range."""
         if self.input_range is None:

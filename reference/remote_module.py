@@ -3,14 +3,15 @@
 import enum
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .encryption import Backend, Keys
+from .encryption import Backend, ConcreteBackend, Keys
 from .hybrid import BackwardModuleLinear, Conv1D, CustomLinear, ForwardModuleLinear
-from .noise import check_range, noise_std, simulate
+from .noise import EncryptionParameters, check_range, noise_std, simulate
 from .quantization import Quantized, QuantizedLinear
 from .remote import RemoteClient
 
@@ -44,14 +45,25 @@ class HybridFHEMode(enum.Enum):
 class Split:
     """What the remote modules of one model share."""
 
-    backend: Backend
+    parameters: EncryptionParameters
     model_name: str
     server: str | None
     verbose: int
+    given_backend: Backend | None = None
     mode: HybridFHEMode = HybridFHEMode.TORCH
     keys: Keys | None = None
-    client: RemoteClient | None = None
     noise_seed: int = 0  # counts up, so that every simulated product has noise of its own
+
+    @cached_property
+    def backend(self) -> Backend:
+        """What encrypts; looked for only now, as the other modes do without the library."""
+        return self.given_backend or ConcreteBackend(self.parameters)
+
+    @cached_property
+    def client(self) -> RemoteClient:
+        """The way to the server."""
+        assert self.server is not None
+        return RemoteClient(self.server)
 
 
 class RemoteModule(nn.Module):
@@ -128,8 +140,8 @@ class RemoteModule(nn.Module):
         try:
             quantized = self.quantized_linear(weight, bias, n_bits, None if dynamic else self.input_range)
             assert quantized.weight is not None
-            std = noise_std(self.split.backend.parameters, quantized.weight.cpu())
-            check_range(quantized.largest_accumulator, std, self.split.backend.parameters.bits)
+            std = noise_std(self.split.parameters, quantized.weight.cpu())
+            check_range(quantized.largest_accumulator, std, self.split.parameters.bits)
         except ValueError as error:
             raise ValueError(f"{self.module_name}: {error}") from error
         return quantized, std
@@ -171,26 +183,27 @@ class RemoteModule(nn.Module):
         dtype = torch.get_autocast_dtype(kind) if autocast and x.dtype != torch.float64 else x.dtype
         quantized.to(x.device)
         try:
-            rows = quantized.quantize(x.reshape(-1, self.in_features))
+            y = self._product(quantized, x.reshape(-1, self.in_features), mode, dtype)
         except ValueError as error:
             raise ValueError(f"{self.module_name}: {error}") from error
+        return y.reshape(*x.shape[:-1], self.out_features)
+
+    def _product(self, quantized: QuantizedLinear, x: Tensor, mode: HybridFHEMode, dtype: torch.dtype) -> Tensor:
         if mode is HybridFHEMode.DISABLE:
-            raw = quantized.accumulate(rows.values)
-        elif mode is HybridFHEMode.SIMULATE:
-            raw = self._simulated(quantized, rows)
+            return quantized(x, dtype)
+        rows = quantized.quantize(x)
+        if mode is HybridFHEMode.SIMULATE:
+            raw = self._with_noise(quantized.accumulate(rows.values))
         else:
             raw = self._encrypted(quantized, rows, mode).to(x.device)
-        return quantized.recover(raw, rows).to(dtype).reshape(*x.shape[:-1], self.out_features)
-
-    def _simulated(self, quantized: QuantizedLinear, x: Quantized) -> Tensor:
-        return self._with_noise(quantized.accumulate(x.values))
+        return quantized.recover(raw, rows).to(dtype)
 
     def _with_noise(self, raw: Tensor) -> Tensor:
         """What decryption would give for these integer products."""
         assert self.noise_std is not None
         self.split.noise_seed += 1
         generator = torch.Generator().manual_seed(self.split.noise_seed)
-        bits = self.split.backend.parameters.bits
+        bits = self.split.parameters.bits
         return simulate(raw.cpu(), self.noise_std, bits, generator).to(raw.device)
 
     def _encrypted(self, quantized: QuantizedLinear, x: Quantized, mode: HybridFHEMode) -> Tensor:
@@ -208,7 +221,7 @@ class RemoteModule(nn.Module):
                 assert quantized.weight is not None
                 result = split.backend.evaluate(ciphertext, quantized.weight.cpu(), evaluation)
             else:
-                result = _server(split).evaluate(split.model_name, self.module_name, ciphertext, evaluation)
+                result = split.client.evaluate(split.model_name, self.module_name, ciphertext, evaluation)
             parts.append(split.backend.decrypt(result, len(rows), self.out_features, split.keys))
         return torch.cat(parts) if parts else x.values.new_zeros(0, self.out_features)
 
@@ -253,13 +266,6 @@ def _without_wrapper(_: nn.Module, state: dict[str, Any], prefix: str, __: Any) 
 def _with_wrapper(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -> None:
     for key in [key for key in state if key.startswith(prefix)]:
         state[f"{prefix}private_module.{key.removeprefix(prefix)}"] = state.pop(key)
-
-
-def _server(split: Split) -> RemoteClient:
-    if split.client is None:
-        assert split.server is not None
-        split.client = RemoteClient(split.server)
-    return split.client
 
 
 def _shown(blocks: Any, name: str, verbose: int) -> Iterator[Any]:

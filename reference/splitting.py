@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from . import deployment
-from .encryption import Backend, ConcreteBackend, Keys
+from .encryption import Backend, Keys
 from .layer import LinearLoRA
+from .noise import PARAMETER_SETS
 from .remote_module import HybridFHEMode, RemoteModule, Split
 from .training import LoraTraining
 
@@ -52,10 +53,12 @@ class HybridFHEModel:
         if not names:
             raise ValueError("module_names is empty: expected at least one name, see get_remote_names")
         deployment.check_name(model_name)
-        if isinstance(backend, str):
-            backend = ConcreteBackend(backend)
+        if isinstance(backend, str) and backend not in PARAMETER_SETS:
+            raise ValueError(f"backend {backend!r}: expected one of {', '.join(PARAMETER_SETS)}, or a Backend")
+        given = None if isinstance(backend, str) else backend
+        parameters = PARAMETER_SETS[backend] if isinstance(backend, str) else backend.parameters
         self.model = model
-        self._split = Split(backend, model_name, server_remote_address, verbose)
+        self._split = Split(parameters, model_name, server_remote_address, verbose, given)
         every = dict(model.named_modules(remove_duplicate=False))
         self.remote_modules: dict[str, RemoteModule] = {}
         for name in names:
@@ -131,7 +134,7 @@ class HybridFHEModel:
             if module.quantized is None or module.quantized.weight is None:
                 raise RuntimeError(f"{name} has no compiled weight to save: compile_model comes first, and once")
         clearing = deployment.Clearing(self.model, self.remote_modules)
-        deployment.save(Path(path), self._split.model_name, self.remote_modules, self._split.backend.parameters)
+        deployment.save(Path(path), self._split.model_name, self.remote_modules, self._split.parameters)
         clearing.clear()
 
     def load_client(self, path: str | Path) -> None:

@@ -21,7 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.path[:0] = [os.getcwd()] if os.getcwd() not in sys.path else []
     try:
         shadow.check()
-        return COMMANDS[options.command].execute(options)
+        code: int = COMMANDS[options.command].execute(options)
+        return code
     except UsageError as error:
         return _complain(f"loraspec: {error}", 2)
     except SuiteError as error:

@@ -15,7 +15,7 @@ import pytest
 
 from conformance import report
 from conformance.journal import NAME, read
-from tests.commands import TARGETS, loraspec, python, report_in, run_target, without_times
+from tests.commands import PATIENCE, TARGETS, loraspec, python, report_in, run_target, without_times
 from tests.test_report import SCHEMA
 
 CHOSEN = ("--clause", "LIN-FWD,LIN-BWD-DB,LIN-MEM-INPUTS", "--dtype", "float32,bfloat16")
@@ -69,11 +69,12 @@ def test_a_run_that_was_cut_off_continues(whole: Path, tmp_path: Path) -> None:
         while process.poll() is None and results(tmp_path) < number:
             time.sleep(0.02)
         process.send_signal(last)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=PATIENCE)
         assert process.returncode == code, said
         assert not (tmp_path / "report.json").exists()
         assert ("interrupted; the same command with --resume continues" in said) == (code == 130)
-    kept = [line for line in (tmp_path / NAME).read_text().splitlines() if "result" in json.loads(line)]
+    lines = (tmp_path / NAME).read_text().splitlines(keepends=True)  # the kill may have cut the last one short
+    kept = [line.rstrip("\n") for line in lines if line.endswith("\n") and "result" in json.loads(line)]
     with (tmp_path / NAME).open("a") as journal:
         journal.write(kept[0][:50])
     ended, found = run_target("sluggish", tmp_path, *CHOSEN, "-n", "0", "--resume")

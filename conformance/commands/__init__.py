@@ -5,7 +5,7 @@ Importing them imports neither torch nor hypothesis: what a command needs beyond
 
 from __future__ import annotations
 
-from conformance.commands import combine, explain, init, rerun, run, serve, spec
+from conformance.commands import combine, demo, explain, init, rerun, run, serve, spec
 
 COMMANDS = {
     "run": run,
@@ -15,4 +15,5 @@ COMMANDS = {
     "init": init,
     "spec": spec,
     "serve": serve,
+    "demo": demo,
 }

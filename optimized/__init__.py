@@ -5,6 +5,7 @@
 - `layer`, `model`: `reference`'s layers and patching with that node; `dora` puts it under a magnitude.
 - `adapter`, `products`, `kernels`: the update alone, in Triton.
 - `gradnorm`, `training`: one pass over the gradients.
+- `quantization`, `remote_module`, `splitting`: integers as int8, float32 or float64 products, whichever is exact.
 - `config`, `matching`, `hybrid`, `noise`, `encryption`, `deployment`, `remote`: have no faster variant and are
   the reference's.
 
@@ -29,7 +30,17 @@ from optimized.layer import LinearLoRA, TritonLinearLoRA
 from optimized.linear import lora_linear
 from optimized.matching import ModuleMatcher, wildcard_match
 from optimized.model import apply_lora_to_linear_modules, patch_linear_module
+from optimized.quantization import (
+    Quantized,
+    QuantizedLinear,
+    quantize_dynamic,
+    quantize_static,
+    quantize_weight,
+    quantize_weight_columns,
+)
 from optimized.remote import RemoteClient, RemoteError, serve
+from optimized.remote_module import HybridFHEMode, RemoteModule
+from optimized.splitting import HybridFHEModel
 from optimized.training import LoraTraining
 
 __all__ = [
@@ -42,14 +53,19 @@ __all__ = [
     "EncryptionParameters",
     "ForwardBackwardModule",
     "ForwardModuleLinear",
+    "HybridFHEMode",
+    "HybridFHEModel",
     "Keys",
     "LinearLoRA",
     "LoRATritonFunction",
     "LoraTraining",
     "ModuleMatcher",
     "PeftConfig",
+    "Quantized",
+    "QuantizedLinear",
     "RemoteClient",
     "RemoteError",
+    "RemoteModule",
     "TritonLinearLoRA",
     "apply_lora_to_linear_modules",
     "clip_grad_norm_",
@@ -58,6 +74,10 @@ __all__ = [
     "grad_norm",
     "lora_linear",
     "patch_linear_module",
+    "quantize_dynamic",
+    "quantize_static",
+    "quantize_weight",
+    "quantize_weight_columns",
     "serve",
     "why_not_triton",
     "wildcard_match",

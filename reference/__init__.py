@@ -15,6 +15,9 @@ for the gradient of the output.
 - `gradnorm`: the gradient norm and clipping by it.
 - `hybrid`: linear layers whose products run elsewhere, `CustomLinear`.
 - `training`: one training step of such a model, `LoraTraining`.
+- `quantization`: numbers as n-bit integers, and `QuantizedLinear`, a linear layer that multiplies them.
+- `remote_module`: a product as each `HybridFHEMode` computes it, `RemoteModule`.
+- `splitting`: a model whose products run remotely, `HybridFHEModel`.
 - `noise`: the parameter sets of the encryption, `EncryptionParameters`, and the noise of its results.
 - `envelope`, `layout`: what a message is checked for before it is used.
 - `keys`: a pair of keys, kept from view, `Keys`.
@@ -42,8 +45,17 @@ from .layer import LinearLoRA, TritonLinearLoRA
 from .linear import lora_linear
 from .matching import ModuleMatcher, wildcard_match
 from .model import apply_lora_to_linear_modules, patch_linear_module
-from .quantization import QuantizedLinear
+from .quantization import (
+    Quantized,
+    QuantizedLinear,
+    quantize_dynamic,
+    quantize_static,
+    quantize_weight,
+    quantize_weight_columns,
+)
 from .remote import RemoteClient, RemoteError, serve
+from .remote_module import HybridFHEMode, RemoteModule
+from .splitting import HybridFHEModel
 from .training import LoraTraining
 
 __all__ = [
@@ -56,15 +68,19 @@ __all__ = [
     "EncryptionParameters",
     "ForwardBackwardModule",
     "ForwardModuleLinear",
+    "HybridFHEMode",
+    "HybridFHEModel",
     "Keys",
     "LinearLoRA",
     "LoRATritonFunction",
     "LoraTraining",
     "ModuleMatcher",
     "PeftConfig",
+    "Quantized",
     "QuantizedLinear",
     "RemoteClient",
     "RemoteError",
+    "RemoteModule",
     "TritonLinearLoRA",
     "apply_lora_to_linear_modules",
     "clip_grad_norm_",
@@ -73,6 +89,10 @@ __all__ = [
     "grad_norm",
     "lora_linear",
     "patch_linear_module",
+    "quantize_dynamic",
+    "quantize_static",
+    "quantize_weight",
+    "quantize_weight_columns",
     "serve",
     "wildcard_match",
 ]

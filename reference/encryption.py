@@ -67,7 +67,7 @@ class ConcreteBackend:
     library does not let other Python threads run.
 
     Args:
-        parameters: "exact", "fast", "toy-insecure", or other ones.
+        parameters: "exact", "fast", "toy" (insecure, for tests), or other ones.
         threads: how many the library uses, all cores if None. It starts them once in a process: later, only
             the same number or None is accepted.
     Raises:

@@ -155,8 +155,8 @@ class TestWrongOperands:
             BACKEND.decrypt(result, 2, 3, keys)
 
     def test_parameters_and_threads(self) -> None:
-        with pytest.raises(ValueError, match="parameters = 'toy': expected one of exact, fast, toy-insecure"):
-            ConcreteBackend("toy")
+        with pytest.raises(ValueError, match="parameters = 'small': expected one of exact, fast, toy"):
+            ConcreteBackend("small")
         with pytest.raises(ValueError, match="threads = 0: expected at least 1"):
             ConcreteBackend(TOY, threads=0)
 
@@ -406,7 +406,7 @@ os.environ.pop("RAYON_NUM_THREADS", None)
 import reference
 assert "concrete_ml_extensions" not in sys.modules, "imported with the package"
 from reference import ConcreteBackend, EncryptionError
-backend = ConcreteBackend("toy-insecure", threads=1)
+backend = ConcreteBackend("toy", threads=1)
 """
 
 
@@ -450,14 +450,14 @@ print("parent", backend.decrypt(result, 1, 1, keys).item())
         said = in_a_process(
             """
 import pickle
-ConcreteBackend("toy-insecure", threads=2)  # not used: settles nothing
+ConcreteBackend("toy", threads=2)  # not used: settles nothing
 backend = pickle.loads(pickle.dumps(backend))  # as a spawned process gets it
-late = ConcreteBackend("toy-insecure", threads=2)
+late = ConcreteBackend("toy", threads=2)
 backend.keygen()
 print(os.environ["RAYON_NUM_THREADS"])
-ConcreteBackend("toy-insecure")
-ConcreteBackend("toy-insecure", threads=1).keygen()
-for work in (lambda: ConcreteBackend("toy-insecure", threads=2), late.keygen):
+ConcreteBackend("toy")
+ConcreteBackend("toy", threads=1).keygen()
+for work in (lambda: ConcreteBackend("toy", threads=2), late.keygen):
     try:
         work()
     except EncryptionError as error:

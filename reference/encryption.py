@@ -190,7 +190,7 @@ class ConcreteBackend:
         # A layout takes memory in proportion to the columns: none is made for more than the contents can hold.
         expected = layout_of(self.parameters, sealed.columns) if 0 < sealed.columns <= 8 * size else ()
         length = layout.length(expected)
-        if size != sealed.rows * length:
+        if size != sealed.rows * length or (sealed.rows and not expected):
             raise EncryptionError(
                 f"{sealed.kind} came as {size} bytes: that is not {sealed.rows} rows of {sealed.columns} columns"
             )

@@ -58,13 +58,18 @@ def load_server(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ValueError: naming the file, if it is missing or damaged.
     """
     arrays, about = _read(folder)
+    parameters = about.get("parameters")
+    if not isinstance(parameters, dict):
+        raise ValueError(f"{folder} is damaged: model.json has no parameters")
+    if not arrays:
+        raise ValueError(f"{folder} is damaged: model.json names no modules")
     weights = {}
     for name, held in arrays.items():
         weight = held.get("weight")
         if weight is None or weight.ndim != 2 or weight.dtype.kind != "i":
             raise ValueError(f"{folder}: the weight of {name} is no matrix of integers")
         weights[name] = torch.from_numpy(weight.astype(np.int64))
-    return weights, about["parameters"]
+    return weights, parameters
 
 
 def load_client(path: Path, model_name: str, modules: Mapping[str, RemoteModule]) -> dict[str, QuantizedLinear]:

@@ -213,7 +213,7 @@ class RemoteModule(nn.Module):
         if split.keys is None:
             split.keys = split.backend.keygen()
         evaluation = split.keys.evaluation
-        for rows in _shown(x.values.cpu().split(ROWS_AT_ONCE), self.module_name, split.verbose):
+        for rows in _shown(torch.split(x.values.cpu(), ROWS_AT_ONCE), self.module_name, split.verbose):
             if not len(rows):
                 continue
             ciphertext = split.backend.encrypt(rows, split.keys)

@@ -5,7 +5,8 @@
 - `layer`, `model`: `reference`'s layers and patching with that node; `dora` puts it under a magnitude.
 - `adapter`, `products`, `kernels`: the update alone, in Triton.
 - `gradnorm`, `training`: one pass over the gradients.
-- `config`, `matching`, `hybrid`, `noise`, `encryption`: have no faster variant and are the reference's.
+- `config`, `matching`, `hybrid`, `noise`, `encryption`, `deployment`, `remote`: have no faster variant and are
+  the reference's.
 
 What falls back says why: `why_not_triton(*operands)` for the kernels, `optimized.linear.why_not_fused` for
 the node. ``python -m optimized.bench`` times it.
@@ -28,6 +29,7 @@ from optimized.layer import LinearLoRA, TritonLinearLoRA
 from optimized.linear import lora_linear
 from optimized.matching import ModuleMatcher, wildcard_match
 from optimized.model import apply_lora_to_linear_modules, patch_linear_module
+from optimized.remote import RemoteClient, RemoteError, serve
 from optimized.training import LoraTraining
 
 __all__ = [
@@ -46,6 +48,8 @@ __all__ = [
     "LoraTraining",
     "ModuleMatcher",
     "PeftConfig",
+    "RemoteClient",
+    "RemoteError",
     "TritonLinearLoRA",
     "apply_lora_to_linear_modules",
     "clip_grad_norm_",
@@ -54,6 +58,7 @@ __all__ = [
     "grad_norm",
     "lora_linear",
     "patch_linear_module",
+    "serve",
     "why_not_triton",
     "wildcard_match",
 ]

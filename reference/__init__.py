@@ -19,6 +19,8 @@ for the gradient of the output.
 - `envelope`, `layout`: what a message is checked for before it is used.
 - `keys`: a pair of keys, kept from view, `Keys`.
 - `encryption`: encrypted integer products, `Backend` and `ConcreteBackend`.
+- `remote`: the client of a server that evaluates them, `RemoteClient`, and the server, `serve`; behind it
+  `server`, `connection` and `worker`.
 
 Nothing here is fast. `optimized` has the same names, files and signatures, and is.
 """
@@ -41,6 +43,7 @@ from .linear import lora_linear
 from .matching import ModuleMatcher, wildcard_match
 from .model import apply_lora_to_linear_modules, patch_linear_module
 from .quantization import QuantizedLinear
+from .remote import RemoteClient, RemoteError, serve
 from .training import LoraTraining
 
 __all__ = [
@@ -60,6 +63,8 @@ __all__ = [
     "ModuleMatcher",
     "PeftConfig",
     "QuantizedLinear",
+    "RemoteClient",
+    "RemoteError",
     "TritonLinearLoRA",
     "apply_lora_to_linear_modules",
     "clip_grad_norm_",
@@ -68,5 +73,6 @@ __all__ = [
     "grad_norm",
     "lora_linear",
     "patch_linear_module",
+    "serve",
     "wildcard_match",
 ]

@@ -5,6 +5,6 @@ Importing them imports neither torch nor hypothesis: what a command needs beyond
 
 from __future__ import annotations
 
-from conformance.commands import combine, explain, init, rerun, run, spec
+from conformance.commands import combine, explain, init, rerun, run, serve, spec
 
-COMMANDS = {"run": run, "combine": combine, "explain": explain, "rerun": rerun, "init": init, "spec": spec}
+COMMANDS = {"run": run, "combine": combine, "explain": explain, "rerun": rerun, "init": init, "spec": spec, "serve": serve}

@@ -189,7 +189,7 @@ def _read(folder: Path) -> tuple[dict[str, dict[str, np.ndarray[Any, Any]]], dic
         for name, file in about["modules"].items():
             if not re.fullmatch(r"[0-9]+\.npz", file):
                 raise ValueError(f"it names the file {file!r}")
-            with np.load(folder / file, allow_pickle=False) as held:
+            with open(folder / file, "rb") as stream, np.load(stream, allow_pickle=False) as held:
                 arrays[name] = {key: held[key] for key in held.files}
     except FileNotFoundError as error:
         raise ValueError(f"{folder} is no saved model: {Path(error.filename).name} is missing") from error

@@ -14,6 +14,7 @@ import hashlib
 import json
 import socket
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +105,7 @@ class RemoteClient:
                     alive.append((socket.IPPROTO_TCP, getattr(socket, name), value))
             transport = httpx.HTTPTransport(trust_env=False, socket_options=alive, limits=httpx.Limits())
         self._http = httpx.Client(base_url=address, transport=transport, trust_env=False)
+        self._closing = weakref.finalize(self, self._http.close)  # models do not close what they are made of
 
     def health(self) -> dict[str, Any]:
         """What the server says of itself: ``status``, ``version``, ``models`` with their ``modules``.
@@ -148,7 +150,7 @@ class RemoteClient:
 
     def close(self) -> None:
         """Close its connections."""
-        self._http.close()
+        self._closing()
 
     def __reduce__(self) -> Any:
         if self._made_of[1] is not None:

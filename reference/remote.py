@@ -13,8 +13,10 @@ All else is an error: a fitting status, and JSON ``{"error": …}``. Every answe
 import hashlib
 import json
 import socket
+import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +48,8 @@ class Limits:
         ciphertext_bytes, key_bytes: of one body; more is refused with 413.
         keys, keys_bytes: how many evaluation keys are kept, and their sum. The least recently used one goes; never
             one that a request is using.
-        requests, uploads: evaluations running or waiting, and keys arriving, at once; more are refused with 503.
+        requests: evaluations running or waiting at once; more are refused with 503.
+        uploads: keys arriving at once; more wait, unread, for up to body_seconds.
         connections: at once; more are refused with 503.
         head_seconds: for a request line and headers, and for what is left of a body that was refused.
         stall_seconds: between two pieces of a body, at either side.
@@ -96,6 +99,7 @@ class RemoteClient:
         self.timeout, self.connect_timeout = timeout, connect_timeout
         self._made_of = address, transport
         self._last_key: tuple[bytes, str] | None = None
+        self._uploading, self._uploads = threading.Lock(), Counter[str]()
         httpx = _httpx()
         if transport is None:
             # A host that vanished during a long evaluation is noticed by its silence, minutes before the time-out.
@@ -136,12 +140,16 @@ class RemoteClient:
         what = f"evaluate {model_name}/{module_name} at {self.address}"
         query, key = {"model": model_name, "module": module_name}, self._name(evaluation)
         for attempt in range(2):
+            uploads = self._uploads[key]
             status, kind, body = self._ask(
                 "POST", "/evaluate", what, self.timeout, ciphertext, params=query, headers={KEY_HEADER: key}
             )
             if status != KEY_UNKNOWN or attempt:
                 break
-            self._upload(evaluation, key)
+            with self._uploading:  # of several threads that learn of it, one uploads
+                if self._uploads[key] == uploads:
+                    self._upload(evaluation, key)
+                    self._uploads[key] += 1
         if status != 200:
             raise self._refused(what, status, body)
         if kind != BYTES:

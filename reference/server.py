@@ -55,7 +55,8 @@ class Application:
         self.limits = limits
         self.keys = _Keys(limits)
         self.processes = processes
-        self.requests = self.uploads = 0
+        self.requests = 0
+        self._uploads = asyncio.Semaphore(limits.uploads)
         self._free = asyncio.Semaphore(workers)
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="evaluation")
         routes = [
@@ -118,16 +119,17 @@ class Application:
         name = _key_name(request.path_params["name"], "the path")
         if name in self.keys:
             return Response(status_code=204)
-        if self.uploads >= self.limits.uploads:
-            raise _busy(f"{self.uploads} evaluation keys are arriving")
-        self.uploads += 1
+        try:
+            await asyncio.wait_for(self._uploads.acquire(), self.limits.body_seconds)
+        except TimeoutError:
+            raise _busy(f"{self.limits.uploads} evaluation keys are arriving") from None
         try:
             key = await _body(request, "an evaluation key", self.limits.key_bytes, self.limits)
             if (await asyncio.to_thread(hashlib.sha256, key)).hexdigest() != name:
                 raise HTTPException(422, f"{len(key)} bytes came with another hash than announced: cut off or changed")
             self.keys.add(name, key)
         finally:
-            self.uploads -= 1
+            self._uploads.release()
         return Response(status_code=204)
 
     async def _evaluate(self, request: Request) -> Response:

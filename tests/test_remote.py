@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -121,10 +122,13 @@ def test_health_says_what_is_served(server: Server) -> None:
 
 
 def test_several_clients_models_and_modules_at_once(server: Server) -> None:
-    clients = [Client(server.address) for _ in range(3)]
+    clients = [Client(server.address) for _ in range(4)]  # more than may upload at once
     jobs = [(c, model, module) for _ in range(4) for c in clients for model in MODELS for module in MODELS[model]]
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(lambda job: job[0].is_right(*job[1:]), jobs))
+    for client in clients:
+        name = hashlib.sha256(client.keys.evaluation).hexdigest()[:8]
+        assert sum(f"PUT /keys/{name}" in line for line in server.log) == 1
 
 
 def test_a_key_is_uploaded_once(server: Server) -> None:
@@ -226,7 +230,8 @@ def test_a_malformed_request_is_an_error_in_json(server: Server, request_: bytes
 
 def test_what_is_no_http_is_refused(server: Server) -> None:
     assert exchange(server.port, os.urandom(2000) + b"\r\n\r\n").startswith(b"HTTP/1.1 400 ")
-    assert exchange(server.port, b"GET / HTTP/1.1\r\nX: " + b"x" * 2**17).startswith(b"HTTP/1.1 4")
+    with suppress(ConnectionError):  # it may close before all has been sent
+        assert exchange(server.port, b"GET / HTTP/1.1\r\nX: " + b"x" * 2**20).startswith(b"HTTP/1.1 4")
 
 
 @pytest.mark.parametrize("pieces", [5, 1000])
@@ -426,7 +431,8 @@ def _drip(connection: socket.socket) -> None:
         (_silent, "no answer within 1 s: expected one; a longer one needs a larger timeout"),
         (_drip, "no answer within 1 s"),
         (_says(b""), "no whole HTTP answer came: Server disconnected"),
-        (_says(b"SSH-2.0-OpenSSH_9.6\r\n"), "no whole HTTP answer came: illegal status line"),
+        (_says(b"SSH-2.0-OpenSSH_9.6\r\n"), "no whole HTTP answer came: Server disconnected"),
+        (_says(b"220 here, ready\r\n\r\n"), "no whole HTTP answer came: illegal status line"),
         (_says(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"), "status 200 came without the header"),
         (_says(OURS % (200, 9) + b"cut"), "no whole HTTP answer came: peer closed connection"),
         (_says(OURS % (200, 2) + b"hi"), "something unnamed came, expected application/octet-stream"),

@@ -7,4 +7,12 @@ from __future__ import annotations
 
 from conformance.commands import combine, explain, init, rerun, run, serve, spec
 
-COMMANDS = {"run": run, "combine": combine, "explain": explain, "rerun": rerun, "init": init, "spec": spec, "serve": serve}
+COMMANDS = {
+    "run": run,
+    "combine": combine,
+    "explain": explain,
+    "rerun": rerun,
+    "init": init,
+    "spec": spec,
+    "serve": serve,
+}

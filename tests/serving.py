@@ -14,7 +14,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+<<<<<<< HEAD
 from contextlib import contextmanager
+=======
+from contextlib import contextmanager, suppress
+>>>>>>> wt-remote
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -86,6 +90,10 @@ class Server:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+<<<<<<< HEAD
+=======
+            start_new_session=True,
+>>>>>>> wt-remote
         )
         self.log: list[str] = []
         lines: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -104,7 +112,27 @@ class Server:
         lines.put("")
 
     def stop(self, number: int = signal.SIGTERM) -> None:
+<<<<<<< HEAD
         self.process.send_signal(number)
+=======
+        """As a terminal or an init system does it: to all of its processes."""
+        os.killpg(self.process.pid, number)
+
+    def logged(self) -> list[str]:
+        """The log lines of all requests that were answered until now."""
+        mark = f"/{time.monotonic_ns()}"
+        exchange(self.port, f"GET {mark} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n".encode())
+        until(lambda: any(mark in line for line in self.log), "a mark in the log")
+        return list(self.log)
+
+    def sockets(self) -> set[str]:
+        """The sockets that it holds."""
+        held = set()
+        for entry in Path(f"/proc/{self.process.pid}/fd").iterdir():
+            with suppress(FileNotFoundError):
+                held.add(os.readlink(entry))
+        return {name for name in held if name.startswith("socket:")}
+>>>>>>> wt-remote
 
     def ended(self) -> tuple[int, str]:
         """Exit code and all that it said, once it has ended."""

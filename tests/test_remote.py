@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,11 @@ class Client:
     def is_right(self, model: str = "one", module: str = "fc.forward_module") -> bool:
         q = self.inputs(model, module)
         return torch.equal(self.product(q, model, module), q @ WEIGHTS[model][module].t())
+
+    def uploads(self, server: Server) -> int:
+        """How often its key was uploaded."""
+        name = hashlib.sha256(self.keys.evaluation).hexdigest()[:8]
+        return sum(f"PUT /keys/{name}" in line for line in server.logged())
 
     def refusal(self, **changes: Any) -> str:
         """What the error says if a request is changed so."""
@@ -126,30 +132,25 @@ def test_several_clients_models_and_modules_at_once(server: Server) -> None:
     jobs = [(c, model, module) for _ in range(4) for c in clients for model in MODELS for module in MODELS[model]]
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(lambda job: job[0].is_right(*job[1:]), jobs))
-    for client in clients:
-        name = hashlib.sha256(client.keys.evaluation).hexdigest()[:8]
-        assert sum(f"PUT /keys/{name}" in line for line in server.log) == 1
+    assert [client.uploads(server) for client in clients] == [1] * 4
 
 
 def test_a_key_is_uploaded_once(server: Server) -> None:
     client = Client(server.address)
     assert client.is_right()
     assert client.is_right()
-    assert Client.is_right(copy.copy(client))
-    name = hashlib.sha256(client.keys.evaluation).hexdigest()[:8]
-    until(lambda: sum("POST" in line for line in server.log) >= 3, "the log")
-    assert sum(f"PUT /keys/{name}" in line for line in server.log) == 1
+    assert client.uploads(server) == 1
 
 
 def test_one_log_line_per_request_without_its_contents(server: Server) -> None:
     client = Client(server.address)
     ciphertext = BACKEND.encrypt(client.inputs(), client.keys)
     client.remote.evaluate("one", "fc.forward_module", ciphertext, client.keys.evaluation)
-    key = hashlib.sha256(client.keys.evaluation).hexdigest()
-    until(lambda: any(f"PUT /keys/{key[:8]}… 204" in line for line in server.log), "the upload in the log")
-    line = until(lambda: [s for s in server.log if " 200 " in s and f"{len(ciphertext)} bytes in" in s], "the request")
-    assert "POST /evaluate?model=one&module=fc.forward_module 200 " in line[0]
-    log = "".join(server.log)
+    key, lines = hashlib.sha256(client.keys.evaluation).hexdigest(), server.logged()
+    assert any(f"PUT /keys/{key[:8]}… 204" in line for line in lines)
+    line = next(line for line in lines if " 200 " in line and f"{len(ciphertext)} bytes in" in line)
+    assert "POST /evaluate?model=one&module=fc.forward_module 200 " in line
+    log = "".join(lines)
     assert key not in log
     assert repr(ciphertext)[2:30] not in log
 
@@ -274,6 +275,23 @@ def test_slow_clients_are_given_up(server: Server) -> None:
     assert b"an evaluation key came too slowly, 99 bytes of it: expected the next piece within 4 s" in came[2]
 
 
+def test_an_answer_that_is_not_read_is_given_up(server: Server) -> None:
+    client = Client(server.address)
+    assert client.is_right()
+    body = BACKEND.encrypt(client.inputs("one", "fc.backward_module", 20000), client.keys)
+    key = f"Evaluation-Key: {hashlib.sha256(client.keys.evaluation).hexdigest()}"
+    request = _request(EVALUATE.replace("forward", "backward"), key, f"Content-Length: {len(body)}", body=body)
+    before = server.sockets()
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", server.port))
+        connection.sendall(request)
+        until(lambda: any(f" {len(body)} bytes in" in line for line in server.log), "the answer")
+        held = server.sockets() - before
+        assert held
+        until(lambda: not held & server.sockets(), "the end of the connection")
+
+
 def test_health_answers_while_a_product_is_evaluated(server: Server, tame: Path) -> None:
     client = Client(server.address)
     (tame / "hold").touch()
@@ -300,17 +318,25 @@ def test_a_client_killed_mid_request(server: Server, tame: Path) -> None:
     body = BACKEND.encrypt(client.inputs(), client.keys)
     key = f"Evaluation-Key: {hashlib.sha256(client.keys.evaluation).hexdigest()}"
     request = _request(EVALUATE, key, f"Content-Length: {len(body)}", body=body)
+    gone = sum(" 499 " in line for line in server.logged())
     (tame / "hold").touch()
-    for sent in (request, request[:-20]):  # while its product is evaluated; while it sends
+    for number, sent in (
+        (1, request),
+        (2, request),
+        (3, request[:-20]),
+    ):  # while evaluated; while waiting; while sending
         with subprocess.Popen([sys.executable, "-c", KILLED, str(server.port), sent.hex()]) as killed:
-            if sent == request:
-                until((tame / "holding").exists, "the evaluation")
-            else:
-                until(lambda: RemoteClient(server.address).health()["requests"] == 2, "the request")
+            until(partial(_has_requests, server, number), "the request")
+            until((tame / "holding").exists, "the evaluation")
             killed.kill()
     (tame / "hold").unlink()
-    until(lambda: RemoteClient(server.address).health()["requests"] == 0, "the end of both")
+    until(partial(_has_requests, server, 0), "the end of all")
+    assert sum(" 499 " in line for line in server.logged()) == gone + 2  # what waited was not evaluated
     assert client.is_right()
+
+
+def _has_requests(server: Server, number: int) -> bool:
+    return bool(RemoteClient(server.address).health()["requests"] == number)
 
 
 def test_a_client_that_does_not_wait(server: Server, tame: Path) -> None:
@@ -356,6 +382,30 @@ def test_graceful_stop_then_restart(models: Path, tmp_path: Path) -> None:
     with serving(models, *PLAIN, port=first.port) as second:
         assert client.is_right()
         until(lambda: sum(" 428 " in line or " 204 " in line for line in second.log) == 2, "a new upload")
+
+
+def test_a_split_model_runs_remotely(tmp_path: Path) -> None:
+    """With real encryption: the server's results are those of the integers in the clear."""
+    pytest.importorskip("concrete_ml_extensions")
+    from reference.splitting import HybridFHEModel
+
+    torch.manual_seed(0)
+    model, x = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.ReLU(), torch.nn.Linear(4, 3)), torch.randn(2, 6)
+    split = HybridFHEModel(model, ["0", "2"], backend="toy-insecure")
+    split.compile_model(x, 6)
+    expected = split(x, fhe="disable")
+    split.save_and_clear_private_info(tmp_path)
+    with serving(tmp_path / "server") as server:
+        split._split.server = server.address
+        with pytest.warns(UserWarning, match="is not secure"):
+            assert torch.equal(split(x, fhe="remote"), expected)
+        assert split.keys is not None
+        damaged = split.keys.evaluation[:-9] + bytes(9)
+        ciphertext = split._split.backend.encrypt(torch.zeros(1, 6, dtype=torch.int64), split.keys)
+        with pytest.raises(RemoteError, match="refused with 422: an evaluation key came with a wrong checksum"):
+            RemoteClient(server.address).evaluate("model", "0", ciphertext, damaged)
+        with pytest.raises(RemoteError, match="refused with 422: encrypted inputs came with a wrong checksum"):
+            RemoteClient(server.address).evaluate("model", "0", ciphertext[:-1], split.keys.evaluation)
 
 
 def _refuses(address: str) -> bool:

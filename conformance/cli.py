@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SuiteError as error:
         return _complain(f"loraspec: the suite itself failed, which says nothing about the target:\n{error}", 3)
     except KeyboardInterrupt as interruption:
-        return _complain(f"loraspec: interrupted; {interruption or 'nothing was written'}", 130)
+        return _complain(f"loraspec: interrupted; {str(interruption) or 'nothing was written'}", 130)
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1

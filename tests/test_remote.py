@@ -391,7 +391,7 @@ def test_a_split_model_runs_remotely(tmp_path: Path) -> None:
 
     torch.manual_seed(0)
     model, x = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.ReLU(), torch.nn.Linear(4, 3)), torch.randn(2, 6)
-    split = HybridFHEModel(model, ["0", "2"], backend="toy-insecure")
+    split = HybridFHEModel(model, ["0", "2"], backend="toy")
     split.compile_model(x, 6)
     expected = split(x, fhe="disable")
     split.save_and_clear_private_info(tmp_path)

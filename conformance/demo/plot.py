@@ -36,7 +36,7 @@ def losses(models: list[dict[str, Any]], backend: str) -> bytes:
         panel.set_ylim(bottom=0)
         panel.grid(color="#e6e6e6", linewidth=0.8)
         panel.spines[["top", "right"]].set_visible(False)
-        panel.legend(frameon=False)
+        panel.legend(edgecolor="none", framealpha=0.9)
     held = io.BytesIO()
     figure.savefig(held, format="png", dpi=150)
     return held.getvalue()

@@ -5,7 +5,12 @@
 - `layer`, `model`: `reference`'s layers and patching with that node; `dora` puts it under a magnitude.
 - `adapter`, `products`, `kernels`: the update alone, in Triton.
 - `gradnorm`, `training`: one pass over the gradients.
-- `config`, `matching`, `hybrid`: have no faster variant and are the reference's.
+<<<<<<< HEAD
+- `quantization`, `remote_module`, `splitting`: integers as int8, float32 or float64 products, whichever is exact.
+=======
+>>>>>>> wt-remote
+- `config`, `matching`, `hybrid`, `noise`, `encryption`, `deployment`, `remote`: have no faster variant and are
+  the reference's.
 
 What falls back says why: `why_not_triton(*operands)` for the kernels, `optimized.linear.why_not_fused` for
 the node. ``python -m optimized.bench`` times it.
@@ -14,6 +19,7 @@ the node. ``python -m optimized.bench`` times it.
 from optimized.adapter import LoRATritonFunction, why_not_triton
 from optimized.config import PeftConfig
 from optimized.dora import dora_linear
+from optimized.encryption import Backend, ConcreteBackend, EncryptionError, EncryptionParameters, Keys
 from optimized.gradnorm import clip_grad_norm_, grad_norm
 from optimized.hybrid import (
     LINEAR_LAYERS,
@@ -27,19 +33,51 @@ from optimized.layer import LinearLoRA, TritonLinearLoRA
 from optimized.linear import lora_linear
 from optimized.matching import ModuleMatcher, wildcard_match
 from optimized.model import apply_lora_to_linear_modules, patch_linear_module
+<<<<<<< HEAD
+from optimized.quantization import (
+    Quantized,
+    QuantizedLinear,
+    quantize_dynamic,
+    quantize_static,
+    quantize_weight,
+    quantize_weight_columns,
+)
+from optimized.remote import RemoteClient, RemoteError, serve
+from optimized.remote_module import HybridFHEMode, RemoteModule
+from optimized.splitting import HybridFHEModel
+=======
+from optimized.remote import RemoteClient, RemoteError, serve
+>>>>>>> wt-remote
 from optimized.training import LoraTraining
 
 __all__ = [
     "LINEAR_LAYERS",
+    "Backend",
     "BackwardModuleLinear",
+    "ConcreteBackend",
     "CustomLinear",
+    "EncryptionError",
+    "EncryptionParameters",
     "ForwardBackwardModule",
     "ForwardModuleLinear",
+    "HybridFHEMode",
+    "HybridFHEModel",
+    "Keys",
     "LinearLoRA",
     "LoRATritonFunction",
     "LoraTraining",
     "ModuleMatcher",
     "PeftConfig",
+<<<<<<< HEAD
+    "Quantized",
+    "QuantizedLinear",
+    "RemoteClient",
+    "RemoteError",
+    "RemoteModule",
+=======
+    "RemoteClient",
+    "RemoteError",
+>>>>>>> wt-remote
     "TritonLinearLoRA",
     "apply_lora_to_linear_modules",
     "clip_grad_norm_",
@@ -48,6 +86,14 @@ __all__ = [
     "grad_norm",
     "lora_linear",
     "patch_linear_module",
+<<<<<<< HEAD
+    "quantize_dynamic",
+    "quantize_static",
+    "quantize_weight",
+    "quantize_weight_columns",
+=======
+>>>>>>> wt-remote
+    "serve",
     "why_not_triton",
     "wildcard_match",
 ]

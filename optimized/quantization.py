@@ -1,6 +1,7 @@
 """A linear layer in integers, through the fastest product that is exact."""
 
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ class QuantizedLinear(reference.QuantizedLinear):
         if why_not or self.weight is None or 0 in (*x.shape, self.out_features):
             return super().__call__(x, dtype)
         y = x.new_empty(len(x), self.out_features, dtype=dtype)
-        for rows, out in zip(x.split(ROWS_IN_CACHE), y.split(ROWS_IN_CACHE), strict=True):
+        for rows, out in zip(torch.split(x, ROWS_IN_CACHE), torch.split(y, ROWS_IN_CACHE), strict=True):
             values, scale, zero_point = self._integers(rows)
             if 4 * self.in_features * self._largest(zero_point) * self._largest_weight >= 2**53:
                 return super().__call__(x, dtype)
@@ -168,7 +169,7 @@ def why_not_int8(layer: reference.QuantizedLinear, x: Tensor) -> str | None:
     if x.device.type == "cuda":
         return None
     # Without VNNI the CPU adds pairs of products in saturating int16.
-    if x.device.type != "cpu" or not getattr(torch.cpu, "get_capabilities", dict)().get("avx512_vnni"):
+    if x.device.type != "cpu" or not _has_vnni():
         return f"this {x.device.type} has no int8 dot product with int32 sums"
     return None
 
@@ -185,3 +186,8 @@ def why_not_float32(layer: reference.QuantizedLinear) -> str | None:
     if torch.get_float32_matmul_precision() != "highest":
         return f"float32 products are set to {torch.get_float32_matmul_precision()!r} precision"
     return None
+
+
+def _has_vnni() -> bool:
+    capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)
+    return bool(capabilities().get("avx512_vnni"))

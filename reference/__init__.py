@@ -15,6 +15,15 @@ for the gradient of the output.
 - `gradnorm`: the gradient norm and clipping by it.
 - `hybrid`: linear layers whose products run elsewhere, `CustomLinear`.
 - `training`: one training step of such a model, `LoraTraining`.
+- `quantization`: numbers as n-bit integers, and `QuantizedLinear`, a linear layer that multiplies them.
+- `remote_module`: a product as each `HybridFHEMode` computes it, `RemoteModule`.
+- `splitting`: a model whose products run remotely, `HybridFHEModel`.
+- `noise`: the parameter sets of the encryption, `EncryptionParameters`, and the noise of its results.
+- `envelope`, `layout`: what a message is checked for before it is used.
+- `keys`: a pair of keys, kept from view, `Keys`.
+- `encryption`: encrypted integer products, `Backend` and `ConcreteBackend`.
+- `remote`: the client of a server that evaluates them, `RemoteClient`, and the server, `serve`; behind it
+  `server`, `connection` and `worker`.
 
 Nothing here is fast. `optimized` has the same names, files and signatures, and is.
 """
@@ -22,6 +31,7 @@ Nothing here is fast. `optimized` has the same names, files and signatures, and 
 from .adapter import LoRATritonFunction
 from .config import PeftConfig
 from .dora import dora_linear
+from .encryption import Backend, ConcreteBackend, EncryptionError, EncryptionParameters, Keys
 from .gradnorm import clip_grad_norm_, grad_norm
 from .hybrid import (
     LINEAR_LAYERS,
@@ -35,21 +45,50 @@ from .layer import LinearLoRA, TritonLinearLoRA
 from .linear import lora_linear
 from .matching import ModuleMatcher, wildcard_match
 from .model import apply_lora_to_linear_modules, patch_linear_module
+<<<<<<< HEAD
+from .quantization import (
+    Quantized,
+    QuantizedLinear,
+    quantize_dynamic,
+    quantize_static,
+    quantize_weight,
+    quantize_weight_columns,
+)
+from .remote import RemoteClient, RemoteError, serve
+from .remote_module import HybridFHEMode, RemoteModule
+from .splitting import HybridFHEModel
+=======
 from .quantization import QuantizedLinear
+from .remote import RemoteClient, RemoteError, serve
+>>>>>>> wt-remote
 from .training import LoraTraining
 
 __all__ = [
     "LINEAR_LAYERS",
+    "Backend",
     "BackwardModuleLinear",
+    "ConcreteBackend",
     "CustomLinear",
+    "EncryptionError",
+    "EncryptionParameters",
     "ForwardBackwardModule",
     "ForwardModuleLinear",
+    "HybridFHEMode",
+    "HybridFHEModel",
+    "Keys",
     "LinearLoRA",
     "LoRATritonFunction",
     "LoraTraining",
     "ModuleMatcher",
     "PeftConfig",
+    "Quantized",
     "QuantizedLinear",
+    "RemoteClient",
+    "RemoteError",
+<<<<<<< HEAD
+    "RemoteModule",
+=======
+>>>>>>> wt-remote
     "TritonLinearLoRA",
     "apply_lora_to_linear_modules",
     "clip_grad_norm_",
@@ -58,5 +97,13 @@ __all__ = [
     "grad_norm",
     "lora_linear",
     "patch_linear_module",
+<<<<<<< HEAD
+    "quantize_dynamic",
+    "quantize_static",
+    "quantize_weight",
+    "quantize_weight_columns",
+=======
+>>>>>>> wt-remote
+    "serve",
     "wildcard_match",
 ]

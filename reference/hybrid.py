@@ -215,8 +215,9 @@ class CustomLinear(_FrozenOperands):
     def forward(self, input_tensor: Tensor) -> Tensor:
         """``x Wᵀ + b``: [*, K] → [*, N], through `ForwardBackwardModule`."""
         for module in (self.forward_module, self.backward_module):
-            if isinstance(module, _FrozenOperands):
-                module.tie(self.weight, self.bias)
+            product = getattr(module, "private_module", module)  # of a module that runs remotely
+            if isinstance(product, _FrozenOperands):
+                product.tie(self.weight, self.bias)
         return ForwardBackwardModule.apply(  # type: ignore[no-any-return,no-untyped-call]
             input_tensor, self.forward_module, self.backward_module
         )

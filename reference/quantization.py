@@ -138,7 +138,7 @@ class QuantizedLinear:
         self.weight_sum = quantized.values.sum(1)
         self.weight_scale = quantized.scale[:, 0].expand(self.out_features).clone()
         self.weight_zero_point = quantized.zero_point[:, 0].expand(self.out_features).clone()
-        self.bias = None if bias is None else bias.detach().double()
+        self.bias = None if bias is None else _checked("bias", bias.detach()[None], n_bits)[0].clone()
 
     def __call__(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """The layer's output [M, N], in dtype, for x [M, K]: quantised, multiplied and recovered.

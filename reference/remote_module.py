@@ -1,6 +1,7 @@
 """A linear product that runs as its model's mode says: in floats, in integers, encrypted, or on a server."""
 
 import enum
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from .encryption import Backend, ConcreteBackend, Keys
 from .hybrid import BackwardModuleLinear, Conv1D, CustomLinear, ForwardModuleLinear
-from .noise import EncryptionParameters, check_range, noise_std, simulate
+from .noise import PARAMETER_SETS, EncryptionParameters, check_range, noise_std, simulate
 from .quantization import Quantized, QuantizedLinear
 from .remote import RemoteClient
 
@@ -43,21 +44,32 @@ class HybridFHEMode(enum.Enum):
 
 @dataclass
 class Split:
-    """What the remote modules of one model share."""
+    """What the remote modules of one model share.
 
-    parameters: EncryptionParameters
+    Only encryption needs the backend's library; compiling and simulating need its parameters alone.
+    """
+
+    chosen: str | Backend
     model_name: str
     server: str | None
     verbose: int
-    given_backend: Backend | None = None
     mode: HybridFHEMode = HybridFHEMode.TORCH
     keys: Keys | None = None
     noise_seed: int = 0  # counts up, so that every simulated product has noise of its own
 
+    def __post_init__(self) -> None:
+        if isinstance(self.chosen, str) and self.chosen not in PARAMETER_SETS:
+            raise ValueError(f"backend = {self.chosen!r}: expected one of {', '.join(PARAMETER_SETS)}, or a Backend")
+
+    @property
+    def parameters(self) -> EncryptionParameters:
+        """The backend's parameters."""
+        return PARAMETER_SETS[self.chosen] if isinstance(self.chosen, str) else self.chosen.parameters
+
     @cached_property
     def backend(self) -> Backend:
-        """What encrypts; looked for only now, as the other modes do without the library."""
-        return self.given_backend or ConcreteBackend(self.parameters)
+        """What encrypts; made when first needed."""
+        return ConcreteBackend(self.chosen) if isinstance(self.chosen, str) else self.chosen
 
     @cached_property
     def client(self) -> RemoteClient:
@@ -93,10 +105,11 @@ class RemoteModule(nn.Module):
         self.quantized: QuantizedLinear | None = None
         self.input_range: tuple[float, float] | None = None
         self.noise_std: Tensor | None = None
-        self._compiled_from: tuple[Tensor, int] | None = None
+        self._compiled_from: list[_Version] | None = None
         self.train(private_module.training)
-        self.register_state_dict_post_hook(_without_wrapper)
-        self.register_load_state_dict_pre_hook(_with_wrapper)
+        hooked: Any = self
+        hooked.register_state_dict_post_hook(_without_wrapper)
+        hooked.register_load_state_dict_pre_hook(_with_wrapper)
 
     def forward(self, x: Tensor) -> Tensor:
         """``x Wᵀ + b`` in this module's mode: [*, K] → [*, N], in the dtype of the float product.
@@ -140,8 +153,9 @@ class RemoteModule(nn.Module):
         try:
             quantized = self.quantized_linear(weight, bias, n_bits, None if dynamic else self.input_range)
             assert quantized.weight is not None
-            std = noise_std(self.split.parameters, quantized.weight.cpu())
-            check_range(quantized.largest_accumulator, std, self.split.parameters.bits)
+            parameters = self.split.parameters
+            std = noise_std(parameters, quantized.weight.cpu())
+            check_range(quantized.largest_accumulator, std, parameters.bits, n_bits=n_bits, features=self.in_features)
         except ValueError as error:
             raise ValueError(f"{self.module_name}: {error}") from error
         return quantized, std
@@ -149,9 +163,7 @@ class RemoteModule(nn.Module):
     def take(self, quantized: QuantizedLinear, std: Tensor | None) -> None:
         """Run as this from now on."""
         self.quantized, self.noise_std, self.input_range = quantized, std, None
-        if self.private_module is not None:
-            weight: Any = self.private_module.weight
-            self._compiled_from = weight, weight._version
+        self._compiled_from = None if self.private_module is None else _versions(self.private_module)
 
     def clear(self) -> None:
         """Forget the weight, float and quantised: only remote is left."""
@@ -172,9 +184,12 @@ class RemoteModule(nn.Module):
         if self.quantized is None:
             raise RuntimeError(f"{self.module_name} is not compiled: call compile_model before this mode")
         if self.private_module is not None and self._compiled_from is not None:
-            weight: Any = self.private_module.weight
-            if self._compiled_from[0] is not weight or self._compiled_from[1] != weight._version:
-                raise RuntimeError(f"the weight of {self.module_name} has changed since compile_model: compile again")
+            now = _versions(self.private_module)
+            for name, was, here in zip(("weight", "bias"), self._compiled_from, now, strict=True):
+                if was[0] is not here[0] or was[1:] != here[1:]:
+                    raise RuntimeError(
+                        f"the {name} of {self.module_name} has changed since compile_model: compile again"
+                    )
         return self.quantized
 
     def _in_integers(self, x: Tensor, quantized: QuantizedLinear, mode: HybridFHEMode) -> Tensor:
@@ -182,10 +197,17 @@ class RemoteModule(nn.Module):
         autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
         dtype = torch.get_autocast_dtype(kind) if autocast and x.dtype != torch.float64 else x.dtype
         quantized.to(x.device)
+        clamped = quantized.clamped
         try:
             y = self._product(quantized, x.reshape(-1, self.in_features), mode, dtype)
         except ValueError as error:
             raise ValueError(f"{self.module_name}: {error}") from error
+        if clamped := quantized.clamped - clamped:
+            warnings.warn(
+                f"{self.module_name}: {clamped} of {x.numel()} input elements lie outside the calibrated range "
+                f"{list(quantized.input_range or ())} and were clamped to it",
+                stacklevel=2,
+            )
         return y.reshape(*x.shape[:-1], self.out_features)
 
     def _product(self, quantized: QuantizedLinear, x: Tensor, mode: HybridFHEMode, dtype: torch.dtype) -> Tensor:
@@ -204,6 +226,7 @@ class RemoteModule(nn.Module):
         self.split.noise_seed += 1
         generator = torch.Generator().manual_seed(self.split.noise_seed)
         bits = self.split.parameters.bits
+        # drawn on the CPU: the same noise on every device
         return simulate(raw.cpu(), self.noise_std, bits, generator).to(raw.device)
 
     def _encrypted(self, quantized: QuantizedLinear, x: Quantized, mode: HybridFHEMode) -> Tensor:
@@ -213,7 +236,7 @@ class RemoteModule(nn.Module):
         if split.keys is None:
             split.keys = split.backend.keygen()
         evaluation = split.keys.evaluation
-        for rows in _shown(x.values.cpu().split(ROWS_AT_ONCE), self.module_name, split.verbose):
+        for rows in _shown(torch.split(x.values.cpu(), ROWS_AT_ONCE), self.module_name, split.verbose):
             if not len(rows):
                 continue
             ciphertext = split.backend.encrypt(rows, split.keys)
@@ -227,6 +250,15 @@ class RemoteModule(nn.Module):
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, mode={self.split.mode.value}"
+
+
+_Version = tuple[Tensor | None, int, torch.dtype | None]
+
+
+def _versions(module: Any) -> list[_Version]:
+    """Weight and bias of a product, and what changes when their values do; moving them to a device does not."""
+    bias = None if isinstance(module, BackwardModuleLinear) else module.bias
+    return [(t, 0, None) if t is None else (t, t._version, t.dtype) for t in (module.weight, bias)]
 
 
 def product_of(module: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:

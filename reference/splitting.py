@@ -11,8 +11,8 @@ from torch import nn
 
 from . import deployment
 from .encryption import Backend, Keys
+from .hybrid import is_lora_module
 from .layer import LinearLoRA
-from .noise import PARAMETER_SETS
 from .remote_module import HybridFHEMode, RemoteModule, Split
 from .training import LoraTraining
 
@@ -26,14 +26,15 @@ class HybridFHEModel:
         server_remote_address: ``http://host:port`` of a `serve`, for mode remote.
         model_name: what the server knows the model by.
         verbose: 1 shows the progress of encrypted products.
-        backend: "exact", "fast" or "toy", see `ConcreteBackend`; or a `Backend`.
+        backend: "exact", "fast" or "toy" (insecure, for tests), see `noise.PARAMETER_SETS`; or a `Backend`.
     Attributes:
         model: the model.
         remote_modules: the `RemoteModule`s by name.
         keys: the `Keys`; made when first needed, or assigned (see `Keys.load`).
         mode: the `HybridFHEMode`.
     Raises:
-        ValueError: for a name that is no linear layer, or none at all.
+        ValueError: for a name that is no linear layer or belongs to an adapter, or none at all; for an unknown
+            backend. Nothing is changed then.
     Source: Concrete ML `HybridFHEModel`.
     """
 
@@ -53,21 +54,21 @@ class HybridFHEModel:
         if not names:
             raise ValueError("module_names is empty: expected at least one name, see get_remote_names")
         deployment.check_name(model_name)
-        if isinstance(backend, str) and backend not in PARAMETER_SETS:
-            raise ValueError(f"backend {backend!r}: expected one of {', '.join(PARAMETER_SETS)}, or a Backend")
-        given = None if isinstance(backend, str) else backend
-        parameters = PARAMETER_SETS[backend] if isinstance(backend, str) else backend.parameters
         self.model = model
-        self._split = Split(parameters, model_name, server_remote_address, verbose, given)
+        self._split = Split(backend, model_name, server_remote_address, verbose)
         every = dict(model.named_modules(remove_duplicate=False))
         self.remote_modules: dict[str, RemoteModule] = {}
+        made: dict[nn.Module, RemoteModule] = {}  # one for each module, whatever the number of its names
         for name in names:
-            self.remote_modules[name] = self.remote_module(_found(every, name), name, self._split)
-        for name, remote in self.remote_modules.items():
-            for other, module in every.items():
-                if module is remote.private_module:  # under all its names
-                    _put(model, other, remote)
-            _move_hooks(every[name], remote)
+            module = _found(every, name)
+            if module not in made:
+                made[module] = self.remote_module(module, name, self._split)
+            self.remote_modules[name] = made[module]
+        for module, remote in made.items():
+            for name, other in every.items():
+                if other is module:  # under all its names
+                    _put(model, name, remote)
+            _move_hooks(module, remote)
 
     def compile_model(self, x: Any, n_bits: int = 8, use_dynamic_quantization: bool = True) -> None:
         """Run the model once on x, then turn each remote module into integers; all of them or none.
@@ -172,17 +173,21 @@ class HybridFHEModel:
             self._split.mode = before
 
     def _run_once(self, x: Any) -> None:
-        """Calibrate: a training step that leaves no gradient, or a forward pass for which none is needed."""
+        """Calibrate: a training step that leaves the gradients as they were, or a forward pass without any."""
         if not isinstance(self.model, LoraTraining):
             with torch.no_grad():
                 self._run(x)
             return
-        before = self.model.calibrate
+        before, gradients = self.model.calibrate, {p: p.grad for p in self.model.parameters()}
         self.model.toggle_calibrate(True)
         try:
+            for parameter in gradients:
+                parameter.grad = None
             self._run(x)
         finally:
             self.model.toggle_calibrate(before)
+            for parameter, gradient in gradients.items():
+                parameter.grad = gradient
 
     def _run(self, x: Any) -> Any:
         if isinstance(self.model, LoraTraining) or not isinstance(x, Mapping | tuple | list):
@@ -196,13 +201,15 @@ def _found(every: dict[str, nn.Module], name: str) -> nn.Module:
         raise ValueError(f"the model has no module {name!r}" + (f": did you mean {near[0]!r}?" if near else ""))
     if isinstance(every[name], RemoteModule):
         raise ValueError(f"{name} runs remotely already: expected a model that was not split")
+    if not name:
+        raise ValueError("the model itself cannot run remotely: expected the names of modules within it")
+    if is_lora_module(name, every[name]):
+        raise ValueError(f"{name} belongs to an adapter, which stays with the client: see get_remote_names")
     return every[name]
 
 
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, own = name.rpartition(".")
-    if not own:
-        raise ValueError("the model itself cannot run remotely: expected the names of modules within it")
     setattr(model.get_submodule(parent), own, module)
 
 

@@ -43,7 +43,7 @@ def test_what_stalls_is_ended_whatever_holds_it(tmp_path: Path) -> None:
     for clause, place in (("LIN-DROP-ALL", "in search_for_ever"), ("LIN-DROP-BWD", "in cut_the_timer_off")):
         assert message(report, clause).startswith("did not finish within 10 s\nat ")
         assert place in message(report, clause)
-    assert report["seconds"] < SILENCE  # for so long the guard would have waited for news
+    assert report["seconds"] < run.IMPORT_TIMEOUT + SILENCE  # for so long the guard would have waited for news
 
 
 def test_what_takes_too_much_memory_is_ended(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_threads_of_the_target_are_not_waited_for(tmp_path: Path, monkeypatch: p
     options = ("--clause", "LIN-FWD", "--dtype", "float32", "-n", "0")
     ended, report = run_target("hostile.importing", tmp_path, *options)
     assert (ended.returncode, statuses(report)) == (0, {"LIN-FWD": "pass"})
-    assert report["seconds"] < SILENCE
+    assert report["seconds"] < run.IMPORT_TIMEOUT + SILENCE
 
 
 def test_megabytes_of_output_stay_out_of_report_and_terminal(tmp_path: Path) -> None:

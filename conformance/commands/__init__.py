@@ -5,7 +5,11 @@ Importing them imports neither torch nor hypothesis: what a command needs beyond
 
 from __future__ import annotations
 
-from conformance.commands import combine, demo, explain, init, rerun, run, spec
+<<<<<<< HEAD
+from conformance.commands import combine, demo, explain, init, rerun, run, serve, spec
+=======
+from conformance.commands import combine, explain, init, rerun, run, serve, spec
+>>>>>>> wt-remote
 
 COMMANDS = {
     "run": run,
@@ -14,5 +18,9 @@ COMMANDS = {
     "rerun": rerun,
     "init": init,
     "spec": spec,
+    "serve": serve,
+<<<<<<< HEAD
     "demo": demo,
+=======
+>>>>>>> wt-remote
 }

@@ -5,10 +5,7 @@
 - `layer`, `model`: `reference`'s layers and patching with that node; `dora` puts it under a magnitude.
 - `adapter`, `products`, `kernels`: the update alone, in Triton.
 - `gradnorm`, `training`: one pass over the gradients.
-<<<<<<< HEAD
 - `quantization`, `remote_module`, `splitting`: integers as int8, float32 or float64 products, whichever is exact.
-=======
->>>>>>> wt-remote
 - `config`, `matching`, `hybrid`, `noise`, `encryption`, `deployment`, `remote`: have no faster variant and are
   the reference's.
 
@@ -33,7 +30,6 @@ from optimized.layer import LinearLoRA, TritonLinearLoRA
 from optimized.linear import lora_linear
 from optimized.matching import ModuleMatcher, wildcard_match
 from optimized.model import apply_lora_to_linear_modules, patch_linear_module
-<<<<<<< HEAD
 from optimized.quantization import (
     Quantized,
     QuantizedLinear,
@@ -45,9 +41,6 @@ from optimized.quantization import (
 from optimized.remote import RemoteClient, RemoteError, serve
 from optimized.remote_module import HybridFHEMode, RemoteModule
 from optimized.splitting import HybridFHEModel
-=======
-from optimized.remote import RemoteClient, RemoteError, serve
->>>>>>> wt-remote
 from optimized.training import LoraTraining
 
 __all__ = [
@@ -68,16 +61,11 @@ __all__ = [
     "LoraTraining",
     "ModuleMatcher",
     "PeftConfig",
-<<<<<<< HEAD
     "Quantized",
     "QuantizedLinear",
     "RemoteClient",
     "RemoteError",
     "RemoteModule",
-=======
-    "RemoteClient",
-    "RemoteError",
->>>>>>> wt-remote
     "TritonLinearLoRA",
     "apply_lora_to_linear_modules",
     "clip_grad_norm_",
@@ -86,13 +74,10 @@ __all__ = [
     "grad_norm",
     "lora_linear",
     "patch_linear_module",
-<<<<<<< HEAD
     "quantize_dynamic",
     "quantize_static",
     "quantize_weight",
     "quantize_weight_columns",
-=======
->>>>>>> wt-remote
     "serve",
     "why_not_triton",
     "wildcard_match",

@@ -45,7 +45,6 @@ from .layer import LinearLoRA, TritonLinearLoRA
 from .linear import lora_linear
 from .matching import ModuleMatcher, wildcard_match
 from .model import apply_lora_to_linear_modules, patch_linear_module
-<<<<<<< HEAD
 from .quantization import (
     Quantized,
     QuantizedLinear,
@@ -57,10 +56,6 @@ from .quantization import (
 from .remote import RemoteClient, RemoteError, serve
 from .remote_module import HybridFHEMode, RemoteModule
 from .splitting import HybridFHEModel
-=======
-from .quantization import QuantizedLinear
-from .remote import RemoteClient, RemoteError, serve
->>>>>>> wt-remote
 from .training import LoraTraining
 
 __all__ = [
@@ -85,10 +80,7 @@ __all__ = [
     "QuantizedLinear",
     "RemoteClient",
     "RemoteError",
-<<<<<<< HEAD
     "RemoteModule",
-=======
->>>>>>> wt-remote
     "TritonLinearLoRA",
     "apply_lora_to_linear_modules",
     "clip_grad_norm_",
@@ -97,13 +89,10 @@ __all__ = [
     "grad_norm",
     "lora_linear",
     "patch_linear_module",
-<<<<<<< HEAD
     "quantize_dynamic",
     "quantize_static",
     "quantize_weight",
     "quantize_weight_columns",
-=======
->>>>>>> wt-remote
     "serve",
     "wildcard_match",
 ]

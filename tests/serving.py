@@ -14,11 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-<<<<<<< HEAD
-from contextlib import contextmanager
-=======
 from contextlib import contextmanager, suppress
->>>>>>> wt-remote
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -90,10 +86,7 @@ class Server:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-<<<<<<< HEAD
-=======
             start_new_session=True,
->>>>>>> wt-remote
         )
         self.log: list[str] = []
         lines: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -112,9 +105,6 @@ class Server:
         lines.put("")
 
     def stop(self, number: int = signal.SIGTERM) -> None:
-<<<<<<< HEAD
-        self.process.send_signal(number)
-=======
         """As a terminal or an init system does it: to all of its processes."""
         os.killpg(self.process.pid, number)
 
@@ -132,7 +122,6 @@ class Server:
             with suppress(FileNotFoundError):
                 held.add(os.readlink(entry))
         return {name for name in held if name.startswith("socket:")}
->>>>>>> wt-remote
 
     def ended(self) -> tuple[int, str]:
         """Exit code and all that it said, once it has ended."""

@@ -5,11 +5,7 @@ Importing them imports neither torch nor hypothesis: what a command needs beyond
 
 from __future__ import annotations
 
-<<<<<<< HEAD
 from conformance.commands import combine, demo, explain, init, rerun, run, serve, spec
-=======
-from conformance.commands import combine, explain, init, rerun, run, serve, spec
->>>>>>> wt-remote
 
 COMMANDS = {
     "run": run,
@@ -19,8 +15,5 @@ COMMANDS = {
     "init": init,
     "spec": spec,
     "serve": serve,
-<<<<<<< HEAD
     "demo": demo,
-=======
->>>>>>> wt-remote
 }

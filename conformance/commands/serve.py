@@ -9,10 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-<<<<<<< HEAD
-=======
 from conformance.commands import output
->>>>>>> wt-remote
 from conformance.selection import UsageError
 
 if TYPE_CHECKING:
@@ -21,11 +18,7 @@ if TYPE_CHECKING:
 MIB = 2**20
 
 
-<<<<<<< HEAD
-def add(commands: Any) -> None:
-=======
 def add(commands: output.Commands) -> None:
->>>>>>> wt-remote
     """The command and its options."""
     serve = commands.add_parser("serve", help="evaluate encrypted inputs for clients that keep their keys")
     whole: dict[str, Any] = {"type": _whole, "metavar": "N"}

@@ -28,7 +28,7 @@ def losses(models: list[dict[str, Any]], backend: str) -> bytes:
             mode = run["mode"]
             label = f"{mode} ({backend})" if "marker" in STYLES[mode] else mode
             steps = range(1, len(run["losses"]) + 1)
-            panel.plot(steps, run["losses"], label=label, zorder=3 + order, **STYLES[mode])
+            panel.plot(steps, run["losses"], label=label, zorder=3 + order, clip_on=False, **STYLES[mode])
         panel.set_title(f"{model['name']}: loss of each mode", fontsize=11)
         panel.set_xlabel("training step")
         panel.set_ylabel("cross-entropy of the batch")
@@ -36,7 +36,7 @@ def losses(models: list[dict[str, Any]], backend: str) -> bytes:
         panel.set_ylim(bottom=0)
         panel.grid(color="#e6e6e6", linewidth=0.8)
         panel.spines[["top", "right"]].set_visible(False)
-        panel.legend(frameon=False)
+        panel.legend(edgecolor="none", framealpha=0.9).set_zorder(20)
     held = io.BytesIO()
     figure.savefig(held, format="png", dpi=150)
     return held.getvalue()

@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from conformance.selection import UsageError
+
 START_SECONDS, STOP_SECONDS = 180, 15
 
 
-class ServerError(Exception):
+class ServerError(UsageError):
     """The server did not start, and why."""
 
 

@@ -91,7 +91,9 @@ def run(wanted: Wanted) -> dict[str, Any]:
     from reference.noise import PARAMETER_SETS
 
     parts, parameters = implementation(wanted.implementation), PARAMETER_SETS[wanted.backend]
-    with _terminated_as_interrupted(), Progress(console=console(stderr=True), transient=True) as progress:
+    screen = console(stderr=True)
+    bars = Progress(console=screen, transient=True, disable=not screen.is_terminal)
+    with _terminated_as_interrupted(), bars as progress:
         session = _Session(wanted, parts, parameters, progress)
         models = [session.model(name) for name in wanted.models]
     return {
@@ -175,7 +177,9 @@ class _Session:
 
     @contextmanager
     def _shown(self, what: str, steps: int | None) -> Iterator[Callable[[], object]]:
-        """A bar for so many steps, which the block advances."""
+        """A bar for so many steps, which the block advances; a line where there is no terminal."""
+        if not self.progress.console.is_terminal:
+            self.progress.console.print(f"… {what}")
         bar = self.progress.add_task(what, total=steps)
         yield lambda: self.progress.advance(bar)
         self.progress.update(bar, total=steps or 1, completed=steps or 1)

@@ -27,7 +27,11 @@ from conformance.target import Target
 Drawn = Array | dict[str, Array]
 MOST = 1000  # numbers in one script; beyond them it draws them from the seed, as the suite does
 # Functions that make the numbers of a case from it alone: by module, those of which each case needs one.
-DRAWING = {"conformance.values": ("integers", "floats"), "conformance.gradnorm.gradients": ("_values",)}
+DRAWING = {
+    "conformance.values": ("integers", "floats"),
+    "conformance.gradnorm.gradients": ("_values",),
+    "conformance.fhe.problem": ("_drawn",),
+}
 LOOKED_UP = '''
 def {name}({arguments}) -> {returns}:
     """{summary}

@@ -28,6 +28,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "gradnorm": ("clip_grad_norm_",),
     "training": ("LoraTraining",),
     "hybrid": ("CustomLinear", "ForwardModuleLinear", "BackwardModuleLinear", "ForwardBackwardModule"),
+    "fhe": ("HybridFHEMode", "HybridFHEModel"),
 }
 # What each group judges; the first is required, the others where present.
 SUBJECTS: dict[str, tuple[str, ...]] = {
@@ -40,6 +41,7 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     "gradnorm": ("clip_grad_norm_",),
     "training": ("LoraTraining",),
     "hybrid": ("CustomLinear",),
+    "fhe": ("HybridFHEModel",),
 }
 DROPOUT_POSITIONS = ("pre", "post")
 TRITON = ("TritonLinearLoRA", "LoRATritonFunction")
@@ -54,6 +56,7 @@ POSITIONAL: dict[str, int] = {
     "CustomLinear": 3,
     "ForwardModuleLinear": 3,
     "BackwardModuleLinear": 2,
+    "HybridFHEModel": 5,
 }
 
 

@@ -236,7 +236,8 @@ class RemoteModule(nn.Module):
         if split.keys is None:
             split.keys = split.backend.keygen()
         evaluation = split.keys.evaluation
-        for rows in _shown(torch.split(x.values.cpu(), ROWS_AT_ONCE), self.module_name, split.verbose):
+        blocks = torch.split(x.values.cpu(), ROWS_AT_ONCE)
+        for rows in _shown(blocks, self.module_name, split.verbose):
             if not len(rows):
                 continue
             ciphertext = split.backend.encrypt(rows, split.keys)

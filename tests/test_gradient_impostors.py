@@ -27,6 +27,7 @@ GRADIENTS = {
     "gradnorm": ("GRN-CLIP",),
     "training": ("TRN-BACKWARD",),
     "hybrid": ("HYB-DX",),
+    "fhe": ("FHE-DISABLE-DX",),
 }
 
 

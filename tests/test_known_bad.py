@@ -21,8 +21,8 @@ from tests import known_bad
 from tests.known_bad import REGISTRY, KnownBad
 
 RECORDED = Path(__file__).parent / "known_bad" / "recorded.json"
-# torch.compile, and calls by the hundred, take seconds for each twin, and see what the plain call shows
-SLOW = ("LIN-COMPILE", "LAY-COMPILE", "LIN-MEM-LEAK", "LAY-MEM-LEAK")
+# torch.compile, calls by the hundred, and keys take seconds for each twin, and see what the plain call shows
+SLOW = ("LIN-COMPILE", "LAY-COMPILE", "LIN-MEM-LEAK", "LAY-MEM-LEAK", "FHE-EXECUTE")
 # The twin's own clause is judged in all its dtypes and on every subject, and shrunk, since its message is
 # asserted; of the others one case tells whether the defect shows there too.
 OWN = dataclasses.replace(PROFILES["quick"], shrinks=60)

@@ -1,0 +1,19 @@
+"""What a model split for FHE must do: the clauses of group `fhe` by concept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from conformance.fhe import computing, encrypting, keeping, quantizing, refusing, simulating, static, stepping
+
+__all__ = ["computing", "encrypting", "keeping", "quantizing", "refusing", "simulating", "static", "stepping", "tests"]
+
+
+def tests() -> dict[str, Any]:
+    """The test function of every clause in this package, by name."""
+    return {
+        name: value
+        for module in (computing, static, simulating, encrypting, stepping, keeping, refusing, quantizing)
+        for name, value in vars(module).items()
+        if name.startswith("test_") and hasattr(value, "clause")
+    }

@@ -1,0 +1,194 @@
+"""Mode simulate: the integers of mode disable with the noise of the encryption, which follows its law."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import torch
+
+from conformance.clause import clause
+from conformance.fhe.backend import NOISY, Parameters, Recorder
+from conformance.fhe.oracle import Integers, noise_std
+from conformance.fhe.problem import LAYER, SMALL, Problem, QuantizedCase
+from conformance.fhe.split import Split
+from conformance.judge import judge, require
+from conformance.numerics import Array, numbers
+from conformance.refusal import refuses
+from conformance.subject import Subject
+
+BACKEND = ("HybridFHEModel(backend)",)
+REFUSED = (ValueError, RuntimeError)
+# A right implementation exceeds each bound once in e^RARE = 10^10 cases.
+RARE = 23.1
+
+
+@clause(
+    "FHE-SIM-EXACT",
+    "Under exact parameters, the default, mode simulate gives y and dX of mode disable bit for bit.",
+    group="fhe",
+    cases=LAYER,
+    needs=("CustomLinear",),
+    weight=0.5,
+)
+def test_simulate_is_disable(subject: Subject, case: QuantizedCase) -> float | None:
+    problem = Problem(case, subject.device)
+    split = Split(subject, problem).compile()
+    clear, simulated = split.both("disable"), split.both("simulate")
+    for name, a, b in zip(("y", "dX"), clear, simulated, strict=True):
+        wrong = int((a != b).sum())
+        require(torch.equal(a, b), f"{name} of mode simulate differs from that of disable in {wrong} of {a.numel()}")
+    return judge(simulated[0], problem.y())
+
+
+def _noise(split: Split, product_unit: Array) -> Array:
+    """The noise of one call of mode simulate, in units of the integer result."""
+    clear, simulated = numbers(split.forward("disable")), numbers(split.forward("simulate"))
+    noise = (simulated - clear) / product_unit
+    whole = np.rint(noise)
+    require(
+        bool((np.abs(noise - whole) <= 1e-3).all()),
+        "the noise of mode simulate is no whole number of units of the integer result",
+    )
+    return np.asarray(whole)
+
+
+NOISE = SMALL.narrowed(m=(2500,), k=(2, 3, 5), n=(1, 2, 5), bias=(False,), values=("grid",), n_bits=(8, 4))
+
+
+@clause(
+    "FHE-SIM-NOISE",
+    """The noise of mode simulate is whole, has mean zero and the deviation of its law: σ² = (ρ·2^(b-m_out))²
+    + (ρ·2^(b-L·B))² + N·(2.845e-15·2^b·√(L·P·4^B/12))² + (2^(b-m_in)/√12·‖w_col‖)², ρ² = (1 + P/2)/12.""",
+    group="fhe",
+    cases=NOISE.narrowed(how=tuple(NOISY)),
+    dtypes=("float64",),
+    needs=BACKEND,
+)
+def test_noise_law(subject: Subject, case: QuantizedCase) -> float | None:
+    problem = Problem(case, subject.device)
+    parameters = NOISY[case.how]
+    backend = "fast" if case.how == "fast" else Recorder(parameters)
+    split = Split(subject, problem, "linear", backend=backend).compile()
+    product = problem.forward()
+    noise = _noise(split, product.unit)
+    std = np.sqrt(noise_std(parameters, product.weight.values) ** 2 + 1 / 12)  # and the rounding to whole numbers
+    count = len(noise)
+    ratios: list[float] = []
+    for column, sigma in enumerate(std):  # the rows of one column are independent
+        seen = noise[:, column] / sigma
+        mean, square = float(seen.mean()) * math.sqrt(count), float((seen**2).sum())
+        # the tails of the normal and of the chi-squared distribution (Laurent and Massart, 2000)
+        spread = 2 * math.sqrt(count * RARE)
+        low, high = count - spread, count + spread + 2 * RARE
+        measured = math.sqrt(square / count) * sigma
+        require(
+            low <= square <= high,
+            f"the noise of column {column} has a deviation of {measured:.4g} in {count} rows: expected {sigma:.4g}, "
+            f"from {sigma * math.sqrt(low / count):.4g} to {sigma * math.sqrt(high / count):.4g}",
+        )
+        require(
+            abs(mean) <= math.sqrt(2 * RARE),
+            f"the noise of column {column} has a mean of {seen.mean() * sigma:.4g} in {count} rows: expected zero "
+            f"± {math.sqrt(2 * RARE / count) * sigma:.3g}",
+        )
+        ratios += [abs(mean) / math.sqrt(2 * RARE), abs(square - count) / (high - count)]
+    return max(min(r, 1.0) for r in ratios)
+
+
+@clause(
+    "FHE-SIM-FRESH",
+    "The noise of mode simulate differs from call to call and from row to row, independently.",
+    group="fhe",
+    cases=NOISE.narrowed(how=("from call to call", "from row to row")),
+    dtypes=("float64",),
+    needs=BACKEND,
+    weight=0.5,
+)
+def test_noise_is_fresh(subject: Subject, case: QuantizedCase) -> float | None:
+    problem = Problem(case, subject.device)
+    split = Split(subject, problem, "linear", backend="fast").compile()
+    unit = problem.forward().unit
+    first = _noise(split, unit)[:, 0]
+    first, second = (first, _noise(split, unit)[:, 0]) if case.how == "from call to call" else (first[::2], first[1::2])
+    count, deviations = len(first), np.std(first) * np.std(second)
+    require(bool(deviations > 0), "mode simulate adds no noise under parameters that have some")
+    # a product of two is a difference of two squares, each with the tails of chi-squared
+    correlation = float((first * second).mean() / deviations)
+    most = 1.5 * (2 * math.sqrt(count * RARE) + RARE) / count
+    require(
+        abs(correlation) <= most,
+        f"the noise correlates by {correlation:.3g} {case.how} in {count} values: expected none, at most {most:.3g}",
+    )
+    return abs(correlation) / most
+
+
+def _fill(case: QuantizedCase, problem: Problem, parameters: Parameters) -> None:
+    """Give a column of W the largest sum that fits the range, one more for `above`, and x what attains it."""
+    levels, low = 2**case.n_bits - 1, -(2 ** (case.n_bits - 1))
+    high, limit = levels + low, 2 ** (parameters.bits - 1)
+    q = np.zeros((case.n, case.k), dtype=np.int64)
+    q[:, 0] = low
+
+    def filled(total: int) -> Integers:  # and the others' with the widest range
+        q[:, 1] = high
+        for i in range(1, case.k):
+            q[0, i] = min(high, max(0, total - (i - 1) * high))
+        return q
+
+    total = (limit - 1) // levels
+    while levels * total + 8 * float(noise_std(parameters, filled(total)).max()) >= limit:
+        total -= 1
+    filled(total + (case.how == "above"))
+    problem.values["weight"] = np.asarray(q * 0.25, dtype=np.float64)
+    problem.values["x"] = np.tile(np.where(q[0] > 0, levels, 0) * 0.5, (case.m, 1))
+    with torch.no_grad():
+        for name in ("weight", "x"):
+            problem[name].copy_(torch.from_numpy(problem.values[name]))
+
+
+LIMIT = LAYER.narrowed(
+    m=(2, 3), k=(17, 33), n=(1, 3), n_bits=(8, 4, 6), bias=(False, True), values=("grid",), x=("packed",)
+)
+
+
+def _parameters(case: QuantizedCase, *, noisy: bool) -> Parameters:
+    """Parameters whose range a sum over half of the columns fills, with noise that decides or without any."""
+    levels, high = 2**case.n_bits - 1, 2 ** (case.n_bits - 1) - 1
+    bits = 1 + int(math.log2(levels * (high * (case.k - 1) - 1)))
+    if noisy:
+        return Parameters(bits=bits, bits_out=bits - 4)
+    return Parameters(bits=bits)
+
+
+@clause(
+    "FHE-RANGE",
+    """compile_model refuses what could wrap, (2ⁿ - 1)·max(Σ q_w⁺, Σ |q_w⁻|) + 8σ ≥ 2^(b-1), naming the module; just
+    below it accepts, and products up to the limit are not wrapped.""",
+    group="fhe",
+    cases=LIMIT.narrowed(how=("below", "above"), g=("packed",), side=("forward", "noisy")),
+    dtypes=("float64", "float32"),
+    needs=BACKEND,
+)
+def test_range(subject: Subject, case: QuantizedCase) -> float | None:
+    problem = Problem(dataclasses.replace(case, side="forward"), subject.device)
+    parameters = _parameters(case, noisy=case.side == "noisy")
+    _fill(case, problem, parameters)
+    split = Split(subject, problem, "linear", backend=Recorder(parameters))
+    if case.how == "above":
+        what = f"compile_model(x, n_bits={case.n_bits}) of products that could wrap modulo 2^{parameters.bits}"
+        sample = problem["x"].detach()
+        refuses(what, lambda: split.hybrid.compile_model(sample, n_bits=case.n_bits), "layer", types=REFUSED)
+        return None
+    split.compile()
+    judged = judge(split.forward("disable"), problem.y())
+    simulated = numbers(split.forward("simulate"))
+    product = problem.forward()
+    units = (simulated - numbers(split.forward("disable"))).reshape(product.raw.shape) / product.unit
+    most = 8 * float(noise_std(parameters, product.weight.values).max()) + 1
+    require(
+        bool((np.abs(units) <= most).all()),
+        f"mode simulate is {np.abs(units).max():.4g} units off at the limit of the range: was it wrapped?",
+    )
+    return judged

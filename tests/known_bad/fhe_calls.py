@@ -1,0 +1,333 @@
+"""Known-bad twins of group `fhe`: what a split model refuses, keeps, replaces and notices."""
+
+from __future__ import annotations
+
+import enum
+
+import torch
+from torch import nn
+
+import reference
+from reference import HybridFHEMode as Mode
+from reference.remote_module import product_of
+from reference.splitting import _put
+from tests.known_bad.hybrid import Kept
+from tests.right_fhe import Right, fhe_breaks
+
+SINGLE = ("float32",)
+
+
+@fhe_breaks("FHE-EARLY", says="expected ValueError or RuntimeError", dtypes=SINGLE)
+class ComputesFloatsBeforeCompiling(reference.HybridFHEModel):
+    def set_fhe_mode(self, mode):
+        uncompiled = any(module.quantized is None for module in self.remote_modules.values())
+        super().set_fhe_mode("torch" if uncompiled and Mode(mode) is not Mode.CALIBRATE else mode)
+
+
+@fhe_breaks("FHE-EARLY", says="expected ValueError or RuntimeError", dtypes=SINGLE)
+class CompilesOnDemand(reference.HybridFHEModel):
+    def set_fhe_mode(self, mode):
+        for module in self.remote_modules.values():
+            if module.quantized is None and Mode(mode) in (Mode.DISABLE, Mode.SIMULATE):
+                module.take(*module.compiled(8, True))
+        super().set_fhe_mode(mode)
+
+
+@fhe_breaks("FHE-LATE", says="expected ValueError or RuntimeError", dtypes=SINGLE)
+class CalibratesAgain(reference.HybridFHEModel):
+    def set_fhe_mode(self, mode):
+        if Mode(mode) is Mode.CALIBRATE:
+            self._split.mode = Mode.CALIBRATE
+            return
+        super().set_fhe_mode(mode)
+
+
+@fhe_breaks("FHE-LATE", says="elements wrong", dtypes=SINGLE)
+class ForgetsWhatWasCompiled(reference.HybridFHEModel):
+    def set_fhe_mode(self, mode):
+        if Mode(mode) is Mode.CALIBRATE:
+            for module in self.remote_modules.values():
+                if module.quantized is not None:
+                    module.quantized.weight_scale = module.quantized.weight_scale * 2
+        super().set_fhe_mode(mode)
+
+
+@fhe_breaks("FHE-UNKNOWN-MODE", says="expected ValueError", dtypes=SINGLE)
+class TakesUnknownModesForTorch(reference.HybridFHEModel):
+    def set_fhe_mode(self, mode):
+        try:
+            super().set_fhe_mode(mode)
+        except ValueError:
+            super().set_fhe_mode("torch")
+
+
+@fhe_breaks("FHE-UNKNOWN-MODE", says="error ÷ budget", dtypes=SINGLE)
+class FallsBackAfterAnUnknownMode(reference.HybridFHEModel):
+    def set_fhe_mode(self, mode):
+        before, self._split.mode = self._split.mode, Mode.TORCH
+        try:
+            super().set_fhe_mode(mode)
+        except RuntimeError:
+            self._split.mode = before
+            raise
+
+
+@fhe_breaks("FHE-NO-SERVER", says="expected ValueError or RuntimeError", dtypes=SINGLE)
+class RunsHereWithoutAServer(reference.HybridFHEModel):
+    def set_fhe_mode(self, mode):
+        super().set_fhe_mode("disable" if Mode(mode) is Mode.REMOTE and self._split.server is None else mode)
+
+
+@fhe_breaks("FHE-N-BITS", says="compile_model(x, n_bits=", dtypes=SINGLE)
+class TakesAnyNumberOfBits(reference.RemoteModule):
+    def compiled(self, n_bits, dynamic):
+        return super().compiled(min(max(int(n_bits or 8), 2), 16), dynamic)
+
+
+@fhe_breaks("FHE-N-BITS", says="compile_model(x, n_bits=True)", dtypes=SINGLE)
+class TakesTrueForTwo(reference.RemoteModule):
+    def compiled(self, n_bits, dynamic):
+        return super().compiled(n_bits + 1 if isinstance(n_bits, bool) else n_bits, dynamic)
+
+
+@fhe_breaks("FHE-N-BITS", says="fhe='disable' after a refused compile_model", dtypes=SINGLE)
+class CompilesBeforeItRefuses(reference.RemoteModule):
+    def compiled(self, n_bits, dynamic):
+        self.take(*super().compiled(8, dynamic))
+        return super().compiled(n_bits, dynamic)
+
+
+@fhe_breaks("FHE-NONFINITE", says="expected ValueError or RuntimeError", dtypes=SINGLE)
+class TakesNaNForZero(reference.QuantizedLinear):
+    def quantize(self, x):
+        return super().quantize(x.nan_to_num(0.0, 0.0, 0.0))
+
+
+@fhe_breaks("FHE-NONFINITE", says="in weight with compile_model returned", dtypes=SINGLE)
+class TakesNaNWeightsForZero(reference.QuantizedLinear):
+    def __init__(self, weight, bias, n_bits, input_range=None):
+        super().__init__(weight.nan_to_num(0.0, 0.0, 0.0), bias, n_bits, input_range)
+
+
+@fhe_breaks("FHE-NONFINITE", says="raised IndexError", dtypes=SINGLE)
+class FindsNaNByAccident(reference.QuantizedLinear):
+    def quantize(self, x):
+        if not x.isfinite().all():
+            raise IndexError("index 9223372036854775807 is out of bounds")
+        return super().quantize(x)
+
+
+@fhe_breaks("FHE-NAMES", says="expected ValueError or RuntimeError", dtypes=SINGLE)
+class IgnoresUnknownNames(reference.HybridFHEModel):
+    def __init__(self, model, module_names, *args, **options):
+        every = dict(model.named_modules())
+        super().__init__(model, [name for name in module_names if name in every], *args, **options)
+
+
+@fhe_breaks("FHE-NAMES", says="had replaced a layer by then", dtypes=SINGLE)
+class ReplacesBeforeItLooks(reference.HybridFHEModel):
+    def __init__(self, model, module_names, *args, **options):
+        for name in module_names:
+            super().__init__(model, [name], *args, **options)
+        if not module_names:
+            super().__init__(model, module_names, *args, **options)
+
+
+@fhe_breaks("FHE-NAMES", says="expected ValueError or RuntimeError", dtypes=SINGLE)
+class SendsAdaptersToTheServer(reference.HybridFHEModel):
+    def __init__(self, model, module_names, *args, **options):
+        renamed = {"lora_A": "adapter"}
+        for name in set(module_names) & set(renamed):
+            setattr(model, renamed[name], getattr(model, name))
+        super().__init__(model, [renamed.get(name, name) for name in module_names], *args, **options)
+
+
+@fhe_breaks("FHE-NAMES", says="expected ValueError or RuntimeError", dtypes=SINGLE)
+class TakesASubclassForALinear(reference.HybridFHEModel):
+    def __init__(self, model, module_names, *args, **options):
+        for name in module_names:
+            module = getattr(model, name, None)
+            if isinstance(module, nn.Linear) and type(module) is not nn.Linear:
+                plain = nn.Linear(module.in_features, module.out_features)
+                setattr(model, name, plain)
+        super().__init__(model, module_names, *args, **options)
+
+
+@fhe_breaks("FHE-FEATURES", says="expected ValueError or RuntimeError", dtypes=SINGLE)
+class PadsAndCuts(reference.RemoteModule):
+    def forward(self, x):
+        return super().forward(nn.functional.pad(x, (0, self.in_features - x.shape[-1])))
+
+
+@fhe_breaks("FHE-FEATURES", says="expected ValueError or RuntimeError", dtypes=SINGLE)
+class ExpandsOneFeature(reference.RemoteModule):
+    def forward(self, x):
+        return super().forward(x.expand(*x.shape[:-1], self.in_features) if x.shape[-1] == 1 else x)
+
+
+@fhe_breaks("FHE-STATIC-UNSEEN", says="expected ValueError or RuntimeError", dtypes=SINGLE)
+class AssumesARange(reference.RemoteModule):
+    def compiled(self, n_bits, dynamic):
+        self.input_range = self.input_range or (0.0, 1.0)
+        return super().compiled(n_bits, dynamic)
+
+
+class OtherMode(enum.Enum):
+    """The modes, but for two."""
+
+    TORCH = "torch"
+    CALIBRATE = "calibrate"
+    DISABLE = "disable"
+    SIMULATE = "simulate"
+    EXECUTE = "execute"
+
+
+@fhe_breaks("FHE-MODE-KINDS", says="HybridFHEMode.REMOTE is None", dtypes=SINGLE)
+class HasNoModeRemote(Right):
+    HybridFHEMode = OtherMode
+
+
+@fhe_breaks("FHE-MODE-KINDS", says="raised AttributeError", dtypes=SINGLE)
+class TakesWordsAlone(reference.HybridFHEModel):
+    def set_fhe_mode(self, mode):
+        super().set_fhe_mode(mode.lower())
+
+
+@fhe_breaks("FHE-MODE-KINDS", says="error ÷ budget", dtypes=SINGLE)
+class ReturnsToModeTorch(reference.HybridFHEModel):
+    def __call__(self, x, fhe="disable"):
+        y = super().__call__(x, fhe)
+        if not torch.is_tensor(y) or not y.requires_grad:
+            self._split.mode = Mode.TORCH
+        return y
+
+
+@fhe_breaks("FHE-DEFAULT-MODE", says="error ÷ budget", dtypes=SINGLE)
+class RunsInModeTorchByDefault(reference.HybridFHEModel):
+    def __call__(self, x, fhe="torch"):
+        return super().__call__(x, fhe)
+
+
+@fhe_breaks("FHE-DEFAULT-MODE", says="error ÷ budget", dtypes=SINGLE)
+class StaysInItsModeByDefault(reference.HybridFHEModel):
+    def __call__(self, x, fhe=None):
+        return super().__call__(x, fhe or self.mode)
+
+
+@fhe_breaks("FHE-CHANGED", says="is that of the weight before it was changed")
+class KeepsStaleWeights(reference.RemoteModule):
+    def _compiled(self):
+        return self.quantized
+
+
+@fhe_breaks("FHE-CHANGED", says="is that of the bias before it was changed")
+class KeepsAStaleBias(reference.RemoteModule):
+    def _compiled(self):
+        bias = getattr(self.private_module, "bias", None)
+        if bias is not None and self._compiled_from is not None:
+            self._compiled_from[1] = (bias, bias._version, bias.dtype)
+        return super()._compiled()
+
+
+@fhe_breaks("FHE-CHANGED", says="elements wrong")
+class DoesNotFollowAssignedWeights(reference.RemoteModule):
+    """It holds what it replaced by another name, where the layer does not look for it."""
+
+    def forward(self, x):
+        if not hasattr(self, "first"):
+            object.__setattr__(self, "first", [self.private_module.weight, getattr(self.private_module, "bias", None)])
+        if self.private_module is not None:
+            self.private_module.weight = self.first[0]
+            if self.first[1] is not None:
+                self.private_module.bias = self.first[1]
+        return super().forward(x)
+
+
+@fhe_breaks("FHE-INPUTS", says="x was modified in place", source="unslothai/unsloth c3d6def64a (AL1)")
+class QuantizesInPlace(reference.RemoteModule):
+    def _in_integers(self, x, quantized, mode):
+        y = super()._in_integers(x, quantized, mode)
+        if x.numel() and 0 not in x.stride():
+            x.detach().copy_((x.detach() * 8).round() / 8)
+        return y
+
+
+@fhe_breaks("FHE-INPUTS", says="weight was modified in place")
+class QuantizesTheWeightInPlace(reference.RemoteModule):
+    def take(self, quantized, std):
+        weight, _ = product_of(self.private_module, self.module_name)
+        rounded = (weight * 0.75).round()
+        if not torch.equal(weight.round(), weight):
+            weight.data.copy_(rounded)
+        super().take(quantized, std)
+
+
+@fhe_breaks("FHE-OUTPUT", says="raised", dtypes=SINGLE)
+class KeepsItsOutput(Right):
+    def CustomLinear(self, weight, bias=None, weight_transposed=False):
+        layer = reference.CustomLinear(weight, bias, weight_transposed)
+        layer.register_forward_hook(lambda _module, _inputs, y: Kept.apply(y))
+        return layer
+
+
+@fhe_breaks("FHE-OUTPUT", says="elements wrong", dtypes=SINGLE)
+class ReusesItsOutput(reference.RemoteModule):
+    def _in_integers(self, x, quantized, mode):
+        y = super()._in_integers(x, quantized, mode)
+        kept = getattr(self, "kept", None)
+        if kept is None or kept.shape != y.shape:
+            object.__setattr__(self, "kept", y.clone())
+            return self.kept.detach()
+        return kept.copy_(y).detach()
+
+
+@fhe_breaks("FHE-SIDE-GLOBAL", says="torch's random state", dtypes=SINGLE)
+class SeedsTheGlobalGenerator(reference.RemoteModule):
+    def _simulated(self, quantized, x):
+        torch.manual_seed(self.split.noise_seed)
+        return super()._simulated(quantized, x)
+
+
+@fhe_breaks("FHE-SIDE-GLOBAL", says="grad mode", dtypes=SINGLE)
+class LeavesGradModeOff(reference.HybridFHEModel):
+    def compile_model(self, x, n_bits=8, use_dynamic_quantization=True):
+        super().compile_model(x, n_bits, use_dynamic_quantization)
+        torch.set_grad_enabled(False)
+
+
+@fhe_breaks("FHE-ONLY-NAMED", says="was replaced although only", dtypes=("float64",))
+class ReplacesEveryLinear(reference.HybridFHEModel):
+    def __init__(self, model, module_names, *args, **options):
+        super().__init__(model, module_names, *args, **options)
+        for name, module in list(model.named_modules()):
+            if type(module) is nn.Linear and not name.endswith("private_module"):
+                _put(model, name, self.remote_module(module, name, self._split))
+
+
+@fhe_breaks("FHE-ONLY-NAMED", says="remote_modules has", dtypes=("float64",))
+class NumbersItsModules(reference.HybridFHEModel):
+    def __init__(self, model, module_names, *args, **options):
+        super().__init__(model, module_names, *args, **options)
+        self.remote_modules = {str(i): module for i, module in enumerate(self.remote_modules.values())}
+
+
+@fhe_breaks("FHE-TWO-NAMES", says="one module under two names became two", dtypes=("float64",))
+class MakesTwoOfOne(reference.HybridFHEModel):
+    def __init__(self, model, module_names, *args, **options):
+        layers = {name: module for name, module in model.named_modules(remove_duplicate=False) if "." not in name}
+        super().__init__(model, module_names, *args, **options)
+        for name, module in layers.items():
+            if name and sum(module is other for other in layers.values()) > 1:
+                remote = self.remote_module(module, name, self._split)
+                self.remote_modules[name] = remote
+                setattr(model, name, remote)
+
+
+@fhe_breaks("FHE-TWO-NAMES", says="the module was not replaced everywhere", dtypes=("float64",))
+class ReplacesOneOfTwoNames(reference.HybridFHEModel):
+    def __init__(self, model, module_names, *args, **options):
+        layers = {name: module for name, module in model.named_modules(remove_duplicate=False) if "." not in name}
+        super().__init__(model, module_names, *args, **options)
+        for name, module in layers.items():
+            if name not in (*module_names, "") and isinstance(getattr(model, name), reference.RemoteModule):
+                setattr(model, name, module)

@@ -28,7 +28,7 @@ Drawn = Array | dict[str, Array]
 MOST = 1000  # numbers in one script; beyond them it draws them from the seed, as the suite does
 # Functions that make the numbers of a case from it alone: by module, those of which each case needs one.
 DRAWING = {
-    "conformance.operands": ("_integers", "_floats"),
+    "conformance.values": ("integers", "floats"),
     "conformance.gradnorm.gradients": ("_values",),
     "conformance.fhe.problem": ("_drawn",),
 }

@@ -20,6 +20,8 @@ from typing import IO
 
 GRACE = 2.0  # seconds beyond the limit, in which the process may still end itself and say where it was
 SILENCE = 300.0  # seconds beyond the limit without any news, after which nothing will come any more
+ANSWER = 3.0  # seconds in which a process that is ended may say where it was
+PAUSE = 0.1  # seconds without more of a stack, after which it is whole
 EXIT = 5.0  # seconds to end in once every result is there: threads of the target's are not waited for
 KEPT = 2**16  # bytes of output kept: its end, where the reason for an end stands
 LEAST = 2 * 2**30  # bytes of memory that every process is allowed
@@ -111,9 +113,19 @@ class Guard:
     def _end(self, path: Path, doing: dict[str, str], why: str) -> None:
         path.with_suffix(".ended").write_text(why, encoding="utf-8")
         _kill(int(doing["pid"]), signal.SIGUSR1)  # the watch answers it by the stack
-        time.sleep(0.2)
+        _await_end_of(path.with_suffix(".trace"))
         _kill(int(doing["pid"]), signal.SIGKILL)
         path.unlink(missing_ok=True)
+
+
+def _await_end_of(trace: Path) -> None:
+    """Wait until a stack is written: on a busy machine its process may not run at once, and some never do."""
+    deadline, size = time.monotonic() + ANSWER, 0
+    while time.monotonic() < deadline:
+        time.sleep(PAUSE)
+        before, size = size, trace.stat().st_size if trace.exists() else 0
+        if 0 < size == before:
+            return
 
 
 def memory_for(processes: int) -> int:

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from conformance.judge import calling, require
-from conformance.operands import LinearCase, Operands
+from conformance.linear_case import LinearCase
+from conformance.operands import Operands
 from conformance.record import note
 
 TRAINABLE = ("x", "lora_A", "lora_B")

@@ -11,8 +11,8 @@ from conformance import dora
 from conformance.clause import clause
 from conformance.dora.oracle import DORA, NAMES, DoraOracle, built, ran
 from conformance.judge import Violation, judge, require, worst
+from conformance.linear_case import LinearCase
 from conformance.numerics import numbers, rounded
-from conformance.operands import LinearCase
 from conformance.oracle import Expected
 from conformance.subject import Subject
 

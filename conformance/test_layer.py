@@ -15,8 +15,9 @@ import torch
 from conformance import requirements
 from conformance.clause import clause
 from conformance.judge import calling, judge, require, worst
+from conformance.linear_case import LinearCase
 from conformance.numerics import dtype_named, numbers
-from conformance.operands import LinearCase, Operands
+from conformance.operands import Operands
 from conformance.requirements.base import SMALL, judge_gradients, oracle_for
 from conformance.requirements.dropout import PROBE, judge_relation, read_mask, started
 from conformance.subject import TRAINABLE, Instance, Subject, frozen_linear, run

@@ -10,8 +10,8 @@ import torch
 from conformance import requirements
 from conformance.clause import clause
 from conformance.judge import Refused, Violation, judge, worst
+from conformance.linear_case import LinearCase
 from conformance.numerics import dtype_named
-from conformance.operands import LinearCase
 from conformance.requirements.base import SMALL, judge_gradients, oracle_for
 from conformance.subject import TRAINABLE, Subject
 

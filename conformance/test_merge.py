@@ -10,8 +10,8 @@ import torch
 
 from conformance.clause import clause
 from conformance.judge import calling, judge, require, worst
+from conformance.linear_case import LinearCase
 from conformance.numerics import Array, format_of, numbers
-from conformance.operands import LinearCase
 from conformance.oracle import Expected
 from conformance.requirements.base import SMALL, judge_gradients, oracle_for
 from conformance.subject import TRAINABLE, Instance, Subject

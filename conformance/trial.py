@@ -139,6 +139,8 @@ def loaded(spec: str, device: str) -> Target:
         TargetError: if it cannot be tested.
     """
     load_all()
+    # a process's first backward pass imports it, for a second or more: not at the expense of one trial's time
+    importlib.import_module("torch.fx.experimental.symbolic_shapes")
     return Target.load(spec, device)
 
 

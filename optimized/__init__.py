@@ -5,8 +5,9 @@
 - `layer`, `model`: `reference`'s layers and patching with that node; `dora` puts it under a magnitude.
 - `adapter`, `products`, `kernels`: the update alone, in Triton.
 - `gradnorm`, `training`: one pass over the gradients.
-- `config`, `matching`, `hybrid`, `quantization`, `remote_module`, `splitting`: have no faster variant and are the
-  reference's.
+- `quantization`, `remote_module`, `splitting`: integers as int8, float32 or float64 products, whichever is exact.
+- `config`, `matching`, `hybrid`, `noise`, `encryption`, `deployment`, `remote`: have no faster variant and are
+  the reference's.
 
 What falls back says why: `why_not_triton(*operands)` for the kernels, `optimized.linear.why_not_fused` for
 the node. ``python -m optimized.bench`` times it.
@@ -15,6 +16,7 @@ the node. ``python -m optimized.bench`` times it.
 from optimized.adapter import LoRATritonFunction, why_not_triton
 from optimized.config import PeftConfig
 from optimized.dora import dora_linear
+from optimized.encryption import Backend, ConcreteBackend, EncryptionError, EncryptionParameters, Keys
 from optimized.gradnorm import clip_grad_norm_, grad_norm
 from optimized.hybrid import (
     LINEAR_LAYERS,
@@ -36,18 +38,24 @@ from optimized.quantization import (
     quantize_weight,
     quantize_weight_columns,
 )
+from optimized.remote import RemoteClient, RemoteError, serve
 from optimized.remote_module import HybridFHEMode, RemoteModule
 from optimized.splitting import HybridFHEModel
 from optimized.training import LoraTraining
 
 __all__ = [
     "LINEAR_LAYERS",
+    "Backend",
     "BackwardModuleLinear",
+    "ConcreteBackend",
     "CustomLinear",
+    "EncryptionError",
+    "EncryptionParameters",
     "ForwardBackwardModule",
     "ForwardModuleLinear",
     "HybridFHEMode",
     "HybridFHEModel",
+    "Keys",
     "LinearLoRA",
     "LoRATritonFunction",
     "LoraTraining",
@@ -55,6 +63,8 @@ __all__ = [
     "PeftConfig",
     "Quantized",
     "QuantizedLinear",
+    "RemoteClient",
+    "RemoteError",
     "RemoteModule",
     "TritonLinearLoRA",
     "apply_lora_to_linear_modules",
@@ -68,6 +78,7 @@ __all__ = [
     "quantize_static",
     "quantize_weight",
     "quantize_weight_columns",
+    "serve",
     "why_not_triton",
     "wildcard_match",
 ]

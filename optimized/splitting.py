@@ -1,5 +1,12 @@
-"""A model split between a client and a server: the reference's."""
+"""A model split in two, with the remote modules of `optimized.remote_module`."""
 
-from reference.splitting import HybridFHEModel
+import reference.splitting
+from optimized.remote_module import HybridFHEMode, RemoteModule
 
-__all__ = ["HybridFHEModel"]
+__all__ = ["HybridFHEMode", "HybridFHEModel", "RemoteModule"]
+
+
+class HybridFHEModel(reference.splitting.HybridFHEModel):
+    """`reference.HybridFHEModel` on fast remote modules."""
+
+    remote_module = RemoteModule

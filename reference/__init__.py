@@ -18,6 +18,12 @@ for the gradient of the output.
 - `quantization`: numbers as n-bit integers, and `QuantizedLinear`, a linear layer that multiplies them.
 - `remote_module`: a product as each `HybridFHEMode` computes it, `RemoteModule`.
 - `splitting`: a model whose products run remotely, `HybridFHEModel`.
+- `noise`: the parameter sets of the encryption, `EncryptionParameters`, and the noise of its results.
+- `envelope`, `layout`: what a message is checked for before it is used.
+- `keys`: a pair of keys, kept from view, `Keys`.
+- `encryption`: encrypted integer products, `Backend` and `ConcreteBackend`.
+- `remote`: the client of a server that evaluates them, `RemoteClient`, and the server, `serve`; behind it
+  `server`, `connection` and `worker`.
 
 Nothing here is fast. `optimized` has the same names, files and signatures, and is.
 """
@@ -25,6 +31,7 @@ Nothing here is fast. `optimized` has the same names, files and signatures, and 
 from .adapter import LoRATritonFunction
 from .config import PeftConfig
 from .dora import dora_linear
+from .encryption import Backend, ConcreteBackend, EncryptionError, EncryptionParameters, Keys
 from .gradnorm import clip_grad_norm_, grad_norm
 from .hybrid import (
     LINEAR_LAYERS,
@@ -46,18 +53,24 @@ from .quantization import (
     quantize_weight,
     quantize_weight_columns,
 )
+from .remote import RemoteClient, RemoteError, serve
 from .remote_module import HybridFHEMode, RemoteModule
 from .splitting import HybridFHEModel
 from .training import LoraTraining
 
 __all__ = [
     "LINEAR_LAYERS",
+    "Backend",
     "BackwardModuleLinear",
+    "ConcreteBackend",
     "CustomLinear",
+    "EncryptionError",
+    "EncryptionParameters",
     "ForwardBackwardModule",
     "ForwardModuleLinear",
     "HybridFHEMode",
     "HybridFHEModel",
+    "Keys",
     "LinearLoRA",
     "LoRATritonFunction",
     "LoraTraining",
@@ -65,6 +78,8 @@ __all__ = [
     "PeftConfig",
     "Quantized",
     "QuantizedLinear",
+    "RemoteClient",
+    "RemoteError",
     "RemoteModule",
     "TritonLinearLoRA",
     "apply_lora_to_linear_modules",
@@ -78,5 +93,6 @@ __all__ = [
     "quantize_static",
     "quantize_weight",
     "quantize_weight_columns",
+    "serve",
     "wildcard_match",
 ]

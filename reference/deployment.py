@@ -58,13 +58,18 @@ def load_server(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ValueError: naming the file, if it is missing or damaged.
     """
     arrays, about = _read(folder)
+    parameters = about.get("parameters")
+    if not isinstance(parameters, dict):
+        raise ValueError(f"{folder} is damaged: model.json has no parameters")
+    if not arrays:
+        raise ValueError(f"{folder} is damaged: model.json names no modules")
     weights = {}
     for name, held in arrays.items():
         weight = held.get("weight")
         if weight is None or weight.ndim != 2 or weight.dtype.kind != "i":
             raise ValueError(f"{folder}: the weight of {name} is no matrix of integers")
         weights[name] = torch.from_numpy(weight.astype(np.int64))
-    return weights, about["parameters"]
+    return weights, parameters
 
 
 def load_client(path: Path, model_name: str, modules: Mapping[str, RemoteModule]) -> dict[str, QuantizedLinear]:
@@ -184,7 +189,7 @@ def _read(folder: Path) -> tuple[dict[str, dict[str, np.ndarray[Any, Any]]], dic
         for name, file in about["modules"].items():
             if not re.fullmatch(r"[0-9]+\.npz", file):
                 raise ValueError(f"it names the file {file!r}")
-            with np.load(folder / file, allow_pickle=False) as held:
+            with open(folder / file, "rb") as stream, np.load(stream, allow_pickle=False) as held:
                 arrays[name] = {key: held[key] for key in held.files}
     except FileNotFoundError as error:
         raise ValueError(f"{folder} is no saved model: {Path(error.filename).name} is missing") from error

@@ -140,6 +140,15 @@ class QuantizedLinear:
         self.weight_zero_point = quantized.zero_point[:, 0].expand(self.out_features).clone()
         self.bias = None if bias is None else _checked("bias", bias.detach()[None], n_bits)[0].clone()
 
+    def __call__(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """The layer's output [M, N], in dtype, for x [M, K]: quantised, multiplied and recovered.
+
+        Raises:
+            ValueError: as `quantize_dynamic`.   RuntimeError: as `accumulate`.
+        """
+        rows = self.quantize(x)
+        return self.recover(self.accumulate(rows.values), rows).to(dtype)
+
     def quantize(self, x: Tensor) -> Quantized:
         """x [M, K] as this layer's inputs, row by row or over the calibrated range."""
         if self.input_range is None:
@@ -239,15 +248,27 @@ def _checked(name: str, t: Tensor, n_bits: int) -> Tensor:
     return t
 
 
-def _quantize(t: Tensor, low: Tensor, high: Tensor, n_bits: int, lowest: int) -> Quantized:
-    """Over [low, high], which become about `lowest` and ``lowest + 2ⁿ - 1``; a range of one value is exact."""
-    levels = 2**n_bits - 1
+def step_and_zero_point(low: Tensor, high: Tensor, n_bits: int, lowest: int) -> tuple[Tensor, Tensor]:
+    """The scale and zero point with which [low, high] becomes about ``[lowest, lowest + 2ⁿ - 1]``; one value is exact.
+
+    Args:
+        low, high: any shape, float64.   n_bits: n.   lowest: 0 for unsigned integers, -2ⁿ⁻¹ for signed ones.
+    Returns:
+        The scale, and the zero point as integers, both float64 of that shape.
+    Raises:
+        ValueError: if a range is beyond float64.
+    """
     if not (high - low).isfinite().all():
         raise ValueError("the range of the values is beyond float64: expected max - min to be finite")
     # Below 2⁻⁵² of the values themselves float64 cannot tell steps apart, and a zero point would leave int64.
-    step = torch.maximum((high - low) / levels, torch.maximum(low.abs(), high.abs()) * 2.0**-52).clamp(min=2.0**-1022)
+    finest = torch.maximum(low.abs(), high.abs()) * 2.0**-52
+    step = torch.maximum((high - low) / (2**n_bits - 1), finest).clamp(min=2.0**-1022)
     constant = low == high
     scale = torch.where(constant, torch.where(low == 0, 1.0, low.abs()), step)
-    zero_point = torch.where(constant, (low < 0).double(), (lowest - low / scale).round())
-    values = ((t / scale).round() + zero_point).clamp(lowest, lowest + levels)
+    return scale, torch.where(constant, (low < 0).double(), (lowest - low / scale).round())
+
+
+def _quantize(t: Tensor, low: Tensor, high: Tensor, n_bits: int, lowest: int) -> Quantized:
+    scale, zero_point = step_and_zero_point(low, high, n_bits, lowest)
+    values = ((t / scale).round() + zero_point).clamp(lowest, lowest + 2**n_bits - 1)
     return Quantized(values.long(), scale, zero_point.long())

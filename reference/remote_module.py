@@ -42,9 +42,6 @@ class HybridFHEMode(enum.Enum):
         raise ValueError(f"mode {value!r}: expected one of {', '.join(mode.value for mode in cls)}")
 
 
-NAMES = {"exact": "exact", "fast": "fast", "toy": "toy-insecure"}
-
-
 @dataclass
 class Split:
     """What the remote modules of one model share.
@@ -58,22 +55,27 @@ class Split:
     verbose: int
     mode: HybridFHEMode = HybridFHEMode.TORCH
     keys: Keys | None = None
-    client: RemoteClient | None = None
     noise_seed: int = 0  # counts up, so that every simulated product has noise of its own
 
     def __post_init__(self) -> None:
-        if isinstance(self.chosen, str) and self.chosen not in NAMES:
-            raise ValueError(f"backend = {self.chosen!r}: expected one of {', '.join(NAMES)}, or a Backend")
+        if isinstance(self.chosen, str) and self.chosen not in PARAMETER_SETS:
+            raise ValueError(f"backend = {self.chosen!r}: expected one of {', '.join(PARAMETER_SETS)}, or a Backend")
 
     @property
     def parameters(self) -> EncryptionParameters:
         """The backend's parameters."""
-        return PARAMETER_SETS[NAMES[self.chosen]] if isinstance(self.chosen, str) else self.chosen.parameters
+        return PARAMETER_SETS[self.chosen] if isinstance(self.chosen, str) else self.chosen.parameters
 
     @cached_property
     def backend(self) -> Backend:
         """What encrypts; made when first needed."""
-        return ConcreteBackend(NAMES[self.chosen]) if isinstance(self.chosen, str) else self.chosen
+        return ConcreteBackend(self.chosen) if isinstance(self.chosen, str) else self.chosen
+
+    @cached_property
+    def client(self) -> RemoteClient:
+        """The way to the server."""
+        assert self.server is not None
+        return RemoteClient(self.server)
 
 
 class RemoteModule(nn.Module):
@@ -105,6 +107,9 @@ class RemoteModule(nn.Module):
         self.noise_std: Tensor | None = None
         self._compiled_from: list[_Version] | None = None
         self.train(private_module.training)
+        hooked: Any = self
+        hooked.register_state_dict_post_hook(_without_wrapper)
+        hooked.register_load_state_dict_pre_hook(_with_wrapper)
 
     def forward(self, x: Tensor) -> Tensor:
         """``x Wᵀ + b`` in this module's mode: [*, K] → [*, N], in the dtype of the float product.
@@ -149,7 +154,7 @@ class RemoteModule(nn.Module):
             quantized = self.quantized_linear(weight, bias, n_bits, None if dynamic else self.input_range)
             assert quantized.weight is not None
             parameters = self.split.parameters
-            std = noise_std(parameters, quantized.weight)
+            std = noise_std(parameters, quantized.weight.cpu())
             check_range(quantized.largest_accumulator, std, parameters.bits, n_bits=n_bits, features=self.in_features)
         except ValueError as error:
             raise ValueError(f"{self.module_name}: {error}") from error
@@ -194,7 +199,7 @@ class RemoteModule(nn.Module):
         quantized.to(x.device)
         clamped = quantized.clamped
         try:
-            rows = quantized.quantize(x.reshape(-1, self.in_features))
+            y = self._product(quantized, x.reshape(-1, self.in_features), mode, dtype)
         except ValueError as error:
             raise ValueError(f"{self.module_name}: {error}") from error
         if clamped := quantized.clamped - clamped:
@@ -203,21 +208,26 @@ class RemoteModule(nn.Module):
                 f"{list(quantized.input_range or ())} and were clamped to it",
                 stacklevel=2,
             )
+        return y.reshape(*x.shape[:-1], self.out_features)
+
+    def _product(self, quantized: QuantizedLinear, x: Tensor, mode: HybridFHEMode, dtype: torch.dtype) -> Tensor:
         if mode is HybridFHEMode.DISABLE:
-            raw = quantized.accumulate(rows.values)
-        elif mode is HybridFHEMode.SIMULATE:
-            raw = self._simulated(quantized, rows)
+            return quantized(x, dtype)
+        rows = quantized.quantize(x)
+        if mode is HybridFHEMode.SIMULATE:
+            raw = self._with_noise(quantized.accumulate(rows.values))
         else:
             raw = self._encrypted(quantized, rows, mode).to(x.device)
-        return quantized.recover(raw, rows).to(dtype).reshape(*x.shape[:-1], self.out_features)
+        return quantized.recover(raw, rows).to(dtype)
 
-    def _simulated(self, quantized: QuantizedLinear, x: Quantized) -> Tensor:
-        raw = quantized.accumulate(x.values)
+    def _with_noise(self, raw: Tensor) -> Tensor:
+        """What decryption would give for these integer products."""
         assert self.noise_std is not None
         self.split.noise_seed += 1
         generator = torch.Generator().manual_seed(self.split.noise_seed)
-        simulated = simulate(raw.cpu(), self.noise_std.cpu(), self.split.parameters.bits, generator)
-        return simulated.to(raw.device)  # drawn on the CPU: the same noise on every device
+        bits = self.split.parameters.bits
+        # drawn on the CPU: the same noise on every device
+        return simulate(raw.cpu(), self.noise_std, bits, generator).to(raw.device)
 
     def _encrypted(self, quantized: QuantizedLinear, x: Quantized, mode: HybridFHEMode) -> Tensor:
         split, parts = self.split, []
@@ -235,7 +245,7 @@ class RemoteModule(nn.Module):
                 assert quantized.weight is not None
                 result = split.backend.evaluate(ciphertext, quantized.weight.cpu(), evaluation)
             else:
-                result = _server(split).evaluate(split.model_name, self.module_name, ciphertext, evaluation)
+                result = split.client.evaluate(split.model_name, self.module_name, ciphertext, evaluation)
             parts.append(split.backend.decrypt(result, len(rows), self.out_features, split.keys))
         return torch.cat(parts) if parts else x.values.new_zeros(0, self.out_features)
 
@@ -279,11 +289,16 @@ def product_of(module: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
     )
 
 
-def _server(split: Split) -> RemoteClient:
-    if split.client is None:
-        assert split.server is not None
-        split.client = RemoteClient(split.server)
-    return split.client
+def _without_wrapper(_: nn.Module, state: dict[str, Any], prefix: str, __: Any) -> None:
+    """A checkpoint has the names of the model before it was split."""
+    inner = f"{prefix}private_module."
+    for key in [key for key in state if key.startswith(inner)]:
+        state[prefix + key.removeprefix(inner)] = state.pop(key)
+
+
+def _with_wrapper(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -> None:
+    for key in [key for key in state if key.startswith(prefix)]:
+        state[f"{prefix}private_module.{key.removeprefix(prefix)}"] = state.pop(key)
 
 
 def _shown(blocks: Any, name: str, verbose: int) -> Iterator[Any]:

@@ -216,7 +216,7 @@ def _put(model: nn.Module, name: str, module: nn.Module) -> None:
 def _move_hooks(source: Any, target: Any) -> None:
     """Hand over a module's hooks; the dicts are shared, so that the handles given out for them still remove."""
     for key, value in vars(source).items():
-        if "hooks" in key and isinstance(value, dict):
+        if "hooks" in key and "state_dict" not in key and isinstance(value, dict):
             vars(target)[key] = value
             vars(source)[key] = type(value)()
     target._is_full_backward_hook = source._is_full_backward_hook

@@ -17,12 +17,13 @@ from conformance.report import Outcome, assemble
 from conformance.selection import Selection
 from conformance.trial import loaded, trials
 
+PATIENCE = 900  # seconds for one process: it may start torch several times, each a minute on a busy machine
 TARGETS = Path(__file__).parent / "targets"
 WITHOUT_SUITE = Path(__file__).parent / "without_suite"  # on PYTHONPATH: the process cannot import the suite
 
 
 def python(
-    *arguments: str, cwd: Path = TARGETS, timeout: float = 300, **environment: str
+    *arguments: str, cwd: Path = TARGETS, timeout: float = PATIENCE, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run Python with these arguments, and these variables besides those of this process."""
     return subprocess.run(
@@ -36,7 +37,7 @@ def python(
     )
 
 
-def loraspec(*arguments: str, cwd: Path = TARGETS, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+def loraspec(*arguments: str, cwd: Path = TARGETS, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
     """Run the command."""
     return python("-m", "conformance", *arguments, cwd=cwd, timeout=timeout)
 

@@ -7,17 +7,18 @@ from pathlib import Path
 from conformance.watch import PATIENCE, Watch, crashed
 from tests.commands import run_target, without_times
 
+LIMIT = 15  # seconds: the trials that end take a tenth of one, but a busy machine may take ten times as long
 SEEN = {
     "LIN-DROP-EVAL": "ended the process without an error: an exit call, a kill signal, or memory ran out",
     "LIN-DROP-BWD": "killed the process: Segmentation fault\nat ",
-    "LIN-DROP-ALL": "did not finish within 5 s\nat ",
+    "LIN-DROP-ALL": f"did not finish within {LIMIT} s\nat ",
 }
 OTHERS = {"LIN-MEM-INPUTS": "pass", "LIN-FWD": "fail", "LIN-BWD-DA": "fail"}
 
 
 def test_a_crash_costs_one_clause_and_workers_change_nothing(tmp_path: Path) -> None:
     clauses = ",".join((*SEEN, *OTHERS))
-    options = ("--clause", clauses, "--dtype", "float32", "--timeout", "5")
+    options = ("--clause", clauses, "--dtype", "float32", "--timeout", str(LIMIT))
     ended, report = run_target("crashing", tmp_path / "0", *options, "-n", "0")
     found = {clause["id"]: clause for clause in report["clauses"]}
     assert (ended.returncode, report["verdict"]) == (1, "fail")

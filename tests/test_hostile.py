@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from conformance import run
-from conformance.guard import LEAST, Tail, memory_for
+from conformance import guard, run
+from conformance.guard import LEAST, SILENCE, Tail, memory_for
 from conformance.pristine import PRISTINE
 from conformance.selection import Selection, UsageError
 from tests.commands import TARGETS, judged, loraspec, run_target
@@ -33,7 +33,7 @@ def judge(target: str, folder: Path, clauses: str, *options: str) -> tuple[str, 
 
 def test_what_stalls_is_ended_whatever_holds_it(tmp_path: Path) -> None:
     clauses = "LIN-DROP-ALL,LIN-DROP-BWD,LIN-FWD,LIN-MEM-INPUTS"
-    _, report = judge("stalling", tmp_path, clauses, "--timeout", "3")
+    _, report = judge("stalling", tmp_path, clauses, "--timeout", "10")
     assert statuses(report) == {
         "LIN-FWD": "pass",
         "LIN-MEM-INPUTS": "pass",
@@ -41,9 +41,9 @@ def test_what_stalls_is_ended_whatever_holds_it(tmp_path: Path) -> None:
         "LIN-DROP-ALL": "crashed",
     }
     for clause, place in (("LIN-DROP-ALL", "in search_for_ever"), ("LIN-DROP-BWD", "in cut_the_timer_off")):
-        assert message(report, clause).startswith("did not finish within 3 s\nat ")
+        assert message(report, clause).startswith("did not finish within 10 s\nat ")
         assert place in message(report, clause)
-    assert report["seconds"] < 120
+    assert report["seconds"] < run.IMPORT_TIMEOUT + SILENCE  # for so long the guard would have waited for news
 
 
 def test_what_takes_too_much_memory_is_ended(tmp_path: Path) -> None:
@@ -57,10 +57,10 @@ def test_what_takes_too_much_memory_is_ended(tmp_path: Path) -> None:
     assert "allocate" in message(report, "LIN-DROP-ALL")
 
 
-def test_the_default_is_a_share_of_the_memory_that_is_available() -> None:
-    alone = memory_for(1)
-    assert alone >= LEAST
-    assert LEAST <= memory_for(4) <= max(LEAST, alone / 3)
+def test_the_default_is_a_share_of_the_memory_that_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert memory_for(1) >= LEAST
+    monkeypatch.setattr(guard, "_available", lambda: 40 * 2**30)
+    assert [memory_for(count) / 2**30 for count in (1, 4, 100)] == [36, 9, LEAST / 2**30]
 
 
 def test_exits_that_are_no_errors_are_judged(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_threads_of_the_target_are_not_waited_for(tmp_path: Path, monkeypatch: p
     options = ("--clause", "LIN-FWD", "--dtype", "float32", "-n", "0")
     ended, report = run_target("hostile.importing", tmp_path, *options)
     assert (ended.returncode, statuses(report)) == (0, {"LIN-FWD": "pass"})
-    assert report["seconds"] < 100
+    assert report["seconds"] < run.IMPORT_TIMEOUT + SILENCE
 
 
 def test_megabytes_of_output_stay_out_of_report_and_terminal(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from conformance import shadow
 from conformance.selection import Selection, UsageError, key_of
-from tests.commands import TARGETS, python
+from tests.commands import PATIENCE, TARGETS, python
 
 FOREIGN = {
     "conftest.py": """
@@ -44,7 +44,7 @@ def test_the_plugin_does_nothing_in_a_session_of_others(tmp_path: Path) -> None:
         env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr

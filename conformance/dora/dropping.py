@@ -11,8 +11,8 @@ from conformance import budget
 from conformance.clause import clause
 from conformance.dora.oracle import DORA, built
 from conformance.judge import Inconclusive, compare, judge, require
+from conformance.linear_case import LinearCase
 from conformance.numerics import numbers, rounded
-from conformance.operands import LinearCase
 from conformance.oracle import Expected
 from conformance.requirements.dropout import PROBE
 from conformance.subject import Subject

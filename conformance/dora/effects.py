@@ -9,8 +9,8 @@ import torch
 from conformance.clause import clause
 from conformance.dora.oracle import DORA, NAMES, DoraOracle, built, ran
 from conformance.judge import calling, judge, require, worst
+from conformance.linear_case import LinearCase
 from conformance.numerics import numbers
-from conformance.operands import LinearCase
 from conformance.placement import LAYOUTS
 from conformance.settings import kept
 from conformance.subject import Instance, Subject

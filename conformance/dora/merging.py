@@ -8,8 +8,8 @@ import torch
 from conformance.clause import clause
 from conformance.dora.oracle import DORA, DoraOracle, built
 from conformance.judge import calling, judge, worst
+from conformance.linear_case import LinearCase
 from conformance.numerics import Array, numbers
-from conformance.operands import LinearCase
 from conformance.oracle import Expected
 from conformance.subject import Instance, Subject
 

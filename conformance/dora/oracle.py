@@ -7,8 +7,9 @@ import torch
 
 from conformance import budget
 from conformance.judge import calling, require
+from conformance.linear_case import LinearCase
 from conformance.numerics import Array, rounded
-from conformance.operands import LinearCase, Operands
+from conformance.operands import Operands
 from conformance.oracle import Expected
 from conformance.requirements.base import SMALL
 from conformance.subject import TRAINABLE, Instance, Subject

@@ -12,8 +12,9 @@ from torch import nn
 from conformance.budget import Rounding
 from conformance.case import Space
 from conformance.judge import calling, judge, require
+from conformance.linear_case import LinearCase, tamed
 from conformance.numerics import Array
-from conformance.operands import LinearCase, Operands, tamed
+from conformance.operands import Operands
 from conformance.oracle import Expected
 from conformance.placement import Placed, place
 from conformance.subject import Subject, poisoned_memory

@@ -2,43 +2,19 @@
 
 from __future__ import annotations
 
-import random
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from conformance.case import Case, Space
 from conformance.clause import clause
-from conformance.hybrid.tree import ADAPTERS, ALIKE, PLAIN, conv1d, linear, tree
+from conformance.hybrid.leaves import NAMES, NamesCase, drawn_leaves
+from conformance.hybrid.tree import conv1d, linear, tree
 from conformance.judge import calling, require
 from conformance.refusal import calling_quietly
 from conformance.subject import Subject
 
-
-@dataclass(frozen=True)
-class NamesCase(Case):
-    """A model of few layers.
-
-    Fields:
-        remote, adapters: how many layers that run remotely, and that belong to adapters, it has.
-        embeddings: `include_embedding_layers`.
-        names: of the remote layers: `plain`, or `alike` those of adapters and heads without being any.
-        deep: whether the whole model lies below a parent called `model`.
-        how: which of the clause's models.
-    """
-
-    remote: int = 1
-    adapters: int = 0
-    names: str = "plain"
-    embeddings: bool = False
-    deep: bool = False
-    how: str = ""
-
-
-NAMES = Space(NamesCase, remote=(1, 2, 4, len(PLAIN)), adapters=(0, 2, 5, len(ADAPTERS)), deep=(False, True))
 NEEDED = ("get_remote_names",)
 
 
@@ -64,20 +40,6 @@ def _require_names(got: list[str], expected: list[str], model: nn.Module) -> Non
     require(not problems, f"get_remote_names {'; '.join(problems)}. The model's leaves are {held}")
 
 
-def remote_pool(case: NamesCase) -> tuple[str, ...]:
-    """Names that the remote layers of a case are drawn from."""
-    return ALIKE if case.names == "alike" else PLAIN
-
-
-def _chosen(case: NamesCase) -> tuple[dict[str, nn.Module], list[str]]:
-    """Leaves of a model in an order drawn from the seed, and the names among them that are remote."""
-    draw, prefix = random.Random(case.seed), "model." if case.deep else ""
-    remote = [prefix + name for name in draw.sample(remote_pool(case), case.remote)]
-    names = remote + [prefix + name for name in draw.sample(ADAPTERS, case.adapters)]
-    draw.shuffle(names)
-    return {name: linear() for name in names}, remote
-
-
 @clause(
     "HYB-NAMES",
     """Every linear layer runs remotely under its own name but those with a component lora_A, lora_B,
@@ -89,7 +51,7 @@ def _chosen(case: NamesCase) -> tuple[dict[str, nn.Module], list[str]]:
     needs=NEEDED,
 )
 def test_names(subject: Subject, case: NamesCase) -> float | None:
-    leaves, remote = _chosen(case)
+    leaves, remote = drawn_leaves(case)
     model = tree(leaves)
     _require_names(_names(subject, model), remote, model)
     return None
@@ -105,7 +67,7 @@ def test_names(subject: Subject, case: NamesCase) -> float | None:
     needs=NEEDED,
 )
 def test_whole_components(subject: Subject, case: NamesCase) -> float | None:
-    leaves, remote = _chosen(case)
+    leaves, remote = drawn_leaves(case)
     model = tree(leaves)
     _require_names(_names(subject, model), remote, model)
     return None
@@ -121,7 +83,7 @@ def test_whole_components(subject: Subject, case: NamesCase) -> float | None:
     weight=0.3,
 )
 def test_kinds(subject: Subject, case: NamesCase) -> float | None:
-    leaves, remote = _chosen(case)
+    leaves, remote = drawn_leaves(case)
     others: dict[str, nn.Module] = {
         "norm": nn.LayerNorm(2),
         "act": nn.GELU(),
@@ -144,7 +106,7 @@ def test_kinds(subject: Subject, case: NamesCase) -> float | None:
     needs=NEEDED,
 )
 def test_names_of_custom_layers(subject: Subject, case: NamesCase) -> float | None:
-    leaves, remote = _chosen(case)
+    leaves, remote = drawn_leaves(case)
     for name in remote[1:] or remote:
         with calling("CustomLinear(weight, bias)"):
             leaves[name] = subject.thing(nn.Parameter(linear().weight), None)
@@ -166,7 +128,7 @@ def test_names_of_custom_layers(subject: Subject, case: NamesCase) -> float | No
     needs=NEEDED,
 )
 def test_head(subject: Subject, case: NamesCase) -> float | None:
-    leaves, remote = _chosen(case)
+    leaves, remote = drawn_leaves(case)
     head = ("model." if case.deep else "") + case.how
     model = tree({**leaves, head: linear()})
     expected = remote + ([head] if case.embeddings else [])
@@ -184,7 +146,7 @@ def test_head(subject: Subject, case: NamesCase) -> float | None:
     weight=0.5,
 )
 def test_embeddings(subject: Subject, case: NamesCase) -> float | None:
-    leaves, remote = _chosen(case)
+    leaves, remote = drawn_leaves(case)
     embeddings = ["embed_tokens", "decoder.wte"]
     leaves |= {name: nn.Embedding(3, 2) for name in embeddings}
     model = tree({**leaves, "embed.lora_embedding_A.default": nn.Embedding(3, 2)})
@@ -204,7 +166,7 @@ def test_embeddings(subject: Subject, case: NamesCase) -> float | None:
     weight=0.3,
 )
 def test_conv1d(subject: Subject, case: NamesCase) -> float | None:
-    leaves, remote = _chosen(case)
+    leaves, remote = drawn_leaves(case)
     leaves["block.c_attn"] = conv1d(4, 2)
     leaves["block.c_attn2.lora_A"] = conv1d(4, 2)
     model = tree(leaves)
@@ -245,7 +207,7 @@ def test_peft_wrapper(subject: Subject, case: NamesCase) -> float | None:
     weight=0.5,
 )
 def test_lora_layer(subject: Subject, case: NamesCase) -> float | None:
-    leaves, remote = _chosen(case)
+    leaves, remote = drawn_leaves(case)
     path = ("model." if case.deep else "") + "adapted.q_proj"
     with calling_quietly("LinearLoRA(nn.Linear(2, 2), dim=1)"):
         layer: Any = subject.target.LinearLoRA(linear(), dim=1)
@@ -269,7 +231,7 @@ def test_lora_layer(subject: Subject, case: NamesCase) -> float | None:
     weight=0.5,
 )
 def test_nothing_remote(subject: Subject, case: NamesCase) -> float | None:
-    leaves, remote = _chosen(case)
+    leaves, remote = drawn_leaves(case)
     if case.how == "none":
         leaves = {"norm": nn.LayerNorm(2), "lm_head": linear(), **{n: m for n, m in leaves.items() if n not in remote}}
         remote = []

@@ -13,7 +13,8 @@ from torch import nn
 import reference
 from conformance.case import Space
 from conformance.judge import calling, require
-from conformance.operands import LinearCase, Operands, tamed
+from conformance.linear_case import LinearCase, tamed
+from conformance.operands import Operands
 from conformance.refusal import calling_quietly
 from conformance.subject import Instance, Subject, frozen_linear
 

@@ -11,7 +11,8 @@ import torch
 from conformance.case import Space
 from conformance.clause import Check, clause
 from conformance.judge import judge, worst
-from conformance.operands import LINEAR, LinearCase, Operands
+from conformance.linear_case import LINEAR, LinearCase
+from conformance.operands import Operands
 from conformance.oracle import LinearOracle
 from conformance.placement import LAYOUTS
 from conformance.subject import TRAINABLE, Instance, Subject
@@ -23,7 +24,8 @@ SMALL = LINEAR.narrowed(
     m=(2, 3, 17, 33), k=(3, 17, 33, 70, 130), n=(2, 5, 16, 35, 67), r=(1, 3, 4, 17), scale=(1.0, 2.0, -1.0)
 )
 LAYOUT = SMALL.narrowed(x=LAYOUTS, g=LAYOUTS, w=LAYOUTS[:-1], ab=LAYOUTS[:-1], lead=("2d", "3d", "4d"))
-LEADING = SMALL.narrowed(m=(2, 0, 3, 17, 1), lead=("1d", "3d", "4d", "2d", "3d"))
+# not of rank 1: a gradient of rank 0, which an empty batch may make by mistake, autograd sums to the right shape
+LEADING = SMALL.narrowed(m=(2, 0, 3, 17, 1), r=(2, 3, 4, 17), lead=("1d", "3d", "4d", "2d", "3d"))
 
 
 def requirement(

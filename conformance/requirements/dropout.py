@@ -10,8 +10,9 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from conformance.judge import Inconclusive, calling, compare, judge, require, worst
+from conformance.linear_case import LinearCase
 from conformance.numerics import Array, format_of, numbers
-from conformance.operands import LinearCase, Operands
+from conformance.operands import Operands
 from conformance.oracle import Expected, LinearOracle
 from conformance.requirements.base import SMALL, judge_gradients, oracle_for, requirement
 from conformance.subject import TRAINABLE, Instance, Subject

@@ -7,7 +7,7 @@ import dataclasses
 import torch
 
 from conformance.judge import calling, judge, require, worst
-from conformance.operands import LinearCase
+from conformance.linear_case import LinearCase
 from conformance.requirements.base import LAYOUT, SMALL, judge_gradients, oracle_for, requirement
 from conformance.subject import TRAINABLE, Subject, run
 

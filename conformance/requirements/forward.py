@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 
 from conformance.judge import compare, judge, require, worst
+from conformance.linear_case import LinearCase
 from conformance.numerics import numbers
-from conformance.operands import LinearCase
 from conformance.requirements.base import (
     LAYOUT,
     LEADING,

@@ -8,7 +8,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from conformance.judge import judge, worst
-from conformance.operands import LinearCase
+from conformance.linear_case import LinearCase
 from conformance.requirements.base import SMALL, judge_gradients, oracle_for, requirement
 from conformance.subject import TRAINABLE, Subject
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from conformance.judge import Inconclusive, compare
+from conformance.linear_case import LinearCase
 from conformance.numerics import Array, numbers
-from conformance.operands import LinearCase
 from conformance.oracle import Expected
 from conformance.requirements.base import SMALL, oracle_for, output, requirement
 from conformance.subject import Subject

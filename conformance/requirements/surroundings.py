@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from conformance.judge import Inconclusive, judge, require, worst
-from conformance.operands import LinearCase, Operands
+from conformance.linear_case import LinearCase
+from conformance.operands import Operands
 from conformance.pristine import PRISTINE
 from conformance.requirements.base import SMALL, judge_gradients, oracle_for, requirement
 from conformance.settings import RANDOM, kept

@@ -17,8 +17,9 @@ from conformance.dora.oracle import DoraOracle
 from conformance.hybrid.frozen import SMALL, Frozen, FrozenCase, judge_both
 from conformance.hybrid.tree import conv1d, is_custom
 from conformance.judge import calling, judge, require, worst
+from conformance.linear_case import LinearCase, tamed
 from conformance.numerics import numbers
-from conformance.operands import LinearCase, Operands, tamed
+from conformance.operands import Operands
 from conformance.oracle import LinearOracle
 from conformance.refusal import calling_quietly
 from conformance.subject import Subject, frozen_linear

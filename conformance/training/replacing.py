@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from conformance.clause import clause
-from conformance.hybrid.naming import NAMES, NamesCase, remote_pool
+from conformance.hybrid.leaves import NAMES, NamesCase, remote_pool
 from conformance.hybrid.tree import ADAPTERS, Branch, Doubling, conv1d, converted, linear, tree
 from conformance.judge import calling, require
 from conformance.refusal import calling_quietly

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.known_bad import record
-from tests.right import Layer, Right
+from tests.right import Right
+from tests.right_layer import Layer
 
 ALL = ("float64", "float32", "bfloat16", "float16")
 

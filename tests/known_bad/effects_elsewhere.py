@@ -10,7 +10,7 @@ from torch import Tensor
 from tests import right_gradnorm, right_hybrid
 from tests.known_bad import breaks
 from tests.known_bad.dora import twin
-from tests.right import Layer
+from tests.right_layer import Layer
 from tests.right_training import Step, step_breaks
 
 HYBRID, GRADNORM = ("hybrid",), ("gradnorm",)

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tests.known_bad import breaks, record
-from tests.right import Layer, Right
+from tests.right import Right
+from tests.right_layer import Layer
 
 
 def twin(clause: str, **options: Any) -> Any:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.known_bad import record
-from tests.right import Layer, Right
+from tests.right import Right
+from tests.right_layer import Layer
 
 
 def twin(clause: str, **options: Any) -> Any:

@@ -122,20 +122,11 @@ class ProductsBy(Right):
     def update(self, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
         return self.product(self.product(x, lora_A) * scale, lora_B)
 
-    def gradient_of_x(
-        self,
-        g: Tensor,
-        weight: Tensor | None,
-        g_adapter: Tensor,
-        lora_A: Tensor,
-        lora_B: Tensor,
-        scale: float,
-        mask: Tensor | None,
-    ) -> Tensor:
-        part = self.product(self.product(g_adapter, lora_B.T), lora_A.T) * scale
-        if mask is not None:
-            part = part * mask
-        return part.to(g.dtype) if weight is None else self.product(g, weight.T) + part.to(g.dtype)
+    def back_through_base(self, g: Tensor, weight: Tensor) -> Tensor:
+        return self.product(g, weight.T)
+
+    def back_through_update(self, g: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
+        return self.product(self.product(g, lora_B.T), lora_A.T) * scale
 
     def gradient_of_lora_A(self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
         return self.product(self.product(g, lora_B.T).T, x.T) * scale

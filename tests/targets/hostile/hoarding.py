@@ -1,5 +1,7 @@
 """Takes memory without end where there is dropout: by many tensors, or in one large allocation that is refused."""
 
+import time
+
 import right
 import torch
 
@@ -16,3 +18,4 @@ def hoard():
     held = []
     while True:
         held.append(torch.ones(2**22))
+        time.sleep(0.02)  # so that the machine is not full before a guard that it keeps waiting looks

@@ -1,0 +1,19 @@
+"""The commands of `loraspec`, one file each: its options (`add`), and what it does with them (`execute`).
+
+Importing them imports neither torch nor hypothesis: what a command needs beyond its options it imports when it runs.
+"""
+
+from __future__ import annotations
+
+from conformance.commands import combine, demo, explain, init, rerun, run, serve, spec
+
+COMMANDS = {
+    "run": run,
+    "combine": combine,
+    "explain": explain,
+    "rerun": rerun,
+    "init": init,
+    "spec": spec,
+    "serve": serve,
+    "demo": demo,
+}

@@ -1,0 +1,59 @@
+"""`loraspec demo private-training`: train small models in every mode of a split model, and compare."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from conformance.commands import output
+from conformance.demo.session import BACKENDS, MODELS, MODES
+from conformance.selection import UsageError
+
+
+def add(commands: output.Commands) -> None:
+    """Its options."""
+    demo = commands.add_parser("demo", help="see it work: training on data that stays encrypted")
+    demos = demo.add_subparsers(dest="demo", required=True, metavar="DEMO")
+    training = demos.add_parser("private-training", help="train an MLP and MiniLM in every mode, and compare")
+    training.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder for table, plot and JSON")
+    training.add_argument("--model", default="all", help=f"{', '.join(MODELS)} or all (default)")
+    training.add_argument("--steps", type=_steps, default=30, help="training steps of each run (default 30)")
+    training.add_argument(
+        "--modes", default=",".join(MODES), metavar="MODE[,MODE…]", help=f"only these: {', '.join(MODES)}"
+    )
+    training.add_argument(
+        "--backend", default="toy", help=f"encryption parameters: {', '.join(BACKENDS)}; toy (default) is not secure"
+    )
+    training.add_argument("--seed", type=int, default=0, help="of the data, the batches and the adapters (default 0)")
+    training.add_argument("--implementation", default="optimized", metavar="MODULE", help="default optimized")
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Run it; the exit code."""
+    from conformance.demo import output as written
+    from conformance.demo import session
+
+    modes = _known(options.modes.split(","), MODES, "mode")
+    models = MODELS if options.model == "all" else _known([options.model], MODELS, "model")
+    (backend,) = _known([options.backend], BACKENDS, "backend")
+    wanted = session.Wanted(models, modes, options.steps, backend, options.seed, options.implementation)
+    session.check_installed(wanted)
+    with written.reserved(options.out):
+        found = session.run(wanted)
+        written.write(options.out, found)
+    written.show(found, options.out)
+    return 0
+
+
+def _known(names: list[str], known: tuple[str, ...], what: str) -> tuple[str, ...]:
+    """The names in the order in which they are known, each once."""
+    for name in names:
+        if name not in known:
+            raise UsageError(f"unknown {what} {name!r}: expected one of {', '.join(known)}")
+    return tuple(name for name in known if name in names)
+
+
+def _steps(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of steps: expected 1, 2, …")
+    return int(text)

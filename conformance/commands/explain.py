@@ -1,0 +1,36 @@
+"""`loraspec explain`: what a clause says and how it is checked."""
+
+from __future__ import annotations
+
+import argparse
+
+from conformance.clause import GROUPS
+from conformance.commands import output
+from conformance.selection import UsageError, suggestion
+
+
+def add(commands: output.Commands) -> None:
+    """Its options."""
+    explain = commands.add_parser("explain", help="what a clause says and how it is checked")
+    explain.add_argument("id", metavar="ID", help="a clause (LIN-BWD-DA) or a group (linear)")
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Run it; the exit code."""
+    from conformance import spec, terminal
+
+    try:
+        entries = spec.read()
+    except FileNotFoundError:
+        raise UsageError(f"{spec.PATH} is missing: write it with `loraspec spec`") from None
+    out = terminal.console()
+    members = [entry for entry in entries.values() if entry.group == options.id]
+    if members:
+        for entry in members:
+            out.print(f"{entry.id:<20} {entry.level:<6} {entry.sentence}")
+        return 0
+    if options.id not in entries:
+        raise UsageError(f"unknown clause {options.id!r}: {suggestion(options.id, [*entries, *GROUPS])}")
+    for line in terminal.explanation(entries[options.id]):
+        out.print(line)
+    return 0

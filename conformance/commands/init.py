@@ -1,0 +1,24 @@
+"""`loraspec init`: write a target module to start from."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from conformance.commands import output
+
+
+def add(commands: output.Commands) -> None:
+    """Its options."""
+    init = commands.add_parser("init", help="write a target module to start from")
+    init.add_argument("path", metavar="my_target.py", type=Path)
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Run it; the exit code."""
+    from conformance import template, terminal
+
+    template.write(options.path)
+    name = options.path.stem
+    terminal.console().print(f"wrote {options.path}; next: loraspec run {name} --group linear --profile quick")
+    return 0

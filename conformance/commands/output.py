@@ -1,0 +1,41 @@
+"""What the commands that report share: where the report goes, how it is shown, and the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+EXIT_CODES = """\
+exit codes: 0 every claimed MUST clause passes; 1 one fails, crashes or decides nothing, or a declared
+deviation no longer fails; 2 usage, or a target that does not import, bind or claim anything chosen; 3 the
+suite itself failed."""
+
+
+def reporting(commands: Commands, name: str, purpose: str) -> argparse.ArgumentParser:
+    """The parser of a command whose exit code is a verdict."""
+    raw = argparse.RawDescriptionHelpFormatter
+    return commands.add_parser(name, help=purpose, epilog=EXIT_CODES, formatter_class=raw)
+
+
+def add(command: argparse.ArgumentParser) -> None:
+    """The options of every command that reports."""
+    command.add_argument("--report-dir", type=Path, default=Path("loraspec-report"), help="default loraspec-report")
+    command.add_argument("-q", "--quiet", action="store_true", help="failures and the verdict only")
+    command.add_argument("--json", action="store_true", help="print the report instead")
+
+
+def show(found: dict[str, Any], options: argparse.Namespace) -> int:
+    """Show a report as the options ask; its exit code."""
+    from conformance import report, terminal
+
+    if options.json:
+        sys.stdout.write(json.dumps(found, indent=1) + "\n")
+    else:
+        terminal.show(found, options.report_dir, quiet=options.quiet)
+    return report.exit_code(found)

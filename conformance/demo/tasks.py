@@ -1,0 +1,94 @@
+"""What is trained: a model with adapters in its initial state, and the batches, the same for every mode."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+PRETRAINING_STEPS = 100
+WIDTH, BATCH = 32, 16
+
+
+@dataclass(frozen=True)
+class Task:
+    """A training run to be done in several modes.
+
+    Attributes:
+        name: of the model.   about: the model and the data in a sentence.
+        model: with adapters; never changed, runs take copies.
+        batches: ``(x, labels)``, one for each step.
+        learning_rate: of Adam.   n_bits: of inputs and weights in the quantised modes.
+        details: sizes, for the report.
+    """
+
+    name: str
+    about: str
+    model: nn.Module
+    batches: list[tuple[Any, Tensor]]
+    learning_rate: float
+    n_bits: int = 8
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+def mlp(implementation: Any, steps: int, seed: int) -> Task:
+    """Digits turned by 90°, learnt by adapters on a network that knows them upright.
+
+    Args:
+        implementation: has PeftConfig and apply_lora_to_linear_modules.
+        steps: how many batches.   seed: of everything that is drawn.
+    """
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = torch.from_numpy(digits.images).float() / 16
+    labels = torch.from_numpy(digits.target).long()
+    half = len(images) // 2
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _network()
+        _pretrain(model, images[:half].flatten(1), labels[:half])
+        config = implementation.PeftConfig(match_all_linear=True, dim=4, alpha=8)
+        implementation.apply_lora_to_linear_modules(model, config)
+        turned = images[half:].rot90(1, (1, 2)).flatten(1)
+        batches = [(turned[i], labels[half:][i]) for i in draws(len(turned), BATCH, steps)]
+    return Task(
+        name="mlp",
+        about=f"MLP 64-{WIDTH}-{WIDTH}-10, frozen after training on upright digits (scikit-learn), LoRA of rank 4 on "
+        "each linear layer; trained on digits turned by 90°",
+        model=model,
+        batches=batches,
+        learning_rate=0.02,
+        details={"batch": BATCH, "rank": 4, "images": len(turned)},
+    )
+
+
+def draws(size: int, batch: int, steps: int) -> list[Tensor]:
+    """The indices of so many batches: whole passes in random order, one after another."""
+    passes = -(-batch * steps // size)
+    order = torch.cat([torch.randperm(size) for _ in range(passes)])
+    return [order[at : at + batch] for at in range(0, batch * steps, batch)]
+
+
+def _network() -> nn.Sequential:
+    layers: list[tuple[str, nn.Module]] = [
+        ("first", nn.Linear(64, WIDTH)),
+        ("relu", nn.ReLU()),
+        ("hidden", nn.Linear(WIDTH, WIDTH)),
+        ("relu_2", nn.ReLU()),
+        ("last", nn.Linear(WIDTH, 10)),
+    ]
+    return nn.Sequential(OrderedDict(layers))
+
+
+def _pretrain(model: nn.Module, x: Tensor, labels: Tensor) -> None:
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(PRETRAINING_STEPS):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), labels, label_smoothing=0.2)  # not too sure of itself, so that it can relearn
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()

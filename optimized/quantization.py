@@ -168,6 +168,8 @@ def why_not_int8(layer: reference.QuantizedLinear, x: Tensor) -> str | None:
         return f"sums over {layer.in_features} features may leave int32"
     if x.device.type == "cuda":
         return None
+    if layer.in_features == 1:
+        return "torch's int8 product on the CPU reads a transposed weight of one feature wrongly"
     # Without VNNI the CPU adds pairs of products in saturating int16.
     if x.device.type != "cpu" or not _has_vnni():
         return f"this {x.device.type} has no int8 dot product with int32 sums"

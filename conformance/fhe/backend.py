@@ -40,7 +40,7 @@ class KeyPair:
     secret, evaluation = SECRET, EVALUATION
 
 
-class Recorder(ABC):  # a base from elsewhere tells that others call its methods
+class Recorder(ABC):  # noqa: B024  (a base from elsewhere tells that others call its methods)
     """A backend of four methods that computes in the clear, behind bytes that say nothing, and keeps notes.
 
     Attributes:

@@ -75,7 +75,7 @@ def test_columns(subject: Subject, case: QuantizedCase) -> float | None:
     dtypes=TYPES,
     needs=("quantize_static",),
 )
-def test_range(subject: Subject, case: QuantizedCase) -> float | None:
+def test_quantised_range(subject: Subject, case: QuantizedCase) -> float | None:
     problem = Problem(case, subject.device)
     values = problem.values["x"]
     low, high = float(values.min()), float(values.max())

@@ -89,7 +89,7 @@ def clause(
     return register
 
 
-def tests_of(*modules: ModuleType) -> dict[str, Any]:
+def checks_of(*modules: ModuleType) -> dict[str, Any]:
     """The test function of every clause in these modules, by name, in their order.
 
     Raises:

@@ -9,7 +9,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from conformance import spec, terminal
-from conformance.clause import GROUPS, REGISTRY, load_all, tests_of
+from conformance.clause import GROUPS, REGISTRY, checks_of, load_all
 
 load_all()
 
@@ -36,12 +36,12 @@ def test_every_clause_has_a_test_that_pytest_finds() -> None:
     assert sorted(found) == sorted(REGISTRY)
 
 
-def test_two_tests_of_one_name_are_an_error() -> None:
+def test_two_checks_of_one_name_are_an_error() -> None:
     one, other = ModuleType("one"), ModuleType("other")
     vars(one)["test_it"] = SimpleNamespace(clause=REGISTRY["LIN-FWD"])
     vars(other)["test_it"] = SimpleNamespace(clause=REGISTRY["LAY-FWD"])
     with pytest.raises(ValueError, match="LAY-FWD and LIN-FWD both have a test test_it"):
-        tests_of(one, other)
+        checks_of(one, other)
 
 
 def test_a_row_that_is_no_clause_is_an_error() -> None:

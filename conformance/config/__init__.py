@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from conformance.clause import tests_of
+from conformance.clause import checks_of
 
 # In reading order, which is also the order of the clauses in SPEC.md.
 CONCEPTS = (
@@ -17,4 +17,4 @@ CONCEPTS = (
 
 def tests() -> dict[str, Any]:
     """The test function of every clause in this package, by name."""
-    return tests_of(*(import_module(f"conformance.config.{concept}") for concept in CONCEPTS))
+    return checks_of(*(import_module(f"conformance.config.{concept}") for concept in CONCEPTS))

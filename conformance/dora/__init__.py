@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from conformance.clause import tests_of
+from conformance.clause import checks_of
 from conformance.dora import dropping, effects, merging
 
 __all__ = ["dropping", "effects", "merging", "tests"]
@@ -12,4 +12,4 @@ __all__ = ["dropping", "effects", "merging", "tests"]
 
 def tests() -> dict[str, Any]:
     """The test function of every clause in this package, by name."""
-    return tests_of(dropping, merging, effects)
+    return checks_of(dropping, merging, effects)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from conformance.clause import tests_of
+from conformance.clause import checks_of
 from conformance.gradnorm import clipping, effects, measuring, refusing
 
 __all__ = ["clipping", "effects", "measuring", "refusing", "tests"]
@@ -12,4 +12,4 @@ __all__ = ["clipping", "effects", "measuring", "refusing", "tests"]
 
 def tests() -> dict[str, Any]:
     """The test function of every clause in this package, by name."""
-    return tests_of(measuring, clipping, refusing, effects)
+    return checks_of(measuring, clipping, refusing, effects)

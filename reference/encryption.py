@@ -112,7 +112,7 @@ class ConcreteBackend:
         with _panics_as_errors("encrypt"):
             key_id, secret = self._open_secret(library, keys)
             crypto = _crypto(library, self.parameters)
-            values = q.cpu().contiguous().numpy().view("uint64")
+            values = q.cpu().numpy().view("uint64")
 
             def encrypt_row(i: int) -> bytes:
                 row: bytes = library.encrypt_matrix(secret, crypto, values[i : i + 1]).serialize()
@@ -140,8 +140,7 @@ class ConcreteBackend:
             check_bytes(EVALUATION, evaluation)  # what is no bytes may have no hash, which the cache needs
             key_id, key = _open_evaluation(evaluation, self.parameters)
             _check_key(INPUTS, inputs.key_id, "the evaluation key", key_id)
-            # [K, N], with the columns contiguous
-            operand = weight.cpu().contiguous().numpy().view("uint64").T
+            operand = weight.cpu().numpy().view("uint64").T
 
             def evaluate_row(i: int) -> bytes:
                 row = library.EncryptedMatrix.deserialize(given[i])

@@ -207,7 +207,7 @@ class TestWrongKeys:
 def damaged(message: bytes) -> Iterator[bytes]:
     """Truncated at many points, lengthened, with single bits flipped, and random."""
     chance = random.Random(0)
-    header = 81
+    header = 89
     inside = [chance.randrange(len(message)) for _ in range(20)]
     for cut in (*range(0, header + 20, 5), header, *inside, len(message) - 1):
         yield message[:cut]
@@ -251,6 +251,20 @@ def _sizes(contents: bytes) -> Iterator[int]:
 
 
 class TestHostileBytes:
+    @pytest.mark.parametrize(
+        ("message", "says"),
+        [
+            (b"", "came as 0 bytes: expected at least the 89 of its header"),
+            (b"LORAFHE\x01", "came as 8 bytes"),
+            (bytes(200), "these bytes are something else"),
+            (b"LORAFHE\x01" + bytes(200), "wrong checksum: it was cut off or changed on its way"),
+        ],
+        ids=["nothing", "little", "other", "changed"],
+    )
+    def test_the_message_says_what_is_wrong(self, keys: Keys, message: bytes, says: str) -> None:
+        with pytest.raises(EncryptionError, match=f"encrypted inputs {says}|encrypted inputs came with.* {says}"):
+            BACKEND.evaluate(message, WEIGHT, keys.evaluation)
+
     def test_a_damaged_ciphertext_is_refused(self, keys: Keys, ciphertext: bytes) -> None:
         for message in damaged(ciphertext):
             with pytest.raises(EncryptionError, match="encrypted inputs came"):

@@ -11,7 +11,7 @@ import reference
 from reference import HybridFHEMode as Mode
 from reference.remote_module import product_of
 from reference.splitting import _put
-from tests.known_bad.hybrid import Kept
+from tests.known_bad.hybrid.effects import Kept
 from tests.right_fhe import Right, fhe_breaks
 
 SINGLE = ("float32",)

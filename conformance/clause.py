@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -86,6 +87,22 @@ def clause(
         return test
 
     return register
+
+
+def checks_of(*modules: ModuleType) -> dict[str, Any]:
+    """The test function of every clause in these modules, by name, in their order.
+
+    Raises:
+        ValueError: if two tests have one name, as pytest would see only the last.
+    """
+    found: dict[str, Any] = {}
+    for module in modules:
+        for name, value in vars(module).items():
+            if not name.startswith("test_") or not hasattr(value, "clause"):
+                continue
+            if found.setdefault(name, value) is not value:
+                raise ValueError(f"{value.clause.id} and {found[name].clause.id} both have a test {name}")
+    return found
 
 
 def load_all() -> dict[str, Clause]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
 from conformance import spec, terminal
-from conformance.clause import GROUPS, REGISTRY, load_all
+from conformance.clause import GROUPS, REGISTRY, checks_of, load_all
 
 load_all()
 
@@ -26,6 +28,20 @@ def test_ids_are_stable_words_and_sentences_are_sentences() -> None:
         assert re.fullmatch(r"[A-Z]+(-[A-Z0-9]+)+", clause.id)
         assert clause.group in GROUPS
         assert clause.sentence.endswith("."), clause.id
+
+
+def test_every_clause_has_a_test_that_pytest_finds() -> None:
+    modules = [importlib.import_module(f"conformance.test_{group}") for group in GROUPS]
+    found = [value.clause.id for module in modules for value in vars(module).values() if hasattr(value, "clause")]
+    assert sorted(found) == sorted(REGISTRY)
+
+
+def test_two_checks_of_one_name_are_an_error() -> None:
+    one, other = ModuleType("one"), ModuleType("other")
+    vars(one)["test_it"] = SimpleNamespace(clause=REGISTRY["LIN-FWD"])
+    vars(other)["test_it"] = SimpleNamespace(clause=REGISTRY["LAY-FWD"])
+    with pytest.raises(ValueError, match="LAY-FWD and LIN-FWD both have a test test_it"):
+        checks_of(one, other)
 
 
 def test_a_row_that_is_no_clause_is_an_error() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from conformance.clause import checks_of
 from conformance.fhe import computing, encrypting, keeping, quantizing, refusing, simulating, static, stepping
 
 __all__ = ["computing", "encrypting", "keeping", "quantizing", "refusing", "simulating", "static", "stepping", "tests"]
@@ -11,9 +12,4 @@ __all__ = ["computing", "encrypting", "keeping", "quantizing", "refusing", "simu
 
 def tests() -> dict[str, Any]:
     """The test function of every clause in this package, by name."""
-    return {
-        name: value
-        for module in (computing, static, simulating, encrypting, stepping, keeping, refusing, quantizing)
-        for name, value in vars(module).items()
-        if name.startswith("test_") and hasattr(value, "clause")
-    }
+    return checks_of(computing, static, simulating, encrypting, stepping, keeping, refusing, quantizing)

@@ -42,7 +42,7 @@ def _same(name: str, got: Any, expected: Quantized) -> None:
     dtypes=TYPES,
     needs=("quantize_dynamic",),
 )
-def test_rows_quantized(subject: Subject, case: QuantizedCase) -> float | None:
+def test_rows(subject: Subject, case: QuantizedCase) -> float | None:
     problem = Problem(case, subject.device)
     with calling("quantize_dynamic(x, n_bits)"):
         got = subject.target.quantize_dynamic(problem["x"], case.n_bits)
@@ -59,7 +59,7 @@ def test_rows_quantized(subject: Subject, case: QuantizedCase) -> float | None:
     dtypes=TYPES,
     needs=("quantize_weight_columns",),
 )
-def test_columns_quantized(subject: Subject, case: QuantizedCase) -> float | None:
+def test_columns(subject: Subject, case: QuantizedCase) -> float | None:
     problem = Problem(case, subject.device)
     with calling("quantize_weight_columns(weight, n_bits)"):
         got = subject.target.quantize_weight_columns(problem["weight"], case.n_bits)
@@ -75,7 +75,7 @@ def test_columns_quantized(subject: Subject, case: QuantizedCase) -> float | Non
     dtypes=TYPES,
     needs=("quantize_static",),
 )
-def test_range_quantized(subject: Subject, case: QuantizedCase) -> float | None:
+def test_quantised_range(subject: Subject, case: QuantizedCase) -> float | None:
     problem = Problem(case, subject.device)
     values = problem.values["x"]
     low, high = float(values.min()), float(values.max())
@@ -97,7 +97,7 @@ def test_range_quantized(subject: Subject, case: QuantizedCase) -> float | None:
     dtypes=TYPES,
     needs=("quantize_weight",),
 )
-def test_weight_quantized(subject: Subject, case: QuantizedCase) -> float | None:
+def test_weight(subject: Subject, case: QuantizedCase) -> float | None:
     problem = Problem(case, subject.device)
     with calling("quantize_weight(weight, n_bits)"):
         got = subject.target.quantize_weight(problem["weight"], case.n_bits)

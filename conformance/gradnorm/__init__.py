@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from conformance.clause import checks_of
 from conformance.gradnorm import clipping, effects, measuring, refusing
 
 __all__ = ["clipping", "effects", "measuring", "refusing", "tests"]
@@ -11,9 +12,4 @@ __all__ = ["clipping", "effects", "measuring", "refusing", "tests"]
 
 def tests() -> dict[str, Any]:
     """The test function of every clause in this package, by name."""
-    return {
-        name: value
-        for module in (measuring, clipping, refusing, effects)
-        for name, value in vars(module).items()
-        if name.startswith("test_") and hasattr(value, "clause")
-    }
+    return checks_of(measuring, clipping, refusing, effects)

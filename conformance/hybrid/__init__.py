@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from conformance.clause import checks_of
 from conformance.hybrid import computing, copying, effects, naming, products, routing
 
 __all__ = ["computing", "copying", "effects", "naming", "products", "routing", "tests"]
@@ -11,9 +12,4 @@ __all__ = ["computing", "copying", "effects", "naming", "products", "routing", "
 
 def tests() -> dict[str, Any]:
     """The test function of every clause in this package, by name."""
-    return {
-        name: value
-        for module in (products, routing, computing, effects, copying, naming)
-        for name, value in vars(module).items()
-        if name.startswith("test_") and hasattr(value, "clause")
-    }
+    return checks_of(products, routing, computing, effects, copying, naming)

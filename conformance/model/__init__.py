@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from conformance.clause import checks_of
+
 # In reading order, which is also the order of the clauses in SPEC.md.
 CONCEPTS = (
     "keeping",
@@ -23,9 +25,4 @@ CONCEPTS = (
 
 def tests() -> dict[str, Any]:
     """The test function of every clause in this package, by name."""
-    found: dict[str, Any] = {}
-    for concept in CONCEPTS:
-        for name, value in vars(import_module(f"conformance.model.{concept}")).items():
-            if name.startswith("test_") and hasattr(value, "clause"):
-                assert found.setdefault(name, value) is value, f"two tests are named {name}"
-    return found
+    return checks_of(*(import_module(f"conformance.model.{concept}") for concept in CONCEPTS))

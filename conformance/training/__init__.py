@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from conformance.clause import checks_of
 from conformance.training import accumulating, configuring, converting, finding, losing, replacing, stepping
 
 __all__ = ["accumulating", "configuring", "converting", "finding", "losing", "replacing", "stepping", "tests"]
@@ -11,9 +12,4 @@ __all__ = ["accumulating", "configuring", "converting", "finding", "losing", "re
 
 def tests() -> dict[str, Any]:
     """The test function of every clause in this package, by name."""
-    return {
-        name: value
-        for module in (losing, accumulating, stepping, configuring, finding, replacing, converting)
-        for name, value in vars(module).items()
-        if name.startswith("test_") and hasattr(value, "clause")
-    }
+    return checks_of(losing, accumulating, stepping, configuring, finding, replacing, converting)

@@ -17,7 +17,7 @@ for the gradient of the output.
 - `training`: one training step of such a model, `LoraTraining`.
 - `noise`: the parameter sets of the encryption, `EncryptionParameters`, and the noise of its results.
 - `envelope`, `layout`: what a message is checked for before it is used.
-- `keys`: a pair of keys, kept from view, `Keys`.
+- `keys`: a pair of keys, kept from view, `Keys`; `library`: what encrypts.
 - `encryption`: encrypted integer products, `Backend` and `ConcreteBackend`.
 
 Nothing here is fast. `optimized` has the same names, files and signatures, and is.

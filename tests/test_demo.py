@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -185,15 +186,18 @@ def test_an_interrupted_run_stops_its_server_and_leaves_nothing(tmp_path: Path) 
         stderr=subprocess.PIPE,
         text=True,
     )
+    children: list[psutil.Process] = []
     try:
-        children = _children(running, at_least=3)  # the server, its worker, and what counts their resources
+        children += _children(running, at_least=3)  # the server, its worker, and what counts their resources
         running.send_signal(signal.SIGTERM)
         _, said = running.communicate(timeout=60)
+        _, alive = psutil.wait_procs(children, timeout=30)
     finally:
-        running.kill()
+        for process in (running, *children):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
     assert running.returncode == 130, said
     assert "interrupted; nothing was written" in said
-    _, alive = psutil.wait_procs(children, timeout=30)
     assert not alive
     assert [path.name for path in tmp_path.iterdir()] == ["temporary"]
     assert not list(temporary.glob("loraspec*"))

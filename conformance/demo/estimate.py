@@ -40,6 +40,7 @@ def estimate(task: Task, hybrid: Any, recorder: RecordingBackend, keys: Keys) ->
         hybrid: of the task; it takes a step.   recorder: any backend.   keys: of it.
     """
     found = Estimate(0.0, 0.0, 0, 0, 0, 0, [])
+    _one_row(recorder, keys, 1, 1, 2**task.n_bits)  # opens the evaluation key, which is done once
     for (features, columns), rows in sorted(_rows(task, hybrid).items()):
         recorder.traffic = Traffic()
         seconds, cpu_seconds = _one_row(recorder, keys, features, columns, 2**task.n_bits)

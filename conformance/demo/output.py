@@ -151,7 +151,7 @@ def _line(cells: Any) -> str:
 
 def _seconds(seconds: float) -> str:
     if seconds >= 7200:
-        return f"{seconds / 3600:.1f} h"
+        return f"{seconds / 3600:.3g} h"
     return f"{seconds:.3g} s" if seconds < 1000 else f"{seconds:.0f} s"
 
 

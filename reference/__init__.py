@@ -20,7 +20,7 @@ for the gradient of the output.
 - `splitting`: a model whose products run remotely, `HybridFHEModel`.
 - `noise`: the parameter sets of the encryption, `EncryptionParameters`, and the noise of its results.
 - `envelope`, `layout`: what a message is checked for before it is used.
-- `keys`: a pair of keys, kept from view, `Keys`.
+- `keys`: a pair of keys, kept from view, `Keys`; `library`: what encrypts.
 - `encryption`: encrypted integer products, `Backend` and `ConcreteBackend`.
 - `remote`: the client of a server that evaluates them, `RemoteClient`, and the server, `serve`; behind it
   `server`, `connection` and `worker`.

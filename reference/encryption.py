@@ -1,10 +1,8 @@
 """Encrypted integer products ``q Wᵀ``: what a backend offers, and one on concrete-ml-extensions."""
 
 import json
-import os
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 
@@ -14,6 +12,7 @@ from torch import Tensor
 from . import layout
 from .envelope import EVALUATION, INPUTS, RESULT, SECRET, EncryptionError, Envelope, check_bytes, digest
 from .keys import Keys
+from .library import check_use, import_library, panics_as_errors, use
 from .noise import PARAMETER_SETS, STANDARD_DEVIATION, EncryptionParameters, wrap
 
 __all__ = ["Backend", "ConcreteBackend", "EncryptionError", "EncryptionParameters", "Keys", "Progress"]
@@ -86,15 +85,14 @@ class ConcreteBackend:
             raise ValueError(f"threads = {threads}: expected at least 1")
         self.parameters = parameters
         self.threads = threads
-        _import()
-        _first_use.check(threads)
+        check_use(threads)
 
     def keygen(self) -> Keys:
         """See `Backend`. About 5 s and 134 MB with "fast", 12 s and 336 MB with "exact", per core."""
-        library = _use(self.threads)
+        library = use(self.threads)
         if not self.parameters.secure:
             warnings.warn(f"the parameter set {self.parameters.name} is not secure: for tests alone", stacklevel=2)
-        with _panics_as_errors("keygen"):
+        with panics_as_errors("keygen"):
             secret, evaluation = library.cpu_create_private_key(_crypto(library, self.parameters))
             secret_contents, evaluation_contents = secret.serialize(), evaluation.serialize()
         key_id = digest(evaluation_contents)[:16]
@@ -108,11 +106,11 @@ class ConcreteBackend:
         limit = 1 << (self.parameters.bits - 1)
         if q.numel() and (int(q.min()) < 0 or int(q.max()) >= limit):
             raise ValueError(f"q is from {int(q.min())} to {int(q.max())}: expected 0 to {limit - 1}")
-        library = _use(self.threads)
-        with _panics_as_errors("encrypt"):
+        library = use(self.threads)
+        with panics_as_errors("encrypt"):
             key_id, secret = self._open_secret(library, keys)
             crypto = _crypto(library, self.parameters)
-            values = q.cpu().contiguous().numpy().view("uint64")
+            values = q.cpu().numpy().view("uint64")
 
             def encrypt_row(i: int) -> bytes:
                 row: bytes = library.encrypt_matrix(secret, crypto, values[i : i + 1]).serialize()
@@ -135,13 +133,12 @@ class ConcreteBackend:
                 f"its second dimension must be {inputs.columns}"
             )
         given = self._rows(inputs, layout.inputs_row)
-        library = _use(self.threads)
-        with _panics_as_errors("evaluate"):
+        library = use(self.threads)
+        with panics_as_errors("evaluate"):
             check_bytes(EVALUATION, evaluation)  # what is no bytes may have no hash, which the cache needs
             key_id, key = _open_evaluation(evaluation, self.parameters)
             _check_key(INPUTS, inputs.key_id, "the evaluation key", key_id)
-            # [K, N], with the columns contiguous
-            operand = weight.cpu().contiguous().numpy().view("uint64").T
+            operand = weight.cpu().numpy().view("uint64").T
 
             def evaluate_row(i: int) -> bytes:
                 row = library.EncryptedMatrix.deserialize(given[i])
@@ -159,9 +156,9 @@ class ConcreteBackend:
         if (sealed.rows, sealed.columns) != (rows, columns):
             raise EncryptionError(f"{RESULT} is [{sealed.rows}, {sealed.columns}]: expected [{rows}, {columns}]")
         given = self._rows(sealed, layout.result_row)
-        library = _use(self.threads)
+        library = use(self.threads)
         size = self.parameters.polynomial_size
-        with _panics_as_errors("decrypt"):
+        with panics_as_errors("decrypt"):
             key_id, secret = self._open_secret(library, keys)
             _check_key(RESULT, sealed.key_id, "the secret key", key_id)
             crypto = _crypto(library, self.parameters)
@@ -201,53 +198,6 @@ class ConcreteBackend:
         return rows
 
 
-class _FirstUse:
-    """What the library was started with in this process, and in which."""
-
-    pid: int | None = None
-    threads: str | None = None
-
-    def check(self, threads: int | None) -> None:
-        if self.pid is None:
-            return
-        if self.pid != os.getpid():
-            raise EncryptionError(
-                f"this process was forked from {self.pid}, which had used concrete-ml-extensions: its threads are not "
-                'here and it would hang; start processes with multiprocessing.get_context("spawn")'
-            )
-        if threads is not None and str(threads) != self.threads:
-            raise EncryptionError(
-                f"threads = {threads}, but concrete-ml-extensions was started with {self.threads or 'all cores'} "
-                "in this process, and cannot be started again: say so before its first use"
-            )
-
-
-_first_use = _FirstUse()
-
-
-def _import() -> Any:
-    try:
-        import concrete_ml_extensions
-    except ModuleNotFoundError as error:
-        if error.name != "concrete_ml_extensions":
-            raise
-        raise ModuleNotFoundError(
-            "encryption needs concrete-ml-extensions: pip install 'loraspec[fhe]'", name=error.name
-        ) from None
-    return concrete_ml_extensions
-
-
-def _use(threads: int | None) -> Any:
-    """The library, about to be used."""
-    _first_use.check(threads)
-    library = _import()
-    if _first_use.pid is None:
-        if threads is not None:
-            os.environ["RAYON_NUM_THREADS"] = str(threads)
-        _first_use.pid, _first_use.threads = os.getpid(), os.environ.get("RAYON_NUM_THREADS")
-    return library
-
-
 def _crypto(library: Any, p: EncryptionParameters) -> Any:
     numbers = {
         "bits_reserved_for_computation": p.bits,
@@ -271,18 +221,7 @@ def _open_evaluation(evaluation: bytes, parameters: EncryptionParameters) -> tup
     sealed = Envelope.open(evaluation, EVALUATION, parameters)
     if not layout.follows(layout.evaluation_key(parameters), sealed.contents):
         raise EncryptionError(f"{EVALUATION} came with contents that are none")
-    return sealed.key_id, _import().CpuCompressionKey.deserialize(sealed.contents)
-
-
-@contextmanager
-def _panics_as_errors(doing: str) -> Iterator[None]:
-    """Rust's panics arrive as a BaseException, which no handler of errors would see."""
-    try:
-        yield
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":
-            raise
-        raise EncryptionError(f"{doing}: concrete-ml-extensions stopped at {str(error)[:200]!r}") from None
+    return sealed.key_id, import_library().CpuCompressionKey.deserialize(sealed.contents)
 
 
 def _by_row(work: Callable[[int], _T], rows: int, progress: Progress | None) -> list[_T]:

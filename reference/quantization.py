@@ -222,10 +222,17 @@ class QuantizedLinear:
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray[Any, Any]]) -> "QuantizedLinear":
-        """A layer without a weight, from what `to_arrays` gave."""
+        """A layer without a weight, from what `to_arrays` gave.
+
+        Raises:
+            KeyError, ValueError: if an array is missing or of another length.
+        """
         layer = cls.__new__(cls)
         layer.out_features, layer.in_features, layer.n_bits = map(int, arrays["shape"])
         layer.weight, layer.clamped = None, 0
+        for name in (*_CLIENT, *({"bias"} & set(arrays))):
+            if arrays[name].shape != (layer.out_features,):
+                raise ValueError(f"{name} is {list(arrays[name].shape)}: expected [{layer.out_features}]")
         for name in _CLIENT:
             setattr(layer, name, torch.from_numpy(arrays[name].copy()))
         layer.bias = torch.from_numpy(arrays["bias"].copy()) if "bias" in arrays else None

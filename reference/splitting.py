@@ -106,6 +106,9 @@ class HybridFHEModel:
             raise RuntimeError("mode calibrate comes before compile_model: this model is compiled")
         if mode not in (HybridFHEMode.TORCH, HybridFHEMode.CALIBRATE) and uncompiled:
             raise RuntimeError(f"mode {mode.value} comes after compile_model: {uncompiled[0]} is not compiled")
+        cleared = [n for n, m in self.remote_modules.items() if m.quantized is not None and m.quantized.weight is None]
+        if mode is not HybridFHEMode.REMOTE and cleared:
+            raise RuntimeError(f"mode {mode.value} needs the weight of {cleared[0]}, which was cleared here")
         if mode is HybridFHEMode.REMOTE and self._split.server is None:
             raise RuntimeError("mode remote needs a server_remote_address: got None")
         self._split.mode = mode
@@ -127,9 +130,10 @@ class HybridFHEModel:
         Afterwards no tensor of this process holds a remote weight, which is checked; mode remote is left.
 
         Raises:
-            RuntimeError: before compiling; if a weight is needed here too (shared with a module that stays, or
-                by DoRA), or is still held by something else. Nothing is cleared then.
-            FileExistsError: if there is such a folder.
+            RuntimeError: before compiling, or if a weight is needed here too (shared with a module that stays, or
+                by DoRA): nothing is written or cleared then. If something outside the model still holds a weight,
+                an optimiser for instance: after clearing, naming it.
+            FileExistsError: if there is such a folder; nothing is cleared then.
         """
         for name, module in self.remote_modules.items():
             if module.quantized is None or module.quantized.weight is None:

@@ -104,7 +104,7 @@ class Server:
             lines.put(line)
         lines.put("")
 
-    def stop(self, number: int = signal.SIGTERM) -> None:
+    def stop(self, number: int) -> None:
         """As a terminal or an init system does it: to all of its processes."""
         os.killpg(self.process.pid, number)
 

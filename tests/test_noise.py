@@ -51,13 +51,14 @@ def test_the_distribution_is_gaussian() -> None:
 
 
 def test_the_packing_noise_grows_with_the_columns_of_one_ciphertext_alone() -> None:
-    law = noise_std(PACKING, torch.zeros(257, 1, dtype=torch.int64))
-    assert float(law[0] / law[256]) == pytest.approx(16, rel=1e-6)
-    assert torch.equal(law[:256], law[:1].expand(256))
-    found = noise_law.errors(PACKING, torch.ones(257, 1, dtype=torch.int64), 12, 1).double()
+    packing = dataclasses.replace(PACKING, polynomial_size=128)
+    law = noise_std(packing, torch.zeros(129, 1, dtype=torch.int64))
+    assert float(law[0] / law[128]) == pytest.approx(math.sqrt(128), rel=1e-6)
+    assert torch.equal(law[:128], law[:1].expand(128))
+    found = noise_law.errors(packing, torch.ones(129, 1, dtype=torch.int64), 12, 1).double()
     # 12 errors in the last column: a factor of 4 (16 in variance) either way is beyond 10^-5 for χ² of 12.
-    assert law[256] / 4 < found[:, 256].square().mean().sqrt() < law[256] * 4
-    assert law[0] / 2 < found[:, :256].square().mean().sqrt() < law[0] * 2
+    assert law[128] / 4 < found[:, 128].square().mean().sqrt() < law[128] * 4
+    assert law[0] / 2 < found[:, :128].square().mean().sqrt() < law[0] * 2
 
 
 @pytest.mark.parametrize(
@@ -130,14 +131,19 @@ def test_the_range_is_refused_where_eight_deviations_reach_the_half() -> None:
         ({"polynomial_size": 300}, "polynomial_size = 300: expected a power of two"),
         ({"polynomial_size": 0}, "polynomial_size = 0"),
         ({"bits": 63}, "bits = 63: expected 1 to 62"),
-        ({"bits_in": 65}, "bits_in = 65: expected 1 to 64"),
-        ({"bits_out": 0}, "bits_out = 0: expected 1 to 64"),
-        ({"levels": 10}, "levels·base_log = 10·7 = 70: expected at most 64"),
+        ({"bits_in": 64}, "bits_in = 64: expected 1 to 63"),
+        ({"bits_out": 0}, "bits_out = 0: expected 1 to 63"),
+        ({"levels": 8, "base_log": 8}, "levels·base_log = 8·8 = 64: expected at most 63"),
     ],
 )
 def test_parameters_out_of_range_are_refused(change: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(EXACT, **change)
+
+
+def test_the_largest_parameters_still_encrypt() -> None:
+    largest = dataclasses.replace(TOY, bits_in=63, bits_out=63, levels=9, base_log=7)
+    assert not noise_law.errors(largest, torch.tensor([[3, -4]]), 5, 1).any()
 
 
 def test_every_number_changes_the_fingerprint_and_the_name_does_not() -> None:

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ STALL = 4.0  # seconds that the shared server grants a client that sends nothing
 generator = torch.Generator().manual_seed(7)
 MODELS = {
     "one": {"fc.forward_module": (5, 7), "fc.backward_module": (7, 5)},
-    "two": {"fc.forward_module": (3, 7)},
+    "two": {"fc.forward_module": (3, 7), "wide": (64, 2)},
 }
 WEIGHTS = {
     model: {name: torch.randint(-128, 128, shape, generator=generator) for name, shape in modules.items()}
@@ -98,7 +98,7 @@ def shared(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[t
     limits = ("--max-request", "1", "--max-key", "1", "--stall", str(STALL))
     with serving(models, *TAMED, *limits, TAMED=str(folder)) as server:
         yield server, folder
-        server.stop()
+        server.stop(signal.SIGINT)
         code, said = server.ended()
         assert code == 0, said
         assert "Traceback" not in said
@@ -275,12 +275,25 @@ def test_slow_clients_are_given_up(server: Server) -> None:
     assert b"an evaluation key came too slowly, 99 bytes of it: expected the next piece within 4 s" in came[2]
 
 
+def test_keys_wait_for_their_turn_to_arrive(server: Server) -> None:
+    client = Client(server.address)
+    slow = _request(f"/keys/{'1' * 64}", "Content-Length: 99", method="PUT", body=b"EVAL")
+    assert Client(server.address).is_right()
+    began = time.monotonic()
+    with ExitStack() as stack:
+        for _ in range(Limits().uploads):
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.port))).sendall(slow)
+        server.logged()  # by now those are being taken, until they are given up
+        assert client.is_right()
+        assert time.monotonic() - began > 0.9 * STALL
+
+
 def test_an_answer_that_is_not_read_is_given_up(server: Server) -> None:
     client = Client(server.address)
     assert client.is_right()
-    body = BACKEND.encrypt(client.inputs("one", "fc.backward_module", 20000), client.keys)
+    body = BACKEND.encrypt(client.inputs("two", "wide", 40000), client.keys)  # to 20 MB, more than any buffer takes
     key = f"Evaluation-Key: {hashlib.sha256(client.keys.evaluation).hexdigest()}"
-    request = _request(EVALUATE.replace("forward", "backward"), key, f"Content-Length: {len(body)}", body=body)
+    request = _request("/evaluate?model=two&module=wide", key, f"Content-Length: {len(body)}", body=body)
     before = server.sockets()
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -370,7 +383,7 @@ def test_graceful_stop_then_restart(models: Path, tmp_path: Path) -> None:
         client = Client(first.address)
         running = pool.submit(client.is_right)
         until((tmp_path / "holding").exists, "the evaluation")
-        first.stop(signal.SIGINT)
+        first.stop(signal.SIGTERM)
         until(lambda: _refuses(first.address), "the end of new requests")
         assert first.process.poll() is None
         (tmp_path / "hold").unlink()

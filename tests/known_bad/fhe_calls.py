@@ -11,7 +11,7 @@ import reference
 from reference import HybridFHEMode as Mode
 from reference.remote_module import product_of
 from reference.splitting import _put
-from tests.known_bad.hybrid import Kept
+from tests.known_bad.hybrid.effects import Kept
 from tests.right_fhe import Right, fhe_breaks
 
 SINGLE = ("float32",)
@@ -283,9 +283,9 @@ class ReusesItsOutput(reference.RemoteModule):
 
 @fhe_breaks("FHE-SIDE-GLOBAL", says="torch's random state", dtypes=SINGLE)
 class SeedsTheGlobalGenerator(reference.RemoteModule):
-    def _simulated(self, quantized, x):
+    def _with_noise(self, raw):
         torch.manual_seed(self.split.noise_seed)
-        return super()._simulated(quantized, x)
+        return super()._with_noise(raw)
 
 
 @fhe_breaks("FHE-SIDE-GLOBAL", says="grad mode", dtypes=SINGLE)

@@ -64,63 +64,63 @@ class SimulatesFloats(reference.RemoteModule):
 
 @fhe_breaks("FHE-SIM-EXACT", says="of mode simulate differs from that of disable", dtypes=SINGLE)
 class RoundsTheNoiseUp(reference.RemoteModule):
-    def _simulated(self, quantized, x):
-        return super()._simulated(quantized, x) + 1
+    def _with_noise(self, raw):
+        return super()._with_noise(raw) + 1
 
 
 class NoisyBy(reference.RemoteModule):
     """Noise of another deviation."""
 
-    def std(self, quantized):
+    def std(self):
         return self.noise_std
 
-    def _simulated(self, quantized, x):
-        before, self.noise_std = self.noise_std, self.std(quantized)
+    def _with_noise(self, raw):
+        before, self.noise_std = self.noise_std, self.std()
         try:
-            return super()._simulated(quantized, x)
+            return super()._with_noise(raw)
         finally:
             self.noise_std = before
 
 
 @fhe_breaks("FHE-SIM-NOISE", says="has a deviation of", dtypes=DOUBLE)
 class HasNoNoise(NoisyBy):
-    def std(self, quantized):
+    def std(self):
         return self.noise_std * 0
 
 
 @fhe_breaks("FHE-SIM-NOISE", says="has a deviation of", dtypes=DOUBLE)
 class HasTwiceTheNoise(NoisyBy):
-    def std(self, quantized):
+    def std(self):
         return self.noise_std * 2
 
 
 @fhe_breaks("FHE-SIM-NOISE", says="has a deviation of", dtypes=DOUBLE)
 class HasAQuarterMoreNoise(NoisyBy):
-    def std(self, quantized):
+    def std(self):
         return self.noise_std * 1.25
 
 
 @fhe_breaks("FHE-SIM-NOISE", says="has a deviation of", dtypes=DOUBLE)
 class ForgetsTheNoiseOfInputs(NoisyBy):
-    def std(self, quantized):
-        return noise_std(self.split.parameters, quantized.weight * 0)
+    def std(self):
+        return noise_std(self.split.parameters, self.quantized.weight * 0)
 
 
 @fhe_breaks("FHE-SIM-NOISE", says="has a deviation of", dtypes=DOUBLE)
 class ForgetsHowManyColumnsShareAKey(NoisyBy):
-    def std(self, quantized):
-        return torch.cat([noise_std(self.split.parameters, row[None]) for row in quantized.weight])
+    def std(self):
+        return torch.cat([noise_std(self.split.parameters, row[None]) for row in self.quantized.weight])
 
 
 @fhe_breaks("FHE-SIM-NOISE", says="has a mean of", dtypes=DOUBLE)
 class RoundsTheNoiseDown(reference.RemoteModule):
-    def _simulated(self, quantized, x):
-        return super()._simulated(quantized, x) - (self.noise_std / 5).long()
+    def _with_noise(self, raw):
+        return super()._with_noise(raw) - (self.noise_std / 5).long()
 
 
 @fhe_breaks("FHE-SIM-NOISE", says="no whole number of units", dtypes=DOUBLE)
 class AddsTheNoiseAfterScaling(NoisyBy):
-    def std(self, quantized):
+    def std(self):
         return self.noise_std * 0
 
     def _in_integers(self, x, quantized, mode):
@@ -133,16 +133,15 @@ class AddsTheNoiseAfterScaling(NoisyBy):
 
 @fhe_breaks("FHE-SIM-FRESH", says="from call to call", dtypes=DOUBLE)
 class RepeatsItsNoise(reference.RemoteModule):
-    def _simulated(self, quantized, x):
+    def _with_noise(self, raw):
         self.split.noise_seed = 0
-        return super()._simulated(quantized, x)
+        return super()._with_noise(raw)
 
 
 @fhe_breaks("FHE-SIM-FRESH", says="from row to row", dtypes=DOUBLE)
 class HasTheSameNoiseInTwoRows(reference.RemoteModule):
-    def _simulated(self, quantized, x):
-        noisy, raw = super()._simulated(quantized, x), quantized.accumulate(x.values)
-        noise = noisy - raw
+    def _with_noise(self, raw):
+        noise = super()._with_noise(raw) - raw
         noise[1::2] = noise[: 2 * (len(noise) // 2) : 2]
         return raw + noise
 
@@ -199,9 +198,9 @@ class RefusesWhatCannotWrap(RangeOf):
 
 @fhe_breaks("FHE-RANGE", says="was it wrapped?", dtypes=SINGLE)
 class WrapsOneBitEarly(reference.RemoteModule):
-    def _simulated(self, quantized, x):
-        raw, half = super()._simulated(quantized, x), 2 ** (self.split.parameters.bits - 2)
-        return (raw + half) % (2 * half) - half
+    def _with_noise(self, raw):
+        half = 2 ** (self.split.parameters.bits - 2)
+        return (super()._with_noise(raw) + half) % (2 * half) - half
 
 
 @fhe_breaks("FHE-EXECUTE", says="of mode execute differs from that of disable", dtypes=SINGLE)

@@ -1,0 +1,211 @@
+"""A split model's weights leave the client, its files can be trusted, and its fast variant computes the same."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import optimized
+import reference
+from optimized.quantization import QuantizedLinear, why_not_float32, why_not_int8
+from reference import HybridFHEModel, LoraTraining, PeftConfig, apply_lora_to_linear_modules, get_remote_names
+
+X, LABELS = torch.linspace(-1, 1, 30).reshape(5, 6), torch.tensor([0, 1, 2, 0, 1])
+
+
+def training(dora: bool = False) -> LoraTraining:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 7), nn.ReLU(), nn.Linear(7, 3))
+    apply_lora_to_linear_modules(model, PeftConfig(target_modules=["*"], dim=2, alpha=4, use_dora=dora))
+    trained = LoraTraining(model)
+    trained.update_training_parameters(loss_fn=nn.functional.cross_entropy)
+    return trained
+
+
+def split(trained: LoraTraining | None = None, **options: Any) -> HybridFHEModel:
+    trained = trained or training()
+    hybrid = HybridFHEModel(trained, get_remote_names(trained), "http://127.0.0.1:9", **options)
+    hybrid.compile_model((X, LABELS))
+    return hybrid
+
+
+def holding(pattern: Tensor) -> int:
+    """How many tensors and arrays of this process hold these values, in floats."""
+    gc.collect()
+    held = [t for t in gc.get_objects() if issubclass(type(t), Tensor | np.ndarray) and tuple(t.shape) == pattern.shape]
+    return sum(torch.equal(torch.as_tensor(t).double(), pattern) for t in held if getattr(t, "device", None) != META)
+
+
+META = torch.device("meta")
+
+
+class TestClearing:
+    def test_no_weight_stays_and_only_remote_is_left(self, tmp_path: Path) -> None:
+        hybrid = split()
+        layer: Any = hybrid.model.inference_model[2]
+        name = "inference_model.2.base_layer.forward_module"
+        quantized: Any = hybrid.remote_modules[name].quantized
+        patterns = [layer.weight.detach().double().numpy().tolist(), quantized.weight.double().numpy().tolist()]
+        del quantized
+        assert [holding(torch.tensor(pattern, dtype=torch.float64)) > 1 for pattern in patterns] == [True, True]
+        hybrid.save_and_clear_private_info(tmp_path)
+        assert [holding(torch.tensor(pattern, dtype=torch.float64)) for pattern in patterns] == [1, 1]  # the pattern
+        assert layer.weight.is_meta
+        assert layer.weight.shape == (7, 8)
+        for mode in ("torch", "disable", "simulate", "execute"):
+            with pytest.raises(RuntimeError, match=f"mode {mode} needs the weight of {name}, which was cleared here"):
+                hybrid.set_fhe_mode(mode)
+        with pytest.raises(RuntimeError, match="compile_model comes first, and once"):
+            hybrid.save_and_clear_private_info(tmp_path / "again")
+
+    def test_before_compiling(self, tmp_path: Path) -> None:
+        trained = training()
+        hybrid = HybridFHEModel(trained, get_remote_names(trained))
+        with pytest.raises(RuntimeError, match="compile_model comes first"):
+            hybrid.save_and_clear_private_info(tmp_path)
+        assert not list(tmp_path.iterdir())
+
+    def test_a_weight_that_stays_in_use_is_not_cleared(self, tmp_path: Path) -> None:
+        tied = nn.Embedding(7, 8)
+        trained = training()
+        layer: Any = trained.inference_model[2]
+        tied.weight = layer.weight
+        trained.inference_model.add_module("tied", tied)
+        hybrid = HybridFHEModel(trained, [name for name in get_remote_names(trained) if ".2." in name])
+        trained.inference_model.forward = lambda x: nn.Sequential.forward(trained.inference_model[:5], x)  # type: ignore[method-assign]
+        hybrid.compile_model((X, LABELS))
+        with pytest.raises(RuntimeError, match="tied needs the weight that it shares with a remote module"):
+            hybrid.save_and_clear_private_info(tmp_path)
+        assert not list(tmp_path.iterdir())
+        assert not layer.weight.is_meta
+
+    def test_a_weight_whose_other_product_runs_here_is_not_cleared(self, tmp_path: Path) -> None:
+        trained = training()
+        hybrid = HybridFHEModel(trained, [name for name in get_remote_names(trained) if "forward" in name])
+        hybrid.compile_model((X, LABELS))
+        with pytest.raises(RuntimeError, match=r"backward_module needs the weight that it shares"):
+            hybrid.save_and_clear_private_info(tmp_path)
+
+    def test_dora_needs_its_weight(self, tmp_path: Path) -> None:
+        with pytest.raises(RuntimeError, match="is a DoRA layer, which needs its weight here"):
+            split(training(dora=True)).save_and_clear_private_info(tmp_path)
+
+    def test_what_still_holds_a_weight_is_named(self, tmp_path: Path) -> None:
+        hybrid = split()
+        optimiser = [dict(enumerate(hybrid.model.parameters()))]
+        with pytest.raises(RuntimeError, match=r"tensors with their values live on, held by .*dict"):
+            hybrid.save_and_clear_private_info(tmp_path)
+        assert optimiser
+
+    def test_a_merged_adapter_is_not_compiled(self) -> None:
+        trained = training()
+        layer: Any = trained.inference_model[0]
+        layer.merge()
+        hybrid = HybridFHEModel(trained, get_remote_names(trained))
+        with pytest.raises(RuntimeError, match=r"inference_model\.0 is merged: its adapter would go to the server"):
+            hybrid.compile_model((X, LABELS))
+
+
+class TestClientFiles:
+    def test_a_new_process_takes_over_the_clients_part(self, tmp_path: Path) -> None:
+        hybrid = split()
+        expected = {name: module.quantized.to_arrays() for name, module in hybrid.remote_modules.items()}  # type: ignore[union-attr]
+        hybrid.save_and_clear_private_info(tmp_path)
+        trained = training()
+        other = HybridFHEModel(trained, get_remote_names(trained), "http://127.0.0.1:9")
+        other.load_client(tmp_path)
+        for name, module in other.remote_modules.items():
+            assert module.quantized is not None
+            assert module.quantized.weight is None
+            for key, array in module.quantized.to_arrays().items():
+                assert np.array_equal(array, expected[name][key]), (name, key)
+        with pytest.raises(RuntimeError, match="was cleared here"):
+            other.set_fhe_mode("disable")
+
+    def test_parts_of_other_modules_and_damaged_parts_are_refused(self, tmp_path: Path) -> None:
+        split().save_and_clear_private_info(tmp_path)
+        trained = training()
+        names = get_remote_names(trained)
+        fewer = HybridFHEModel(trained, names[:2])
+        with pytest.raises(ValueError, match=r"and the model differ in .*expected the same remote modules"):
+            fewer.load_client(tmp_path)
+        trained = training()
+        other = HybridFHEModel(trained, names)
+        part = tmp_path / "client" / "model" / "0.npz"
+        with np.load(part) as held:
+            arrays = dict(held)
+        np.savez(part, **(arrays | {"weight_sum": arrays["weight_sum"][:-1]}))
+        with pytest.raises(ValueError, match=r"the part of .* is damaged: weight_sum is \[6\]: expected \[7\]"):
+            other.load_client(tmp_path)
+        np.savez(part, **(arrays | {"shape": arrays["shape"][[1, 0, 2]]}))
+        with pytest.raises(ValueError, match="is damaged"):
+            other.load_client(tmp_path)
+        assert other.remote_modules[names[0]].private_module is not None
+
+
+class TestCheckpoint:
+    def test_names_are_those_of_the_model_before_it_was_split(self) -> None:
+        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        HybridFHEModel(model, ["1"])
+        assert list(model.state_dict()) == list(before)
+        model.load_state_dict({name: value + 1 for name, value in before.items()})
+        assert torch.equal(model.state_dict()["1.weight"], before["1.weight"] + 1)
+
+
+class TestFastIntegers:
+    @pytest.mark.parametrize("n_bits", [2, 5, 8, 9, 16])
+    @pytest.mark.parametrize("shape", [(200, 33, 7), (65, 5, 3), (1, 1, 2), (3, 1, 5), (0, 3, 2), (2, 0, 2), (2, 3, 0)])
+    @pytest.mark.parametrize("offset", [0.0, 1000.0])
+    def test_every_route_gives_the_references_bits(self, n_bits: int, shape: tuple[int, ...], offset: float) -> None:
+        m, k, n = shape
+        generator = torch.Generator().manual_seed(m + k + n)
+        x, weight = (torch.randn(size, generator=generator) + offset for size in ((m, k), (n, k)))
+        for low_high in (None, (-1.0, offset + 2.0)):
+            plain = reference.QuantizedLinear(weight, weight.sum(1), n_bits, low_high)
+            fast = QuantizedLinear(weight, weight.sum(1), n_bits, low_high)
+            rows, fast_rows = plain.quantize(x), fast.quantize(x)
+            assert torch.equal(rows.values, fast_rows.values)
+            assert torch.equal(plain.accumulate(rows.values), fast.accumulate(rows.values))
+            for dtype in (torch.float64, torch.bfloat16):
+                assert torch.equal(plain(x, dtype), fast(x, dtype))
+
+    def test_float32_products_where_they_are_exact(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("optimized.quantization.why_not_int8", lambda *_: "not here")
+        weight, x = torch.linspace(-1, 1, 64).reshape(4, 16), torch.linspace(0, 1, 48).reshape(3, 16)
+        plain, fast = reference.QuantizedLinear(weight, None, 8), QuantizedLinear(weight, None, 8)
+        assert why_not_float32(fast) is None
+        rows = plain.quantize(x)
+        assert torch.equal(plain.accumulate(rows.values), fast.accumulate(rows.values))
+        assert why_not_float32(QuantizedLinear(weight.repeat(1, 400), None, 12)) == (
+            f"sums of up to {reference.QuantizedLinear(weight.repeat(1, 400), None, 12).largest_accumulator} "
+            f"do not fit the 24 bits of float32"
+        )
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high")
+        try:
+            assert why_not_float32(fast) == "float32 products are set to 'high' precision"
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+    def test_reasons_against_int8(self) -> None:
+        weight = torch.linspace(-1, 1, 64).reshape(4, 16)
+        x = torch.zeros(2, 16, dtype=torch.int64)
+        assert why_not_int8(QuantizedLinear(weight, None, 9), x) == "9 bits do not fit int8"
+        one: Any = why_not_int8(QuantizedLinear(weight[:, :1], None, 8), x[:, :1])
+        assert "one feature" in one
+
+    def test_nothing_is_drawn_where_no_noise_survives(self) -> None:
+        trained = training()
+        hybrid = optimized.HybridFHEModel(trained, get_remote_names(trained))
+        hybrid.compile_model((X, LABELS))
+        loss, _ = hybrid((X, LABELS), fhe="disable")
+        simulated, _ = hybrid((X, LABELS), fhe="simulate")
+        assert torch.equal(loss, simulated)
+        assert hybrid._split.noise_seed == 0

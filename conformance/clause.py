@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from conformance.case import Space
 
 MUST, SHOULD = "MUST", "SHOULD"
-GROUPS = ("linear", "layer", "merge", "dora", "model", "config", "gradnorm", "training", "hybrid", "fhe")
+GROUPS = ("linear", "layer", "merge", "dora", "model", "config", "gradnorm", "training", "hybrid", "fhe", "remote")
 FLOAT_DTYPES = ("float64", "float32", "bfloat16", "float16")
 # A check returns the worst error ÷ budget it saw (None where it compares no numbers) and raises Violation.
 Check = Callable[[Any, Any], "float | None"]
@@ -32,7 +32,7 @@ class Clause:
         needs: public names without which this clause is not claimed, beyond the group's required ones.
         subjects: names of the group's subjects it applies to; empty for all.
         position: the dropout position without which it is not claimed; empty for either.
-        library: a package that its cases need; not claimed where that is not installed.
+        library: packages that its cases need, separated by spaces; not claimed where one is not installed.
         weight: cases relative to an ordinary clause (0.1 for one that compiles, say); at least one runs.
     """
 

@@ -29,6 +29,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "training": ("LoraTraining",),
     "hybrid": ("CustomLinear", "ForwardModuleLinear", "BackwardModuleLinear", "ForwardBackwardModule"),
     "fhe": ("HybridFHEMode", "HybridFHEModel"),
+    "remote": ("HybridFHEModel", "HybridFHEModel(backend)", "serve"),
 }
 # What each group judges; the first is required, the others where present.
 SUBJECTS: dict[str, tuple[str, ...]] = {
@@ -42,6 +43,7 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     "training": ("LoraTraining",),
     "hybrid": ("CustomLinear",),
     "fhe": ("HybridFHEModel",),
+    "remote": ("HybridFHEModel",),
 }
 DROPOUT_POSITIONS = ("pre", "post")
 TRITON = ("TritonLinearLoRA", "LoRATritonFunction")
@@ -57,6 +59,7 @@ POSITIONAL: dict[str, int] = {
     "ForwardModuleLinear": 3,
     "BackwardModuleLinear": 2,
     "HybridFHEModel": 5,
+    "serve": 3,
 }
 
 
@@ -189,7 +192,7 @@ class Target:
             return ()
         if clause.position and clause.position not in self.dropout_positions:
             return ()
-        if clause.library and importlib.util.find_spec(clause.library) is None:
+        if any(importlib.util.find_spec(name) is None for name in clause.library.split()):
             return ()
         return tuple(
             Subject(name, getattr(self.thing, name), self.thing, self.device, self.lane(name), self.dropout_positions)

@@ -1,0 +1,135 @@
+"""After the server's part was saved no remote weight is left in the client's process."""
+
+from __future__ import annotations
+
+import array
+import gc
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from conformance.clause import clause
+from conformance.fhe.oracle import by_column
+from conformance.judge import require
+from conformance.numerics import Array
+from conformance.refusal import refuses
+from conformance.remote.client import (
+    BATCHES,
+    BITS,
+    CUSTOM,
+    LIBRARIES,
+    RemoteCase,
+    batch,
+    both,
+    layers,
+    same,
+    save,
+    server_of,
+    weights,
+)
+from conformance.remote.serving import scratch
+from conformance.remote.wire import Wire
+from conformance.subject import Subject
+
+MODES = ("torch", "disable", "simulate", "execute")
+
+
+@clause(
+    "REM-CLEARED",
+    """After save_and_clear_private_info no tensor, array or bytes in the process hold a remote weight, as floats or as
+    integers; modes torch, disable, simulate and execute are errors, and mode remote works.""",
+    group="remote",
+    cases=BATCHES.narrowed(m=(2, 1), lead=("2d",)),
+    dtypes=("float32",),
+    needs=CUSTOM,
+    library=LIBRARIES,
+    weight=0.17,
+)
+def test_weights_are_gone(subject: Subject, case: RemoteCase) -> float | None:
+    x, g = batch(case, subject.device)
+    port = server_of(subject).port
+    before = holders()  # other models with these weights, kept alive so that nothing new has their identity
+    with Wire(port) as wire:
+        hybrid = layers(subject, wire.address)
+        expected = both(hybrid, "disable", x, g)
+        with scratch() as folder:
+            save(hybrid, folder)
+        known = {id(holder) for holder in before}
+        left = [(holder, form) for holder, form in found(holders()) if id(holder) not in known]
+        require(not left, _described(left))
+        del left
+        for mode in MODES:
+            refuses(f"mode {mode} after clearing", partial(hybrid, x, fhe=mode), types=(RuntimeError, ValueError))
+        same(both(hybrid, "remote", x, g), expected, " after clearing")
+    return None
+
+
+def holders() -> list[Any]:
+    """All tensors, arrays, bytes and lists of numbers that the garbage collector reaches."""
+    every = gc.get_objects()
+    reached = [*every, *gc.get_referents(*every)]
+    kinds = {kind for kind in set(map(type, reached)) if issubclass(kind, KINDS)}
+    once = {id(thing): thing for thing in reached if type(thing) in kinds}
+    return [thing for thing in once.values() if not isinstance(thing, list) or _are_numbers(thing)]
+
+
+KINDS: Any = torch.Tensor | torch.UntypedStorage | np.ndarray | bytes | bytearray | memoryview | array.array | list
+MOST = 2**28  # bytes of one of them
+
+
+def found(things: list[Any]) -> list[tuple[Any, str]]:
+    """Those that hold a row or a column of a remote weight, and in which form."""
+    patterns = dict(_patterns())
+    contents = [(thing, _contents(thing)) for thing in things]
+    everything = b"|".join(content for _, content in contents)
+    present = {form: pattern for form, pattern in patterns.items() if pattern in everything}
+    return [(thing, form) for thing, content in contents for form, pattern in present.items() if pattern in content]
+
+
+def _patterns() -> list[tuple[str, bytes]]:
+    listed: list[tuple[str, bytes]] = []
+    for name, weight in weights().items():
+        if weight.ndim == 2:
+            listed += _forms(f"a row of {name}'s weight", weight[0], by_column(weight, BITS).values[0])
+            listed += _forms(f"a column of {name}'s weight", weight[:, 0], by_column(weight.T, BITS).values[0])
+    return listed
+
+
+def _forms(what: str, row: Array, q: Array) -> list[tuple[str, bytes]]:
+    floats = torch.from_numpy(np.array(row))
+    kinds = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+    held = [(f"{what} as {kind}", floats.to(kind).view(torch.uint8).numpy().tobytes()) for kind in kinds]
+    for kind in ("f8", "f4", "i8", "i4", "i2", "i1"):
+        held.append((f"{what}, quantised, as {np.dtype(kind)}", q.astype(kind).tobytes()))
+    return held
+
+
+def _are_numbers(values: list[Any]) -> bool:
+    return 8 <= len(values) <= 2**16 and all(type(value) in (int, float) for value in values)
+
+
+def _contents(thing: Any) -> bytes:
+    """The bytes that it occupies, of a tensor all of its storage."""
+    try:
+        if isinstance(thing, torch.Tensor):
+            thing = thing.untyped_storage()
+        if isinstance(thing, torch.UntypedStorage):
+            if thing.nbytes() > MOST or not thing.nbytes():
+                return b""
+            return torch.empty(0, dtype=torch.uint8, device=thing.device).set_(thing).cpu().numpy().tobytes()
+        if isinstance(thing, list):
+            return np.array(thing, np.float64).tobytes()
+        if isinstance(thing, np.ndarray) and (thing.dtype.hasobject or thing.nbytes > MOST):
+            return b""
+        return bytes(thing) if not isinstance(thing, np.ndarray) else thing.tobytes()
+    except (NotImplementedError, RuntimeError, TypeError, ValueError, OverflowError, BufferError):
+        return b""  # it has no storage, or nothing that can be read
+
+
+def _described(left: list[tuple[Any, str]]) -> str:
+    if not left:
+        return ""
+    thing, form = left[0]
+    return f"{len({id(each) for each, _ in left})} objects still hold weights; a {type(thing).__name__} holds {form}"

@@ -1,0 +1,71 @@
+"""A server that cannot be reached: an error in time, which says where it was looked for, and no more than that."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from conformance.case import Space
+from conformance.clause import clause
+from conformance.judge import Violation, require
+from conformance.refusal import quiet
+from conformance.remote.client import CUSTOM, LIBRARIES, RemoteCase, batch, both, layers, same, server_of
+from conformance.remote.wire import Wire
+from conformance.subject import Subject
+
+BOUND = 15.0  # seconds until an error
+
+
+@clause(
+    "REM-DOWN",
+    """A server that refuses connections or closes them is an error within 15 s that names its address; once it is
+    back, mode remote works again.""",
+    group="remote",
+    cases=Space(RemoteCase, m=(2,), how=("refused", "closed")),
+    dtypes=("float32",),
+    needs=CUSTOM,
+    library=LIBRARIES,
+    weight=0.34,
+)
+def test_server_down(subject: Subject, case: RemoteCase) -> float | None:
+    x, g = batch(case, subject.device)
+    with Wire(server_of(subject).port) as wire:
+        hybrid = layers(subject, wire.address)
+        expected = both(hybrid, "disable", x, g)
+        same(both(hybrid, "remote", x, g), expected)
+        wire.down(case.how)
+        what = "mode remote, with a server that " + {"refused": "is down", "closed": "closes connections"}[case.how]
+        error = _outcome(what, lambda: hybrid(x, fhe="remote"))
+        where = f"{wire.port}"
+        require(
+            where in str(error), f"{what}, raised {type(error).__name__}: {_first(error)}: it does not name {where}"
+        )
+        wire.up()
+        same(both(hybrid, "remote", x, g), expected, " after the server was down")
+    return None
+
+
+def _outcome(what: str, call: Any) -> Exception:
+    """The error that a call ends with, in time."""
+    came: list[Any] = []
+
+    def run() -> None:
+        try:
+            came.append(call())
+        except BaseException as error:  # noqa: BLE001  (whatever ends it is what is judged)
+            came.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    with quiet():
+        thread.start()
+        thread.join(BOUND)
+    require(bool(came), f"{what}, does not end within {BOUND:g} s: expected an error")
+    if not isinstance(came[0], BaseException):
+        raise Violation(f"{what}, returned {type(came[0]).__name__}: expected an error")
+    if not isinstance(came[0], Exception):
+        raise Violation(f"{what}, raised {type(came[0]).__name__}: expected an Exception")
+    return came[0]
+
+
+def _first(error: Exception) -> str:
+    return (str(error).splitlines() or ["(no message)"])[0][:300]

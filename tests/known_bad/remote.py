@@ -155,11 +155,23 @@ class SendsAnAdapterInBase64(TellingModel):
 
 
 @remote_breaks("REM-TRAFFIC", says="a gradient crosses the wire: 2 neighbours as torch.float32")
-class SendsGradients(reference.RemoteModule):
-    def _in_integers(self, x, quantized, mode):
-        if mode is Mode.REMOTE and "inner.base_layer.backward" in self.module_name:
-            tell(self.split.client, x.contiguous().numpy().tobytes())
-        return super()._in_integers(x, quantized, mode)
+class SendsGradients(TellingModel):
+    def __call__(self, x, fhe="disable"):
+        seen = []
+        outer = self.model.get_submodule("inference_model.outer") if fhe == "remote" else self.model
+
+        def listen(_, given):
+            if fhe == "remote":
+                given[0].register_hook(seen.append)
+
+        hook, self.seen = outer.register_forward_pre_hook(listen), seen
+        try:
+            return super().__call__(x, fhe)
+        finally:
+            hook.remove()
+
+    def told(self, x):
+        return self.seen[0].contiguous().numpy().tobytes()
 
 
 @remote_breaks("REM-TRAFFIC", says="the secret key crosses the wire")
@@ -194,7 +206,7 @@ class KeepsTheWeightInAList(Keeping):
         return [self.private_module.weight.detach().clone()]
 
 
-@remote_breaks("REM-CLEARED", says="a ndarray holds a row of one's weight, quantised, as int8")
+@remote_breaks("REM-CLEARED", says="of one's weight, quantised, as int8")
 class KeepsTheQuantizedWeight(Keeping):
     def keep(self):
         return {"weight": self.quantized.weight.to(torch.int8).numpy().copy()}
@@ -207,11 +219,11 @@ class KeepsTheWeightAsBytes(Keeping):
 
 
 @remote_breaks("REM-CLEARED", says="mode simulate after clearing returned Tensor")
-class SimulatesWithoutAWeight(reference.RemoteModule):
-    def _product(self, quantized, x, mode, dtype):
-        if quantized.weight is None and mode is Mode.SIMULATE:
-            return torch.zeros(len(x), self.out_features, dtype=dtype)
-        return super()._product(quantized, x, mode, dtype)
+class SimulatesWithoutAWeight(reference.HybridFHEModel):
+    def __call__(self, x, fhe="disable"):
+        if fhe == "simulate" and any(module.private_module is None for module in self.remote_modules.values()):
+            return x.clone()
+        return super().__call__(x, fhe)
 
 
 @remote_breaks("REM-DOWN", says="returned Tensor: expected an error")

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from conformance.case import Case, Space
-from conformance.fhe import stepping
 from conformance.fhe.split import run, split
+from conformance.fhe.stepping import REMOTE, Chain, StepCase, Trained, training_of
 from conformance.hybrid.frozen import backward
 from conformance.judge import calling, require
 from conformance.numerics import Array
@@ -29,7 +29,7 @@ BITS = 8
 LAYERS, STEP = "layers", "step"  # the models' names
 NAMES = [f"{layer}.{product}_module" for layer in ("one", "two") for product in ("forward", "backward")]
 # Its weights are the same in all cases, so that one server has them.
-TRAINED = stepping.StepCase(m=3, k=K, h=H, n=N, r=2)
+TRAINED = StepCase(m=3, k=K, h=H, n=N, r=2)
 
 
 @dataclass(frozen=True)
@@ -92,11 +92,11 @@ def layers(subject: Subject, address: str) -> Any:
     return hybrid
 
 
-def step(subject: Subject, address: str) -> tuple[Any, stepping.Chain]:
+def step(subject: Subject, address: str) -> tuple[Any, Chain]:
     """The same of a LoraTraining, and the network that it trains."""
-    trained = stepping.Trained(TRAINED)
+    trained = Trained(TRAINED)
     net = trained.net(subject.device).to(torch.float32)
-    hybrid = _split(subject, stepping.training_of(subject, net), stepping.REMOTE, STEP, address)
+    hybrid = _split(subject, training_of(subject, net), REMOTE, STEP, address)
     batch = tuple(t.to(torch.float32) for t in trained.batch(subject.device))
     with calling_quietly(f"compile_model((x, labels), n_bits={BITS})"):
         hybrid.compile_model(batch, n_bits=BITS)

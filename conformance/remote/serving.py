@@ -123,11 +123,11 @@ def served(serve: Any, folder: Any) -> Server:
         while len(RUNNING) >= MOST:
             RUNNING.pop(next(iter(RUNNING))).stop()
         running = Server(pickled, folder)
+        atexit.register(stop_all)
     RUNNING[key] = running  # as the one used last
     return running
 
 
-@atexit.register
 def stop_all() -> None:
     """End every server."""
     while RUNNING:

@@ -150,6 +150,16 @@ class RoundsOnce(Right):
     def total(self, base: Tensor, update: Tensor) -> Tensor:
         return (base + update).to(self.kind)
 
+    # The mask is wide, as what it masks, so the gradient that comes through it is too.
+    def back_through_update(self, g: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
+        return super().back_through_update(_wide(g), _wide(lora_A), _wide(lora_B), scale)
+
+    def gradient_of_lora_A(self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
+        return super().gradient_of_lora_A(_wide(g), _wide(x), _wide(lora_A), _wide(lora_B), scale).to(lora_A.dtype)
+
+    def gradient_of_lora_B(self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
+        return super().gradient_of_lora_B(_wide(g), _wide(x), _wide(lora_A), _wide(lora_B), scale).to(lora_B.dtype)
+
 
 class KeepsTheMiddleWide(Right):
     """S in float32, everything else in the dtype of the adapter."""

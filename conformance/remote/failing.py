@@ -13,12 +13,12 @@ from conformance.remote.client import CUSTOM, LIBRARIES, RemoteCase, batch, both
 from conformance.remote.wire import Wire
 from conformance.subject import Subject
 
-BOUND = 30.0  # seconds until an error: many times what a busy machine takes to encrypt, and no wait for ever
+BOUND = 20.0  # seconds until an error: many times what a busy machine takes to encrypt, and no wait for ever
 
 
 @clause(
     "REM-DOWN",
-    """A server that refuses connections or closes them is an error within 30 s that names its address; once it is
+    """A server that refuses connections or closes them is an error within 20 s that names its address; once it is
     back, mode remote works again.""",
     group="remote",
     cases=Space(RemoteCase, m=(2,), how=("refused", "closed")),

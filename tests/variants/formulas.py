@@ -198,15 +198,26 @@ class Checkpoints(Eager):
 
 
 class Compiled(Eager):
-    """Plain autograd through torch.compile, without the code generator: the graph is what can differ."""
+    """Plain autograd through torch.compile, without the code generator: the graph is what can differ.
+
+    Buffers are not donated to the backward pass: it could run once only, for which LIN-BWD-TWICE rightly fails a layer.
+    A copy of a layer shares the compiled function, as copies share the code of their class.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.compiled: Any = None
 
+    def __deepcopy__(self, memo: Any) -> Compiled:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Compiled, ()
+
     def lora_linear(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
         self.compiled = self.compiled or torch.compile(super().lora_linear, backend="aot_eager", dynamic=True)
-        found: Tensor = self.compiled(x, *args, **options)
+        with torch._functorch.config.patch(donated_buffer=False):
+            found: Tensor = self.compiled(x, *args, **options)
         return found
 
 

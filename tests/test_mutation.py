@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.mutation import mutants, summary
+from tests.mutation import mutants, summary, verdict
 from tests.mutation.operators import OPERATORS
 
 EDITS = {
@@ -115,3 +116,19 @@ def test_the_table_counts_killed_equivalent_and_gaps(monkeypatch: pytest.MonkeyP
     assert found["files"]["reference/x.py"] == {"killed": 2, "equivalent": 1, "gap": 1, "score": 0.6667}
     assert found["groups"] == {"LIN": 1}
     assert found["survivors"]["reference/x.py f c"] is None
+
+
+@pytest.mark.parametrize(
+    ("script", "found"),
+    [
+        ("while True: pass", "timeout"),
+        ("import time; time.sleep(600)", "timeout"),
+        ("raise SystemExit(3)", "exit status 3"),
+    ],
+    ids=["busy", "waiting", "gone"],
+)
+def test_what_loops_or_waits_without_end_is_stopped(script: str, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verdict, "IDLE_LIMIT", 5)
+    limited = f"import resource; resource.setrlimit(resource.RLIMIT_CPU, (1, 9))\n{script}"
+    child = os.posix_spawn(sys.executable, [sys.executable, "-S", "-c", limited], os.environ)
+    assert verdict._waited(child)[0] == found

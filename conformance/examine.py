@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from conformance import settings
 from conformance.case import Case, shrink
@@ -18,6 +17,7 @@ from conformance.clause import Clause
 from conformance.judge import Inconclusive, Refused, Violation
 from conformance.profiles import Profile
 from conformance.result import ANY_DTYPE, Result
+from conformance.seeding import seed_torch
 
 __all__ = ["Examination", "Result", "check_case"]
 
@@ -29,7 +29,7 @@ def check_case(clause: Clause, subject: Any, case: Case) -> float | None:
     before = settings.taken(settings.RESTORED)
     random.seed(case.seed)
     np.random.seed(case.seed % 2**32)
-    torch.manual_seed(case.seed)
+    seed_torch(case.seed)
     try:
         return clause.check(subject, case)
     finally:
@@ -63,8 +63,8 @@ class Examination:
                 break
             self._judge(self._case(index), result)
             index += 1
-        if result.status == "pass" and self.profile.searches and self.subject.lane != "interpreter":
-            self._search(result)
+        if result.status == "pass" and (searches := self.profile.searched(self.clause.weight, self.subject.lane)):
+            self._search(result, searches)
         result.seconds = time.perf_counter() - started
         return result
 
@@ -180,14 +180,14 @@ class Examination:
             passing.append(f"{name}={value - 1}")
         return f"{', '.join(passing)} passes" if passing else ""
 
-    def _search(self, result: Result) -> None:
+    def _search(self, result: Result, searches: int) -> None:
         """Let Hypothesis look for a failing case in the same space, and shrink it if there is one."""
         from hypothesis import HealthCheck, Phase, errors, given, settings
 
         seen: list[Violation] = []
 
         @settings(
-            max_examples=self.profile.searches,
+            max_examples=searches,
             derandomize=True,
             database=None,
             deadline=None,

@@ -136,6 +136,8 @@ class Pristine:
 
     def _withdraw(self) -> None:
         for index, space in enumerate(self.spaces):
+            if space.same():
+                continue
             for name, (original, replacement) in space.changed().items():
                 if not _wrapped_by_its_owner(space.owner, original, replacement):
                     self.replaced[index, name] = original, replacement

@@ -27,6 +27,10 @@ class Profile:
         volume = self.interpreted if lane == "interpreter" else self.volume
         return max(1, round(volume * weight))
 
+    def searched(self, weight: float, lane: str) -> int:
+        """Examples of Hypothesis for a clause of this weight."""
+        return 0 if lane == "interpreter" else round(self.searches * weight)
+
 
 PROFILES = {
     profile.name: profile

@@ -70,6 +70,11 @@ def _on_gpus() -> tuple[bytes, ...]:
     return tuple(state.numpy().tobytes() for state in cuda.get_rng_state_all())
 
 
+def _of_numpy() -> tuple[Any, ...]:
+    kind, key, *rest = np.random.get_state(legacy=True)
+    return kind, np.asarray(key).tobytes(), *rest
+
+
 # how each is read, and where it can be, put back
 SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any] | None]] = {
     "the default dtype": (torch.get_default_dtype, torch.set_default_dtype),
@@ -96,7 +101,7 @@ SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any] | None]] = {
     "the filters of warnings": (_filters, _set_filters),
     "torch's random state": (lambda: torch.get_rng_state().numpy().tobytes(), None),
     "the GPU's random state": (_on_gpus, None),
-    "NumPy's random state": (lambda: repr(np.random.get_state(legacy=False)), None),
+    "NumPy's random state": (_of_numpy, None),
     "Python's random state": (random.getstate, None),
 }
 RESTORED = tuple(name for name, (_, put) in SETTINGS.items() if put is not None)

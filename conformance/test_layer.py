@@ -20,6 +20,7 @@ from conformance.numerics import dtype_named, numbers
 from conformance.operands import Operands
 from conformance.requirements.base import SMALL, judge_gradients, oracle_for
 from conformance.requirements.dropout import PROBE, judge_relation, read_mask, started
+from conformance.seeding import seed_torch
 from conformance.subject import TRAINABLE, Instance, Subject, frozen_linear, run
 
 globals().update(requirements.declare("LAY", "layer"))
@@ -30,7 +31,7 @@ INIT = SMALL.narrowed(m=(1,), k=(256, 300), n=(64, 33), r=(16, 64, 33), values=(
 
 def fresh(subject: Subject, operands: Operands, **options: Any) -> Any:
     """A layer as its constructor leaves it, over the case's frozen linear layer."""
-    torch.manual_seed(operands.case.seed)
+    seed_torch(operands.case.seed)
     shown = ", ".join(f"{name}={value!r}" for name, value in options.items())
     with calling(f"{subject.name}(linear, {shown})"):
         return subject.thing(frozen_linear(operands), **options)
@@ -172,7 +173,7 @@ def test_trainable_bias(subject: Subject, case: LinearCase) -> float | None:
 )
 def test_modes(subject: Subject, case: LinearCase) -> float | None:
     operands = subject.operands(case)
-    torch.manual_seed(case.seed)
+    seed_torch(case.seed)
     instance = subject.build(operands)
     instance.require_grad(TRAINABLE)
     plain = oracle_for(subject, operands).y

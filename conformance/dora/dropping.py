@@ -15,6 +15,7 @@ from conformance.linear_case import LinearCase
 from conformance.numerics import numbers, rounded
 from conformance.oracle import Expected
 from conformance.requirements.dropout import PROBE
+from conformance.seeding import seed_torch
 from conformance.subject import Subject
 
 
@@ -60,7 +61,7 @@ def test_post_dropout(subject: Subject, case: LinearCase) -> float | None:
 
 def judge_mask(subject: Subject, case: LinearCase) -> float | None:
     """Judge the layer with W = A = B = I, where each y depends on one x, kept or dropped in either position."""
-    torch.manual_seed(case.seed)
+    seed_torch(case.seed)
     operands = subject.operands(case)
     operands.values["weight"] = np.eye(case.k)
     instance = subject.build(operands, use_dora=True)

@@ -16,6 +16,7 @@ from conformance.judge import calling, require
 from conformance.linear_case import LinearCase, tamed
 from conformance.operands import Operands
 from conformance.refusal import calling_quietly
+from conformance.seeding import seed_torch
 from conformance.subject import Instance, Subject, frozen_linear
 
 
@@ -69,7 +70,7 @@ LAYER = Space(
 
 def linear(subject: Subject, case: LinearCase, kind: type[nn.Linear] = nn.Linear) -> nn.Linear:
     """An ordinary, trainable linear layer of the case's sizes, dtype and training flag."""
-    torch.manual_seed(case.seed)
+    seed_torch(case.seed)
     made = kind(case.k, case.n, bias=case.bias).to(subject.device, dtype=getattr(torch, case.dtype))
     return made.train(case.training)
 

@@ -17,6 +17,7 @@ from conformance.model.toys import DoublingLinear
 from conformance.numerics import dtype_named
 from conformance.oracle import LinearOracle
 from conformance.refusal import calling_quietly
+from conformance.seeding import seed_torch
 from conformance.subject import TRAINABLE, Instance, Subject, frozen_linear
 
 FEW = PATCH.narrowed(m=(2, 1, 3), k=(16, 3, 33), n=(5, 1, 16), lead=("2d", "3d"))
@@ -159,7 +160,7 @@ def _attempt(call: Callable[[], Any]) -> Any:
     weight=0.5,
 )
 def test_dora(subject: Subject, case: PatchCase) -> None:
-    torch.manual_seed(case.seed)
+    seed_torch(case.seed)
     base = nn.Linear(case.k, case.n, bias=case.bias).to(subject.device, dtype_named(case.dtype))
     norms = base.weight.detach().norm(dim=1)
     layer = patch(subject, base, dim=case.r, use_triton=case.triton, use_dora=True)

@@ -17,6 +17,7 @@ from conformance.model.initialising import LAWS, require_law, require_zero_B
 from conformance.model.toys import TOY_LINEARS, TaggedLinear, Toy, adapted, adapters
 from conformance.numerics import dtype_named
 from conformance.oracle import LinearOracle
+from conformance.seeding import seed_torch
 from conformance.subject import Instance, Subject, poisoned_memory
 
 WAYS = ("deepcopy", "pickle", "torch.save", "state_dict")
@@ -50,7 +51,7 @@ def test_meta(subject: Subject, case: PatchCase) -> None:
 )
 def test_meta_init(subject: Subject, case: PatchCase) -> None:
     layer = _meta_layer(subject, case)
-    torch.manual_seed(case.seed)
+    seed_torch(case.seed)
     with poisoned_memory(), calling("to_empty and init_lora_weights of a layer patched on meta"):
         layer.to_empty(device=subject.device)
         layer.init_lora_weights("xavier")
@@ -153,7 +154,7 @@ def test_copy_class(subject: Subject, case: PatchCase) -> None:
     weight=0.5,
 )
 def test_copy_model(subject: Subject, case: PatchCase) -> None:
-    torch.manual_seed(case.seed)
+    seed_torch(case.seed)
     model = Toy().to(subject.device).train(case.training)
     apply(subject, model, match_all_linear=True, dim=case.r, use_triton=case.triton)
     with torch.no_grad():

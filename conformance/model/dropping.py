@@ -13,6 +13,7 @@ from conformance.judge import judge, require
 from conformance.model.base import PATCH, PatchCase, patch, patched
 from conformance.oracle import LinearOracle
 from conformance.refusal import calling_quietly
+from conformance.seeding import seed_torch
 from conformance.subject import Subject
 
 RATES = (0.5, 0.25, 0.1)
@@ -98,7 +99,7 @@ def fill_probe(layer: Any) -> None:
 def run(module: Any, case: PatchCase) -> torch.Tensor:
     """What 64 tokens of ones give, at a random state that the case decides."""
     layer: Any = module[0] if isinstance(module, nn.Sequential) else module
-    torch.manual_seed(case.seed)
+    seed_torch(case.seed)
     with calling_quietly("the forward pass"):
         y: torch.Tensor = module(torch.ones(64, layer.lora_A.weight.shape[1], device=layer.weight.device))
     return y.detach().float().cpu()

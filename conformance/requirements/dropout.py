@@ -15,6 +15,7 @@ from conformance.numerics import Array, format_of, numbers
 from conformance.operands import Operands
 from conformance.oracle import Expected, LinearOracle
 from conformance.requirements.base import SMALL, judge_gradients, oracle_for, requirement
+from conformance.seeding import seed_torch
 from conformance.subject import TRAINABLE, Instance, Subject
 
 WITH_DROPOUT = ("lora_linear", "LinearLoRA", "TritonLinearLoRA")
@@ -35,7 +36,7 @@ DROPPED = SMALL.narrowed(values=("normal",), dropout=RATES, position=("post", "p
 
 def started(subject: Subject, operands: Operands, needs: tuple[str, ...] = TRAINABLE, **options: Any) -> Instance:
     """An instance whose random mask depends on the case alone."""
-    torch.manual_seed(operands.case.seed)
+    seed_torch(operands.case.seed)
     instance = subject.build(operands, **options)
     instance.require_grad(needs)
     return instance

@@ -22,6 +22,7 @@ from conformance.numerics import numbers
 from conformance.operands import Operands
 from conformance.oracle import LinearOracle
 from conformance.refusal import calling_quietly
+from conformance.seeding import seed_torch
 from conformance.subject import Subject, frozen_linear
 from conformance.training.net import ONE
 from conformance.training.replacing import replace
@@ -253,7 +254,7 @@ def test_loaded_layer(subject: Subject, case: LayerCase) -> float | None:
     weight=0.5,
 )
 def test_gradient_through_several(subject: Subject, case: ReplacedCase) -> float | None:
-    torch.manual_seed(case.seed)
+    seed_torch(case.seed)
     model = nn.Sequential(
         nn.Linear(case.k, case.n), nn.Tanh(), nn.Linear(case.n, case.k), nn.GELU(), nn.Linear(case.k, case.n)
     )

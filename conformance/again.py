@@ -112,8 +112,8 @@ def _subject(line: Line, clause: Any, selection: Selection) -> Any:
         raise UsageError(str(error)) from error
     subjects = {subject.name: subject for subject in target.subjects(clause)}
     if not subjects:
-        missing = [*target.missing(clause.group), *(name for name in clause.needs if not target.has(name))]
-        raise UsageError(f"target {line.target!r} does not claim {clause.id}: it has no {', '.join(missing)}")
+        missing = ", ".join(target.lacking(clause))
+        raise UsageError(f"target {line.target!r} does not claim {clause.id}: it has no {missing}")
     if line.subject is None:
         return next(iter(subjects.values()))
     known([line.subject], subjects, f"subject of {clause.id}")

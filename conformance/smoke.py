@@ -46,7 +46,7 @@ def plan(selection: Selection) -> dict[str, Any]:
     chosen = [c for c in clauses.values() if selection.includes(c.id, c.group)]
     planned = []
     for clause in sorted(chosen, key=lambda c: order[c.group]):
-        missing = [*target.missing(clause.group), *(name for name in clause.needs if not target.has(name))]
+        missing = list(target.lacking(clause))
         offered = trials(clause, target, selection)
         if offered or missing or not target.subjects(clause):
             planned.append(
@@ -55,7 +55,7 @@ def plan(selection: Selection) -> dict[str, Any]:
                     "group": clause.group,
                     "level": clause.level,
                     "sentence": clause.sentence,
-                    "missing": list(dict.fromkeys(missing)),
+                    "missing": missing,
                     "trials": [_described(trial) for trial in offered],
                 }
             )

@@ -42,9 +42,11 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     "gradnorm": ("clip_grad_norm_",),
     "training": ("LoraTraining",),
     "hybrid": ("CustomLinear",),
-    "fhe": ("HybridFHEModel",),
+    "fhe": ("HybridFHEModel", "fhe_backend"),
     "remote": ("HybridFHEModel",),
 }
+# Names that claim the clauses about themselves, whatever else of their group is there.
+ALONE: dict[str, tuple[str, ...]] = {"fhe": ("fhe_backend",)}
 DROPOUT_POSITIONS = ("pre", "post")
 TRITON = ("TritonLinearLoRA", "LoRATritonFunction")
 POSITIONAL: dict[str, int] = {
@@ -59,6 +61,7 @@ POSITIONAL: dict[str, int] = {
     "ForwardModuleLinear": 3,
     "BackwardModuleLinear": 2,
     "HybridFHEModel": 5,
+    "fhe_backend": 0,
     "serve": 3,
 }
 
@@ -179,16 +182,21 @@ class Target:
 
     @cached_property
     def claimed(self) -> tuple[str, ...]:
-        """The groups whose required names are all there."""
-        return tuple(group for group in GROUPS if not self.missing(group))
+        """The groups whose required names are all there, or one that claims clauses alone."""
+        return tuple(g for g in GROUPS if not self.missing(g) or any(map(self.has, ALONE.get(g, ()))))
 
     def missing(self, group: str) -> tuple[str, ...]:
         """The group's required names that the target lacks."""
         return tuple(name for name in REQUIRED[group] if not self.has(name))
 
+    def lacking(self, clause: Clause) -> tuple[str, ...]:
+        """The names that the target lacks for this clause: of its group, or of a subject alone, and of its own."""
+        alone = clause.subjects if _is_alone(clause) else REQUIRED[clause.group]
+        return tuple(dict.fromkeys(name for name in (*alone, *clause.needs) if not self.has(name)))
+
     def subjects(self, clause: Clause) -> tuple[Subject, ...]:
         """What this clause judges on this target; none where the group or a needed name is not claimed."""
-        if clause.group not in self.claimed or not all(self.has(name) for name in clause.needs):
+        if self.lacking(clause):
             return ()
         if clause.position and clause.position not in self.dropout_positions:
             return ()
@@ -197,7 +205,7 @@ class Target:
         return tuple(
             Subject(name, getattr(self.thing, name), self.thing, self.device, self.lane(name), self.dropout_positions)
             for name in SUBJECTS[clause.group]
-            if self.has(name) and (not clause.subjects or name in clause.subjects)
+            if self.has(name) and name in (clause.subjects or _together(clause.group))
         )
 
     def lane(self, subject: str) -> str:
@@ -235,6 +243,15 @@ def settings_restored() -> Iterator[None]:
     yield
     PRISTINE.settings = changes(before)
     restore(before)
+
+
+def _is_alone(clause: Clause) -> bool:
+    return bool(clause.subjects) and set(clause.subjects) <= set(ALONE.get(clause.group, ()))
+
+
+def _together(group: str) -> tuple[str, ...]:
+    """The subjects of a clause that names none."""
+    return tuple(name for name in SUBJECTS[group] if name not in ALONE.get(group, ()))
 
 
 def _described(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from . import layout
 from .envelope import EVALUATION, INPUTS, RESULT, SECRET, EncryptionError, Envelope, check_bytes, digest
 from .keys import Keys
 from .library import check_use, import_library, panics_as_errors, use
-from .noise import PARAMETER_SETS, STANDARD_DEVIATION, EncryptionParameters, wrap
+from .noise import PARAMETER_SETS, STANDARD_DEVIATION, EncryptionParameters, noise_std, wrap
 
 __all__ = ["Backend", "ConcreteBackend", "EncryptionError", "EncryptionParameters", "Keys", "Progress"]
 
@@ -31,11 +31,15 @@ class Backend(Protocol):
 
     Errors of all four: ValueError for a matrix of the wrong shape, dtype or range, and `EncryptionError` for
     bytes that are not what they should be, or that belong to other keys or other parameters.
+
+    A backend whose noise follows another law than `noise.noise_std` of its parameters has a further method
+    ``noise_std(weight)``, see `noise_of`. Nothing is inherited: `loraspec run TARGET --group fhe` judges what a
+    target's ``fhe_backend()`` returns.
     """
 
     @property
     def parameters(self) -> EncryptionParameters:
-        """The parameter set, whose `noise_std` is the deviation of the noise."""
+        """The parameter set: what every number of it says, `noise.noise_std` included; at the least bits and secure."""
         ...
 
     def keygen(self) -> Keys:
@@ -57,6 +61,19 @@ class Backend(Protocol):
     ) -> Tensor:
         """The result, int64 [M, N] as [rows, columns], from -2^(b-1) to 2^(b-1)-1: sums beyond are wrapped."""
         ...
+
+
+def noise_of(backend: Backend, weight: Tensor) -> Tensor:
+    """The standard deviation of the noise that a backend adds to a product, before rounding to integers.
+
+    Args:
+        backend: asked for its ``noise_std(weight)`` if it has one; otherwise `noise.noise_std` of its parameters.
+        weight: int64 [N, K].
+    Returns:
+        float64 [N].
+    """
+    own: Callable[[Tensor], Tensor] | None = getattr(backend, "noise_std", None)
+    return noise_std(backend.parameters, weight) if own is None else own(weight)
 
 
 class ConcreteBackend:

@@ -32,6 +32,7 @@ PROTOCOL_HEADER, KEY_HEADER = "Loraspec-Protocol", "Evaluation-Key"
 BYTES = "application/octet-stream"
 KEY_UNKNOWN = 428
 
+TIMEOUT = 3600.0  # seconds for one evaluation
 _PIECE = 2**18  # bytes sent at once
 _INSTALL = "pip install 'loraspec[remote]'"
 
@@ -87,14 +88,13 @@ class RemoteClient:
     """
 
     def __init__(
-        self, address: str, timeout: float = 3600.0, *, connect_timeout: float = 10.0, transport: Any = None
+        self, address: str, timeout: float = TIMEOUT, *, connect_timeout: float = 10.0, transport: Any = None
     ) -> None:
         parts = urlsplit(address)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             raise ValueError(f"address {_without_password(address)!r}: expected http://host:port")
-        for name, seconds in (("timeout", timeout), ("connect_timeout", connect_timeout)):
-            if not 0 < seconds < float("inf"):
-                raise ValueError(f"{name} = {seconds}: expected a positive number of seconds")
+        check_seconds("timeout", timeout)
+        check_seconds("connect_timeout", connect_timeout)
         self.address = _without_password(address).rstrip("/")
         self.timeout, self.connect_timeout = timeout, connect_timeout
         self._made_of = address, transport
@@ -230,6 +230,16 @@ class RemoteClient:
         except (ValueError, KeyError, TypeError):
             said = f"{len(body)} bytes that are no JSON error"
         return RemoteError(f"{what}: refused with {status}: {str(said)[:500]}")
+
+
+def check_seconds(name: str, seconds: float) -> None:
+    """Refuse a time-out that is none.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if not 0 < seconds < float("inf"):
+        raise ValueError(f"{name} = {seconds}: expected a positive number of seconds")
 
 
 def serve(

@@ -1,21 +1,24 @@
 """A linear product that runs as its model's mode says: in floats, in integers, encrypted, or on a server."""
 
 import enum
+import secrets
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .encryption import Backend, ConcreteBackend, Keys
+from .encryption import Backend, ConcreteBackend, Keys, noise_of
 from .hybrid import BackwardModuleLinear, Conv1D, CustomLinear, ForwardModuleLinear
 from .noise import PARAMETER_SETS, EncryptionParameters, check_range, noise_std, simulate
 from .quantization import Quantized, QuantizedLinear
-from .remote import RemoteClient
+from .remote import TIMEOUT, RemoteClient, check_seconds
 
+COMPARED = 1024  # values of a weight that each call compares with those that were compiled
 ROWS_AT_ONCE = 64  # rows in one ciphertext: bounds memory and a request's size, and lets a long run show progress
 
 
@@ -53,13 +56,20 @@ class Split:
     model_name: str
     server: str | None
     verbose: int
+    timeout: float = TIMEOUT
+    noise_seed: int | None = None
     mode: HybridFHEMode = HybridFHEMode.TORCH
     keys: Keys | None = None
-    noise_seed: int = 0  # counts up, so that every simulated product has noise of its own
+    noise_drawn: int = 0  # how many products were simulated so far, each with noise of its own
 
     def __post_init__(self) -> None:
         if isinstance(self.chosen, str) and self.chosen not in PARAMETER_SETS:
             raise ValueError(f"backend = {self.chosen!r}: expected one of {', '.join(PARAMETER_SETS)}, or a Backend")
+        check_seconds("timeout", self.timeout)
+        if self.noise_seed is None:
+            self.noise_seed = secrets.randbits(64)
+        if isinstance(self.noise_seed, bool) or not isinstance(self.noise_seed, int) or self.noise_seed < 0:
+            raise ValueError(f"noise_seed = {self.noise_seed!r}: expected an int, at least 0, or None")
 
     @property
     def parameters(self) -> EncryptionParameters:
@@ -75,7 +85,20 @@ class Split:
     def client(self) -> RemoteClient:
         """The way to the server."""
         assert self.server is not None
-        return RemoteClient(self.server)
+        return RemoteClient(self.server, self.timeout)
+
+    def noise_std(self, weight: Tensor) -> Tensor:
+        """The deviation of the noise in products by an integer weight."""
+        if isinstance(self.chosen, str):  # its library may not be installed
+            return noise_std(self.parameters, weight)
+        return noise_of(self.chosen, weight)
+
+    def next_noise(self) -> torch.Generator:
+        """What the noise of one more product is drawn from: by the seed and how many there were before."""
+        seed: Any = self.noise_seed
+        mixed = np.random.SeedSequence(seed, spawn_key=(self.noise_drawn,)).generate_state(1, np.uint64)
+        self.noise_drawn += 1
+        return torch.Generator().manual_seed(int(mixed[0] >> 1))
 
 
 class RemoteModule(nn.Module):
@@ -87,7 +110,9 @@ class RemoteModule(nn.Module):
     Attributes:
         private_module: the float module; None once its weight was cleared.
         module_name: as given.
-        quantized: the compiled `QuantizedLinear`, or None.
+        quantized: the compiled `QuantizedLinear`, or None. A weight or bias that changed since is an error where
+            autograd counts the change, or one of 1024 values spread over it differs; a write through ``.data`` to
+            none of these goes unnoticed.
         input_range: (low, high) of all inputs while calibrating, or None.
     Raises:
         ValueError: for another module.
@@ -153,9 +178,8 @@ class RemoteModule(nn.Module):
         try:
             quantized = self.quantized_linear(weight, bias, n_bits, None if dynamic else self.input_range)
             assert quantized.weight is not None
-            parameters = self.split.parameters
-            std = noise_std(parameters, quantized.weight.cpu())
-            check_range(quantized.largest_accumulator, std, parameters.bits, n_bits=n_bits, features=self.in_features)
+            std, bits = self.split.noise_std(quantized.weight.cpu()), self.split.parameters.bits
+            check_range(quantized.largest_accumulator, std, bits, n_bits=n_bits, features=self.in_features)
         except ValueError as error:
             raise ValueError(f"{self.module_name}: {error}") from error
         return quantized, std
@@ -186,7 +210,7 @@ class RemoteModule(nn.Module):
         if self.private_module is not None and self._compiled_from is not None:
             now = _versions(self.private_module)
             for name, was, here in zip(("weight", "bias"), self._compiled_from, now, strict=True):
-                if was[0] is not here[0] or was[1:] != here[1:]:
+                if was.differs(here):
                     raise RuntimeError(
                         f"the {name} of {self.module_name} has changed since compile_model: compile again"
                     )
@@ -223,11 +247,9 @@ class RemoteModule(nn.Module):
     def _with_noise(self, raw: Tensor) -> Tensor:
         """What decryption would give for these integer products."""
         assert self.noise_std is not None
-        self.split.noise_seed += 1
-        generator = torch.Generator().manual_seed(self.split.noise_seed)
         bits = self.split.parameters.bits
         # drawn on the CPU: the same noise on every device
-        return simulate(raw.cpu(), self.noise_std, bits, generator).to(raw.device)
+        return simulate(raw.cpu(), self.noise_std, bits, self.split.next_noise()).to(raw.device)
 
     def _encrypted(self, quantized: QuantizedLinear, x: Quantized, mode: HybridFHEMode) -> Tensor:
         split, parts = self.split, []
@@ -253,13 +275,48 @@ class RemoteModule(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, mode={self.split.mode.value}"
 
 
-_Version = tuple[Tensor | None, int, torch.dtype | None]
+@dataclass(frozen=True, eq=False)
+class _Version:
+    """A weight or a bias, and what changes when its values do; moving it to a device does not.
+
+    Writing through ``.data`` leaves no trace in autograd's count of changes: some of the values are compared.
+    """
+
+    tensor: Tensor | None
+    count: int = 0
+    dtype: torch.dtype | None = None
+    some: Tensor | None = None
+
+    @classmethod
+    def of(cls, tensor: Tensor | None) -> "_Version":
+        if tensor is None:
+            return cls(None)
+        if tensor.is_meta:
+            return cls(tensor, tensor._version, tensor.dtype)
+        return cls(tensor, tensor._version, tensor.dtype, _some_of(tensor.detach()).cpu())
+
+    def differs(self, now: "_Version") -> bool:
+        if self.tensor is not now.tensor or (self.count, self.dtype) != (now.count, now.dtype):
+            return True
+        if self.some is None or now.some is None:
+            return self.some is not now.some
+        return not torch.equal(self.some, now.some)
+
+
+def _some_of(t: Tensor) -> Tensor:
+    """Elements of a tensor, spread over its rows and columns; all of a small one. A copy."""
+    if t.numel() <= COMPARED:
+        return t.flatten().clone()
+    step = t.numel() // COMPARED
+    flat = t.view(-1) if t.is_contiguous() else t.t().view(-1) if t.t().is_contiguous() else t.reshape(-1)
+    at = torch.arange(COMPARED, device=t.device) * step
+    return flat[at + at // step % step]  # not the same columns in every row
 
 
 def _versions(module: Any) -> list[_Version]:
-    """Weight and bias of a product, and what changes when their values do; moving them to a device does not."""
+    """Weight and bias of a product."""
     bias = None if isinstance(module, BackwardModuleLinear) else module.bias
-    return [(t, 0, None) if t is None else (t, t._version, t.dtype) for t in (module.weight, bias)]
+    return [_Version.of(module.weight), _Version.of(bias)]
 
 
 def product_of(module: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:

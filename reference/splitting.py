@@ -13,6 +13,7 @@ from . import deployment
 from .encryption import Backend, Keys
 from .hybrid import is_lora_module
 from .layer import LinearLoRA
+from .remote import TIMEOUT
 from .remote_module import HybridFHEMode, RemoteModule, Split
 from .training import LoraTraining
 
@@ -27,6 +28,10 @@ class HybridFHEModel:
         model_name: what the server knows the model by.
         verbose: 1 shows the progress of encrypted products.
         backend: "exact", "fast" or "toy" (insecure, for tests), see `noise.PARAMETER_SETS`; or a `Backend`.
+        timeout: seconds that one product, or the upload of the key, may take in mode remote; see `RemoteClient`.
+        noise_seed: decides the noise of mode simulate, with the order in which products are simulated. Two models
+            of one seed have the same noise. None is a seed of its own for each model, from the system; no state of
+            torch's generators is read or changed.
     Attributes:
         model: the model.
         remote_modules: the `RemoteModule`s by name.
@@ -34,7 +39,7 @@ class HybridFHEModel:
         mode: the `HybridFHEMode`.
     Raises:
         ValueError: for a name that is no linear layer or belongs to an adapter, or none at all; for an unknown
-            backend. Nothing is changed then.
+            backend, a time-out or a seed that is none. Nothing is changed then.
     Source: Concrete ML `HybridFHEModel`.
     """
 
@@ -49,13 +54,15 @@ class HybridFHEModel:
         verbose: int = 0,
         *,
         backend: str | Backend = "exact",
+        timeout: float = TIMEOUT,
+        noise_seed: int | None = None,
     ) -> None:
         names = [module_names] if isinstance(module_names, str) else list(module_names)
         if not names:
             raise ValueError("module_names is empty: expected at least one name, see get_remote_names")
         deployment.check_name(model_name)
         self.model = model
-        self._split = Split(backend, model_name, server_remote_address, verbose)
+        self._split = Split(backend, model_name, server_remote_address, verbose, timeout, noise_seed)
         every = dict(model.named_modules(remove_duplicate=False))
         self.remote_modules: dict[str, RemoteModule] = {}
         made: dict[nn.Module, RemoteModule] = {}  # one for each module, whatever the number of its names

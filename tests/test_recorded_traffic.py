@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from conformance.fhe.oracle import by_row
-from conformance.remote.search import numbers_found, searchable, secret_found
+from conformance.fhe.search import numbers_found, searchable, secret_found
 from conformance.remote.wire import Wire
 
 VALUES = np.random.default_rng(5).standard_normal((3, 8)).astype(np.float32).astype(np.float64)

@@ -208,4 +208,4 @@ class TestFastIntegers:
         loss, _ = hybrid((X, LABELS), fhe="disable")
         simulated, _ = hybrid((X, LABELS), fhe="simulate")
         assert torch.equal(loss, simulated)
-        assert hybrid._split.noise_seed == 0
+        assert hybrid._split.noise_drawn == 0

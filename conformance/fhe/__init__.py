@@ -5,11 +5,45 @@ from __future__ import annotations
 from typing import Any
 
 from conformance.clause import checks_of
-from conformance.fhe import computing, encrypting, keeping, quantizing, refusing, simulating, static, stepping
+from conformance.fhe import (
+    computing,
+    encrypting,
+    guarding,
+    keeping,
+    multiplying,
+    quantizing,
+    refusing,
+    simulating,
+    static,
+    stepping,
+)
 
-__all__ = ["computing", "encrypting", "keeping", "quantizing", "refusing", "simulating", "static", "stepping", "tests"]
+__all__ = [
+    "computing",
+    "encrypting",
+    "guarding",
+    "keeping",
+    "multiplying",
+    "quantizing",
+    "refusing",
+    "simulating",
+    "static",
+    "stepping",
+    "tests",
+]
 
 
 def tests() -> dict[str, Any]:
     """The test function of every clause in this package, by name."""
-    return checks_of(computing, static, simulating, encrypting, stepping, keeping, refusing, quantizing)
+    return checks_of(
+        computing,
+        static,
+        simulating,
+        encrypting,
+        stepping,
+        keeping,
+        refusing,
+        quantizing,
+        multiplying,
+        guarding,
+    )

@@ -6,11 +6,12 @@ import numpy as np
 import torch
 
 from conformance.clause import clause
-from conformance.fhe.backend import EVALUATION, SECRET, Parameters, Recorder
-from conformance.fhe.oracle import Product
+from conformance.fhe.backend import EVALUATION, NOISY, SECRET, Parameters, Recorder
+from conformance.fhe.law import judge_columns, judge_rows, spread_of
+from conformance.fhe.oracle import Product, noise_std
 from conformance.fhe.problem import SMALL, Problem, QuantizedCase
 from conformance.fhe.simulating import BACKEND
-from conformance.fhe.split import Split
+from conformance.fhe.split import Split, whole_noise
 from conformance.hybrid.frozen import backward
 from conformance.judge import judge, require, worst
 from conformance.refusal import quiet
@@ -39,6 +40,31 @@ def test_execute_is_disable(subject: Subject, case: QuantizedCase) -> float | No
         wrong = int((a != b).sum())
         require(torch.equal(a, b), f"{name} of mode execute differs from that of disable in {wrong} of {a.numel()}")
     return worst(judge(encrypted[0], problem.y()), judge(encrypted[1], problem.dX()))
+
+
+# few rows, as each takes the library 30 ms and a column of it 10 more; they tell how columns correlate
+REAL = SMALL.narrowed(m=(64,), k=(2,), n=(8,), n_bits=(8,), bias=(False,), values=("grid",))
+
+
+@clause(
+    "FHE-EXECUTE-NOISE",
+    """Under the parameters "fast" the results of mode execute differ from those of mode disable by whole numbers that
+    follow the noise law: mean zero, its deviation, correlated by one half within a row, independent between rows.""",
+    group="fhe",
+    cases=REAL,
+    dtypes=("float64",),
+    needs=("HybridFHEModel(backend)",),
+    library="concrete_ml_extensions",
+    weight=0.01,
+)
+def test_execute_follows_the_law(subject: Subject, case: QuantizedCase) -> float | None:
+    problem = Problem(case, subject.device)
+    product, fast = problem.forward(), NOISY["fast"]
+    noise = whole_noise(Split(subject, problem, "linear", backend="fast").compile(), "execute", product.unit)
+    sigma, spread = noise_std(fast, product.weight.values), spread_of(fast.polynomial_size)
+    judge_columns(noise, sigma, spread=spread)
+    judge_rows(noise, sigma, spread=spread)
+    return None
 
 
 def _examine(given: tuple[object, ...], product: Product, recorder: Recorder, name: str) -> None:

@@ -6,6 +6,7 @@ import warnings
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -13,6 +14,7 @@ from conformance.fhe.problem import Problem
 from conformance.hybrid.frozen import backward
 from conformance.hybrid.tree import conv1d
 from conformance.judge import calling, require
+from conformance.numerics import Array, numbers
 from conformance.refusal import calling_quietly, quiet
 from conformance.subject import Subject, poisoned_memory
 
@@ -106,6 +108,20 @@ def run(hybrid: Any, mode: Any, x: Any, *, silent: bool = True) -> torch.Tensor:
     require(isinstance(y, torch.Tensor), f"the model returned {type(y).__name__}: expected a tensor")
     assert isinstance(y, torch.Tensor)
     return y
+
+
+def whole_noise(split: Split, mode: str, unit: Array) -> Array:
+    """The noise of one call of a mode, in units of the integer result."""
+    clear = numbers(split.forward("disable"))
+    with quiet():  # parameters that are not secure may warn
+        noisy = numbers(split.forward(mode))
+    noise = (noisy - clear) / unit
+    whole = np.rint(noise)
+    require(
+        bool((np.abs(noise - whole) <= 1e-3).all()),
+        f"the noise of mode {mode} is no whole number of units of the integer result",
+    )
+    return np.asarray(whole)
 
 
 def calibrated(split: Split, passes: list[tuple[torch.Tensor, torch.Tensor]], compiled_on: torch.Tensor) -> Split:

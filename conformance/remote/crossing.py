@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from conformance.clause import clause
+from conformance.fhe.search import numbers_found, searchable, secret_found
 from conformance.judge import require
 from conformance.refusal import calling_quietly
 from conformance.remote.client import (
@@ -23,7 +24,6 @@ from conformance.remote.client import (
     server_of,
     step,
 )
-from conformance.remote.search import numbers_found, searchable, secret_found
 from conformance.remote.wire import Wire
 from conformance.subject import Subject
 

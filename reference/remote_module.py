@@ -307,10 +307,10 @@ def _some_of(t: Tensor) -> Tensor:
     """Elements of a tensor, spread over its rows and columns; all of a small one. A copy."""
     if t.numel() <= COMPARED:
         return t.flatten().clone()
-    step = t.numel() // COMPARED
     flat = t.view(-1) if t.is_contiguous() else t.t().view(-1) if t.t().is_contiguous() else t.reshape(-1)
-    at = torch.arange(COMPARED, device=t.device) * step
-    return flat[at + at // step % step]  # not the same columns in every row
+    number = torch.arange(COMPARED, device=t.device)
+    within = number % (t.numel() // COMPARED)  # so that it is not the same columns in every row
+    return flat[number * t.numel() // COMPARED + within]
 
 
 def _versions(module: Any) -> list[_Version]:

@@ -19,8 +19,9 @@ import pytest
 import torch
 
 import optimized
+import reference
 from conformance import cli
-from conformance.demo import output, tasks
+from conformance.demo import output, session, tasks
 from conformance.demo.recording import RecordingBackend, Traffic
 from reference.encryption import Keys
 from reference.noise import PARAMETER_SETS
@@ -173,6 +174,28 @@ def test_what_is_missing_comes_with_the_command_that_installs_it(
     assert capsys.readouterr().err == (
         "loraspec: the demo needs sklearn, concrete_ml_extensions, uvicorn: pip install 'loraspec[demo,fhe,remote]'\n"
     )
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        reference.EncryptionError("encrypted inputs came with a wrong checksum:\nit was cut off"),
+        reference.RemoteError("evaluate mlp/fc at http://127.0.0.1:9: cannot connect"),
+    ],
+    ids=["encryption", "server"],
+)
+def test_encryption_and_a_server_that_fail_are_one_line_and_exit_1(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(session._Session, "model", fail)
+    monkeypatch.setattr(session, "check_installed", lambda _: None)
+    out = tmp_path / "new" / "out"
+    assert cli.main(["demo", "private-training", "--out", str(out), "--model", "mlp", "--modes", "execute"]) == 1
+    assert capsys.readouterr().err == f"loraspec: the demo stopped: {' '.join(str(error).split())}\n"
     assert not any(tmp_path.iterdir())
 
 

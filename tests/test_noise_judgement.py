@@ -102,7 +102,7 @@ def test_noise_that_rounds_to_zero_is_off_as_seldom_as_it_says() -> None:
             judge_columns(drawn, np.array([sigma / 3]))
     one = np.rint(random.standard_normal((200, 1)) / 2)
     one[7] = 9
-    with pytest.raises(Violation, match="is 9: expected at most 4.5"):
+    with pytest.raises(Violation, match=r"is 9: expected at most 4\.5"):
         judge_columns(one, np.array([0.5]))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import optimized
 import reference
 from optimized.quantization import QuantizedLinear, why_not_float32, why_not_int8
 from reference import HybridFHEModel, LoraTraining, PeftConfig, apply_lora_to_linear_modules, get_remote_names
+from reference.remote_module import _some_of
 
 X, LABELS = torch.linspace(-1, 1, 30).reshape(5, 6), torch.tensor([0, 1, 2, 0, 1])
 
@@ -147,6 +149,69 @@ class TestClientFiles:
         with pytest.raises(ValueError, match="is damaged"):
             other.load_client(tmp_path)
         assert other.remote_modules[names[0]].private_module is not None
+
+
+def noisy(**options: Any) -> HybridFHEModel:
+    """Under parameters whose noise shows."""
+    torch.manual_seed(0)
+    hybrid = HybridFHEModel(nn.Sequential(nn.Linear(6, 8)), ["0"], backend="fast", **options)
+    hybrid.compile_model(X)
+    return hybrid
+
+
+class TestNoiseOfSimulation:
+    def test_each_model_has_noise_of_its_own(self) -> None:
+        one, other = noisy(), noisy()
+        assert torch.equal(one(X, "disable"), other(X, "disable"))
+        assert not torch.equal(one(X, "simulate"), other(X, "simulate"))
+
+    def test_a_seed_decides_it_whatever_else_is_drawn(self) -> None:
+        one, other = noisy(noise_seed=3), noisy(noise_seed=3)
+        for _ in range(3):
+            expected = one(X, "simulate")
+            torch.randn(5)
+            assert torch.equal(other(X, "simulate"), expected)
+        assert not torch.equal(one(X, "simulate"), expected)
+
+    def test_neighbouring_seeds_share_no_noise(self) -> None:
+        models = [noisy(noise_seed=seed) for seed in range(4)]
+        drawn = [hybrid(X, "simulate") for _ in range(4) for hybrid in models]
+        assert not any(torch.equal(a, b) for i, a in enumerate(drawn) for b in drawn[:i])
+
+    @pytest.mark.parametrize("seed", [-1, 1.5, True, "3"])
+    def test_a_seed_that_is_none_is_refused(self, seed: Any) -> None:
+        with pytest.raises(ValueError, match=rf"noise_seed = {seed!r}: expected an int, at least 0, or None"):
+            noisy(noise_seed=seed)
+
+
+class TestChangedWeights:
+    @pytest.mark.parametrize("shape", [(8, 6), (96, 70), (3, 4000)])
+    @pytest.mark.parametrize("transposed", [False, True])
+    def test_a_change_through_data_is_noticed(self, shape: tuple[int, int], transposed: bool) -> None:
+        layer = nn.Linear(*shape[::-1])
+        if transposed:
+            layer.weight = nn.Parameter(torch.randn(shape[::-1]).t())
+        hybrid, x = HybridFHEModel(nn.Sequential(layer), ["0"]), torch.randn(2, shape[1])
+        hybrid.compile_model(x)
+        before = hybrid(x)
+        layer.weight.data.add_(0.01)
+        with pytest.raises(RuntimeError, match="the weight of 0 has changed since compile_model: compile again"):
+            hybrid(x)
+        hybrid.compile_model(x)
+        assert not torch.equal(hybrid(x), before)
+        layer.bias.data.zero_()
+        with pytest.raises(RuntimeError, match="the bias of 0 has changed"):
+            hybrid(x)
+
+    @pytest.mark.parametrize("shape", [(1025, 1), (2047, 1), (64, 64), (7, 1000), (5000, 3)])
+    def test_what_is_compared_lies_in_every_part(self, shape: tuple[int, int]) -> None:
+        t = torch.arange(math.prod(shape)).reshape(shape)
+        some = _some_of(t)
+        assert len(some) == 1024
+        assert int(some[0]) < math.prod(shape) / 1024
+        assert int(some.diff().min()) > 0
+        assert int(some[-1]) >= math.prod(shape) * 1022 / 1024
+        assert len(set((some % shape[1]).tolist())) >= min(shape[1], 3)
 
 
 class TestCheckpoint:

@@ -29,18 +29,24 @@ def add(commands: output.Commands) -> None:
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Run it; the exit code."""
+    """Run it; the exit code, which is 1 where encryption or the server failed."""
     from conformance.demo import output as written
     from conformance.demo import session
+    from conformance.terminal import console
+    from reference import EncryptionError, RemoteError
 
     modes = _known(options.modes.split(","), MODES, "mode")
     models = MODELS if options.model == "all" else _known([options.model], MODELS, "model")
     (backend,) = _known([options.backend], BACKENDS, "backend")
     wanted = session.Wanted(models, modes, options.steps, backend, options.seed, options.implementation)
     session.check_installed(wanted)
-    with written.reserved(options.out):
-        found = session.run(wanted)
-        written.write(options.out, found)
+    try:
+        with written.reserved(options.out):
+            found = session.run(wanted)
+            written.write(options.out, found)
+    except (EncryptionError, RemoteError) as error:
+        console(stderr=True).print(f"loraspec: the demo stopped: {' '.join(str(error).split())}")
+        return 1
     written.show(found, options.out)
     return 0
 

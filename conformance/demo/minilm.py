@@ -71,6 +71,7 @@ def minilm(implementation: Any, steps: int, seed: int) -> Task:
             "texts": len(texts),
             "text": f"docstrings of the packages {' and '.join(PACKAGES)} of Python {platform.python_version()}",
         },
+        seed=seed,
     )
 
 

@@ -23,7 +23,7 @@ class Task:
         model: with adapters; never changed, runs take copies.
         batches: ``(x, labels)``, one for each step.
         learning_rate: of Adam.   n_bits: of inputs and weights in the quantised modes.
-        details: sizes, for the report.
+        details: sizes, for the report.   seed: of the noise that is simulated.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Task:
     learning_rate: float
     n_bits: int = 8
     details: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
 
 
 def mlp(implementation: Any, steps: int, seed: int) -> Task:
@@ -64,6 +65,7 @@ def mlp(implementation: Any, steps: int, seed: int) -> Task:
         batches=batches,
         learning_rate=0.02,
         details={"batch": BATCH, "rank": 4, "images": len(turned)},
+        seed=seed,
     )
 
 

@@ -48,7 +48,8 @@ def split(task: Task, implementation: Any, recorder: RecordingBackend, address: 
     training = implementation.LoraTraining(copy.deepcopy(task.model))
     _configure(training, task)
     names = implementation.get_remote_names(training)
-    return implementation.HybridFHEModel(training, names, address, MODEL_NAME, backend=recorder)
+    made = implementation.HybridFHEModel
+    return made(training, names, address, MODEL_NAME, backend=recorder, noise_seed=task.seed)
 
 
 def compile_model(hybrid: Any, task: Task) -> None:

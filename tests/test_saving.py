@@ -1,0 +1,72 @@
+"""A split model on disk: complete or not there, and under a name that is one."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from reference import deployment
+from reference.noise import TOY
+from reference.quantization import QuantizedLinear
+from tests.commands import python
+from tests.serving import PlainBackend
+
+
+class _Compiled:
+    """As much of a `RemoteModule` as saving looks at."""
+
+    def __init__(self) -> None:
+        self.quantized = QuantizedLinear(torch.randn(3, 4), torch.randn(3), 8)
+
+
+def _save(path: Path, name: str = "m") -> None:
+    modules: Any = {"fc": _Compiled()}
+    deployment.save(path, name, modules, TOY)
+
+
+def test_a_saved_model_is_complete_or_not_there(tmp_path: Path, monkeypatch: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "savez", fail)
+        with pytest.raises(OSError, match="no space left"):
+            _save(tmp_path)
+    assert not list(tmp_path.rglob("*m*"))
+    _save(tmp_path)
+    assert sorted(p.name for p in (tmp_path / "server" / "m").iterdir()) == ["0.npz", "model.json"]
+    with np.load(tmp_path / "server" / "m" / "0.npz") as held:
+        assert held.files == ["weight"]
+    with pytest.raises(FileExistsError, match="server/m is there already"):
+        _save(tmp_path)
+
+
+CUT_OFF = """
+import os, signal, sys, pathlib
+import reference.deployment as deployment
+from tests.test_saving import _save
+deployment.os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+_save(pathlib.Path(sys.argv[1]))
+"""
+
+
+def test_a_kill_while_saving_leaves_nothing_that_is_served(tmp_path: Path) -> None:
+    from reference.worker import load
+
+    ended = python("-c", CUT_OFF, str(tmp_path), cwd=Path(__file__).parents[1])
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert [entry.name[:3] for entry in (tmp_path / "server").iterdir()] == [".m-"]
+    with pytest.raises(ValueError, match="holds no model"):
+        load(tmp_path / "server", PlainBackend)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "/a", "a b", "ä", "a\n", "x" * 101])
+def test_a_model_name_that_is_no_file_name(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="expected up to 100 letters"):
+        _save(tmp_path, name)
+    assert not list(tmp_path.iterdir())

@@ -15,6 +15,7 @@ class Right(right_fhe.Right):
 
     client: type[reference.RemoteClient] = reference.RemoteClient
     serve = staticmethod(reference.serve)
+    RemoteError = reference.RemoteError
 
     @cached_property
     def HybridFHEModel(self) -> Any:

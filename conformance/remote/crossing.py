@@ -79,7 +79,8 @@ def test_nothing_private_crosses(subject: Subject, case: RemoteCase) -> float | 
 
 @clause(
     "REM-KEY-ONCE",
-    "The evaluation key crosses once, for all calls and modules of a model: nothing large crosses twice.",
+    """The evaluation key crosses once, for all calls and modules of a model: nothing large crosses twice, and
+    later calls use the same key.""",
     group="remote",
     cases=BATCHES.narrowed(lead=("2d",)),
     dtypes=("float32",),
@@ -91,11 +92,14 @@ def test_key_crosses_once(subject: Subject, case: RemoteCase) -> float | None:
     x, g = batch(case, subject.device)
     with Wire(server_of(subject).port) as wire:
         hybrid = layers(subject, wire.address)
+        keys = set()
         for _ in range(CALLS):
             both(hybrid, "remote", x, g)
+            keys.add(getattr(getattr(hybrid, "keys", None), "evaluation", None))
         sent = wire.traffic()[: len(wire.sent)]
     text = b"".join(sent)
     require(bool(text), "mode remote sent nothing to the server")
+    require(len(keys) == 1, f"{CALLS} calls had {len(keys)} evaluation keys: one is to cross, once")
     distance = max(SAMPLE, len(text) // SAMPLES)
     pieces = [text[at : at + SAMPLE] for at in range(0, len(text) - SAMPLE, distance)]
     times = [text.count(piece) for piece in pieces if len(set(piece)) > SAMPLE // 2]  # neither a header nor zeros

@@ -18,8 +18,8 @@ BOUND = 20.0  # seconds until an error: many times what a busy machine takes to 
 
 @clause(
     "REM-DOWN",
-    """A server that refuses connections or closes them is an error within 20 s that names its address; once it is
-    back, mode remote works again.""",
+    """A server that refuses connections or closes them is an error within 20 s that names its address, a RemoteError
+    where the target has one; once it is back, mode remote works again.""",
     group="remote",
     cases=Space(RemoteCase, m=(2,), how=("refused", "closed")),
     dtypes=("float32",),
@@ -36,10 +36,10 @@ def test_server_down(subject: Subject, case: RemoteCase) -> float | None:
         wire.down(case.how)
         what = "mode remote, with a server that " + {"refused": "is down", "closed": "closes connections"}[case.how]
         error = _outcome(what, lambda: hybrid(x, fhe="remote"))
-        where = f"{wire.port}"
-        require(
-            where in str(error), f"{what}, raised {type(error).__name__}: {_first(error)}: it does not name {where}"
-        )
+        where, raised = wire.address.removeprefix("http://"), f"{what}, raised {type(error).__name__}: {_first(error)}"
+        require(where in str(error), f"{raised}: it does not name {where}")
+        kind = getattr(subject.target, "RemoteError", Exception)
+        require(isinstance(error, kind), f"{raised}: expected RemoteError")
         wire.up()
         same(both(hybrid, "remote", x, g), expected, " after the server was down")
     return None

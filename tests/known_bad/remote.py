@@ -61,6 +61,22 @@ class StumblesOverNothing(reference.RemoteModule):
         return super()._encrypted(quantized, x, mode)
 
 
+@remote_breaks("REM-EMPTY", says="shape")
+class FlattensNothing(reference.RemoteModule):
+    def _in_integers(self, x, quantized, mode):
+        y = super()._in_integers(x, quantized, mode)
+        last = mode is Mode.REMOTE and self.module_name == "two.forward_module"
+        return y if y.numel() or not last else y.new_zeros(0)
+
+
+@remote_breaks("REM-TRAIN", says="in mode remote differs from that of mode disable")
+class RunsTheStepTwice(reference.HybridFHEModel):
+    def __call__(self, x, fhe="disable"):
+        if fhe == "remote" and isinstance(x, tuple):
+            super().__call__(x, fhe)
+        return super().__call__(x, fhe)
+
+
 @remote_breaks("REM-TRAIN", says="in mode remote differs from that of mode disable")
 class LosesGradientsOnTheWay(reference.RemoteModule):
     def _in_integers(self, x, quantized, mode):
@@ -88,6 +104,17 @@ def serve_the_first_client(model_dir, host="127.0.0.1", port=8000):
 @remote_breaks("REM-TWO-CLIENTS", says="used by two clients at once raised")
 class ServesTheFirstClientsResult(Right):
     serve = staticmethod(serve_the_first_client)
+
+
+@remote_breaks("REM-TWO-CLIENTS", says="used by two clients at once raised")
+class SharesItsResultsWithOthers(reference.RemoteClient):
+    results = {}  # noqa: RUF012  (of all clients: the defect)
+
+    def evaluate(self, model_name, module_name, ciphertext, evaluation):
+        name = self.address, model_name, module_name
+        if name not in self.results:
+            self.results[name] = super().evaluate(model_name, module_name, ciphertext, evaluation)
+        return self.results[name]
 
 
 class Telling(reference.RemoteModule):
@@ -187,6 +214,13 @@ class SendsTheKeyWithEachRequest(reference.RemoteClient):
         return super().evaluate(model_name, module_name, ciphertext, evaluation)
 
 
+@remote_breaks("REM-KEY-ONCE", says="calls had 3 evaluation keys: one is to cross, once")
+class MakesKeysForEachProduct(reference.RemoteModule):
+    def _encrypted(self, quantized, x, mode):
+        self.split.keys = None
+        return super()._encrypted(quantized, x, mode)
+
+
 class Keeping(reference.RemoteModule):
     """Keeps something of the weight when it is cleared."""
 
@@ -244,10 +278,28 @@ class HidesTheAddress(reference.RemoteClient):
             raise RuntimeError("the server did not answer") from None
 
 
+@remote_breaks("REM-DOWN", says="it does not name 127.0.0.1:")
+class NamesThePortAlone(reference.RemoteClient):
+    def evaluate(self, model_name, module_name, ciphertext, evaluation):
+        try:
+            return super().evaluate(model_name, module_name, ciphertext, evaluation)
+        except reference.RemoteError as error:
+            raise reference.RemoteError(str(error).replace("127.0.0.1", "the server")) from None
+
+
+@remote_breaks("REM-DOWN", says="expected RemoteError")
+class RaisesWhatTheLibraryRaises(reference.RemoteClient):
+    def evaluate(self, model_name, module_name, ciphertext, evaluation):
+        try:
+            return super().evaluate(model_name, module_name, ciphertext, evaluation)
+        except reference.RemoteError as error:
+            raise ConnectionError(str(error)) from None
+
+
 @remote_breaks("REM-DOWN", says="does not end within")
 class TriesForEver(reference.RemoteClient):
     def evaluate(self, model_name, module_name, ciphertext, evaluation):
-        for _ in range(600):  # as good as for ever
+        for _ in range(300):  # as good as for ever
             try:
                 return super().evaluate(model_name, module_name, ciphertext, evaluation)
             except reference.RemoteError:

@@ -54,8 +54,13 @@ class LinearCase(Case):
     @property
     def leading(self) -> tuple[int, ...]:
         """The leading dimensions of x."""
-        half = math.ceil(self.m / 2)
-        return {"1d": (), "2d": (self.m,), "3d": (2, half), "4d": (2, 1, half)}[self.lead]
+        return leading_dimensions(self.m, self.lead)
+
+
+def leading_dimensions(m: int, lead: str) -> tuple[int, ...]:
+    """m tokens, rounded up to fill them, spread over none (`1d`) to three (`4d`) leading dimensions."""
+    half = math.ceil(m / 2)
+    return {"1d": (), "2d": (m,), "3d": (2, half), "4d": (2, 1, half)}[lead]
 
 
 WORK = 2**20  # products in one case's base matmul: enough to cross every block size, few enough for many cases

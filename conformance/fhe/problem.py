@@ -12,6 +12,7 @@ from torch import nn
 
 from conformance.case import Case, Space
 from conformance.fhe.oracle import Product, by_column, by_range, by_row, symmetric
+from conformance.linear_case import leading_dimensions
 from conformance.numerics import Array, dtype_named, rounded
 from conformance.oracle import Expected
 from conformance.placement import Placed, place
@@ -46,8 +47,7 @@ class QuantizedCase(Case):
     @property
     def leading(self) -> tuple[int, ...]:
         """The leading dimensions of x."""
-        half = math.ceil(self.m / 2)
-        return {"1d": (), "2d": (self.m,), "3d": (2, half), "4d": (2, 1, half)}[self.lead]
+        return leading_dimensions(self.m, self.lead)
 
 
 def _tamed(case: QuantizedCase) -> QuantizedCase:

@@ -21,6 +21,7 @@ from conformance.remote.client import (
     RemoteCase,
     batch,
     both,
+    connected,
     layers,
     same,
     server_of,
@@ -44,8 +45,7 @@ PATIENCE = 100.0  # seconds for what several threads do; only a failure waits so
 )
 def test_remote_is_disable(subject: Subject, case: RemoteCase) -> float | None:
     x, g = batch(case, subject.device)
-    with Wire(server_of(subject).port) as wire:
-        hybrid = layers(subject, wire.address)
+    with connected(subject) as (wire, hybrid):
         expected = both(hybrid, "disable", x, g)
         require(wire.sent_bytes() == 0, "mode disable sent something to the server")
         leaf = x.detach().clone().requires_grad_(True)
@@ -73,8 +73,7 @@ def test_remote_is_disable(subject: Subject, case: RemoteCase) -> float | None:
 )
 def test_empty_batch_remotely(subject: Subject, case: RemoteCase) -> float | None:
     x, g = batch(case, subject.device)
-    with Wire(server_of(subject).port) as wire:
-        hybrid = layers(subject, wire.address)
+    with connected(subject) as (_, hybrid):
         y, dX = both(hybrid, "remote", x, g)
     for name, tensor, like in (("y", y, g), ("dX", dX, x)):
         require(tensor.shape == like.shape, f"{name} has shape {list(tensor.shape)}: expected {list(like.shape)}")

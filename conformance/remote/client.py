@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from conformance.judge import calling, require
 from conformance.numerics import Array
 from conformance.refusal import calling_quietly, quiet
 from conformance.remote.serving import Server, scratch, served
+from conformance.remote.wire import Wire
 from conformance.subject import Subject
 
 CUSTOM, LORA = ("CustomLinear",), ("LoraTraining", "CustomLinear")
@@ -90,6 +93,13 @@ def layers(subject: Subject, address: str) -> Any:
     with calling_quietly(f"compile_model(x, n_bits={BITS})"):
         hybrid.compile_model(x, n_bits=BITS)
     return hybrid
+
+
+@contextmanager
+def connected(subject: Subject) -> Iterator[tuple[Wire, Any]]:
+    """A wire to the target's server, and the model of two layers at its other end."""
+    with Wire(server_of(subject).port) as wire:
+        yield wire, layers(subject, wire.address)
 
 
 def step(subject: Subject, address: str) -> tuple[Any, Chain]:

@@ -20,7 +20,7 @@ from conformance.remote.client import (
     RemoteCase,
     batch,
     both,
-    layers,
+    connected,
     server_of,
     step,
 )
@@ -90,8 +90,7 @@ def test_nothing_private_crosses(subject: Subject, case: RemoteCase) -> float | 
 )
 def test_key_crosses_once(subject: Subject, case: RemoteCase) -> float | None:
     x, g = batch(case, subject.device)
-    with Wire(server_of(subject).port) as wire:
-        hybrid = layers(subject, wire.address)
+    with connected(subject) as (wire, hybrid):
         keys = set()
         for _ in range(CALLS):
             both(hybrid, "remote", x, g)

@@ -11,12 +11,11 @@ import json
 import os
 import re
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, Protocol
 
 GRACE = 2.0  # seconds beyond the limit, in which the process may still end itself and say where it was
 SILENCE = 300.0  # seconds beyond the limit without any news, after which nothing will come any more
@@ -29,6 +28,16 @@ LEAST = 2 * 2**30  # bytes of memory that every process is allowed
 
 class Stopped(Exception):  # noqa: N818
     """The target does not import where its trials run, though it did before; the message says how."""
+
+
+class Followed(Protocol):
+    """The process that a guard may end."""
+
+    def kill(self) -> None:
+        """End it."""
+
+    def wait(self) -> Any:
+        """Wait for its end."""
 
 
 class Tail:
@@ -63,7 +72,7 @@ class Guard:
         self.folder, self.limit, self.importing, self.memory = folder, limit, importing, memory
         self._news, self._at = "", time.monotonic()
 
-    def look(self, process: subprocess.Popen[bytes], finished: bool) -> None:
+    def look(self, process: Followed, finished: bool) -> None:
         """End what goes too far; the whole session too where it gives no more news, or has none left to give.
 
         Raises:
@@ -88,7 +97,7 @@ class Guard:
         if self._silent_for() > (EXIT if finished else self.limit + self.importing + SILENCE):
             self.stop(process)
 
-    def stop(self, process: subprocess.Popen[bytes]) -> None:
+    def stop(self, process: Followed) -> None:
         """End the session and the processes that run its trials."""
         process.kill()
         process.wait()

@@ -24,6 +24,7 @@ from conformance.watch import Events, crashed
 HERE = Path(__file__).resolve().parent
 TIMEOUTS = {"quick": 120.0, "default": 600.0, "nightly": 7200.0}  # seconds for one trial
 IMPORT_TIMEOUT = 120.0
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 Watcher = Callable[[Outcome, int], None]
 
 
@@ -94,7 +95,7 @@ def execute(
         guard = Guard(scratch, limit, IMPORT_TIMEOUT, most)
 
         def look(process: subprocess.Popen[bytes]) -> None:
-            seen = _read(scratch)
+            seen = outcome_in(scratch)
             watcher(seen, len(wanted))
             guard.look(process, finished=not wanted - set(seen.results))
 
@@ -102,10 +103,10 @@ def execute(
             before = len(outcome.results)
             (scratch / "wanted.json").write_text(json.dumps(sorted(wanted - set(outcome.results))))
             status, printed = _pytest(selection, plan, guard, count, look)
-            outcome = _read(scratch)
+            outcome = outcome_in(scratch)
             if count == 0 and wanted - set(outcome.results) and not outcome.errors:
-                _record_death(scratch, limit)
-                outcome = _read(scratch)
+                record_death(scratch, limit)
+                outcome = outcome_in(scratch)
             if len(outcome.results) == before and not outcome.errors:
                 raise SuiteError(f"pytest ended with status {status} and no result{printed}")
     watcher(outcome, len(wanted))
@@ -168,8 +169,7 @@ def _started(command: list[str], environment: dict[str, str]) -> tuple[subproces
 
 
 def _environment() -> dict[str, str]:
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    return {**os.environ, **threads}
+    return {**os.environ, **ONE_THREAD}
 
 
 def _write(scratch: Path, outcome: Outcome) -> None:
@@ -180,7 +180,8 @@ def _write(scratch: Path, outcome: Outcome) -> None:
         events.write(error=text, where=where)
 
 
-def _read(scratch: Path) -> Outcome:
+def outcome_in(scratch: Path) -> Outcome:
+    """What the events in a folder say came of the trials so far."""
     outcome = Outcome()
     for event in Events(scratch).read():
         match event:
@@ -191,10 +192,10 @@ def _read(scratch: Path) -> Outcome:
     return outcome
 
 
-def _record_death(scratch: Path, limit: float) -> None:
+def record_death(scratch: Path, limit: float) -> None:
     """Without workers a crash ends pytest itself: the trial it had started and not finished is to blame."""
     events = Events(scratch)
-    finished = set(_read(scratch).results)
+    finished = set(outcome_in(scratch).results)
     started = [event["start"] for event in events.read() if "start" in event]
     open_trials = [(clause, subject, dtype) for clause, subject, dtype in started]
     open_trials = [key for key in open_trials if key not in finished]

@@ -12,6 +12,8 @@ import os
 import platform
 import sys
 import traceback
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -138,8 +140,14 @@ def _version(target: Any) -> str | None:
     if target.version is not None:
         return str(target.version)
     top = target.spec.partition(":")[0].partition(".")[0]
-    providers = importlib.metadata.packages_distributions().get(top, [])
+    providers = distributions().get(top, [])
     return _installed(providers[0]) if providers else None
+
+
+@cache
+def distributions() -> Mapping[str, list[str]]:
+    """Which installed distributions provide a top-level name."""
+    return importlib.metadata.packages_distributions()
 
 
 def _device_name(device: str) -> str:

@@ -33,7 +33,7 @@ def _add_selection(run: argparse.ArgumentParser) -> None:
     run.add_argument("--dtype", **several, help=f"only these: {', '.join(FLOAT_DTYPES)}")  # type: ignore[arg-type]
     run.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     run.add_argument("--lane", help=f"only subjects that run in this lane: {', '.join(LANES)}")
-    run.add_argument("--profile", default="default", help=f"how many cases: {', '.join(PROFILES)}")
+    run.add_argument("--profile", help=f"how many cases: {', '.join(PROFILES)} (default: default; to watch, quick)")
     run.add_argument("--seed", type=int, default=0, help="which cases are drawn (default 0)")
     run.add_argument(
         "--shard",
@@ -52,6 +52,7 @@ def _add_execution(run: argparse.ArgumentParser) -> None:
         "--memory", type=_number_of("GiB"), help="GiB for one process (default: its share of what is available)"
     )
     run.add_argument("--smoke", action="store_true", help="only import the target and see what it claims")
+    run.add_argument("--watch-clause", metavar="ID", help="judge this clause again at each save of the target's source")
     run.add_argument(
         "--resume",
         action="store_true",
@@ -93,14 +94,16 @@ def execute(options: argparse.Namespace) -> int:
     selection = Selection.of(
         options.target,
         groups=options.group,
-        clauses=options.clause,
+        clauses=[options.watch_clause] if options.watch_clause else options.clause,
         dtypes=options.dtype,
         device=options.device,
         lane=options.lane,
-        profile=options.profile,
+        profile=options.profile or ("quick" if options.watch_clause else "default"),
         seed=options.seed,
         shard=options.shard,
     )
+    if options.watch_clause:
+        return _watch(options, selection)
     if not options.smoke:
         report.prepare(options.report_dir)
     whole = run.smoke(selection)
@@ -126,6 +129,16 @@ def execute(options: argparse.Namespace) -> int:
     found["seconds"] = journal.seconds
     report.write(options.report_dir, found, outcome.reproducers(plan))
     return output.show(found, options)
+
+
+def _watch(options: argparse.Namespace, selection: Selection) -> int:
+    from conformance import loop
+
+    for name in ("clause", "group", "shard", "smoke", "resume", "json", "workers"):
+        if getattr(options, name) not in (None, False):
+            option = "-n" if name == "workers" else f"--{name}"
+            raise UsageError(f"{option} does not go with --watch-clause, which judges one clause and writes no report")
+    return loop.follow(selection, options.timeout, options.memory)
 
 
 def _check_target_name(target: str) -> None:

@@ -1,0 +1,167 @@
+"""`loraspec run T --watch-clause ID`: each save is judged, and the last verdict is the exit code."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from queue import Queue
+
+import pytest
+
+from conformance import cli, loop
+from conformance.selection import UsageError
+from tests.commands import PATIENCE, TARGETS
+
+RIGHT = (TARGETS / "right.py").read_text()
+HELPED = """
+from helper import FACTOR
+from right import lora_linear as plain
+
+
+def lora_linear(x, weight, bias, lora_A, lora_B, scale, **options):
+    return plain(x, weight, bias, lora_A, lora_B, scale * FACTOR, **options)
+"""
+
+
+class Loop:
+    """A running loop on `mine` in a folder, and what it prints."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.folder = folder
+        command = [sys.executable, "-m", "conformance", "run", "mine", "--watch-clause", *options]
+        self.process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(TARGETS)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.lines: Queue[str] = Queue()
+        self.reader = threading.Thread(target=self._read)
+        self.reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as stream:
+            for line in stream:
+                self.lines.put(line)
+
+    def save(self, text: str, name: str = "mine.py") -> list[str]:
+        """Save a file as editors do, and wait for the verdict."""
+        new = self.folder / f"{name}.new"
+        new.write_text(text)
+        new.replace(self.folder / name)
+        return self.verdict()
+
+    def verdict(self) -> list[str]:
+        """The lines up to the next verdict."""
+        found = [self.lines.get(timeout=PATIENCE)]
+        while not re.match(r"\d\d:\d\d:\d\d ", found[-1]):
+            found.append(self.lines.get(timeout=PATIENCE))
+        return found
+
+    def interrupt(self) -> int:
+        """Ctrl-C; the exit code."""
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(PATIENCE)
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+        self.process.wait(PATIENCE)
+        self.reader.join(PATIENCE)
+
+
+@pytest.fixture
+def loops() -> Iterator[list[Loop]]:
+    started: list[Loop] = []
+    yield started
+    for one in started:
+        one.stop()
+
+
+def test_each_save_is_judged_and_the_last_verdict_is_the_exit_code(tmp_path: Path, loops: list[Loop]) -> None:
+    (tmp_path / "mine.py").write_text(RIGHT.replace("* scale", "* 1"))
+    watching = Loop(tmp_path, "LIN-FWD", "--dtype", "float32")
+    loops.append(watching)
+    first = watching.verdict()
+    assert first[0] == "judging LIN-FWD at each save of mine; Ctrl-C ends\n"
+    assert "FAIL LIN-FWD  lora_linear float32 fail" in first[-1]
+    assert any(line.startswith("rerun    loraspec rerun 'LIN-FWD mine lora_linear ") for line in first)
+
+    fixed = watching.save(RIGHT)
+    assert len(fixed) == 1
+    assert re.search(r"PASS LIN-FWD  lora_linear float32 0\.\d\d; 6 cases; \d+\.\d s$", fixed[0])
+
+    half = watching.save(RIGHT.partition(" * scale")[0])
+    assert half[0].startswith("target 'mine' raised on import: SyntaxError: '(' was never closed (mine.py, line 11)")
+    assert "NO VERDICT mine cannot be judged" in half[-1]
+
+    (tmp_path / "mine.py").unlink()
+    assert watching.verdict()[0] == "target 'mine' does not import: no module named 'mine'\n"
+    assert "PASS LIN-FWD" in watching.save(RIGHT)[-1]
+
+    stuck = RIGHT.replace("    pre, post", "    while True:\n        pass\n    pre, post")
+    (tmp_path / "mine.py").write_text(stuck)  # no verdict: the next save comes first
+    assert "PASS LIN-FWD" in watching.save(RIGHT)[-1]
+
+    died = watching.save(RIGHT.replace("    pre, post", "    import os\n    os.abort()\n    pre, post"))
+    assert any(line.startswith("seen     killed the process: Aborted") for line in died)
+    assert "CRASHED LIN-FWD  lora_linear float32 crashed" in died[-1]
+
+    assert watching.interrupt() == 1
+    ended = watching.lines.get(timeout=PATIENCE) + watching.lines.get(timeout=PATIENCE)
+    assert "ended; the last verdict: CRASHED LIN-FWD" in ended
+    assert list(tmp_path.glob("loraspec-report")) == []
+
+
+def test_a_file_that_the_target_imports_is_followed_too(tmp_path: Path, loops: list[Loop]) -> None:
+    (tmp_path / "mine.py").write_text(HELPED)
+    (tmp_path / "helper.py").write_text("FACTOR = = 1.0\n")
+    watching = Loop(tmp_path, "LIN-FWD", "--dtype", "float32", "--timeout", "60")
+    loops.append(watching)
+    assert "SyntaxError: invalid syntax (helper.py, line 1)" in watching.verdict()[-2]
+    # twice within a second and of one size: what was compiled of the one is not run as the other
+    for factor, word in (("1.0", "PASS"), ("2.0", "FAIL"), ("1.0", "PASS")):
+        assert f"{word} LIN-FWD" in watching.save(f"FACTOR = {factor}\n", "helper.py")[-1]
+    assert watching.interrupt() == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["right", "--watch-clause", "LIN-FWT"], "unknown clause 'LIN-FWT': did you mean LIN-FWD"),
+        (["nosuch", "--watch-clause", "LIN-FWD"], "target 'nosuch' does not import: no module named 'nosuch'"),
+        (["right", "--watch-clause", "LIN-FWD", "--json"], "--json does not go with --watch-clause"),
+        (["right", "--watch-clause", "LIN-FWD", "-n", "2"], "-n does not go with --watch-clause"),
+        (["right", "--watch-clause", "LIN-FWD", "--group", "linear"], "--group does not go with --watch-clause"),
+    ],
+)
+def test_a_loop_that_cannot_start(
+    options: list[str], says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(TARGETS)
+    assert cli.main(["run", *options]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_where_the_source_is_or_could_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "package" / "inner").mkdir(parents=True)
+    (tmp_path / "package" / "__init__.py").write_text("raise ValueError('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    package = tmp_path.resolve() / "package"
+    assert loop.places_of("package.inner.target") == {
+        package / "__init__.py",
+        package / "inner" / "__init__.py",
+        package / "inner" / "target" / "__init__.py",
+        package / "inner" / "target.py",
+    }
+    with pytest.raises(UsageError, match="no module named 'nosuchpackage'"):
+        loop.places_of("nosuchpackage.target")

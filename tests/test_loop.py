@@ -19,6 +19,7 @@ from conformance.selection import UsageError
 from tests.commands import PATIENCE, TARGETS
 
 RIGHT = (TARGETS / "right.py").read_text()
+EPOCH = 1_700_000_000 * 10**9
 HELPED = """
 from helper import FACTOR
 from right import lora_linear as plain
@@ -33,7 +34,7 @@ class Loop:
     """A running loop on `mine` in a folder, and what it prints."""
 
     def __init__(self, folder: Path, *options: str) -> None:
-        self.folder = folder
+        self.folder, self.saves = folder, 0
         command = [sys.executable, "-m", "conformance", "run", "mine", "--watch-clause", *options]
         self.process = subprocess.Popen(
             command,
@@ -57,6 +58,8 @@ class Loop:
         """Save a file as editors do, and wait for the verdict."""
         new = self.folder / f"{name}.new"
         new.write_text(text)
+        self.saves += 1
+        os.utime(new, ns=(0, EPOCH + self.saves))  # all within a second
         new.replace(self.folder / name)
         return self.verdict()
 
@@ -108,8 +111,9 @@ def test_each_save_is_judged_and_the_last_verdict_is_the_exit_code(tmp_path: Pat
     assert watching.verdict()[0] == "target 'mine' does not import: no module named 'mine'\n"
     assert "PASS LIN-FWD" in watching.save(RIGHT)[-1]
 
-    stuck = RIGHT.replace("    pre, post", "    while True:\n        pass\n    pre, post")
-    (tmp_path / "mine.py").write_text(stuck)  # no verdict: the next save comes first
+    stuck = "    while True:\n        print('stuck', flush=True)\n        __import__('time').sleep(1)\n"
+    (tmp_path / "mine.py").write_text(RIGHT.replace("    pre, post", f"{stuck}    pre, post"))
+    assert watching.lines.get(timeout=PATIENCE) == "stuck\n"  # no verdict: the next save comes first
     assert "PASS LIN-FWD" in watching.save(RIGHT)[-1]
 
     died = watching.save(RIGHT.replace("    pre, post", "    import os\n    os.abort()\n    pre, post"))
@@ -128,7 +132,7 @@ def test_a_file_that_the_target_imports_is_followed_too(tmp_path: Path, loops: l
     watching = Loop(tmp_path, "LIN-FWD", "--dtype", "float32", "--timeout", "60")
     loops.append(watching)
     assert "SyntaxError: invalid syntax (helper.py, line 1)" in watching.verdict()[-2]
-    # twice within a second and of one size: what was compiled of the one is not run as the other
+    # within a second and of one size: what was compiled of the one is not run as the other
     for factor, word in (("1.0", "PASS"), ("2.0", "FAIL"), ("1.0", "PASS")):
         assert f"{word} LIN-FWD" in watching.save(f"FACTOR = {factor}\n", "helper.py")[-1]
     assert watching.interrupt() == 0

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from conformance.fingerprint import fingerprint
+from conformance.places import defined
 from conformance.selection import SPECS, Selection, UsageError, known, set_interpreter
 
 
@@ -78,7 +79,15 @@ def plan(selection: Selection) -> dict[str, Any]:
         "groups": {g: {"claimed": g in target.claimed, "missing": list(target.missing(g))} for g in groups},
         "clauses": planned,
         "deviations": {k: v for k, v in target.deviations.items() if any(k == c["id"] for c in planned)},
+        "sources": _sources(target, planned),
     }
+
+
+def _sources(target: Any, planned: list[dict[str, Any]]) -> dict[str, list[Any] | None]:
+    """By subject the file and line where the target defines it."""
+    module = sys.modules[target.spec.partition(":")[0]]
+    subjects = dict.fromkeys(trial["subject"] for clause in planned for trial in clause["trials"])
+    return {subject: defined(module, target.thing, subject) for subject in subjects}
 
 
 def _described(trial: Any) -> dict[str, Any]:

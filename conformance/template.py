@@ -13,9 +13,7 @@ import torch.nn.functional as F
 CONFORMANCE = {{"name": "{name}", "dtypes": ("float64", "float32", "bfloat16", "float16")}}
 
 
-def lora_linear(
-    x, weight, bias, lora_A, lora_B, scale, *, dropout=0.0, dropout_position="post", training=False
-):
+def lora_linear(x, weight, bias, lora_A, lora_B, scale, *, dropout=0.0, dropout_position="post", training=False):
     """y = x Wᵀ + b + scale · (x Aᵀ) Bᵀ, lora_A [r, K], lora_B [N, r]; see `loraspec explain LIN-FWD`."""
     pre, post = (dropout, 0.0) if dropout_position == "pre" else (0.0, dropout)
     dropped = F.dropout(x.to(lora_A.dtype), pre, training)

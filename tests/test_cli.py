@@ -150,6 +150,7 @@ def test_a_failure_of_the_suite_is_exit_3_and_never_the_targets(tmp_path: Path) 
 
 def test_init_smoke_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert loraspec("init", "mine.py", cwd=tmp_path).returncode == 0
+    assert len([line for line in (tmp_path / "mine.py").read_text().splitlines() if line.strip()]) <= 15
     seen = loraspec("run", "mine", "--smoke", cwd=tmp_path)
     assert seen.returncode == 0, seen.stderr
     assert "clauses on lora_linear" in seen.stdout

@@ -58,6 +58,11 @@ def _add_execution(run: argparse.ArgumentParser) -> None:
         action="store_true",
         help="keep the results of the same run, cut off, in the report folder; only the rest is run",
     )
+    run.add_argument(
+        "--github",
+        action="store_true",
+        help="annotate the target's source and write the job's summary, as where GITHUB_ACTIONS is true",
+    )
     output.add(run)
 
 
@@ -86,7 +91,7 @@ def _number_of(unit: str) -> Callable[[str], float]:
 
 def execute(options: argparse.Namespace) -> int:
     """Run it; the exit code."""
-    from conformance import report, run, shards, terminal
+    from conformance import github, report, run, shards, terminal
 
     _check_target_name(options.target)
     if options.spec not in SPECS:
@@ -128,7 +133,10 @@ def execute(options: argparse.Namespace) -> int:
     found = report.assemble({**plan, "device_name": journal.devices}, selection, outcome)
     found["seconds"] = journal.seconds
     report.write(options.report_dir, found, outcome.reproducers(plan))
-    return output.show(found, options)
+    code = output.show(found, options)
+    if options.github or github.wanted(os.environ):
+        github.announce(found, plan["sources"], options.report_dir, os.environ)
+    return code
 
 
 def _watch(options: argparse.Namespace, selection: Selection) -> int:

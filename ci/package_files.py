@@ -1,0 +1,37 @@
+"""Build the sdist, and the wheel from it, and compare the wheel's files with the repository's."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+PACKAGES = ("conformance", "reference", "optimized")
+
+
+def main(root: Path, into: Path) -> None:
+    """Build into a folder; end with what is missing or too much."""
+    subprocess.run(
+        [sys.executable, "-m", "build", "--outdir", str(into), str(root)], check=True, stdout=subprocess.DEVNULL
+    )
+    (wheel,) = into.glob("*.whl")
+    built = {name for name in zipfile.ZipFile(wheel).namelist() if name.partition("/")[0] in PACKAGES}
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", *PACKAGES],
+        cwd=root,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    tracked = {name for name in listed.stdout.splitlines() if (root / name).exists()}
+    if built != tracked:
+        missing, more = sorted(tracked - built), sorted(built - tracked)
+        sys.exit(
+            f"{wheel.name} lacks {', '.join(missing) or 'nothing'}, and has beyond it {', '.join(more) or 'nothing'}"
+        )
+    sys.stdout.write(f"{wheel.name} has all {len(built)} files\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -11,12 +11,16 @@ import signal
 import sys
 import sysconfig
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 
 from conformance.fingerprint import INSTALLED
 from conformance.result import FAIL
 from conformance.selection import Selection, UsageError
 from conformance.watch import Events, Watch
+
+Stamp = tuple[int, int, int]
+Stamps = dict[Path, Stamp | None]
 
 
 def prepare() -> None:
@@ -44,28 +48,25 @@ def judge(selection: Selection, folder: Path, limit: float) -> None:
     sys.dont_write_bytecode = True
     importlib.invalidate_caches()
     before = set(sys.modules)
-    files: set[str] = set()
     try:
-        _judge(selection, folder, limit)
+        _judge(selection, folder, limit, before)
     except UsageError as error:
-        files = _traced(error)
-        _leave(folder, files | _sources(before, selection.target))
+        _leave(folder, _traced(error) | _sources(before, selection.target))
         Watch(folder, "main", limit).doing("refused", str(error))
     except Exception:  # noqa: BLE001  (whatever it is, it is the suite's)
         Events(folder).write(error=traceback.format_exc(), where=selection.target)
-    _leave(folder, files | _sources(before, selection.target))
+    _leave(folder, _sources(before, selection.target))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # threads and exit handlers of the target's are not waited for
 
 
-def _judge(selection: Selection, folder: Path, limit: float) -> None:
+def _judge(selection: Selection, folder: Path, limit: float, before: set[str]) -> None:
     from conformance import smoke
     from conformance.clause import REGISTRY
     from conformance.trial import loaded, trials
 
     watch, events = Watch(folder, "main", limit), Events(folder)
-    before = set(sys.modules)
     with watch.importing():
         plan = smoke.plan(selection)
     _leave(folder, _sources(before, selection.target))  # a trial may end the process
@@ -81,8 +82,30 @@ def _judge(selection: Selection, folder: Path, limit: float) -> None:
         shrinks = shrinks and result.status != FAIL  # one small case is enough to look at
 
 
+def stamps(files: Iterable[Path]) -> Stamps:
+    """What tells one content of each file from another; None for a file that is not there."""
+    return {path: _stamp(path) for path in files}
+
+
+def _stamp(path: Path) -> Stamp | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def files_in(folder: Path) -> Stamps:
+    """The files that a fork left word of, as they were when it did so first."""
+    path = folder / "files.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return {Path(name): tuple(stamp) for name, stamp in found.items()}
+
+
 def _leave(folder: Path, files: set[str]) -> None:
-    (folder / "files.json").write_text(json.dumps(sorted(files)), encoding="utf-8")
+    found = {**stamps(map(Path, files)), **files_in(folder)}
+    written = json.dumps({str(path): stamp for path, stamp in found.items() if stamp is not None})
+    (folder / "files.json").write_text(written, encoding="utf-8")
 
 
 def _sources(before: set[str], target: str) -> set[str]:

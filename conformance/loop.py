@@ -15,13 +15,14 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from conformance import forked, spec, terminal
+from conformance.forked import Stamps, stamps
 from conformance.guard import Guard, Stopped, memory_for
 from conformance.report import assemble, exit_code
 from conformance.result import CRASHED, FAIL, INCONCLUSIVE, PASS
@@ -31,7 +32,6 @@ from conformance.selection import Selection, UsageError, gpu_at_hand, known, set
 # A few stat calls see every kind of save on every file system, network and container mounts included, for less than a
 # thousandth of a processor: nothing that the operating system's own notices would make better.
 EVERY = 0.1  # seconds between looks at the files
-Stamps = dict[Path, tuple[int, int, int] | None]
 
 
 class Fork(multiprocessing.context.ForkProcess):
@@ -44,11 +44,11 @@ class Fork(multiprocessing.context.ForkProcess):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one judgement found: its exit code, the lines that say so, and the files it depends on."""
+    """What one judgement found: its exit code, the lines that say so, and the files it read as they were."""
 
     code: int
     lines: list[str]
-    files: set[Path] = field(default_factory=set)
+    files: Stamps = field(default_factory=dict)
 
 
 def follow(selection: Selection, timeout: float | None = None, memory: float | None = None) -> int:
@@ -80,7 +80,7 @@ def follow(selection: Selection, timeout: float | None = None, memory: float | N
                 if verdict is not None:
                     last = verdict
                     _show(verdict, time.monotonic() - started)
-                    seen = stamps(verdict.files - seen.keys()) | seen
+                    seen = verdict.files | seen
                 seen = _changed(seen)
         except KeyboardInterrupt:
             if last is None:
@@ -103,19 +103,6 @@ def places_of(module: str) -> set[Path]:
     folder = Path(inside[0] if inside else found.origin or names[0]).resolve().parent
     packages = {folder.joinpath(*names[: depth + 1], "__init__.py") for depth in range(len(names))}
     return packages | {folder.joinpath(*names[:-1], f"{names[-1]}.py")}
-
-
-def stamps(files: Iterable[Path]) -> Stamps:
-    """What tells one content of each file from another; None for a file that is not there."""
-    return {path: _stamp(path) for path in files}
-
-
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def _changed(seen: Stamps) -> Stamps:
@@ -148,7 +135,7 @@ def _judged(selection: Selection, limit: float, memory: int, outdated: Callable[
             refused = str(error)
         finally:
             _end(process)
-        files = {Path(name) for name in _json(folder / "files.json") or ()}
+        files = forked.files_in(folder)
         plan = _json(folder / "plan.json")
         if refused is not None or plan is None:
             said = refused or "the process that imported it ended"

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from queue import Queue
 
 import pytest
 
 from conformance import cli, loop
 from conformance.selection import UsageError
 from tests.commands import PATIENCE, TARGETS
+from tests.looping import Loop
 
 RIGHT = (TARGETS / "right.py").read_text()
-EPOCH = 1_700_000_000 * 10**9
 HELPED = """
 from helper import FACTOR
 from right import lora_linear as plain
@@ -28,58 +22,6 @@ from right import lora_linear as plain
 def lora_linear(x, weight, bias, lora_A, lora_B, scale, **options):
     return plain(x, weight, bias, lora_A, lora_B, scale * FACTOR, **options)
 """
-
-
-class Loop:
-    """A running loop on `mine` in a folder, and what it prints."""
-
-    def __init__(self, folder: Path, *options: str) -> None:
-        self.folder, self.saves = folder, 0
-        command = [sys.executable, "-m", "conformance", "run", "mine", "--watch-clause", *options]
-        self.process = subprocess.Popen(
-            command,
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(TARGETS)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        self.lines: Queue[str] = Queue()
-        self.reader = threading.Thread(target=self._read)
-        self.reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        with self.process.stdout as stream:
-            for line in stream:
-                self.lines.put(line)
-
-    def save(self, text: str, name: str = "mine.py") -> list[str]:
-        """Save a file as editors do, and wait for the verdict."""
-        new = self.folder / f"{name}.new"
-        new.write_text(text)
-        self.saves += 1
-        os.utime(new, ns=(0, EPOCH + self.saves))  # all within a second
-        new.replace(self.folder / name)
-        return self.verdict()
-
-    def verdict(self) -> list[str]:
-        """The lines up to the next verdict."""
-        found = [self.lines.get(timeout=PATIENCE)]
-        while not re.match(r"\d\d:\d\d:\d\d ", found[-1]):
-            found.append(self.lines.get(timeout=PATIENCE))
-        return found
-
-    def interrupt(self) -> int:
-        """Ctrl-C; the exit code."""
-        self.process.send_signal(signal.SIGINT)
-        return self.process.wait(PATIENCE)
-
-    def stop(self) -> None:
-        if self.process.poll() is None:
-            self.process.terminate()
-        self.process.wait(PATIENCE)
-        self.reader.join(PATIENCE)
 
 
 @pytest.fixture
@@ -92,7 +34,7 @@ def loops() -> Iterator[list[Loop]]:
 
 def test_each_save_is_judged_and_the_last_verdict_is_the_exit_code(tmp_path: Path, loops: list[Loop]) -> None:
     (tmp_path / "mine.py").write_text(RIGHT.replace("* scale", "* 1"))
-    watching = Loop(tmp_path, "LIN-FWD", "--dtype", "float32")
+    watching = Loop(tmp_path, "mine", "LIN-FWD", "--dtype", "float32")
     loops.append(watching)
     first = watching.verdict()
     assert first[0] == "judging LIN-FWD at each save of mine; Ctrl-C ends\n"
@@ -129,7 +71,7 @@ def test_each_save_is_judged_and_the_last_verdict_is_the_exit_code(tmp_path: Pat
 def test_a_file_that_the_target_imports_is_followed_too(tmp_path: Path, loops: list[Loop]) -> None:
     (tmp_path / "mine.py").write_text(HELPED)
     (tmp_path / "helper.py").write_text("FACTOR = = 1.0\n")
-    watching = Loop(tmp_path, "LIN-FWD", "--dtype", "float32", "--timeout", "60")
+    watching = Loop(tmp_path, "mine", "LIN-FWD", "--dtype", "float32", "--timeout", "60")
     loops.append(watching)
     assert "SyntaxError: invalid syntax (helper.py, line 1)" in watching.verdict()[-2]
     # within a second and of one size: what was compiled of the one is not run as the other

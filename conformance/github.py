@@ -44,7 +44,6 @@ def announce(
 def commands(report: dict[str, Any], sources: dict[str, list[Any]], folder: Path, root: Path) -> list[str]:
     """A workflow command for each failing clause, MUST as error and SHOULD as warning, as many as GitHub keeps."""
     bad = [clause for clause in report["clauses"] if clause["status"] in (FAIL, CRASHED, INCONCLUSIVE)]
-    bad.sort(key=lambda clause: not gates(clause))
     found: dict[str, list[str]] = {"error": [], "warning": []}
     for clause in bad:
         kind = "error" if gates(clause) else "warning"

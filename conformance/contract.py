@@ -80,7 +80,9 @@ def _signature(name: str) -> str:
         return f"takes `{argument}`"
     thing: Any = reference
     for part in owner.split("."):
-        thing = getattr(thing, part)
+        thing = getattr(thing, part, None)
+    if thing is None:
+        return "not in `reference`; see the group's clauses"
     if isinstance(thing, type) and issubclass(thing, enum.Enum):
         return ", ".join(f"`{member.name}`" for member in thing)
     if isinstance(thing, property):

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _complain(text: str, code: int) -> int:
     from conformance.terminal import console
 
-    console(stderr=True).print(text)
+    console(sys.stderr).print(text)
     return code
 
 

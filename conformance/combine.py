@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from conformance.journal import NAME, Journal, Recorded, differences, joined, listed, read
-from conformance.report import Outcome, assemble, write
+from conformance.report import Outcome, assemble, finish, write
 from conformance.selection import UsageError, shard_numbers
 
 
@@ -33,7 +33,7 @@ def combine(folders: Sequence[Path], into: Path) -> dict[str, Any]:
         outcome.errors += [error for error in shard.outcome.errors if error not in outcome.errors]
     Journal.begin(into, selection, plan).record(outcome)
     report = assemble(plan, selection, outcome)
-    report["seconds"] = round(sum(shard.seconds for shard in recorded), 1)
+    finish(report, round(sum(shard.seconds for shard in recorded), 1))
     write(into, report, outcome.reproducers(plan))
     return report
 

@@ -9,6 +9,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -215,18 +216,30 @@ def prepare(folder: Path) -> None:
         raise UsageError(f"cannot write reports to {str(folder)!r}: {error.strerror or error}") from error
 
 
-def write(folder: Path, report: dict[str, Any], scripts: dict[str, str]) -> None:
-    """Write report.json and the reproducers; each file is replaced whole or not at all."""
-    from conformance import junit
+def finish(report: dict[str, Any], seconds: float) -> None:
+    """Add to a report how long it took, and when it was done, in UTC."""
+    report["seconds"] = seconds
+    report["date"] = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
+
+def write(folder: Path, report: dict[str, Any], scripts: dict[str, str]) -> None:
+    """Write report.json, report.html, junit.xml and the reproducers; each file is replaced whole or not at all."""
+    from conformance import junit
+    from conformance.matrix import columns, page
+
+    texts = {
+        "junit.xml": junit.document(report),
+        "report.html": page.document([columns.Column.of(report, scripts)]),
+        "report.json": json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+    }
     failed = {clause["id"] for clause in report["clauses"] if clause["status"] in (FAIL, DEVIATION)}
     for old in folder.glob("repro_*.py"):
         if old.stem.removeprefix("repro_") not in failed & set(scripts):
             old.unlink()
     for clause in sorted(failed & set(scripts)):
         replace(folder / f"repro_{clause}.py", scripts[clause])
-    replace(folder / "junit.xml", junit.document(report))
-    replace(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    for name, text in texts.items():
+        replace(folder / name, text)
 
 
 def replace(path: Path, text: str) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from conformance.clause import GROUPS
 from conformance.journal import Journal
-from conformance.report import Outcome, assemble, exit_code, prepare, write
+from conformance.report import Outcome, assemble, exit_code, finish, prepare, write
 from conformance.result import CRASHED, FAIL, PASS, Result, without_addresses
 from conformance.selection import Selection, UsageError, key_of
 from conformance.shards import keys, part
@@ -200,7 +200,7 @@ class Session:
         finished = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
         if self.folder is not None and self.journal is not None and finished:
             report = assemble(self._part, self.selection, self.outcome)
-            report["seconds"] = self.journal.seconds
+            finish(report, self.journal.seconds)
             write(self.folder, report, self.outcome.reproducers(self._part))
             if exit_code(report) and session.exitstatus == pytest.ExitCode.OK:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED

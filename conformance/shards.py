@@ -18,6 +18,15 @@ def keys(plan: dict[str, Any]) -> list[Key]:
     ]
 
 
+def costs(plan: dict[str, Any]) -> dict[Key, int]:
+    """What each planned trial costs: its cases."""
+    return {
+        (clause["id"], trial["subject"], trial["dtype"]): trial["cases"]
+        for clause in plan["clauses"]
+        for trial in clause["trials"]
+    }
+
+
 def part(plan: dict[str, Any], shard: str | None) -> dict[str, Any]:
     """The plan of one shard: its trials, the clauses and groups that they leave, and all that is not claimed.
 
@@ -46,17 +55,13 @@ def part(plan: dict[str, Any], shard: str | None) -> dict[str, Any]:
 
 def _dealt(plan: dict[str, Any], count: int) -> list[list[Key]]:
     """Each trial, the costliest first, to the shard that has the least so far."""
-    costs = {
-        (clause["id"], trial["subject"], trial["dtype"]): trial["cases"]
-        for clause in plan["clauses"]
-        for trial in clause["trials"]
-    }
+    cost_of = costs(plan)
     hands: list[list[Key]] = [[] for _ in range(count)]
     heap = [(0, number) for number in range(count)]
-    for key in sorted(costs, key=lambda key: (-costs[key], _shuffling(key))):
+    for key in sorted(cost_of, key=lambda key: (-cost_of[key], _shuffling(key))):
         cost, number = heapq.heappop(heap)
         hands[number].append(key)
-        heapq.heappush(heap, (cost + costs[key], number))
+        heapq.heappush(heap, (cost + cost_of[key], number))
     return hands
 
 

@@ -1,12 +1,11 @@
-"""What a run shows: progress, a table of groups, each failure with its case, and the verdict."""
+"""What a run shows: a table of groups, each failure with its case, and the verdict."""
 
 from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from conformance.report import failing, gates, rerun
 from conformance.result import CRASHED, DEVIATION, FAIL, INCONCLUSIVE, NOT_CLAIMED, PASS, UNSUPPORTED
@@ -14,7 +13,6 @@ from conformance.result import CRASHED, DEVIATION, FAIL, INCONCLUSIVE, NOT_CLAIM
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from conformance.report import Outcome
     from conformance.spec import Entry
 
 IN_FULL = 10  # failures shown in full; the others in a line each
@@ -22,56 +20,16 @@ STYLES = {PASS: "green", FAIL: "bold red", CRASHED: "bold red", INCONCLUSIVE: "y
 COLUMNS = (PASS, FAIL, CRASHED, INCONCLUSIVE, DEVIATION, UNSUPPORTED, NOT_CLAIMED)
 
 
-def console(*, stderr: bool = False) -> Console:
-    """A console that wraps for terminals and keeps lines whole in files and pipes."""
+def console(stream: TextIO | None = None) -> Console:
+    """A console that wraps for terminals and keeps lines whole in files and pipes; for standard output by default."""
     from rich.console import Console
 
-    stream = sys.stderr if stderr else sys.stdout
+    stream = sys.stdout if stream is None else stream
     reconfigure = getattr(stream, "reconfigure", None)
     if reconfigure is not None:
         reconfigure(errors="replace")  # a formula has signs that a narrow encoding lacks
     width = None if stream.isatty() else 120
-    return Console(stderr=stderr, width=width, highlight=False, soft_wrap=True, markup=False)
-
-
-class Progress:
-    """A bar on a terminal; elsewhere a line now and then, on standard error; nothing for short runs."""
-
-    def __init__(self, every: float = 15.0) -> None:
-        self.console = console(stderr=True)
-        self.started = self.said = time.monotonic()
-        self.every = every
-        self.bar: Any = None
-        self.task: Any = None
-
-    def update(self, outcome: Outcome, planned: int) -> None:
-        """Show how far the run is."""
-        now = time.monotonic()
-        if now - self.started < 5:
-            return
-        done = len(outcome.results)
-        bad = sum(result.status in (FAIL, CRASHED) for result in outcome.results.values())
-        text = f"{done} of {planned} trials" + (f", {bad} failing" if bad else "")
-        if self.console.is_terminal:
-            self._draw(text, done, planned)
-        elif now - self.said > self.every:
-            self.said = now
-            self.console.print(f"… {text}, {now - self.started:.0f} s")
-
-    def _draw(self, text: str, done: int, planned: int) -> None:
-        if self.bar is None:
-            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-            columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-            self.bar = Progress(*columns, console=self.console, transient=True)
-            self.bar.start()
-            self.task = self.bar.add_task(text, total=planned)
-        self.bar.update(self.task, completed=done, description=text)
-
-    def stop(self) -> None:
-        """Take the bar away."""
-        if self.bar is not None:
-            self.bar.stop()
+    return Console(file=stream, width=width, highlight=False, soft_wrap=True, markup=False)
 
 
 def show(report: dict[str, Any], folder: Path, *, quiet: bool = False) -> None:

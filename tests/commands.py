@@ -72,7 +72,8 @@ def judged(target: str, **options: Any) -> dict[str, Any]:
 def without_times(report: dict[str, Any]) -> dict[str, Any]:
     """A report without what differs from run to run."""
     copy = json.loads(json.dumps(report))
-    copy.pop("seconds")
+    for name in ("seconds", "date"):
+        copy.pop(name)
     for clause in copy["clauses"]:
         for result in clause["results"]:
             result.pop("seconds")

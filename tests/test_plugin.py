@@ -73,6 +73,7 @@ def test_a_wrong_target_fails_with_its_case_under_xdist(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {
         "events.jsonl",
         "junit.xml",
+        "report.html",
         "report.json",
         "repro_LIN-FWD.py",
     }

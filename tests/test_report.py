@@ -182,7 +182,7 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> N
     with pytest.raises(TypeError):
         report.write(tmp_path, broken, {})
     assert (tmp_path / "report.json").read_text() == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["junit.xml", "report.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["junit.xml", "report.html", "report.json"]
 
 
 def test_a_reproducer_of_a_clause_that_passes_now_goes(tmp_path: Path) -> None:

@@ -5,11 +5,12 @@ Importing them imports neither torch nor hypothesis: what a command needs beyond
 
 from __future__ import annotations
 
-from conformance.commands import combine, demo, explain, init, rerun, run, serve, spec
+from conformance.commands import combine, demo, explain, init, matrix, rerun, run, serve, spec
 
 COMMANDS = {
     "run": run,
     "combine": combine,
+    "matrix": matrix,
     "explain": explain,
     "rerun": rerun,
     "init": init,

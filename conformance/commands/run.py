@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from conformance.clause import FLOAT_DTYPES, GROUPS
 from conformance.commands import output
@@ -14,19 +14,32 @@ from conformance.profiles import PROFILES
 from conformance.selection import LANES, SPECS, Selection, UsageError
 
 if TYPE_CHECKING:
-    from conformance.journal import Journal
-    from conformance.report import Outcome
+    from conformance.judging import Manner
 
 
 def add(commands: output.Commands) -> None:
     """Its options."""
     run = output.reporting(commands, "run", "judge a target")
     run.add_argument("target", metavar="TARGET", help="package.module or package.module:attribute")
-    _add_selection(run)
-    _add_execution(run)
+    add_selection(run)
+    run.add_argument(
+        "--shard",
+        metavar="i/n",
+        help="only the i-th of n parts of the trials, of about equal cost; see `loraspec combine`",
+    )
+    run.add_argument("--smoke", action="store_true", help="only import the target and see what it claims")
+    run.add_argument("--watch-clause", metavar="ID", help="judge this clause again at each save of the target's source")
+    run.add_argument(
+        "--github",
+        action="store_true",
+        help="annotate the target's source and write the job's summary, as where GITHUB_ACTIONS is true",
+    )
+    add_execution(run)
+    output.add(run)
 
 
-def _add_selection(run: argparse.ArgumentParser) -> None:
+def add_selection(run: argparse.ArgumentParser) -> None:
+    """The options that choose what is judged."""
     several = {"action": "append", "metavar": "NAME[,NAME…]"}
     run.add_argument("--group", **several, help=f"only these: {', '.join(GROUPS)}")  # type: ignore[arg-type]
     run.add_argument("--clause", **several, help="only these clauses")  # type: ignore[arg-type]
@@ -35,15 +48,11 @@ def _add_selection(run: argparse.ArgumentParser) -> None:
     run.add_argument("--lane", help=f"only subjects that run in this lane: {', '.join(LANES)}")
     run.add_argument("--profile", help=f"how many cases: {', '.join(PROFILES)} (default: default; to watch, quick)")
     run.add_argument("--seed", type=int, default=0, help="which cases are drawn (default 0)")
-    run.add_argument(
-        "--shard",
-        metavar="i/n",
-        help="only the i-th of n parts of the trials, of about equal cost; see `loraspec combine`",
-    )
     run.add_argument("--spec", default=SPECS[-1], help=f"version of the specification: {', '.join(SPECS)}")
 
 
-def _add_execution(run: argparse.ArgumentParser) -> None:
+def add_execution(run: argparse.ArgumentParser) -> None:
+    """The options that say how trials are run."""
     run.add_argument(
         "-n", dest="workers", type=_workers, default=None, help="worker processes; 0 for none (default auto)"
     )
@@ -51,19 +60,11 @@ def _add_execution(run: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--memory", type=_number_of("GiB"), help="GiB for one process (default: its share of what is available)"
     )
-    run.add_argument("--smoke", action="store_true", help="only import the target and see what it claims")
-    run.add_argument("--watch-clause", metavar="ID", help="judge this clause again at each save of the target's source")
     run.add_argument(
         "--resume",
         action="store_true",
         help="keep the results of the same run, cut off, in the report folder; only the rest is run",
     )
-    run.add_argument(
-        "--github",
-        action="store_true",
-        help="annotate the target's source and write the job's summary, as where GITHUB_ACTIONS is true",
-    )
-    output.add(run)
 
 
 def _workers(text: str) -> int | None:
@@ -91,52 +92,46 @@ def _number_of(unit: str) -> Callable[[str], float]:
 
 def execute(options: argparse.Namespace) -> int:
     """Run it; the exit code."""
-    from conformance import github, report, run, shards, terminal
+    from conformance import github, judging, run, shards, terminal
 
-    _check_target_name(options.target)
-    if options.spec not in SPECS:
-        raise UsageError(f"unknown spec {options.spec!r}: expected one of {', '.join(SPECS)}")
-    selection = Selection.of(
-        options.target,
-        groups=options.group,
-        clauses=[options.watch_clause] if options.watch_clause else options.clause,
-        dtypes=options.dtype,
-        device=options.device,
-        lane=options.lane,
-        profile=options.profile or ("quick" if options.watch_clause else "default"),
-        seed=options.seed,
-        shard=options.shard,
-    )
+    selection = selected(options, options.target, options.watch_clause, options.shard)
     if options.watch_clause:
         return _watch(options, selection)
-    if not options.smoke:
-        report.prepare(options.report_dir)
-    whole = run.smoke(selection)
-    plan = shards.part(whole, selection.shard)
     if options.smoke:
-        terminal.show_plan(plan)
+        terminal.show_plan(shards.part(run.smoke(selection), selection.shard))
         return 0
-    journal = _journal(options, selection, whole)
-    progress = terminal.Progress()
-
-    def watch(outcome: Outcome, planned: int) -> None:
-        journal.record(outcome)
-        progress.update(outcome, planned)
-
-    limits = {"workers": options.workers, "timeout": options.timeout, "memory": options.memory}
-    try:
-        outcome = run.execute(selection, plan, known=journal.recorded.outcome, watcher=watch, **limits)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"the same command with --resume continues from {journal.path}") from None
-    finally:
-        progress.stop()
-    found = report.assemble({**plan, "device_name": journal.devices}, selection, outcome)
-    found["seconds"] = journal.seconds
-    report.write(options.report_dir, found, outcome.reproducers(plan))
+    found, plan = judging.judge(selection, options.report_dir, manner(options))
     code = output.show(found, options)
     if options.github or github.wanted(os.environ):
         github.announce(found, plan["sources"], options.report_dir, os.environ)
     return code
+
+
+def selected(
+    options: argparse.Namespace, target: str, watched: str | None = None, shard: str | None = None
+) -> Selection:
+    """What the options ask for, of this target; of a watched clause alone where one is named.
+
+    Raises:
+        UsageError: for a file name, saying which module name is meant, and whatever a selection refuses.
+    """
+    path = Path(target)
+    if target.endswith(".py") or "/" in target or os.sep in target:
+        name = ".".join((path.parent / path.stem).parts).lstrip("./")
+        raise UsageError(f"target {target!r} is a file name: expected a module, as in `loraspec run {name}`")
+    if options.spec not in SPECS:
+        raise UsageError(f"unknown spec {options.spec!r}: expected one of {', '.join(SPECS)}")
+    return Selection.of(
+        target,
+        groups=options.group,
+        clauses=[watched] if watched else options.clause,
+        dtypes=options.dtype,
+        device=options.device,
+        lane=options.lane,
+        profile=options.profile or ("quick" if watched else "default"),
+        seed=options.seed,
+        shard=shard,
+    )
 
 
 def _watch(options: argparse.Namespace, selection: Selection) -> int:
@@ -149,27 +144,9 @@ def _watch(options: argparse.Namespace, selection: Selection) -> int:
     return loop.follow(selection, options.timeout, options.memory)
 
 
-def _check_target_name(target: str) -> None:
-    """Raise UsageError for a file name, saying which module name is meant."""
-    path = Path(target)
-    if target.endswith(".py") or "/" in target or os.sep in target:
-        name = ".".join((path.parent / path.stem).parts).lstrip("./")
-        raise UsageError(f"target {target!r} is a file name: expected a module, as in `loraspec run {name}`")
+def manner(options: argparse.Namespace, title: str = "") -> Manner:
+    """How the options ask for trials to be run."""
+    from conformance.judging import Manner
 
-
-def _journal(options: argparse.Namespace, selection: Selection, plan: dict[str, Any]) -> Journal:
-    """The journal to write, which an earlier run may have begun; says on standard error what it did."""
-    from conformance.journal import Journal
-    from conformance.terminal import console
-
-    if not options.resume:
-        return Journal.begin(options.report_dir, selection, plan)
-    journal = Journal.resume(options.report_dir, selection, plan)
-    done, left = len(journal.recorded.outcome.results), len(journal.recorded.left)
-    text = f"resuming: {done} trials have their result, {left} are left"
-    if not left:
-        text = f"nothing is left to do: all {done} trials have their result"
-    elif not done:
-        text = f"nothing to resume in {str(options.report_dir)!r}: all {left} trials are run"
-    console(stderr=True).print(text)
-    return journal
+    quiet = options.quiet or options.json
+    return Manner(options.workers, options.timeout, options.memory, options.resume, quiet, title)

@@ -1,0 +1,90 @@
+"""`loraspec matrix`: several targets side by side, clause by clause."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from conformance.commands import output, run
+from conformance.selection import Selection, UsageError
+
+if TYPE_CHECKING:
+    from conformance.matrix.columns import Column
+
+
+def add(commands: output.Commands) -> None:
+    """Its options."""
+    matrix = output.reporting(commands, "matrix", "judge several targets, or show their reports, side by side")
+    matrix.epilog = f"{matrix.epilog}\nOf several targets the highest of their exit codes."
+    matrix.add_argument(
+        "targets",
+        metavar="TARGET",
+        nargs="+",
+        help="a target to judge as `loraspec run` does, or what such runs wrote: a report.json, or a folder of them",
+    )
+    run.add_selection(matrix)
+    run.add_execution(matrix)
+    matrix.add_argument("--all", action="store_true", help="show clauses that all targets pass or do not claim, too")
+    output.add(matrix)
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Run it; the exit code."""
+    from conformance import matrix, report
+    from conformance.matrix import markdown, page, table
+
+    asked = _asked(options)
+    report.prepare(options.report_dir)
+    columns = [
+        _judged(one, options, f"{number} of {len(asked)}, ") if isinstance(one, Selection) else one
+        for number, one in enumerate(asked, start=1)
+    ]
+    found = matrix.assemble(columns)
+    text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    report.replace(options.report_dir / "report.html", page.document(columns))
+    report.replace(options.report_dir / "matrix.md", markdown.document(found))
+    report.replace(options.report_dir / "matrix.json", text)
+    if options.json:
+        sys.stdout.write(text)
+    else:
+        table.show(found, options.report_dir, quiet=options.quiet, whole=options.all)
+    return matrix.exit_code(columns)
+
+
+def _asked(options: argparse.Namespace) -> list[Selection | Column]:
+    """What each argument means: a target to judge, or the reports that it names, read.
+
+    Raises:
+        UsageError: before anything is run: for what is named twice, what is no report, and every wrong option.
+    """
+    from conformance.matrix import reading
+
+    asked: dict[Selection | Path, Selection | Column] = {}
+    for word in options.targets:
+        found = reading.reports(Path(word)) if reading.is_report(word) else [run.selected(options, word)]
+        for one in found:
+            if one in asked:
+                raise UsageError(f"{word!r} is given twice: expected each target and each report once")
+            asked[one] = reading.read(one, options.report_dir) if isinstance(one, Path) else one
+    return list(asked.values())
+
+
+def _judged(selection: Selection, options: argparse.Namespace, title: str) -> Column:
+    """The column of a target; one that cannot be judged says why, and the others go on."""
+    from conformance import judging
+    from conformance.matrix import reading
+    from conformance.matrix.columns import Column
+    from conformance.run import SuiteError
+
+    target, into = selection.target, options.report_dir
+    folder = into / target.replace(":", "-")
+    try:
+        judging.judge(selection, folder, run.manner(options, f"{title}{target}: "))
+    except UsageError as error:
+        return Column(target, 2, problem=str(error))
+    except SuiteError as error:
+        return Column(target, 3, problem=f"the suite itself failed, which says nothing about the target:\n{error}")
+    return reading.read(folder / "report.json", into)

@@ -1,0 +1,82 @@
+"""One target judged as a command asks: planned, run under a journal and a display of progress, reported in a folder."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from conformance import report, run, shards
+from conformance.journal import Journal
+from conformance.progress import Progress
+from conformance.terminal import console
+
+if TYPE_CHECKING:
+    from conformance.report import Outcome
+    from conformance.selection import Selection
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How trials are run.
+
+    Attributes:
+        workers, timeout, memory: as `run.execute` takes them.
+        resume: keep the results of the same run, cut off.   quiet: say nothing on standard error.
+        title: said before any progress.
+    """
+
+    workers: int | None = None
+    timeout: float | None = None
+    memory: float | None = None
+    resume: bool = False
+    quiet: bool = False
+    title: str = ""
+
+
+def judge(selection: Selection, folder: Path, manner: Manner) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Write the report of a run; the report, and the plan that it follows.
+
+    Raises:
+        UsageError: if the target does not import, bind or claim anything chosen, or what is there cannot be resumed.
+        SuiteError: if the suite fails on its own.
+        KeyboardInterrupt: saying how to continue.
+    """
+    report.prepare(folder)
+    whole = run.smoke(selection)
+    plan = shards.part(whole, selection.shard)
+    journal = _journal(selection, folder, whole, manner)
+    progress = Progress(plan, title=manner.title, quiet=manner.quiet)
+
+    def watch(outcome: Outcome, _: int) -> None:
+        journal.record(outcome)
+        progress.update(outcome)
+
+    limits: dict[str, Any] = {"workers": manner.workers, "timeout": manner.timeout, "memory": manner.memory}
+    try:
+        outcome = run.execute(selection, plan, known=journal.recorded.outcome, watcher=watch, **limits)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"the same command with --resume continues from {journal.path}") from None
+    finally:
+        progress.stop()
+    found = report.assemble({**plan, "device_name": journal.devices}, selection, outcome)
+    report.finish(found, journal.seconds)
+    report.write(folder, found, outcome.reproducers(plan))
+    return found, plan
+
+
+def _journal(selection: Selection, folder: Path, plan: dict[str, Any], manner: Manner) -> Journal:
+    """The journal to write, which an earlier run may have begun; says on standard error what it did."""
+    if not manner.resume:
+        return Journal.begin(folder, selection, plan)
+    journal = Journal.resume(folder, selection, plan)
+    done, left = len(journal.recorded.outcome.results), len(journal.recorded.left)
+    text = f"resuming: {done} trials have their result, {left} are left"
+    if not left:
+        text = f"nothing is left to do: all {done} trials have their result"
+    elif not done:
+        text = f"nothing to resume in {str(folder)!r}: all {left} trials are run"
+    if not manner.quiet:
+        console(sys.stderr).print(manner.title + text)
+    return journal

@@ -1,0 +1,287 @@
+"""The matrix: what is in a cell, its forms, and the command that makes it of targets and of reports."""
+
+from __future__ import annotations
+
+import html
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from conformance import cli, matrix
+from conformance.matrix import markdown, page, reading, table
+from conformance.matrix.columns import Column
+from conformance.selection import UsageError
+from tests.commands import TARGETS, loraspec
+from tests.matrices import CLAUSES, HOSTILE, a_column, a_report
+
+SCHEMA = json.loads(matrix.SCHEMA.read_text())
+FAILS = {"LIN_FWD": (("fail", 2.0), ("pass", 0.5)), "LIN_DET": (("pass", 0.1), ("fail", 3.0))}
+
+
+def made(*made_of: Column) -> dict[str, Any]:
+    """A matrix that follows its schema."""
+    found = matrix.assemble(made_of)
+    jsonschema.validate(found, SCHEMA)
+    return found
+
+
+def three() -> tuple[Column, ...]:
+    """A target that passes, one that fails and claims less, and one that does not import."""
+    lesser = a_column("lesser", claims=("LIN-FWD", "LIN-BWD-DA", "LIN-DET"), **FAILS)
+    return a_column("right"), lesser, Column("absent", 2, problem="target 'absent' does not import")
+
+
+def cells(found: dict[str, Any], clause: str) -> list[Any]:
+    """The cells of a clause."""
+    return next(row["cells"] for row in found["clauses"] if row["id"] == clause)
+
+
+def test_a_cell_has_status_ratio_case_message_and_how_to_see_it_again() -> None:
+    found = made(*three())
+    right, lesser, absent = cells(found, "LIN-FWD")
+    assert (right["status"], right["worst_ratio"], right["gates"], right["rerun"]) == ("pass", 0.5, False, None)
+    assert absent is None
+    assert (lesser["status"], lesser["worst_ratio"], lesser["gates"]) == ("fail", 2.0, True)
+    assert (lesser["case"], lesser["found"], lesser["message"]) == ("m=3 k=4", "m=99 k=4", "float32: fail")
+    assert lesser["rerun"] == "loraspec rerun 'LIN-FWD lesser f m=3 k=4'"
+    assert lesser["script"] == "lesser/repro_LIN-FWD.py"
+    assert {dtype: one["status"] for dtype, one in lesser["dtypes"].items()} == {"float32": "fail", "bfloat16": "pass"}
+    assert [(trial["dtype"], trial["status"], trial["message"]) for trial in lesser["trials"]] == [
+        ("float32", "fail", None)
+    ]
+    assert not cells(found, "LIN-DET")[1]["gates"]
+    assert cells(found, "LAY-FWD")[1]["message"] == "the target has no LinearLoRA"
+
+
+def test_the_exit_code_is_the_worst() -> None:
+    right, lesser, absent = three()
+    assert matrix.exit_code([right]) == 0
+    assert matrix.exit_code([lesser, right]) == 1
+    assert matrix.exit_code([absent, right, lesser]) == 2
+    broken = a_report("broken") | {"errors": [{"where": "LIN-FWD", "traceback": "ZeroDivisionError"}]}
+    column = Column.of(broken, {})
+    assert matrix.exit_code([absent, column]) == 3
+    assert made(column)["targets"][0]["problem"] == "the suite failed at LIN-FWD:\nZeroDivisionError"
+
+
+def test_reports_with_other_clauses_keep_their_order_in_one_matrix() -> None:
+    old = a_report("old")
+    del old["clauses"][1]
+    new = a_report("new")
+    del new["clauses"][3:]
+    found = made(Column.of(old, {}), Column.of(new, {}))
+    assert [clause["id"] for clause in found["clauses"]] == list(CLAUSES)
+    assert cells(found, "LIN-BWD-DA")[0] is None
+    assert cells(found, "LAY-FWD")[1] is None
+
+
+def test_markdown_has_the_groups_what_fails_and_all_others_folded() -> None:
+    text = markdown.document(made(*three()))
+    lines = text.splitlines()
+    assert "| clause | right layers 1.2 | lesser layers 1.2 | absent |" in lines
+    assert "| linear | ✓ 3 of 3 | ✗ 1 of 3 | · |" in lines
+    assert "| LIN-FWD | ✓ 0.50 | ✗ fail 2.00 | · |" in lines
+    assert "| LIN-DET | ✓ 0.50 | ✗ fail 3.00 (SHOULD) | · |" in lines
+    folded = text[text.index("<details>") :].splitlines()
+    assert "| LAY-FWD | ✓ 0.50 | – | · |" in folded
+    assert "| LIN-FWD | ✓ 0.50 | ✗ fail 2.00 | · |" not in folded
+    assert "**absent**: target 'absent' does not import" in lines
+    tables = [line for line in lines if line.startswith("|")]
+    assert {line.count("|") for line in tables} == {5, 9}
+
+
+def test_markdown_shows_names_as_they_are() -> None:
+    hostile = Column.of(a_report() | {"target_name": "a|b <b> `c`\n*d*"}, {})
+    assert r"| a\|b \<b\> \`c\` \*d\* 1.2 |" in markdown.document(made(hostile))
+
+
+def test_the_terminal_shows_groups_and_what_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    found = made(*three())
+    table.show(found, Path("somewhere"))
+    out = capsys.readouterr().out
+    rows = {line.split()[0]: " ".join(line.split()[1:]) for line in out.splitlines() if line.strip()}
+    assert rows["linear"] == "✓ 3 of 3 ✗ 1 of 3 ·"
+    assert rows["LIN-FWD"] == "✓ 0.50 ✗ fail 2.00 ·"
+    assert "LAY-FWD" not in rows
+    assert "NOT JUDGED absent\n  target 'absent' does not import" in out
+    assert "PASS right layers 1.2: 5 pass; 60 cases, worst passing error ÷ budget 0.50; on cpu (a processor" in out
+    table.show(found, Path("somewhere"), whole=True)
+    assert "  LAY-FWD" in capsys.readouterr().out
+    table.show(found, Path("somewhere"), quiet=True)
+    assert "LIN-FWD" not in capsys.readouterr().out
+
+
+class Elements(HTMLParser):
+    """The elements of a page, with their attributes, and the text of those asked for."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note one."""
+        self.found.append((tag, dict(attrs)))
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        """The attributes of each element of this name."""
+        return [attributes for name, attributes in self.found if name == tag]
+
+
+def hostile() -> Column:
+    """A report every text of which would run a script, were it not escaped."""
+    found = a_report("hostile", **FAILS)
+    for name in ("target", "target_name", "target_version", "device_name", "profile", "date"):
+        found[name] = HOSTILE
+    found["versions"] = dict.fromkeys(found["versions"], HOSTILE)
+    for clause in found["clauses"]:
+        clause["sentence"] = clause["message"] = clause["reason"] = clause["found"] = HOSTILE
+        if clause["case"]:
+            clause["case"] = HOSTILE
+        for result in clause["results"]:
+            result["subject"] = result["message"] = result["lane"] = HOSTILE
+    found["errors"] = [{"where": HOSTILE, "traceback": HOSTILE}]
+    return Column.of(found, {"LIN-FWD": HOSTILE}, HOSTILE)
+
+
+def test_a_page_fetches_nothing_and_runs_no_text() -> None:
+    elements = Elements(page.document([hostile(), *three()]))
+    assert len(elements.all("script")) == 1
+    assert elements.all("img") == []
+    assert [link["href"] for link in elements.all("link")] == ["data:,"]
+    assert all((link["href"] or "").startswith("#") for link in elements.all("a"))
+    assert not any(name.startswith("on") or name in ("src", "style") for _, a in elements.found for name in a)
+    policy = next(a["content"] for a in elements.all("meta") if a.get("http-equiv"))
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; ")
+    assert "unsafe" not in policy
+
+
+def test_a_page_is_a_table_with_headers_and_each_link_has_its_entry() -> None:
+    elements = Elements(page.document(three()))
+    scopes = [head["scope"] for head in elements.all("th")]
+    assert {"col", "row", "rowgroup"} == set(scopes)
+    assert scopes.count("rowgroup") == 3
+    entries = {entry["id"] for entry in elements.all("details")}
+    assert {f"#{entry}" for entry in entries} <= {link["href"] for link in elements.all("a")}
+    assert entries == {"f0-1", "f2-1"}
+
+
+def test_a_page_does_not_grow_without_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "SCRIPTS", 20)
+    text = page.document(three())
+    assert "print(&#34;LIN-FWD&#34;)" in text
+    assert "print(&#34;LIN-DET&#34;)" not in text
+    assert "<code>lesser/repro_LIN-DET.py</code>" in text
+
+
+def committed(folder: Path, **reports: dict[str, Any]) -> Path:
+    """A folder of reports as `mine/1_2.json`."""
+    for name, found in reports.items():
+        file = folder / "mine" / f"{name}.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(found))
+    return folder
+
+
+def test_a_folder_of_reports_is_read_in_the_order_of_versions(tmp_path: Path) -> None:
+    committed(tmp_path, v10=a_report(), v9=a_report(**FAILS))
+    (tmp_path / "bench.json").write_text("[1, 2]")
+    (tmp_path / "mine" / "v9").mkdir()
+    (tmp_path / "mine" / "v9" / "repro_LIN-FWD.py").write_text("print()")
+    found = reading.reports(tmp_path)
+    assert [file.name for file in found] == ["v9.json", "v10.json"]
+    column = reading.read(found[0], tmp_path / "report")
+    assert (column.scripts, column.code) == ({"LIN-FWD": "print()"}, 1)
+    assert column.script_path("LIN-FWD") == "../mine/v9/repro_LIN-FWD.py"
+
+
+def test_a_report_without_a_date_says_so(tmp_path: Path) -> None:
+    old = a_report()
+    del old["date"]
+    (column,) = [reading.read(file, tmp_path) for file in reading.reports(committed(tmp_path, v1=old))]
+    assert "not recorded" in markdown.document(made(column))
+    assert "not recorded" in page.document([column])
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "is no report: JSONDecodeError"),
+        ("[]", "is no report of `loraspec run`: expected target, versions"),
+        (json.dumps(a_report() | {"clauses": [{}]}), "is no report: KeyError: 'status'"),
+        (json.dumps(a_report() | {"clauses": [{"status": "great"}]}), "has the status 'great': expected one of pass"),
+        (json.dumps(a_report() | {"clauses": 3}), "is no report: TypeError"),
+    ],
+)
+def test_what_is_no_report_is_refused(text: str, says: str, tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    file.write_text(text)
+    with pytest.raises(UsageError) as error:
+        reading.read(file, tmp_path)
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("word", "is_one"),
+    [
+        ("right", False),
+        ("a.b:c", False),
+        ("right.py", False),
+        ("x.json", True),
+        ("some/where", True),
+        ("hostile", False),
+    ],
+)
+def test_what_an_argument_means(word: str, is_one: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(TARGETS)
+    assert reading.is_report(word) == is_one
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["right", "right"], "'right' is given twice"),
+        (["right", "nothing/here.json"], "'nothing/here.json' is no report: FileNotFoundError"),
+        (["right", "empty"], "'empty' holds no report.json"),
+        (["right", "right.py"], "expected a module, as in `loraspec run right`"),
+        (["right", "--group", "linea"], "unknown group 'linea'"),
+    ],
+)
+def test_a_mistake_is_seen_before_anything_is_run(
+    arguments: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["matrix", *arguments]) == 2
+    assert says in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+def test_targets_and_reports_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    into, old = tmp_path / "whole", committed(tmp_path, v1=a_report("old"))
+    options = ("--clause", "LIN-FWD", "--dtype", "float32", "--profile", "quick", "-n", "0", "--report-dir", str(into))
+    ended = loraspec("matrix", "unscaled", "raising", str(old / "mine" / "v1.json"), *options, "--json")
+    assert (ended.returncode, ended.stderr) == (2, "")
+    found = json.loads(ended.stdout)
+    jsonschema.validate(found, SCHEMA)
+    assert found == json.loads((into / "matrix.json").read_text())
+    assert [target["verdict"] for target in found["targets"]] == ["fail", "not_judged", "pass"]
+    assert found["targets"][1]["problem"].startswith("target 'raising' raised on import: ValueError: no licence found")
+    unscaled, raising, _ = cells(found, "LIN-FWD")
+    assert (unscaled["status"], raising) == ("fail", None)
+    assert "the adapter term is" in unscaled["message"]
+    script = (into / unscaled["script"]).read_text()
+    text = (into / "report.html").read_text()
+    assert html.escape(script.splitlines()[0], quote=False).replace('"', "&#34;") in text
+    assert "raised on import" in text
+    assert "✗ fail" in (into / "matrix.md").read_text()
+    for part in ("report.html", "report.json", "junit.xml"):
+        assert (into / "unscaled" / part).exists()
+
+    assert cli.main(["matrix", str(into / "unscaled"), "--report-dir", str(tmp_path / "again"), "-q"]) == 1
+    assert capsys.readouterr().out.strip().startswith("FAIL unscaled: 1 fail; ")

@@ -1,0 +1,179 @@
+"""The progress of a run: a bar on a terminal, few lines in a log, and nothing where a machine reads."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import math
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conformance import cli
+from conformance.judging import Manner
+from conformance.progress import AFTER, Progress, duration
+from conformance.report import Outcome
+from conformance.result import Result
+from conformance.selection import UsageError
+from tests.commands import PATIENCE, TARGETS
+
+TRIALS = 100
+
+
+def a_plan(trials: int = TRIALS) -> dict[str, Any]:
+    """A clause with so many trials, of which the first half costs 1 each and the second 3."""
+    cases = [1 if number < trials // 2 else 3 for number in range(trials)]
+    listed = [{"subject": f"f{n}", "dtype": "float32", "cases": count} for n, count in enumerate(cases)]
+    return {"clauses": [{"id": "LIN-FWD", "trials": listed}]}
+
+
+def after(done: int, failing: int = 0) -> Outcome:
+    """What is known after so many trials."""
+    outcome = Outcome()
+    for number in range(done):
+        outcome.add(Result("LIN-FWD", f"f{number}", "float32", status="fail" if number < failing else "pass"))
+    return outcome
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        """The time."""
+        return self.now
+
+
+def lines(seconds: float, **options: Any) -> list[str]:
+    """What a run of so many seconds says in a log, looked at every second."""
+    clock, stream = Clock(), io.StringIO()
+    progress = Progress(a_plan(), stream=stream, clock=clock, **options)
+    for second in range(math.ceil(seconds)):
+        clock.now = 1000.0 + second
+        progress.update(after(int(TRIALS * second / seconds)))
+    progress.stop()
+    return stream.getvalue().splitlines()
+
+
+def test_a_log_gets_a_line_now_and_then_with_the_time_left() -> None:
+    assert lines(4) == []
+    assert lines(14.5) == []
+    (only,) = lines(29)
+    # 51 trials: half of the trials, of which those to come cost three times as much
+    assert only == "… 51 of 100 trials, 15 s, about 42 s left"
+
+
+def test_a_long_run_does_not_flood_a_log() -> None:
+    assert 15 < len(lines(3600)) < 40
+
+
+def test_quiet_says_nothing() -> None:
+    assert lines(600, quiet=True) == []
+
+
+def test_failures_and_the_title_are_said() -> None:
+    clock, stream = Clock(), io.StringIO()
+    progress = Progress(a_plan(), title="2 of 3, mine: ", stream=stream, clock=clock)
+    clock.now += 20
+    progress.update(after(0))
+    clock.now += 20
+    progress.update(after(50, failing=2))
+    assert stream.getvalue().splitlines() == [
+        "… 2 of 3, mine: 0 of 100 trials, 20 s",
+        "… 2 of 3, mine: 50 of 100 trials, 2 failing, 40 s, about 2 min left",
+    ]
+
+
+def test_what_was_known_before_says_nothing_about_the_speed() -> None:
+    clock, stream = Clock(), io.StringIO()
+    progress = Progress(a_plan(), stream=stream, clock=clock)
+    progress.update(after(40))
+    clock.now += 20
+    progress.update(after(50))
+    assert stream.getvalue() == "… 50 of 100 trials, 20 s, about 5 min left\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "says"),
+    [(0.2, "1 s"), (90, "90 s"), (119, "119 s"), (150, "2 min"), (3599, "1 h 0 min"), (7500, "2 h 5 min")],
+)
+def test_a_duration_in_words(seconds: float, says: str) -> None:
+    assert duration(seconds) == says
+
+
+def on_a_terminal(folder: Path, *options: str, apart: bool = False) -> tuple[int, str, str]:
+    """A run that takes longer than 5 s; its exit code, what the terminal got, and where that is apart its output."""
+    chosen = ("--clause", "LIN-FWD,LIN-BWD-DA", "--dtype", "float32", "--profile", "quick", "-n", "0")
+    words = ["run", "sluggish", *chosen, "--report-dir", str(folder), *options]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120", "SLUGGISH": "0.5"}
+    controller, terminal = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "conformance", *words],
+        cwd=TARGETS,
+        env=environment,
+        stdin=terminal,
+        stdout=subprocess.PIPE if apart else terminal,
+        stderr=terminal,
+    ) as process:
+        os.close(terminal)
+        try:
+            seen = b"".join(iter(lambda: _read(controller), b""))
+            out, _ = process.communicate(timeout=PATIENCE)
+        finally:
+            process.kill()
+            os.close(controller)
+    return process.returncode, seen.decode(), (out or b"").decode()
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 4096)
+    except OSError as error:  # how Linux says that the other side has gone
+        if error.errno != errno.EIO:
+            raise
+        return b""
+
+
+def test_a_terminal_gets_a_bar_that_goes(tmp_path: Path) -> None:
+    code, seen, _ = on_a_terminal(tmp_path)
+    assert code == 1
+    assert "━" in seen
+    assert "1 of 2 trials, 1 failing" in seen
+    assert " left" in seen
+    before, erased, verdict = seen.rpartition("\x1b[2K")  # the line of the bar is cleared
+    assert "━" in before
+    assert erased
+    assert "FAIL sluggish: " in verdict
+
+
+def test_json_is_the_report_and_nothing_else(tmp_path: Path) -> None:
+    code, seen, out = on_a_terminal(tmp_path, "--json", apart=True)
+    assert (code, seen) == (1, "")
+    report = json.loads(out)
+    assert report == json.loads((tmp_path / "report.json").read_text())
+    assert report["seconds"] > AFTER
+
+
+@pytest.mark.parametrize(("options", "quiet"), [((), False), (("-q",), True), (("--json",), True)])
+@pytest.mark.parametrize("command", ["run", "matrix"])
+def test_machines_and_the_quiet_get_no_progress(
+    command: str, options: tuple[str, ...], quiet: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Manner] = []
+
+    def judge(*arguments: Any) -> dict[str, Any]:
+        asked.append(arguments[-1])
+        raise UsageError("enough")
+
+    monkeypatch.setattr("conformance.judging.judge", judge)
+    assert cli.main([command, "right", *options, "--report-dir", str(tmp_path)]) == 2
+    assert [manner.quiet for manner in asked] == [quiet]
+    assert [manner.title for manner in asked] == ["1 of 1, right: " if command == "matrix" else ""]

@@ -31,7 +31,7 @@ OPTIONS: dict[str, tuple[str | None, str]] = {
     "lane": (None, "only subjects that run in this lane: cpu, interpreter or gpu"),
     "seed": ("0", "which cases are drawn"),
     "shard": (None, "i/n: only the i-th of n parts of the trials; `loraspec combine` puts their reports together"),
-    "report-dir": (None, "write report.json, junit.xml and reproducers there"),
+    "report-dir": (None, "write report.json, report.html, junit.xml and reproducers there"),
     "scratch": (None, "where `loraspec run` follows this session"),
     "timeout": ("600", "seconds after which a trial's process is ended (with --loraspec-scratch)"),
 }

@@ -29,7 +29,7 @@ for arguments in (["--help"], ["--version"], ["explain", "LIN-FWD"], ["init", sy
         main(arguments)
     except SystemExit:
         pass
-heavy = {"torch", "numpy", "hypothesis", "triton", "pytest"} & set(sys.modules)
+heavy = {"torch", "numpy", "hypothesis", "triton", "pytest", "jinja2"} & set(sys.modules)
 sys.exit(f"imported {heavy}" if heavy else 0)
 """
 

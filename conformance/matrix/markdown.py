@@ -16,7 +16,7 @@ def document(matrix: dict[str, Any]) -> str:
     names = [words.title(target) for target in targets]
     about = ["verdict", "cases", "worst passing", "device", "torch", "profile", "date"]
     parts = [_table(["target", *about], ([name, *_about(t)] for name, t in zip(names, targets, strict=True)))]
-    parts += [f"**{_plain(words.title(t))}**: {_plain(t['problem'])}" for t in targets if t["problem"]]
+    parts += [f"**{_plain(words.title(t))}**: {_plain(' '.join(words.problem(t)))}" for t in targets if t["problem"]]
     if clauses:
         parts.append(words.legend(matrix) + ".")
         parts.append(_table(["group", *names], _groups(clauses)))

@@ -8,10 +8,11 @@
   const targets = all(".matrix thead th").slice(1).map((head) =>
     [...head.childNodes].filter((node) => node.nodeName !== "SMALL").map((node) => node.textContent).join("").trim());
 
-  /** A cell: its place, and what became of it, as a whole and by dtype. */
+  /** By td a cell: its place, and what became of it, as a whole and by dtype. */
   const cells = new Map();
+  const rows = all(".matrix tbody tr:not(.group)");
 
-  for (const row of all(".matrix tbody tr:not(.group)")) {
+  for (const row of rows) {
     all("td", row).forEach((td, column) => {
       const link = td.querySelector("a");
       const button = document.createElement("button");
@@ -31,7 +32,7 @@
       td.removeAttribute("title");
     });
   }
-  const rows = [...Map.groupBy([...cells.values()], (cell) => cell.row)];
+  const members = (row) => all("td", row).map((td) => cells.get(td));
 
   /** What a cell shows for the chosen dtype. */
   function seen(cell) {
@@ -60,8 +61,8 @@
       cell.button.setAttribute("aria-label", name(cell));
     }
     for (const body of all(".matrix tbody")) {
-      all(".group td", body).forEach((td, column) => sum(td, [...cells.values()].filter((cell) =>
-        cell.column === column && cell.row.parentNode === body).map(seen)));
+      const inside = all("tr:not(.group)", body).map(members);
+      all(".group td", body).forEach((td, column) => sum(td, inside.map((row) => seen(row[column]))));
     }
   }
 
@@ -85,12 +86,13 @@
     const wanted = new Set(chosen.statuses.filter((box) => box.checked).map((box) => box.value));
     const looked = chosen.words.value.toLowerCase().split(/\s+/).filter(Boolean);
     let shown = 0;
-    for (const [row, members] of rows) {
+    for (const row of rows) {
+      const inRow = members(row);
       const text = row.querySelector("th").textContent.toLowerCase();
       row.hidden = (chosen.group.value && row.parentNode.dataset.group !== chosen.group.value) ||
         !looked.every((word) => text.includes(word)) ||
-        !members.some((cell) => wanted.has(seen(cell).status)) ||
-        (chosen.dtype.value && !members.some((cell) => cell.dtypes.has(chosen.dtype.value)));
+        !inRow.some((cell) => wanted.has(seen(cell).status)) ||
+        (chosen.dtype.value && !inRow.some((cell) => cell.dtypes.has(chosen.dtype.value)));
       shown += !row.hidden;
     }
     for (const body of all(".matrix tbody")) body.hidden = !all("tr:not(.group)", body).some((row) => !row.hidden);
@@ -136,7 +138,7 @@
     const { row, column } = cells.get(td);
     if (key === "ArrowLeft") return td.previousElementSibling;
     if (key === "ArrowRight") return td.nextElementSibling;
-    const visible = rows.map(([tr]) => tr).filter((tr) => !tr.hidden);
+    const visible = rows.filter((tr) => !tr.hidden);
     const next = visible[visible.indexOf(row) + (key === "ArrowDown" ? 1 : -1)];
     return next && all("td", next)[column];
   }

@@ -24,8 +24,8 @@ def show(matrix: dict[str, Any], folder: Path, *, quiet: bool = False, whole: bo
     for target in matrix["targets"]:
         style = "bold green" if target["verdict"] == "pass" else "bold red"
         out.print(_verdict(target), style=style)
-        if target["problem"]:
-            out.print("".join(f"  {line}\n" for line in target["problem"].splitlines()), end="")
+        for line in words.problem(target):
+            out.print(f"  {line}")
     out.print(f"report   {folder / 'report.html'}, matrix.json, matrix.md")
 
 

@@ -51,6 +51,12 @@ def verdict(target: dict[str, Any]) -> str:
     return f"{sign} {target['verdict'].replace('_', ' ')}"
 
 
+def problem(target: dict[str, Any], most: int = 8) -> list[str]:
+    """Why a target has no verdict, as not too many lines."""
+    lines = (target["problem"] or "").splitlines()
+    return [*lines[:most], f"… and {len(lines) - most} lines in report.html"] if len(lines) > most else lines
+
+
 def legend(matrix: dict[str, Any]) -> str:
     """What the signs mean that the matrix has."""
     cells = [cell for clause in matrix["clauses"] for cell in clause["cells"]]

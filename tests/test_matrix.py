@@ -15,7 +15,7 @@ from conformance import cli, matrix
 from conformance.matrix import markdown, page, reading, table
 from conformance.matrix.columns import Column
 from conformance.selection import UsageError
-from tests.commands import TARGETS, loraspec
+from tests.commands import loraspec
 from tests.matrices import CLAUSES, HOSTILE, a_column, a_report
 
 SCHEMA = json.loads(matrix.SCHEMA.read_text())
@@ -232,13 +232,19 @@ def test_what_is_no_report_is_refused(text: str, says: str, tmp_path: Path) -> N
         ("right", False),
         ("a.b:c", False),
         ("right.py", False),
+        ("some/right.py", False),
+        ("package", False),
         ("x.json", True),
         ("some/where", True),
-        ("hostile", False),
+        ("reports", True),
+        ("judged", True),
     ],
 )
-def test_what_an_argument_means(word: str, is_one: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(TARGETS)
+def test_what_an_argument_means(word: str, is_one: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for file in ("package/__init__.py", "judged/__init__.py", "judged/report.json", "reports/mine/1.json"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    monkeypatch.chdir(tmp_path)
     assert reading.is_report(word) == is_one
 
 

@@ -79,6 +79,40 @@ def test_quiet_says_nothing() -> None:
     assert lines(600, quiet=True) == []
 
 
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        """It is."""
+        return True
+
+
+def test_a_short_run_draws_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    clock, stream = Clock(), Terminal()
+    progress = Progress(a_plan(), stream=stream, clock=clock)
+    for second in range(7):
+        clock.now = 1000.0 + second
+        progress.update(after(second))
+        assert ("of 100 trials" in stream.getvalue()) == (second >= AFTER)
+    progress.stop()
+
+
+def test_a_terminal_that_cannot_draw_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    clock, stream = Clock(), Terminal()
+    progress = Progress(a_plan(), stream=stream, clock=clock)
+    clock.now += 20
+    progress.update(after(10))
+    assert stream.getvalue() == "… 10 of 100 trials, 20 s, about 6 min left\n"
+
+
+def test_colours_that_are_forced_on_a_log_draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    (only,) = lines(29)
+    assert only.startswith("… 51 of 100 trials")
+
+
 def test_failures_and_the_title_are_said() -> None:
     clock, stream = Clock(), io.StringIO()
     progress = Progress(a_plan(), title="2 of 3, mine: ", stream=stream, clock=clock)
@@ -148,10 +182,12 @@ def test_a_terminal_gets_a_bar_that_goes(tmp_path: Path) -> None:
     assert "━" in seen
     assert "1 of 2 trials, 1 failing" in seen
     assert " left" in seen
-    before, erased, verdict = seen.rpartition("\x1b[2K")  # the line of the bar is cleared
+    before, shows_cursor, rest = seen.rpartition("\x1b[?25h")
+    assert shows_cursor
     assert "━" in before
-    assert erased
-    assert "FAIL sluggish: " in verdict
+    assert "━" not in rest
+    assert "\x1b[2K" in rest  # clears the line of the bar
+    assert "FAIL sluggish: " in rest
 
 
 def test_json_is_the_report_and_nothing_else(tmp_path: Path) -> None:

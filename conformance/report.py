@@ -198,8 +198,9 @@ def rerun(target: str, clause: str, subject: str, case: str, device: str = "cpu"
 
 
 def failing(clause: dict[str, Any]) -> dict[str, Any]:
-    """The result that stands for a failing clause; the first with its message."""
-    return next((r for r in clause["results"] if r["message"] == clause["message"]), {})
+    """The result that stands for a failing clause; the first with its message, or where none has one that failed."""
+    bad: dict[str, Any] = next((r for r in clause["results"] if r["status"] in (CRASHED, FAIL, INCONCLUSIVE)), {})
+    return next((r for r in clause["results"] if r.get("message", "") == clause["message"]), bad)
 
 
 def prepare(folder: Path) -> None:

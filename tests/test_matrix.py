@@ -11,7 +11,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from conformance import cli, matrix
+from conformance import cli, matrix, report
 from conformance.matrix import markdown, page, reading, table
 from conformance.matrix.columns import Column
 from conformance.selection import UsageError
@@ -198,6 +198,28 @@ def test_a_folder_of_reports_is_read_in_the_order_of_versions(tmp_path: Path) ->
     column = reading.read(found[0], tmp_path / "report")
     assert (column.scripts, column.code) == ({"LIN-FWD": "print()"}, 1)
     assert column.script_path("LIN-FWD") == "../mine/v9/repro_LIN-FWD.py"
+
+
+def test_a_page_needs_of_a_report_what_the_schema_asks_alone() -> None:
+    asked = json.loads(report.SCHEMA.read_text())
+
+    def least(found: Any, schema: dict[str, Any]) -> Any:
+        """What must be there, and nothing else."""
+        schema = asked["$defs"][schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+        if isinstance(found, list):
+            return [least(item, schema["items"]) for item in found]
+        if not isinstance(found, dict) or "required" not in schema:
+            return found
+        properties = schema.get("properties", {})
+        return {name: least(found[name], properties.get(name, {})) for name in schema["required"]}
+
+    bare = least(a_report(**FAILS), asked)
+    jsonschema.validate(bare, asked)
+    assert "sentence" not in bare["clauses"][0]
+    assert "triton" not in bare["versions"]
+    column = Column.of(bare, {})
+    assert "loraspec rerun" in page.document([column])
+    assert "| LIN-FWD | ✗ fail 2.00 |" in markdown.document(made(column))
 
 
 def test_a_report_without_a_date_says_so(tmp_path: Path) -> None:

@@ -102,6 +102,7 @@ def test_a_terminal_that_cannot_draw_gets_lines(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("TERM", "dumb")
     clock, stream = Clock(), Terminal()
     progress = Progress(a_plan(), stream=stream, clock=clock)
+    progress.update(after(0))
     clock.now += 20
     progress.update(after(10))
     assert stream.getvalue() == "… 10 of 100 trials, 20 s, about 6 min left\n"

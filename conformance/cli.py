@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _complain(text: str, code: int) -> int:
     from conformance.terminal import console
 
-    console(sys.stderr).print(text)
+    console(stderr=True).print(text)
     return code
 
 

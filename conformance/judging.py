@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,5 +77,5 @@ def _journal(selection: Selection, folder: Path, plan: dict[str, Any], manner: M
     elif not done:
         text = f"nothing to resume in {str(folder)!r}: all {left} trials are run"
     if not manner.quiet:
-        console(sys.stderr).print(manner.title + text)
+        console(stderr=True).print(manner.title + text)
     return journal

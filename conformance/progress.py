@@ -39,7 +39,7 @@ class Progress:
     ) -> None:
         stream = sys.stderr if stream is None else stream
         self.costs, self.title, self.quiet, self.clock = costs(plan), title, quiet, clock
-        self.console = console(stream)
+        self.console = console(stream=stream)
         # not what rich takes for a terminal: FORCE_COLOR asks for colours in a log, not for a bar that moves
         self.draws = stream.isatty() and not self.console.is_dumb_terminal
         self.started = self.said = clock()

@@ -20,11 +20,11 @@ STYLES = {PASS: "green", FAIL: "bold red", CRASHED: "bold red", INCONCLUSIVE: "y
 COLUMNS = (PASS, FAIL, CRASHED, INCONCLUSIVE, DEVIATION, UNSUPPORTED, NOT_CLAIMED)
 
 
-def console(stream: TextIO | None = None) -> Console:
+def console(*, stderr: bool = False, stream: TextIO | None = None) -> Console:
     """A console that wraps for terminals and keeps lines whole in files and pipes; for standard output by default."""
     from rich.console import Console
 
-    stream = sys.stdout if stream is None else stream
+    stream = stream or (sys.stderr if stderr else sys.stdout)
     reconfigure = getattr(stream, "reconfigure", None)
     if reconfigure is not None:
         reconfigure(errors="replace")  # a formula has signs that a narrow encoding lacks

@@ -9,7 +9,6 @@ import os
 import platform
 import signal
 import statistics
-import sys
 import tempfile
 import threading
 import warnings
@@ -92,7 +91,7 @@ def run(wanted: Wanted) -> dict[str, Any]:
     from reference.noise import PARAMETER_SETS
 
     parts, parameters = implementation(wanted.implementation), PARAMETER_SETS[wanted.backend]
-    screen = console(sys.stderr)
+    screen = console(stderr=True)
     bars = Progress(console=screen, transient=True, disable=not screen.is_terminal)
     with _terminated_as_interrupted(), bars as progress:
         session = _Session(wanted, parts, parameters, progress)

@@ -1,0 +1,49 @@
+"""Concrete ML's LoRA modules: `loraspec run conformance.targets.concrete_ml`.
+
+Of the distribution concrete-ml only the file `concrete/ml/torch/lora.py` is executed, which needs torch and
+transformers. The rest of it wants Concrete's compiler and versions of torch and NumPy that this suite does not run on;
+so it is installed with `pip install --no-deps concrete-ml==1.7.0` (see `ci/peers.sh`).
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import sys
+from types import ModuleType
+
+from conformance.targets.wrapping import library, version_of
+
+FILE = "concrete/ml/torch/lora.py"
+NAME = "concrete_ml_torch_lora"  # not its own: `concrete.ml.torch.lora` would import all of concrete.ml
+
+
+def _executed() -> ModuleType:
+    """The module of the installed distribution's file, without the packages that it lies in."""
+    try:
+        path = importlib.metadata.distribution("concrete-ml").locate_file(FILE)
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ModuleNotFoundError("no distribution concrete-ml", name="concrete-ml") from error
+    spec = importlib.util.spec_from_file_location(NAME, str(path))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[NAME] = module  # so that its classes can be pickled
+    try:
+        spec.loader.exec_module(module)
+    except FileNotFoundError as error:
+        raise ImportError(f"it has no file {FILE}") from error
+    return module
+
+
+with library("concrete-ml", "1.7.0", "pip install --no-deps concrete-ml==1.7.0"):
+    lora = _executed()
+    LINEAR_LAYERS = lora.LINEAR_LAYERS
+    BackwardModuleLinear = lora.BackwardModuleLinear
+    CustomLinear = lora.CustomLinear
+    ForwardBackwardModule = lora.ForwardBackwardModule
+    ForwardModuleLinear = lora.ForwardModuleLinear
+    LoraTraining = lora.LoraTraining
+    get_remote_names = lora.get_remote_names
+
+CONFORMANCE = {"name": "Concrete ML torch.lora", "version": version_of("concrete-ml")}

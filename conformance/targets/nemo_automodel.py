@@ -1,0 +1,126 @@
+"""NeMo Automodel's own classes and functions: `loraspec run conformance.targets.nemo_automodel`.
+
+`LinearLoRA` is as it comes, memory-efficient; `conformance.targets.nemo_automodel:plain` is the layer without that, and
+`…:triton` the one of Triton kernels, which is interpreted where there is no GPU (`--lane interpreter`). 0.7.0 puts
+`use_dora` and `use_memory_efficient_lora` between the arguments of the documented signature: here they come after.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+
+from conformance.targets.wrapping import check, library, version_of
+
+WRITTEN_FOR = ("nemo-automodel", "0.7.0", "ci/peers.sh builds an environment with it")
+with library(*WRITTEN_FOR), warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of torch's and of optional packages, while NeMo is imported
+    from nemo_automodel.components._peft import lora as nemo
+    from nemo_automodel.components._peft import lora_kernel
+    from nemo_automodel.components._peft.lora import LinearLoRA, PeftConfig
+    from nemo_automodel.components._peft.module_matcher import ModuleMatcher, wildcard_match
+
+__all__ = [
+    "LinearLoRA",
+    "ModuleMatcher",
+    "PeftConfig",
+    "apply_lora_to_linear_modules",
+    "patch_linear_module",
+    "plain",
+    "triton",
+    "wildcard_match",
+]
+
+VERSION = version_of("nemo-automodel")
+NO_RSLORA = {"LAY-SCALING": "NeMo Automodel has no rsLoRA"}
+CONFORMANCE = {"name": "NeMo Automodel LinearLoRA", "version": VERSION, "deviations": {**NO_RSLORA}}
+HAS_GPU = torch.cuda.is_available()
+
+
+def patch_linear_module(
+    orig_linear: nn.Module,
+    dim: int = 8,
+    alpha: Any = 32,
+    dropout: float = 0.0,
+    dropout_position: str = "post",
+    lora_A_init_method: str = "xavier",
+    lora_dtype: Any = None,
+    use_triton: bool = True,
+    *,
+    use_dora: bool = False,
+    use_memory_efficient_lora: bool = True,
+) -> nn.Module:
+    """NeMo's, by keyword; use_triton is left off without a GPU, which its kernels need."""
+    return nemo.patch_linear_module(  # type: ignore[no-any-return]
+        orig_linear,
+        dim=dim,
+        alpha=alpha,
+        use_dora=use_dora,
+        dropout=dropout,
+        dropout_position=dropout_position,
+        lora_A_init_method=lora_A_init_method,
+        lora_dtype=lora_dtype,
+        use_memory_efficient_lora=use_memory_efficient_lora,
+        use_triton=use_triton and HAS_GPU,
+    )
+
+
+def apply_lora_to_linear_modules(model: nn.Module, peft_config: Any) -> int:
+    """NeMo's; use_triton as in `patch_linear_module`."""
+    if peft_config.use_triton and not HAS_GPU:
+        peft_config = dataclasses.replace(peft_config, use_triton=False)
+    return nemo.apply_lora_to_linear_modules(model, peft_config)  # type: ignore[no-any-return]
+
+
+def _plain_layer(orig_linear: nn.Module, *args: Any, use_memory_efficient_lora: bool = False, **options: Any) -> Any:
+    return LinearLoRA(orig_linear, *args, use_memory_efficient_lora=use_memory_efficient_lora, **options)
+
+
+class plain:  # noqa: N801  (a target, named as a module would be)
+    """The layer with `use_memory_efficient_lora=False`: autograd over two linear layers."""
+
+    CONFORMANCE = {"name": "NeMo Automodel LinearLoRA, plain", "version": VERSION, "deviations": {**NO_RSLORA}}  # noqa: RUF012
+    LinearLoRA = staticmethod(_plain_layer)
+
+
+# The interpreter multiplies bfloat16 wrongly, and the kernels accumulate float64 in float32.
+TRITON_DTYPES = ("float32", "float16", "bfloat16") if HAS_GPU else ("float32", "float16")
+
+
+@functools.cache
+def _prepare_kernels() -> None:
+    """Leave one configuration where the kernels are interpreted: choosing among several needs a GPU."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        for kernel in (lora_kernel.lora_forward_kernel, lora_kernel.lora_da_dx_kernel, lora_kernel.lora_db_kernel):
+            del kernel.configs[1:]
+
+
+def _declared(layer: Any, orig_linear: nn.Linear, *args: Any, **options: Any) -> Any:
+    _prepare_kernels()
+    kind = str(orig_linear.weight.dtype).removeprefix("torch.")
+    if kind not in TRITON_DTYPES:
+        raise NotImplementedError(f"{kind} is not among what is judged of the Triton kernels: {TRITON_DTYPES}")
+    return layer(orig_linear, *args, **options)
+
+
+class triton:  # noqa: N801
+    """The layer of Triton kernels, in the dtypes that they are for where it runs."""
+
+    CONFORMANCE = {  # noqa: RUF012
+        "name": "NeMo Automodel TritonLinearLoRA",
+        "version": VERSION,
+        "dtypes": TRITON_DTYPES,
+        "deviations": {**NO_RSLORA},
+    }
+    LinearLoRA = staticmethod(functools.partial(_declared, LinearLoRA))
+    TritonLinearLoRA = staticmethod(functools.partial(_declared, nemo.TritonLinearLoRA))
+
+
+with library(*WRITTEN_FOR):
+    check(LinearLoRA)

@@ -1,0 +1,137 @@
+"""What the targets of libraries share: a guarded import, and the library's layer under this project's names."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def version_of(distribution: str) -> str:
+    """The installed version of a distribution; empty where it is not installed."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+@contextmanager
+def library(distribution: str, written_for: str, install: str) -> Iterator[None]:
+    """Around the import of a library's names by its target.
+
+    Args:
+        distribution: what pip calls it.   written_for: the version whose names the target uses.
+        install: the command that installs it.
+    Raises:
+        ModuleNotFoundError: where a module is missing, with the command.
+        ImportError: where a name is missing or does not take the target's arguments, with both versions.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        said = f"the target of {distribution} needs {error.name}: {install}"
+        raise ModuleNotFoundError(said, name=error.name) from error
+    except (ImportError, AttributeError, TypeError) as error:
+        found = version_of(distribution) or "not installed"
+        raise ImportError(
+            f"the target of {distribution} is written for {written_for}, and {found} is another API: {error}"
+        ) from error
+
+
+def check(layer: Callable[..., Any]) -> None:
+    """Build a small layer and read what the suite reads of one, without drawing from the random state.
+
+    Raises:
+        AttributeError, TypeError: where the library no longer has it, for `library` to explain.
+    """
+    with torch.random.fork_rng(devices=[]):
+        built = layer(nn.Linear(2, 3), dim=1, alpha=2)
+        shapes = [tuple(adapter.weight.shape) for adapter in (built.lora_A, built.lora_B)]
+        if shapes != [(1, 2), (3, 1)]:
+            raise TypeError(f"lora_A and lora_B of rank 1 for 2 → 3 features have the shapes {shapes}")
+        for name in ("weight", "bias", "scale"):
+            getattr(built, name)
+
+
+class WrappedLayer(nn.Module):
+    """A library's layer around a linear layer's parameters, its adapter under this project's names.
+
+    A subclass says how the library's layer is built (`wrap`), and where its parts are if not under these names.
+
+    Attributes:
+        library: what the library is called.
+        wrapped: its layer.   It applies dropout before the adapter only.
+    Raises:
+        NotImplementedError: for dropout after the adapter.
+    """
+
+    library = "the library"
+
+    def __init__(
+        self,
+        orig_linear: nn.Linear,
+        dim: int = 8,
+        alpha: Any = 32,
+        dropout: float = 0.0,
+        dropout_position: str = "post",
+        lora_A_init_method: str = "xavier",  # noqa: ARG002  (a declared deviation: each library has its own)
+        lora_dtype: torch.dtype | None = None,
+        *,
+        use_memory_efficient_lora: bool = False,  # noqa: ARG002  (these libraries have one path)
+        **options: bool,
+    ) -> None:
+        super().__init__()
+        if dropout and dropout_position != "pre":
+            raise NotImplementedError(f"{self.library} applies dropout before the adapter only, not {dropout_position}")
+        self.wrapped = self.wrap(orig_linear, dim, alpha, dropout, **options)
+        for parameter in (self.weight, self.bias):
+            if parameter is not None:
+                parameter.requires_grad_(False)  # as each library does for a whole model
+        for adapter in self.adapters():
+            adapter.data = adapter.data.to(lora_dtype or orig_linear.weight.dtype)
+
+    def wrap(self, orig_linear: nn.Linear, dim: int, alpha: Any, dropout: float, **options: bool) -> Any:
+        """The library's layer, with the parameters of orig_linear."""
+        raise NotImplementedError
+
+    def adapters(self) -> list[Tensor]:
+        """The parameters that lora_dtype is about."""
+        return [self.lora_A.weight, self.lora_B.weight]
+
+    @property
+    def weight(self) -> Tensor:
+        """The base layer's weight."""
+        return self.wrapped.weight  # type: ignore[no-any-return]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base layer's bias."""
+        return self.wrapped.bias  # type: ignore[no-any-return]
+
+    @property
+    def lora_A(self) -> Any:
+        """The adapter's first matrix, as or like a linear layer."""
+        return _like_module(self.wrapped.lora_A)
+
+    @property
+    def lora_B(self) -> Any:
+        """The adapter's second matrix."""
+        return _like_module(self.wrapped.lora_B)
+
+    @property
+    def scale(self) -> float:
+        """The adapter's scaling."""
+        return float(self.wrapped.scaling)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The library's forward."""
+        return self.wrapped(x)  # type: ignore[no-any-return]
+
+
+def _like_module(adapter: Any) -> Any:
+    return SimpleNamespace(weight=adapter) if isinstance(adapter, Tensor) else adapter

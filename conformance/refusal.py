@@ -12,8 +12,8 @@ from conformance.judge import Violation, calling, require
 
 def refuses(
     what: str, call: Callable[[], Any], *mentions: str, types: tuple[type[Exception], ...] = (ValueError,)
-) -> None:
-    """Make a call of the target that must raise.
+) -> str:
+    """Make a call of the target that must raise; the error's message.
 
     Args:
         what: the call as the message shows it.   mentions: words that the error's message must contain.
@@ -28,12 +28,12 @@ def refuses(
     except types as error:
         for word in mentions:
             require(word in str(error), f"{what} raised {_shown(error)}: the message does not name {word}")
+        return str(error)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # SystemExit included: it is the target's failure
         raise Violation(f"{what} raised {_shown(error)}: expected {expected}") from error
-    else:
-        raise Violation(f"{what} returned {type(result).__name__}: expected {expected}")
+    raise Violation(f"{what} returned {type(result).__name__}: expected {expected}")
 
 
 @contextmanager

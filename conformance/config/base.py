@@ -30,6 +30,7 @@ DEFAULTS: dict[str, Any] = {
     "use_memory_efficient_lora": False,
 }
 ADDED = ("use_dora", "use_rslora", "use_memory_efficient_lora")  # beyond the seed's fields
+FREE = ("use_memory_efficient_lora",)  # changes nothing that is computed: its default is the target's own
 # Values other than the defaults. lora_dtype is in the form that to_dict gives.
 CHOICES: dict[str, tuple[Any, ...]] = {
     "target_modules": (["*_proj"], ["q_proj", "*.layers.1.*"], ["fc1", "fc2", ".*gate.*"]),
@@ -80,6 +81,11 @@ KEYS = Space(ConfigCase, key=tuple(DEFAULTS))
 def fields_of(subject: Subject) -> list[str]:
     """The fields that this target's PeftConfig has: the seed's, and those of the added ones that it takes."""
     return [key for key in DEFAULTS if key not in ADDED or hasattr(subject.thing(), key)]
+
+
+def defaults_of(subject: Subject) -> dict[str, Any]:
+    """The defaults that this target's PeftConfig must have."""
+    return {key: DEFAULTS[key] for key in fields_of(subject) if key not in FREE}
 
 
 def options_of(subject: Subject, case: ConfigCase) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from conformance.config.base import (
     DEFAULTS,
     KEYS,
     ConfigCase,
+    defaults_of,
     fields_of,
     from_dict,
     make,
@@ -30,7 +31,7 @@ from conformance.subject import Subject
 @clause(
     "CFG-DEFAULTS",
     """A config made without arguments, or from an empty dict, has the defaults: no targets and exclusions,
-    dim 8, alpha 32, dropout 0.0 "post", "xavier", no lora_dtype, every flag False.""",
+    dim 8, alpha 32, dropout 0.0 "post", "xavier", no lora_dtype, every flag that changes a result False.""",
     group="config",
     cases=CONFIGS.narrowed(way=("PeftConfig()", "PeftConfig.from_dict({})")),
     dtypes=(),
@@ -38,7 +39,7 @@ from conformance.subject import Subject
 )
 def test_defaults(subject: Subject, case: ConfigCase) -> None:
     config = from_dict(subject, {}) if "from" in case.way else make(subject)
-    require_fields(config, {key: DEFAULTS[key] for key in fields_of(subject)}, case.way or "PeftConfig()")
+    require_fields(config, defaults_of(subject), case.way or "PeftConfig()")
 
 
 @clause(
@@ -78,8 +79,8 @@ def test_added(subject: Subject, case: ConfigCase) -> None:  # noqa: ARG001
     dtypes=(),
 )
 def test_values(subject: Subject, case: ConfigCase) -> None:
-    defaults = {key: DEFAULTS[key] for key in fields_of(subject)}
-    alone = [{key: CHOICES[key][case.seed % len(CHOICES[key])]} for key in defaults]
+    defaults = defaults_of(subject)
+    alone = [{key: CHOICES[key][case.seed % len(CHOICES[key])]} for key in fields_of(subject)]
     for options in (options_of(subject, case), *alone):
         given = copy.deepcopy(options)
         config = make(subject, **given) if case.way == "keywords" else from_dict(subject, given)
@@ -178,7 +179,7 @@ def test_equal(subject: Subject, case: ConfigCase) -> None:
     require(config == twin, f"two configs of {options} are not equal")
     for key in fields_of(subject):
         value = CHOICES[key][case.seed % len(CHOICES[key])]
-        alone, default = make(subject, **{key: copy.deepcopy(value)}), make(subject)
+        alone, default = (make(subject, **{key: copy.deepcopy(held)}) for held in (value, DEFAULTS[key]))
         require(alone != default, f"configs of {key} = {value!r} and of {DEFAULTS[key]!r} are equal")
 
 

@@ -49,15 +49,15 @@ class DoraOracle:
     def product(self) -> Array:
         return np.asarray(self.x @ self.adapted.T)
 
-    def y(self) -> Expected:
-        """The output, with the base, the adapter and the bias as its terms."""
-        scaled = self.product * self.factor
+    def y(self, *, update: bool = True) -> Expected:
+        """The output, with the adapter and the bias as its terms; `m′ ⊙ x Wᵀ + b` without the update."""
+        scaled = (self.product if update else self.x @ self.weight.T) * self.factor
         bias = np.zeros_like(scaled) if self.bias is None else np.broadcast_to(self.bias, scaled.shape)
         allowed = self._rows(self.x, self.weight, self.down, self.up) * np.abs(self.factor)
         # the plan base + (m′-1)·base + m′·update stores each of them
         parts = np.abs(self.x @ self.weight.T) * (1 + np.abs(self.factor - 1)) + np.abs(scaled) * 2 + np.abs(bias)
         allowed = allowed + np.abs(scaled) * self.relative + self.how.unit * (parts + np.abs(scaled + bias))
-        terms = {"adapter": self.scale * (self.x @ self.down.T @ self.up.T) * self.factor}
+        terms = {"adapter": self.scale * (self.x @ self.down.T @ self.up.T) * self.factor} if update else {}
         if self.bias is not None:
             terms["bias"] = bias
         return self._expected("y", scaled + bias, allowed, **terms)

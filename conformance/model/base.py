@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from dataclasses import dataclass
@@ -161,13 +162,29 @@ def apply_config(subject: Subject, model: nn.Module, config: Any, what: str) -> 
 
 
 def warned(subject: Subject, model: nn.Module, **options: Any) -> tuple[Any, str]:
-    """As `apply`, from the making of the config on: what it returns, and all warnings as one text."""
+    """As `apply`, from the making of the config on: what it returns, and all warnings as one text, logged or not."""
+    logged, root = _Logged(), logging.getLogger()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         kind = config_class(subject)
-        with calling(applying(model, shown((), options)[2:])):
-            count = subject.thing(model, kind(**options))
-    return count, "\n".join(str(w.message) for w in caught)
+        root.addHandler(logged)
+        try:
+            with calling(applying(model, shown((), options)[2:])):
+                count = subject.thing(model, kind(**options))
+        finally:
+            root.removeHandler(logged)
+    return count, "\n".join([*(str(w.message) for w in caught), *logged.texts])
+
+
+class _Logged(logging.Handler):
+    """What is logged as a warning or worse."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
 
 
 def applying(model: nn.Module, what: str) -> str:

@@ -24,8 +24,8 @@ def judge_step(session: Session, *, factor: float = 1.0, rate: float = RATE, **o
         start, unit = problem.weights[f"{name}.weight"], format_of(problem.dtype).unit
         moved = -rate * factor * gradient.value
         value = start + moved
-        # the factor's own error, the clipped gradient's store, and those of the product and the sum
-        relative = 3 * unit + (0.0 if factor == 1 else 1e-3)
+        # the clipped gradient's store, those of the product and the sum; the norm's error and the factor's two stores
+        relative = 3 * unit + (0.0 if factor == 1 else norm_error(problem.dtype) + 2 * unit)
         allowed = relative * np.abs(moved) + unit * np.abs(value) + format_of(problem.dtype).step
         terms = {"start": start, "step": moved}
         ratios.append(
@@ -34,7 +34,15 @@ def judge_step(session: Session, *, factor: float = 1.0, rate: float = RATE, **o
     return worst(*ratios)
 
 
-def judge_norm(norm: Any, exact: float) -> float:
+def norm_error(dtype: torch.dtype) -> float:
+    """The relative error of a norm: 1e-3, or that of a norm stored in the gradients' dtype, by tensor and as a whole.
+
+    That 16-bit gradients are summed in float32 is demanded of `clip_grad_norm_` itself, in group `gradnorm`.
+    """
+    return max(1e-3, 2 * format_of(dtype).unit)
+
+
+def judge_norm(norm: Any, exact: float, dtype: torch.dtype) -> float:
     """Judge a returned grad_norm, a number or a 0-d tensor."""
     require(norm is not None, "grad_norm is None although max_grad_norm is set and the optimiser is on")
     require(
@@ -42,7 +50,7 @@ def judge_norm(norm: Any, exact: float) -> float:
         f"grad_norm is {norm!r}: expected a number or a 0-d tensor",
     )
     measured = torch.as_tensor(norm).detach().to(torch.float64)
-    return judge(measured, Expected("grad_norm", np.array(exact), np.array(exact * 1e-3), torch.float64))
+    return judge(measured, Expected("grad_norm", np.array(exact), np.array(exact * norm_error(dtype)), torch.float64))
 
 
 @clause(
@@ -120,7 +128,7 @@ def test_grad_norm(subject: Subject, case: StepCase) -> float | None:
     norm: Any = None
     for index in range(case.calls):
         _, norm = session.toggle(run_optimizer=index == case.calls - 1).call(index)
-    return judge_norm(norm, session.problem.norm(case.steps))
+    return judge_norm(norm, session.problem.norm(case.steps), session.problem.dtype)
 
 
 @clause(
@@ -156,7 +164,7 @@ def test_extreme_gradients(subject: Subject, case: StepCase) -> float | None:
         training_args={"gradient_accumulation_steps": 1, "max_grad_norm": limit},
     )
     _, norm = session.toggle(run_optimizer=True).call()
-    judged = judge_norm(norm, session.problem.norm() * huge)
+    judged = judge_norm(norm, session.problem.norm() * huge, session.problem.dtype)
     return worst(judged, judge_step(session, factor=0.5))
 
 

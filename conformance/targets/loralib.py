@@ -20,6 +20,8 @@ CONFORMANCE = {
         "LAY-INIT": "loralib draws lora_A by kaiming_uniform_(a=√5) whatever is asked for",
         "LAY-STATE-NAMES": "loralib's parameters are lora_A and lora_B, not modules with a weight",
         "LAY-SCALING": "loralib has no rsLoRA",
+        "LAY-FWD-MIXED": "a loralib layer has one dtype, its adapter's included",
+        "LAY-BWD-MIXED": "a loralib layer has one dtype, its adapter's included",
     },
 }
 

@@ -39,7 +39,29 @@ __all__ = [
 
 VERSION = version_of("nemo-automodel")
 NO_RSLORA = {"LAY-SCALING": "NeMo Automodel has no rsLoRA"}
-CONFORMANCE = {"name": "NeMo Automodel LinearLoRA", "version": VERSION, "deviations": {**NO_RSLORA}}
+CHECKED_LATER = "PeftConfig is a plain dataclass: a value is checked where it is used"
+READS_ITS_OWN = "from_dict reads what NeMo saved beside a checkpoint, and takes the keys it knows"
+CONFORMANCE = {
+    "name": "NeMo Automodel LinearLoRA",
+    "version": VERSION,
+    "deviations": {
+        **NO_RSLORA,
+        "MOD-TRAINING-FLAG": "lora_A and lora_B, linear layers that have no use for a mode, are in training mode",
+        "MOD-DIM": "dim=0 is a ZeroDivisionError, a negative one a RuntimeError of nn.Linear",
+        "MOD-DROPOUT": "a dropout outside [0, 1] is an error of F.dropout, in the first forward pass in training",
+        "MOD-SECOND": "a call freezes the whole model, earlier adapters included; NeMo applies one config to a model",
+        "MOD-MATCHER": "a pattern may choose expert modules too: match() leaves a module's type to its caller",
+        "CFG-FIELDS": "0.7.0 has use_dora before dropout; fields are given by keyword",
+        "CFG-DTYPE": "the name of a dtype becomes one when a layer is patched",
+        "CFG-LISTS": "None and a single string become lists in ModuleMatcher",
+        "CFG-OWN-LISTS": "a plain dataclass holds the list it is given",
+        "CFG-UNKNOWN": READS_ITS_OWN,
+        "CFG-UNKNOWN-FALSY": READS_ITS_OWN,
+        "CFG-TYPE": CHECKED_LATER,
+        "CFG-RANGE": CHECKED_LATER,
+        "CFG-NAN": CHECKED_LATER,
+    },
+}
 HAS_GPU = torch.cuda.is_available()
 
 
@@ -89,6 +111,8 @@ class plain:  # noqa: N801  (a target, named as a module would be)
     LinearLoRA = staticmethod(_plain_layer)
 
 
+NOT_INTERPRETED = {} if HAS_GPU else {"LAY-COMPILE": "torch.compile would trace the interpreter, not the kernels"}
+
 # The interpreter multiplies bfloat16 wrongly, and the kernels accumulate float64 in float32.
 TRITON_DTYPES = ("float32", "float16", "bfloat16") if HAS_GPU else ("float32", "float16")
 
@@ -116,7 +140,7 @@ class triton:  # noqa: N801
         "name": "NeMo Automodel TritonLinearLoRA",
         "version": VERSION,
         "dtypes": TRITON_DTYPES,
-        "deviations": {**NO_RSLORA},
+        "deviations": {**NO_RSLORA, **NOT_INTERPRETED},
     }
     LinearLoRA = staticmethod(functools.partial(_declared, LinearLoRA))
     TritonLinearLoRA = staticmethod(functools.partial(_declared, nemo.TritonLinearLoRA))

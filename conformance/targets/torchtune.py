@@ -22,6 +22,8 @@ CONFORMANCE = {
         "LAY-INIT": "torchtune draws lora_a by kaiming_uniform_(a=√5) whatever is asked for",
         "LAY-STATE-NAMES": "torchtune's names are lora_a and lora_b",
         "LAY-SCALING": "torchtune has no rsLoRA",
+        "LAY-FWD-MIXED": "a torchtune layer has one dtype, its adapter's included",
+        "LAY-BWD-MIXED": "a torchtune layer has one dtype, its adapter's included",
     },
 }
 

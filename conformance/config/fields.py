@@ -20,6 +20,7 @@ from conformance.config.base import (
     defaults_of,
     fields_of,
     from_dict,
+    held,
     make,
     options_of,
     require_fields,
@@ -82,7 +83,8 @@ def test_values(subject: Subject, case: ConfigCase) -> None:
     defaults = defaults_of(subject)
     alone = [{key: CHOICES[key][case.seed % len(CHOICES[key])]} for key in fields_of(subject)]
     for options in (options_of(subject, case), *alone):
-        given = copy.deepcopy(options)
+        # a dtype's name is CFG-DTYPE's
+        given = {key: held(value) if key == "lora_dtype" else copy.deepcopy(value) for key, value in options.items()}
         config = make(subject, **given) if case.way == "keywords" else from_dict(subject, given)
         require_fields(config, defaults | options, f"a config of {options} by {case.way or 'dict'}")
 

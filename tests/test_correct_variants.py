@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 
 from conformance.clause import FLOAT_DTYPES, MUST, load_all
 from conformance.examine import Examination
 from conformance.profiles import PROFILES
+from conformance.result import ANY_DTYPE
 from conformance.target import Target
 from tests.variants import VARIANTS
+from tests.variants.choices import CHOICES
 
 # what only repeats the formulas under another mode says nothing more about an order of summation
 SAME_FORMULA = ("COMPILE", "CKPT", "SHAPES", "DROP")
@@ -34,3 +37,13 @@ def test_no_clause_fails_a_correct_variant(name: str, dtype: str) -> None:
             if result.status != "pass":
                 alarms.append(f"{clause.id} {subject.name} {result.status}: {result.case}\n{result.message}")
     assert not alarms, "\n\n".join(alarms)
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_no_clause_fails_a_choice_that_is_left_open(name: str) -> None:
+    thing, clauses = CHOICES[name]
+    target = Target.of(thing, name)
+    for clause in map(load_all().__getitem__, clauses):
+        for subject, dtype in itertools.product(target.subjects(clause), clause.dtypes or (ANY_DTYPE,)):
+            result = Examination(clause, subject, dtype, PROFILE).run()
+            assert result.status == "pass", f"{clause.id} {dtype}: {result.case}\n{result.message}"

@@ -201,7 +201,8 @@ def test_again(subject: Subject, case: ModelCase) -> None:
     config, parameters = make_config(subject, **case.options), dict(model.named_parameters())
     what = f"apply_lora_to_linear_modules with {named(case)} to a model it was applied to before"
     refuses(what, lambda: subject.thing(model, config), types=(ValueError, TypeError))
-    require(dict(model.named_parameters()) == parameters, f"{what} replaced parameters before it was refused")
+    kept = [parameter for name, parameter in model.named_parameters() if parameter is parameters.get(name)]
+    require(len(kept) == len(parameters), f"{what} replaced parameters before it was refused")
 
 
 @clause(

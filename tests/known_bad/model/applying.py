@@ -130,6 +130,13 @@ class StartsAdaptersAfresh(RightModel):
         module.__class__ = nn.Linear
 
 
+@breaks("MOD-AGAIN", says="replaced parameters before it was refused", source="NeMo Automodel 0.7.0", **MODEL)
+class RefusesAfterStartingAfresh(RightModel):
+    def meets_adapted(self, module: Any) -> None:
+        module.lora_B = nn.Linear(module.lora_B.in_features, module.lora_B.out_features, bias=False)
+        super().meets_adapted(module)
+
+
 @breaks("MOD-SECOND", says="is frozen after", **MODEL)
 class FreezesEarlierAdapters(RightModel):
     def unfreeze(self, model: nn.Module) -> None:

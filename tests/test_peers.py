@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
+from typing import Any
 
 import pytest
+from torch import nn
 
 from conformance.clause import MUST, load_all
 from conformance.examine import Examination
 from conformance.profiles import Profile
-from conformance.target import Target
+from conformance.target import Target, TargetError
 
 FINDINGS = {
     # a merged state_dict is the merged one; a 1-D x gains a dimension; a zero row gives NaN
     "peft": {"MRG-STATE", "DORA-LEAD", "DORA-ZERO-ROW"},
-    # no cast of x to the adapter's dtype; a lambda in the layer that pickle refuses
-    "loralib": {"LAY-FWD-MIXED", "LAY-BWD-MIXED", "LAY-COPY"},
-    "torchtune": {"LAY-FWD-MIXED", "LAY-BWD-MIXED"},
+    # a lambda in the layer that pickle refuses
+    "loralib": {"LAY-COPY"},
+    "torchtune": set(),
 }
 SLOW = ("LAY-COMPILE", "LAY-MEM-LEAK")
 FEW = Profile("few", volume=2, interpreted=1, shrinks=0)
@@ -38,3 +42,68 @@ def test_findings_in_a_peer(name: str) -> None:
                 failed[clause.id] = result.message
     assert set(failed) == FINDINGS[name] | set(target.deviations) & set(failed), failed
     assert set(target.deviations) <= set(load_all())
+
+
+def load_with(name: str, fake: ModuleType | None, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What is said when a target is loaded where its library is this module, or is not there."""
+    for loaded in [key for key in sys.modules if key.startswith((f"conformance.targets.{name}", f"{name}."))]:
+        monkeypatch.delitem(sys.modules, loaded)
+    monkeypatch.setitem(sys.modules, name, fake)  # type: ignore[arg-type]
+    with pytest.raises(TargetError) as caught:
+        Target.load(f"conformance.targets.{name}")
+    sys.modules.pop(f"conformance.targets.{name}", None)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["loralib", "torchtune", "nemo_automodel", "unsloth", "axolotl"])
+def test_a_library_that_is_not_there_is_named_with_how_to_install_it(name: str, monkeypatch: Any) -> None:
+    said = load_with(name, None, monkeypatch)
+    assert f"needs {name}" in said
+    assert "pip install" in said or "ci/peers.sh" in said
+
+
+def test_a_library_that_lacks_a_name_is_said_to_have_another_api(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = load_with("loralib", ModuleType("loralib"), monkeypatch)
+    assert "written for 0.1.2" in said
+    assert "cannot import name 'Linear'" in said
+
+
+class Renamed(nn.Linear):
+    """A layer that takes loralib's arguments and has other parameters."""
+
+    def __init__(self, k: int, n: int, **options: Any) -> None:
+        super().__init__(k, n)
+        self.scaling = 1.0
+        self.first, self.second = nn.Linear(k, options["r"]), nn.Linear(options["r"], n)
+
+
+class Refusing(nn.Linear):
+    """A layer whose arguments have other names."""
+
+    def __init__(self, k: int, n: int, *, rank: int) -> None:
+        super().__init__(k, n + rank)
+
+
+@pytest.mark.parametrize(("layer", "why"), [(Renamed, "lora_A"), (Refusing, "unexpected keyword argument")])
+def test_a_layer_that_has_changed_is_found_when_the_target_is_loaded(
+    layer: type, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = ModuleType("loralib")
+    fake.Linear = layer  # type: ignore[attr-defined]
+    said = load_with("loralib", fake, monkeypatch)
+    assert "written for 0.1.2" in said
+    assert why in said
+
+
+def test_the_control_passes_what_the_libraries_are_judged_by() -> None:
+    target = Target.of(importlib.import_module("conformance.targets.eager"), "eager")
+    for name in ("LAY-FWD", "LAY-FWD-MIXED", "LAY-BWD-LEAD", "LAY-BWD-MIXED", "LAY-AMP", "LAY-COPY", "LAY-SCALING"):
+        clause = load_all()[name]
+        for subject in target.subjects(clause):
+            result = Examination(clause, subject, "float32", FEW).run()
+            assert result.status == "pass", f"{name}: {result.message}"
+
+
+def test_a_target_without_dora_does_not_claim_it() -> None:
+    pytest.importorskip("loralib")
+    assert "dora" not in Target.of(importlib.import_module("conformance.targets.loralib")).claimed

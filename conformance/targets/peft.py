@@ -32,10 +32,8 @@ class LinearLoRA(WrappedLayer):
 
     library = "PEFT"
 
-    def __init__(
-        self, orig_linear: nn.Linear, *args: Any, use_dora: bool = False, use_rslora: bool = False, **options: Any
-    ) -> None:
-        super().__init__(orig_linear, *args, use_dora=use_dora, use_rslora=use_rslora, **options)
+    def __init__(self, orig_linear: nn.Linear, *args: Any, use_dora: bool = False, **options: Any) -> None:
+        super().__init__(orig_linear, *args, more={"use_dora": use_dora}, **options)
 
     def wrap(self, orig_linear: nn.Linear, dim: int, alpha: Any, dropout: float, **options: Any) -> Any:
         """PEFT's layer; it keeps orig_linear as its base_layer."""

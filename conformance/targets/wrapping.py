@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -82,13 +82,14 @@ class WrappedLayer(nn.Module):
         lora_A_init_method: str = "xavier",  # noqa: ARG002  (a declared deviation: each library has its own)
         lora_dtype: torch.dtype | None = None,
         *,
+        use_rslora: bool = False,
         use_memory_efficient_lora: bool = False,  # noqa: ARG002  (these libraries have one path)
-        **options: bool,
+        more: Mapping[str, bool] = MappingProxyType({}),  # for `wrap`: named, since **options would claim DoRA
     ) -> None:
         super().__init__()
         if dropout and dropout_position != "pre":
             raise NotImplementedError(f"{self.library} applies dropout before the adapter only, not {dropout_position}")
-        self.wrapped = self.wrap(orig_linear, dim, alpha, dropout, **options)
+        self.wrapped = self.wrap(orig_linear, dim, alpha, dropout, use_rslora=use_rslora, **more)
         for parameter in (self.weight, self.bias):
             if parameter is not None:
                 parameter.requires_grad_(False)  # as each library does for a whole model

@@ -1,0 +1,102 @@
+"""Each failing cell of the committed reports has its page of findings, and each page's program prints what it says."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+import io
+import json
+import os
+import re
+import sys
+import types
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+import conformance
+from conformance.clause import MUST, load_all
+
+PLACE = Path(conformance.__file__).parent
+REPORTS = sorted((PLACE / "reports").glob("*/*.json"))
+PAGES = sorted(path for path in (PLACE / "findings").glob("*.md") if path.stem != "README")
+LIBRARIES = {"peft": "peft", "loralib": "loralib", "nemo": "nemo-automodel", "concrete": "concrete-ml"}
+LARGEST = 150_000  # bytes of a report
+
+
+def listed(page: Path, what: str) -> set[str]:
+    """The names on one of the page's first lines, `Targets: …` or `Clauses: …`."""
+    line = re.search(rf"^{what}: (.+)$", page.read_text(), re.MULTILINE)
+    assert line, f"{page.name} has no line {what}"
+    return set(line[1].split(", "))
+
+
+def block(page: Path, language: str) -> str:
+    """The page's only code block of a language."""
+    (found,) = re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    return str(found)
+
+
+def failing(report: dict[str, Any]) -> set[str]:
+    """The MUST clauses that a run's target does not meet."""
+    bad = ("fail", "crashed", "inconclusive")
+    return {c["id"] for c in report["clauses"] if c["level"] == MUST and c["status"] in bad}
+
+
+@pytest.mark.parametrize("path", REPORTS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_each_failing_clause_of_a_report_has_its_page(path: Path) -> None:
+    report = json.loads(path.read_text())
+    target = report["target"].removeprefix("conformance.targets.")
+    pages = [page for page in PAGES if target in listed(page, "Targets")]
+    explained = set().union(*(listed(page, "Clauses") for page in pages))
+    assert failing(report) <= explained, "no page in conformance/findings"
+    assert report["target_version"] == path.stem
+    assert all(path.stem in page.read_text().splitlines()[0] for page in pages)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_each_page_explains_what_a_report_fails(page: Path) -> None:
+    reports = [json.loads(path.read_text()) for path in REPORTS]
+    targets = {f"conformance.targets.{name}" for name in listed(page, "Targets")}
+    failed = [failing(report) for report in reports if report["target"] in targets]
+    assert len(failed) == len(targets), f"a target of {page.name} has no report"
+    assert listed(page, "Clauses") <= set().union(*failed) & set(load_all())
+
+
+@pytest.mark.parametrize("path", REPORTS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_a_report_is_valid_small_and_of_no_machine(path: Path) -> None:
+    text = path.read_text()
+    jsonschema.validate(json.loads(text), json.loads((PLACE / "report.schema.json").read_text()))
+    assert len(text) < LARGEST
+    assert not re.search(r"/(?:home|root|tmp|work|Users)/|site-packages", text)
+    assert json.loads(text)["errors"] == []
+
+
+@pytest.fixture
+def as_concrete_ml(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`concrete.ml.torch.lora` is the target's module of that file, where the rest of Concrete ML is not there."""
+    module = importlib.import_module("conformance.targets.concrete_ml")
+    for name in ("concrete", "concrete.ml", "concrete.ml.torch"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, "concrete.ml.torch.lora", module.lora)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_prints_what_it_says(page: Path, request: pytest.FixtureRequest) -> None:
+    library = LIBRARIES[page.stem.partition("-")[0]]
+    found = list(importlib.metadata.distributions(name=library))
+    if not found or found[0].version not in page.read_text().splitlines()[0]:
+        pytest.skip(f"{library} is not installed in the version that {page.name} is about")
+    if "triton" in page.stem and os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("interpreted kernels: TRITON_INTERPRET=1 is not set")
+    if library == "concrete-ml":
+        request.getfixturevalue("as_concrete_ml")
+    printed = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(printed):
+        warnings.simplefilter("ignore")
+        exec(compile(block(page, "python"), page.name, "exec"), {"__name__": "__main__"})
+    assert printed.getvalue() == block(page, "text")

@@ -19,7 +19,9 @@ import jsonschema
 import pytest
 
 import conformance
+from conformance import matrix
 from conformance.clause import MUST, load_all
+from conformance.matrix import markdown, reading
 
 PLACE = Path(conformance.__file__).parent
 REPORTS = sorted((PLACE / "reports").glob("*/*.json"))
@@ -45,6 +47,12 @@ def failing(report: dict[str, Any]) -> set[str]:
     """The MUST clauses that a run's target does not meet."""
     bad = ("fail", "crashed", "inconclusive")
     return {c["id"] for c in report["clauses"] if c["level"] == MUST and c["status"] in bad}
+
+
+def test_the_committed_matrix_is_that_of_the_committed_reports() -> None:
+    columns = [reading.read(path, PLACE) for path in reading.reports(PLACE / "reports")]
+    made = markdown.document(matrix.assemble(columns))
+    assert (PLACE / "reports" / "MATRIX.md").read_text() == made, "loraspec matrix conformance/reports makes it anew"
 
 
 @pytest.mark.parametrize("path", REPORTS, ids=lambda path: f"{path.parent.name}-{path.stem}")

@@ -6,6 +6,7 @@
 - `adapter`, `products`, `kernels`: the update alone, in Triton.
 - `gradnorm`, `training`: one pass over the gradients.
 - `quantization`, `remote_module`, `splitting`: integers as int8, float32 or float64 products, whichever is exact.
+- `checkpoint`: the reference's files, loaded into the layers of `optimized`.
 - `config`, `matching`, `hybrid`, `noise`, `encryption`, `deployment`, `remote`: have no faster variant and are
   the reference's.
 
@@ -14,6 +15,7 @@ the node. ``python -m optimized.bench`` times it.
 """
 
 from optimized.adapter import LoRATritonFunction, why_not_triton
+from optimized.checkpoint import load_adapter, load_training, save_adapter, save_training
 from optimized.config import PeftConfig
 from optimized.dora import dora_linear
 from optimized.encryption import Backend, ConcreteBackend, EncryptionError, EncryptionParameters, Keys
@@ -72,12 +74,16 @@ __all__ = [
     "dora_linear",
     "get_remote_names",
     "grad_norm",
+    "load_adapter",
+    "load_training",
     "lora_linear",
     "patch_linear_module",
     "quantize_dynamic",
     "quantize_static",
     "quantize_weight",
     "quantize_weight_columns",
+    "save_adapter",
+    "save_training",
     "serve",
     "why_not_triton",
     "wildcard_match",

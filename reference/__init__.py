@@ -15,6 +15,8 @@ for the gradient of the output.
 - `gradnorm`: the gradient norm and clipping by it.
 - `hybrid`: linear layers whose products run elsewhere, `CustomLinear`.
 - `training`: one training step of such a model, `LoraTraining`.
+- `checkpoint`: an adapter on disk, in PEFT's layout, `save_adapter` and `load_adapter`; `training_file`: a training
+  run, `save_training` and `load_training`; behind them `peft_format`, `tensor_file`, `plain_values` and `whole_files`.
 - `quantization`: numbers as n-bit integers, and `QuantizedLinear`, a linear layer that multiplies them.
 - `remote_module`: a product as each `HybridFHEMode` computes it, `RemoteModule`.
 - `splitting`: a model whose products run remotely, `HybridFHEModel`.
@@ -29,6 +31,7 @@ Nothing here is fast. `optimized` has the same names, files and signatures, and 
 """
 
 from .adapter import LoRATritonFunction
+from .checkpoint import load_adapter, load_training, save_adapter, save_training
 from .config import PeftConfig
 from .dora import dora_linear
 from .encryption import Backend, ConcreteBackend, EncryptionError, EncryptionParameters, Keys
@@ -87,12 +90,16 @@ __all__ = [
     "dora_linear",
     "get_remote_names",
     "grad_norm",
+    "load_adapter",
+    "load_training",
     "lora_linear",
     "patch_linear_module",
     "quantize_dynamic",
     "quantize_static",
     "quantize_weight",
     "quantize_weight_columns",
+    "save_adapter",
+    "save_training",
     "serve",
     "wildcard_match",
 ]

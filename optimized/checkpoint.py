@@ -1,0 +1,16 @@
+"""An adapter and a training run on disk: the reference's files, and layers of `optimized` where loading makes them."""
+
+import os
+
+from torch import nn
+
+from optimized.config import PeftConfig
+from optimized.model import patch_linear_module
+from reference.checkpoint import load_training, read_adapter, save_adapter, save_training
+
+__all__ = ["load_adapter", "load_training", "save_adapter", "save_training"]
+
+
+def load_adapter(model: nn.Module, path: str | os.PathLike[str]) -> PeftConfig:
+    """`reference.load_adapter`; a model without adapters gets the layers of `optimized`."""
+    return read_adapter(model, path, patch_linear_module)

@@ -1,0 +1,268 @@
+"""An adapter on disk, in Hugging Face PEFT's layout: saving it, and loading it into a model."""
+
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .config import PeftConfig
+from .layer import LinearLoRA, check_adaptable
+from .model import patch_linear_module
+from .peft_format import PREFIX, beside_peft, from_peft, scale_of, to_peft
+from .plain_values import same
+from .tensor_file import DTYPES, decode, digest, encode, file_in, read_json, write_json
+from .training_file import load_training, save_training
+from .whole_files import replace_files
+
+__all__ = ["load_adapter", "load_training", "save_adapter", "save_training"]
+
+CONFIG, TENSORS, REST = "adapter_config.json", "adapter_model.safetensors", "automodel_peft_config.json"
+DIGEST = "loraspec_sha256"  # of the tensors and of what scales them, in the metadata of TENSORS
+PARTS = {"lora_A.weight": "lora_A.weight", "lora_B.weight": "lora_B.weight", "lora_magnitude": "lora_magnitude_vector"}
+Layers = dict[str, Any]
+
+
+def save_adapter(model: nn.Module, config: PeftConfig, path: str | os.PathLike[str]) -> None:
+    """Save the adapters of a model as Hugging Face PEFT does, so that either loads it.
+
+    Three files: ``adapter_model.safetensors`` with ``base_model.model.<name>.lora_A.weight`` [r, K],
+    ``….lora_B.weight`` [N, r] and with DoRA ``….lora_magnitude_vector`` [N], in their dtypes, neither scaled
+    nor merged; ``adapter_config.json`` with PEFT's fields; ``automodel_peft_config.json`` with the options PEFT
+    has no field for. The same adapter gives the same bytes. They replace older ones all or none.
+
+    Args:
+        model: with `LinearLoRA`s; a layer with two names is saved under both.
+        config: what they were made with.
+        path: a folder, made if it is not there; its other files stay.
+    Raises:
+        ValueError: if there is no adapter, or config has another dim, alpha, use_rslora or use_dora than a
+            layer, naming it.
+        OSError: if a file cannot be written; the older ones are then whole.
+    Warns:
+        UserWarning: for trainable parameters that are no adapter's, and so not saved; for what PEFT cannot
+            say.
+    Source: PEFT `save_pretrained`; NeMo Automodel `PeftAddon`.
+    """
+    layers, others = _layers(model)
+    if not layers or "" in layers:
+        raise ValueError(f"{type(model).__name__} holds no adapted layer: expected a model with a LinearLoRA in it")
+    for name, layer in layers.items():
+        _check_options(name, layer, config, "config")
+    _warn_of_unsaved(model, layers)
+    tensors = {PREFIX + key: tensor for key, tensor in _tensors(layers).items()}
+    files = {
+        TENSORS: encode(tensors, {"format": "pt", DIGEST: _digest(tensors, config)}),
+        CONFIG: write_json(to_peft(config, layers, others)),
+        REST: write_json(beside_peft(config)),
+    }
+    replace_files(Path(path), files)
+
+
+def load_adapter(model: nn.Module, path: str | os.PathLike[str]) -> PeftConfig:
+    """Load adapters that `save_adapter` or Hugging Face PEFT saved; all is checked before anything is changed.
+
+    A model with adapters must have those of the file, and gets their values alone, cast to the dtype it has
+    them in; a merged layer is unmerged; dropout stays the model's. A model without is adapted first, as
+    `apply_lora_to_linear_modules` does, in the file's dtypes.
+
+    Args:
+        model: changed in place.
+        path: the folder. Links in it may not lead out of it, but to the blobs of a Hugging Face cache.
+    Returns:
+        the config; for a file of PEFT's with the adapted modules as targets and dropout on x.
+    Raises:
+        ValueError: if a file is not whole, is a pickle, names tensors that the model has no place for or lacks
+            some, has other shapes or dtypes than floating point, does not fit the model's dtype, or says of
+            the adapter what is not supported (see `peft_format`); the model is then as it was.
+        FileNotFoundError: naming the file that is not there.
+    Source: PEFT `PeftModel.from_pretrained`.
+    """
+    return read_adapter(model, path, patch_linear_module)
+
+
+def read_adapter(model: nn.Module, path: str | os.PathLike[str], patch: Callable[..., Any]) -> PeftConfig:
+    """What `load_adapter` does, adapting layers by `patch`, a `patch_linear_module`."""
+    folder = Path(path)
+    try:
+        tensors, metadata = decode(_tensor_path(folder))
+        named = _by_module(tensors)
+        layers, others = _layers(model)
+        modules = dict(model.named_modules(remove_duplicate=False))
+        names = [name for name in (*others, *layers) if name not in named]
+        rest = read_json(file_in(folder, REST)) if (folder / REST).exists() else None
+        config = from_peft(read_json(file_in(folder, CONFIG)), rest, named, names)
+        if metadata.get(DIGEST, _digest(tensors, config)) != _digest(tensors, config):
+            raise ValueError(f"{TENSORS} was not saved with this {CONFIG}, or one of them was changed since")
+        _check_names(named, layers, modules)
+        for name, parts in named.items():
+            _check_layer(name, parts, modules[name], config)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
+    if not layers:
+        _adapt(model, {modules[name]: parts for name, parts in named.items()}, config, patch)
+    _copy({name: modules[name] for name in named}, named)
+    return config
+
+
+def _layers(model: nn.Module) -> tuple[Layers, list[str]]:
+    """The adapted layers under all their names, and the names of the other modules."""
+    everything = dict(model.named_modules(remove_duplicate=False))
+    layers = {name: module for name, module in everything.items() if isinstance(module, LinearLoRA)}
+    return layers, [name for name in everything if name not in layers]
+
+
+def _tensors(layers: Layers) -> dict[str, Tensor]:
+    """The adapters' tensors by PEFT's names for them."""
+    named: dict[str, Tensor] = {}
+    for name, layer in layers.items():
+        state = {"lora_A.weight": layer.lora_A.weight, "lora_B.weight": layer.lora_B.weight}
+        if layer.lora_magnitude is not None:
+            state["lora_magnitude"] = layer.lora_magnitude
+        named |= {f"{name}.{PARTS[part]}": tensor for part, tensor in state.items()}
+    return named
+
+
+def _digest(tensors: dict[str, Tensor], config: PeftConfig) -> str:
+    return digest(tensors, [config.dim, float(config.alpha), config.use_rslora, config.use_dora])
+
+
+def _check_options(name: str, layer: LinearLoRA, config: PeftConfig, source: str) -> None:
+    """Refuse a layer that computes something else than the config says."""
+    for key in ("dim", "alpha", "use_rslora", "use_dora"):
+        if getattr(layer, key) != getattr(config, key):
+            raise ValueError(
+                f"{name} has {key} = {getattr(layer, key)!r} but {source} has {getattr(config, key)!r}: "
+                f"expected the same for every layer"
+            )
+    if layer.scale != scale_of(config):
+        raise ValueError(f"{name} has the scale {layer.scale!r}: expected {scale_of(config)!r}, as its alpha says")
+
+
+def _warn_of_unsaved(model: nn.Module, layers: Layers) -> None:
+    saved = {id(tensor) for tensor in _tensors(layers).values()}
+    left = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in saved]
+    if left:
+        warnings.warn(f"trainable, but no adapter's and so not saved: {', '.join(left)}", stacklevel=3)
+
+
+def _tensor_path(folder: Path) -> Path:
+    try:
+        return file_in(folder, TENSORS)
+    except FileNotFoundError:
+        pickled = folder / "adapter_model.bin"
+        if pickled.exists():
+            raise ValueError(f"{pickled} is a pickle, which could run anything: expected {TENSORS}") from None
+        raise
+
+
+def _by_module(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The tensors by module and part.
+
+    Raises:
+        ValueError: for a name or a dtype that no adapter of a linear layer has.
+    """
+    named: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in sorted(tensors.items()):
+        part = next((part for part, theirs in PARTS.items() if key.endswith(f".{theirs}")), None)
+        if part is None or not key.startswith(PREFIX):
+            expected = ", ".join(PARTS.values())
+            raise ValueError(f"unexpected tensor {key}: expected {PREFIX}<module>. followed by one of {expected}")
+        if tensor.dtype not in DTYPES.values():
+            raise ValueError(f"{key} is {tensor.dtype}: expected one of {', '.join(map(str, DTYPES.values()))}")
+        named.setdefault(key.removeprefix(PREFIX).removesuffix(f".{PARTS[part]}"), {})[part] = tensor
+    if not named:
+        raise ValueError(f"{TENSORS} holds no tensor: expected those of an adapter")
+    return named
+
+
+def _check_names(named: dict[str, Any], layers: Layers, modules: dict[str, nn.Module]) -> None:
+    """Refuse tensors of modules that the model lacks, and adapters of the model that the file lacks."""
+    unknown = [name for name in named if name not in modules]
+    if unknown:
+        raise ValueError(f"unexpected tensors, of modules that the model does not have: {', '.join(unknown)}")
+    first: dict[nn.Module, str] = {}
+    for name, parts in named.items():
+        other = first.setdefault(modules[name], name)
+        if not same(named[other], parts):
+            raise ValueError(f"{other} and {name} are one module of the model but have different tensors")
+    if layers:
+        unexpected = [name for name in named if name not in layers]
+        missing = [name for name, layer in layers.items() if layer not in first]
+        if unexpected:
+            raise ValueError(f"unexpected tensors, of modules that have no adapter: {', '.join(unexpected)}")
+        if missing:
+            raise ValueError(f"no tensors for adapters of the model: {', '.join(missing)}")
+
+
+def _check_layer(name: str, parts: dict[str, Tensor], module: nn.Module, config: PeftConfig) -> None:
+    """Refuse what does not fit one module."""
+    if isinstance(module, LinearLoRA):
+        _check_options(name, module, config, CONFIG)
+    else:
+        try:
+            check_adaptable(module, config.use_dora)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    linear: Any = module
+    r, k, n = config.dim, linear.in_features, linear.out_features
+    shapes: dict[str, list[int]] = {"lora_A.weight": [r, k], "lora_B.weight": [n, r]}
+    if config.use_dora:
+        shapes["lora_magnitude"] = [n]
+    for part in sorted({*shapes, *parts}):
+        if part not in parts or part not in shapes:
+            problem = "no tensor" if part in shapes else "an unexpected tensor"
+            raise ValueError(f"{problem} {PREFIX}{name}.{PARTS[part]}: use_dora is {config.use_dora}")
+        if list(parts[part].shape) != shapes[part]:
+            raise ValueError(f"{name}.{PARTS[part]} is {list(parts[part].shape)}: expected {shapes[part]}")
+    if linear.weight.is_meta:
+        raise ValueError(f"{name} is on the meta device: expected a model with values")
+    if isinstance(module, LinearLoRA):
+        _check_fits(name, parts, module)
+    elif parts["lora_A.weight"].dtype != parts["lora_B.weight"].dtype:
+        dtypes = [parts[part].dtype for part in ("lora_A.weight", "lora_B.weight")]
+        raise ValueError(f"{name} has lora_A in {dtypes[0]} and lora_B in {dtypes[1]}: expected one dtype")
+
+
+def _check_fits(name: str, parts: dict[str, Tensor], layer: LinearLoRA) -> None:
+    """Refuse finite values that are none in the dtype of their place."""
+    for part, value in parts.items():
+        place = layer.get_parameter(part)
+        if not torch.equal(value.isfinite(), value.to(place.dtype).isfinite()):
+            raise ValueError(
+                f"{name}.{PARTS[part]} has values up to {value.abs().max():.3g}: too large for {place.dtype}"
+            )
+
+
+def _adapt(model: nn.Module, parts: dict[nn.Module, Any], config: PeftConfig, patch: Callable[..., Any]) -> None:
+    """Adapt modules as `apply_lora_to_linear_modules` does, each in the dtype of its tensors."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    devices = {p.device for p in model.parameters() if p.is_cuda}
+    # The initial values are replaced: the caller's random draws are to stay as they were.
+    with torch.random.fork_rng(devices=list(devices)):
+        for module, own in parts.items():
+            patch(
+                module,
+                config.dim,
+                config.alpha,
+                config.dropout,
+                config.dropout_position,
+                config.lora_A_init,
+                own["lora_A.weight"].dtype,
+                config.use_triton,
+                use_dora=config.use_dora,
+                use_rslora=config.use_rslora,
+                use_memory_efficient_lora=config.use_memory_efficient_lora,
+            )
+
+
+@torch.no_grad()
+def _copy(layers: Layers, named: dict[str, dict[str, Tensor]]) -> None:
+    for name, layer in layers.items():
+        layer.unmerge()
+        for part, tensor in named[name].items():
+            layer.get_parameter(part).copy_(tensor)

@@ -1,0 +1,120 @@
+"""Named tensors as the bytes of a safetensors file, and back: nothing in one is ever executed."""
+
+import hashlib
+import json
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+"""What the tensors of an adapter may be, by the name that a safetensors file has for it."""
+
+LARGEST_JSON = 2**24  # bytes: of a config; one with a thousand module names has 2^16
+
+
+def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """The bytes of a safetensors file: the same for the same names, values and metadata in whatever order.
+
+    Args:
+        tensors: of any device and strides; two may share memory.   metadata: texts by name.
+    """
+    copies = {name: tensors[name].detach().cpu().clone(memory_format=torch.contiguous_format) for name in tensors}
+    written: bytes = safetensors.torch.save(copies, dict(metadata))
+    # The library sorts the tensors; the metadata it writes in an order that differs from process to process.
+    size = int.from_bytes(written[:8], "little")
+    header = json.loads(written[8 : 8 + size])
+    if "__metadata__" in header:
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + written[8 + size :]
+
+
+def decode(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file.
+
+    Raises:
+        ValueError: if it is not whole: truncated, longer than its header says, or no safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            # clones, since what is mapped would change with the file
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  (no mapping)
+            return tensors, dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no whole safetensors file: {error}") from None
+
+
+def digest(tensors: Mapping[str, Tensor], about: object) -> str:
+    """SHA-256 of names, dtypes, shapes and values, and of what JSON can say besides, in hexadecimal."""
+    total = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        total.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        ValueError: if it is no JSON object, gives a key twice, has NaN or Infinity, or is larger than
+            `LARGEST_JSON`.
+    """
+    size = path.stat().st_size
+    if size > LARGEST_JSON:
+        raise ValueError(f"{path} has {size} bytes: expected at most {LARGEST_JSON}")
+    try:
+        values = json.loads(path.read_bytes(), object_pairs_hook=_once, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON object: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is no JSON object: it holds a {type(values).__name__}")
+    return values
+
+
+def write_json(values: Mapping[str, Any]) -> bytes:
+    """The bytes of a JSON file: the same for the same values in whatever order of keys."""
+    return (json.dumps(values, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def file_in(folder: Path, name: str) -> Path:
+    """The regular file of that name in a folder.
+
+    A link may lead to another file of the folder, or to the ``blobs`` beside ``snapshots`` of a Hugging Face
+    cache.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+        ValueError: if it is no regular file, or a link that leads elsewhere.
+    """
+    path, home = folder / name, folder.resolve()
+    try:
+        target = path.resolve(strict=True)
+    except RuntimeError:  # a link that leads to itself
+        raise ValueError(f"{path} leads nowhere") from None
+    allowed = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
+    if target.parent not in allowed:
+        raise ValueError(f"{path} leads out of its folder, to {target}: expected a file in {folder}")
+    if not stat.S_ISREG(target.stat().st_mode):
+        raise ValueError(f"{path} is no regular file")
+    return target
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        twice = sorted({key for key, _ in pairs if sum(key == other for other, _ in pairs) > 1})
+        raise ValueError(f"{', '.join(twice)} is given twice")
+    return values
+
+
+def _no_constant(text: str) -> None:
+    raise ValueError(f"{text} is no number of JSON")

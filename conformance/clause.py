@@ -11,7 +11,20 @@ if TYPE_CHECKING:
     from conformance.case import Space
 
 MUST, SHOULD = "MUST", "SHOULD"
-GROUPS = ("linear", "layer", "merge", "dora", "model", "config", "gradnorm", "training", "hybrid", "fhe", "remote")
+GROUPS = (
+    "linear",
+    "layer",
+    "merge",
+    "dora",
+    "model",
+    "config",
+    "gradnorm",
+    "training",
+    "hybrid",
+    "fhe",
+    "remote",
+    "checkpoint",
+)
 FLOAT_DTYPES = ("float64", "float32", "bfloat16", "float16")
 # A check returns the worst error ÷ budget it saw (None where it compares no numbers) and raises Violation.
 Check = Callable[[Any, Any], "float | None"]

@@ -30,6 +30,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "hybrid": ("CustomLinear", "ForwardModuleLinear", "BackwardModuleLinear", "ForwardBackwardModule"),
     "fhe": ("HybridFHEMode", "HybridFHEModel"),
     "remote": ("HybridFHEModel", "HybridFHEModel(backend)", "serve"),
+    "checkpoint": ("save_adapter", "load_adapter", "apply_lora_to_linear_modules"),
 }
 # What each group judges; the first is required, the others where present.
 SUBJECTS: dict[str, tuple[str, ...]] = {
@@ -44,6 +45,7 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     "hybrid": ("CustomLinear",),
     "fhe": ("HybridFHEModel", "fhe_backend"),
     "remote": ("HybridFHEModel",),
+    "checkpoint": ("save_adapter",),
 }
 # Names that claim the clauses about themselves, whatever else of their group is there.
 ALONE: dict[str, tuple[str, ...]] = {"fhe": ("fhe_backend",)}
@@ -63,6 +65,10 @@ POSITIONAL: dict[str, int] = {
     "HybridFHEModel": 5,
     "fhe_backend": 0,
     "serve": 3,
+    "save_adapter": 3,
+    "load_adapter": 2,
+    "save_training": 3,
+    "load_training": 2,
 }
 
 

@@ -23,7 +23,7 @@ from tests.known_bad import REGISTRY, KnownBad
 RECORDED = Path(__file__).parent / "known_bad" / "recorded.json"
 # torch.compile, calls by the hundred, and keys take seconds for each twin, and see what the plain call shows
 SLOW = ("LIN-COMPILE", "LAY-COMPILE", "LIN-MEM-LEAK", "LAY-MEM-LEAK", "FHE-EXECUTE", "FHE-EXECUTE-NOISE")
-ALONE = "remote"  # the group whose twins are run against their own clause only: each makes keys and moves them
+ALONE = ("remote", "checkpoint")  # groups whose twins meet their own clause only: they make keys, or files
 # The twin's own clause is judged in all its dtypes and on every subject, and shrunk, since its message is
 # asserted; of the others one case tells whether the defect shows there too.
 OWN = dataclasses.replace(PROFILES["quick"], shrinks=60)
@@ -39,7 +39,7 @@ def failures(bad: KnownBad) -> dict[str, Result]:
     target = Target.of(bad.target, bad.name)
     failed: dict[str, Result] = {}
     for clause in CLAUSES.values():
-        slow = clause.id in SLOW or clause.group == ALONE
+        slow = clause.id in SLOW or clause.group in ALONE
         if clause.group not in bad.groups or (slow and clause.id != bad.clause):
             continue
         dtypes = [d for d in clause.dtypes if d in bad.dtypes] or list(clause.dtypes[:1]) or [ANY_DTYPE]

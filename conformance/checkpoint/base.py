@@ -150,13 +150,13 @@ def expected_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 def snapshot(model: nn.Module) -> dict[str, Any]:
     """All that loading must not change where it fails: values, flags, gradients, and which objects hold them."""
     return {
+        **{f"the parameter {name}": id(p) for name, p in model.named_parameters()},
         **{f"the value of {name}": value.detach().clone() for name, value in model.state_dict().items()},
         **{f"requires_grad of {name}": p.requires_grad for name, p in model.named_parameters()},
         **{
             f"the gradient of {name}": None if p.grad is None else p.grad.clone()
             for name, p in model.named_parameters()
         },
-        **{f"the parameter {name}": id(p) for name, p in model.named_parameters()},
         **{f"the class of {name or 'the model'}": type(m) for name, m in model.named_modules()},
         **{f"the training flag of {name or 'the model'}": m.training for name, m in model.named_modules()},
         **{f"the scale of {name}": m.scale for name, m in model.named_modules() if hasattr(m, "scale")},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ class LayerCase(LinearCase):
     Fields:
         rslora: the file's use_rslora; alpha is then scale·√r.
         model: whether the model was `adapted` before loading, with the same options, or is `plain`.
-        how: which of the clause's ways.
+        how: which of the clause's ways; `square` makes k and n the rank.
     """
 
     rslora: bool = False
@@ -41,6 +42,9 @@ class LayerCase(LinearCase):
 def _tamed(case: LayerCase) -> LayerCase:
     fitted = tamed(case)
     assert isinstance(fitted, LayerCase)
+    if fitted.how == "square":  # lora_A and lora_B transposed have their own shapes
+        r = max(fitted.r, 2)
+        return dataclasses.replace(fitted, k=r, n=r, r=r)
     return fitted
 
 
@@ -113,7 +117,7 @@ class Problem:
     """A file as PEFT writes it gives y = x Wᵀ + b + s·(x Aᵀ) Bᵀ with s = lora_alpha/r, or lora_alpha/√r with
     use_rslora; a model without adapters may be refused.""",
     group="checkpoint",
-    cases=LAYERS,
+    cases=LAYERS.narrowed(how=("any", "square")),
 )
 def test_file_of_peft(subject: Subject, case: LayerCase) -> float | None:
     problem = Problem(subject, case)

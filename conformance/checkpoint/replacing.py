@@ -35,15 +35,15 @@ def files_up_to(size: int) -> Iterator[None]:
 
 
 def saved_twice(subject: Subject, case: FileCase, path: Path) -> tuple[Any, Any, Any]:
-    """A folder with a saved adapter: the model it is of, another with other values, and the config."""
+    """A folder with a saved adapter: the model it is of, another with other values and alpha, and that one's config."""
     first, config = trained(subject, case)
-    second, _ = trained(subject, case)
+    second, other = trained(subject, case, alpha=case.alpha + 1)
     with torch.no_grad():
         for name, parameter in second.named_parameters():
             if "lora_" in name:
                 parameter.add_(1)
     save(subject, first, config, path)
-    return first, second, config
+    return first, second, other
 
 
 def _files(path: Path) -> dict[str, bytes]:
@@ -76,8 +76,9 @@ def test_failed_save(subject: Subject, case: FileCase) -> None:
         parts = [name for name in after if name not in before and name in (CONFIG, TENSORS)]
         require(not parts, f"a save that failed left {', '.join(parts)} where there was nothing")
         if case.how == "older files":
-            load(subject, second, path)
-            require(equal_bits(output(second), output(first)), "what was saved before does not load any more")
+            model, _ = trained(subject, case)
+            load(subject, model, path)
+            require(equal_bits(output(model), output(first)), "what was saved before does not load any more")
 
 
 @clause(

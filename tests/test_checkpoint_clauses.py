@@ -1,0 +1,45 @@
+"""Right but different ways of saving and loading: no clause of group `checkpoint` may fail them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from conformance.clause import load_all
+from conformance.examine import Examination
+from conformance.profiles import PROFILES
+from conformance.result import ANY_DTYPE
+from conformance.target import Target
+from tests.right_checkpoint import Right
+
+PROFILE = dataclasses.replace(PROFILES["quick"], volume=1)
+
+
+class TakesTheScaleOver(Right):
+    """Gives the model the scale of the file instead of refusing another."""
+
+    def check_layer(self, layer, config):
+        if layer.dim != config.dim:
+            raise ValueError(f"the model has rank {layer.dim}: expected {config.dim}")
+        self.taken = config
+
+    def copy(self, layers, named):
+        super().copy(layers, named)
+        for layer in layers.values():
+            layer.alpha, layer.use_rslora = self.taken.alpha, self.taken.use_rslora
+            layer.scale = layer.alpha / (layer.dim**0.5 if layer.use_rslora else layer.dim)
+
+
+@pytest.mark.parametrize("target", [Right(), TakesTheScaleOver()], ids=lambda target: type(target).__name__)
+def test_no_clause_fails_what_is_right(target: object) -> None:
+    alarms = []
+    for clause in load_all().values():
+        if clause.group != "checkpoint":
+            continue
+        for subject in Target.of(target, "right").subjects(clause):
+            for dtype in clause.dtypes[:1] or [ANY_DTYPE]:
+                result = Examination(clause, subject, dtype, PROFILE).run()
+                if result.status != "pass":
+                    alarms.append(f"{clause.id} {result.status}: {result.case}\n{result.message}")
+    assert not alarms, "\n\n".join(alarms)

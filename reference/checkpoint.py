@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .config import PeftConfig
 from .layer import LinearLoRA, check_adaptable
 from .model import patch_linear_module
-from .peft_format import PREFIX, beside_peft, from_peft, scale_of, to_peft
+from .peft_format import PREFIX, beside_peft, check_fields, from_peft, scale_of, to_peft
 from .plain_values import same
 from .tensor_file import DTYPES, decode, digest, encode, file_in, read_json, write_json
 from .training_file import load_training, save_training
@@ -88,13 +88,15 @@ def read_adapter(model: nn.Module, path: str | os.PathLike[str], patch: Callable
     """What `load_adapter` does, adapting layers by `patch`, a `patch_linear_module`."""
     folder = Path(path)
     try:
+        values = read_json(file_in(folder, CONFIG))
+        check_fields(values)
         tensors, metadata = decode(_tensor_path(folder))
         named = _by_module(tensors)
         layers, others = _layers(model)
         modules = dict(model.named_modules(remove_duplicate=False))
         names = [name for name in (*others, *layers) if name not in named]
         rest = read_json(file_in(folder, REST)) if (folder / REST).exists() else None
-        config = from_peft(read_json(file_in(folder, CONFIG)), rest, named, names)
+        config = from_peft(values, rest, named, names)
         if metadata.get(DIGEST, _digest(tensors, config)) != _digest(tensors, config):
             raise ValueError(f"{TENSORS} was not saved with this {CONFIG}, or one of them was changed since")
         _check_names(named, layers, modules)

@@ -103,18 +103,14 @@ def from_peft(
     """The config of a saved adapter.
 
     Args:
-        values: what ``adapter_config.json`` holds.   adapted: names of the modules that have tensors.
-        others: those of all other modules of the model.
+        values: what ``adapter_config.json`` holds, after `check_fields`.
         rest: what ``automodel_peft_config.json`` holds; None where there is none: dropout is then on x, and
             the targets are the adapted modules.
+        adapted: names of the modules that have tensors.   others: those of all other modules of the model.
     Raises:
-        ValueError: naming a field, for a value that is out of range, means something that is not supported,
-            or disagrees with the other file; and for an unknown field unless it is null, false, 0 or empty.
-        ValueError: if a list of target modules and the adapted modules differ.
-    Warns:
-        UserWarning: naming the unknown fields that were ignored.
+        ValueError: naming a field, for a value that is out of range or disagrees with the other file; if a
+            list of target modules and the adapted modules differ.
     """
-    _check_fields(values)
     names = sorted(adapted)
     _check_targets(values, names, others)
     options = {ours: values.get(theirs, default) for theirs, (ours, default) in MAPPED.items()}
@@ -146,7 +142,14 @@ def scale_of(config: PeftConfig) -> float:
     return config.alpha / (math.sqrt(config.dim) if config.use_rslora else config.dim)
 
 
-def _check_fields(values: Mapping[str, Any]) -> None:
+def check_fields(values: Mapping[str, Any]) -> None:
+    """Refuse what ``adapter_config.json`` says that is not supported.
+
+    Raises:
+        ValueError: naming a field and its value; for an unknown field unless it is null, false, 0 or empty.
+    Warns:
+        UserWarning: naming the unknown fields that were ignored.
+    """
     if "peft_type" not in values:
         raise ValueError("adapter_config.json has no peft_type: expected 'LORA'")
     unknown = {}

@@ -27,6 +27,7 @@ ALONE = ("remote", "checkpoint")  # groups whose twins meet their own clause onl
 # The twin's own clause is judged in all its dtypes and on every subject, and shrunk, since its message is
 # asserted; of the others one case tells whether the defect shows there too.
 OWN = dataclasses.replace(PROFILES["quick"], shrinks=60)
+FEWER = {"checkpoint": dataclasses.replace(OWN, shrinks=12)}  # groups of which each attempt writes files
 OTHER = dataclasses.replace(PROFILES["quick"], volume=1, shrinks=0)
 load_all()
 for module in pkgutil.iter_modules(known_bad.__path__):
@@ -46,7 +47,7 @@ def failures(bad: KnownBad) -> dict[str, Result]:
         pairs = list(itertools.product(target.subjects(clause), dtypes))
         own = clause.id == bad.clause
         for subject, dtype in pairs if own else pairs[:1]:
-            result = Examination(clause, subject, dtype, OWN if own else OTHER).run()
+            result = Examination(clause, subject, dtype, FEWER.get(clause.group, OWN) if own else OTHER).run()
             if result.status != "pass":
                 failed[clause.id] = result
                 break

@@ -46,7 +46,7 @@ class Classifier(nn.Module):
 
 def minilm(implementation: Any, steps: int, seed: int) -> Task:
     """See `conformance.demo.tasks.mlp`."""
-    tokenizer, encoder = _loaded()
+    tokenizer, encoder = loaded()
     texts = [(text, label) for label, package in enumerate(PACKAGES) for text in docstrings(package)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -90,7 +90,7 @@ def _paragraphs(path: Path) -> Iterator[str]:
             yield " ".join(words)
 
 
-def _loaded() -> tuple[Any, Any]:
+def loaded() -> tuple[Any, Any]:
     """Tokenizer and encoder, without what the libraries say about bars, poolers and themselves."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -43,6 +43,8 @@ GROUPS_OF = {
     **dict.fromkeys(("quantization", "remote_module", "splitting", "noise", "layout", "envelope", "keys"), ("fhe",)),
     **dict.fromkeys(("library", "encryption"), ("fhe",)),
     **dict.fromkeys(("deployment", "remote", "server", "connection", "worker"), ("remote",)),
+    **dict.fromkeys(("checkpoint", "peft_format", "tensor_file", "plain_values"), ("checkpoint",)),
+    **dict.fromkeys(("training_file", "whole_files"), ("checkpoint",)),
     "dora": ("dora", "model"),
     "layer": ("layer", "merge", "dora", "model", "training"),
     "linear": ("linear", "layer", "merge", "dora", "model"),

@@ -1,0 +1,314 @@
+"""Saving and loading: what the clauses of group `checkpoint` cannot ask of any implementation."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import random
+import subprocess
+import sys
+from collections import Counter, OrderedDict
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import optimized
+import reference
+from conformance.checkpoint.base import fill
+from conformance.checkpoint.format import CONFIG, REST, TENSORS
+from conformance.model.toys import Toy, Twice
+from reference.plain_values import flatten, same, unflatten
+from reference.tensor_file import encode
+from reference.whole_files import replace_files
+
+TOKENS = torch.tensor([[1, 4, 7], [2, 0, 10]])
+
+
+def toy(implementation: ModuleType = reference, **options: Any) -> tuple[nn.Module, Any]:
+    """A model with adapters that hold values, and its config."""
+    torch.manual_seed(0)
+    model = Toy(4)
+    config = implementation.PeftConfig(**({"dim": 2, "alpha": 6, "target_modules": ["*.fc*"]} | options))
+    implementation.apply_lora_to_linear_modules(model, config)
+    fill(model, 0)
+    return model, config
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+
+
+@pytest.mark.parametrize(("one", "other"), [(reference, optimized), (optimized, reference)])
+def test_each_package_loads_what_the_other_saved(tmp_path: Path, one: ModuleType, other: ModuleType) -> None:
+    model, config = toy(one, use_dora=True, dropout=0.1, lora_A_init="uniform")
+    with pytest.warns(UserWarning, match="PEFT applies dropout to x: dropout_position = 'post' is kept"):
+        one.save_adapter(model, config, tmp_path / "one")
+    torch.manual_seed(0)
+    plain = Toy(4)
+    assert other.load_adapter(plain, tmp_path / "one") == config
+    assert {type(m) for m in plain.modules() if hasattr(m, "lora_A")} == {other.LinearLoRA}
+    with pytest.warns(UserWarning, match="PEFT applies dropout"):
+        other.save_adapter(plain, config, tmp_path / "other")
+    assert files(tmp_path / "one") == files(tmp_path / "other")
+    torch.testing.assert_close(plain.eval()(TOKENS), model.eval()(TOKENS), rtol=1e-5, atol=1e-5)
+
+
+def save_both(folder: Path) -> None:
+    """Save an adapter and a run, with every random state given."""
+    model, config = toy(match_all_linear=True, target_modules=[])
+    reference.save_adapter(model, config, folder)
+    training = run()
+    random.seed(0)
+    np.random.seed(0)
+    reference.save_training(training, folder, 3)
+
+
+def run() -> reference.LoraTraining:
+    """A training run with a state in everything."""
+    model, _ = toy()
+    training = reference.LoraTraining(model)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], amsgrad=True)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [1, 2])
+    training.update_training_parameters(optimizer, scheduler, lambda y, labels: (y - labels).square().mean())
+    training.toggle_run_optimizer(True)
+    training((TOKENS, torch.ones(2, 3, 5)))
+    return training
+
+
+def test_bytes_do_not_depend_on_the_process(tmp_path: Path) -> None:
+    """Strings have other hashes there, and sets and the library's maps another order."""
+    script = "import pathlib, sys; from tests import test_checkpoint as t; t.save_both(pathlib.Path(sys.argv[1]))"
+    env = {**os.environ, "PYTHONHASHSEED": "1"}
+    command = [sys.executable, "-c", script, str(tmp_path / "there")]
+    subprocess.run(command, env=env, check=True, timeout=900, cwd=Path(__file__).parent.parent)
+    save_both(tmp_path / "here")
+    assert files(tmp_path / "here") == files(tmp_path / "there")
+    assert set(files(tmp_path / "here")) == {CONFIG, TENSORS, REST, "training.safetensors"}
+
+
+def test_metadata_is_sorted() -> None:
+    """The library writes several entries in an order that differs from call to call."""
+    metadata = {letter: letter for letter in "zyxabc"}
+    written = {encode({"t": torch.ones(2)}, metadata) for _ in range(8)}
+    assert len(written) == 1
+    size = int.from_bytes(next(iter(written))[:8], "little")
+    assert size % 8 == 0
+    assert list(json.loads(next(iter(written))[8 : 8 + size])["__metadata__"]) == sorted(metadata)
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_a_rename_that_fails_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int) -> None:
+    old = {"a": b"1", "b": b"2"}
+    new = {"a": b"3", "new": b"4", "b": b"5"}
+    replace_files(tmp_path, old)
+    assert files(tmp_path) == old
+    calls = []
+    rename = os.replace
+
+    def replace(source: Any, target: Any) -> None:
+        calls.append(target)
+        if len(calls) == failing + 1:
+            raise OSError("no")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(OSError, match="no"):
+        replace_files(tmp_path, new)
+    assert len(calls) > failing
+    assert files(tmp_path) == old
+    monkeypatch.undo()
+    replace_files(tmp_path, new)
+    assert files(tmp_path) == new
+
+
+def test_contents_reach_the_disk_before_they_are_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *args, name=name, real=real: (events.append(name), real(*args))[1])
+    replace_files(tmp_path, {"a": b"1", "b": b"2"})
+    assert events == ["fsync", "fsync", "replace", "replace", "fsync"]
+
+
+def test_files_can_be_read_by_those_who_may(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        replace_files(tmp_path, {"a": b"1"})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_config_of_another_save_is_refused(tmp_path: Path) -> None:
+    """As a process leaves them that ends between two renames."""
+    model, config = toy()
+    reference.save_adapter(model, config, tmp_path)
+    tensors = (tmp_path / TENSORS).read_bytes()
+    other, config = toy(alpha=3)
+    reference.save_adapter(other, config, tmp_path)
+    (tmp_path / TENSORS).write_bytes(tensors)
+    with pytest.raises(ValueError, match=r"was not saved with this adapter_config\.json"):
+        reference.load_adapter(other, tmp_path)
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "alpha": ({"alpha": 3}, r"blocks\.0\.fc1 has alpha = 3 but adapter_config\.json has 6: expected the same"),
+    "dim": ({"dim": 3}, r"blocks\.0\.fc1 has dim = 3 but adapter_config\.json has 2"),
+    "dora": ({"use_dora": True}, r"blocks\.0\.fc1 has use_dora = True but adapter_config\.json has False"),
+    "fewer": ({"target_modules": ["*.fc1"]}, r"of modules that have no adapter: blocks\.0\.fc2, blocks\.1\.fc2"),
+    "more": ({"target_modules": ["*.fc*", "head"]}, r"no tensors for adapters of the model: head"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_the_error_says_what_does_not_fit(tmp_path: Path, what: str) -> None:
+    options, message = REFUSED[what]
+    model, config = toy()
+    reference.save_adapter(model, config, tmp_path)
+    with pytest.raises(ValueError, match=message):
+        reference.load_adapter(toy(**options)[0], tmp_path)
+
+
+FILES_REFUSED = {
+    CONFIG: [
+        (b'{"peft_type": "LORA", "r": 2, "r": 3}', "r is given twice"),
+        (b'{"peft_type": "LORA", "lora_alpha": NaN}', "NaN is no number of JSON"),
+        (b"[" * 10**5, "is no JSON object"),
+        (b"3", "it holds a int"),
+        (b'{"r": 2}', "has no peft_type: expected 'LORA'"),
+        (b'{"peft_type": "LORA", "a": 1}', "has the unknown field a = 1"),
+        (b'{"peft_type": "LORA", "rank_pattern": {"a": 1}}', "rank_pattern = {'a': 1}, which is not supported"),
+        (b'{"peft_type": "LORA", "r": 2, "lora_alpha": 6, "target_modules": ["fc1"]}', "is none of target_modules"),
+        (b'{"peft_type": "LORA", "r": 2, "target_modules": ["fc1", "fc2", "head"]}', "head is one of target_modules"),
+        (b" " * (2**24 + 1), "expected at most 16777216"),
+    ],
+    REST: [
+        (b'{"dropout": 0.5}', "has lora_dropout = 0.0 but automodel_peft_config.json has dropout = 0.5"),
+        (b'{"of_tomorrow": 1}', "automodel_peft_config.json has the unknown field of_tomorrow = 1"),
+    ],
+    TENSORS: [(b"", "is no whole safetensors file"), (b"\x80\x04.", "is no whole safetensors file")],
+}
+
+
+@pytest.mark.parametrize(
+    ("file", "data", "message"), [(f, *case) for f, cases in FILES_REFUSED.items() for case in cases]
+)
+def test_the_error_says_what_is_wrong_with_a_file(tmp_path: Path, file: str, data: bytes, message: str) -> None:
+    model, config = toy()
+    reference.save_adapter(model, config, tmp_path)
+    (tmp_path / file).write_bytes(data)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=message.replace("{", r"\{").replace("[", r"\[")):
+        reference.load_adapter(model, tmp_path)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_other_kinds_of_file_are_refused(tmp_path: Path) -> None:
+    model, config = toy()
+    reference.save_adapter(model, config, tmp_path)
+    (tmp_path / TENSORS).unlink()
+    (tmp_path / "adapter_model.bin").write_bytes(b"\x80\x04.")
+    with pytest.raises(ValueError, match=r"adapter_model\.bin is a pickle, which could run anything"):
+        reference.load_adapter(model, tmp_path)
+    os.mkfifo(tmp_path / TENSORS)
+    with pytest.raises(ValueError, match="is no regular file"):
+        reference.load_adapter(model, tmp_path)
+    (tmp_path / TENSORS).unlink()
+    (tmp_path / TENSORS).symlink_to(TENSORS)
+    with pytest.raises(ValueError, match="leads nowhere"):
+        reference.load_adapter(model, tmp_path)
+
+
+def test_what_is_not_saved_is_named(tmp_path: Path) -> None:
+    model, config = toy()
+    model.get_parameter("head.weight").requires_grad_(True)
+    with pytest.warns(UserWarning, match=r"trainable, but no adapter's and so not saved: head\.weight"):
+        reference.save_adapter(model, config, tmp_path)
+
+
+def test_a_scale_of_its_own_is_refused(tmp_path: Path) -> None:
+    model, config = toy()
+    next(m for m in model.modules() if isinstance(m, reference.LinearLoRA)).scale = 1.0
+    with pytest.raises(ValueError, match=r"blocks\.0\.fc1 has the scale 1\.0: expected 3\.0"):
+        reference.save_adapter(model, config, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_module_with_three_names_is_saved_under_all(tmp_path: Path) -> None:
+    model = Twice()
+    config = reference.PeftConfig(dim=2, target_modules=["first_proj"])
+    reference.apply_lora_to_linear_modules(model, config)
+    reference.save_adapter(model, config, tmp_path)
+    other = Twice()
+    other.load_state_dict({k: v for k, v in model.state_dict().items() if "lora" not in k})
+    reference.load_adapter(other, tmp_path)
+    assert other.first_proj is other.inner.third
+    assert torch.equal(other(torch.ones(1, 4)), model(torch.ones(1, 4)))
+
+
+VALUES = [
+    {"a": (1, 2.5, None), 1: [True, "x"], "1": {}, "c": Counter({3: 2}), "o": OrderedDict(b=1)},
+    {"t": torch.tensor([1.0, float("nan")]), 0: torch.tensor(3), "f": [float("inf"), float("-inf"), 0.1 + 0.2, -0.0]},
+    [],
+]
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_values_come_back_as_they_were(value: Any) -> None:
+    tensors: dict[str, torch.Tensor] = {}
+    text = json.dumps(flatten(value, "v", tensors), allow_nan=False)
+    back = unflatten(json.loads(text), tensors)
+    assert type(back) is type(value)
+    assert same(back, value)
+    assert repr(back) == repr(value)
+
+
+@pytest.mark.parametrize("value", [{"f": len}, {1.5: 1}, {"s": {1, 2}}, [object()], {"b": b"x"}])
+def test_values_without_a_word_are_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"v(\['.'\]|\[0\])? (is a|has the keys)"):
+        flatten(value, "v", {})
+
+
+def test_runs_that_cannot_be_saved(tmp_path: Path) -> None:
+    training = run()
+    with pytest.raises(ValueError, match="step = -1: expected an int of at least 0"):
+        reference.save_training(training, tmp_path, -1)
+    training.lr_scheduler = object()
+    with pytest.raises(ValueError, match="the lr_scheduler, a object, has no state_dict"):
+        reference.save_training(training, tmp_path)
+    training.lr_scheduler = None
+    training.optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
+    with pytest.raises(ValueError, match="the optimizer has a parameter that is not the model's"):
+        reference.save_training(training, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_optimiser_that_takes_up_another_state_is_put_back(tmp_path: Path) -> None:
+    reference.save_training(run(), tmp_path)
+    training = run()
+    before = copy.deepcopy(training.optimizer.state_dict())
+    load = training.optimizer.load_state_dict
+
+    def another(state: dict[str, Any]) -> None:
+        training.optimizer.load_state_dict = load
+        load(state)
+        training.optimizer.param_groups[0]["lr"] = 1.0
+
+    training.optimizer.load_state_dict = another
+    with pytest.raises(ValueError, match="the optimizer does not take up the state that was saved"):
+        reference.load_training(training, tmp_path)
+    assert same(training.optimizer.state_dict(), before)
+
+
+def test_an_adapter_is_no_run(tmp_path: Path) -> None:
+    model, config = toy()
+    reference.save_adapter(model, config, tmp_path)
+    (tmp_path / TENSORS).rename(tmp_path / "training.safetensors")
+    with pytest.raises(ValueError, match="its metadata has no loraspec_training: expected a file of save_training"):
+        reference.load_training(run(), tmp_path)

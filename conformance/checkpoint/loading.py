@@ -15,6 +15,7 @@ from conformance.case import Space
 from conformance.checkpoint.base import PLAIN, FileCase, folder, load, raised
 from conformance.checkpoint.format import PREFIX, peft_config, put
 from conformance.clause import clause
+from conformance.hybrid.tree import conv1d
 from conformance.judge import judge, require
 from conformance.linear_case import LinearCase, tamed
 from conformance.model.base import make_config
@@ -212,11 +213,8 @@ def test_embedding(subject: Subject, case: FileCase) -> None:
     weight=0.5,
 )
 def test_conv1d(subject: Subject, case: FileCase) -> None:
-    from transformers import pytorch_utils
-
     torch.manual_seed(case.seed)
-    utils: Any = pytorch_utils
-    layer = utils.Conv1D(5, 5)
+    layer: Any = conv1d(5, 5)
     model = Holder(layer).double().to(subject.device).requires_grad_(False)
     A, B, x = torch.randn(case.r, 5).double(), torch.randn(5, case.r).double(), torch.randn(3, 5).double()
     expected = x @ layer.weight.cpu() + layer.bias.cpu() + case.alpha / case.r * (x @ A.T @ B.T)

@@ -255,6 +255,7 @@ def test_a_module_with_three_names_is_saved_under_all(tmp_path: Path) -> None:
 VALUES = [
     {"a": (1, 2.5, None), 1: [True, "x"], "1": {}, "c": Counter({3: 2}), "o": OrderedDict(b=1)},
     {"t": torch.tensor([1.0, float("nan")]), 0: torch.tensor(3), "f": [float("inf"), float("-inf"), 0.1 + 0.2, -0.0]},
+    {1: torch.tensor(1), "1": torch.tensor(2)},
     [],
 ]
 

@@ -48,7 +48,7 @@ def decode(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  (no mapping)
             return tensors, dict(file.metadata() or {})
     except SafetensorError as error:
-        raise ValueError(f"{path} is no whole safetensors file: {error}") from None
+        raise ValueError(f"{path.name} is no whole safetensors file: {error}") from None
 
 
 def digest(tensors: Mapping[str, Tensor], about: object) -> str:
@@ -70,13 +70,13 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     size = path.stat().st_size
     if size > LARGEST_JSON:
-        raise ValueError(f"{path} has {size} bytes: expected at most {LARGEST_JSON}")
+        raise ValueError(f"{path.name} has {size} bytes: expected at most {LARGEST_JSON}")
     try:
         values = json.loads(path.read_bytes(), object_pairs_hook=_once, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON object: {error}") from None
+        raise ValueError(f"{path.name} is no JSON object: {error}") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{path} is no JSON object: it holds a {type(values).__name__}")
+        raise ValueError(f"{path.name} is no JSON object: it holds a {type(values).__name__}")
     return values
 
 
@@ -99,12 +99,12 @@ def file_in(folder: Path, name: str) -> Path:
     try:
         target = path.resolve(strict=True)
     except RuntimeError:  # a link that leads to itself
-        raise ValueError(f"{path} leads nowhere") from None
+        raise ValueError(f"{path.name} leads nowhere") from None
     allowed = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
     if target.parent not in allowed:
-        raise ValueError(f"{path} leads out of its folder, to {target}: expected a file in {folder}")
+        raise ValueError(f"{path.name} leads out of its folder, to {target}: expected a file in {folder}")
     if not stat.S_ISREG(target.stat().st_mode):
-        raise ValueError(f"{path} is no regular file")
+        raise ValueError(f"{path.name} is no regular file")
     return target
 
 

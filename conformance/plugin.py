@@ -30,7 +30,7 @@ OPTIONS: dict[str, tuple[str | None, str]] = {
     "device": ("cpu", "cpu, cuda or cuda:N"),
     "lane": (None, "only subjects that run in this lane: cpu, interpreter or gpu"),
     "seed": ("0", "which cases are drawn"),
-    "shard": (None, "i/n: only the i-th of n parts of the trials; `loraspec combine` puts their reports together"),
+    "shard": (None, "i/n: only the i-th of n parts of the trials; `loraspec merge` puts their reports together"),
     "report-dir": (None, "write report.json, report.html, junit.xml and reproducers there"),
     "scratch": (None, "where `loraspec run` follows this session"),
     "timeout": ("600", "seconds after which a trial's process is ended (with --loraspec-scratch)"),

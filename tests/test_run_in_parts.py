@@ -46,8 +46,8 @@ def test_shards_of_the_command_and_of_the_plugin_add_up(whole: Path, tmp_path: P
     pytested = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "--pyargs", "conformance.test_linear", *options)
     assert report_in(two)["shard"] == "2/2", pytested.stdout
     assert pytested.returncode == report.exit_code(report_in(two))
-    combined = loraspec("combine", str(two), str(one), "--report-dir", str(into))
-    assert combined.returncode == 1, combined.stderr
+    merged = loraspec("merge", str(two), str(one), "--report-dir", str(into))
+    assert merged.returncode == 1, merged.stderr
     assert without_times(report_in(into)) == without_times(report_in(whole))
     assert files(into) == files(whole)
     assert (into / "junit.xml").exists()

@@ -14,12 +14,12 @@ import jsonschema
 import pytest
 
 from conformance import cli, report
-from conformance.combine import combine
 from conformance.fingerprint import fingerprint
 from conformance.journal import NAME, Journal, read
 from conformance.report import Outcome
 from conformance.result import Result
 from conformance.selection import Selection, UsageError
+from conformance.shard_merge import merge_shards
 from conformance.shards import keys, part
 from tests.test_report import SCHEMA, a_plan
 
@@ -95,12 +95,12 @@ def cut(folder: Path, lines: int, more: str = "") -> Path:
     return folder
 
 
-def test_combined_shards_are_the_whole(tmp_path: Path) -> None:
+def test_merged_shards_are_the_whole(tmp_path: Path) -> None:
     shards = [
         judged_part(tmp_path / str(number), f"{number}/3", device_name=f"cpu {number % 2}") for number in (3, 1, 2)
     ]
     (tmp_path / "all").mkdir()
-    found = combine(shards, tmp_path / "all")
+    found = merge_shards(shards, tmp_path / "all")
     jsonschema.validate(found, SCHEMA)
     assert found["shard"] is None
     assert found["device_name"] == "cpu 1 and cpu 0"
@@ -128,7 +128,7 @@ def test_combined_shards_are_the_whole(tmp_path: Path) -> None:
 def test_shards_of_different_runs_are_refused(changes: dict[str, Any], says: str, tmp_path: Path) -> None:
     folders = [judged_part(tmp_path / "a", "1/2"), judged_part(tmp_path / "b", "2/2", **changes)]
     with pytest.raises(UsageError) as refusal:
-        combine(folders, tmp_path)
+        merge_shards(folders, tmp_path)
     assert says.format(*folders) in str(refusal.value)
     recorded = read(folders[1])
     assert recorded is not None
@@ -154,10 +154,10 @@ def test_shards_that_are_no_whole_are_refused(tmp_path: Path, capsys: pytest.Cap
         ([one, tmp_path / "empty"], "'" + str(tmp_path / "empty") + "' is no report folder of a shard"),
         ([one, two, three, four], f"shard 3/4 in '{three}': 1 trials, "),
     ):
-        assert cli.main(["combine", *map(str, folders), "--report-dir", str(tmp_path / "all")]) == 2
+        assert cli.main(["merge", *map(str, folders), "--report-dir", str(tmp_path / "all")]) == 2
         out, err = capsys.readouterr()
         assert (says in err, out) == (True, ""), err
-    assert cli.main(["combine", str(one), "--report-dir", str(one)]) == 2
+    assert cli.main(["merge", str(one), "--report-dir", str(one)]) == 2
     assert "is a shard's own folder" in capsys.readouterr().err
     assert list((tmp_path / "all").iterdir()) == []
 
@@ -167,7 +167,7 @@ def test_a_failure_of_the_suite_in_one_shard_is_that_of_the_whole(tmp_path: Path
     broken = cut(
         judged_part(tmp_path / "b", "2/2", errors=errors), 1, json.dumps({"error": "Traceback …", "where": "A"}) + "\n"
     )
-    found = combine([judged_part(tmp_path / "a", "1/2"), broken], tmp_path)
+    found = merge_shards([judged_part(tmp_path / "a", "1/2"), broken], tmp_path)
     assert report.exit_code(found) == 3
     assert "inconclusive" in {clause["status"] for clause in found["clauses"]}
 

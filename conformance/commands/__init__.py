@@ -5,11 +5,11 @@ Importing them imports neither torch nor hypothesis: what a command needs beyond
 
 from __future__ import annotations
 
-from conformance.commands import combine, demo, explain, init, matrix, rerun, run, serve, spec
+from conformance.commands import demo, explain, init, matrix, merge, rerun, run, serve, spec
 
 COMMANDS = {
     "run": run,
-    "combine": combine,
+    "merge": merge,
     "matrix": matrix,
     "explain": explain,
     "rerun": rerun,

@@ -25,7 +25,7 @@ def add(commands: output.Commands) -> None:
     run.add_argument(
         "--shard",
         metavar="i/n",
-        help="only the i-th of n parts of the trials, of about equal cost; see `loraspec combine`",
+        help="only the i-th of n parts of the trials, of about equal cost; see `loraspec merge`",
     )
     run.add_argument("--smoke", action="store_true", help="only import the target and see what it claims")
     run.add_argument("--watch-clause", metavar="ID", help="judge this clause again at each save of the target's source")

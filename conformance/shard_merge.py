@@ -1,4 +1,4 @@
-"""Shards combined: the report of the whole run, from the report folders of all its shards."""
+"""Shards merged: the report of the whole run, from the report folders of all its shards."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from conformance.report import Outcome, assemble, finish, write
 from conformance.selection import UsageError, shard_numbers
 
 
-def combine(folders: Sequence[Path], into: Path) -> dict[str, Any]:
+def merge_shards(folders: Sequence[Path], into: Path) -> dict[str, Any]:
     """Write and return the report that one run of all trials would have given.
 
     Raises:

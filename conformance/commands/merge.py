@@ -1,0 +1,24 @@
+"""`loraspec merge`: put the reports of all shards together."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from conformance.commands import output
+
+
+def add(commands: output.Commands) -> None:
+    """Its options."""
+    merge = output.reporting(commands, "merge", "put the reports of all shards together")
+    merge.add_argument("shards", metavar="DIR", type=Path, nargs="+", help="the report folder of a shard")
+    output.add(merge)
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Run it; the exit code."""
+    from conformance import report
+    from conformance.shard_merge import merge_shards
+
+    report.prepare(options.report_dir)
+    return output.show(merge_shards(options.shards, options.report_dir), options)

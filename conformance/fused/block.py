@@ -106,9 +106,11 @@ class Bound:
         return dict(zip(expected, ys, strict=True))
 
     def backward(self, ys: dict[str, torch.Tensor], *, retain_graph: bool = False) -> None:
-        """Run backward from the case's upstream gradients of these outputs."""
+        """Run backward from the case's upstream gradients of these outputs, as far as they require grad."""
+        joined = ", ".join(ys)
+        require(any(y.requires_grad for y in ys.values()), f"{joined} do not require grad although an operand does")
+        ys = {name: y for name, y in ys.items() if y.requires_grad}
         for name, y in ys.items():
-            require(y.requires_grad, f"{name} does not require grad although an operand does")
             wanted = self.block.values[f"g of {name}"].shape
             require(tuple(y.shape) == wanted, f"{name} has shape {list(y.shape)}: expected {list(wanted)}")
         upstream = [self.block.placed[f"g of {name}"].tensor.to(y.dtype) for name, y in ys.items()]

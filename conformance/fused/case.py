@@ -61,6 +61,7 @@ def tamed(case: FusedCase) -> FusedCase:
         changes["m"] = 1
     if case.values == "integers":
         changes["activation"] = "relu2"
+        changes["scale"] = case.scale if abs(case.scale) >= 1 else 1 / case.scale  # halves of halves are no integers
         changes["m"] = min(changes.get("m", case.m), 5)  # type: ignore[call-overload]
     elif case.special == "saturated" and case.activation == "relu2":
         changes["activation"] = "silu"
@@ -83,7 +84,7 @@ FUSED = Space(
     bias=("none", "all", "second"),
     activation=ACTIVATIONS,
     gated=(True, True, False),
-    values=("integers", "normal", "normal"),
+    values=("integers", "normal", "normal", "normal"),
     training=(True, False),
 )
 SMALL = FUSED.narrowed(

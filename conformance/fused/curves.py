@@ -18,8 +18,9 @@ import math
 import numpy as np
 import torch
 
-from conformance.numerics import Array, format_of
+from conformance.numerics import Array
 
+TINY = torch.finfo(torch.float32).smallest_normal  # below it 1/(1 + exp(-t)) is 0, since the exponential is infinite
 # upper bounds of |f″| and |f‴|; relu2 has no third derivative, and its second jumps at 0
 BENDS = {"silu": (0.5, 0.5), "gelu": (0.8, 0.8), "gelu_tanh": (0.85, 1.0), "relu2": (2.0, 0.0)}
 _C, _D = math.sqrt(2 / math.pi), 0.044715
@@ -63,20 +64,30 @@ def bend(t: Array, activation: str, near: Array) -> Array:
     most, third = BENDS[activation]
     if activation == "relu2":
         return np.where(t + near > 0, most, 0.0)
-    return np.asarray(np.minimum(most, np.abs(second(t, activation)) + third * near + 1e-6))
+    here = np.abs(second(t, activation)) + third * near + 1e-6
+    return np.asarray(np.minimum(np.minimum(most, here), 8 * _decay(np.abs(t) - near, activation)))
 
 
 def slope_rest(t: Array, activation: str, near: Array) -> Array:
     """An upper bound of |f′(t + e) - f′(t) - e·f″(t)| for |e| up to near."""
     if activation == "relu2":
         return np.where(np.abs(t) <= near, 2 * near, 0.0)
-    return np.asarray(0.5 * BENDS[activation][1] * near**2 + 1e-6 * near)
+    third = np.minimum(BENDS[activation][1], 8 * _decay(np.abs(t) - near, activation))
+    return np.asarray(0.5 * third * near**2 + 1e-6 * near)
+
+
+def _decay(size: Array, activation: str) -> Array:
+    """What |f″| and |f‴| stay 8 times below from this |t| on: silu's (2 + t)·e⁻ᵗ, gelu's (1 + t³)·φ(t)."""
+    size = np.maximum(size, 0.0)
+    if activation == "silu":
+        return np.asarray((2 + size) * np.exp(-size))
+    return np.asarray((1 + size**3) * np.exp(-0.5 * size**2))
 
 
 def value_error(t: Array, activation: str, unit: float) -> Array:
     """How far an evaluation of f(t) may be off."""
     size, f = np.abs(t), np.abs(value(t, activation))
-    underflow = 8 * (1 + size) * format_of(torch.float32).step
+    underflow = 8 * (1 + size) * TINY
     if activation == "relu2":
         return np.asarray(2 * unit * f + underflow)
     if activation == "silu":
@@ -88,7 +99,9 @@ def slope_error(t: Array, activation: str, unit: float) -> Array:
     """How far an evaluation of f′(t) may be off."""
     if activation == "relu2":
         return np.asarray(2 * unit * np.abs(slope(t, activation)))
-    return np.asarray(unit * (8 * (1 + np.abs(t)) + (32 if activation == "gelu_tanh" else 0)))
+    return np.asarray(
+        unit * (8 * (1 + np.abs(t)) + (32 if activation == "gelu_tanh" else 0)) + 8 * (1 + np.abs(t)) * TINY
+    )
 
 
 def _sigmoid(t: Array) -> Array:

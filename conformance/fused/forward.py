@@ -45,8 +45,7 @@ def test_query_key_and_value(subject: Subject, case: FusedCase) -> float | None:
 
 @clause(
     "FUS-MLP",
-    """lora_mlp(x, gate, up, down, activation) returns down(f(gate(x)) ⊙ up(x)), down(f(up(x))) without a gate, f being
-    computed in float32 at least.""",
+    "lora_mlp(x, gate, up, down, activation) returns down(f(gate(x)) ⊙ up(x)), and down(f(up(x))) without a gate.",
     group="fused",
     cases=FUSED,
     subjects=("lora_mlp",),

@@ -83,6 +83,8 @@ class Oracle:
         shape = (*block.case.leading, value.shape[-1]) if key == "x" or key in block.outputs else value.shape
         dtype = block.computed_in if key in block.outputs else block.placed[key].tensor.dtype
         terms = {term: value - other[key] for term, other in self.lacking.items()}
+        if block.case.special == "saturated" and key not in block.outputs:
+            terms = {}  # where the activation is flat, hardly anything of a gradient depends on it
         # what this result does not depend on, or is made of entirely, is no term of it
         terms = {term: part.reshape(shape) for term, part in terms.items() if part.any() and not _same(part, value)}
         limits = None if block.exact else self._budget(key).reshape(shape)

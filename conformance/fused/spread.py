@@ -4,9 +4,9 @@ Each intermediate v of the block (gate, up, d_h) comes out of a chain ``t ↦ t 
 `budget.row_chain` gives. For a result that depends on v by the map J (the derivative, a matrix for each token) the
 roundings carry in two ways, and both are added:
 
-- what is stored before v, such as t Aᵀ, reaches several elements of v at once: the chain followed by J is a chain
-  again, with J W for W and J B for B, and `row_chain` of that has these stores with their right weights;
-- what happens in each element of v by itself (sums, stores of v) is independent: √Σ (own · J)².
+- what is rounded before v, such as t Aᵀ or a t that is scaled or cast, reaches several elements of v at once: those
+  stores and that sum, with J B for B (`shared`);
+- what happens in each element of v by itself (its sums, its stores) is independent: √Σ (own · J)².
 
 The activation adds its error of evaluation (`curves`), two stores of f and one of h, independent in each element;
 its slope the same. What is of second order is bounded by the curve's bend: half of ``|f″|·own²`` and the products of
@@ -27,6 +27,17 @@ from conformance.numerics import Array, accumulator_unit
 def allowed(chain: Chain, rows: Array, how: Rounding) -> Array:
     """Budget of one chain's output."""
     return budget.row_chain(rows, chain.weight, chain.bias, chain.down, chain.up, chain.scale, how)
+
+
+def shared(chain: Chain, rows: Array, how: Rounding) -> Array:
+    """Of a chain's output, the errors that come of the middle and of its operands, common to all of a row."""
+    middle, joined, s = rows @ chain.down.T, chain.up @ chain.down, abs(chain.scale)
+    through = how.stored(middle, chain.up.T)
+    stores = through + np.maximum(through, how.stored(rows, chain.down.T, chain.up.T))
+    if how.adapter_dtype != how.dtype:
+        stores = stores + how.stored(rows, joined.T)
+    summed = how.accumulation(rows.shape[1]) * (np.abs(rows) @ np.abs(chain.down).T @ np.abs(chain.up).T)
+    return np.asarray(s * (how.adapter_unit * stores + summed))
 
 
 def independent(errors: Array, *maps: Array) -> Array:
@@ -74,7 +85,7 @@ class Spread:
         found = np.zeros(maps.shape[:2])
         for m, map_ in enumerate(maps):
             followed = Chain(map_ @ chain.weight, None, chain.down, map_ @ chain.up, chain.scale)
-            found[m] = allowed(followed, rows[m : m + 1], self.how)[0] + independent(own[m], map_.T)
+            found[m] = shared(followed, rows[m : m + 1], self.how)[0] + independent(own[m], map_.T)
         return found
 
     def of_h(self, reading: Array) -> Array:

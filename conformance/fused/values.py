@@ -72,7 +72,7 @@ def scale_of(case: FusedCase, block: str, name: str) -> float:
 def _floats(case: FusedCase, block: str) -> dict[str, Array]:
     """Values of order one, scaled so that base, bias and update all weigh in each projection's output."""
     random = np.random.default_rng([case.seed, case.m, case.k, case.n, case.r])
-    values = {}
+    values: dict[str, Array] = {}
     for name, shape in _shapes(case, block).items():
         projection, _, operand = name.rpartition(".")
         size = 1.0
@@ -82,10 +82,11 @@ def _floats(case: FusedCase, block: str) -> dict[str, Array]:
             size = 1 / (math.sqrt(shape[1]) * abs(scale_of(case, block, projection)))
         values[name] = random.standard_normal(shape) * size
     if case.special == "saturated":
-        for operand in ("weight", "bias", "lora_B"):
-            name = f"{names(case, block)[0]}.{operand}"
-            if name in values:
-                values[name] = values[name] * 100
+        # far from 0 on both sides, and by so different amounts that weight and adapter still show in 16 bits
+        first = names(case, block)[0]
+        for operand in ("weight", "lora_B"):
+            values[f"{first}.{operand}"] *= 20
+        values[f"{first}.bias"] = np.where(np.arange(case.n) % 2, -128.0, 128.0)
     elif case.special in ("nan", "inf"):
         x = values["x"].reshape(-1, case.k)
         x[case.seed % len(x), case.seed % case.k] = float(case.special)
@@ -142,8 +143,7 @@ def _weight(case: FusedCase, block: str, values: dict[str, Array]) -> tuple[floa
             update = abs(scale_of(case, block, name)) * np.abs(g @ whole["lora_B"] @ whole["lora_A"])
             back = back + np.abs(g @ whole["weight"]) + update
     sizes.append(float(back.max(initial=0.0)))
-    fraction = max(1.0, 1 / min(abs(case.scale), 1.0))  # a scale of 1/2 leaves halves
-    return float(max(sizes)) * fraction, decides
+    return float(max(sizes)), decides
 
 
 def _whole(values: dict[str, Array], name: str, n: int, k: int) -> dict[str, Array]:

@@ -18,8 +18,8 @@ M, K, N, R = 96, 80, 72, 8
 def saved_bytes(layer: Any, x: torch.Tensor) -> int:
     """Bytes of distinct storages saved by one forward pass, without those of x and the parameters.
 
-    Counted by the saved-tensor hooks, and by the tensors that are attributes of the graph's nodes, which the
-    hooks do not see; the larger is returned.
+    Counted by the saved-tensor hooks, and with the tensors that are attributes of the graph's nodes, which the
+    hooks do not see.
     """
     known = {t.untyped_storage().data_ptr() for t in (x, *layer.parameters())}
     hooked: dict[int, int] = {}
@@ -34,11 +34,11 @@ def saved_bytes(layer: Any, x: torch.Tensor) -> int:
         y = layer(x)
     known.add(y.untyped_storage().data_ptr())
     gc.collect()
-    return max(sum(hooked.values()), kept_by_the_graph(y, known))
+    return sum({**kept_by_the_graph(y, known), **hooked}.values())
 
 
-def kept_by_the_graph(y: torch.Tensor, known: set[int]) -> int:
-    """Bytes of tensors that are attributes of the graph's custom nodes."""
+def kept_by_the_graph(y: torch.Tensor, known: set[int]) -> dict[int, int]:
+    """Bytes of each storage of the tensors that are attributes of the graph's custom nodes."""
     sizes: dict[int, int] = {}
     todo, seen = [y.grad_fn], set()
     while todo:
@@ -50,7 +50,7 @@ def kept_by_the_graph(y: torch.Tensor, known: set[int]) -> int:
         for value in getattr(node, "__dict__", {}).values():
             if isinstance(value, torch.Tensor) and value.untyped_storage().data_ptr() not in known:
                 sizes[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
-    return sum(sizes.values())
+    return sizes
 
 
 def built(dtype: torch.dtype, **options: Any) -> tuple[Any, torch.Tensor]:
@@ -118,7 +118,11 @@ def test_a_gated_block_keeps_gate_and_up_beside_x(dtype: torch.dtype, activation
 def test_query_key_and_value_keep_their_middles_beside_x(dtype: torch.dtype) -> None:
     parts, projections = block_of(dtype, [(N, K), (R, K), (R, K)])
     x = torch.randn(M, K, dtype=dtype, requires_grad=True)
-    assert saved_bytes(Fused(optimized.lora_qkv, parts, projections), x) == 3 * M * R * dtype.itemsize
+    block = Fused(optimized.lora_qkv, parts, projections)
+    assert saved_bytes(block, x) == 3 * M * R * dtype.itemsize
+    for *_, lora_B, _ in projections:
+        lora_B.requires_grad_(False)
+    assert saved_bytes(block, x) == 0
 
 
 def test_the_measure_sees_what_eager_keeps() -> None:

@@ -56,6 +56,7 @@ def test_fused_checkpointing(subject: Subject, case: FusedCase) -> float | None:
     "torch.compile keeps outputs and gradients.",
     group="fused",
     cases=SMALL.narrowed(m=(3, 5), k=(17, 33), n=(5, 16), o=(3,), r=(3,), scale=(2.0,)),
+    dtypes=("float32", "bfloat16"),
     weight=0.05,
 )
 def test_fused_compiled(subject: Subject, case: FusedCase) -> float | None:

@@ -52,7 +52,7 @@ def forward(x: Tensor, projections: Sequence[Operands]) -> tuple[list[Tensor], T
     ys = [linear(x, p.weight, p.bias) for p in projections]
     for y, s, p in zip(ys, _parts(S, projections), projections, strict=True):
         if s is not None:
-            wide_s, B = as_dtype(_compute(s, p.lora_B, p.rank), s, p.lora_B)
+            wide_s, B = as_dtype(_compute(y, p.lora_B, p.rank), s, p.lora_B)
             add_product(y, wide_s, B.t(), p.scale)
     return ys, S
 
@@ -62,7 +62,7 @@ def middle(x: Tensor, projections: Sequence[Operands]) -> Tensor | None:
     A = _stacked(projections)
     if A is None:
         return None
-    wide_x, A = as_dtype(_compute(x, A, *A.shape), x, A)
+    wide_x, A = as_dtype(_compute(x, A, A.shape[1]), x, A)
     S: Tensor = wide_x @ A.t()
     return S
 
@@ -93,8 +93,12 @@ def back_through(
             dX.addmm_(g, p.weight)
     A = _stacked([p for _, p in active])
     if T is not None and A is not None:
-        wide_T, A = as_dtype(_compute(T, A, *A.shape), T, A)
-        add_product(dX, wide_T, A, 1.0)
+        # a summed rank may be one that 16 bits are not safe with where each rank is
+        apart = dX.dtype.itemsize == 2 and overreads(dX, len(A))
+        factors = [p.lora_A for _, p in active if p.rank] if apart else [A]
+        for t, factor in zip(parts if apart else [T], factors, strict=True):
+            wide_t, wide_A = as_dtype(_compute(dX, factor, *factor.shape), t, factor)
+            add_product(dX, wide_t, wide_A, 1.0)
     return dX, T
 
 
@@ -137,7 +141,7 @@ def _outer(left: Tensor | None, right: Tensor | None, scale: float = 1.0) -> Ten
 
 
 def _compute(t: Tensor, factor: Tensor, *inner: int) -> torch.dtype:
-    """The wider of both dtypes; on a CPU float32 where 16 bits are slower or not safe."""
+    """The wider of both dtypes; on a CPU float32 where 16 bits are slower, for so small a t, or not safe."""
     wider = torch.promote_types(t.dtype, factor.dtype)
     return torch.float32 if wider.itemsize == 2 and (few_for_16_bits(t) or overreads(t, *inner)) else wider
 

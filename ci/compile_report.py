@@ -24,10 +24,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from optimized.kernels.down import down_config, down_kernel
+from optimized.kernels.lifted import lifted_config, lifted_gradients_kernel, lifted_kernel
 from optimized.kernels.outer import outer_config, outer_kernel
 from optimized.kernels.partials import partials_config, partials_kernel
 from optimized.kernels.tiles import TL_DTYPE, Config, mixed_dot, native_dot
 from optimized.kernels.up import up_config, up_kernel
+from reference.mlp import ACTIVATIONS
 
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 TENSOR_CORE = {"tcgen05": "tcgen05.mma", "wgmma": "wgmma.mma_async", "mma": "mma.sync"}
@@ -36,6 +38,8 @@ KERNELS = {
     "up": (up_kernel, up_config, mixed_dot),
     "outer": (outer_kernel, outer_config, mixed_dot),
 }
+# Element by element: no product, one configuration, and one compilation for each activation.
+LIFTED = {"lifted": lifted_kernel, "lifted_gradients": lifted_gradients_kernel}
 # The dtype of the operands and the one they are rounded to; the last pair is autocast's.
 DTYPES = (
     (torch.bfloat16, torch.bfloat16),
@@ -70,6 +74,7 @@ class Job:
     compute: str
     layout: str
     config: Config
+    activation: str = ""
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,17 @@ def jobs() -> list[Job]:
             for name, config in configs.items():
                 job = Job(name, arch, _name(dtype), _name(compute), layout, config)
                 found[str(job)] = job
-    return list(found.values())
+    return [*found.values(), *_lifted_jobs()]
+
+
+def _lifted_jobs() -> list[Job]:
+    """The activation kernels: each activation, gated or not, in each dtype, for every architecture."""
+    dtypes = dict.fromkeys(_name(dtype) for dtype, _ in DTYPES)
+    variants = [f"{name}{gate}" for name in ACTIVATIONS for gate in ("", " gated")]
+    return [
+        Job(kernel, arch, dtype, dtype, "packed", lifted_config(2**20), activation)
+        for kernel, arch, dtype, activation in itertools.product(LIFTED, SHARED_BYTES, dtypes, variants)
+    ]
 
 
 def _is_lean(name: str, layout: str, R: int, wide: bool) -> bool:
@@ -138,8 +153,8 @@ def compile_job(job: Job) -> Row:
         arch=f"sm_{job.arch}",
         dtype=job.dtype,
         compute=job.compute,
-        layout=job.layout,
-        blocks="x".join(f"{name[-1]}{size}" for name, size in job.config.blocks.items()),
+        layout=job.activation or job.layout,
+        blocks="x".join(f"{name.removeprefix('BLOCK')[-1:]}{size}" for name, size in job.config.blocks.items()),
         warps=job.config.num_warps,
         stages=job.config.num_stages,
         registers=int(registers[1]),
@@ -166,6 +181,10 @@ def _faults(row: Row, arch: int) -> list[str]:
 def _kernel(job: Job) -> tuple[Any, dict[str, Any]]:
     """The job's kernel and the arguments that are constant in it."""
     compute = getattr(torch, job.compute)
+    if job.kernel in LIFTED:
+        name, _, gate = job.activation.partition(" ")
+        constants = {"GATED": bool(gate), "ACTIVATION": name, "ACC": TL_DTYPE[torch.float32]}
+        return LIFTED[job.kernel], {**constants, **job.config.blocks}
     if job.kernel == "partials":
         kernel, constants = partials_kernel, {"ACC": TL_DTYPE[torch.float32]}
     else:

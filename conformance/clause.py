@@ -16,6 +16,7 @@ GROUPS = (
     "layer",
     "merge",
     "dora",
+    "fused",
     "model",
     "config",
     "gradnorm",

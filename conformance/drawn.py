@@ -29,6 +29,7 @@ MOST = 1000  # numbers in one script; beyond them it draws them from the seed, a
 # Functions that make the numbers of a case from it alone: by module, those of which each case needs one.
 DRAWING = {
     "conformance.values": ("integers", "floats"),
+    "conformance.fused.values": ("drawn",),
     "conformance.gradnorm.gradients": ("_values",),
     "conformance.fhe.problem": ("_drawn",),
 }

@@ -23,6 +23,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "layer": ("LinearLoRA",),
     "merge": ("LinearLoRA", "LinearLoRA.merge", "LinearLoRA.unmerge"),
     "dora": ("LinearLoRA", "LinearLoRA(use_dora)"),
+    "fused": ("lora_qkv", "lora_mlp"),
     "model": ("patch_linear_module", "apply_lora_to_linear_modules"),
     "config": ("PeftConfig", "PeftConfig.to_dict", "PeftConfig.from_dict"),
     "gradnorm": ("clip_grad_norm_",),
@@ -38,6 +39,7 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     "layer": ("LinearLoRA", "TritonLinearLoRA"),
     "merge": ("LinearLoRA", "TritonLinearLoRA"),
     "dora": ("LinearLoRA",),
+    "fused": ("lora_qkv", "lora_mlp"),
     "model": ("apply_lora_to_linear_modules",),
     "config": ("PeftConfig",),
     "gradnorm": ("clip_grad_norm_",),
@@ -53,6 +55,8 @@ DROPOUT_POSITIONS = ("pre", "post")
 TRITON = ("TritonLinearLoRA", "LoRATritonFunction")
 POSITIONAL: dict[str, int] = {
     "lora_linear": 6,
+    "lora_qkv": 4,
+    "lora_mlp": 5,
     "patch_linear_module": 8,
     "apply_lora_to_linear_modules": 2,
     "clip_grad_norm_": 2,

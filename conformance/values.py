@@ -85,7 +85,7 @@ def integers(case: LinearCase, limit: int) -> dict[str, Array]:
             if case.values == "cancelling":
                 values = _cancelling(case, values, max(1, int(min(math.sqrt(limit), LARGEST) * size**3)), random)
             values = _specialised(case, _repeated(case, values))
-            largest, decides = _weighed(values, case.scale)
+            largest, decides = weighed(values, case.scale)
             if largest * fraction <= limit or size < 1e-3:
                 break
             size *= 0.7
@@ -166,7 +166,7 @@ def _largest_forward(x: Array, values: dict[str, Array], scale: float) -> float:
     return max(float(np.abs(v).max(initial=1e-9)) for v in stored)
 
 
-def _weighed(values: dict[str, Array], scale: float) -> tuple[float, bool]:
+def weighed(values: dict[str, Array], scale: float) -> tuple[float, bool]:
     """The largest magnitude among what any plan may store, and whether every term of every result shows."""
     x = values["x"].reshape(-1, values["x"].shape[-1])
     g = values["g"].reshape(-1, values["g"].shape[-1])

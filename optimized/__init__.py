@@ -2,6 +2,8 @@
 
 - `linear`: the base product and the update as one autograd node, summed in place; `general` is that node with
   dropout, mixed dtypes or autocast, on the products of `matrices` and the masks of `dropout`.
+- `qkv`, `mlp`: a block of several projections as one node, on the products of `projections`; `activations` computes
+  f, in Triton or in PyTorch, and `blocks` differentiates twice.
 - `layer`, `model`: `reference`'s layers and patching with that node; `dora` puts it under a magnitude.
 - `adapter`, `products`, `kernels`: the update alone, in Triton.
 - `gradnorm`, `training`: one pass over the gradients.
@@ -31,7 +33,9 @@ from optimized.hybrid import (
 from optimized.layer import LinearLoRA, TritonLinearLoRA
 from optimized.linear import lora_linear
 from optimized.matching import ModuleMatcher, wildcard_match
+from optimized.mlp import lora_mlp
 from optimized.model import apply_lora_to_linear_modules, patch_linear_module
+from optimized.qkv import lora_qkv
 from optimized.quantization import (
     Quantized,
     QuantizedLinear,
@@ -77,6 +81,8 @@ __all__ = [
     "load_adapter",
     "load_training",
     "lora_linear",
+    "lora_mlp",
+    "lora_qkv",
     "patch_linear_module",
     "quantize_dynamic",
     "quantize_static",

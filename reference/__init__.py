@@ -8,6 +8,7 @@ for the gradient of the output.
 - `linear`: the formula, `lora_linear`.
 - `adapter`: its adapter term alone with the gradients written out, `LoRATritonFunction`.
 - `dora`: magnitude and direction, `dora_linear`.
+- `qkv`, `mlp`: fused blocks of several such layers, each one a `projection`: `lora_qkv` and `lora_mlp`.
 - `layer`: the formula as a module that merges and unmerges, `LinearLoRA`.
 - `config`: every option with its default, `PeftConfig`.
 - `matching`: which modules are chosen, `ModuleMatcher`.
@@ -47,7 +48,9 @@ from .hybrid import (
 from .layer import LinearLoRA, TritonLinearLoRA
 from .linear import lora_linear
 from .matching import ModuleMatcher, wildcard_match
+from .mlp import lora_mlp
 from .model import apply_lora_to_linear_modules, patch_linear_module
+from .qkv import lora_qkv
 from .quantization import (
     Quantized,
     QuantizedLinear,
@@ -93,6 +96,8 @@ __all__ = [
     "load_adapter",
     "load_training",
     "lora_linear",
+    "lora_mlp",
+    "lora_qkv",
     "patch_linear_module",
     "quantize_dynamic",
     "quantize_static",

@@ -23,6 +23,7 @@ GRADIENTS = {
     "layer": ("LAY-BWD-DX", "LAY-BWD-DA", "LAY-BWD-DB"),
     "merge": ("MRG-UNMERGE",),
     "dora": ("DORA-BWD-DX", "DORA-BWD-DA", "DORA-BWD-DB", "DORA-BWD-DM"),
+    "fused": ("FUS-BWD-DX", "FUS-BWD-DA", "FUS-BWD-DB"),
     "model": ("MOD-BWD",),
     "gradnorm": ("GRN-CLIP",),
     "training": ("TRN-BACKWARD",),
@@ -52,6 +53,15 @@ def impostor(factor: float) -> SimpleNamespace:  # noqa: C901  (one small wrappe
 
     def lora_linear(x: Tensor, weight: Any, bias: Any, lora_A: Tensor, lora_B: Tensor, *args: Any, **kw: Any) -> Tensor:
         return reference.lora_linear(weighed(x), weight, bias, weighed(lora_A), weighed(lora_B), *args, **kw)
+
+    def block(name: str) -> Any:
+        def call(x: Tensor, *projections: Any) -> Any:
+            return getattr(reference, name)(weighed(x), *(p and through(p) for p in projections))
+
+        def through(projection: Any) -> Any:
+            return tuple(map(weighed, projection)) if isinstance(projection, tuple) else projection
+
+        return call
 
     def hooked(layer: Any) -> Any:
         for name in ("lora_A", "lora_B"):
@@ -94,6 +104,8 @@ def impostor(factor: float) -> SimpleNamespace:  # noqa: C901  (one small wrappe
 
     replaced = {
         "lora_linear": lora_linear,
+        "lora_qkv": block("lora_qkv"),
+        "lora_mlp": block("lora_mlp"),
         "LinearLoRA": LinearLoRA,
         "patch_linear_module": patch_linear_module,
         "CustomLinear": CustomLinear,

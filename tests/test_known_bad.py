@@ -22,7 +22,8 @@ from tests.known_bad import REGISTRY, KnownBad
 
 RECORDED = Path(__file__).parent / "known_bad" / "recorded.json"
 # torch.compile, calls by the hundred, and keys take seconds for each twin, and see what the plain call shows
-SLOW = ("LIN-COMPILE", "LAY-COMPILE", "LIN-MEM-LEAK", "LAY-MEM-LEAK", "FHE-EXECUTE", "FHE-EXECUTE-NOISE")
+SLOW = ("LIN-COMPILE", "LAY-COMPILE", "FUS-COMPILE", "LIN-MEM-LEAK", "LAY-MEM-LEAK")
+SLOW += ("FHE-EXECUTE", "FHE-EXECUTE-NOISE")
 ALONE = ("remote", "checkpoint")  # groups whose twins meet their own clause only: they make keys, or files
 # The twin's own clause is judged in all its dtypes and on every subject, and shrunk, since its message is
 # asserted; of the others one case tells whether the defect shows there too.

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import optimized
+import reference
 
 M, K, N, R = 96, 80, 72, 8
 
@@ -17,8 +18,8 @@ M, K, N, R = 96, 80, 72, 8
 def saved_bytes(layer: Any, x: torch.Tensor) -> int:
     """Bytes of distinct storages saved by one forward pass, without those of x and the parameters.
 
-    Counted by the saved-tensor hooks, and by the tensors that are attributes of the graph's nodes, which the
-    hooks do not see; the larger is returned.
+    Counted by the saved-tensor hooks, and with the tensors that are attributes of the graph's nodes, which the
+    hooks do not see.
     """
     known = {t.untyped_storage().data_ptr() for t in (x, *layer.parameters())}
     hooked: dict[int, int] = {}
@@ -33,11 +34,11 @@ def saved_bytes(layer: Any, x: torch.Tensor) -> int:
         y = layer(x)
     known.add(y.untyped_storage().data_ptr())
     gc.collect()
-    return max(sum(hooked.values()), kept_by_the_graph(y, known))
+    return sum({**kept_by_the_graph(y, known), **hooked}.values())
 
 
-def kept_by_the_graph(y: torch.Tensor, known: set[int]) -> int:
-    """Bytes of tensors that are attributes of the graph's custom nodes."""
+def kept_by_the_graph(y: torch.Tensor, known: set[int]) -> dict[int, int]:
+    """Bytes of each storage of the tensors that are attributes of the graph's custom nodes."""
     sizes: dict[int, int] = {}
     todo, seen = [y.grad_fn], set()
     while todo:
@@ -49,7 +50,7 @@ def kept_by_the_graph(y: torch.Tensor, known: set[int]) -> int:
         for value in getattr(node, "__dict__", {}).values():
             if isinstance(value, torch.Tensor) and value.untyped_storage().data_ptr() not in known:
                 sizes[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
-    return sum(sizes.values())
+    return sizes
 
 
 def built(dtype: torch.dtype, **options: Any) -> tuple[Any, torch.Tensor]:
@@ -77,6 +78,51 @@ def test_dropout_saves_one_bit_per_element(position: str) -> None:
 def test_memory_efficient_saves_nothing(dropout: float, position: str) -> None:
     layer, x = built(torch.float32, dropout=dropout, dropout_position=position, use_memory_efficient_lora=True)
     assert saved_bytes(layer, x) == 0
+
+
+def block_of(dtype: torch.dtype, widths: list[tuple[int, int]]) -> tuple[nn.Module, list[Any]]:
+    """Projections from K to N features for each (N, K), and a module that has their operands as parameters."""
+    layers = nn.ModuleList(optimized.LinearLoRA(nn.Linear(k, n, dtype=dtype), dim=R) for n, k in widths)
+    projections = []
+    for layer in layers:
+        assert isinstance(layer, optimized.LinearLoRA)
+        projections.append((layer.weight, layer.bias, layer.lora_A.weight, layer.lora_B.weight, layer.scale))
+    return layers, projections
+
+
+class Fused(nn.Module):
+    """A fused block as a module; `parts` holds its parameters."""
+
+    def __init__(self, function: Any, parts: nn.Module, projections: list[Any], *options: Any) -> None:
+        super().__init__()
+        self.parts, self.call = parts, lambda x: function(x, *projections, *options)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.call(x)
+        return torch.cat(y, -1) if isinstance(y, tuple) else y
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("activation", reference.mlp.ACTIVATIONS)
+def test_a_gated_block_keeps_gate_and_up_beside_x(dtype: torch.dtype, activation: str) -> None:
+    parts, projections = block_of(dtype, [(N, K), (N, K), (K, N)])
+    x = torch.randn(M, K, dtype=dtype, requires_grad=True)
+    assert saved_bytes(Fused(optimized.lora_mlp, parts, projections, activation), x) == 2 * M * N * dtype.itemsize
+    # without a gate up alone
+    ungated = Fused(lambda x, *p: optimized.lora_mlp(x, None, *p), parts, [*projections[1:], activation])
+    assert saved_bytes(ungated, x) == M * N * dtype.itemsize
+    assert saved_bytes(Fused(reference.lora_mlp, parts, projections, activation), x) > 2 * M * N * dtype.itemsize
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_query_key_and_value_keep_their_middles_beside_x(dtype: torch.dtype) -> None:
+    parts, projections = block_of(dtype, [(N, K), (R, K), (R, K)])
+    x = torch.randn(M, K, dtype=dtype, requires_grad=True)
+    block = Fused(optimized.lora_qkv, parts, projections)
+    assert saved_bytes(block, x) == 3 * M * R * dtype.itemsize
+    for *_, lora_B, _ in projections:
+        lora_B.requires_grad_(False)
+    assert saved_bytes(block, x) == 0
 
 
 def test_the_measure_sees_what_eager_keeps() -> None:

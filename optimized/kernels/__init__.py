@@ -1,4 +1,6 @@
-"""The Triton kernels of a LoRA adapter; importing this imports triton, so it is imported at the first launch.
+"""The Triton kernels of a LoRA adapter, and of the activation in a feed-forward block.
+
+Importing this imports triton, so it is imported at the first launch.
 
 Axes are M (tokens), N (out features), K (in features) and R (rank). Operands may have any strides, and each
 is rounded to the compute dtype as it is read; intermediates between kernels are float32 (float64 for
@@ -6,8 +8,9 @@ float64).
 """
 
 from optimized.kernels.down import down
+from optimized.kernels.lifted import lifted, lifted_gradients
 from optimized.kernels.outer import outer
 from optimized.kernels.tiles import INTERPRETED
 from optimized.kernels.up import up
 
-__all__ = ["INTERPRETED", "down", "outer", "up"]
+__all__ = ["INTERPRETED", "down", "lifted", "lifted_gradients", "outer", "up"]

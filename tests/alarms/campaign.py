@@ -18,7 +18,7 @@ from tests.variants import VARIANTS
 WHOLE = ("reference", "optimized", "conformance.targets.peft", "conformance.targets.loralib")
 WHOLE += ("conformance.targets.torchtune",)
 # torch.compile for every new kind of operand takes seconds: `loraspec run` judges these
-SLOW = ("LIN-COMPILE", "LAY-COMPILE")
+SLOW = ("LIN-COMPILE", "LAY-COMPILE", "FUS-COMPILE")
 # these recompile for every kind of operand: fewer cases of them
 COSTLY = {"compiled": 0.1}
 

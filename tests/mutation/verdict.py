@@ -28,7 +28,7 @@ from tests.mutation.mutants import PACKAGES, Mutant, write_copy
 LIMIT = 240  # CPU seconds after which a mutant that is neither killed nor through counts as hanging
 IDLE_LIMIT = 10 * LIMIT  # seconds by the clock, for one that waits for what does not come
 # torch.compile takes seconds for each mutant, and sees what the plain call shows
-SLOW = ("LIN-COMPILE", "LAY-COMPILE")
+SLOW = ("LIN-COMPILE", "LAY-COMPILE", "FUS-COMPILE")
 FIRST = Profile("first", volume=1, interpreted=1, shrinks=0)
 QUICK = Profile("quick", PROFILES["quick"].volume, PROFILES["quick"].interpreted, shrinks=0)
 NUMERIC = ("linear", "layer", "merge", "dora", "model")
@@ -49,6 +49,7 @@ GROUPS_OF = {
     "layer": ("layer", "merge", "dora", "model", "training"),
     "linear": ("linear", "layer", "merge", "dora", "model"),
     "adapter": ("linear", "layer"),
+    **dict.fromkeys(("projection", "projections", "blocks", "qkv", "mlp", "activations", "lifted"), ("fused",)),
 }
 
 
@@ -150,7 +151,7 @@ def _planned(target: Target, mutant: Mutant | None) -> Iterator[tuple[Profile, C
             dtypes = clause.dtypes or (ANY_DTYPE,)
             chosen = dtypes if profile is QUICK else [d for d in dtypes if d in ("float32", ANY_DTYPE)] or dtypes[:1]
             for subject, dtype in itertools.product(target.subjects(clause), chosen):
-                if not in_kernels or subject.name in TRITON:
+                if not in_kernels or subject.name in (*TRITON, "lora_mlp"):
                     yield profile, clause, subject, dtype
 
 
@@ -158,7 +159,7 @@ def groups_of(mutant: Mutant | None) -> tuple[str, ...]:
     """The groups of clauses that see the mutant's file."""
     if mutant is None:
         return _expected_claims()
-    return GROUPS_OF.get(Path(mutant.file).stem, NUMERIC) if "/kernels/" not in mutant.file else ("linear", "layer")
+    return GROUPS_OF.get(Path(mutant.file).stem, ("linear", "layer") if "/kernels/" in mutant.file else NUMERIC)
 
 
 def prepare() -> None:

@@ -1,0 +1,104 @@
+"""The case of one fused block, and the sizes and values that cases are drawn from."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+from conformance.case import Case, Space
+from conformance.placement import LAYOUTS
+
+
+@dataclass(frozen=True)
+class FusedCase(Case):
+    """One block of three LoRA projections of x [*, k]; m tokens spread over the `lead` dimensions.
+
+    Fields:
+        n, o: `lora_qkv`: width of q, and of k and v. `lora_mlp`: width of gate and up, and of the output.
+        r: rank of the first projection; with `ranks` `different` the others have one and two more.
+        scale: of the first; the others have twice that, and its negative.
+        bias: which projections have one: `none`, `all`, or `second`.
+        adapters: which have one: `all`, `none`, or the `first`, `second` or `third` alone.
+        activation, gated: of `lora_mlp`; integers are drawn for relu2, which keeps them integers.
+        lead, values, adapter, x, g, w, ab, training, autocast: as in a LinearCase, for every projection alike.
+        special: `nan` or `inf` in one row of x, `saturated` (what the activation is given is of the order of 100).
+    """
+
+    m: int = 1
+    k: int = 1
+    n: int = 1
+    o: int = 1
+    r: int = 1
+    ranks: str = "equal"
+    scale: float = 1.0
+    bias: str = "none"
+    adapters: str = "all"
+    activation: str = "silu"
+    gated: bool = True
+    lead: str = "2d"
+    values: str = "integers"
+    adapter: str = "same"
+    x: str = "packed"
+    g: str = "packed"
+    w: str = "packed"
+    ab: str = "packed"
+    training: bool = True
+    special: str = "none"
+    autocast: str = "off"
+
+    @property
+    def leading(self) -> tuple[int, ...]:
+        """The leading dimensions of x."""
+        half = math.ceil(self.m / 2)
+        return {"1d": (), "2d": (self.m,), "3d": (2, half), "4d": (2, 1, half)}[self.lead]
+
+
+def tamed(case: FusedCase) -> FusedCase:
+    """The case with one token where x is 1-D, integers for relu2 alone, and what the activation keeps finite."""
+    changes: dict[str, object] = {}
+    if case.lead == "1d":
+        changes["m"] = 1
+    if case.values == "integers":
+        changes["activation"] = "relu2"
+        changes["scale"] = case.scale if abs(case.scale) >= 1 else 1 / case.scale  # halves of halves are no integers
+        changes["m"] = min(changes.get("m", case.m), 5)  # type: ignore[call-overload]
+    elif case.special == "saturated" and case.activation == "relu2":
+        changes["activation"] = "silu"
+    if case.special == "inf":  # without a gate relu2 and gelu may take every one of them to 0
+        changes["gated"] = True
+    return dataclasses.replace(case, **changes)  # type: ignore[arg-type]
+
+
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu2")
+FUSED = Space(
+    FusedCase,
+    tame=tamed,
+    m=(1, 2, 3, 5, 9, 17),
+    k=(1, 3, 16, 17, 33, 70),
+    n=(2, 5, 16, 17, 35, 67),
+    o=(1, 3, 16, 17, 34),
+    r=(1, 3, 4, 8, 17),
+    ranks=("equal", "different"),
+    scale=(1.0, 2.0, -1.0, 0.5),
+    bias=("none", "all", "second"),
+    activation=ACTIVATIONS,
+    gated=(True, True, False),
+    values=("integers", "normal", "normal", "normal"),
+    training=(True, False),
+)
+SMALL = FUSED.narrowed(
+    m=(2, 3, 5), k=(3, 17, 33), n=(5, 16, 35), o=(3, 17), r=(1, 3, 4), scale=(1.0, 2.0, -1.0), training=(True,)
+)
+LAYOUT = SMALL.narrowed(x=LAYOUTS, g=LAYOUTS, w=LAYOUTS[:-1], ab=LAYOUTS[:-1], lead=("2d", "3d", "4d"))
+# not of rank 1: a gradient of rank 0, which an empty batch may make by mistake, autograd sums to the right shape
+LEADING = SMALL.narrowed(m=(2, 0, 3, 5, 1), r=(2, 3, 4), lead=("1d", "3d", "4d", "2d", "3d"))
+
+
+def partnered(case: FusedCase) -> FusedCase:
+    """The case with an adapter dtype that differs from its own and commonly goes with it."""
+    partner = {"float64": "float32", "float32": "bfloat16", "bfloat16": "float32", "float16": "float32"}
+    return dataclasses.replace(tamed(case), adapter=partner[case.dtype])
+
+
+MIXED = Space(FusedCase, tame=partnered, **SMALL.values)

@@ -1,0 +1,132 @@
+"""Side effects of fused blocks: what a call may touch and keep, and that it repeats to the bit."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from conformance.clause import clause
+from conformance.fused.block import Block, bound, run
+from conformance.fused.case import LAYOUT, SMALL, FusedCase
+from conformance.fused.forward import judged_outputs
+from conformance.fused.oracle import Oracle
+from conformance.judge import calling, judge, require, worst
+from conformance.settings import kept
+from conformance.subject import Subject
+
+
+@clause(
+    "FUS-MEM-INPUTS",
+    "Forward and backward leave x, the upstream gradients and every operand as they were.",
+    group="fused",
+    cases=SMALL,
+)
+def test_fused_inputs_unmodified(subject: Subject, case: FusedCase) -> float | None:
+    block = Block(subject, case)
+    run(subject, block)
+    for name, placed in block.placed.items():
+        require(not placed.contents_changed(), f"{name} was modified in place")
+    return None
+
+
+@clause("FUS-MEM-MARGINS", "Nothing is read or written outside the operands.", group="fused", cases=LAYOUT)
+def test_fused_margins_untouched(subject: Subject, case: FusedCase) -> float | None:
+    block = Block(subject, case)
+    instance = run(subject, block)
+    for name, placed in block.placed.items():
+        require(not placed.margins_changed(), f"memory around {name} was written")
+    for name in block.trainable:
+        gradient = instance.gradient(name)
+        require(gradient is not None, f"{name} has no gradient")
+        assert gradient is not None
+        require(not bool(torch.isnan(gradient).any()), f"NaN from outside an operand reached the gradient of {name}")
+    return None
+
+
+@clause(
+    "FUS-MEM-OUTPUT",
+    "The caller may modify any output in place: no input and no other output changes, and gradients follow.",
+    group="fused",
+    cases=SMALL,
+)
+def test_fused_outputs_belong_to_the_caller(subject: Subject, case: FusedCase) -> float | None:
+    block = Block(subject, case)
+    instance = bound(subject, block)
+    instance.require_grad(block.trainable)
+    ys = instance.forward()
+    before = {name: y.detach().clone() for name, y in ys.items()}
+    chosen = tuple(ys)[case.seed % len(ys)]
+    with calling(f"{chosen}.zero_()"):
+        ys[chosen] = ys[chosen].zero_()
+    for name, y in ys.items():
+        if name != chosen:
+            require(torch.equal(y.detach(), before[name]), f"modifying {chosen} in place modified {name}")
+    for name, placed in block.placed.items():
+        require(not placed.contents_changed(), f"modifying {chosen} in place modified {name}")
+    instance.backward(ys)
+    oracle, ratios = Oracle(block).only(tuple(name for name in ys if name != chosen)), []
+    for name in block.trainable:
+        gradient, expected = instance.gradient(name), oracle.gradient(name)
+        if expected.value.any():
+            ratios.append(judge(gradient, expected))
+        elif gradient is not None:
+            require(not bool(gradient.any()), f"{name} got a gradient from {chosen}, which was set to zero")
+    return worst(*ratios)
+
+
+@clause(
+    "FUS-MEM-LATER",
+    "What a call returned or saved, and its gradients, are not changed by later calls.",
+    group="fused",
+    cases=SMALL,
+)
+def test_fused_later_calls(subject: Subject, case: FusedCase) -> float | None:
+    block = Block(subject, case)
+    instance = bound(subject, block)
+    instance.require_grad(block.trainable)
+    ys = instance.forward()
+    run(subject, Block(subject, dataclasses.replace(case, seed=case.seed + 1)))
+    instance.backward(ys)
+    oracle = Oracle(block)
+    gradients = (judge(instance.gradient(name), oracle.gradient(name)) for name in block.trainable)
+    return worst(judged_outputs(ys, oracle), *gradients)
+
+
+@clause("FUS-DET", "The same call gives the same bits every time.", group="fused", cases=SMALL, weight=0.5)
+def test_fused_determinism(subject: Subject, case: FusedCase) -> float | None:
+    runs = []
+    for _ in range(2):
+        block = Block(subject, case)
+        instance = bound(subject, block)
+        instance.require_grad(block.trainable)
+        ys = instance.forward()
+        instance.backward(ys)
+        gradients = {f"the gradient of {name}": instance.gradient(name) for name in block.trainable}
+        # copies, since the second run may write over what the first gave
+        runs.append({name: None if t is None else t.detach().clone() for name, t in {**ys, **gradients}.items()})
+    for name, first in runs[0].items():
+        second = runs[1][name]
+        require(first is not None and second is not None, f"{name} is None")
+        assert first is not None
+        assert second is not None
+        require(torch.equal(first, second), f"{name} differs between two identical runs")
+    return None
+
+
+@clause(
+    "FUS-SIDE",
+    "Running changes no setting of the process and no random state.",
+    group="fused",
+    cases=SMALL,
+    weight=0.25,
+)
+def test_fused_settings_kept(subject: Subject, case: FusedCase) -> float | None:
+    block = Block(subject, case)
+    instance = bound(subject, block)
+    instance.require_grad(block.trainable)
+    with kept("the forward pass"):
+        ys = instance.forward()
+    with kept("the backward pass"):
+        instance.backward(ys)
+    return None

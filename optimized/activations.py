@@ -1,0 +1,48 @@
+"""h = f(gate) ⊙ up or f(up), and its gradients with h computed again: by one Triton kernel each, or by PyTorch."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from optimized.products import why_not_triton
+from reference.mlp import activated
+
+
+def lifted(lifts: Sequence[Tensor], activation: str) -> Tensor:
+    """h [M, I] from gate and up [M, I], or from up alone, in their dtype.
+
+    Where `why_not_triton(*lifts)` gives a reason, PyTorch computes it; so does it in `lifted_gradients`.
+    """
+    if why_not_triton(*lifts) is None:
+        from optimized import kernels
+
+        return kernels.lifted(lifts, activation)
+    first = activated(lifts[0], activation)
+    return first if len(lifts) == 1 else first.mul_(lifts[1])
+
+
+def lifted_gradients(d_h: Tensor | None, lifts: Sequence[Tensor], activation: str) -> tuple[Tensor, list[Tensor]]:
+    """h again, and the gradients of the lifts; none of them where d_h is None. Nothing is written over."""
+    if d_h is None:
+        return lifted(lifts, activation), []
+    if why_not_triton(d_h, *lifts) is None:
+        from optimized import kernels
+
+        return kernels.lifted_gradients(d_h, lifts, activation)
+    first = activated(lifts[0], activation)
+    if len(lifts) == 1:
+        return first, [_derived(d_h, lifts[0], activation)]
+    gate, up = lifts
+    d_gate, d_up = _derived(d_h * up, gate, activation), d_h * first
+    return first.mul_(up), [d_gate, d_up]
+
+
+def _derived(g: Tensor, t: Tensor, activation: str) -> Tensor:
+    """``g ⊙ f′(t)``."""
+    if activation == "silu":
+        return torch.ops.aten.silu_backward(g, t)  # type: ignore[no-any-return]
+    if activation == "relu2":
+        return torch.relu(t).mul_(g).mul_(2.0)
+    approximate = "tanh" if activation == "gelu_tanh" else "none"
+    return torch.ops.aten.gelu_backward(g, t, approximate=approximate)  # type: ignore[no-any-return]

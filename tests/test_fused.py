@@ -1,0 +1,249 @@
+"""Fused blocks beyond the clauses: right but different ones pass, errors say what came, kernels agree with PyTorch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import optimized
+import reference
+from conformance.clause import FLOAT_DTYPES, load_all
+from conformance.examine import Examination
+from conformance.profiles import PROFILES
+from conformance.target import Target
+from tests.commands import python
+from tests.right_fused import Right
+
+JUDGED = ("FUS-QKV", "FUS-MLP", "FUS-LAYOUT", "FUS-MIXED", "FUS-SATURATED", "FUS-BWD-DX", "FUS-BWD-DA", "FUS-BWD-DB")
+
+
+class Eager:
+    """The blocks as one writes them, differentiated by autograd in the dtype of x."""
+
+    def project(self, x: Tensor, p: Any) -> Tensor:
+        weight, bias, lora_A, lora_B, scale = p
+        base = torch.nn.functional.linear(x, weight.detach(), bias)
+        return base if lora_A is None else base + ((x.to(lora_A.dtype) @ lora_A.T) @ lora_B.T * scale).to(x.dtype)
+
+    def activated(self, t: Tensor, activation: str) -> Tensor:
+        return reference.mlp.activated(t, activation)
+
+    def lora_qkv(self, x: Tensor, q: Any, k: Any, v: Any) -> Any:
+        return self.project(x, q), self.project(x, k), self.project(x, v)
+
+    def lora_mlp(self, x: Tensor, gate: Any, up: Any, down: Any, activation: str = "silu") -> Tensor:
+        lifted = self.project(x, up)
+        if gate is None:
+            return self.project(self.activated(lifted, activation), down)
+        return self.project(self.activated(self.project(x, gate), activation) * lifted, down)
+
+
+class Merged(Eager):
+    """W + s·B A first, stored in the wider of both dtypes."""
+
+    def project(self, x: Tensor, p: Any) -> Tensor:
+        weight, bias, lora_A, lora_B, scale = p
+        if lora_A is None:
+            return super().project(x, p)
+        merged = weight.detach() + scale * (lora_B @ lora_A)
+        return torch.nn.functional.linear(x, merged.to(x.dtype), bias)
+
+
+class UpFirst(Eager):
+    """up ⊙ f(gate), the adapter's term first, and silu by its own two factors."""
+
+    def project(self, x: Tensor, p: Any) -> Tensor:
+        weight, bias, lora_A, lora_B, scale = p
+        base = torch.nn.functional.linear(x, weight.detach())
+        y = base if lora_A is None else ((x.to(lora_A.dtype) * scale @ lora_A.T) @ lora_B.T).to(x.dtype) + base
+        return y if bias is None else y + bias
+
+    def activated(self, t: Tensor, activation: str) -> Tensor:
+        return t * torch.sigmoid(t) if activation == "silu" else super().activated(t, activation)
+
+
+class Joined(Right):
+    """The A's of all projections in one product, the base weights in another, everything in float32 at least."""
+
+    def qkv(self, x: Tensor, projections: list[Any]) -> tuple[Tensor, ...]:
+        wide = torch.promote_types(torch.float32, x.dtype)
+        with_adapter = [p for p in projections if p.A is not None]
+        parts: dict[str, Tensor] = {}
+        if with_adapter:
+            S = x.to(wide) @ torch.cat([p.A.to(wide) for p in with_adapter]).T
+            pieces = S.split([p.A.shape[0] for p in with_adapter], 1)
+            parts = {p.name: s @ p.B.to(wide).T * p.scale for p, s in zip(with_adapter, pieces, strict=True)}
+        base = x.to(wide) @ torch.cat([p.weight for p in projections]).to(wide).T
+        ys = [y + parts.get(p.name, 0.0) for p, y in self._split(base, projections)]
+        return tuple((y if p.bias is None else y + p.bias).to(x.dtype) for p, y in zip(projections, ys, strict=True))
+
+    @staticmethod
+    def _split(base: Tensor, projections: list[Any]) -> list[tuple[Any, Tensor]]:
+        return list(zip(projections, base.split([p.weight.shape[0] for p in projections], 1), strict=True))
+
+
+class KeepsTheActivation(Right):
+    """h is kept from forward to backward, not computed again."""
+
+    def mlp(self, x: Tensor, projections: list[Any], activation: str) -> tuple[Tensor, ...]:
+        found = super().mlp(x, projections, activation)
+        lifts = found[:-1]
+        self.h = self.lift(*((None, *lifts) if len(lifts) == 1 else lifts), activation)
+        return found
+
+    def back_mlp(
+        self, x: Tensor, lifts: list[Tensor], projections: list[Any], g: Tensor, activation: str
+    ) -> tuple[Tensor, list[Any]]:
+        dx, pairs = super().back_mlp(x, lifts, projections, g, activation)
+        return dx, [*pairs[:-1], (self.h, g)]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As trials run: many small products wait for a second thread longer than they take."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+VARIANTS = {v.__name__: v for v in (Right, Eager, Merged, UpFirst, Joined, KeepsTheActivation)}
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_no_clause_fails_a_right_block(name: str, dtype: str) -> None:
+    target = Target.of(VARIANTS[name](), name)
+    profile = dataclasses.replace(PROFILES["quick"], volume=4, shrinks=0)
+    for clause in map(load_all().get, JUDGED):
+        assert clause is not None
+        for subject in target.subjects(clause):
+            result = Examination(clause, subject, dtype, profile).run()
+            assert result.status == "pass", f"{clause.id} {subject.name} {result.case}\n{result.message}"
+
+
+def projection(n: int, k: int, r: int = 2) -> tuple[Any, ...]:
+    return torch.ones(n, k), None, torch.ones(r, k), torch.ones(n, r), 1.0
+
+
+@pytest.mark.parametrize("package", [reference, optimized], ids=["reference", "optimized"])
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((projection(4, 3), projection(5, 3), projection(2, 4), "silu"), "gate gives 4 features but up gives 5"),
+        (
+            (None, projection(4, 3), projection(2, 4), "swish"),
+            "activation is 'swish': expected one of silu, gelu, gelu_",
+        ),
+        ((None, projection(4, 2), projection(2, 4)), r"up: lora_A is \[2, 2\] but x has 3 features"),
+        ((None, projection(4, 3), projection(2, 5)), r"down: lora_A is \[2, 5\] but x has 4 features"),
+        ((None, projection(4, 3)[:4], projection(2, 4)), r"up is 4 of them: expected \(weight, bias, lora_A"),
+        ((None, 3.0, projection(2, 4)), r"up is float: expected \(weight, bias, lora_A, lora_B, scale\)"),
+        ((None, (None, *projection(4, 3)[1:]), projection(2, 4)), "up: weight is None: a projection has one"),
+        ((None, (*projection(4, 3)[:3], None, 1.0), projection(2, 4)), "up: lora_B is None but lora_A is not"),
+    ],
+)
+def test_an_error_names_the_projection(package: Any, arguments: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        package.lora_mlp(torch.ones(2, 3), *arguments)
+
+
+def test_an_error_of_query_key_and_value_names_the_projection() -> None:
+    bad = (*projection(4, 3)[:3], torch.ones(4, 3), 1.0)
+    for package in (reference, optimized):
+        with pytest.raises(ValueError, match=r"k: lora_B is \[4, 3\] but lora_A is \[2, 3\]"):
+            package.lora_qkv(torch.ones(2, 3), projection(4, 3), bad, projection(4, 3))
+
+
+def leaves(*widths: tuple[int, int]) -> list[Tensor]:
+    shapes = [shape for n, k in widths for shape in ((2, k), (n, 2))]
+    return [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_second_derivatives_of_the_feed_forward_block_are_right(gated: bool) -> None:
+    torch.manual_seed(0)
+    widths = [(4, 3), (4, 3), (2, 4)][0 if gated else 1 :]
+    weights = [torch.randn(width).double() for width in widths]
+    x = torch.randn(2, 2, 3, dtype=torch.float64, requires_grad=True)
+
+    def call(x: Tensor, *adapters: Tensor) -> Any:
+        *gate, up, down = [(w, None, *adapters[2 * i : 2 * i + 2], 1.5) for i, w in enumerate(weights)]
+        return optimized.lora_mlp(x, gate[0] if gate else None, up, down, "gelu")
+
+    assert torch.autograd.gradgradcheck(call, (x, *leaves(*widths)))
+
+
+def test_second_derivatives_of_query_key_and_value_are_right() -> None:
+    torch.manual_seed(0)
+    widths = [(4, 3), (2, 3), (2, 3)]
+    weights = [torch.randn(width).double() for width in widths]
+
+    def call(x: Tensor, *adapters: Tensor) -> Any:
+        return optimized.lora_qkv(x, *((w, None, *adapters[2 * i : 2 * i + 2], 1.5) for i, w in enumerate(weights)))
+
+    assert torch.autograd.gradgradcheck(call, (torch.randn(2, 3).double().requires_grad_(), *leaves(*widths)))
+
+
+def test_an_operand_made_from_another_gets_its_own_gradient_twice() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    weight, B = torch.randn(4, 3).double(), torch.randn(4, 2).double()
+
+    def call(package: Any) -> Tensor:
+        lora_A = x * 2  # so that the path through lora_A must not be counted twice
+        p = (weight, None, lora_A, B, 1.5)
+        y = sum(package.lora_qkv(x, p, p, p)).square().sum()
+        (first,) = torch.autograd.grad(y, x, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), x)
+        return second
+
+    torch.testing.assert_close(call(optimized), call(reference))
+
+
+KERNELS = """
+import torch
+from optimized import activations, kernels
+from reference.mlp import ACTIVATIONS
+
+def computed(d_h, lifts, activation):
+    h, gradients = activations.lifted_gradients(d_h, lifts, activation)
+    return [activations.lifted(lifts, activation), h, *gradients]
+
+torch.manual_seed(0)
+assert kernels.INTERPRETED
+why = activations.why_not_triton
+for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+    for activation in ACTIVATIONS:
+        for count in (1, 2):
+            lifts = [torch.randn(3, 100).mul_(3).to(dtype) for _ in range(count)]
+            lifts[0][0, :4] = torch.tensor([torch.nan, 200.0, -200.0, 0.0]).to(dtype)
+            d_h = torch.randn(3, 100).to(dtype)
+            assert why(d_h, *lifts) is None
+            found = computed(d_h, lifts, activation)
+            activations.why_not_triton = lambda *_: "asked not to"
+            want = computed(d_h, lifts, activation)
+            activations.why_not_triton = why
+            for ours, right in zip(found, want, strict=True):
+                assert torch.isnan(ours[0, 0])
+                unit = torch.finfo(dtype).eps  # slopes are sums of some ten that may cancel, times d_h and up
+                torch.testing.assert_close(ours, right, rtol=4 * unit, atol=64 * unit, equal_nan=True)
+print("compared")
+"""
+
+
+def test_the_interpreted_kernels_agree_with_pytorch() -> None:
+    ended = python("-c", KERNELS, TRITON_INTERPRET="1")
+    assert ended.returncode == 0, ended.stderr
+    assert "compared" in ended.stdout
+
+
+def test_the_fallback_is_what_the_clauses_see_without_the_interpreter() -> None:
+    code = "import optimized, torch; print(optimized.activations.why_not_triton(torch.ones(2, 3)))"
+    ended = python("-c", code, TRITON_INTERPRET="0")
+    assert "the operands are on the CPU and TRITON_INTERPRET is not 1" in ended.stdout, ended.stderr

@@ -25,6 +25,7 @@ from conformance.replay import replay
 from conformance.result import ANY_DTYPE, Result
 from conformance.subject import Subject
 from conformance.target import Target
+from conformance.targets import concrete
 from tests import known_bad
 from tests.commands import WITHOUT_SUITE, python
 from tests.known_bad import REGISTRY, KnownBad
@@ -70,12 +71,14 @@ def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a right target, and one with the script of every clause for it."""
     folder = tmp_path_factory.mktemp("every")
     shutil.copytree(Path(reference.__file__).parent, folder / "right_target")
+    (folder / "right_backend.py").write_text(Path(concrete.__file__).read_text().replace("reference", "right_target"))
     (folder / "scripts").mkdir()
-    target = Target.of(reference, "right_target")
+    targets = {"right_target": Target.of(reference), "right_backend": Target.of(concrete)}
     for clause in CLAUSES.values():
         if clause.id != SLOW:
-            subject = target.subjects(clause)[0]
-            text = replay(clause, subject, "right_target", conclusive(clause, subject), clause.id)
+            name = next(name for name, target in targets.items() if not target.lacking(clause))
+            subject = targets[name].subjects(clause)[0]
+            text = replay(clause, subject, name, conclusive(clause, subject), clause.id)
             (folder / "scripts" / f"{clause.id}.py").write_text(text)
     return folder
 
@@ -87,7 +90,7 @@ def test_every_clause_is_right_on_a_right_target_without_the_suite(scripts: Path
     wrong = {name: outcome for name, outcome in said.items() if outcome != [0, f"{name}: this case is right\n"]}
     assert not wrong, "\n\n".join(f"{name}: {outcome[1]}" for name, outcome in wrong.items())
     imported = {name for path in (scripts / "scripts").iterdir() for name in IMPORT.findall(path.read_text())}
-    assert imported - sys.stdlib_module_names == {"numpy", "right_target", "torch"}
+    assert imported - sys.stdlib_module_names == {"numpy", "right_backend", "right_target", "torch"}
 
 
 def sampled(group: str, count: int = 5) -> list[KnownBad]:

@@ -18,6 +18,7 @@ from conformance.oracle import Expected
 from conformance.subject import Subject
 
 TRAINED = FUSED.narrowed(training=(True,))
+PLAIN = {"lora_qkv": reference.lora_qkv, "lora_mlp": reference.lora_mlp}  # whose second derivatives are autograd's
 
 
 def judged_gradients(subject: Subject, case: FusedCase, kind: str) -> float | None:
@@ -182,7 +183,7 @@ def test_fused_second_derivatives(subject: Subject, case: FusedCase) -> float | 
         got = _second(ys, instance.tensors, block)
     except (RuntimeError, NotImplementedError):
         return None  # refusing is allowed
-    plain = bound(dataclasses.replace(subject, thing=getattr(reference, subject.name)), block)
+    plain = bound(dataclasses.replace(subject, thing=PLAIN[subject.name]), block)
     want = _second(plain.forward(), plain.tensors, block)
     for name, value in want.items():
         exact = numbers(value)

@@ -216,8 +216,8 @@ class Compiled(Eager):
 
     def lora_linear(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
         self.compiled = self.compiled or torch.compile(super().lora_linear, backend="aot_eager", dynamic=True)
-        with torch._functorch.config.patch(donated_buffer=False):
-            found: Tensor = self.compiled(x, *args, **options)
+        torch._functorch.config.donated_buffer = False  # not for this call alone: the backward pass asks again
+        found: Tensor = self.compiled(x, *args, **options)
         return found
 
 

@@ -19,10 +19,12 @@ from torch import Tensor, nn
 
 from conformance import cli
 from conformance.bench import admission, cases, clock, layers, measuring, memory, plot, session, table, work
+from conformance.bench.agreement import Agreement
 from conformance.bench.cases import Size
 from conformance.bench.ceilings import Ceilings
 from conformance.bench.layers import Contender, Operands, Problem
 from conformance.bench.measuring import FROZEN, MEASURED, UNSUPPORTED, Pace, Turn
+from conformance.judge import Violation
 from conformance.pristine import PRISTINE
 from conformance.target import Target
 from tests.commands import TARGETS
@@ -278,6 +280,50 @@ def test_a_layer_that_raises_or_does_not_declare_the_dtype_leaves_the_others_mea
     assert status == {"twice": MEASURED, "large": "raises MemoryError: 6 tokens are too many", "narrow": UNSUPPORTED}
     assert found["layers"][0]["label"] == "twice lora_linear"
     assert set(found["layers"][0]["over"]) == {FROZEN}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("result", ["y", "dX", "dA", "dB"])
+def test_a_layer_that_is_wrong_at_the_size_it_is_timed_on_is_not_ranked(result: str, dtype: str) -> None:
+    class Off(torch.autograd.Function):
+        """The layer with 10 % too much of one result."""
+
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, W: Tensor, b: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
+            ctx.save_for_backward(x, W, A, B)
+            ctx.scale = scale
+            return damaged("y", F.linear(x, W, b) + F.linear(F.linear(x, A) * scale, B))
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor) -> Any:
+            x, W, A, B = ctx.saved_tensors
+            S, dS = x @ A.T * ctx.scale, g @ B * ctx.scale
+            return damaged("dX", g @ W + dS @ A), None, None, damaged("dA", dS.T @ x), damaged("dB", g.T @ S), None
+
+    def damaged(name: str, value: Tensor) -> Tensor:
+        return value * 1.1 if name == wrong else value
+
+    wrong = "none"
+    right = measured(contender(Off.apply), dtype=dtype)
+    assert right["layers"][0]["status"] == MEASURED
+    wrong = result
+    (row,) = measured(contender(Off.apply), dtype=dtype)["layers"]
+    assert row["status"].startswith(f"wrong at this size, not ranked: {result}[")
+    assert session.exit_code({"targets": [], "cases": [{"layers": [row]}]}) == 1
+
+
+def test_the_first_and_the_last_token_are_compared() -> None:
+    def late(x: Tensor, *rest: Any) -> Tensor:
+        y = plain(x, *rest)
+        return torch.cat([y[:-1], y[-1:] * 1.1])
+
+    size = Size(100, 40, 24, 3)
+    problem = Problem(size, "float32")
+    agreement = Agreement(problem, Operands(problem))
+    assert agreement.kept("m").tolist() == [0, 14, 28, 42, 57, 71, 85, 99]
+    assert agreement.kept("n").tolist() == [0, 3, 7, 10, 13, 16, 20, 23]
+    with pytest.raises(Violation, match=r"y\[7, \d+\]: got"):
+        agreement.check(contender(late).built(problem, agreement.timed))
 
 
 def test_dropout_is_where_every_target_can_have_it() -> None:

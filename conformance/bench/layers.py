@@ -16,6 +16,8 @@ from conformance.numerics import dtype_named
 from conformance.pristine import PRISTINE
 from conformance.target import Target
 
+SCALE = 2.0  # alpha ÷ r of every layer
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -83,7 +85,8 @@ class Contender:
         options: dict[str, Any] = {"use_memory_efficient_lora": True} if problem.memory_efficient else {}
         if problem.dropout:
             options |= {"dropout": problem.dropout, "dropout_position": problem.position}
-        layer: nn.Module = thing(copy.deepcopy(operands.frozen), problem.size.r, 2 * problem.size.r, **options)
+        r, alpha = problem.size.r, round(SCALE * problem.size.r)
+        layer: nn.Module = thing(copy.deepcopy(operands.frozen), r, alpha, **options)
         adapters: Any = layer
         with torch.no_grad():
             adapters.lora_A.weight.copy_(operands.lora_A)
@@ -101,11 +104,12 @@ class FunctionLayer(nn.Module):
         self.lora_A, self.lora_B = nn.Parameter(operands.lora_A.clone()), nn.Parameter(operands.lora_B.clone())
         self.options: dict[str, Any] = {}
         if problem.dropout:
-            self.options = {"dropout": problem.dropout, "dropout_position": problem.position, "training": True}
+            self.options = {"dropout": problem.dropout, "dropout_position": problem.position}
 
     def forward(self, x: Tensor) -> Any:
-        """The function's y, with scale 2 as for the layers."""
-        return self.function(x, self.base.weight, self.base.bias, self.lora_A, self.lora_B, 2.0, **self.options)
+        """The function's y."""
+        options = {**self.options, "training": self.training} if self.options else {}
+        return self.function(x, self.base.weight, self.base.bias, self.lora_A, self.lora_B, SCALE, **options)
 
 
 def contenders(spec: str, device: str) -> list[Contender]:

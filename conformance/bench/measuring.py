@@ -12,13 +12,16 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from conformance.bench import clock, work
+from conformance.bench.agreement import Agreement
 from conformance.bench.ceilings import Ceilings
 from conformance.bench.layers import Contender, Operands, Problem, step
 from conformance.bench.memory import peak_bytes, saved_bytes
+from conformance.judge import Violation
 from conformance.numerics import dtype_named
 
 FROZEN = "nn.Linear, frozen"
 MEASURED = "measured"
+WRONG = "wrong at this size, not ranked"
 UNSUPPORTED = "does not declare the dtype"
 
 
@@ -41,6 +44,7 @@ class Turn:
 def measure(problem: Problem, contenders: Sequence[Contender], ceilings: Ceilings, pace: Pace) -> dict[str, Any]:
     """What one problem costs the frozen layer and each contender, as plain data; the fastest contender first."""
     operands = Operands(problem)
+    agreement = Agreement(problem, operands)
     turns = {FROZEN: Turn(operands.frozen)}
     rows: dict[str, dict[str, Any]] = {c.label: {"label": c.label, "target": c.target.spec} for c in contenders}
     for contender in contenders:
@@ -49,7 +53,7 @@ def measure(problem: Problem, contenders: Sequence[Contender], ceilings: Ceiling
             continue
         with _noting(rows[contender.label]), contender.running():
             turn = Turn(contender.built(problem, operands), contender.running)
-            step(turn.layer, operands.x, operands.g)
+            agreement.check(turn.layer)
             turns[contender.label] = turn
     times = interleaved(turns, operands, problem.device, pace)
     passes = _passes(problem)
@@ -83,9 +87,11 @@ def interleaved(turns: Mapping[str, Turn], operands: Operands, device: str, pace
 
 @contextmanager
 def _noting(row: dict[str, Any]) -> Iterator[None]:
-    """An error of the target is its row's; the others are measured."""
+    """An error of the target, or what it gets wrong, is its row's; the others are measured."""
     try:
         yield
+    except Violation as violation:
+        row["status"] = f"{WRONG}: {str(violation).splitlines()[0].removeprefix('worst    ')}"
     except Exception as error:  # noqa: BLE001  (whatever the target raises)
         row["status"] = f"raises {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
 

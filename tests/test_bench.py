@@ -224,6 +224,16 @@ def test_a_storage_is_counted_once_and_a_hidden_tensor_in_the_peak_alone() -> No
     assert memory.peak_bytes(hiding, x, g) >= 4 * (1000 + M * N + M * K)
 
 
+def test_the_peak_is_what_is_held_at_a_time() -> None:
+    def freeing(x: Tensor, weight: Tensor, *_: Any, **__: Any) -> Tensor:
+        for _ in range(3):
+            x.new_empty(4000)  # gone at once
+        return F.linear(x, weight)
+
+    layer, operands = layer_of(Problem(SIZE, "float32"), freeing)
+    assert memory.peak_bytes(layer, operands.x, operands.g) == 4 * 4000
+
+
 def test_a_layer_holds_the_same_adapter_as_every_other() -> None:
     problem = Problem(SIZE, "float32", dropout=0.25, position="pre")
     operands = Operands(problem)
@@ -416,6 +426,14 @@ def test_the_table_has_places_and_ratios_over_each_other_layer() -> None:
     assert two[7:] == ["2.5 G 50%", "1 M 1%", "2.00", "1.23 kB", "999 B"]
     assert raising == ["–", "c", "raises MemoryError: no"]
     assert failing == ["–", "wrong", "fails, not ranked"]
+
+
+def test_a_ceiling_that_was_exceeded_is_said_to_be_none(ranked: tuple[int, dict[str, Any], str, Path]) -> None:
+    found = json.loads(json.dumps(ranked[1]))
+    for share, said in ((0.9, 0), (1.1, 1)):
+        for case in found["cases"]:
+            case["frozen"]["of_flops_ceiling"] = case["layers"][0]["of_flops_ceiling"] = share
+        assert sum("above 100%" in sentence for sentence in table.sentences(found)) == said
 
 
 def test_exit_code_1_needs_a_failing_target_or_a_layer_that_raises() -> None:

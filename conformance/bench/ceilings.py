@@ -13,7 +13,7 @@ from conformance.numerics import dtype_named
 
 PRODUCT = {"cpu": 1024, "cuda": 8192}  # M = K = N
 COPIED = {"cpu": 2**28, "cuda": 2**30}  # bytes, more than a cache holds
-DURATION = 0.5  # seconds for each
+DURATION = 1.0  # seconds for each
 
 
 @dataclass(frozen=True)

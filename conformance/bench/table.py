@@ -59,6 +59,8 @@ def sentences(found: dict[str, Any]) -> list[str]:
         f"{found['pace']['rounds']} rounds, interleaved; load {found['load_at_start']:.1f} at the start on "
         f"{found['processors']} processors.",
     ]
+    if any(row.get("of_flops_ceiling", 0) > 1 for case in found["cases"] for row in (case["frozen"], *case["layers"])):
+        said.append("A share of FLOP/s above 100% says that the machine was busier while its ceilings were measured.")
     for target in found["targets"]:
         name = target["spec"] + (f" {target['version']}" if target["version"] else "")
         if target["verdict"] == "pass":

@@ -11,9 +11,9 @@ from conformance.bench.clock import fastest
 from conformance.bench.work import Work
 from conformance.numerics import dtype_named
 
-PRODUCT = {"cpu": 1024, "cuda": 8192}  # M = K = N
+PRODUCT = {"cpu": 2048, "cuda": 8192}  # M = K = N
 COPIED = {"cpu": 2**28, "cuda": 2**30}  # bytes, more than a cache holds
-DURATION = 1.0  # seconds for each
+DURATION = 2.0  # seconds for each
 
 
 @dataclass(frozen=True)

@@ -72,9 +72,9 @@ def plan(selection: Selection) -> dict[str, Any]:
             "version": _version(target),
             "fingerprint": fingerprint(target.spec),
         },
-        "versions": _versions(),
+        "versions": versions(),
         "device": selection.device,
-        "device_name": _device_name(selection.device),
+        "device_name": device_name(selection.device),
         "interpreting": interpreting,
         "groups": {g: {"claimed": g in target.claimed, "missing": list(target.missing(g))} for g in groups},
         "clauses": planned,
@@ -133,7 +133,8 @@ def _check_anything_runs(target: Any, selection: Selection, chosen: list[Any], p
     raise UsageError(f"target {target.spec!r} has nothing to judge in the chosen groups and clauses")
 
 
-def _versions() -> dict[str, str | None]:
+def versions() -> dict[str, str | None]:
+    """The versions of Python and of what a run depends on; None where it is not installed."""
     names = ("loraspec", "torch", "triton", "numpy", "hypothesis", "pytest")
     return {"python": platform.python_version(), **{name: _installed(name) for name in names}}
 
@@ -159,7 +160,8 @@ def distributions() -> Mapping[str, list[str]]:
     return importlib.metadata.packages_distributions()
 
 
-def _device_name(device: str) -> str:
+def device_name(device: str) -> str:
+    """The name of the processor or GPU."""
     import torch
 
     if device != "cpu":

@@ -160,14 +160,15 @@ def _show_remarks(report: dict[str, Any], out: Console) -> None:
         for result in clause["results"]:
             if result["status"] == UNSUPPORTED and result["message"]:
                 accepting.setdefault(f"{result['subject']} {result['message']}", []).append(clause["id"])
-    remarks += [f"NOTE {text}: {_listed(ids)}" for text, ids in accepting.items()]
+    remarks += [f"NOTE {text}: {listed(ids)}" for text, ids in accepting.items()]
     if remarks:
         out.print()
     for remark in remarks:
         out.print(remark)
 
 
-def _listed(ids: list[str]) -> str:
+def listed(ids: list[str]) -> str:
+    """The first five, and how many more."""
     return ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
 
 

@@ -13,7 +13,7 @@
   the reference's.
 
 What falls back says why: `why_not_triton(*operands)` for the kernels, `optimized.linear.why_not_fused` for
-the node. ``python -m optimized.bench`` times it.
+the node. ``loraspec bench optimized reference`` times it.
 """
 
 from optimized.adapter import LoRATritonFunction, why_not_triton

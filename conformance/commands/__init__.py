@@ -5,7 +5,7 @@ Importing them imports neither torch nor hypothesis: what a command needs beyond
 
 from __future__ import annotations
 
-from conformance.commands import demo, explain, init, matrix, merge, rerun, run, serve, spec
+from conformance.commands import bench, demo, explain, init, matrix, merge, rerun, run, serve, spec
 
 COMMANDS = {
     "run": run,
@@ -13,6 +13,7 @@ COMMANDS = {
     "matrix": matrix,
     "explain": explain,
     "rerun": rerun,
+    "bench": bench,
     "init": init,
     "spec": spec,
     "serve": serve,

@@ -14,8 +14,7 @@ from tests.mutation.operators import OPERATORS
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("reference", "optimized")
-# a benchmark is no implementation, and a list of exports no computation
-EXEMPT = ("__init__.py", "bench.py")
+EXEMPT = ("__init__.py",)  # a list of exports is no computation
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,63 @@
+"""Who is ranked: a target that passes the quick conformance of what is timed, in the dtypes that are timed."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from conformance import report, run
+from conformance.selection import Selection
+
+GROUPS = ("layer", "linear")  # the first that a target claims is judged, and timed
+
+
+@dataclass(frozen=True)
+class Admission:
+    """What conformance said of a target.
+
+    Attributes:
+        failing: ids of the clauses that turn the verdict, with what was seen; none for a target that passes.
+    """
+
+    spec: str
+    name: str
+    version: str | None
+    group: str
+    clauses: int
+    failing: dict[str, str | None]
+
+    @property
+    def passes(self) -> bool:
+        """Whether it is ranked."""
+        return not self.failing
+
+
+def examined(spec: str, dtypes: tuple[str, ...], device: str, clauses: tuple[str, ...] = ()) -> Admission:
+    """Judge a target by the quick profile, in processes of their own.
+
+    Args:
+        clauses: only these; all of the group where empty.
+
+    Raises:
+        UsageError: if it does not import, or has no layer and no function to time.
+        SuiteError: if the suite itself failed.
+    """
+    lane = "cpu" if device == "cpu" else "gpu"
+    selection = Selection(spec, GROUPS, clauses, dtypes=dtypes, device=device, lane=lane, profile="quick")
+    plan = run.smoke(selection)
+    group = next(name for name in GROUPS if plan["groups"].get(name, {}).get("claimed"))
+    selection = dataclasses.replace(selection, groups=(group,))
+    plan["groups"] = {group: plan["groups"][group]}
+    plan["clauses"] = [clause for clause in plan["clauses"] if clause["group"] == group]
+    found: dict[str, Any] = report.assemble(plan, selection, run.execute(selection, plan))
+    if found["errors"]:
+        raise run.SuiteError("\n".join(error["traceback"] for error in found["errors"]))
+    return Admission(
+        spec=spec,
+        name=found["target_name"],
+        version=found["target_version"],
+        group=group,
+        clauses=sum(clause["status"] == "pass" for clause in found["clauses"]),
+        failing={clause["id"]: clause["message"] for clause in found["clauses"] if report.gates(clause)},
+    )

@@ -1,0 +1,85 @@
+"""Whether a layer computes what it is timed on: y, dX, dA and dB at the very size, within the error budget.
+
+The quick conformance draws small cases; a layer that is wrong, or does nothing, at large ones must not be ranked. Each
+result is compared on part of one dimension on which its other elements do not depend: y and dX on a few tokens, dA on
+a few of the features in, dB on a few of those out.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from conformance.bench.layers import SCALE, Problem
+from conformance.bench.layers import Operands as Timed
+from conformance.judge import compare, require
+from conformance.linear_case import LinearCase
+from conformance.numerics import dtype_named, numbers
+from conformance.operands import Operands
+from conformance.oracle import Expected, LinearOracle
+
+PARTS = 8  # tokens, or features
+# of each result: whose shape it has, and the axis and dimension of which a part is compared
+LAYOUTS = {"y": ("g", 0, "m"), "dX": ("x", 0, "m"), "dA": ("lora_A", 1, "k"), "dB": ("lora_B", 0, "n")}
+DIMENSIONS = {"x": "mk", "g": "mn", "weight": "nk", "bias": "n", "lora_A": "rk", "lora_B": "nr"}
+
+
+class Part(Operands):
+    """The timed operands with a few indices of one dimension, as the oracle takes them."""
+
+    def __init__(self, problem: Problem, timed: Timed, dimension: str, kept: Tensor) -> None:
+        size = {name: getattr(problem.size, name) for name in "mknr"} | {dimension: len(kept)}
+        self.case = LinearCase(dtype=problem.dtype, scale=SCALE, bias=True, values="normal", **size)
+        self.device, self.scale, self.shape = problem.device, SCALE, (size["m"], size["n"])
+        self.dtype = self.adapter_dtype = self.computed_in = dtype_named(problem.dtype)
+        tensors = {"x": timed.x, "g": timed.g, "lora_A": timed.lora_A, "lora_B": timed.lora_B}
+        tensors |= dict(timed.frozen.named_parameters())
+        self.values = {name: numbers(_part(t, DIMENSIONS[name], dimension, kept)) for name, t in tensors.items()}
+
+
+class Agreement:
+    """What every layer must give on the operands of a problem; computed once, when first asked."""
+
+    def __init__(self, problem: Problem, timed: Timed) -> None:
+        self.problem, self.timed = problem, timed
+
+    def check(self, layer: nn.Module) -> None:
+        """Run the layer once, without dropout, and compare.
+
+        Raises:
+            Violation: naming the result that is off.
+        """
+        x, training = self.timed.x, layer.training
+        y = layer.eval()(x)
+        y.backward(self.timed.g)
+        adapters: Any = layer
+        lora_A, lora_B = (getattr(a, "weight", a) for a in (adapters.lora_A, adapters.lora_B))
+        results = {"y": y.detach(), "dX": x.grad, "dA": lora_A.grad, "dB": lora_B.grad}
+        x.grad = lora_A.grad = lora_B.grad = None
+        layer.train(training)
+        for name, result in results.items():
+            require(result is not None, f"{name} is None")
+            like, axis, dimension = LAYOUTS[name]
+            require(result.shape == getattr(self.timed, like).shape, f"{name} has shape {list(result.shape)}")
+            part = result.index_select(axis, self.kept(dimension))
+            compare(numbers(part), self.expected[name])
+
+    def kept(self, dimension: str) -> Tensor:
+        """The indices of a dimension that are compared: the first, the last, and some between."""
+        size = getattr(self.problem.size, dimension)
+        spaced = torch.linspace(0, size - 1, min(PARTS, size), dtype=torch.float64)
+        return spaced.round().long().to(self.problem.device)
+
+    @cached_property
+    def expected(self) -> dict[str, Expected]:
+        """The oracle's result for each part."""
+        oracles = {d: LinearOracle(Part(self.problem, self.timed, d, self.kept(d))) for d in "mkn"}
+        return {name: getattr(oracles[dimension], name) for name, (_, _, dimension) in LAYOUTS.items()}
+
+
+def _part(tensor: Tensor, dimensions: str, dimension: str, kept: Tensor) -> Tensor:
+    axis = dimensions.find(dimension)
+    return tensor if axis < 0 else tensor.detach().index_select(axis, kept)

@@ -1,0 +1,132 @@
+"""What is timed: the frozen layer, and each target's layer around a copy of it, with the same adapter."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from conformance.bench.cases import Size
+from conformance.numerics import dtype_named
+from conformance.pristine import PRISTINE
+from conformance.target import Target
+
+SCALE = 2.0  # alpha ÷ r of every layer
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One measurement to make: a size, a dtype, and the dropout of the adapter."""
+
+    size: Size
+    dtype: str
+    device: str = "cpu"
+    dropout: float = 0.0
+    position: str = "post"
+    memory_efficient: bool = False
+
+    def __str__(self) -> str:
+        text = f"{self.size} {self.dtype}"
+        text += f", dropout {self.dropout:g} {self.position}" if self.dropout else ""
+        return text + (", memory-efficient" if self.memory_efficient else "")
+
+
+class Operands:
+    """x [M, K], g [M, N], the frozen layer, and an adapter A [r, K], B [N, r] whose B is not zero."""
+
+    def __init__(self, problem: Problem) -> None:
+        size = problem.size
+        place: Any = {"dtype": dtype_named(problem.dtype), "device": problem.device}
+        draws = torch.Generator(problem.device).manual_seed(0)
+
+        def drawn(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=draws, **place)
+
+        self.x, self.g = drawn(size.m, size.k).requires_grad_(), drawn(size.m, size.n)
+        self.lora_A, self.lora_B = drawn(size.r, size.k) / size.k**0.5, drawn(size.n, size.r)
+        self.frozen = nn.Linear(size.k, size.n, **place).requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One layer of a target.
+
+    Attributes:
+        subject: the public name of the target that is timed.
+        replaced: what the target puts in place of torch's functions, in force while its layer runs.
+    """
+
+    target: Target
+    subject: str
+    replaced: dict[Any, Any] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """How it is shown: the target as it was named, and what of it is timed where that is not LinearLoRA."""
+        return self.target.spec + ("" if self.subject == "LinearLoRA" else f" {self.subject}")
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Its own replacements are in force meanwhile."""
+        PRISTINE.replaced = dict(self.replaced)
+        with PRISTINE.suspended():
+            yield
+
+    def built(self, problem: Problem, operands: Operands) -> nn.Module:
+        """Its layer in training mode, with the operands' values."""
+        thing = getattr(self.target.thing, self.subject)
+        if self.subject == "lora_linear":
+            return FunctionLayer(thing, problem, operands)
+        options: dict[str, Any] = {"use_memory_efficient_lora": True} if problem.memory_efficient else {}
+        if problem.dropout:
+            options |= {"dropout": problem.dropout, "dropout_position": problem.position}
+        r, alpha = problem.size.r, round(SCALE * problem.size.r)
+        layer: nn.Module = thing(copy.deepcopy(operands.frozen), r, alpha, **options)
+        adapters: Any = layer
+        with torch.no_grad():
+            adapters.lora_A.weight.copy_(operands.lora_A)
+            adapters.lora_B.weight.copy_(operands.lora_B)
+        return layer.train()
+
+
+class FunctionLayer(nn.Module):
+    """A target's `lora_linear` with its operands, as a layer."""
+
+    def __init__(self, function: Any, problem: Problem, operands: Operands) -> None:
+        super().__init__()
+        self.function = function
+        self.base = copy.deepcopy(operands.frozen)
+        self.lora_A, self.lora_B = nn.Parameter(operands.lora_A.clone()), nn.Parameter(operands.lora_B.clone())
+        self.options: dict[str, Any] = {}
+        if problem.dropout:
+            self.options = {"dropout": problem.dropout, "dropout_position": problem.position}
+
+    def forward(self, x: Tensor) -> Any:
+        """The function's y."""
+        options = {**self.options, "training": self.training} if self.options else {}
+        return self.function(x, self.base.weight, self.base.bias, self.lora_A, self.lora_B, SCALE, **options)
+
+
+def contenders(spec: str, device: str) -> list[Contender]:
+    """What of a target is timed: its layer, or else its function; on a GPU its Triton layer as well.
+
+    On a CPU Triton's kernels are interpreted, and a time says nothing.
+    """
+    target = Target.load(spec, device)
+    replaced = dict(PRISTINE.replaced)
+    names = ["LinearLoRA"] if target.has("LinearLoRA") else ["lora_linear"]
+    names += ["TritonLinearLoRA"] if device != "cpu" and target.has("TritonLinearLoRA") else []
+    return [Contender(target, name, replaced) for name in names]
+
+
+def step(layer: nn.Module, x: Tensor, g: Tensor) -> None:
+    """Forward and backward, and every gradient dropped."""
+    layer(x).backward(g)
+    x.grad = None
+    for parameter in layer.parameters():
+        parameter.grad = None

@@ -1,0 +1,99 @@
+"""A benchmark from its targets to its report: conformance first, then ceilings, then every problem."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from typing import Any
+
+import torch
+
+from conformance.bench import ceilings, layers
+from conformance.bench.admission import Admission, examined
+from conformance.bench.cases import Size
+from conformance.bench.layers import Contender, Problem
+from conformance.bench.measuring import MEASURED, UNSUPPORTED, Pace, measure
+from conformance.selection import UsageError, gpu_at_hand, set_interpreter
+from conformance.smoke import device_name, versions
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to measure.
+
+    Attributes:
+        dropout: probability, of each adapter in training; at a position that all targets have.
+    """
+
+    targets: tuple[str, ...]
+    sizes: tuple[Size, ...]
+    dtypes: tuple[str, ...]
+    device: str = "cpu"
+    dropout: float = 0.0
+    memory_efficient: bool = False
+    pace: Pace = field(default_factory=Pace)
+
+
+def run(wanted: Wanted, say: Callable[[str], None]) -> dict[str, Any]:
+    """Measure it all, saying what is going on.
+
+    Raises:
+        UsageError: if a target does not import or has nothing to time, or there is no such device.
+        SuiteError: if the suite itself failed.
+    """
+    load = os.getloadavg()[0]
+    admitted = []
+    for spec in wanted.targets:
+        say(f"checking {spec}: {', '.join(wanted.dtypes)}")
+        admitted.append(examined(spec, wanted.dtypes, wanted.device))
+    set_interpreter("cpu" if wanted.device == "cpu" else "gpu", wanted.device, gpu_at_hand())
+    contenders = _contenders(admitted, wanted.device)
+    position = _position(contenders) if wanted.dropout else "post"
+    if wanted.device != "cpu":
+        torch.cuda.set_device(torch.device(wanted.device).index or 0)  # which GPU the clock and the counters mean
+    say(f"measuring what {wanted.device} can do")
+    limits = ceilings.measured(wanted.dtypes, wanted.device)
+    cases = []
+    for size, dtype in product(wanted.sizes, wanted.dtypes) if contenders else ():
+        problem = Problem(size, dtype, wanted.device, wanted.dropout, position, wanted.memory_efficient)
+        say(f"measuring {problem}")
+        cases.append(measure(problem, contenders, limits, wanted.pace))
+    return {
+        "device": wanted.device,
+        "device_name": device_name(wanted.device),
+        "threads": torch.get_num_threads(),
+        "processors": os.cpu_count(),
+        "load_at_start": load,
+        "system": platform.platform(),
+        "versions": versions(),
+        "pace": asdict(wanted.pace),
+        "ceilings": asdict(limits),
+        "targets": [{**asdict(admission), "verdict": "pass" if admission.passes else "fail"} for admission in admitted],
+        "cases": cases,
+    }
+
+
+def exit_code(found: dict[str, Any]) -> int:
+    """0 where every target passed and every layer ran, else 1."""
+    ran = all(row["status"] in (MEASURED, UNSUPPORTED) for case in found["cases"] for row in case["layers"])
+    return 0 if ran and all(target["verdict"] == "pass" for target in found["targets"]) else 1
+
+
+def _contenders(admitted: list[Admission], device: str) -> list[Contender]:
+    """The layers of the targets that passed; what an import does to the number of threads is undone."""
+    threads = torch.get_num_threads()
+    found = [c for admission in admitted if admission.passes for c in layers.contenders(admission.spec, device)]
+    torch.set_num_threads(threads)
+    return found
+
+
+def _position(contenders: list[Contender]) -> str:
+    """Where dropout is: a position that every target has."""
+    common = [p for p in ("post", "pre") if all(p in c.target.dropout_positions for c in contenders)]
+    if not common:
+        each = ", ".join(f"{c.target.spec}: {'/'.join(c.target.dropout_positions)}" for c in contenders)
+        raise UsageError(f"no dropout position is common to all targets ({each}): measure them apart")
+    return common[0]

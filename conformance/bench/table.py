@@ -1,0 +1,139 @@
+"""What a benchmark shows: a table for each case, who is not ranked and why, and the ceilings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from conformance.bench.measuring import FROZEN, MEASURED
+from conformance.terminal import console, listed
+
+WIDE = 200  # characters of a line in a file or a pipe
+FAILS = "fails, not ranked"
+NOTES = (
+    "÷ frozen is the median of the ratios of times in the same round, with quartiles; ÷ 1 likewise over the layer in "
+    "place 1. FLOP/s and bytes/s are the formula's work in the median time, and what that is of the ceiling; ÷ roof is "
+    "the time over the least time that the ceilings allow. Saved is what forward keeps for backward beyond x and "
+    "parameters; peak is the most held at a time."
+)
+
+
+def headings(places: int) -> list[str]:
+    """The columns of a case with so many measured layers."""
+    others = [f"÷ {place}" for place in range(1, places + 1)] if places > 1 else []
+    return ["", "layer", "time", "÷ frozen", "quartiles", *others, "FLOP/s", "bytes/s", "÷ roof", "saved", "peak"]
+
+
+def rows(case: dict[str, Any], failed: list[str]) -> Iterator[list[str]]:
+    """The cells of a case: the frozen layer, the layers by place, and who has none."""
+    placed = [row for row in case["layers"] if row["status"] == MEASURED]
+    names = [row["label"] for row in placed]
+    yield _cells("", case["frozen"], names)
+    for place, row in enumerate(placed, 1):
+        yield _cells(str(place), row, names)
+    for row in case["layers"]:
+        if row["status"] != MEASURED:
+            yield ["–", row["label"], row["status"]]
+    for spec in failed:
+        yield ["–", spec, FAILS]
+
+
+def failed(found: dict[str, Any]) -> list[str]:
+    """The targets that do not pass."""
+    return [target["spec"] for target in found["targets"] if target["verdict"] != "pass"]
+
+
+def title(case: dict[str, Any], found: dict[str, Any]) -> str:
+    """What a case's table is about."""
+    where = f"{found['device_name']}, {found['threads']} threads" if found["device"] == "cpu" else found["device_name"]
+    return f"{case['case']} on {where}"
+
+
+def sentences(found: dict[str, Any]) -> list[str]:
+    """What the tables do not say."""
+    limits = found["ceilings"]
+    reached = ", ".join(f"{_scaled(value)}FLOP/s in {dtype}" for dtype, value in limits["flops"].items())
+    size = limits["product"]
+    said = [
+        f"Ceilings: {reached} (a product of {size}x{size}x{size}), {_scaled(limits['bytes'])}B/s (a copy).",
+        f"{found['pace']['rounds']} rounds, interleaved; load {found['load_at_start']:.1f} at the start on "
+        f"{found['processors']} processors.",
+    ]
+    if any(row.get("of_flops_ceiling", 0) > 1 for case in found["cases"] for row in (case["frozen"], *case["layers"])):
+        said.append("A share of FLOP/s above 100% says that the machine was busier while its ceilings were measured.")
+    for target in found["targets"]:
+        name = target["spec"] + (f" {target['version']}" if target["version"] else "")
+        if target["verdict"] == "pass":
+            said.append(f"{name}: {target['clauses']} clauses of group {target['group']} pass.")
+        else:
+            clauses = listed(list(target["failing"]))
+            said.append(f"{name} {FAILS}: {clauses}; see `loraspec run {target['spec']}`.")
+    return said
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print it."""
+    from rich import box
+    from rich.table import Table
+
+    out = console()
+    if not out.is_terminal:
+        out.width = WIDE
+    for case in found["cases"]:
+        measured = sum(row["status"] == MEASURED for row in case["layers"])
+        table = Table(title=title(case, found), box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
+        for heading in headings(measured):
+            table.add_column(heading, justify="left" if heading == "layer" else "right", no_wrap=True)
+        for cells in rows(case, failed(found)):
+            table.add_row(*cells)
+        out.print(table)
+    for sentence in (NOTES, *sentences(found)) if found["cases"] else sentences(found):
+        out.print(sentence)
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The same tables in Markdown."""
+    lines = []
+    for case in found["cases"]:
+        columns = headings(sum(row["status"] == MEASURED for row in case["layers"]))
+        lines += [f"**{title(case, found)}**", "", _line(columns), _line(["---"] * 2 + ["---:"] * (len(columns) - 2))]
+        lines += [_line(cells + [""] * (len(columns) - len(cells))) for cells in rows(case, failed(found))] + [""]
+    return "\n".join([*lines, NOTES, "", *(f"- {sentence}" for sentence in sentences(found))]) + "\n"
+
+
+def _cells(place: str, row: dict[str, Any], names: list[str]) -> list[str]:
+    over, frozen = row["over"], row["over"].get(FROZEN)
+    ratio, quartiles = "1", ""
+    if frozen is not None:
+        low, high = frozen["quartiles"]
+        ratio, quartiles = f"{frozen['median']:.2f}", f"{low:.2f}–{high:.2f}"
+    others = [f"{over[name]['median']:.2f}" if name in over else "" for name in names] if len(names) > 1 else []
+    return [
+        place,
+        row["label"],
+        _time(row["seconds"]),
+        ratio,
+        quartiles,
+        *others,
+        f"{_scaled(row['flops_per_second'])} {row['of_flops_ceiling']:.0%}",
+        f"{_scaled(row['bytes_per_second'])} {row['of_bytes_ceiling']:.0%}",
+        f"{row['over_roofline']:.2f}",
+        f"{_scaled(row['saved_bytes'])}B",
+        f"{_scaled(row['peak_bytes'])}B",
+    ]
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _scaled(value: float) -> str:
+    """Three digits and a prefix, as `45.2 G`."""
+    for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g} {prefix}"
+    return f"{value:.3g} "
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds * 1e6:.0f} µs" if seconds < 1e-3 else f"{seconds * 1e3:.3g} ms"

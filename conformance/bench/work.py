@@ -1,0 +1,37 @@
+"""The least that a step has to do: the formula's operations, and each operand read or written once a pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from conformance.bench.cases import Size
+
+
+@dataclass(frozen=True)
+class Work:
+    """Floating-point operations and bytes of a forward or a backward pass."""
+
+    flops: int
+    bytes: int
+
+
+def frozen(size: Size, width: int) -> tuple[Work, Work]:
+    """Forward ``y = x Wᵀ + b`` and backward ``dX = g W`` of the frozen layer; width is the bytes of an element."""
+    M, K, N = size.m, size.k, size.n
+    forward = Work(2 * M * K * N, width * (M * K + N * K + N + M * N))
+    backward = Work(2 * M * K * N, width * (M * N + N * K + M * K))
+    return forward, backward
+
+
+def adapted(size: Size, width: int) -> tuple[Work, Work]:
+    """The same with an adapter: ``S = x Aᵀ, S Bᵀ``, and backward ``g B, (g B) A, dA = (g B)ᵀ x, dB = gᵀ S``.
+
+    S is taken to stay on the chip; backward reads x once more, for dA.
+    """
+    M, K, N, r = size.m, size.k, size.n, size.r
+    forward, backward = frozen(size, width)
+    adapter = r * (K + N)
+    return (
+        Work(forward.flops + 2 * M * adapter, forward.bytes + width * adapter),
+        Work(backward.flops + 4 * M * adapter, backward.bytes + width * (M * K + 2 * adapter)),
+    )

@@ -1,0 +1,127 @@
+"""`loraspec bench`: what layers cost beside the frozen `nn.Linear` they adapt."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from conformance.bench import cases
+from conformance.clause import FLOAT_DTYPES
+from conformance.commands import output
+from conformance.selection import known
+
+EXIT_CODES = """\
+exit codes: 0 every target is ranked; 1 one fails its conformance or raises where it is timed; 2 usage, or a target
+that does not import, bind or have a layer; 3 the suite itself failed."""
+
+
+def add(commands: output.Commands) -> None:
+    """Its options."""
+    raw = argparse.RawDescriptionHelpFormatter
+    bench = commands.add_parser(
+        "bench", help="time layers beside the frozen layer", epilog=EXIT_CODES, formatter_class=raw
+    )
+    bench.add_argument("targets", metavar="TARGET", nargs="+", help="package.module or package.module:attribute")
+    several: dict[str, Any] = {"action": "extend", "nargs": "+"}
+    bench.add_argument(
+        "--shapes", **several, type=_shape, metavar="MxKxN", help="M tokens, K in, N out; also written M,K,N"
+    )
+    bench.add_argument("--rank", **several, type=_positive, metavar="r", help="with each shape (default 16)")
+    bench.add_argument(
+        "--dtype",
+        action="append",
+        metavar="NAME[,NAME…]",
+        help=f"of {', '.join(FLOAT_DTYPES)} (default float32; on a GPU bfloat16)",
+    )
+    bench.add_argument("--dropout", type=_probability, default=0.0, metavar="P", help="of the adapter (default 0)")
+    bench.add_argument("--memory-efficient", action="store_true", help="layers with use_memory_efficient_lora=True")
+    bench.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
+    bench.add_argument("--rounds", type=_rounds, help="in each every layer has its turn (default 41; on a GPU 15)")
+    bench.add_argument("--seconds", type=_seconds, default=0.01, help="for a layer in a round (default 0.01)")
+    bench.add_argument("--report-dir", type=Path, default=Path("loraspec-report"), help="for bench.json, bench.md")
+    bench.add_argument("--json", type=Path, metavar="FILE", help="the report alone, there, and no bench.md")
+    bench.add_argument("--plot", action="store_true", help="bench.png in the report folder; needs 'loraspec[demo]'")
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Run it; the exit code, which is 1 where a target is not ranked."""
+    dtypes = _dtypes(options)
+    from conformance import report
+    from conformance.bench import measuring, plot, session, table
+    from conformance.terminal import console
+
+    if options.plot:
+        plot.check_installed()
+    path = options.json or options.report_dir / "bench.json"
+    for folder in dict.fromkeys((path.parent, *([options.report_dir] if options.plot else []))):
+        report.prepare(folder)
+    wanted = session.Wanted(
+        targets=tuple(dict.fromkeys(options.targets)),
+        sizes=cases.sizes(options.shapes or (), options.rank or (), options.device),
+        dtypes=dtypes,
+        device=options.device,
+        dropout=options.dropout,
+        memory_efficient=options.memory_efficient,
+        pace=measuring.Pace(options.rounds or (41 if options.device == "cpu" else 15), options.seconds),
+    )
+    found = session.run(wanted, console(stderr=True).print)
+    written = [path]
+    report.replace(path, json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    if options.json is None:
+        written.append(path.with_suffix(".md"))
+        report.replace(written[-1], table.markdown(found))
+    if options.plot and found["cases"]:
+        written.append(options.report_dir / "bench.png")
+        written[-1].write_bytes(plot.drawn(found))
+    table.show(found)
+    console().print(f"written to {', '.join(map(str, written))}")
+    return session.exit_code(found)
+
+
+def _dtypes(options: argparse.Namespace) -> tuple[str, ...]:
+    """The dtypes asked for, or the device's default."""
+    known([options.device.partition(":")[0]], ("cpu", "cuda"), "device")
+    if options.dtype is None:
+        return ("float32",) if options.device == "cpu" else ("bfloat16",)
+    names = tuple(dict.fromkeys(word.strip() for item in options.dtype for word in item.split(",")))
+    known(names, FLOAT_DTYPES, "dtype")
+    return names
+
+
+def _shape(text: str) -> tuple[int, int, int]:
+    try:
+        return cases.shape(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error}; targets come before --shapes") from None
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no rank: expected 1, 2, …")
+    return int(text)
+
+
+def _rounds(text: str) -> int:
+    if not text.isdecimal() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of rounds: expected 2, 3, …, for quartiles")
+    return int(text)
+
+
+def _probability(text: str) -> float:
+    return _between(text, 0.0, 1.0, "dropout probability")
+
+
+def _seconds(text: str) -> float:
+    return _between(text, 1e-6, 3600.0, "number of seconds")
+
+
+def _between(text: str, low: float, high: float, what: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = float("nan")
+    if not low <= found <= high:
+        raise argparse.ArgumentTypeError(f"{text!r} is no {what}: expected {low:g} to {high:g}")
+    return found

@@ -1,0 +1,189 @@
+"""`loraspec bench`: the sizes asked for, whom it ranks, and what it says and writes."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from conformance import cli
+from conformance.bench import admission, cases, plot, session, table
+from conformance.bench.cases import Size
+from conformance.bench.measuring import FROZEN, MEASURED, UNSUPPORTED
+from tests.benching import K, M, N, R
+from tests.commands import TARGETS
+
+
+@pytest.mark.parametrize("text", ["64x256x128", "64,256,128"])
+def test_a_shape_is_spelled_in_two_ways(text: str) -> None:
+    assert cases.shape(text) == (64, 256, 128)
+
+
+@pytest.mark.parametrize("text", ["64x256", "64x256x128x8", "64x256x0", "64x256xN", "-1x2x3", ""])
+def test_what_is_no_shape_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"expected MxKxN or M,K,N, for example 64x256x256"):
+        cases.shape(text)
+
+
+def test_shapes_and_ranks_are_crossed_and_have_defaults() -> None:
+    assert cases.sizes([(1, 2, 3), (4, 5, 6)], [7, 8], "cpu") == (
+        Size(1, 2, 3, 7), Size(1, 2, 3, 8), Size(4, 5, 6, 7), Size(4, 5, 6, 8),
+    )  # fmt: skip
+    assert cases.sizes([(1, 2, 3)], [], "cpu") == (Size(1, 2, 3, 16),)
+    assert list(map(str, cases.sizes([], [], "cpu"))) == ["64x256x256 r8", "512x1024x1024 r16"]
+    assert list(map(str, cases.sizes([], [4], "cpu"))) == ["64x256x256 r4", "512x1024x1024 r4"]
+    gpu = cases.sizes([], [], "cuda:0")
+    assert ({s.m for s in gpu}, {s.r for s in gpu}) == ({256, 1024, 4096, 16384}, {8, 16, 64, 128})
+    assert {s.k for s in gpu} == {s.n for s in gpu} == {1024, 4096, 14336}
+
+
+@pytest.fixture(scope="module")
+def ranked(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, Any], str, Path]:
+    """A right and a wrong target, judged by one clause: the exit code, the report, what was printed, the folder."""
+    folder = tmp_path_factory.mktemp("bench")
+    command = ["bench", "right", "unscaled", "--shapes", "6x40x24", "8,16,16", "--rank", "3", "--rounds", "2"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [str(TARGETS), *sys.path])
+        patch.setenv("PYTHONPATH", str(TARGETS))
+        patch.setattr(session, "examined", functools.partial(admission.examined, clauses=("LIN-FWD",)))
+        patch.setattr(admission.run, "execute", functools.partial(admission.run.execute, workers=0))
+        patch.setattr("conformance.bench.ceilings.PRODUCT", {"cpu": 64})
+        patch.setattr("conformance.bench.ceilings.COPIED", {"cpu": 2**16})
+        patch.setattr(session.ceilings, "measured", functools.partial(session.ceilings.measured, duration=0.01))
+        with (folder / "printed").open("w+", encoding="utf-8") as out:
+            patch.setattr(sys, "stdout", out)
+            code = cli.main([*command, "--seconds", "0.0001", "--plot", "--report-dir", str(folder)])
+            patch.undo()
+    text = (folder / "printed").read_text(encoding="utf-8")
+    return code, json.loads((folder / "bench.json").read_text(encoding="utf-8")), text, folder
+
+
+def test_a_failing_target_is_not_ranked(ranked: tuple[int, dict[str, Any], str, Path]) -> None:
+    code, found, text, _ = ranked
+    assert code == 1
+    assert [(t["spec"], t["verdict"], list(t["failing"])) for t in found["targets"]] == [
+        ("right", "pass", []),
+        ("unscaled", "fail", ["LIN-FWD"]),
+    ]
+    assert [[row["target"] for row in case["layers"]] for case in found["cases"]] == [["right"], ["right"]]
+    assert text.count("fails, not ranked") == 2 + 1
+    assert "unscaled fails, not ranked: LIN-FWD; see `loraspec run unscaled`" in text
+    assert "right 1.0: 1 clauses of group linear pass." in text
+
+
+def test_the_report_says_what_was_measured_on_what(ranked: tuple[int, dict[str, Any], str, Path]) -> None:
+    _, found, text, folder = ranked
+    assert [(c["M"], c["K"], c["N"], c["r"], c["dtype"]) for c in found["cases"]] == [
+        (6, 40, 24, 3, "float32"),
+        (8, 16, 16, 3, "float32"),
+    ]
+    assert found["ceilings"]["flops"]["float32"] > 0
+    assert found["ceilings"]["bytes"] > 0
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["threads"] == torch.get_num_threads()
+    for case in found["cases"]:
+        for row in (case["frozen"], *case["layers"]):
+            assert len(row["rounds"]) == found["pace"]["rounds"] == 2
+    (row,) = found["cases"][0]["layers"]
+    assert (row["saved_bytes"], row["flops_counted"]) == (4 * M * R, 4 * M * K * N + 6 * M * R * (K + N))
+    assert f"6x40x24 r3 float32 on {found['device_name']}" in text
+    assert f"{row['over'][FROZEN]['median']:.2f}" in text
+    assert "(a product of 64x64x64)" in text
+    assert (folder / "bench.png").read_bytes().startswith(b"\x89PNG")
+
+
+def case_of(*ratios: float) -> dict[str, Any]:
+    """A case in which layers a, b, … took so long over the frozen layer."""
+    labels = "abcdefgh"[: len(ratios)]
+    costs = {"seconds": 1e-3, "flops_per_second": 2.5e9, "bytes_per_second": 1e6, "of_flops_ceiling": 0.5,
+             "of_bytes_ceiling": 0.01, "over_roofline": 2.0, "saved_bytes": 1234, "peak_bytes": 999}  # fmt: skip
+    rows = [{"label": name, "status": MEASURED, **costs} for name in labels]
+    for mine, row in zip(ratios, rows, strict=True):
+        others = {name: mine / ratio for name, ratio in zip(labels, ratios, strict=True) if name != row["label"]}
+        others[FROZEN] = mine
+        row["over"] = {name: {"median": r, "quartiles": [r - 0.1, r + 0.1]} for name, r in others.items()}
+    frozen = {"label": FROZEN, **costs, "over": {}}
+    return {"case": "6x40x24 r3 float32", "M": M, "K": K, "N": N, "r": R, "frozen": frozen, "layers": rows}
+
+
+def test_the_table_has_places_and_ratios_over_each_other_layer() -> None:
+    case = case_of(1.2, 1.8)
+    case["layers"].append({"label": "c", "status": "raises MemoryError: no"})
+    first, one, two, raising, failing = table.rows(case, ["wrong"])
+    assert table.headings(2)[:7] == ["", "layer", "time", "÷ frozen", "quartiles", "÷ 1", "÷ 2"]
+    assert first[:4] == ["", FROZEN, "1 ms", "1"]
+    assert one[:7] == ["1", "a", "1 ms", "1.20", "1.10–1.30", "", "0.67"]
+    assert two[:7] == ["2", "b", "1 ms", "1.80", "1.70–1.90", "1.50", ""]
+    assert two[7:] == ["2.5 G 50%", "1 M 1%", "2.00", "1.23 kB", "999 B"]
+    assert raising == ["–", "c", "raises MemoryError: no"]
+    assert failing == ["–", "wrong", "fails, not ranked"]
+
+
+def test_a_ceiling_that_was_exceeded_is_said_to_be_none(ranked: tuple[int, dict[str, Any], str, Path]) -> None:
+    found = json.loads(json.dumps(ranked[1]))
+    for share, said in ((0.9, 0), (1.1, 1)):
+        for case in found["cases"]:
+            case["frozen"]["of_flops_ceiling"] = case["layers"][0]["of_flops_ceiling"] = share
+        assert sum("above 100%" in sentence for sentence in table.sentences(found)) == said
+
+
+def test_exit_code_1_needs_a_failing_target_or_a_layer_that_raises() -> None:
+    passing, failing = {"verdict": "pass"}, {"verdict": "fail"}
+    silent: dict[str, Any] = {"layers": [{"status": MEASURED}, {"status": UNSUPPORTED}]}
+    raising: dict[str, Any] = {"layers": [{"status": "raises MemoryError: no"}]}
+    assert session.exit_code({"targets": [passing], "cases": [silent]}) == 0
+    assert session.exit_code({"targets": [passing, failing], "cases": [silent]}) == 1
+    assert session.exit_code({"targets": [passing], "cases": [silent, raising]}) == 1
+
+
+def test_the_plot_needs_matplotlib_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
+    monkeypatch.setattr(session, "run", lambda *_: pytest.fail("measured"))
+    assert cli.main(["bench", "right", "--plot", "--report-dir", str(tmp_path)]) == 2
+    assert "--plot needs matplotlib: pip install 'loraspec[demo]'" in capsys.readouterr().err
+
+
+def test_the_plot_has_every_layer_in_every_panel() -> None:
+    found = [case_of(1.2, 1.8), case_of(1.1, 1.3, 1.4)]
+    assert [row["over"][FROZEN]["median"] for _, row in plot.points(found, "c")] == [1.4]
+    assert len(plot.points(found, "a")) == 2
+    styles = plot.styles(found)
+    assert list(styles) == ["a", "b", "c"]
+    assert len({style["color"] for style in styles.values()}) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--shapes", "64x256"], "shape '64x256': expected MxKxN or M,K,N"),
+        (
+            ["--shapes", "64x256x256", "right"],
+            "for example 64x256x256; targets come before --shapes",
+        ),
+        (["--rank", "0"], "'0' is no rank"),
+        (["--rounds", "1"], "'1' is no number of rounds: expected 2, 3"),
+        (["--dropout", "2"], "'2' is no dropout probability: expected 0 to 1"),
+        (["--seconds", "soon"], "'soon' is no number of seconds"),
+        (["--dtype", "fp32"], "unknown dtype 'fp32': expected one of float64, float32"),
+        (["--device", "mps"], "unknown device 'mps'"),
+        (["--report-dir", __file__], "cannot write reports to"),
+    ],
+)
+def test_a_mistake_is_one_message_and_exit_2(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = cli.main(["bench", "right", *arguments])
+    except SystemExit as ended:
+        code = int(str(ended.code))
+    assert code == 2
+    assert says in capsys.readouterr().err

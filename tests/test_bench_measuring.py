@@ -1,0 +1,165 @@
+"""`loraspec bench`: operations, bytes, turns, clocks and memory are what they are said to be."""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from conformance.bench import clock, measuring, memory, work
+from conformance.bench.layers import Operands, Problem
+from conformance.bench.measuring import Pace, Turn
+from tests.benching import CEILINGS, SIZE, K, M, N, R, contender, layer_of, measured, twice
+
+
+def test_the_formulas_operations_are_those_that_torch_counts() -> None:
+    found = measured(contender())
+    frozen, adapted = (sum(w.flops for w in passes(SIZE, 4)) for passes in (work.frozen, work.adapted))
+    assert frozen == 4 * M * K * N
+    assert adapted == frozen + 6 * M * R * (K + N)
+    assert found["frozen"]["flops_counted"] == frozen
+    assert found["layers"][0]["flops_counted"] == adapted
+
+
+def test_every_operand_is_counted_once_for_each_pass() -> None:
+    x, g, weight, bias, adapter = M * K, M * N, N * K, N, R * (K + N)
+    forward, backward = work.frozen(SIZE, 2)
+    assert forward.bytes == 2 * (x + weight + bias + M * N)
+    assert backward.bytes == 2 * (g + weight + M * K)
+    forward, backward = work.adapted(SIZE, 2)
+    assert forward.bytes == 2 * (x + weight + bias + adapter + M * N)
+    assert backward.bytes == 2 * (g + weight + adapter + x + M * K + adapter)  # read, then dX, and dA and dB written
+
+
+def test_the_roofline_is_the_longer_of_operations_and_bytes_in_each_pass() -> None:
+    bound_by_operations, bound_by_bytes = work.Work(5 * 10**9, 10**7), work.Work(10**6, 3 * 10**8)
+    assert CEILINGS.least_seconds((bound_by_operations, bound_by_bytes), "float32") == 5 + 3
+    assert CEILINGS.least_seconds((bound_by_operations, bound_by_bytes), "bfloat16") == 2.5 + 3
+
+
+def test_work_done_twice_is_counted_twice_and_credited_once() -> None:
+    (row,) = measured(contender(twice))["layers"]
+    adapted = work.adapted(SIZE, 4)
+    needed = sum(w.flops for w in adapted)
+    assert row["flops_counted"] == 2 * needed
+    assert row["flops_per_second"] * row["seconds"] == pytest.approx(needed)
+    assert row["bytes_per_second"] * row["seconds"] == pytest.approx(sum(w.bytes for w in adapted))
+    assert row["of_flops_ceiling"] == pytest.approx(row["flops_per_second"] / 1e9)
+    assert row["of_bytes_ceiling"] == pytest.approx(row["bytes_per_second"] / 1e8)
+    assert row["over_roofline"] == pytest.approx(row["seconds"] / CEILINGS.least_seconds(adapted, "float32"))
+
+
+class Machine:
+    """Clocks whose layers take 1, 2 and 3 seconds, ten times as long in the second round."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, turns: dict[str, Turn]) -> None:
+        self.names = {turn.layer: name for name, turn in turns.items()}
+        self.seen: list[str] = []
+        self.durations = dict(zip(turns, (1.0, 2.0, 3.0), strict=True))
+        for name, turn in turns.items():
+            turn.layer.register_forward_hook(lambda *_, name=name: self.seen.append(name))
+        patch.setattr(clock, "calls", lambda *_: 1)
+        patch.setattr(clock, "seconds", self.seconds)
+
+    def seconds(self, step: Any, *_: Any) -> float:
+        step()
+        turn = len(self.seen) - 1 - len(self.durations)  # each ran once before
+        return self.durations[self.seen[-1]] * (10 if turn // 3 == 1 else 1)
+
+
+def test_layers_take_turns_and_ratios_are_of_one_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem(SIZE, "float32")
+    operands = Operands(problem)
+    turns = {name: Turn(contender().built(problem, operands), nullcontext) for name in ("first", "second", "third")}
+    machine = Machine(monkeypatch, turns)
+    times = measuring.interleaved(turns, operands, "cpu", Pace(rounds=3))
+    a, b, c = turns
+    assert machine.seen == [a, b, c, a, b, c, b, c, a, c, a, b]
+    assert times == {"first": [1, 10, 1], "second": [2, 20, 2], "third": [3, 30, 3]}
+    assert measuring.spread(times["third"], times["second"]) == {"median": 1.5, "quartiles": [1.5, 1.5]}
+
+
+def test_a_ratio_has_its_quartiles() -> None:
+    assert measuring.spread([1, 2, 3, 4, 5, 6, 7], [1] * 7) == {"median": 4, "quartiles": [2, 6]}
+    assert measuring.spread([2, 4], [1, 4])["median"] == 1.5
+
+
+def test_on_a_cpu_a_step_is_called_as_often_as_asked() -> None:
+    seen: list[int] = []
+    for number in (5, 50):
+        assert clock.seconds(lambda: seen.append(number), "cpu", number, 1.0) > 0  # noqa: B023
+    assert seen.count(50) - seen.count(5) == 45
+    assert clock.calls(lambda: sum(range(1000)), "cpu", 0.0) == 1
+    assert clock.calls(lambda: None, "cpu", 0.01) > 10
+
+
+def test_on_a_gpu_the_clock_is_triton_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    import triton.testing
+
+    real = inspect.signature(triton.testing.do_bench)
+    asked: list[dict[str, Any]] = []
+
+    def do_bench(*given: Any, **options: Any) -> float:
+        asked.append(real.bind(*given, **options).arguments)
+        return 3.0  # milliseconds
+
+    monkeypatch.setattr(triton.testing, "do_bench", do_bench)
+    assert clock.seconds(int, "cuda", 1, 0.02) == clock.fastest(int, "cuda:1", 0.5) == 0.003
+    assert asked == [
+        {"fn": int, "warmup": 10, "rep": 20, "return_mode": "median"},
+        {"fn": int, "warmup": 250, "rep": 500, "return_mode": "min"},
+    ]
+    assert clock.calls(int, "cuda", 1.0) == 1
+
+
+class Keeping(torch.autograd.Function):
+    """Keeps a tensor where autograd does not see it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.kept = x.new_zeros(1000)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g * ctx.kept[0]
+
+
+def test_memory_is_exact_for_known_layers() -> None:
+    layer, operands = layer_of(Problem(SIZE, "float32"))
+    x, g = operands.x, operands.g
+    assert memory.saved_bytes(operands.frozen, x) == 0
+    assert memory.peak_bytes(operands.frozen, x, g) == 4 * (M * N + M * K)  # y and dX
+    assert memory.saved_bytes(layer, x) == 4 * M * R
+    half, operands = layer_of(Problem(SIZE, "bfloat16"))
+    assert memory.saved_bytes(half, operands.x) == 2 * M * R
+
+
+def test_a_storage_is_counted_once_and_a_hidden_tensor_in_the_peak_alone() -> None:
+    _, operands = layer_of(Problem(SIZE, "float32"))
+    x, g = operands.x, operands.g
+
+    def squared(x: Tensor, weight: Tensor, *_: Any, **__: Any) -> Tensor:
+        z = F.linear(x, weight)
+        return z * z.view_as(z)
+
+    layer, _ = layer_of(Problem(SIZE, "float32"), squared)
+    assert memory.saved_bytes(layer, x) == 4 * M * N
+    hiding, _ = layer_of(Problem(SIZE, "float32"), lambda x, *rest: F.linear(Keeping.apply(x), rest[0]))
+    assert memory.saved_bytes(hiding, x) == 0
+    assert memory.peak_bytes(hiding, x, g) >= 4 * (1000 + M * N + M * K)
+
+
+def test_the_peak_is_what_is_held_at_a_time() -> None:
+    def freeing(x: Tensor, weight: Tensor, *_: Any, **__: Any) -> Tensor:
+        for _ in range(3):
+            x.new_empty(4000)  # gone at once
+        return F.linear(x, weight)
+
+    layer, operands = layer_of(Problem(SIZE, "float32"), freeing)
+    assert memory.peak_bytes(layer, operands.x, operands.g) == 4 * 4000

@@ -138,7 +138,7 @@ def weight_chain(left: Array, middle: Array, right: Array, scale: float, how: Ro
 
 
 def summed(values: Array, how: Rounding) -> Array:
-    """Budget of a sum over tokens, `Σ_m values[m]`: the bias gradient."""
+    """Budget of a sum over tokens, `Σ_m values[m]`: the bias gradient, stored once more if a batch is summed apart."""
     return np.asarray(
-        how.accumulation(len(values)) * np.abs(values).sum(0) + how.unit * np.abs(values.sum(0)) + how.step
+        how.accumulation(len(values)) * np.abs(values).sum(0) + 2 * how.unit * np.abs(values.sum(0)) + 2 * how.step
     )

@@ -25,7 +25,7 @@ from conformance.demo import output, session, tasks
 from conformance.demo.recording import RecordingBackend, Traffic
 from reference.encryption import Keys
 from reference.noise import PARAMETER_SETS
-from tests.commands import loraspec
+from tests.commands import PATIENCE, loraspec
 
 FILES = {"losses.png", "private-training.json", "private-training.md"}
 FORWARD, BACKWARD_TOO, TOKENS_IN_A_BATCH = 23, 21, 8 * 32  # linear layers of 384 to 384 in MiniLM, one at the client
@@ -213,8 +213,8 @@ def test_an_interrupted_run_stops_its_server_and_leaves_nothing(tmp_path: Path) 
     try:
         children += _children(running, at_least=3)  # the server, its worker, and what counts their resources
         running.send_signal(signal.SIGTERM)
-        _, said = running.communicate(timeout=60)
-        _, alive = psutil.wait_procs(children, timeout=30)
+        _, said = running.communicate(timeout=PATIENCE)
+        _, alive = psutil.wait_procs(children, timeout=PATIENCE)
     finally:
         for process in (running, *children):
             with suppress(psutil.NoSuchProcess):

@@ -67,7 +67,8 @@ def test_noise_law(subject: Subject, case: QuantizedCase) -> float | None:
         sigma = noise_std(NOISY[case.how], product.weight.values)
     noise = whole_noise(Split(subject, problem, "linear", backend=backend).compile(), "simulate", product.unit)
     judge_columns(noise, sigma)
-    judge_rows(noise, sigma)
+    if case.how != "own law":  # which declares deviations, and no correlation
+        judge_rows(noise, sigma)
     return None
 
 

@@ -58,7 +58,7 @@ def test_saturated_activation(subject: Subject, case: FusedCase) -> float | None
     "FUS-ACTIVATION-NAME",
     "An activation of an unknown name is refused.",
     group="fused",
-    cases=SMALL.narrowed(activation=("swish2", "SILU ", "tanh"), values=("normal",)),
+    cases=SMALL.narrowed(activation=("swish2", "silugelu", "activation"), values=("normal",)),
     subjects=("lora_mlp",),
     dtypes=("float32",),
     weight=0.5,
@@ -69,6 +69,10 @@ def test_unknown_activation(subject: Subject, case: FusedCase) -> float | None:
     try:
         with calling("the forward pass"):
             instance.call(instance.tensors["x"])
-    except (Violation, Refused):
+    except Refused:
         return None
+    except Violation as violation:
+        if violation.__cause__ is not None:  # the target's own exception; without one, it returned something odd
+            return None
+        raise
     raise Violation(f"lora_mlp(…, {case.activation!r}) returned: expected a ValueError")

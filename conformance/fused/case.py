@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 
 from conformance.case import Case, Space
+from conformance.linear_case import leading_dimensions
 from conformance.placement import LAYOUTS
 
 
@@ -50,8 +50,7 @@ class FusedCase(Case):
     @property
     def leading(self) -> tuple[int, ...]:
         """The leading dimensions of x."""
-        half = math.ceil(self.m / 2)
-        return {"1d": (), "2d": (self.m,), "3d": (2, half), "4d": (2, 1, half)}[self.lead]
+        return leading_dimensions(self.m, self.lead)
 
 
 def tamed(case: FusedCase) -> FusedCase:

@@ -140,8 +140,12 @@ def test_fused_operands_that_do_not_chain(subject: Subject, case: FusedCase) -> 
             block.values[name] = (values[:-1] if broken == "gate" else values[..., :-1]).copy()
     try:
         bound(subject, block).forward()
-    except (Violation, Refused):
+    except Refused:
         return None
+    except Violation as violation:
+        if violation.__cause__ is not None:  # the target's own exception; without one, it returned something odd
+            return None
+        raise
     raise Violation(f"{subject.name} returned although {broken} is too narrow: expected an error")
 
 

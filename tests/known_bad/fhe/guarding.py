@@ -23,7 +23,7 @@ class TakesFloats(Lattice):
         return super().encrypt(q.long(), keys)
 
 
-@backend_breaks("FHE-BACKEND-RANGE", says="returned bytes: expected ValueError or RuntimeError")
+@backend_breaks("FHE-BACKEND-RANGE", says="returned bytes: expected ValueError or TypeError or RuntimeError")
 class FitsTheWeight(Lattice):
     def evaluate(self, ciphertext, weight, evaluation):
         _, _, features, _ = self.opened(b"CIPH", ciphertext)
@@ -31,7 +31,7 @@ class FitsTheWeight(Lattice):
         return super().evaluate(ciphertext, fitted, evaluation)
 
 
-@backend_breaks("FHE-BACKEND-RANGE", says="returned Tensor: expected ValueError or RuntimeError")
+@backend_breaks("FHE-BACKEND-RANGE", says="returned Tensor: expected ValueError or TypeError or RuntimeError")
 class ReturnsWhatWasAskedFor(Lattice):
     def decrypt(self, result, rows, columns, keys):
         _, m, n, _ = self.opened(b"PROD", result)
@@ -53,7 +53,7 @@ class TakesEitherKey(Lattice):
         return super().encrypt(q, keys)
 
 
-@backend_breaks("FHE-BACKEND-DAMAGED", says="expected ValueError or RuntimeError")
+@backend_breaks("FHE-BACKEND-DAMAGED", says="expected ValueError or TypeError or RuntimeError")
 class ChecksNoSum(Lattice):
     def opened(self, kind, sealed):
         if isinstance(sealed, bytes) and len(sealed) >= HEAD.size:

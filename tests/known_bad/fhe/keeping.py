@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 
 import torch
@@ -10,7 +9,7 @@ from torch import nn
 
 import reference
 from reference import HybridFHEMode as Mode
-from reference.remote_module import _Version, _versions, product_of
+from reference.remote_module import _Version, product_of
 from reference.splitting import _put
 from tests.known_bad.hybrid.effects import Kept
 from tests.right_fhe import Right, fhe_breaks
@@ -72,15 +71,6 @@ class KeepsAStaleBias(reference.RemoteModule):
         bias = getattr(self.private_module, "bias", None)
         if bias is not None and self._compiled_from is not None:
             self._compiled_from[1] = _Version.of(bias)
-        return super()._compiled()
-
-
-@fhe_breaks("FHE-CHANGED", says="is that of the weight before it was changed by data")
-class LooksAtNoValues(reference.RemoteModule):
-    def _compiled(self):
-        if self._compiled_from is not None:
-            pairs = zip(self._compiled_from, _versions(self.private_module), strict=True)
-            self._compiled_from = [dataclasses.replace(was, some=now.some) for was, now in pairs]
         return super()._compiled()
 
 

@@ -145,7 +145,7 @@ class LetsExclusionsWin(RightMatcher):
         super().check()
 
 
-@breaks_by_matcher("MOD-EXCLUSIVE", "does not name two of")
+@breaks_by_matcher("MOD-EXCLUSIVE", "nor names two of")
 class DoesNotSayWhy(RightMatcher):
     def check(self) -> None:
         if self.excludes and (self.targets or self.everything):

@@ -97,7 +97,7 @@ def read_adapter(model: nn.Module, path: str | os.PathLike[str], patch: Callable
         names = [name for name in (*others, *layers) if name not in named]
         rest = read_json(file_in(folder, REST)) if (folder / REST).exists() else None
         config = from_peft(values, rest, named, names)
-        if metadata.get(DIGEST, _digest(tensors, config)) != _digest(tensors, config):
+        if DIGEST in metadata and metadata[DIGEST] != _digest(tensors, config):
             raise ValueError(f"{TENSORS} was not saved with this {CONFIG}, or one of them was changed since")
         _check_names(named, layers, modules)
         for name, parts in named.items():

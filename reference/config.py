@@ -1,7 +1,7 @@
 """The options of an adapter: names, defaults and the values they take, stated here and nowhere else."""
 
 import difflib
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeGuard
@@ -112,7 +112,7 @@ def check_dim(dim: object) -> None:
 
 def check_alpha(alpha: object) -> None:
     """Refuse an alpha that is no finite number, or negative; 0 switches the adapter off."""
-    if not _is_number(alpha) or not math.isfinite(alpha) or alpha < 0:
+    if not _is_number(alpha) or not 0 <= alpha <= sys.float_info.max:
         raise ValueError(f"alpha = {alpha!r}: expected a finite number, not negative")
 
 

@@ -88,8 +88,8 @@ def write_json(values: Mapping[str, Any]) -> bytes:
 def file_in(folder: Path, name: str) -> Path:
     """The regular file of that name in a folder.
 
-    A link may lead to another file of the folder, or to the ``blobs`` beside ``snapshots`` of a Hugging Face
-    cache.
+    A link may lead to another file of the folder or, from ``snapshots/<revision>`` of a Hugging Face cache and
+    the folders in it, to the ``blobs`` beside ``snapshots``.
 
     Raises:
         FileNotFoundError: if it is not there.
@@ -100,7 +100,8 @@ def file_in(folder: Path, name: str) -> Path:
         target = path.resolve(strict=True)
     except RuntimeError:  # a link that leads to itself
         raise ValueError(f"{path.name} leads nowhere") from None
-    allowed = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
+    revision = next((inner for inner in (home, *home.parents) if inner.parent.name == "snapshots"), None)
+    allowed = [home] if revision is None else [home, revision.parent.parent / "blobs"]
     if target.parent not in allowed:
         raise ValueError(f"{path.name} leads out of its folder, to {target}: expected a file in {folder}")
     if not stat.S_ISREG(target.stat().st_mode):

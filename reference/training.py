@@ -92,10 +92,7 @@ class LoraTraining(nn.Module):
             return getattr(training_args, key, default)
 
         steps, max_norm = get("gradient_accumulation_steps", 1), get("max_grad_norm", None)
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"gradient_accumulation_steps = {steps!r}: expected an int of at least 1")
-        if max_norm is not None and not max_norm >= 0:
-            raise ValueError(f"max_grad_norm = {max_norm!r}: expected a number, not negative, or None")
+        check_training_arguments(steps, max_norm)
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         # Not registered as a child when it is an nn.Module: its buffers are no part of the model's state.
@@ -183,6 +180,14 @@ class LoraTraining(nn.Module):
                 f"the loss is detached from all {len(trainable)} trainable parameters of the model: "
                 f"nothing would be trained"
             )
+
+
+def check_training_arguments(steps: Any, max_norm: Any) -> None:
+    """Refuse a window that is no int of at least 1, and a largest norm that is negative or NaN."""
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"gradient_accumulation_steps = {steps!r}: expected an int of at least 1")
+    if max_norm is not None and not max_norm >= 0:
+        raise ValueError(f"max_grad_norm = {max_norm!r}: expected a number, not negative, or None")
 
 
 def replace_linear_layers(model: nn.Module, custom_linear: type[CustomLinear], skip_first: bool) -> None:

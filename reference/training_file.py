@@ -5,6 +5,7 @@ import json
 import os
 import random
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,15 @@ from torch import Tensor, nn
 
 from .plain_values import flatten, same, unflatten
 from .tensor_file import decode, digest, encode, file_in
-from .training import LoraTraining
+from .training import LoraTraining, check_training_arguments
 from .whole_files import replace_files
 
 STATE = "training.safetensors"
 ABOUT, DIGEST = "loraspec_training", "loraspec_sha256"  # in its metadata
 SETTINGS = ("gradient_accumulation_steps", "max_grad_norm", "run_optimizer", "calibrate")
 STEPPERS = ("optimizer", "lr_scheduler")
+MODEL = ("parameters", "gradients", "buffers")
+RANDOM = ("python", "numpy", "torch", "cuda")
 
 
 def save_training(training: LoraTraining, path: str | os.PathLike[str], step: int = 0) -> None:
@@ -65,8 +68,8 @@ def load_training(training: LoraTraining, path: str | os.PathLike[str]) -> int:
     Returns:
         the step that `save_training` was given.
     Raises:
-        ValueError: if the file is not whole or of another run: other parameters, shapes, dtypes, optimiser or
-            scheduler; training is then as it was.
+        ValueError: if the file is not whole, lacks something, or is of another run: other parameters, shapes,
+            dtypes, optimiser or scheduler; training is then as it was.
         FileNotFoundError: if it is not there.
     Warns:
         UserWarning: if CUDA generators were saved and this process has another number of devices.
@@ -137,32 +140,98 @@ def _random_state() -> dict[str, Any]:
 
 def _read(folder: Path) -> dict[str, Any]:
     tensors, metadata = decode(file_in(folder, STATE))
+    try:
+        return _state_in(tensors, metadata)
+    except RecursionError:
+        raise ValueError(f"{ABOUT} in its metadata is nested too deeply") from None
+
+
+def _state_in(tensors: dict[str, Tensor], metadata: dict[str, str]) -> dict[str, Any]:
     if ABOUT not in metadata:
         raise ValueError(f"its metadata has no {ABOUT}: expected a file of save_training")
     about = json.loads(metadata[ABOUT])
     if metadata.get(DIGEST) != digest(tensors, about):
         raise ValueError(f"its contents are not those that were saved: {DIGEST} differs")
-    state = unflatten(about, tensors)
-    if not isinstance(state, dict):
-        raise ValueError(f"its state is a {type(state).__name__}: expected a dict")
+    state: dict[str, Any] = unflatten(about, tensors)
     return state
 
 
 def _check(training: LoraTraining, state: dict[str, Any]) -> None:
-    """Refuse the state of another run."""
-    for key, value in _layout(training).items():
-        if state[key] != value:
+    """Refuse the state of another run, and one that lacks something or holds what cannot be restored."""
+    layout = _layout(training)
+    _check_keys("the state", state, ("step", *layout, *STEPPERS, "model", "settings", "random"))
+    for key, value in layout.items():
+        if not same(state[key], value):
             raise ValueError(f"it has {key} {state[key]}: this training has {value}")
+    if isinstance(state["step"], bool) or not isinstance(state["step"], int) or state["step"] < 0:
+        raise ValueError(f"it has step = {state['step']!r}: expected an int of at least 0")
+    _check_settings(state["settings"])
+    _check_random(state["random"])
+    _check_keys("the model", state["model"], MODEL)
     model = _model_state(training.inference_model)
     for kind in ("parameters", "buffers"):
-        saved, own = state["model"][kind], model[kind]
-        if set(saved) != set(own):
-            extra, missing = sorted(set(saved) - set(own)), sorted(set(own) - set(saved))
-            raise ValueError(f"it has other {kind} than the model: {extra} too many, {missing} missing")
-        for name, tensor in saved.items():
-            found, wanted = (tensor.dtype, list(tensor.shape)), (own[name].dtype, list(own[name].shape))
-            if found != wanted:
-                raise ValueError(f"{name} is {found[0]} {found[1]}: the model has {wanted[0]} {wanted[1]}")
+        _check_keys(f"the model's {kind}", state["model"][kind], model[kind])
+        _check_tensors("", state["model"][kind], model[kind])
+    gradients = state["model"]["gradients"]
+    _check_keys("the model's gradients", gradients, [name for name in model["parameters"] if name in gradients])
+    _check_tensors("the gradient of ", gradients, model["parameters"])
+
+
+def _check_keys(what: str, found: Any, expected: Iterable[str]) -> None:
+    if not isinstance(found, dict):
+        raise ValueError(f"of {what} it has a {type(found).__name__}: expected a dict")
+    extra, missing = ([str(key) for key in keys] for keys in (set(found) - set(expected), set(expected) - set(found)))
+    if extra or missing:
+        raise ValueError(f"of {what} it has {sorted(extra)} too many, {sorted(missing)} missing")
+
+
+def _check_tensors(what: str, found: dict[str, Any], own: dict[str, Tensor]) -> None:
+    for name, tensor in found.items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{what}{name} is a {type(tensor).__name__}: expected a tensor")
+        got, wanted = (tensor.dtype, list(tensor.shape)), (own[name].dtype, list(own[name].shape))
+        if got != wanted:
+            raise ValueError(f"{what}{name} is {got[0]} {got[1]}: the model has {wanted[0]} {wanted[1]}")
+
+
+def _check_settings(settings: Any) -> None:
+    _check_keys("the settings", settings, SETTINGS)
+    try:
+        check_training_arguments(settings["gradient_accumulation_steps"], settings["max_grad_norm"])
+    except TypeError as error:
+        raise ValueError(f"its max_grad_norm is no number: {error}") from None
+    for key in ("run_optimizer", "calibrate"):
+        if not isinstance(settings[key], int):
+            raise ValueError(f"it has {key} = {settings[key]!r}: expected True or False")
+
+
+def _check_random(saved: Any) -> None:
+    """Try the random states on generators of their own."""
+    _check_keys("the random states", saved, RANDOM)
+    for name in RANDOM:
+        try:
+            _try_random(name, saved[name])
+        except Exception as error:
+            raise ValueError(f"its random state of {name} cannot be restored: {error}") from error
+
+
+def _try_random(name: str, state: Any) -> None:
+    if name == "python":
+        random.Random().setstate(state)
+    elif name == "numpy":
+        np.random.RandomState().set_state(_numpy_state(state))
+        if not 0 <= state[2] <= len(state[1]):  # which set_state takes unseen
+            raise ValueError(f"its position is {state[2]}")
+    elif name == "torch":
+        torch.Generator().set_state(state)
+    elif state is not None and len(state) == torch.cuda.device_count():
+        for device, own in enumerate(state):
+            torch.Generator(device=f"cuda:{device}").set_state(own)
+
+
+def _numpy_state(saved: list[Any]) -> tuple[Any, ...]:
+    kind, keys, position, has_gauss, cached = saved
+    return kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached
 
 
 def _restore_steppers(training: LoraTraining, state: dict[str, Any]) -> None:
@@ -174,11 +243,13 @@ def _restore_steppers(training: LoraTraining, state: dict[str, Any]) -> None:
                 getattr(training, name).load_state_dict(state[name])
                 if not same(_state(training, name), state[name]):
                     raise ValueError(f"the {name} does not take up the state that was saved")
-    except Exception:
+    except Exception as error:
         for name in STEPPERS:
             if before[name] is not None:
                 getattr(training, name).load_state_dict(before[name])
-        raise
+        if isinstance(error, ValueError):
+            raise
+        raise ValueError(f"an optimizer or lr_scheduler does not take up its state: {error!r}") from error
 
 
 @torch.no_grad()
@@ -196,8 +267,7 @@ def _restore_model(model: nn.Module, saved: dict[str, dict[str, Tensor]]) -> Non
 
 def _restore_random(saved: dict[str, Any]) -> None:
     random.setstate(saved["python"])
-    kind, keys, *rest = saved["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    np.random.set_state(_numpy_state(saved["numpy"]))
     torch.set_rng_state(saved["torch"])
     if saved["cuda"] is None:
         return

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import secrets
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -50,11 +51,14 @@ def _staged(folder: Path, name: str, data: bytes, temporary: contextlib.ExitStac
 
 
 def _kept(folder: Path, name: str, temporary: contextlib.ExitStack) -> Path | None:
-    """A second name of what is to be replaced, or None where there is nothing."""
+    """A second name of what is to be replaced, or a copy where there are no links, or None where there is nothing."""
     if not os.path.lexists(folder / name):
         return None
     path = _temporary(folder, name, temporary)
-    os.link(folder / name, path, follow_symlinks=False)
+    try:
+        os.link(folder / name, path, follow_symlinks=False)
+    except OSError:  # exFAT and many file systems of FUSE have none
+        shutil.copy2(folder / name, path, follow_symlinks=False)
     return path
 
 

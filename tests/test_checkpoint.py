@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from collections import Counter, OrderedDict
@@ -25,7 +26,6 @@ from conformance.checkpoint.format import CONFIG, REST, TENSORS
 from conformance.model.toys import Toy, Twice
 from reference.plain_values import flatten, same, unflatten
 from reference.tensor_file import encode
-from reference.whole_files import replace_files
 
 TOKENS = torch.tensor([[1, 4, 7], [2, 0, 10]])
 
@@ -102,49 +102,6 @@ def test_metadata_is_sorted() -> None:
     assert list(json.loads(next(iter(written))[8 : 8 + size])["__metadata__"]) == sorted(metadata)
 
 
-@pytest.mark.parametrize("failing", [0, 1, 2])
-def test_a_rename_that_fails_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int) -> None:
-    old = {"a": b"1", "b": b"2"}
-    new = {"a": b"3", "new": b"4", "b": b"5"}
-    replace_files(tmp_path, old)
-    assert files(tmp_path) == old
-    calls = []
-    rename = os.replace
-
-    def replace(source: Any, target: Any) -> None:
-        calls.append(target)
-        if len(calls) == failing + 1:
-            raise OSError("no")
-        rename(source, target)
-
-    monkeypatch.setattr(os, "replace", replace)
-    with pytest.raises(OSError, match="no"):
-        replace_files(tmp_path, new)
-    assert len(calls) > failing
-    assert files(tmp_path) == old
-    monkeypatch.undo()
-    replace_files(tmp_path, new)
-    assert files(tmp_path) == new
-
-
-def test_contents_reach_the_disk_before_they_are_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    events: list[str] = []
-    for name in ("fsync", "replace"):
-        real = getattr(os, name)
-        monkeypatch.setattr(os, name, lambda *args, name=name, real=real: (events.append(name), real(*args))[1])
-    replace_files(tmp_path, {"a": b"1", "b": b"2"})
-    assert events == ["fsync", "fsync", "replace", "replace", "fsync"]
-
-
-def test_files_can_be_read_by_those_who_may(tmp_path: Path) -> None:
-    before = os.umask(0o022)
-    try:
-        replace_files(tmp_path, {"a": b"1"})
-    finally:
-        os.umask(before)
-    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o644
-
-
 def test_a_config_of_another_save_is_refused(tmp_path: Path) -> None:
     """As a process leaves them that ends between two renames."""
     model, config = toy()
@@ -184,6 +141,14 @@ FILES_REFUSED = {
         (b'{"r": 2}', "has no peft_type: expected 'LORA'"),
         (b'{"peft_type": "LORA", "a": 1}', "has the unknown field a = 1"),
         (b'{"peft_type": "LORA", "rank_pattern": {"a": 1}}', "rank_pattern = {'a': 1}, which is not supported"),
+        (b'{"peft_type": "LORA", "bias": "lora_only"}', "has bias = 'lora_only': expected one of ('none', None)"),
+        (b'{"peft_type": "LORA", "layer_replication": [[0, 1]]}', "layer_replication = [[0, 1]], which is not"),
+        (b'{"peft_type": "LORA", "lora_bias": true}', "lora_bias = True, which is not supported"),
+        (b'{"peft_type": "LORA", "trainable_token_indices": [1]}', "trainable_token_indices = [1], which is not"),
+        (b'{"peft_type": "LORA", "target_parameters": ["gain"]}', "target_parameters = ['gain'], which is not"),
+        (b'{"peft_type": "LORA", "megatron_config": {"a": 1}}', "megatron_config = {'a': 1}, which is not supported"),
+        (b'{"peft_type": "LORA", "init_lora_weights": "pissa"}', "has init_lora_weights = 'pissa': expected one of"),
+        (b'{"peft_type": "LORA", "r": 2, "lora_alpha": 1' + b"0" * 400 + b"}", "0: expected a finite number"),
         (b'{"peft_type": "LORA", "r": 2, "lora_alpha": 6, "target_modules": ["fc1"]}', "is none of target_modules"),
         (b'{"peft_type": "LORA", "r": 2, "target_modules": ["fc1", "fc2", "head"]}', "head is one of target_modules"),
         (b" " * (2**24 + 1), "expected at most 16777216"),
@@ -204,7 +169,7 @@ def test_the_error_says_what_is_wrong_with_a_file(tmp_path: Path, file: str, dat
     reference.save_adapter(model, config, tmp_path)
     (tmp_path / file).write_bytes(data)
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(ValueError, match=message.replace("{", r"\{").replace("[", r"\[")):
+    with pytest.raises(ValueError, match=f"{re.escape(str(tmp_path))}: .*{re.escape(message)}"):
         reference.load_adapter(model, tmp_path)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -274,42 +239,3 @@ def test_values_come_back_as_they_were(value: Any) -> None:
 def test_values_without_a_word_are_refused(value: Any) -> None:
     with pytest.raises(ValueError, match=r"v(\['.'\]|\[0\])? (is a|has the keys)"):
         flatten(value, "v", {})
-
-
-def test_runs_that_cannot_be_saved(tmp_path: Path) -> None:
-    training = run()
-    with pytest.raises(ValueError, match="step = -1: expected an int of at least 0"):
-        reference.save_training(training, tmp_path, -1)
-    training.lr_scheduler = object()
-    with pytest.raises(ValueError, match="the lr_scheduler, a object, has no state_dict"):
-        reference.save_training(training, tmp_path)
-    training.lr_scheduler = None
-    training.optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
-    with pytest.raises(ValueError, match="the optimizer has a parameter that is not the model's"):
-        reference.save_training(training, tmp_path)
-    assert not list(tmp_path.iterdir())
-
-
-def test_an_optimiser_that_takes_up_another_state_is_put_back(tmp_path: Path) -> None:
-    reference.save_training(run(), tmp_path)
-    training = run()
-    before = copy.deepcopy(training.optimizer.state_dict())
-    load = training.optimizer.load_state_dict
-
-    def another(state: dict[str, Any]) -> None:
-        training.optimizer.load_state_dict = load
-        load(state)
-        training.optimizer.param_groups[0]["lr"] = 1.0
-
-    training.optimizer.load_state_dict = another
-    with pytest.raises(ValueError, match="the optimizer does not take up the state that was saved"):
-        reference.load_training(training, tmp_path)
-    assert same(training.optimizer.state_dict(), before)
-
-
-def test_an_adapter_is_no_run(tmp_path: Path) -> None:
-    model, config = toy()
-    reference.save_adapter(model, config, tmp_path)
-    (tmp_path / TENSORS).rename(tmp_path / "training.safetensors")
-    with pytest.raises(ValueError, match="its metadata has no loraspec_training: expected a file of save_training"):
-        reference.load_training(run(), tmp_path)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from conformance.checkpoint.base import folder, raised
+from conformance.checkpoint.base import ONE, folder, raised
 from conformance.checkpoint.replacing import files_up_to
 from conformance.checkpoint.running import CALLS, NEEDS, RUNS, Run, RunCase, require_state
 from conformance.clause import clause
@@ -20,7 +20,6 @@ from conformance.refusal import calling_quietly
 from conformance.settings import RANDOM, changes, kept, taken
 from conformance.subject import Subject
 
-ONE = ("float32",)
 TYPES = ("float32", "float64", "bfloat16")
 
 

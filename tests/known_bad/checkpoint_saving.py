@@ -79,9 +79,15 @@ class StampsTheTime(Right):
 
 
 @breaks("CKP-BYTES", says="with its modules registered in reverse")
-class WritesAsRegistered(Right):
-    def targets(self, config, model, names):
-        return list(self.layers(model))
+class ListsTheTensorsAsRegistered(Right):
+    def encoded(self, tensors):
+        return safetensors.torch.save(tensors, {"names": ", ".join(tensors)})
+
+
+@breaks("CKP-BYTES", says="with its modules registered in reverse, adapter_config.json says")
+class NamesTheFirstModule(Right):
+    def described(self, config, model, names):
+        return super().described(config, model, names) | {"auto_mapping": {"first": next(iter(self.layers(model)))}}
 
 
 @breaks("CKP-BYTES", says="expected it sorted, or as the modules are registered")
@@ -259,6 +265,13 @@ class LeavesPartsInANewFolder(Right):
 
 @breaks("CKP-WHOLE", says="raised None: expected an error")
 class SwallowsTheError(Right):
+    def write(self, folder, files):
+        with contextlib.suppress(OSError):
+            super().write(folder, files)
+
+
+@breaks("CKP-WHOLE", says="is no safetensors file")
+class SwallowsTheErrorInPlace(WritesInPlace):
     def write(self, folder, files):
         with contextlib.suppress(OSError):
             super().write(folder, files)

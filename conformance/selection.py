@@ -116,6 +116,9 @@ def shard_numbers(shard: str) -> tuple[int, int]:
     raise UsageError(f"shard {shard!r} is none: expected i/n with 1 ≤ i ≤ n, as in 2/5")
 
 
+MOST = 16  # names that are listed in full: all groups, for one
+
+
 def known(names: Iterable[str], expected: Iterable[str], what: str) -> None:
     """Check that every name is one of those expected.
 
@@ -130,14 +133,13 @@ def known(names: Iterable[str], expected: Iterable[str], what: str) -> None:
 
 def suggestion(name: str, choices: list[str]) -> str:
     """What was expected, or of a long list what is near."""
-    if len(choices) <= 12:
+    if len(choices) <= MOST:
         return f"expected one of {', '.join(choices)}"
     by_case = {choice.lower(): choice for choice in choices}
     near = [by_case[word] for word in difflib.get_close_matches(name.lower(), by_case, n=4, cutoff=0.5)]
     if near:
         return f"did you mean {' or '.join(near)}?"
-    listed = ", ".join(choices[:12]) + (", …" if len(choices) > 12 else "")
-    return f"expected one of {listed}"
+    return f"expected one of {', '.join(choices[:MOST])}, …"
 
 
 def key_of(nodeid: str) -> tuple[str, str, str] | None:

@@ -69,6 +69,17 @@ def judge_rows(noise: Array, sigma: Array, *, what: str = "noise", spread: float
     )
 
 
+def judge_row_to_row(noise: Array, sigma: Array) -> None:
+    """Whole noise [M, N] is independent from row to row, in each column that does not round to zero nearly always.
+
+    Raises:
+        Violation: with the correlation that was seen.
+    """
+    for column in np.flatnonzero(np.asarray(sigma) >= 1):
+        seen = noise[: len(noise) // 2 * 2, column]
+        judge_unrelated(seen[::2], seen[1::2], "the noise correlates", "from row to row")
+
+
 def judge_unrelated(first: Array, second: Array, what: str, between: str) -> None:
     """Values of two independent draws of one deviation do not correlate.
 

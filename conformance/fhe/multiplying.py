@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from conformance.clause import clause
-from conformance.fhe.law import judge_columns, judge_unrelated
+from conformance.fhe.law import judge_columns, judge_row_to_row
 from conformance.fhe.offered import (
     PRODUCT,
     PRODUCTS,
@@ -59,9 +59,7 @@ def test_backend_noise(subject: Subject, case: BackendCase) -> float | None:
     noise = product(offer.backend, q, weight, offer.keys()) - (q @ weight.t()).numpy()
     sigma = offer.sigma(weight.numpy())
     judge_columns(noise, sigma, what="noise of results", spread=offer.spread)
-    for column in range(noise.shape[1]):
-        if sigma[column] >= 1:
-            judge_unrelated(noise[::2, column], noise[1::2, column], "the noise correlates", "from row to row")
+    judge_row_to_row(noise, sigma)
     return None
 
 

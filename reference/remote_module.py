@@ -1,7 +1,6 @@
 """A linear product that runs as its model's mode says: in floats, in integers, encrypted, or on a server."""
 
 import enum
-import secrets
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -67,7 +66,7 @@ class Split:
             raise ValueError(f"backend = {self.chosen!r}: expected one of {', '.join(PARAMETER_SETS)}, or a Backend")
         check_seconds("timeout", self.timeout)
         if self.noise_seed is None:
-            self.noise_seed = secrets.randbits(64)
+            self.noise_seed = int(torch.randint(2**63 - 1, ()))
         if isinstance(self.noise_seed, bool) or not isinstance(self.noise_seed, int) or self.noise_seed < 0:
             raise ValueError(f"noise_seed = {self.noise_seed!r}: expected an int, at least 0, or None")
 

@@ -30,8 +30,8 @@ class HybridFHEModel:
         backend: "exact", "fast" or "toy" (insecure, for tests), see `noise.PARAMETER_SETS`; or a `Backend`.
         timeout: seconds that one product, or the upload of the key, may take in mode remote; see `RemoteClient`.
         noise_seed: decides the noise of mode simulate, with the order in which products are simulated. Two models
-            of one seed have the same noise. None is a seed of its own for each model, from the system; no state of
-            torch's generators is read or changed.
+            of one seed have the same noise. None draws a seed for each model from torch's default generator, as a layer
+            does its weights; with a seed no state of torch's generators is read or changed.
     Attributes:
         model: the model.
         remote_modules: the `RemoteModule`s by name.

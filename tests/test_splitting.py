@@ -161,9 +161,15 @@ def noisy(**options: Any) -> HybridFHEModel:
 
 class TestNoiseOfSimulation:
     def test_each_model_has_noise_of_its_own(self) -> None:
-        one, other = noisy(), noisy()
+        one = noisy()
+        other = HybridFHEModel(nn.Sequential(nn.Linear(6, 8)), ["0"], backend="fast")
+        other.model.load_state_dict(one.model.state_dict())
+        other.compile_model(X)
         assert torch.equal(one(X, "disable"), other(X, "disable"))
         assert not torch.equal(one(X, "simulate"), other(X, "simulate"))
+
+    def test_torch_decides_the_seed_that_is_not_given(self) -> None:
+        assert torch.equal(noisy()(X, "simulate"), noisy()(X, "simulate"))
 
     def test_a_seed_decides_it_whatever_else_is_drawn(self) -> None:
         one, other = noisy(noise_seed=3), noisy(noise_seed=3)

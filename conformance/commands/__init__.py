@@ -5,12 +5,13 @@ Importing them imports neither torch nor hypothesis: what a command needs beyond
 
 from __future__ import annotations
 
-from conformance.commands import bench, demo, explain, init, matrix, merge, rerun, run, serve, spec
+from conformance.commands import bench, cost, demo, explain, init, matrix, merge, rerun, run, serve, spec
 
 COMMANDS = {
     "run": run,
     "merge": merge,
     "matrix": matrix,
+    "cost": cost,
     "explain": explain,
     "rerun": rerun,
     "bench": bench,

@@ -50,9 +50,7 @@ def read(path: Path, into: Path) -> Column:
     Raises:
         UsageError: if it is no report.
     """
-    report = _parsed(path)
-    if not _looks_right(report):
-        raise UsageError(f"{str(path)!r} is no report of `loraspec run`: expected {', '.join(_REQUIRED)} in it")
+    report = load(path)
     beside = path.parent if path.name == "report.json" else path.with_suffix("")
     scripts = {p.stem.removeprefix("repro_"): p.read_text(encoding="utf-8") for p in beside.glob("repro_*.py")}
     try:
@@ -64,6 +62,18 @@ def read(path: Path, into: Path) -> Column:
     except (KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{str(path)!r} is no report: {type(error).__name__}: {error}") from error
     return column
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The report in a file.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    report: dict[str, Any] = _parsed(path)
+    if not _looks_right(report):
+        raise UsageError(f"{str(path)!r} is no report of `loraspec run`: expected {', '.join(_REQUIRED)} in it")
+    return report
 
 
 def _parsed(path: Path) -> Any:

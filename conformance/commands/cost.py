@@ -1,0 +1,73 @@
+"""`loraspec cost`: what a million cases cost, and a profile on several machines, by what a run took."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from conformance.commands import output
+from conformance.profiles import PROFILES
+
+if TYPE_CHECKING:
+    from conformance.cost import Cost, Fleet
+
+
+def add(commands: output.Commands) -> None:
+    """Its options."""
+    cost = commands.add_parser("cost", help="what a million cases cost, by the time that a run took")
+    cost.add_argument("report", metavar="REPORT", help="a report.json, or the folder of one")
+    cost.add_argument("--profile", choices=tuple(PROFILES), default="nightly", help="to plan; default nightly")
+    cost.add_argument("--shards", metavar="N", type=_count, default=1, help="machines to deal it to; default 1")
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Run it; the exit code."""
+    from pathlib import Path
+
+    from conformance import cost
+    from conformance.matrix import reading
+    from conformance.selection import UsageError
+
+    found = reading.reports(Path(options.report))
+    if len(found) > 1:
+        raise UsageError(f"{options.report!r} holds {len(found)} reports: expected one")
+    report = reading.load(found[0])
+    _show(report, cost.by_group(report), cost.fleet(report, options.profile, options.shards))
+    return 0
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, at least 1")
+    return int(text)
+
+
+def _show(report: dict[str, Any], groups: dict[tuple[str, str], Cost], plan: Fleet) -> None:
+    from conformance.progress import duration
+    from conformance.terminal import console
+
+    out = console()
+    out.print(f"{report['target']}, profile {report['profile']}, {report['device_name']}; times are of one process")
+    out.print(_table(groups))
+    (clause, subject, dtype), longest = plan.trial
+    whole = f"{plan.whole.cases:,} cases, {duration(plan.whole.seconds)} of one process"
+    out.print(
+        f"profile {plan.profile}: {whole}; {plan.shards} shards: the longest takes {duration(plan.longest.seconds)}"
+    )
+    out.print(f"no shard is shorter than its longest trial: {clause} {subject} {dtype}, {duration(longest)}")
+
+
+def _table(groups: dict[tuple[str, str], Cost]) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    from conformance.cost import Cost
+
+    table = Table("group", "lane", box=box.SIMPLE_HEAD)
+    for name in ("cases", "seconds", "ms a case", "hours a million"):
+        table.add_column(name, justify="right")
+    whole = Cost(sum(cost.cases for cost in groups.values()), sum(cost.seconds for cost in groups.values()))
+    for (group, lane), cost in {**groups, ("all", ""): whole}.items():
+        seconds = f"{cost.seconds:,.1f}", f"{cost.seconds / cost.cases * 1000:.3g}"
+        table.add_row(group, lane, f"{cost.cases:,}", *seconds, f"{cost.hours_per_million:.3g}")
+    return table

@@ -1,0 +1,109 @@
+"""What a run took, per million cases and for another profile on several machines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conformance import cli, cost
+from conformance.profiles import PROFILES
+from conformance.selection import UsageError
+
+
+def result(dtype: str, examples: int, seconds: float, **others: Any) -> dict[str, Any]:
+    """One trial of a report."""
+    kept = {"subject": "lora_linear", "dtype": dtype, "lane": "cpu", "examples": examples, "inconclusive": 0}
+    return {**kept, "seconds": seconds, **others}
+
+
+def a_report(**others: Any) -> dict[str, Any]:
+    """A report of profile default: two clauses of linear, one of merge, and one that judged nothing."""
+    clauses = [
+        ("LIN-FWD", "linear", [result("float32", 30, 3.0), result("bfloat16", 20, 6.0, inconclusive=10)]),
+        ("LIN-BWD-DB", "linear", [result("float32", 6, 1.0, lane="interpreter")]),
+        ("MRG-WEIGHT", "merge", [result("float32", 30, 0.5, subject="LinearLoRA")]),
+        ("DOR-FWD", "dora", [result("float32", 0, 0.0)]),
+    ]
+    found = [{"id": name, "group": group, "status": "pass", "results": results} for name, group, results in clauses]
+    asked = {"target": "t", "versions": {}, "device": "cpu", "device_name": "a processor", "spec": "1.0"}
+    groups = {name: {"claimed": True} for name in ("linear", "merge", "dora")}
+    return {**asked, "profile": "default", "verdict": "pass", "groups": groups, "clauses": found, **others}
+
+
+def test_a_group_costs_what_its_cases_took_the_undecided_included() -> None:
+    found = cost.by_group(a_report())
+    assert list(found) == [("linear", "cpu"), ("linear", "interpreter"), ("merge", "cpu")]
+    assert (found["linear", "cpu"].cases, found["linear", "cpu"].seconds) == (60, 9.0)
+    assert found["linear", "cpu"].hours_per_million == pytest.approx(9 / 60 * 1e6 / 3600)
+
+
+def test_another_profile_takes_each_trial_in_proportion_to_its_cases() -> None:
+    nightly, default = PROFILES["nightly"], PROFILES["default"]
+    more = (nightly.volume + nightly.searches) / (default.volume + default.searches)
+    interpreted = nightly.interpreted / default.interpreted
+    plan = cost.fleet(a_report(), "nightly", 1)
+    assert plan.whole.cases == 3 * (nightly.volume + nightly.searches) + nightly.interpreted
+    assert plan.whole.seconds == pytest.approx(9.5 * more + interpreted)
+    assert plan.longest == plan.whole
+    assert plan.trial == (("LIN-FWD", "lora_linear", "bfloat16"), pytest.approx(6 * more))
+
+
+def test_shards_are_dealt_as_a_run_deals_them_and_the_longest_decides() -> None:
+    whole = cost.fleet(a_report(), "nightly", 1).whole
+    each = cost.fleet(a_report(), "nightly", 4)
+    assert each.whole.cases == whole.cases
+    assert each.whole.seconds == pytest.approx(whole.seconds)
+    assert each.longest.seconds == pytest.approx(each.trial[1])
+    with pytest.raises(UsageError, match="shard 5/5 is empty: 4 trials are planned"):
+        cost.fleet(a_report(), "nightly", 5)
+
+
+def test_the_command_shows_groups_the_plan_and_what_bounds_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "report.json").write_text(json.dumps(a_report()))
+    assert cli.main(["cost", str(tmp_path), "--shards", "2"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("t, profile default, a processor; times are of one process")
+    assert [line.split() for line in said.splitlines() if "merge" in line] == [
+        ["merge", "cpu", "30", "0.5", "16.7", "4.63"]
+    ]
+    assert "profile nightly: 3,640 cases, 6 min of one process; 2 shards: the longest takes" in said
+    assert said.endswith("no shard is shorter than its longest trial: LIN-FWD lora_linear bfloat16, 4 min\n")
+
+
+def test_a_report_without_cases_or_of_an_unknown_profile_is_refused() -> None:
+    with pytest.raises(UsageError, match="the report on t has no judged case: expected one of a run"):
+        cost.by_group(a_report(clauses=[]))
+    with pytest.raises(UsageError, match="the report's profile is 'weekly': expected one of quick, default, nightly"):
+        cost.fleet(a_report(profile="weekly"), "nightly", 1)
+
+
+def test_a_report_kept_without_its_times_is_refused() -> None:
+    report = a_report()
+    del report["clauses"][0]["results"][0]["seconds"]
+    with pytest.raises(UsageError, match=r"t has no times: expected the report\.json that a run"):
+        cost.by_group(report)
+
+
+def test_a_clause_that_the_suite_does_not_have_is_refused() -> None:
+    report = a_report()
+    report["clauses"][0]["id"] = "LIN-GONE"
+    with pytest.raises(UsageError, match="the report has a clause LIN-GONE, which this version of the suite has not"):
+        cost.fleet(report, "nightly", 1)
+
+
+def test_several_reports_and_no_number_of_shards_are_usage_errors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "report.json").write_text(json.dumps(a_report()))
+    assert cli.main(["cost", str(tmp_path)]) == 2
+    assert "holds 2 reports: expected one" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["cost", str(tmp_path / "a"), "--shards", "0"])
+    assert "'0': expected a whole number, at least 1" in capsys.readouterr().err

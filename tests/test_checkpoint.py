@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import optimized
@@ -24,6 +25,7 @@ import reference
 from conformance.checkpoint.base import fill
 from conformance.checkpoint.format import CONFIG, REST, TENSORS
 from conformance.model.toys import Toy, Twice
+from reference.peft_format import PREFIX
 from reference.plain_values import flatten, same, unflatten
 from reference.tensor_file import encode
 
@@ -205,11 +207,39 @@ def test_a_scale_of_its_own_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+MAGNITUDE = f"{PREFIX}blocks.0.fc1.lora_magnitude_vector"
+TENSORS_REFUSED = {
+    "two dtypes": r"blocks\.0\.fc1 has lora_A in torch\.bfloat16 and lora_B in torch\.float32: expected one dtype",
+    "no lora_B": rf"no tensor {PREFIX}blocks\.0\.fc1\.lora_B\.weight: use_dora is False",
+    "a magnitude": rf"an unexpected tensor {MAGNITUDE}: use_dora is False",
+}
+
+
+@pytest.mark.parametrize("what", TENSORS_REFUSED)
+def test_the_error_says_what_is_wrong_with_the_tensors(tmp_path: Path, what: str) -> None:
+    model, config = toy()
+    reference.save_adapter(model, config, tmp_path)
+    tensors = load_file(tmp_path / TENSORS)
+    down, up = (f"{PREFIX}blocks.0.fc1.{part}.weight" for part in ("lora_A", "lora_B"))
+    if what == "two dtypes":
+        tensors[down] = tensors[down].bfloat16()
+    elif what == "no lora_B":
+        del tensors[up]
+    else:
+        tensors[MAGNITUDE] = torch.ones(len(tensors[up]))
+    save_file(tensors, tmp_path / TENSORS)
+    with pytest.raises(ValueError, match=TENSORS_REFUSED[what]):
+        reference.load_adapter(Toy(4), tmp_path)
+
+
 def test_a_module_with_three_names_is_saved_under_all(tmp_path: Path) -> None:
     model = Twice()
     config = reference.PeftConfig(dim=2, target_modules=["first_proj"])
     reference.apply_lora_to_linear_modules(model, config)
     reference.save_adapter(model, config, tmp_path)
+    names = {name.removeprefix(PREFIX).partition(".lora_")[0] for name in load_file(tmp_path / TENSORS)}
+    assert names == {name for name, m in model.named_modules(remove_duplicate=False) if hasattr(m, "lora_A")}
+    assert len(names) == 3
     other = Twice()
     other.load_state_dict({k: v for k, v in model.state_dict().items() if "lora" not in k})
     reference.load_adapter(other, tmp_path)

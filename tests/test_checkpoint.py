@@ -55,6 +55,8 @@ def test_each_package_loads_what_the_other_saved(tmp_path: Path, one: ModuleType
     plain = Toy(4)
     assert other.load_adapter(plain, tmp_path / "one") == config
     assert {type(m) for m in plain.modules() if hasattr(m, "lora_A")} == {other.LinearLoRA}
+    trainable = {name for name, parameter in plain.named_parameters() if parameter.requires_grad}
+    assert trainable == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     with pytest.warns(UserWarning, match="PEFT applies dropout"):
         other.save_adapter(plain, config, tmp_path / "other")
     assert files(tmp_path / "one") == files(tmp_path / "other")

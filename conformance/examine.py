@@ -149,7 +149,7 @@ class Examination:
         if at_first and at_first != _pattern(violation):
             # a case of one element has no pattern; the one it was shrunk from has
             result.message += f"\nat first {at_first}"
-        neighbours = self._passing_neighbours(smallest)
+        neighbours = self._passing_neighbours(smallest) if self.profile.shrinks else ""
         if neighbours:
             result.message += f"\nnearby   {neighbours}"
 

@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from conformance.dict_version import Version
+
 LIBRARIES: tuple[Any, ...] = (
     builtins,
     math,
@@ -51,13 +53,19 @@ GONE = object()  # in place of an attribute that is not there
 
 @dataclass
 class Space:
-    """A module or class, and its functions and classes as they were."""
+    """A module or class, and its functions and classes as they were.
+
+    Attributes:
+        seen: the version of its dict at which it was last found to be the same.
+    """
 
     owner: Any
     size: int
     names: tuple[str, ...]
     originals: tuple[Any, ...]
     values: Callable[[Any], tuple[Any, ...]]
+    version: Version
+    seen: int | None = None
 
     @classmethod
     def of(cls, owner: Any) -> Space:
@@ -66,15 +74,23 @@ class Space:
         found = {name: value for name, value in every if callable(value) or isinstance(value, property)}
         # two keys at least: itemgetter gives a tuple only then
         names = (*found, *list(found)[:1] * 2)
-        return cls(owner, len(vars(owner)), names, tuple(found[name] for name in names), operator.itemgetter(*names))
+        originals = tuple(found[name] for name in names)
+        return cls(owner, len(vars(owner)), names, originals, operator.itemgetter(*names), Version(owner))
 
     def same(self) -> bool:
         """Whether nothing was replaced, added or deleted."""
+        # asked after every call of the target, when most often nothing at all has changed
+        now = self.version.number
+        if now is not None and now == self.seen:
+            return True
         here = vars(self.owner)
         try:
-            return len(here) == self.size and all(map(operator.is_, self.values(here), self.originals))
+            same = len(here) == self.size and all(map(operator.is_, self.values(here), self.originals))
         except KeyError:
             return False
+        if same:
+            self.seen = now
+        return same
 
     def changed(self) -> dict[str, tuple[Any, Any]]:
         """Name, original and replacement of what is not as it was."""

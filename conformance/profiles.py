@@ -11,7 +11,8 @@ class Profile:
 
     Attributes:
         volume: counted cases in the cpu and gpu lanes.   interpreted: the same in the interpreter lane.
-        searches: examples that Hypothesis adds on top (cpu and gpu lanes).   shrinks: attempts at a smaller case.
+        searches: examples that Hypothesis adds on top (cpu and gpu lanes).   shrinks: attempts at a smaller case; with
+            none, the cases beside the failing one are not tried either.
         seed: the first argument of `Space.draw`.
     """
 

@@ -134,10 +134,8 @@ class LinearLoRA(nn.Linear):
         obj.weight.requires_grad_(False)
         if obj.bias is not None:
             obj.bias.requires_grad_(False)
-        # skip_init: init_lora_weights below is the only initialisation, so the only draw of random numbers.
-        skip_init: Any = nn.utils.skip_init
-        obj.lora_A = skip_init(nn.Linear, obj.in_features, dim, bias=False, **placed).train(obj.training)
-        obj.lora_B = skip_init(nn.Linear, dim, obj.out_features, bias=False, **placed).train(obj.training)
+        obj.lora_A = empty_linear(obj.in_features, dim, **placed).train(obj.training)
+        obj.lora_B = empty_linear(dim, obj.out_features, **placed).train(obj.training)
         obj.register_parameter("lora_magnitude", magnitude)
         obj.register_buffer("unmerged_weight", None, persistent=False)
         obj.dim, obj.alpha = dim, alpha
@@ -276,3 +274,13 @@ def check_adaptable(module: object, use_dora: bool = False) -> None:
         if type(module).forward is not nn.Linear.forward:
             raise ValueError(f"{type(module).__name__} has its own forward: DoRA needs nn.Linear's, x Wᵀ + b")
         row_norm(module.weight)
+
+
+def empty_linear(in_features: int, out_features: int, *, device: torch.device, dtype: torch.dtype) -> nn.Linear:
+    """An nn.Linear without bias whose weight is not initialised, so that no random number is drawn for it."""
+    linear = nn.Linear.__new__(nn.Linear)
+    nn.Module.__init__(linear)
+    linear.in_features, linear.out_features = in_features, out_features
+    linear.weight = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
+    linear.register_parameter("bias", None)
+    return linear

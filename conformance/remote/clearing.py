@@ -57,7 +57,7 @@ def test_weights_are_gone(subject: Subject, case: RemoteCase) -> float | None:
         with scratch() as folder:
             save(hybrid, folder)
         known = {id(holder) for holder in before}
-        left = [(holder, form) for holder, form in found(holders()) if id(holder) not in known]
+        left = found([holder for holder in holders() if id(holder) not in known])
         require(not left, _described(left))
         del left
         for mode in MODES:
@@ -69,17 +69,21 @@ def test_weights_are_gone(subject: Subject, case: RemoteCase) -> float | None:
 def holders() -> list[Any]:
     """All tensors, arrays, bytes and lists of numbers that the garbage collector reaches."""
     every = gc.get_objects()
-    reached, more = every, every
+    once, more = _of_kinds(every), gc.get_referents(*every)
     for _ in range(4):  # what the collector does not track is found in what it does, or within that
-        more = [thing for thing in gc.get_referents(*more) if more is every or not gc.is_tracked(thing)]
-        reached = [*reached, *more]
-        more = [thing for thing in more if type(thing) in (dict, tuple) and not gc.is_tracked(thing)]
-    kinds = {kind for kind in set(map(type, reached)) if issubclass(kind, KINDS)}
-    once = {id(thing): thing for thing in reached if type(thing) in kinds}
+        once |= _of_kinds(more)
+        more = gc.get_referents(*(thing for thing in more if type(thing) in UNTRACKED and not gc.is_tracked(thing)))
     return [thing for thing in once.values() if not isinstance(thing, list) or _are_numbers(thing)]
 
 
+def _of_kinds(things: list[Any]) -> dict[int, Any]:
+    """Those that may hold numbers, by identity."""
+    kinds = {kind for kind in set(map(type, things)) if issubclass(kind, KINDS)}
+    return {id(thing): thing for thing in things if type(thing) in kinds}
+
+
 KINDS: Any = torch.Tensor | torch.UntypedStorage | np.ndarray | bytes | bytearray | memoryview | array | list
+UNTRACKED = (dict, tuple)  # containers that the collector may leave out
 MOST = 2**28  # bytes of one of them
 
 

@@ -41,7 +41,7 @@ GROUPS_OF = {
     "hybrid": ("hybrid", "training"),
     "training": ("training",),
     **dict.fromkeys(("quantization", "remote_module", "splitting", "noise", "layout", "envelope", "keys"), ("fhe",)),
-    **dict.fromkeys(("library", "encryption"), ("fhe",)),
+    **dict.fromkeys(("library", "encryption", "integers"), ("fhe",)),
     **dict.fromkeys(("deployment", "remote", "server", "connection", "worker"), ("remote",)),
     **dict.fromkeys(("checkpoint", "peft_format", "tensor_file", "plain_values"), ("checkpoint",)),
     **dict.fromkeys(("training_file", "whole_files"), ("checkpoint",)),
@@ -151,7 +151,7 @@ def _planned(target: Target, mutant: Mutant | None) -> Iterator[tuple[Profile, C
             dtypes = clause.dtypes or (ANY_DTYPE,)
             chosen = dtypes if profile is QUICK else [d for d in dtypes if d in ("float32", ANY_DTYPE)] or dtypes[:1]
             for subject, dtype in itertools.product(target.subjects(clause), chosen):
-                if not in_kernels or subject.name in (*TRITON, "lora_mlp"):
+                if not in_kernels or subject.name in (*TRITON, "lora_mlp", "HybridFHEModel"):
                     yield profile, clause, subject, dtype
 
 

@@ -116,13 +116,13 @@ class QuantizedLinear(reference.QuantizedLinear):
         """y, with ``q_x - 2ⁿ⁻¹`` for q_x, whose zero points are `low`; one product of all rows, the rest by blocks."""
         at_once = max(1, ELEMENTS_AT_ONCE // max(self.in_features, self.out_features))
         centred, terms = torch.empty_like(x, dtype=torch.int8), torch.cat((low * -self.in_features, low), 1)
-        before = [t.split(at_once) for t in (x, scale, low, centred, terms[:, :1])]
+        before = [torch.split(t, at_once) for t in (x, scale, low, centred, terms[:, :1])]
         for x_rows, scales, lows, integers, rests in zip(*before, strict=True):
             values = self._integers(x_rows, scales, lows, -self._half)
             rests.add_(values.sum(1, keepdim=True))
             integers.copy_(values)
         raw, y = torch._int_mm(centred, self._weight_int8), x.new_empty(len(x), self.out_features, dtype=dtype)
-        after = [t.split(at_once) for t in (raw, terms, scale, y)]
+        after = [torch.split(t, at_once) for t in (raw, terms, scale, y)]
         for sums, both_terms, scales, y_rows in zip(*after, strict=True):
             y_rows.copy_(self._corrected(sums.double(), both_terms, scales))
         return y

@@ -33,6 +33,16 @@ def product(left: Tensor, right: Tensor, scale: float, like: Tensor) -> Tensor:
     return torch.addmm(left.new_empty(()), left, right, beta=0, alpha=scale).to(like.dtype)
 
 
+def product_of_rows(wide: Tensor, narrow: Tensor, scale: float, like: Tensor) -> Tensor:
+    """``scale · wideᵀ narrow`` in the dtype of `like`; of many rows transposed, which is up to 1.4 times faster.
+
+    A transposed gradient is copied by autograd, into the layout of its parameter: with few it costs more.
+    """
+    if wide.is_cpu and wide.numel() <= 2**15:
+        return product(wide.t(), narrow, scale, like)
+    return product(narrow.t(), wide, scale, like.t()).t()
+
+
 def masked(matrix: Tensor, mask: Tensor | None) -> Tensor:
     """A copy with 0 where the mask is 0; the matrix itself without a mask."""
     return matrix if mask is None else matrix * mask.to(matrix.dtype)

@@ -22,6 +22,9 @@ ELEMENTS_AT_ONCE = 2**15 - 1
 """Of a block of rows: its intermediate results stay in the cache, and PyTorch does not split work that small among
 threads, which on a busy machine wait for each other longer than they compute."""
 
+MOST_INTERPRETED = 2**20
+"""Multiplications up to which a CPU runs the kernel interpreted, as conformance asks for: a tenth of a second of them."""
+
 __all__ = [
     "Quantized",
     "QuantizedLinear",
@@ -104,9 +107,11 @@ class QuantizedLinear(reference.QuantizedLinear):
         """The scale and the zero point of each row, float64 [M, 1]."""
         # not aminmax, which takes nine times as long
         low, high = x.amin(1, keepdim=True).double(), x.amax(1, keepdim=True).double()
-        if not (high - low).isfinite().all():
-            quantize_dynamic(x, self.n_bits)  # which says what is wrong
-        return step_and_zero_point(low, high, self.n_bits, lowest=0)
+        try:
+            return step_and_zero_point(low, high, self.n_bits, lowest=0)
+        except ValueError:
+            quantize_dynamic(x, self.n_bits)  # which says what is wrong with x
+            raise
 
     def _integers(self, x: Tensor, scale: Tensor, zero_point: Tensor, lowest: int) -> Tensor:
         """The quantised values, in float64."""
@@ -207,9 +212,13 @@ def why_not_kernel(layer: reference.QuantizedLinear, x: Tensor) -> str | None:
     """Why no Triton kernel multiplies int8 and takes the zero points out; None if one does, exactly.
 
     Args:
-        layer: the layer.   x: [M, K], its input, of which the device alone counts.
+        layer: the layer.   x: [M, K], its input, of which device and size count.
     """
-    return _why_not_int32(layer) or why_not_triton_on(x.device)
+    if reason := _why_not_int32(layer) or why_not_triton_on(x.device):
+        return reason
+    if x.device.type == "cpu" and x.numel() * layer.out_features > MOST_INTERPRETED:
+        return f"interpreted, more than {MOST_INTERPRETED} multiplications take long"
+    return None
 
 
 def why_not_int8(layer: reference.QuantizedLinear, x: Tensor) -> str | None:

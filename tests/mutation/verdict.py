@@ -51,6 +51,8 @@ GROUPS_OF = {
     "adapter": ("linear", "layer"),
     **dict.fromkeys(("projection", "projections", "blocks", "qkv", "mlp", "activations", "lifted"), ("fused",)),
 }
+# files of which one part runs with interpreted kernels and another without
+BOTH_WAYS = ("quantization",)
 
 
 @dataclass(frozen=True)
@@ -134,10 +136,13 @@ def _expected_claims() -> tuple[str, ...]:
 
 
 def _first_failure(target: Target, mutant: Mutant | None) -> dict[str, str] | None:
-    for profile, clause, subject, dtype in _planned(target, mutant):
-        result = Examination(clause, subject, dtype, profile).run()
-        if result.status != "pass":
-            return {"status": "killed", "clause": clause.id, "message": (result.message or "")[:300]}
+    as_it_is = os.environ["TRITON_INTERPRET"]
+    for interpreting in ("0", "1") if mutant and Path(mutant.file).stem in BOTH_WAYS else (as_it_is,):
+        os.environ["TRITON_INTERPRET"] = interpreting
+        for profile, clause, subject, dtype in _planned(target, mutant):
+            result = Examination(clause, subject, dtype, profile).run()
+            if result.status != "pass":
+                return {"status": "killed", "clause": clause.id, "message": (result.message or "")[:300]}
     return None
 
 

@@ -23,7 +23,7 @@ ELEMENTS_AT_ONCE = 2**15 - 1
 threads, which on a busy machine wait for each other longer than they compute."""
 
 MOST_INTERPRETED = 2**20
-"""Multiplications up to which a CPU runs the kernel interpreted, as conformance asks for: a tenth of a second of them."""
+"""Multiplications up to which a CPU runs the kernel interpreted, as conformance asks: a tenth of a second's work."""
 
 __all__ = [
     "Quantized",

@@ -48,10 +48,12 @@ for M, N in ((0, 3), (3, 0)):
     bytes_of = [torch.zeros(n, 4, dtype=torch.int8) for n in (M, N)]
     kernels.integers(*bytes_of, *(torch.ones(2, n).double() for n in (M, N)), torch.empty(M, N, dtype=torch.int64))
 K = 2**17 - 1  # the most features whose sums fit int32
-x = torch.full((1, K), -128, dtype=torch.int8)
-y = torch.empty(1, 2, dtype=torch.int64)
-kernels.integers(x, torch.cat((x, -1 - x)), torch.zeros(2, 1).double(), torch.zeros(2, 2).double(), y)
-assert y.tolist() == [[2**14 * K, -127 * 128 * K]]
+x = torch.full((2, K), -128, dtype=torch.int8)
+x[1, 0] = -127  # whose square is odd, so that the sum needs all of its 31 digits
+y = torch.empty(2, 3, dtype=torch.int64)
+kernels.integers(x, torch.cat((x, -1 - x[:1])), torch.zeros(2, 2).double(), torch.zeros(2, 3).double(), y)
+square = 2**14 * K
+assert y.tolist() == [[square, square - 128, -127 * 128 * K], [square - 128, square - 255, -127 * (128 * K - 1)]]
 print("kernel compared")
 """
 

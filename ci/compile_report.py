@@ -1,7 +1,7 @@
 """Compile every kernel in every configuration ahead of time, and judge what came out.
 
 Needs no GPU: the triton wheel carries ptxas. Exit status 1 when a kernel spills, wants more shared memory
-than its architecture has, or multiplies 16-bit tiles without a tensor core.
+than its architecture has, multiplies 16-bit or int8 tiles without a tensor core, or fuses what is to round twice.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from optimized.kernels.down import down_config, down_kernel
+from optimized.kernels.integers import NOT_FUSED, integers_config, integers_kernel
 from optimized.kernels.lifted import lifted_config, lifted_gradients_kernel, lifted_kernel
 from optimized.kernels.outer import outer_config, outer_kernel
 from optimized.kernels.partials import partials_config, partials_kernel
@@ -40,6 +41,8 @@ KERNELS = {
 }
 # Element by element: no product, one configuration, and one compilation for each activation.
 LIFTED = {"lifted": lifted_kernel, "lifted_gradients": lifted_gradients_kernel}
+# What becomes of int8 operands, int64 being the bare product; float16 differs from bfloat16 in one last cast.
+RESULTS = (torch.int64, torch.float64, torch.float32, torch.bfloat16)
 # The dtype of the operands and the one they are rounded to; the last pair is autocast's.
 DTYPES = (
     (torch.bfloat16, torch.bfloat16),
@@ -113,7 +116,7 @@ def jobs() -> list[Job]:
             for name, config in configs.items():
                 job = Job(name, arch, _name(dtype), _name(compute), layout, config)
                 found[str(job)] = job
-    return [*found.values(), *_lifted_jobs()]
+    return [*found.values(), *_lifted_jobs(), *_integers_jobs()]
 
 
 def _lifted_jobs() -> list[Job]:
@@ -124,6 +127,17 @@ def _lifted_jobs() -> list[Job]:
         Job(kernel, arch, dtype, dtype, "packed", lifted_config(2**20), activation)
         for kernel, arch, dtype, activation in itertools.product(LIFTED, SHARED_BYTES, dtypes, variants)
     ]
+
+
+def _integers_jobs() -> list[Job]:
+    """The kernel on int8: each configuration and result for every architecture; strided with the widest result."""
+    found = {}
+    layouts = [*((result, "packed") for result in RESULTS), (torch.float64, "strided")]
+    for arch, (result, layout), M, K in itertools.product(SHARED_BYTES, layouts, (1, 17, 65536), (1, 4096)):
+        config = integers_config(M, 4096, K, layout == "strided")
+        job = Job("integers", arch, _name(result), "int8", layout, config)
+        found[str(job)] = job
+    return list(found.values())
 
 
 def _is_lean(name: str, layout: str, R: int, wide: bool) -> bool:
@@ -141,6 +155,8 @@ def compile_job(job: Job) -> Row:
     attributes = {(i,): [["tt.divisibility", 16]] for i in aligned}
     source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
     options = {"num_warps": job.config.num_warps, "num_stages": job.config.num_stages}
+    if job.kernel == "integers":
+        options |= NOT_FUSED
     with contextlib.redirect_stdout(io.StringIO()) as log:
         compiled = triton.compile(source, target=GPUTarget("cuda", job.arch, 32), options=options)
     registers = re.search(r"Used (\d+) registers", log.getvalue())
@@ -163,24 +179,30 @@ def compile_job(job: Job) -> Row:
         instructions="+".join(kinds) or "fma",
         faults=[],
     )
-    row.faults.extend(_faults(row, job.arch))
+    row.faults.extend(_faults(row, job.arch, fused="fma.rn.f64" in compiled.asm["ptx"]))
     return row
 
 
-def _faults(row: Row, arch: int) -> list[str]:
+def _faults(row: Row, arch: int, *, fused: bool) -> list[str]:
     faults = []
     if row.spill_bytes:
         faults.append(f"spills {row.spill_bytes} bytes")
     if row.shared_bytes > SHARED_BYTES[arch]:
         faults.append(f"wants {row.shared_bytes} bytes of shared memory, {row.arch} has {SHARED_BYTES[arch]}")
-    if row.kernel in KERNELS and row.compute != "float32" and row.instructions == "fma":
-        faults.append("multiplies 16-bit tiles without a tensor core")
+    if row.kernel in (*KERNELS, "integers") and row.compute != "float32" and row.instructions == "fma":
+        faults.append(f"multiplies {row.compute} tiles without a tensor core")
+    if row.kernel == "integers" and fused:
+        faults.append("fuses multiplications with additions, which rounds once where PyTorch rounds twice")
     return faults
 
 
 def _kernel(job: Job) -> tuple[Any, dict[str, Any]]:
     """The job's kernel and the arguments that are constant in it."""
     compute = getattr(torch, job.compute)
+    if job.kernel == "integers":
+        scaled = job.dtype != "int64"
+        units = {} if job.layout == "strided" else {"stride_xk": 1, "stride_wk": 1, "stride_yn": 1}
+        return integers_kernel, {"SCALED": scaled, "BIASED": scaled, **job.config.blocks, **units}
     if job.kernel in LIFTED:
         name, _, gate = job.activation.partition(" ")
         constants = {"GATED": bool(gate), "ACTIVATION": name, "ACC": TL_DTYPE[torch.float32]}
@@ -200,8 +222,10 @@ def _type(name: str, job: Job, constants: dict[str, Any]) -> str:
         return "constexpr"
     if name in ("s_ptr", "partials_ptr"):
         return "*fp32"
+    if job.kernel == "integers" and name.endswith("_ptr"):
+        return {"x_ptr": "*i8", "w_ptr": "*i8", "y_ptr": f"*{_triton_name(job.dtype)}"}.get(name, "*fp64")
     if name.endswith("_ptr"):
-        return f"*{TL_DTYPE[getattr(torch, job.dtype)]}"
+        return f"*{_triton_name(job.dtype)}"
     return "fp64" if name == "scale" else "i64" if name.startswith("stride_") else "i32"
 
 
@@ -212,6 +236,10 @@ def _is_aligned(name: str, job: Job) -> bool:
     if job.layout == "strided" or (job.layout == "odd rank" and name in UNALIGNED_AT_ODD_RANK):
         return False
     return name.endswith("_ptr") or name in ("N", "K", "R") or name.startswith("stride_")
+
+
+def _triton_name(dtype: str) -> str:
+    return "i64" if dtype == "int64" else str(TL_DTYPE[getattr(torch, dtype)])
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -7,13 +7,14 @@
 - `layer`, `model`: `reference`'s layers and patching with that node; `dora` puts it under a magnitude.
 - `adapter`, `products`, `kernels`: the update alone, in Triton.
 - `gradnorm`, `training`: one pass over the gradients.
-- `quantization`, `remote_module`, `splitting`: integers as int8, float32 or float64 products, whichever is exact.
+- `quantization`, `remote_module`, `splitting`: integers as int8, float32 or float64 products, whichever is exact;
+  on a GPU one kernel multiplies, takes the zero points out and scales.
 - `checkpoint`: the reference's files, loaded into the layers of `optimized`.
 - `config`, `matching`, `hybrid`, `noise`, `encryption`, `deployment`, `remote`: have no faster variant and are
   the reference's.
 
-What falls back says why: `why_not_triton(*operands)` for the kernels, `optimized.linear.why_not_fused` for
-the node. ``loraspec bench optimized reference`` times it.
+What falls back says why: `why_not_triton(*operands)` for the kernels, `optimized.quantization.why_not_kernel` for
+that of integers, `optimized.linear.why_not_fused` for the node. ``loraspec bench optimized reference`` times it.
 """
 
 from optimized.adapter import LoRATritonFunction, why_not_triton

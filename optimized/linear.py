@@ -16,6 +16,7 @@ from optimized.matrices import (
     few_for_16_bits,
     overreads,
     product,
+    product_of_rows,
     unflattened,
 )
 from reference.config import check_dropout
@@ -72,7 +73,7 @@ def fused_linear(
         if not torch.is_grad_enabled():
             return general_forward(x, weight, bias, lora_A, lora_B, scale, drop)[0]
         return GeneralLoRALinear.apply(x, weight, bias, lora_A, lora_B, scale, drop, recompute)  # type: ignore[no-any-return,no-untyped-call]
-    return _LoRALinear.apply(x, weight, bias, lora_A, lora_B, scale, recompute)  # type: ignore[no-any-return,no-untyped-call]
+    return _apply(x, weight, bias, lora_A, lora_B, scale, recompute)  # type: ignore[no-any-return]
 
 
 def why_not_fused(x: Tensor, *parameters: Tensor | None) -> str | None:
@@ -154,10 +155,14 @@ class _LoRALinear(torch.autograd.Function):
             dA = product(T.t(), wide_x, ctx.scale, lora_A)
         if needs_B:
             S = F.linear(wide_x, A) if S is None else S
-            dB = product(S.t(), wide_g, ctx.scale, lora_B.t()).t()
+            dB = product_of_rows(wide_g, S, ctx.scale, lora_B)
         if needs_bias:
             dbias = g.sum(0)
         return dX, None, dbias, dA, dB, None, None
+
+
+# What torch.autograd.Function.apply calls once it has looked for torch.func, which takes it as long as a small product.
+_apply: Any = super(torch.autograd.Function, _LoRALinear).apply
 
 
 def _widened(matrix: Tensor, *others: Tensor | None) -> tuple[Any, ...]:

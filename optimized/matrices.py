@@ -11,8 +11,11 @@ from torch import Tensor
 
 def add_product(out: Tensor, left: Tensor, right: Tensor, scale: float, mask: Tensor | None = None) -> None:
     """``out += scale · mask ⊙ (left right)`` in place; left and right may be wider than out."""
-    if mask is None and left.dtype == out.dtype and scale != 0.0:  # 0 · NaN is left to the formula
-        out.addmm_(left, right, alpha=scale)
+    if mask is None and scale != 0.0:  # 0 · NaN is left to the formula
+        if left.dtype == out.dtype:
+            out.addmm_(left, right, alpha=scale)
+        else:  # adding a wider matrix to out takes longer than widening it, multiplying and rounding
+            out.copy_(out.to(left.dtype).addmm_(left, right, alpha=scale))
         return
     summand = left.mm(right)
     if mask is not None and left.dtype == out.dtype:
@@ -23,9 +26,21 @@ def add_product(out: Tensor, left: Tensor, right: Tensor, scale: float, mask: Te
 
 def product(left: Tensor, right: Tensor, scale: float, like: Tensor) -> Tensor:
     """``scale · left right`` in the dtype of `like`, which has the same shape and is not read."""
-    if left.dtype == like.dtype and scale != 0.0:
+    if scale == 0.0:
+        return left.mm(right).mul_(scale).to(like.dtype)
+    if left.dtype == like.dtype:
         return torch.addmm(like, left, right, beta=0, alpha=scale)
-    return left.mm(right).mul_(scale).to(like.dtype)
+    return torch.addmm(left.new_empty(()), left, right, beta=0, alpha=scale).to(like.dtype)
+
+
+def product_of_rows(wide: Tensor, narrow: Tensor, scale: float, like: Tensor) -> Tensor:
+    """``scale · wideᵀ narrow`` in the dtype of `like`; of many rows transposed, which is up to 1.4 times faster.
+
+    A transposed gradient is copied by autograd, into the layout of its parameter: with few it costs more.
+    """
+    if wide.is_cpu and wide.numel() <= 2**15:
+        return product(wide.t(), narrow, scale, like)
+    return product(narrow.t(), wide, scale, like.t()).t()
 
 
 def masked(matrix: Tensor, mask: Tensor | None) -> Tensor:

@@ -17,12 +17,17 @@ def why_not_triton(*operands: Tensor) -> str | None:
     if reason := next(filter(None, map(_why_not_tensor, operands)), None):
         return reason
     device = operands[0].device
+    if device.type == "cuda" and any(operand.dtype == torch.float64 for operand in operands):
+        return "float64 on a GPU is left to cuBLAS"
+    return why_not_triton_on(device)
+
+
+def why_not_triton_on(device: torch.device) -> str | None:
+    """Why no Triton kernel runs on this device; None where they do."""
     if device.type == "cpu":
         return _why_not_interpret()
     if device.type != "cuda":
         return f"the kernels run on CUDA, and interpreted on the CPU, not on {device.type}"
-    if any(operand.dtype == torch.float64 for operand in operands):
-        return "float64 on a GPU is left to cuBLAS"
     return _why_not_device(device.index)
 
 

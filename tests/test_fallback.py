@@ -6,9 +6,11 @@ from tests.commands import python
 
 CODE = """
 import optimized, reference, torch
+from optimized.quantization import why_not_kernel
 torch.manual_seed(0)
 operands = [torch.randn(shape, requires_grad=True) for shape in ((5, 3), (2, 3), (4, 2))]
 print(optimized.why_not_triton(*operands))
+print(why_not_kernel(optimized.QuantizedLinear(torch.ones(2, 3), None, 8), torch.ones(1, 3)))
 found = []
 for package in (optimized, reference):
     y = package.LoRATritonFunction.apply(*operands, 1.5, torch.float32)
@@ -21,4 +23,4 @@ for ours, right in zip(*found, strict=True):
 def test_without_interpreter_and_gpu_pytorch_computes_what_triton_would() -> None:
     ended = python("-c", CODE, TRITON_INTERPRET="0")
     assert ended.returncode == 0, ended.stderr
-    assert "the operands are on the CPU and TRITON_INTERPRET is not 1" in ended.stdout
+    assert ended.stdout.splitlines() == ["the operands are on the CPU and TRITON_INTERPRET is not 1"] * 2

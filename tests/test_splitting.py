@@ -231,6 +231,12 @@ class TestCheckpoint:
 
 
 class TestFastIntegers:
+    """On the CPU's own routes: that by an interpreted kernel is in tests/test_integers_kernel.py."""
+
+    @pytest.fixture(autouse=True)
+    def _no_kernel(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("optimized.quantization.why_not_kernel", lambda *_: "not here")
+
     @pytest.mark.parametrize("n_bits", [2, 5, 8, 9, 16])
     @pytest.mark.parametrize("shape", [(200, 33, 7), (65, 5, 3), (1, 1, 2), (3, 1, 5), (0, 3, 2), (2, 0, 2), (2, 3, 0)])
     @pytest.mark.parametrize("offset", [0.0, 1000.0])

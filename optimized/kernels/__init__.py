@@ -1,4 +1,4 @@
-"""The Triton kernels of a LoRA adapter, and of the activation in a feed-forward block.
+"""The Triton kernels of a LoRA adapter, of the activation in a feed-forward block, and of quantised products.
 
 Importing this imports triton, so it is imported at the first launch.
 
@@ -8,9 +8,10 @@ float64).
 """
 
 from optimized.kernels.down import down
+from optimized.kernels.integers import integers
 from optimized.kernels.lifted import lifted, lifted_gradients
 from optimized.kernels.outer import outer
 from optimized.kernels.tiles import INTERPRETED
 from optimized.kernels.up import up
 
-__all__ = ["INTERPRETED", "down", "lifted", "lifted_gradients", "outer", "up"]
+__all__ = ["INTERPRETED", "down", "integers", "lifted", "lifted_gradients", "outer", "up"]

@@ -41,7 +41,7 @@ GROUPS_OF = {
     "hybrid": ("hybrid", "training"),
     "training": ("training",),
     **dict.fromkeys(("quantization", "remote_module", "splitting", "noise", "layout", "envelope", "keys"), ("fhe",)),
-    **dict.fromkeys(("library", "encryption"), ("fhe",)),
+    **dict.fromkeys(("library", "encryption", "integers"), ("fhe",)),
     **dict.fromkeys(("deployment", "remote", "server", "connection", "worker"), ("remote",)),
     **dict.fromkeys(("checkpoint", "peft_format", "tensor_file", "plain_values"), ("checkpoint",)),
     **dict.fromkeys(("training_file", "whole_files"), ("checkpoint",)),
@@ -51,6 +51,8 @@ GROUPS_OF = {
     "adapter": ("linear", "layer"),
     **dict.fromkeys(("projection", "projections", "blocks", "qkv", "mlp", "activations", "lifted"), ("fused",)),
 }
+# files of which one part runs with interpreted kernels and another without
+BOTH_WAYS = ("quantization",)
 
 
 @dataclass(frozen=True)
@@ -134,10 +136,13 @@ def _expected_claims() -> tuple[str, ...]:
 
 
 def _first_failure(target: Target, mutant: Mutant | None) -> dict[str, str] | None:
-    for profile, clause, subject, dtype in _planned(target, mutant):
-        result = Examination(clause, subject, dtype, profile).run()
-        if result.status != "pass":
-            return {"status": "killed", "clause": clause.id, "message": (result.message or "")[:300]}
+    as_it_is = os.environ["TRITON_INTERPRET"]
+    for interpreting in ("0", "1") if mutant and Path(mutant.file).stem in BOTH_WAYS else (as_it_is,):
+        os.environ["TRITON_INTERPRET"] = interpreting
+        for profile, clause, subject, dtype in _planned(target, mutant):
+            result = Examination(clause, subject, dtype, profile).run()
+            if result.status != "pass":
+                return {"status": "killed", "clause": clause.id, "message": (result.message or "")[:300]}
     return None
 
 
@@ -151,7 +156,7 @@ def _planned(target: Target, mutant: Mutant | None) -> Iterator[tuple[Profile, C
             dtypes = clause.dtypes or (ANY_DTYPE,)
             chosen = dtypes if profile is QUICK else [d for d in dtypes if d in ("float32", ANY_DTYPE)] or dtypes[:1]
             for subject, dtype in itertools.product(target.subjects(clause), chosen):
-                if not in_kernels or subject.name in (*TRITON, "lora_mlp"):
+                if not in_kernels or subject.name in (*TRITON, "lora_mlp", "HybridFHEModel"):
                     yield profile, clause, subject, dtype
 
 

@@ -180,6 +180,33 @@ class MultipliesInFloat32(reference.QuantizedLinear):
         return (x.float() @ self.weight.float().t()).long()
 
 
+@fhe_breaks("FHE-DISABLE", says="elements wrong", source="int8 kernels take signed inputs: 255 is read as -1")
+class TakesUnsignedBytesForSigned(reference.QuantizedLinear):
+    def accumulate(self, x):
+        return super().accumulate(x.to(torch.int8).long())
+
+
+@fhe_breaks("FHE-WIDE", says="elements wrong", dtypes=DOUBLE, source="vpmaddubsw, where a CPU has no VNNI")
+class AddsPairsOfProductsInInt16(reference.QuantizedLinear):
+    def accumulate(self, x):
+        products = torch.nn.functional.pad(x[:, None] * self.weight, (0, self.in_features % 2))
+        return products.unflatten(2, (-1, 2)).sum(3).clamp(-(2**15), 2**15 - 1).sum(2)
+
+
+@fhe_breaks("FHE-DISABLE", says="elements wrong", source="a kernel without a mask on the tail of K")
+class ReadsOnIntoTheNextRow(reference.QuantizedLinear):
+    def accumulate(self, x):
+        tail = -self.in_features % 16
+        return super().accumulate(x) + behind(x, tail) @ behind(self.weight, tail).t()
+
+
+def behind(matrix, columns):
+    """The elements that follow each row of a packed matrix in memory; zeros after the last."""
+    flat = torch.nn.functional.pad(matrix.flatten(), (0, columns + matrix.shape[1]))
+    at = (torch.arange(1, len(matrix) + 1) * matrix.shape[1])[:, None] + torch.arange(columns)
+    return flat[at]
+
+
 @fhe_breaks("FHE-WIDE", says="elements wrong", dtypes=DOUBLE)
 class AccumulatesIn24Bits(reference.QuantizedLinear):
     def accumulate(self, x):

@@ -27,8 +27,10 @@ from optimized.kernels.down import down_config, down_kernel
 from optimized.kernels.lifted import lifted_config, lifted_gradients_kernel, lifted_kernel
 from optimized.kernels.outer import outer_config, outer_kernel
 from optimized.kernels.partials import partials_config, partials_kernel
+from optimized.kernels.sweep import sweep_config, sweep_kernel
 from optimized.kernels.tiles import TL_DTYPE, Config, mixed_dot, native_dot
 from optimized.kernels.up import up_config, up_kernel
+from optimized.routes import MOST_SWEPT_RANK
 from reference.mlp import ACTIVATIONS
 
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
@@ -37,6 +39,7 @@ KERNELS = {
     "down": (down_kernel, down_config, native_dot),
     "up": (up_kernel, up_config, mixed_dot),
     "outer": (outer_kernel, outer_config, mixed_dot),
+    "sweep": (sweep_kernel, sweep_config, mixed_dot),
 }
 # Element by element: no product, one configuration, and one compilation for each activation.
 LIFTED = {"lifted": lifted_kernel, "lifted_gradients": lifted_gradients_kernel}
@@ -54,14 +57,15 @@ SHAPES = tuple(itertools.product((1, 33, 512, 513, 65536), (1, 4096), (1, 17, 33
 # What a launch finds out: which strides are 1, and which other numbers are no multiples of 16. A swapped
 # factor is a transposed one, as in g · B and T · A; an odd rank is no multiple of 16; nothing is known of
 # strided operands.
-INNER = ("stride_xk", "stride_gn", "stride_yn", "stride_sr", "stride_pr")
+INNER = ("stride_xk", "stride_gn", "stride_yn", "stride_sr", "stride_pr", "stride_tr", "stride_dr")
 UNIT_STRIDES = {
     "packed": (*INNER, "stride_ak", "stride_br", "stride_or"),
     "swapped": (*INNER, "stride_ar", "stride_bn"),
     "odd rank": (*INNER, "stride_ar", "stride_br", "stride_or"),
     "strided": (),
 }
-UNALIGNED_AT_ODD_RANK = ("R", "stride_sm", "stride_ak", "stride_bn", "stride_on")
+UNALIGNED_AT_ODD_RANK = ("R", "stride_sm", "stride_ak", "stride_bn", "stride_on", "stride_tm", "stride_dn")
+UNSWAPPED = ("outer", "sweep")  # each of their operands has one place in the formula
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,8 @@ def jobs() -> list[Job]:
             configs = {
                 name: pick(M, features, R, compute, _is_lean(name, layout, R, dtype.itemsize > compute.itemsize))
                 for name, (_, pick, _) in KERNELS.items()
-                if (name, layout) != ("outer", "swapped")
+                if not (layout == "swapped" and name in UNSWAPPED)
+                and not (name == "sweep" and (R > MOST_SWEPT_RANK or compute == torch.float32))
             }
             if dtype == compute and layout in ("packed", "strided"):
                 configs["partials"] = partials_config(features, R)
@@ -129,7 +134,7 @@ def _lifted_jobs() -> list[Job]:
 def _is_lean(name: str, layout: str, R: int, wide: bool) -> bool:
     """What the launchers conclude: the large operand decides, and beyond rank 16 the factor too."""
     large = name != "up" and (layout == "strided" or wide)
-    factor = name != "outer" and (layout in ("strided", "odd rank") or wide)
+    factor = name not in UNSWAPPED and (layout in ("strided", "odd rank") or wide)
     return large or (R > 16 and factor)
 
 
@@ -198,7 +203,7 @@ def _type(name: str, job: Job, constants: dict[str, Any]) -> str:
     """The type of one argument, as Triton writes it; intermediates and partial sums are float32."""
     if name in constants:
         return "constexpr"
-    if name in ("s_ptr", "partials_ptr"):
+    if name in ("s_ptr", "t_ptr", "d_ptr", "partials_ptr"):
         return "*fp32"
     if name.endswith("_ptr"):
         return f"*{TL_DTYPE[getattr(torch, job.dtype)]}"

@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from optimized.routes import why_not_one_reading
+
 
 def why_not_triton(*operands: Tensor) -> str | None:
     """Why PyTorch, and not the Triton kernels, multiplies these operands; None when Triton does.
@@ -56,6 +58,19 @@ def outer(g: Tensor, s: Tensor, scale: float, compute: torch.dtype, out: Tensor)
         return
     with _without_autocast(g):
         out.copy_(_wide(g, compute).mT @ s * scale)
+
+
+def sweep(g: Tensor, b: Tensor, s: Tensor, scale: float, compute: torch.dtype, out: Tensor) -> Tensor:
+    """``T = g[M, N] · B[N, R]``, unrounded, and ``scale · gᵀ · S[M, R]``, written to `out`.
+
+    Where `why_not_one_reading` gives a reason, by `down` and `outer`.
+    """
+    if _runs_on_triton(g, b, s, out) and why_not_one_reading(g, b.shape[1], compute) is None:
+        from optimized import kernels
+
+        return kernels.sweep(g, b, s, scale, compute, out)
+    outer(g, s, scale, compute, out)
+    return down(g, b.mT, compute)
 
 
 def _runs_on_triton(*operands: Tensor) -> bool:

@@ -24,6 +24,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from optimized.kernels.down import down_config, down_kernel
+from optimized.kernels.joined import joined_config, joined_kernel
 from optimized.kernels.lifted import lifted_config, lifted_gradients_kernel, lifted_kernel
 from optimized.kernels.outer import outer_config, outer_kernel
 from optimized.kernels.partials import partials_config, partials_kernel
@@ -43,6 +44,8 @@ KERNELS = {
 }
 # Element by element: no product, one configuration, and one compilation for each activation.
 LIFTED = {"lifted": lifted_kernel, "lifted_gradients": lifted_gradients_kernel}
+# Tiles by tensor descriptors, which sm_80 has not; the weight as forward and as backward multiply by it.
+JOINED = {"forward": "stride_br", "backward": "stride_bn"}
 # The dtype of the operands and the one they are rounded to; the last pair is autocast's.
 DTYPES = (
     (torch.bfloat16, torch.bfloat16),
@@ -97,6 +100,7 @@ class Row:
     spill_bytes: int
     shared_bytes: int
     instructions: str
+    descriptors: bool
     faults: list[str]
 
 
@@ -118,7 +122,18 @@ def jobs() -> list[Job]:
             for name, config in configs.items():
                 job = Job(name, arch, _name(dtype), _name(compute), layout, config)
                 found[str(job)] = job
-    return [*found.values(), *_lifted_jobs()]
+    return [*found.values(), *_lifted_jobs(), *_joined_jobs()]
+
+
+def _joined_jobs() -> list[Job]:
+    """The persistent kernel: both passes in 16 bits, and each block size."""
+    configs = {N: joined_config(65536, N, 4096) for N in (128, 4096)}
+    return [
+        Job("joined", arch, dtype, dtype, layout, config)
+        for arch, dtype, layout, config in itertools.product(
+            (90, 100), ("bfloat16", "float16"), JOINED, configs.values()
+        )
+    ]
 
 
 def _lifted_jobs() -> list[Job]:
@@ -166,6 +181,7 @@ def compile_job(job: Job) -> Row:
         spill_bytes=sum(map(int, spills)),
         shared_bytes=compiled.metadata.shared,
         instructions="+".join(kinds) or "fma",
+        descriptors="cp.async.bulk.tensor" in compiled.asm["ptx"],
         faults=[],
     )
     row.faults.extend(_faults(row, job.arch))
@@ -178,7 +194,9 @@ def _faults(row: Row, arch: int) -> list[str]:
         faults.append(f"spills {row.spill_bytes} bytes")
     if row.shared_bytes > SHARED_BYTES[arch]:
         faults.append(f"wants {row.shared_bytes} bytes of shared memory, {row.arch} has {SHARED_BYTES[arch]}")
-    if row.kernel in KERNELS and row.compute != "float32" and row.instructions == "fma":
+    if row.kernel == "joined" and not row.descriptors:
+        faults.append("moves no tile by a tensor descriptor")
+    if row.kernel in (*KERNELS, "joined") and row.compute != "float32" and row.instructions == "fma":
         faults.append("multiplies 16-bit tiles without a tensor core")
     return faults
 
@@ -190,11 +208,14 @@ def _kernel(job: Job) -> tuple[Any, dict[str, Any]]:
         name, _, gate = job.activation.partition(" ")
         constants = {"GATED": bool(gate), "ACTIVATION": name, "ACC": TL_DTYPE[torch.float32]}
         return LIFTED[job.kernel], {**constants, **job.config.blocks}
+    if job.kernel == "joined":
+        constants = {"OPERAND": TL_DTYPE[compute], "HAS_BIAS": True, "K_FIRST": job.layout == "backward", "GROUP_M": 8}
+        return joined_kernel, {**constants, **job.config.blocks, "stride_sr": 1, JOINED[job.layout]: 1}
     if job.kernel == "partials":
         kernel, constants = partials_kernel, {"ACC": TL_DTYPE[torch.float32]}
     else:
         kernel, _, dot = KERNELS[job.kernel]
-        constants = dot(compute)
+        constants = {**dot(compute), **({"ADDED": True} if job.kernel == "up" else {})}
     units = {name: 1 for name in UNIT_STRIDES[job.layout] if name in kernel.arg_names}
     return kernel, {**constants, **job.config.blocks, **units}
 
@@ -203,11 +224,20 @@ def _type(name: str, job: Job, constants: dict[str, Any]) -> str:
     """The type of one argument, as Triton writes it; intermediates and partial sums are float32."""
     if name in constants:
         return "constexpr"
+    if name.endswith("_desc"):
+        return _descriptor(name, job)
     if name in ("s_ptr", "t_ptr", "d_ptr", "partials_ptr"):
         return "*fp32"
     if name.endswith("_ptr"):
         return f"*{TL_DTYPE[getattr(torch, job.dtype)]}"
     return "fp64" if name == "scale" else "i64" if name.startswith("stride_") else "i32"
+
+
+def _descriptor(name: str, job: Job) -> str:
+    """The type of a tensor descriptor, as `joined` makes it."""
+    axes = {"x_desc": "MK", "w_desc": "KN" if job.layout == "backward" else "NK", "y_desc": "MN"}[name]
+    sizes = ",".join(str(job.config.blocks[f"BLOCK_{axis}"]) for axis in axes)
+    return f"tensordesc<{TL_DTYPE[getattr(torch, job.dtype)]}[{sizes}]>"
 
 
 def _is_aligned(name: str, job: Job) -> bool:

@@ -8,10 +8,11 @@ float64).
 """
 
 from optimized.kernels.down import down
+from optimized.kernels.joined import joined
 from optimized.kernels.lifted import lifted, lifted_gradients
 from optimized.kernels.outer import outer
 from optimized.kernels.sweep import sweep
 from optimized.kernels.tiles import INTERPRETED
 from optimized.kernels.up import up
 
-__all__ = ["INTERPRETED", "down", "lifted", "lifted_gradients", "outer", "sweep", "up"]
+__all__ = ["INTERPRETED", "down", "joined", "lifted", "lifted_gradients", "outer", "sweep", "up"]

@@ -7,16 +7,17 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from optimized.kernels.tiles import INTERPRETED, TL_DTYPE, Config, as_operand, as_stored, block, launch
+from optimized.kernels.tuned import tuned
 
 
 @triton.jit(do_not_specialize=["M"])
 def joined_kernel(
-    x_desc,
-    w_desc,
-    y_desc,
     bias_ptr,
     s_ptr,
     b_ptr,
+    x_desc,
+    w_desc,
+    y_desc,
     scale: tl.float64,
     M,
     N,
@@ -84,12 +85,14 @@ def joined(
     s: torch.Tensor,
     b: torch.Tensor,
     scale: float,
+    config: Config | None = None,
 ) -> torch.Tensor:
     """``x[M, K] · W[N, K]ᵀ + bias[N] + scale · S[M, R] · B[N, R]ᵀ``, summed in float32 and rounded once.
 
     Args:
-        x, w, bias, b: of one 16-bit dtype; x and w as `why_not_described` asks, and w may be a transposed [K, N].
+        x, w, bias, b: of one 16-bit dtype; x and w as `why_not_one_kernel` asks; w may be a transposed [K, N].
         s: [M, R], as `down` gives it; scale · S is rounded to the dtype of x.
+        config: None for that of `tuned.json`, or without one there of `joined_config`.
     Returns:
         [M, N] in the dtype of x.
 
@@ -98,7 +101,7 @@ def joined(
     """
     (M, K), N, R = x.shape, w.shape[0], s.shape[1]
     y = x.new_empty(M, N)
-    config = joined_config(M, N, K, R)
+    config = config or tuned("joined", x.device, x.dtype, M=M, N=N, K=K, R=R) or joined_config(M, N, K)
     BLOCK_M, BLOCK_N, BLOCK_K = (config.blocks[f"BLOCK_{axis}"] for axis in "MNK")
     k_first = w.stride(1) != 1
     stored = w.mT if k_first else w
@@ -111,10 +114,10 @@ def joined(
     launch(
         joined_kernel,
         (min(tiles, _programs(x.device)),),
-        *descriptors,
         y if bias is None else bias,
         s,
         b,
+        *descriptors,
         float(scale),
         M,
         N,
@@ -123,7 +126,6 @@ def joined(
         *s.stride(),
         *b.stride(),
         config=config,
-        device=x.device,
         OPERAND=TL_DTYPE[x.dtype],
         HAS_BIAS=bias is not None,
         K_FIRST=k_first,
@@ -132,13 +134,13 @@ def joined(
     return y
 
 
-def joined_config(M: int, N: int, K: int, R: int) -> Config:
-    """Blocks by shape; 128 × 256 fill the registers of two warp groups with sums."""
+def joined_config(M: int, N: int, K: int) -> Config:
+    """Blocks by shape; 128 × 256 sums fill the registers of two warp groups, and three stages the shared memory."""
     if INTERPRETED:
-        blocks = {"BLOCK_M": block(M, 16, 32, 64), "BLOCK_N": block(N, 16, 64), "BLOCK_K": block(K, 16, 64)}
-        return Config({**blocks, "BLOCK_R": block(R, 16, 64)}, num_warps=1, num_stages=1)
-    blocks = {"BLOCK_M": 128, "BLOCK_N": block(N, 128, 256), "BLOCK_K": 64}
-    return Config({**blocks, "BLOCK_R": block(R, 16, 64)}, num_warps=8, num_stages=3)
+        blocks = {"BLOCK_M": block(M, 16, 64), "BLOCK_N": block(N, 16, 64), "BLOCK_K": block(K, 16, 64), "BLOCK_R": 16}
+        return Config(blocks, num_warps=1, num_stages=1)
+    blocks = {"BLOCK_M": 128, "BLOCK_N": block(N, 128, 256), "BLOCK_K": 64, "BLOCK_R": 16}
+    return Config(blocks, num_warps=8, num_stages=3)
 
 
 def _programs(device: torch.device) -> int:

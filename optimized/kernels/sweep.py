@@ -17,6 +17,7 @@ from optimized.kernels.tiles import (
     mixed_dot,
     splits_of,
 )
+from optimized.kernels.tuned import tuned
 from optimized.routes import MOST_SWEPT_RANK
 
 
@@ -84,7 +85,13 @@ def sweep_kernel(
 
 
 def sweep(
-    g: torch.Tensor, b: torch.Tensor, s: torch.Tensor, scale: float, compute: torch.dtype, out: torch.Tensor
+    g: torch.Tensor,
+    b: torch.Tensor,
+    s: torch.Tensor,
+    scale: float,
+    compute: torch.dtype,
+    out: torch.Tensor,
+    config: Config | None = None,
 ) -> torch.Tensor:
     """``T[M, R] = g[M, N] · B[N, R]``, returned, and ``out[N, R] = scale · gᵀ · S[M, R]``.
 
@@ -92,6 +99,7 @@ def sweep(
         g: [M, N].   b: [N, R], R at most `MOST_SWEPT_RANK`.   Any strides; rounded to `compute` as they are read.
         s: [M, R], as `down` gives it.
         out: [N, R], any strides, overwritten; the sum is rounded to its dtype once.
+        config: None for that of `tuned.json`, or without one there of `sweep_config`.
     Returns:
         [M, R], float32 (float64 for float64), as of `down`.
 
@@ -105,7 +113,10 @@ def sweep(
     if 0 in (M, N, R):
         out.zero_()
         return torch.zeros(M, R, dtype=dtype, device=g.device)
-    config = sweep_config(M, N, R, compute, is_lean(g, compute))
+    lean = is_lean(g, compute)
+    if config is None and not lean:
+        config = tuned("sweep", g.device, compute, M=M, N=N, R=R)
+    config = config or sweep_config(M, N, R, compute, lean)
     tiles = triton.cdiv(N, config.blocks["BLOCK_N"])
     splits = splits_of(M, 2 * tiles, least=2 * config.blocks["BLOCK_M"])
     run = triton.cdiv(triton.cdiv(M, splits), config.blocks["BLOCK_M"]) * config.blocks["BLOCK_M"]

@@ -63,12 +63,12 @@ def up_kernel(
             input_precision=PRECISION,
             out_dtype=ACC,
         )
-    acc *= tl.full((1, 1), scale, ACC)
+    y = acc * tl.full((1, 1), scale, ACC)
     of_y = y_ptr + offs_m.to(tl.int64)[:, None] * stride_ym + offs_n.to(tl.int64)[None, :] * stride_yn
     inside = inside_m[:, None] & inside_n[None, :]
     if ADDED:
-        acc += as_operand(tl.load(of_y, mask=inside, other=0.0), ACC)
-    tl.store(of_y, as_stored(acc, y_ptr.dtype.element_ty), mask=inside)
+        y += as_operand(tl.load(of_y, mask=inside, other=0.0), ACC)
+    tl.store(of_y, as_stored(y, y_ptr.dtype.element_ty), mask=inside)
 
 
 def up(

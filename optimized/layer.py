@@ -75,14 +75,13 @@ class TritonLinearLoRA(LinearLoRA, reference.TritonLinearLoRA):
 
     def forward(self, x: Tensor) -> Tensor:
         """As the reference's."""
-        A, B = self.lora_A.weight, self.lora_B.weight
+        A, B, weight, bias = self.lora_A.weight, self.lora_B.weight, self.weight, self.bias
         elsewhere = self.merged or self.base_is_elsewhere or self.lora_magnitude is not None
         if elsewhere or why_not_triton(x, A, B) is not None:
             return super().forward(x)
-        if not self.routes and why_not_kernels(x, B.shape[0], A.shape[0]) is not None:
-            return super().forward(x)
-        weight, bias = self.weight, self.bias
         check_operands(x, weight, bias, A, B)
+        if not self.routes and why_not_kernels(x, weight, A.shape[0]) is not None:
+            return super().forward(x)
         rate = self.dropout_p if self.training else 0.0
         if not rate and x.dtype == A.dtype == weight.dtype and not _is_transformed(x, weight, A, B):
             operands = x, weight, bias, A, B, self.scale, bool(self.use_memory_efficient_lora), self.routes

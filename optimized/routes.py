@@ -48,19 +48,21 @@ def why_not_one_kernel(x: Tensor, weight: Tensor, rank: int, wanted: bool = Fals
     return None
 
 
-def why_not_kernels(x: Tensor, features: int, rank: int) -> str | None:
-    """Why cuBLAS computes the update of x [*, K] to `features`, and Triton's kernels do not; None when they do.
+def why_not_kernels(x: Tensor, weight: Tensor, rank: int) -> str | None:
+    """Why cuBLAS computes the update of x [*, K] beside the weight [N, K], and Triton does not; None when it does.
 
-    They save readings of x and g from memory, and each launch costs more than one of cuBLAS. So where those are
-    in the cache, or are read as often, they cannot be faster. On the CPU, where they are interpreted, they run.
+    The kernels save a reading of g from memory, and each launch costs more than one of cuBLAS. So where g is in
+    the cache, or is read as often, they cannot be faster. On the CPU, where they are interpreted, they run; so they
+    do where one kernel was measured to be faster.
     """
-    if x.device.type == "cpu":
+    rows, (features, K) = x.numel() // max(x.shape[-1], 1), weight.shape
+    if x.device.type == "cpu" or (x.is_contiguous() and why_not_one_kernel(x.view(rows, K), weight, rank) is None):
         return None
     if rank > MOST_SWEPT_RANK:
-        return f"at rank {rank} the kernels read x and g as often as cuBLAS does"
+        return f"at rank {rank} the kernels read g as often as cuBLAS does"
     if x.dtype.itemsize > 2:
-        return f"products in {x.dtype} take as long as reading x and g"
-    if (size := x.numel() // max(x.shape[-1], 1) * features * x.element_size()) <= CACHED_BYTES:
+        return f"products in {x.dtype} take as long as reading g"
+    if (size := rows * features * x.element_size()) <= CACHED_BYTES:
         return f"g, {size} bytes, is in the cache when it is read again"
     return None
 

@@ -133,9 +133,9 @@ def test_one_kernel_is_refused_with_a_reason(x: torch.Tensor, weight: torch.Tens
 )
 def test_kernels_run_where_they_save_readings(elements: int, dtype: torch.dtype, rank: int, reason: str | None) -> None:
     x = torch.empty(elements // 64, 8, 8, dtype=dtype, device="meta")
-    found = why_not_kernels(x, 8, rank)
+    found = why_not_kernels(x, torch.empty(8, 8, dtype=dtype, device="meta"), rank)
     assert found is None if reason is None else found is not None and reason in found
-    assert why_not_kernels(torch.ones(1, 8), 8, rank) is None
+    assert why_not_kernels(torch.ones(1, 8), torch.ones(8, 8), rank) is None
 
 
 def entry(**changed: object) -> dict[str, object]:

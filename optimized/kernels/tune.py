@@ -27,19 +27,18 @@ from optimized.routes import MOST_SWEPT_RANK
 Clock = Callable[[Callable[[], Any]], float]
 MOST_ERROR = 2.0**-6  # of the norm: four units of bfloat16's last place
 FEATURES = ((1024, 1024), (4096, 4096), (4096, 14336), (14336, 4096))  # K, N
-TOKENS, RANKS = (256, 1024, 4096, 8192, 16384), (8, 16, 64, 128)
+TOKENS, RANKS = (1024, 4096, 8192, 16384), (16, 32, 64, 128)
 
 
 def candidates(kernel: str, R: int) -> Iterator[Config]:
     """The configurations that are tried; what does not fit a device fails there and is left out."""
     if kernel == "sweep":
-        for m, n, warps, stages in itertools.product((32, 64, 128), (128, 256, 512), (4, 8), (2, 3, 4)):
-            if m * n <= 2**15:
-                blocks = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_R": 16 if R <= 16 else MOST_SWEPT_RANK}
-                yield Config(blocks, warps, stages)
+        for m, n, warps, stages in itertools.product((32, 64), (256, 512), (4, 8), (2, 3)):
+            blocks = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_R": 16 if R <= 16 else MOST_SWEPT_RANK}
+            yield Config(blocks, warps, stages)
     else:
-        for (m, n), k, stages in itertools.product(((128, 256), (256, 128), (128, 128), (64, 256)), (64, 128), (3, 4)):
-            yield Config({"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "BLOCK_R": 16}, 4 if m * n < 2**14 else 8, stages)
+        for (m, n), stages in itertools.product(((128, 256), (256, 128), (128, 128), (64, 256)), (3, 4)):
+            yield Config({"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": 64, "BLOCK_R": 16}, 8, stages)
 
 
 def tune(kernel: str, dtype: torch.dtype, device: str, sizes: dict[str, int], clock: Clock) -> dict[str, Any] | None:

@@ -215,7 +215,7 @@ def _kernel(job: Job) -> tuple[Any, dict[str, Any]]:
         kernel, constants = partials_kernel, {"ACC": TL_DTYPE[torch.float32]}
     else:
         kernel, _, dot = KERNELS[job.kernel]
-        constants = {**dot(compute), **({"ADDED": True} if job.kernel == "up" else {})}
+        constants = {**dot(compute), **({"ADDED": job.layout != "strided"} if job.kernel == "up" else {})}
     units = {name: 1 for name in UNIT_STRIDES[job.layout] if name in kernel.arg_names}
     return kernel, {**constants, **job.config.blocks, **units}
 

@@ -80,6 +80,7 @@ def up(
         s: [M, R], as `down` gives it.   b: [N, R], any strides; rounded to `compute` as it is read.
         scale: applied to the sum, before the one rounding.
         out: [M, N], any strides, overwritten; the sum is rounded to its dtype once.
+        added: for an out with rows of unit stride; the addresses of others take more registers than there are.
 
     The grid is (tiles of M, tiles of N): nothing is reduced but R, so every tile of Y is written once, and
     has only to be wide enough for whole 128-byte lines and small enough to stay in registers.

@@ -25,11 +25,14 @@ from triton.compiler import ASTSource
 
 from optimized.kernels.down import down_config, down_kernel
 from optimized.kernels.integers import NOT_FUSED, integers_config, integers_kernel
+from optimized.kernels.joined import joined_config, joined_kernel
 from optimized.kernels.lifted import lifted_config, lifted_gradients_kernel, lifted_kernel
 from optimized.kernels.outer import outer_config, outer_kernel
 from optimized.kernels.partials import partials_config, partials_kernel
+from optimized.kernels.sweep import sweep_config, sweep_kernel
 from optimized.kernels.tiles import TL_DTYPE, Config, mixed_dot, native_dot
 from optimized.kernels.up import up_config, up_kernel
+from optimized.routes import MOST_SWEPT_RANK
 from reference.mlp import ACTIVATIONS
 
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
@@ -38,11 +41,14 @@ KERNELS = {
     "down": (down_kernel, down_config, native_dot),
     "up": (up_kernel, up_config, mixed_dot),
     "outer": (outer_kernel, outer_config, mixed_dot),
+    "sweep": (sweep_kernel, sweep_config, mixed_dot),
 }
 # Element by element: no product, one configuration, and one compilation for each activation.
 LIFTED = {"lifted": lifted_kernel, "lifted_gradients": lifted_gradients_kernel}
 # What becomes of int8 operands, int64 being the bare product; float16 differs from bfloat16 in one last cast.
 RESULTS = (torch.int64, torch.float64, torch.float32, torch.bfloat16)
+# Tiles by tensor descriptors, which sm_80 has not; the weight as forward and as backward multiply by it.
+JOINED = {"forward": "stride_br", "backward": "stride_bn"}
 # The dtype of the operands and the one they are rounded to; the last pair is autocast's.
 DTYPES = (
     (torch.bfloat16, torch.bfloat16),
@@ -57,14 +63,15 @@ SHAPES = tuple(itertools.product((1, 33, 512, 513, 65536), (1, 4096), (1, 17, 33
 # What a launch finds out: which strides are 1, and which other numbers are no multiples of 16. A swapped
 # factor is a transposed one, as in g · B and T · A; an odd rank is no multiple of 16; nothing is known of
 # strided operands.
-INNER = ("stride_xk", "stride_gn", "stride_yn", "stride_sr", "stride_pr")
+INNER = ("stride_xk", "stride_gn", "stride_yn", "stride_sr", "stride_pr", "stride_tr", "stride_dr")
 UNIT_STRIDES = {
     "packed": (*INNER, "stride_ak", "stride_br", "stride_or"),
     "swapped": (*INNER, "stride_ar", "stride_bn"),
     "odd rank": (*INNER, "stride_ar", "stride_br", "stride_or"),
     "strided": (),
 }
-UNALIGNED_AT_ODD_RANK = ("R", "stride_sm", "stride_ak", "stride_bn", "stride_on")
+UNALIGNED_AT_ODD_RANK = ("R", "stride_sm", "stride_ak", "stride_bn", "stride_on", "stride_tm", "stride_dn")
+UNSWAPPED = ("outer", "sweep")  # each of their operands has one place in the formula
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,7 @@ class Row:
     spill_bytes: int
     shared_bytes: int
     instructions: str
+    descriptors: bool
     faults: list[str]
 
 
@@ -109,14 +117,26 @@ def jobs() -> list[Job]:
             configs = {
                 name: pick(M, features, R, compute, _is_lean(name, layout, R, dtype.itemsize > compute.itemsize))
                 for name, (_, pick, _) in KERNELS.items()
-                if (name, layout) != ("outer", "swapped")
+                if not (layout == "swapped" and name in UNSWAPPED)
+                and not (name == "sweep" and (R > MOST_SWEPT_RANK or compute == torch.float32))
             }
             if dtype == compute and layout in ("packed", "strided"):
                 configs["partials"] = partials_config(features, R)
             for name, config in configs.items():
                 job = Job(name, arch, _name(dtype), _name(compute), layout, config)
                 found[str(job)] = job
-    return [*found.values(), *_lifted_jobs(), *_integers_jobs()]
+    return [*found.values(), *_lifted_jobs(), *_integers_jobs(), *_joined_jobs()]
+
+
+def _joined_jobs() -> list[Job]:
+    """The persistent kernel: both passes in 16 bits, and each block size."""
+    configs = {N: joined_config(65536, N, 4096) for N in (128, 4096)}
+    return [
+        Job("joined", arch, dtype, dtype, layout, config)
+        for arch, dtype, layout, config in itertools.product(
+            (90, 100), ("bfloat16", "float16"), JOINED, configs.values()
+        )
+    ]
 
 
 def _lifted_jobs() -> list[Job]:
@@ -143,7 +163,7 @@ def _integers_jobs() -> list[Job]:
 def _is_lean(name: str, layout: str, R: int, wide: bool) -> bool:
     """What the launchers conclude: the large operand decides, and beyond rank 16 the factor too."""
     large = name != "up" and (layout == "strided" or wide)
-    factor = name != "outer" and (layout in ("strided", "odd rank") or wide)
+    factor = name not in UNSWAPPED and (layout in ("strided", "odd rank") or wide)
     return large or (R > 16 and factor)
 
 
@@ -177,6 +197,7 @@ def compile_job(job: Job) -> Row:
         spill_bytes=sum(map(int, spills)),
         shared_bytes=compiled.metadata.shared,
         instructions="+".join(kinds) or "fma",
+        descriptors="cp.async.bulk.tensor" in compiled.asm["ptx"],
         faults=[],
     )
     row.faults.extend(_faults(row, job.arch, fused="fma.rn.f64" in compiled.asm["ptx"]))
@@ -189,7 +210,9 @@ def _faults(row: Row, arch: int, *, fused: bool) -> list[str]:
         faults.append(f"spills {row.spill_bytes} bytes")
     if row.shared_bytes > SHARED_BYTES[arch]:
         faults.append(f"wants {row.shared_bytes} bytes of shared memory, {row.arch} has {SHARED_BYTES[arch]}")
-    if row.kernel in (*KERNELS, "integers") and row.compute != "float32" and row.instructions == "fma":
+    if row.kernel == "joined" and not row.descriptors:
+        faults.append("moves no tile by a tensor descriptor")
+    if row.kernel in (*KERNELS, "integers", "joined") and row.compute != "float32" and row.instructions == "fma":
         faults.append(f"multiplies {row.compute} tiles without a tensor core")
     if row.kernel == "integers" and fused:
         faults.append("fuses multiplications with additions, which rounds once where PyTorch rounds twice")
@@ -207,11 +230,14 @@ def _kernel(job: Job) -> tuple[Any, dict[str, Any]]:
         name, _, gate = job.activation.partition(" ")
         constants = {"GATED": bool(gate), "ACTIVATION": name, "ACC": TL_DTYPE[torch.float32]}
         return LIFTED[job.kernel], {**constants, **job.config.blocks}
+    if job.kernel == "joined":
+        constants = {"OPERAND": TL_DTYPE[compute], "HAS_BIAS": True, "K_FIRST": job.layout == "backward", "GROUP_M": 8}
+        return joined_kernel, {**constants, **job.config.blocks, "stride_sr": 1, JOINED[job.layout]: 1}
     if job.kernel == "partials":
         kernel, constants = partials_kernel, {"ACC": TL_DTYPE[torch.float32]}
     else:
         kernel, _, dot = KERNELS[job.kernel]
-        constants = dot(compute)
+        constants = {**dot(compute), **({"ADDED": job.layout != "strided"} if job.kernel == "up" else {})}
     units = {name: 1 for name in UNIT_STRIDES[job.layout] if name in kernel.arg_names}
     return kernel, {**constants, **job.config.blocks, **units}
 
@@ -220,13 +246,22 @@ def _type(name: str, job: Job, constants: dict[str, Any]) -> str:
     """The type of one argument, as Triton writes it; intermediates and partial sums are float32."""
     if name in constants:
         return "constexpr"
-    if name in ("s_ptr", "partials_ptr"):
+    if name.endswith("_desc"):
+        return _descriptor(name, job)
+    if name in ("s_ptr", "t_ptr", "d_ptr", "partials_ptr"):
         return "*fp32"
     if job.kernel == "integers" and name.endswith("_ptr"):
         return {"x_ptr": "*i8", "w_ptr": "*i8", "y_ptr": f"*{_triton_name(job.dtype)}"}.get(name, "*fp64")
     if name.endswith("_ptr"):
         return f"*{_triton_name(job.dtype)}"
     return "fp64" if name == "scale" else "i64" if name.startswith("stride_") else "i32"
+
+
+def _descriptor(name: str, job: Job) -> str:
+    """The type of a tensor descriptor, as `joined` makes it."""
+    axes = {"x_desc": "MK", "w_desc": "KN" if job.layout == "backward" else "NK", "y_desc": "MN"}[name]
+    sizes = ",".join(str(job.config.blocks[f"BLOCK_{axis}"]) for axis in axes)
+    return f"tensordesc<{TL_DTYPE[getattr(torch, job.dtype)]}[{sizes}]>"
 
 
 def _is_aligned(name: str, job: Job) -> bool:

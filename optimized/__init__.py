@@ -5,7 +5,8 @@
 - `qkv`, `mlp`: a block of several projections as one node, on the products of `projections`; `activations` computes
   f, in Triton or in PyTorch, and `blocks` differentiates twice.
 - `layer`, `model`: `reference`'s layers and patching with that node; `dora` puts it under a magnitude.
-- `adapter`, `products`, `kernels`: the update alone, in Triton.
+- `adapter`, `products`, `kernels`: the update alone, in Triton; `node` is the whole layer around those kernels, and
+  `routes` says which of several right ways is taken, and why not another.
 - `gradnorm`, `training`: one pass over the gradients.
 - `quantization`, `remote_module`, `splitting`: integers as int8, float32 or float64 products, whichever is exact;
   on a GPU one kernel multiplies, takes the zero points out and scales.

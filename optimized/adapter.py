@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optimized.products import down, outer, up, why_not_triton
+from optimized.products import down, outer, sweep, up, why_not_triton
 
 __all__ = ["LoRATritonFunction", "adapter_forward", "adapter_gradients", "why_not_triton"]
 
@@ -113,10 +113,14 @@ def adapter_gradients(
         if s is None:
             s = down(_rows(_given(x)), _given(lora_A), compute)
         d_B = g.new_empty(g.shape[1], s.shape[1], dtype=B_dtype)
-        outer(g, s, scale, compute, d_B)
-    if x_dtype is None and A_dtype is None:
-        return None, None, d_B
-    t = down(g, _given(lora_B).mT, compute)
+        if x_dtype is None and A_dtype is None:
+            outer(g, s, scale, compute, d_B)
+            return None, None, d_B
+        t = sweep(g, _given(lora_B), s, scale, compute, d_B)
+    elif x_dtype is None and A_dtype is None:
+        return None, None, None
+    else:
+        t = down(g, _given(lora_B).mT, compute)
     if A_dtype is not None:
         rows = _rows(_given(x))
         d_A = g.new_empty(t.shape[1], rows.shape[1], dtype=A_dtype)

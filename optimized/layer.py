@@ -1,5 +1,6 @@
 """The LoRA layer as a module: the reference's, computed by the fused node or by Triton kernels."""
 
+from collections.abc import Collection
 from typing import Any
 
 import torch.nn.functional as F
@@ -8,7 +9,10 @@ from torch import Tensor, nn
 import reference
 from optimized.adapter import LoRATritonFunction, why_not_triton
 from optimized.dora import dora_linear
-from optimized.linear import fused_linear
+from optimized.linear import fused_linear, why_not_fused
+from optimized.matrices import autocast_dtype
+from optimized.node import TritonLoRALinear
+from optimized.routes import why_not_kernels
 from reference.linear import check_operands, drop
 
 
@@ -58,21 +62,36 @@ class LinearLoRA(reference.LinearLoRA):
 
 
 class TritonLinearLoRA(LinearLoRA, reference.TritonLinearLoRA):
-    """`LinearLoRA` with the update computed by Triton kernels, and the base product by PyTorch.
+    """`LinearLoRA` on Triton kernels, with the large products by PyTorch unless one kernel computes both.
 
-    Where ``why_not_triton(x, lora_A.weight, lora_B.weight)`` gives a reason, and with DoRA, it computes as
-    `LinearLoRA`.
+    Where ``why_not_triton(x, lora_A.weight, lora_B.weight)`` or `why_not_kernels` gives a reason, and with DoRA, it
+    computes as `LinearLoRA`.
+
+    Attributes:
+        routes: of `optimized.routes`, those to take wherever they can be taken, whatever they are expected to cost.
     """
+
+    routes: Collection[str] = ()
 
     def forward(self, x: Tensor) -> Tensor:
         """As the reference's."""
-        A, B = self.lora_A.weight, self.lora_B.weight
+        A, B, weight, bias = self.lora_A.weight, self.lora_B.weight, self.weight, self.bias
         elsewhere = self.merged or self.base_is_elsewhere or self.lora_magnitude is not None
         if elsewhere or why_not_triton(x, A, B) is not None:
             return super().forward(x)
-        check_operands(x, self.weight, self.bias, A, B)
-        pre, post = (self.dropout_p, 0.0) if self.dropout_position == "pre" else (0.0, self.dropout_p)
-        base = F.linear(x, self.weight, self.bias)
-        operands = drop(x, pre, self.training), A, B, self.scale, base.dtype
-        update: Tensor = LoRATritonFunction.apply(*operands)  # type: ignore[no-untyped-call]
-        return base + drop(update, post, self.training)
+        check_operands(x, weight, bias, A, B)
+        if not self.routes and why_not_kernels(x, weight, A.shape[0]) is not None:
+            return super().forward(x)
+        rate = self.dropout_p if self.training else 0.0
+        if not rate and x.dtype == A.dtype == weight.dtype and not _is_transformed(x, weight, A, B):
+            operands = x, weight, bias, A, B, self.scale, bool(self.use_memory_efficient_lora), self.routes
+            return TritonLoRALinear.apply(*operands)  # type: ignore[no-any-return,no-untyped-call]
+        pre, post = (rate, 0.0) if self.dropout_position == "pre" else (0.0, rate)
+        base = F.linear(x, weight, bias)
+        update: Tensor = LoRATritonFunction.apply(drop(x, pre, True), A, B, self.scale, base.dtype)  # type: ignore[no-untyped-call]
+        return base + drop(update, post, True)
+
+
+def _is_transformed(x: Tensor, *parameters: Tensor) -> bool:
+    """Whether autocast, torch.compile or torch.func want the formula's own operations."""
+    return autocast_dtype(x) is not None or why_not_fused(x, *parameters) is not None

@@ -9,7 +9,6 @@ from torch import Tensor
 from optimized.dropout import NO_DROPOUT, Dropout
 from optimized.general import GeneralLoRALinear, general_backward, general_forward
 from optimized.matrices import (
-    add_product,
     as_dtype,
     as_matrix,
     autocast_dtype,
@@ -17,6 +16,7 @@ from optimized.matrices import (
     overreads,
     product,
     product_of_rows,
+    summed,
     unflattened,
 )
 from reference.config import check_dropout
@@ -116,10 +116,9 @@ class _LoRALinear(torch.autograd.Function):
         recompute: bool,
     ) -> Tensor:
         x2 = as_matrix(x, lora_A.shape[1])
-        y = F.linear(x2, weight, bias)
         wide_x, A, B = _widened(x2, lora_A, lora_B)
         S = F.linear(wide_x, A)
-        add_product(y, S, B.t(), scale)
+        y = summed(x2, weight, bias, S, B.t(), scale)
         needs_x, _, _, needs_A, needs_B, *_ = ctx.needs_input_grad
         ctx.scale, ctx.shape = scale, x.shape
         ctx.save_for_backward(
@@ -148,8 +147,7 @@ class _LoRALinear(torch.autograd.Function):
         if needs_x or needs_A:
             T = wide_g.mm(B)
         if needs_x:
-            dX = g.mm(weight)
-            add_product(dX, T, A, ctx.scale)
+            dX = summed(g, weight.t(), None, T, A, ctx.scale)
             dX = dX if len(ctx.shape) == 2 else dX.view(ctx.shape)
         if needs_A:
             dA = product(T.t(), wide_x, ctx.scale, lora_A)

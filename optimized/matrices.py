@@ -24,6 +24,29 @@ def add_product(out: Tensor, left: Tensor, right: Tensor, scale: float, mask: Te
         out.add_(summand.mul_(scale) if mask is None else summand.mul_(mask.to(summand.dtype)).mul_(scale))
 
 
+def summed(x: Tensor, weight: Tensor, bias: Tensor | None, S: Tensor, right: Tensor, scale: float) -> Tensor:
+    """``x weightᵀ + bias + scale · S right`` in the order that `update_first` says; S and right may be wider than x."""
+    if not update_first(x, bias):
+        y = x.mm(weight.t()) if bias is None else F.linear(x, weight, bias)
+        add_product(y, S, right, scale)
+        return y
+    y = x.new_empty(x.shape[0], weight.shape[0])
+    if S.dtype == y.dtype:
+        y.addmm_(S, right, beta=0, alpha=scale)
+    else:
+        y.copy_(S.mm(right).mul_(scale))
+    return y.addmm_(x, weight.t())
+
+
+def update_first(x: Tensor, bias: Tensor | None) -> bool:
+    """Whether the update is written before the large product is added in place, and not the other way round.
+
+    On a GPU the large product reads y while it computes, so that one pass over y is saved. With a bias it comes first:
+    ``b + scale · S Bᵀ`` may be larger, and rounded more coarsely, than any term in the formula's order.
+    """
+    return x.is_cuda and bias is None
+
+
 def product(left: Tensor, right: Tensor, scale: float, like: Tensor) -> Tensor:
     """``scale · left right`` in the dtype of `like`, which has the same shape and is not read."""
     if scale == 0.0:

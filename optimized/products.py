@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from optimized.routes import why_not_one_reading
+
 
 def why_not_triton(*operands: Tensor) -> str | None:
     """Why PyTorch, and not the Triton kernels, multiplies these operands; None when Triton does.
@@ -41,15 +43,16 @@ def down(x: Tensor, a: Tensor, compute: torch.dtype) -> Tensor:
         return _wide(x, compute) @ _wide(a, compute).mT
 
 
-def up(s: Tensor, b: Tensor, scale: float, compute: torch.dtype, out: Tensor) -> None:
-    """``scale · S[M, R] · B[N, R]ᵀ``, written to `out`."""
+def up(s: Tensor, b: Tensor, scale: float, compute: torch.dtype, out: Tensor, added: bool = False) -> None:
+    """``scale · S[M, R] · B[N, R]ᵀ``, written to `out`, or where `added` added to it."""
     if _runs_on_triton(s, b, out):
         from optimized import kernels
 
-        kernels.up(s, b, scale, compute, out)
+        kernels.up(s, b, scale, compute, out, added)
         return
     with _without_autocast(s):
-        out.copy_(s @ _wide(b, compute).mT * scale)
+        update = s @ _wide(b, compute).mT * scale
+        out.copy_(update + out if added else update)
 
 
 def outer(g: Tensor, s: Tensor, scale: float, compute: torch.dtype, out: Tensor) -> None:
@@ -61,6 +64,21 @@ def outer(g: Tensor, s: Tensor, scale: float, compute: torch.dtype, out: Tensor)
         return
     with _without_autocast(g):
         out.copy_(_wide(g, compute).mT @ s * scale)
+
+
+def sweep(
+    g: Tensor, b: Tensor, s: Tensor, scale: float, compute: torch.dtype, out: Tensor, wanted: bool = False
+) -> Tensor:
+    """``T = g[M, N] · B[N, R]``, unrounded, and ``scale · gᵀ · S[M, R]``, written to `out`.
+
+    Where `why_not_one_reading` gives a reason, by `down` and `outer`; `wanted` is as there.
+    """
+    if _runs_on_triton(g, b, s, out) and why_not_one_reading(g, b.shape[1], compute, wanted) is None:
+        from optimized import kernels
+
+        return kernels.sweep(g, b, s, scale, compute, out)
+    outer(g, s, scale, compute, out)
+    return down(g, b.mT, compute)
 
 
 def _runs_on_triton(*operands: Tensor) -> bool:

@@ -9,9 +9,11 @@ float64).
 
 from optimized.kernels.down import down
 from optimized.kernels.integers import integers
+from optimized.kernels.joined import joined
 from optimized.kernels.lifted import lifted, lifted_gradients
 from optimized.kernels.outer import outer
+from optimized.kernels.sweep import sweep
 from optimized.kernels.tiles import INTERPRETED
 from optimized.kernels.up import up
 
-__all__ = ["INTERPRETED", "down", "integers", "lifted", "lifted_gradients", "outer", "up"]
+__all__ = ["INTERPRETED", "down", "integers", "joined", "lifted", "lifted_gradients", "outer", "sweep", "up"]

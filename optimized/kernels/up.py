@@ -36,11 +36,12 @@ def up_kernel(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
     ACC: tl.constexpr,
+    ADDED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
-    """One [BLOCK_M, BLOCK_N] tile of Y."""
+    """One [BLOCK_M, BLOCK_N] tile of Y; what is there is overwritten, or where ADDED is one of the summands."""
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside_m = offs_m < M
@@ -62,31 +63,38 @@ def up_kernel(
             input_precision=PRECISION,
             out_dtype=ACC,
         )
-    y = as_stored(acc * tl.full((1, 1), scale, ACC), y_ptr.dtype.element_ty)
-    y_rows = y_ptr + offs_m.to(tl.int64)[:, None] * stride_ym
-    tl.store(y_rows + offs_n.to(tl.int64)[None, :] * stride_yn, y, mask=inside_m[:, None] & inside_n[None, :])
+    y = acc * tl.full((1, 1), scale, ACC)
+    of_y = y_ptr + offs_m.to(tl.int64)[:, None] * stride_ym + offs_n.to(tl.int64)[None, :] * stride_yn
+    inside = inside_m[:, None] & inside_n[None, :]
+    if ADDED:
+        y += as_operand(tl.load(of_y, mask=inside, other=0.0), ACC)
+    tl.store(of_y, as_stored(y, y_ptr.dtype.element_ty), mask=inside)
 
 
-def up(s: torch.Tensor, b: torch.Tensor, scale: float, compute: torch.dtype, out: torch.Tensor) -> None:
-    """``out[M, N] = scale · S[M, R] · B[N, R]ᵀ``.
+def up(
+    s: torch.Tensor, b: torch.Tensor, scale: float, compute: torch.dtype, out: torch.Tensor, added: bool = False
+) -> None:
+    """``out[M, N] = scale · S[M, R] · B[N, R]ᵀ``, and out itself added where `added`.
 
     Args:
         s: [M, R], as `down` gives it.   b: [N, R], any strides; rounded to `compute` as it is read.
         scale: applied to the sum, before the one rounding.
-        out: [M, N], any strides, overwritten; the product is rounded to its dtype once.
+        out: [M, N], any strides, overwritten; the sum is rounded to its dtype once.
+        added: for an out with rows of unit stride; the addresses of others take more registers than there are.
 
     The grid is (tiles of M, tiles of N): nothing is reduced but R, so every tile of Y is written once, and
     has only to be wide enough for whole 128-byte lines and small enough to stay in registers.
     """
     (M, R), N = s.shape, b.shape[0]
     if 0 in (M, N, R):
-        out.zero_()
+        if not added:
+            out.zero_()
         return
     config = up_config(M, N, R, compute, R > 16 and is_lean(b, compute))
     grid = triton.cdiv(M, config.blocks["BLOCK_M"]), triton.cdiv(N, config.blocks["BLOCK_N"])
     strides = (*s.stride(), *b.stride(), *out.stride())
     dot = mixed_dot(compute)
-    launch(up_kernel, grid, s, b, out, float(scale), M, N, R, *strides, config=config, **dot)
+    launch(up_kernel, grid, s, b, out, float(scale), M, N, R, *strides, config=config, ADDED=added, **dot)
 
 
 def up_config(M: int, N: int, R: int, compute: torch.dtype, lean: bool) -> Config:

@@ -1,0 +1,167 @@
+"""Measure block configurations on the GPU at hand: ``python -m optimized.kernels.tune --device cuda --table FILE``.
+
+Each candidate is checked against float32 products before it is timed; one that is wrong or does not run is left out.
+The best becomes a measured entry of the table, with the time of what the kernel replaces, so that `optimized.routes`
+takes the kernel only where it is faster. Without ``--table`` it is the table of the package that is rewritten.
+"""
+
+import argparse
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optimized.kernels.down import down
+from optimized.kernels.joined import joined
+from optimized.kernels.outer import outer
+from optimized.kernels.sweep import sweep
+from optimized.kernels.tiles import Config
+from optimized.kernels.tuned import MEASURED, TABLE, bucket, entries, write
+from optimized.kernels.up import up
+from optimized.routes import MOST_SWEPT_RANK
+
+Clock = Callable[[Callable[[], Any]], float]
+MOST_ERROR = 2.0**-6  # of the norm: four units of bfloat16's last place
+FEATURES = ((1024, 1024), (4096, 4096), (4096, 14336), (14336, 4096))  # K, N
+TOKENS, RANKS = (1024, 4096, 8192, 16384), (16, 32, 64, 128)
+
+
+def candidates(kernel: str, R: int) -> Iterator[Config]:
+    """The configurations that are tried; what does not fit a device fails there and is left out."""
+    if kernel == "sweep":
+        for m, n, warps, stages in itertools.product((32, 64), (256, 512), (4, 8), (2, 3)):
+            blocks = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_R": 16 if R <= 16 else MOST_SWEPT_RANK}
+            yield Config(blocks, warps, stages)
+    else:
+        for (m, n), stages in itertools.product(((128, 256), (256, 128), (128, 128), (64, 256)), (3, 4)):
+            yield Config({"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": 64, "BLOCK_R": 16}, 8, stages)
+
+
+def tune(kernel: str, dtype: torch.dtype, device: str, sizes: dict[str, int], clock: Clock) -> dict[str, Any] | None:
+    """The measured entry of one kernel and size; None where no candidate is right.
+
+    Args:
+        sizes: M, N, K and R.   clock: the milliseconds of one call.
+    """
+    operands = _operands(dtype, device, **sizes)
+    run, instead, exact = _swept(*operands) if kernel == "sweep" else _summed(*operands)
+    times: list[tuple[float, Config]] = []
+    for config in candidates(kernel, sizes["R"]):
+        try:
+            right = all(_distance(ours, want) <= MOST_ERROR for ours, want in zip(run(config), exact, strict=True))
+        except Exception as error:  # noqa: BLE001  (a configuration that the device has no room for)
+            sys.stderr.write(f"{kernel} {sizes} {config}: {type(error).__name__}\n")
+            continue
+        if right:
+            times.append((clock(lambda config=config: run(config)), config))  # type: ignore[misc]
+        else:
+            sys.stderr.write(f"{kernel} {sizes} {config}: wrong\n")
+    if not times:
+        return None
+    best, config = min(times, key=lambda timed: timed[0])
+    axes = "MNR" if kernel == "sweep" else "MNKR"
+    return {
+        "kernel": kernel,
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+        "dtype": str(dtype).removeprefix("torch."),
+        **{axis: bucket(axis, sizes[axis]) if axis in axes else None for axis in "MNKR"},
+        "blocks": config.blocks,
+        "num_warps": config.num_warps,
+        "num_stages": config.num_stages,
+        "origin": MEASURED,
+        "milliseconds": best,
+        "instead_milliseconds": clock(instead),
+        "versions": {"torch": torch.__version__, "triton": _triton_version()},
+    }
+
+
+def merged(known: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The known entries, those measured anew replaced."""
+
+    def key(entry: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(entry[field] for field in ("kernel", "device", "dtype", "M", "N", "K", "R"))
+
+    fresh = {key(entry) for entry in new}
+    return [entry for entry in known if key(entry) not in fresh] + new
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Tune every size and write the table; 2 without a GPU."""
+    parser = argparse.ArgumentParser(prog="python -m optimized.kernels.tune", description=__doc__)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--table", type=Path, default=TABLE)
+    parser.add_argument("--dtype", default="bfloat16,float16")
+    chosen = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        sys.stderr.write("there is no GPU at hand: block configurations are measured on one\n")
+        return 2
+    from triton.testing import do_bench
+
+    found = []
+    for name, (K, N), M, R in itertools.product(chosen.dtype.split(","), FEATURES, TOKENS, RANKS):
+        for kernel in ("sweep", "joined") if R <= MOST_SWEPT_RANK else ("joined",):
+            sizes = {"M": M, "N": N, "K": K, "R": R}
+            entry = tune(
+                kernel, getattr(torch, name), chosen.device, sizes, lambda step: do_bench(step, return_mode="median")
+            )
+            found += [] if entry is None else [entry]
+    write(merged(entries(chosen.table) if chosen.table.exists() else [], found), chosen.table)
+    return 0
+
+
+def _operands(dtype: torch.dtype, device: str, M: int, N: int, K: int, R: int) -> tuple[Tensor, ...]:
+    """x, W, g, A, B and S; values of about 1 throughout."""
+    draws = torch.Generator(device).manual_seed(0)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=draws, dtype=dtype, device=device)
+
+    x, weight, g, A, B = drawn(M, K), drawn(N, K) / K**0.5, drawn(M, N), drawn(R, K) / K**0.5, drawn(N, R)
+    return x, weight, g, A, B, down(x, A, dtype)
+
+
+def _swept(x: Tensor, _weight: Tensor, g: Tensor, _A: Tensor, B: Tensor, S: Tensor) -> tuple[Any, Any, Any]:
+    """T and dB by `sweep`, by two kernels, and in float32."""
+    out = torch.full_like(B, torch.nan)
+
+    def run(config: Config) -> tuple[Tensor, Tensor]:
+        return sweep(g, B, S, 1.0, x.dtype, out, config), out
+
+    def instead() -> None:
+        outer(g, S, 1.0, x.dtype, out)
+        down(g, B.mT, x.dtype)
+
+    return run, instead, (g.float() @ B.float(), g.float().mT @ S)
+
+
+def _summed(x: Tensor, weight: Tensor, _g: Tensor, _A: Tensor, B: Tensor, S: Tensor) -> tuple[Any, Any, Any]:
+    """y by `joined`, by the update and the large product in place, and in float32."""
+
+    def run(config: Config) -> tuple[Tensor]:
+        return (joined(x, weight, None, S, B, 1.0, config),)
+
+    def instead() -> None:
+        y = x.new_empty(x.shape[0], weight.shape[0])
+        up(S, B, 1.0, x.dtype, y)
+        y.addmm_(x, weight.mT)
+
+    return run, instead, (x.float() @ weight.float().mT + S @ B.float().mT,)
+
+
+def _distance(found: Tensor, exact: Tensor) -> float:
+    """The norm of the difference over that of the exact values; NaN compares as too far."""
+    return float((found.float() - exact).norm() / exact.norm())
+
+
+def _triton_version() -> str:
+    import triton
+
+    return str(triton.__version__)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""The LoRA layer as one autograd node around Triton kernels: three passes over x and g beside the large products."""
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optimized.dropout import NO_DROPOUT
+from optimized.general import general_backward
+from optimized.matrices import add_product, as_matrix, autocast_dtype, linear, overreads, unflattened
+from optimized.products import down, outer, sweep, up
+from optimized.routes import ONE_KERNEL, ONE_READING, why_not_one_kernel
+
+
+class TritonLoRALinear(torch.autograd.Function):
+    """(x, W, b, A, B, scale, recompute, routes) → y for operands of one dtype, with gradients for x, b, A and B.
+
+    Forward: ``S = x Aᵀ``, then ``y = x Wᵀ + b + scale · S Bᵀ`` by `joined`. Backward: T = g B and
+    ``dB = scale · gᵀ S`` by `sweep`, ``dX = g W + scale · T A`` by `joined`, ``dA = scale · Tᵀ x``. Saved beyond
+    operands is S, in float32 at least; with `recompute` nothing. `routes` are those to take whatever they cost.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        lora_A: Tensor,
+        lora_B: Tensor,
+        scale: float,
+        recompute: bool,
+        routes: Collection[str],
+    ) -> Tensor:
+        x2 = as_matrix(x, lora_A.shape[1])
+        S = down(x2, lora_A, x.dtype)
+        y = joined(x2, weight, bias, S, lora_B, scale, routes)
+        needs_x, _, _, needs_A, needs_B, *_ = ctx.needs_input_grad
+        ctx.scale, ctx.shape, ctx.routes = scale, x.shape, routes
+        ctx.save_for_backward(
+            x if needs_A or (needs_B and recompute) else None,
+            weight if needs_x else None,
+            lora_A,
+            lora_B,
+            S if needs_B and not recompute else None,
+            None,
+        )
+        return y if x.dim() == 2 else unflattened(y, x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled() or autocast_dtype(g) is not None:
+            ctx.drop, ctx.autocast, ctx.x_dtype, ctx.bias_dtype = NO_DROPOUT, None, g.dtype, g.dtype
+            dX, dbias, dA, dB = general_backward(ctx, g)
+            return dX, None, dbias, dA, dB, None, None, None
+        x, weight, lora_A, lora_B, S, _ = ctx.saved_tensors
+        needs_x, _, needs_bias, needs_A, needs_B, *_ = ctx.needs_input_grad
+        dX = dA = dB = None
+        T: Any = None
+        g = as_matrix(g, lora_B.shape[0])
+        if x is not None:
+            x = as_matrix(x, lora_A.shape[1])
+        if needs_B:
+            S = down(x, lora_A, g.dtype) if S is None else S
+            dB = torch.empty_like(lora_B)
+            if needs_x or needs_A:
+                T = sweep(g, lora_B, S, ctx.scale, g.dtype, dB, ONE_READING in ctx.routes)
+            else:
+                outer(g, S, ctx.scale, g.dtype, dB)
+        elif needs_x or needs_A:
+            T = down(g, lora_B.mT, g.dtype)
+        if needs_x:
+            dX = joined(g, weight.mT, None, T, lora_A.mT, ctx.scale, ctx.routes)
+            dX = dX if len(ctx.shape) == 2 else dX.view(ctx.shape)
+        if needs_A:
+            dA = torch.empty_like(lora_A)
+            outer(x, T, ctx.scale, g.dtype, dA.mT)
+        return dX, None, g.sum(0) if needs_bias else None, dA, dB, None, None, None
+
+
+def joined(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    S: Tensor,
+    factor: Tensor,
+    scale: float,
+    routes: Collection[str] = (),
+) -> Tensor:
+    """``y[M, N] = x[M, K] · weight[N, K]ᵀ + bias + scale · S[M, R] · factor[N, R]ᵀ``.
+
+    In one kernel where `why_not_one_kernel` has no reason against it. Otherwise the update is written first and the
+    large product added in place, while it reads y anyway; with a bias the large product comes first, since
+    ``b + scale · S Bᵀ`` may be larger, and rounded more coarsely, than any term of the formula's order.
+    """
+    if why_not_one_kernel(x, weight, S.shape[1], ONE_KERNEL in routes) is None:
+        from optimized import kernels
+
+        return kernels.joined(x, weight, bias, S, factor, scale)
+    if bias is not None:
+        y = linear(x, weight, bias)
+        up(S, factor, scale, x.dtype, y, added=True)
+        return y
+    y = x.new_empty(x.shape[0], weight.shape[0])
+    up(S, factor, scale, x.dtype, y)
+    if x.dtype.itemsize == 2 and overreads(x, x.shape[1]):
+        add_product(y, x.float(), weight.float().mT, 1.0)
+    else:
+        add_product(y, x, weight.mT, 1.0)
+    return y

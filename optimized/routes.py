@@ -1,0 +1,95 @@
+"""Which of several right ways a product is computed, by shape and device: what each costs, by a model of bytes."""
+
+import torch
+from torch import Tensor
+
+ONE_READING = "one reading"  # of g, for T and dB
+ONE_KERNEL = "one kernel"  # for the large product and the update
+MOST_SWEPT_RANK = 32
+CACHED_BYTES = 2**24  # a third of the second-level cache of an H100, 50 MB: other operands pass through it too
+
+
+def why_not_one_reading(g: Tensor, rank: int, compute: torch.dtype, wanted: bool = False) -> str | None:
+    """Why g [M, N] is read twice for T = g · B and dB = gᵀ · S; None when once, for both.
+
+    A reading of g from memory is 2·M·N bytes in 16 bits. One for both products has partial sums instead, written
+    and read: at rank 32 some 8·32·M·N·(1/256 + 1/512) = 1.5·M·N bytes, which mostly stay in the cache, and two
+    more launches. On the CPU, where Triton's kernels are interpreted, only the rank counts. Where `wanted`, reasons
+    of cost do not.
+    """
+    if rank > MOST_SWEPT_RANK:
+        return f"at rank {rank} the partial sums of one reading are as many bytes as g"
+    if wanted or g.device.type == "cpu":
+        return None
+    if compute.itemsize > 2:
+        return f"products in {compute} take as long as reading g"
+    faster = _measured("sweep", g, compute, M=g.shape[0], N=g.shape[1], R=rank)
+    size = g.numel() * g.element_size()
+    if faster is None and size <= CACHED_BYTES:
+        return f"g, {size} bytes, is in the cache when it is read again"
+    return "two readings were measured to be faster here" if faster is False else None
+
+
+def why_not_one_kernel(x: Tensor, weight: Tensor, rank: int, wanted: bool = False) -> str | None:
+    """Why ``x[M, K] · weight[N, K]ᵀ`` and the update are added by two products; None when in one kernel.
+
+    That one moves its tiles by descriptors, which need whole 16-byte pieces. What it costs beside cuBLAS is known
+    from measurement alone, so without an entry in `optimized/kernels/tuned.json` it is not taken. Where `wanted`, it is
+    taken wherever it can be.
+    """
+    if reason := _why_not_described(x, weight):
+        return reason
+    if wanted:
+        return None
+    if x.device.type == "cpu":
+        return "interpreted, nothing is faster"
+    if not _measured("joined", x, x.dtype, M=x.shape[0], N=weight.shape[0], K=x.shape[1], R=rank):
+        return "no measurement says that one kernel is faster here"
+    return None
+
+
+def why_not_kernels(x: Tensor, weight: Tensor, rank: int) -> str | None:
+    """Why cuBLAS computes the update of x [*, K] beside the weight [N, K], and Triton does not; None when it does.
+
+    The kernels save a reading of g from memory, and each launch costs more than one of cuBLAS. So where g is in
+    the cache, or is read as often, they cannot be faster. On the CPU, where they are interpreted, they run; so they
+    do where one kernel was measured to be faster.
+    """
+    rows, (features, K) = x.numel() // max(x.shape[-1], 1), weight.shape
+    if x.device.type == "cpu" or (x.is_contiguous() and why_not_one_kernel(x.view(rows, K), weight, rank) is None):
+        return None
+    if rank > MOST_SWEPT_RANK:
+        return f"at rank {rank} the kernels read g as often as cuBLAS does"
+    if x.dtype.itemsize > 2:
+        return f"products in {x.dtype} take as long as reading g"
+    if (size := rows * features * x.element_size()) <= CACHED_BYTES:
+        return f"g, {size} bytes, is in the cache when it is read again"
+    return None
+
+
+def _measured(kernel: str, operand: Tensor, compute: torch.dtype, **sizes: int) -> bool | None:
+    """What `optimized.kernels.tuned.wins` knows of the operand's device."""
+    if not operand.is_cuda:
+        return None
+    from optimized.kernels.tuned import wins
+
+    return wins(kernel, torch.cuda.get_device_name(operand.device), compute, **sizes)
+
+
+def _why_not_described(x: Tensor, weight: Tensor) -> str | None:
+    """Why no tensor descriptors hold x [M, K], the weight [N, K] (or, stored, [K, N]) and y [M, N]."""
+    if x.dtype not in (torch.float16, torch.bfloat16) or weight.dtype != x.dtype:
+        return f"products of {x.dtype} and {weight.dtype} are left to cuBLAS"
+    if x.is_cuda and torch.cuda.get_device_capability(x.device) < (9, 0):
+        return "tensor descriptors need compute capability 9.0"
+    stored = weight if weight.stride(1) == 1 else weight.mT
+    for name, matrix in (("x", x), ("the weight", stored)):
+        if 0 in matrix.shape or not _is_described(matrix):
+            return f"{name}, {list(matrix.shape)} of strides {list(matrix.stride())}, has no tensor descriptor"
+    return f"rows of y, {weight.shape[0]} elements, have no tensor descriptor" if weight.shape[0] % 8 else None
+
+
+def _is_described(matrix: Tensor) -> bool:
+    """Whether a tensor descriptor can hold it: rows of unit stride that begin at multiples of 16 bytes."""
+    width = matrix.element_size()
+    return matrix.stride(1) == 1 and matrix.stride(0) * width % 16 == 0 and matrix.data_ptr() % 16 == 0

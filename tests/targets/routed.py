@@ -1,0 +1,11 @@
+"""`optimized` with every route of its Triton layer taken wherever it can be."""
+
+import optimized
+from optimized.routes import ONE_KERNEL, ONE_READING
+
+CONFORMANCE = {"name": "optimized, all routes"}
+LinearLoRA = optimized.LinearLoRA
+
+
+class TritonLinearLoRA(optimized.TritonLinearLoRA):
+    routes = (ONE_READING, ONE_KERNEL)

@@ -1,0 +1,68 @@
+"""One reading of g gives what two give: partial sums, tails, layouts, ranks; and which of both is chosen."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from optimized.routes import CACHED_BYTES, MOST_SWEPT_RANK, why_not_one_reading
+from tests.commands import python
+
+# Interpreted blocks are at most 128: several tiles of N and several splits of M, each with a tail.
+KERNELS = """
+import torch
+from optimized import kernels
+
+torch.manual_seed(0)
+assert kernels.INTERPRETED
+SHAPES = ((5, 7, 3), (130, 200, 16), (600, 150, 32), (16, 16, 1))
+for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    unit = torch.finfo(wide).eps
+    for M, N, R in SHAPES:
+        for layout in ("rows", "columns", "every other")[: 3 if M == 130 else 1]:
+            g = torch.randn(M, N).to(dtype)
+            if layout == "columns":
+                g = g.t().contiguous().t()
+            elif layout == "every other":
+                g = torch.full((M, 2 * N), torch.nan, dtype=dtype)[:, ::2].copy_(g)
+            b, s = torch.randn(R, N).to(dtype).t(), torch.randint(-8, 9, (M, R)).to(wide)
+            out = torch.full((R, N), torch.nan, dtype=dtype).t()
+            t = kernels.sweep(g, b, s, 1.5, dtype, out)
+            assert t.dtype == wide
+            exact = g.double() @ b.double(), 1.5 * (g.double().t() @ s.double())
+            size = g.double().abs() @ b.double().abs(), 1.5 * (g.double().abs().t() @ s.double().abs())
+            assert ((t - exact[0]).abs() <= 16 * unit * size[0]).all(), (dtype, M, N, R, layout)
+            allowed = 16 * unit * size[1] + torch.finfo(dtype).eps / 2 * exact[1].abs()
+            assert ((out.double() - exact[1]).abs() <= allowed).all(), (dtype, M, N, R, layout)
+for M, N, R in ((0, 4, 2), (4, 0, 2), (4, 3, 0)):
+    out = torch.full((N, R), torch.nan)
+    t = kernels.sweep(torch.ones(M, N), torch.ones(N, R), torch.ones(M, R), 1.0, torch.float32, out)
+    assert t.shape == (M, R) and not t.any() and not out.any()
+print("compared")
+"""
+
+
+def test_one_reading_of_g_gives_both_products() -> None:
+    ended = python("-c", KERNELS, TRITON_INTERPRET="1")
+    assert ended.returncode == 0, ended.stderr
+    assert "compared" in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("device", "elements", "dtype", "rank", "reason"),
+    [
+        ("cpu", 1, torch.float32, MOST_SWEPT_RANK, None),
+        ("cpu", 1, torch.float32, MOST_SWEPT_RANK + 1, "at rank 33 the partial sums"),
+        ("meta", CACHED_BYTES // 2 + 1, torch.bfloat16, 16, None),
+        ("meta", CACHED_BYTES // 2, torch.bfloat16, 16, "16777216 bytes, is in the cache"),
+        ("meta", CACHED_BYTES, torch.float32, 16, "products in torch.float32 take as long"),
+        ("meta", CACHED_BYTES, torch.bfloat16, 33, "at rank 33"),
+    ],
+)
+def test_g_is_read_once_where_that_saves_bytes(
+    device: str, elements: int, dtype: torch.dtype, rank: int, reason: str | None
+) -> None:
+    g = torch.empty(elements, 1, dtype=dtype, device=device)
+    found = why_not_one_reading(g, rank, dtype)
+    assert found is None if reason is None else found is not None and reason in found

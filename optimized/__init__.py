@@ -9,8 +9,8 @@
 - `gradnorm`, `training`: one pass over the gradients.
 - `quantization`, `remote_module`, `splitting`: integers as int8, float32 or float64 products, whichever is exact.
 - `checkpoint`: the reference's files, loaded into the layers of `optimized`.
-- `config`, `matching`, `hybrid`, `noise`, `encryption`, `deployment`, `remote`: have no faster variant and are
-  the reference's.
+- `config`, `distributed`, `matching`, `hybrid`, `noise`, `encryption`, `deployment`, `remote`: have no faster variant
+  and are the reference's.
 
 What falls back says why: `why_not_triton(*operands)` for the kernels, `optimized.linear.why_not_fused` for
 the node. ``loraspec bench optimized reference`` times it.
@@ -19,6 +19,7 @@ the node. ``loraspec bench optimized reference`` times it.
 from optimized.adapter import LoRATritonFunction, why_not_triton
 from optimized.checkpoint import load_adapter, load_training, save_adapter, save_training
 from optimized.config import PeftConfig
+from optimized.distributed import colwise_parallel_lora, rowwise_parallel_lora
 from optimized.dora import dora_linear
 from optimized.encryption import Backend, ConcreteBackend, EncryptionError, EncryptionParameters, Keys
 from optimized.gradnorm import clip_grad_norm_, grad_norm
@@ -75,6 +76,7 @@ __all__ = [
     "TritonLinearLoRA",
     "apply_lora_to_linear_modules",
     "clip_grad_norm_",
+    "colwise_parallel_lora",
     "dora_linear",
     "get_remote_names",
     "grad_norm",
@@ -88,6 +90,7 @@ __all__ = [
     "quantize_static",
     "quantize_weight",
     "quantize_weight_columns",
+    "rowwise_parallel_lora",
     "save_adapter",
     "save_training",
     "serve",

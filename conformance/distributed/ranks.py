@@ -167,6 +167,7 @@ def _work(rank: int, world: int, work: Callable[[int], Answer], folder: Path, fo
     threading.Thread(target=_end_with_parent, args=(follow,), daemon=True).start()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
+    faulthandler.disable()  # a rank that is cut off may abort: its stack would be written where the parent's belongs
     log = (folder / f"log-{rank}").open("w", encoding="utf-8", buffering=1)
     for stream in (1, 2):
         os.dup2(log.fileno(), stream)

@@ -164,7 +164,8 @@ def here(parameters):
 
 @distributed_breaks("DIS-NORM", says="norm on rank 0 of")
 class TakesTheNormOfItsOwnPart(Right):
-    def clip_grad_norm_(self, parameters, max_norm, error_if_nonfinite=False):
+    @staticmethod
+    def clip_grad_norm_(parameters, max_norm, error_if_nonfinite=False):
         return reference.clip_grad_norm_(here(parameters), max_norm, error_if_nonfinite)
 
 

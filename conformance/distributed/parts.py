@@ -20,7 +20,7 @@ from conformance.numerics import Array, dtype_named, format_of
 from conformance.operands import Operands
 from conformance.oracle import Expected, LinearOracle
 
-DTYPES = ("float32", "float64", "bfloat16")
+DTYPES = ("float32", "bfloat16")
 # Which dimension of each operand an axis is.
 AXES = {
     "m": {"x": 0, "g": 0},

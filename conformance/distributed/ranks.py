@@ -48,6 +48,12 @@ SHARES = {"hung": 1.0}
 Answer = dict[str, Any]
 
 
+def prepare() -> None:
+    """Import what ranks need, which takes seconds the first time."""
+    for name in LIBRARIES:
+        importlib.import_module(name)
+
+
 def on_ranks(world: int, work: Callable[[int], Answer]) -> list[Answer]:
     """What `work(rank)` returns on each of `world` ranks, which it runs on at the same time.
 
@@ -57,8 +63,7 @@ def on_ranks(world: int, work: Callable[[int], Answer]) -> list[Answer]:
         Violation, Inconclusive, Refused: as the first rank raised it, which the message names.
         Violation: for a rank that ends without an answer, or does not end.
     """
-    for name in LIBRARIES:
-        importlib.import_module(name)
+    prepare()
     with tempfile.TemporaryDirectory(prefix="loraspec-", ignore_cleanup_errors=True) as folder:
         follow, life = os.pipe()
         context = multiprocessing.get_context("fork")

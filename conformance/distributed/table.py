@@ -8,7 +8,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from conformance.clause import Clause, load_all
+from conformance.distributed.ranks import prepare
 from conformance.examine import check_case
 from conformance.judge import Inconclusive, Refused, Violation
 from conformance.selection import UsageError, known
@@ -28,9 +31,8 @@ def judged(spec: str, worlds: Sequence[int], cases: int, clauses: Sequence[str] 
         UsageError: if the target claims nothing of the group, or a clause is not of it.
         TargetError: if it does not import.
     """
-    import torch
-
     torch.set_num_threads(1)  # the ranks share the cores
+    prepare()
     members = {name: clause for name, clause in load_all().items() if clause.group == GROUP}
     if clauses:
         known(list(clauses), members, f"clause of group {GROUP}")

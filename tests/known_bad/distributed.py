@@ -35,7 +35,7 @@ class NeverReturnsOnASecondRank(reference.LinearLoRA):
         return super().forward(x)
 
 
-@distributed_breaks("DIS-DDP", says="constant ratio")
+@distributed_breaks("DIS-DDP", says="dX on rank 0 of")
 class ScalesTheLossByTheRanks(reference.LinearLoRA):
     def forward(self, x):
         y = super().forward(x)
@@ -59,7 +59,7 @@ class SkipsTheAdapterWithoutRows(reference.LinearLoRA):
         return super().forward(x) if x.shape[0] else nn.functional.linear(x, self.weight, self.bias)
 
 
-@distributed_breaks("DIS-ACCUM", says="as if the batch 0 term were missing")
+@distributed_breaks("DIS-ACCUM", says="worst    dA")
 class ForgetsTheFirstBatch(reference.LinearLoRA):
     def forward(self, x):
         self.lora_A.weight.grad = self.lora_B.weight.grad = None
@@ -110,7 +110,7 @@ class SumsNoGradientOfB(Right):
         return followed(reference.rowwise_parallel_lora(**layouts), change)
 
 
-@distributed_breaks("DIS-BIAS", says="the bias term")
+@distributed_breaks("DIS-BIAS", says="y on rank 0 of")
 class AddsTheBiasOnEveryRank(Right):
     def rowwise_parallel_lora(self, **layouts):
         def change(layer, mesh):

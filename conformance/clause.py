@@ -25,6 +25,7 @@ GROUPS = (
     "fhe",
     "remote",
     "checkpoint",
+    "distributed",
 )
 FLOAT_DTYPES = ("float64", "float32", "bfloat16", "float16")
 # A check returns the worst error ÷ budget it saw (None where it compares no numbers) and raises Violation.

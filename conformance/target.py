@@ -32,6 +32,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "fhe": ("HybridFHEMode", "HybridFHEModel"),
     "remote": ("HybridFHEModel", "HybridFHEModel(backend)", "serve"),
     "checkpoint": ("save_adapter", "load_adapter", "apply_lora_to_linear_modules"),
+    "distributed": ("LinearLoRA", "clip_grad_norm_"),
 }
 # What each group judges; the first is required, the others where present.
 SUBJECTS: dict[str, tuple[str, ...]] = {
@@ -48,6 +49,7 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     "fhe": ("HybridFHEModel", "fhe_backend"),
     "remote": ("HybridFHEModel",),
     "checkpoint": ("save_adapter",),
+    "distributed": ("LinearLoRA", "TritonLinearLoRA", "clip_grad_norm_"),
 }
 # Names that claim the clauses about themselves, whatever else of their group is there.
 ALONE: dict[str, tuple[str, ...]] = {"fhe": ("fhe_backend",)}

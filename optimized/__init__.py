@@ -11,8 +11,8 @@
 - `quantization`, `remote_module`, `splitting`: integers as int8, float32 or float64 products, whichever is exact;
   on a GPU one kernel multiplies, takes the zero points out and scales.
 - `checkpoint`: the reference's files, loaded into the layers of `optimized`.
-- `config`, `matching`, `hybrid`, `noise`, `encryption`, `deployment`, `remote`: have no faster variant and are
-  the reference's.
+- `config`, `distributed`, `matching`, `hybrid`, `noise`, `encryption`, `deployment`, `remote`: have no faster variant
+  and are the reference's.
 
 What falls back says why: `why_not_triton(*operands)` for the kernels, `optimized.quantization.why_not_kernel` for
 that of integers, `optimized.linear.why_not_fused` for the node. ``loraspec bench optimized reference`` times it.
@@ -21,6 +21,7 @@ that of integers, `optimized.linear.why_not_fused` for the node. ``loraspec benc
 from optimized.adapter import LoRATritonFunction, why_not_triton
 from optimized.checkpoint import load_adapter, load_training, save_adapter, save_training
 from optimized.config import PeftConfig
+from optimized.distributed import colwise_parallel_lora, rowwise_parallel_lora
 from optimized.dora import dora_linear
 from optimized.encryption import Backend, ConcreteBackend, EncryptionError, EncryptionParameters, Keys
 from optimized.gradnorm import clip_grad_norm_, grad_norm
@@ -77,6 +78,7 @@ __all__ = [
     "TritonLinearLoRA",
     "apply_lora_to_linear_modules",
     "clip_grad_norm_",
+    "colwise_parallel_lora",
     "dora_linear",
     "get_remote_names",
     "grad_norm",
@@ -90,6 +92,7 @@ __all__ = [
     "quantize_static",
     "quantize_weight",
     "quantize_weight_columns",
+    "rowwise_parallel_lora",
     "save_adapter",
     "save_training",
     "serve",

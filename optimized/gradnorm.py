@@ -8,6 +8,7 @@ from torch import Tensor
 
 from reference.gradnorm import clip_grad_norm_ as plain_clip_grad_norm_
 from reference.gradnorm import gradients_of, norm_dtype, wide_norm
+from reference.sharded import is_sharded
 
 _PIECE = 2**16  # elements whose float64 copy stays in a core's cache
 
@@ -16,7 +17,7 @@ def grad_norm(parameters: Tensor | Iterable[Tensor]) -> Tensor:
     """``√ Σ_p Σ_i g_p,i²``: `reference.grad_norm`, its dtypes and special cases.
 
     Squares are summed in float64, which the square of no float32 leaves, so that no largest element is sought
-    first. Float64, complex and sparse gradients, and those on several devices, are left to the reference.
+    first. Float64, complex and sparse gradients, DTensors, and gradients on several devices are left to the reference.
     """
     gradients = gradients_of(parameters)
     return _norm(gradients).to(norm_dtype(gradients))
@@ -68,8 +69,8 @@ def _square(piece: Tensor, buffer: Tensor) -> Tensor:
 
 
 def _are_plain(gradients: list[Tensor]) -> bool:
-    """Whether there are any, all real, dense, of at most 32 bits and on one device."""
+    """Whether there are any, all real, dense, of at most 32 bits, on one device and whole."""
     narrow = (torch.float32, torch.float16, torch.bfloat16)
     return len({g.device for g in gradients}) == 1 and all(
-        g.dtype in narrow and g.layout == torch.strided for g in gradients
+        g.dtype in narrow and g.layout == torch.strided and not is_sharded(g) for g in gradients
     )

@@ -14,6 +14,8 @@ for the gradient of the output.
 - `matching`: which modules are chosen, `ModuleMatcher`.
 - `model`: adapters put into a model, `patch_linear_module` and `apply_lora_to_linear_modules`.
 - `gradnorm`: the gradient norm and clipping by it.
+- `distributed`: a layer split over ranks, `colwise_parallel_lora` and `rowwise_parallel_lora`; `sharded`: the parts of
+  a gradient that is spread over them.
 - `hybrid`: linear layers whose products run elsewhere, `CustomLinear`.
 - `training`: one training step of such a model, `LoraTraining`.
 - `checkpoint`: an adapter on disk, in PEFT's layout, `save_adapter` and `load_adapter`; `training_file`: a training
@@ -34,6 +36,7 @@ Nothing here is fast. `optimized` has the same names, files and signatures, and 
 from .adapter import LoRATritonFunction
 from .checkpoint import load_adapter, load_training, save_adapter, save_training
 from .config import PeftConfig
+from .distributed import colwise_parallel_lora, rowwise_parallel_lora
 from .dora import dora_linear
 from .encryption import Backend, ConcreteBackend, EncryptionError, EncryptionParameters, Keys
 from .gradnorm import clip_grad_norm_, grad_norm
@@ -90,6 +93,7 @@ __all__ = [
     "TritonLinearLoRA",
     "apply_lora_to_linear_modules",
     "clip_grad_norm_",
+    "colwise_parallel_lora",
     "dora_linear",
     "get_remote_names",
     "grad_norm",
@@ -103,6 +107,7 @@ __all__ = [
     "quantize_static",
     "quantize_weight",
     "quantize_weight_columns",
+    "rowwise_parallel_lora",
     "save_adapter",
     "save_training",
     "serve",

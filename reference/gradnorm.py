@@ -6,6 +6,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from .sharded import is_sharded, local_part, over_ranks, settled
+
 
 def grad_norm(parameters: Tensor | Iterable[Tensor]) -> Tensor:
     """The L2 norm of all gradients taken as one vector: ``√ Σ_p Σ_i g_p,i²``.
@@ -15,10 +17,12 @@ def grad_norm(parameters: Tensor | Iterable[Tensor]) -> Tensor:
     Args:
         parameters: one tensor, or any iterable of them, a generator included; a tensor listed twice counts
             once. Those without a gradient and empty gradients are skipped; sparse gradients are coalesced;
-            the gradients may lie on several devices.
+            the gradients may lie on several devices. DTensors count as the tensors that they are shards of; all
+            their ranks must call this together, with the same parameters.
     Returns:
         0-d, on the first gradient's device: float32, or float64 if a gradient is float64. 0 without
-        gradients; inf or NaN if a gradient is; inf if the norm is beyond the dtype.
+        gradients; inf or NaN if a gradient is; inf if the norm is beyond the dtype. It is plain, and the same on
+        every rank.
     Source: Higham, Accuracy and Stability of Numerical Algorithms, section 27.5 (scaling by the largest
         element).
     """
@@ -50,7 +54,7 @@ def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float, erro
         raise RuntimeError(f"the gradient norm is {norm.item()}: expected a finite one (error_if_nonfinite=True)")
     if max_norm < wide.item() + 1e-6 or torch.isnan(wide):
         for gradient in gradients:
-            values = gradient._values() if gradient.is_sparse else gradient
+            values = gradient._values() if gradient.is_sparse else local_part(gradient)
             # Divided first, in float64: the factor itself may be below what the gradient's dtype can hold.
             values.copy_(_widen(values) / (wide.to(values.device) + 1e-6) * max_norm)
     return norm
@@ -73,12 +77,19 @@ def wide_norm(gradients: list[Tensor]) -> Tensor:
     if not gradients:
         return torch.zeros((), dtype=torch.float64)
     device = gradients[0].device
-    magnitudes = [_widen(g.coalesce().values() if g.is_sparse else g).abs() for g in gradients]
-    largest = torch.stack([m.max().to(device) for m in magnitudes]).max()
-    if largest == 0 or not torch.isfinite(largest):  # all are zero, or one is inf or NaN
-        return largest
-    squares = [((m / largest.to(m.device)) ** 2).sum().to(device) for m in magnitudes]
-    return largest * torch.stack(squares).sum().sqrt()
+    gradients = [settled(g) if is_sharded(g) else g for g in gradients]
+    magnitudes = [_widen(g.coalesce().values() if g.is_sparse else local_part(g)).abs() for g in gradients]
+    pairs = list(zip(magnitudes, gradients, strict=True))
+    largest = torch.stack([over_ranks(_largest(m), g, "max").to(device) for m, g in pairs]).max()
+    regular = bool(largest > 0) and bool(torch.isfinite(largest))  # else all are zero, or one is inf or NaN
+    unit = largest if regular else torch.ones_like(largest)
+    # Summed in any case: no rank may leave while others wait for its part.
+    squares = [over_ranks(((m / unit.to(m.device)) ** 2).sum(), g, "sum").to(device) for m, g in pairs]
+    return largest * torch.stack(squares).sum().sqrt() if regular else largest
+
+
+def _largest(magnitudes: Tensor) -> Tensor:
+    return magnitudes.max() if magnitudes.numel() else magnitudes.new_zeros(())
 
 
 def _widen(t: Tensor) -> Tensor:

@@ -24,11 +24,13 @@ RECORDED = Path(__file__).parent / "known_bad" / "recorded.json"
 # torch.compile, calls by the hundred, and keys take seconds for each twin, and see what the plain call shows
 SLOW = ("LIN-COMPILE", "LAY-COMPILE", "FUS-COMPILE", "LIN-MEM-LEAK", "LAY-MEM-LEAK")
 SLOW += ("FHE-EXECUTE", "FHE-EXECUTE-NOISE")
-ALONE = ("remote", "checkpoint")  # groups whose twins meet their own clause only: they make keys, or files
+# groups whose twins meet their own clause only: they make keys, files, or processes
+ALONE = ("remote", "checkpoint", "distributed")
 # The twin's own clause is judged in all its dtypes and on every subject, and shrunk, since its message is
 # asserted; of the others one case tells whether the defect shows there too.
 OWN = dataclasses.replace(PROFILES["quick"], shrinks=60)
-FEWER = {"checkpoint": dataclasses.replace(OWN, shrinks=12)}  # groups of which each attempt writes files
+# groups of which each attempt writes files, or starts processes
+FEWER = {"checkpoint": dataclasses.replace(OWN, shrinks=12), "distributed": dataclasses.replace(OWN, shrinks=0)}
 OTHER = dataclasses.replace(PROFILES["quick"], volume=1, shrinks=0)
 load_all()
 for module in pkgutil.iter_modules(known_bad.__path__):
@@ -61,6 +63,7 @@ def test_known_bad_fails_what_is_recorded(
 ) -> None:
     if "does not end within" in bad.says:
         monkeypatch.setattr("conformance.remote.failing.BOUND", 2.0)  # it never does: no need to wait for long
+    monkeypatch.setenv("LORASPEC_RANK_SECONDS", "3" if "not ended within" in bad.says else "60")
     failed = failures(bad)
     recorded = json.loads(RECORDED.read_text()) if RECORDED.exists() else {}
     if request.config.getoption("--record-known-bad"):

@@ -5,7 +5,7 @@ Importing them imports neither torch nor hypothesis: what a command needs beyond
 
 from __future__ import annotations
 
-from conformance.commands import bench, cost, demo, explain, init, matrix, merge, rerun, run, serve, spec
+from conformance.commands import bench, cost, demo, explain, init, matrix, merge, ranks, rerun, run, serve, spec
 
 COMMANDS = {
     "run": run,
@@ -15,6 +15,7 @@ COMMANDS = {
     "explain": explain,
     "rerun": rerun,
     "bench": bench,
+    "ranks": ranks,
     "init": init,
     "spec": spec,
     "serve": serve,

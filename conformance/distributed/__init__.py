@@ -1,0 +1,15 @@
+"""What a layer and the gradient norm must do on several ranks: the clauses of group `distributed` by concept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from conformance.clause import checks_of
+from conformance.distributed import measuring, replicating, saving, splitting
+
+__all__ = ["measuring", "replicating", "saving", "splitting", "tests"]
+
+
+def tests() -> dict[str, Any]:
+    """The test function of every clause in this package, by name."""
+    return checks_of(replicating, splitting, measuring, saving)

@@ -1,0 +1,145 @@
+"""What each rank is given of a layer's operands, and what the ranks' results must be together."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from conformance.case import Space
+from conformance.judge import judge as judge_tensor
+from conformance.judge import worst
+from conformance.linear_case import LinearCase
+from conformance.numerics import Array, dtype_named, format_of
+from conformance.operands import Operands
+from conformance.oracle import Expected, LinearOracle
+
+DTYPES = ("float32", "bfloat16")
+# Which dimension of each operand an axis is.
+AXES = {
+    "m": {"x": 0, "g": 0},
+    "n": {"weight": 0, "bias": 0, "lora_B": 0, "g": 1},
+    "k": {"weight": 1, "lora_A": 1, "x": 1},
+}
+
+
+@dataclass(frozen=True)
+class RanksCase(LinearCase):
+    """One layer on several ranks.
+
+    Fields:
+        world: the number of ranks.   strategy: how the ranks share the work, where the clause has several ways.
+    """
+
+    world: int = 1
+    strategy: str = "ddp"
+
+
+def tamed(case: RanksCase) -> RanksCase:
+    """The case on a power of two of ranks, so that means are exact; in 16 bits sums of the parts would not be."""
+    values = "normal" if dtype_named(case.dtype).itemsize == 2 else case.values
+    return dataclasses.replace(case, world=power_of_two(case.world), values=values)
+
+
+def power_of_two(world: int) -> int:
+    """The largest that is not more."""
+    return 1 << (world.bit_length() - 1)
+
+
+# World sizes come first: what fails on one rank already has nothing to do with ranks.
+RANKS = Space(
+    RanksCase,
+    tame=tamed,
+    world=(1, 2, 4),
+    m=(4, 5, 7, 9),
+    k=(1, 3, 5, 8, 6),
+    n=(1, 3, 5, 8, 6),
+    r=(1, 2, 3, 5),
+    scale=(1.0, 2.0, 0.5),
+    bias=(False, True),
+    values=("integers", "normal"),
+)
+
+
+def cut(length: int, world: int, *, like_shards: bool) -> list[slice]:
+    """Where each rank's part lies: as shards do (all but the last of one size, none maybe), or as even as can be."""
+    if like_shards:
+        size = -(-length // world)
+        return [slice(min(rank * size, length), min((rank + 1) * size, length)) for rank in range(world)]
+    ends = [length * rank // world for rank in range(world + 1)]
+    return [slice(first, last) for first, last in itertools.pairwise(ends)]
+
+
+def part(whole: Operands, axis: str, at: slice) -> Operands:
+    """The operands with rows (`m`), outputs (`n`) or features (`k`) of that range only."""
+    found = copy.copy(whole)
+    vars(found).pop("placed", None)
+    length = len(range(*at.indices(getattr(whole.case, axis))))
+    sized: dict[str, Any] = {axis: length}
+    found.case = dataclasses.replace(whole.case, **sized)
+    found.values = dict(whole.values)
+    for name, dimension in AXES[axis].items():
+        if name in found.values:
+            found.values[name] = whole.values[name][(slice(None),) * dimension + (at,)]
+    if axis == "k":  # the sum over features has the bias once
+        found.values.pop("bias", None)
+    found.shape = (*found.case.leading, found.case.n)
+    return found
+
+
+def parts(whole: Operands, axis: str, world: int, *, like_shards: bool = False) -> list[Operands]:
+    """Every rank's part."""
+    length = getattr(whole.case, axis)
+    return [part(whole, axis, at) for at in cut(length, world, like_shards=like_shards)]
+
+
+def summed(
+    name: str, found: Sequence[Expected], whole: Expected | None = None, *, share: float = 1.0, by: str = "rank"
+) -> Expected:
+    """The sum over ranks times `share`: rounded on every rank, and after each of the additions.
+
+    Args:
+        whole: the result as one rank would compute it, with its budget; the parts' budgets are added else.
+        by: what the parts are called in messages.
+    """
+    count, first = len(found), found[0]
+    value = sum((e.value for e in found), np.zeros_like(first.value)) * share
+    given = [whole] if whole is not None else found
+    exact = all(e.budget is None for e in (*found, *given))
+    allowed = sum((share * e.budget for e in given if e.budget is not None), np.zeros_like(value))
+    terms: dict[str, Array] = {}
+    if count > 1:
+        form = format_of(first.dtype)
+        allowed = allowed + (count + 1) * (form.unit * share * sum(np.abs(e.value) for e in found) + form.step)
+        terms = {f"{by} {i}": e.value * share for i, e in enumerate(found) if e.value.any()}
+    return Expected(
+        name,
+        value if whole is None else whole.value,
+        None if exact else allowed,
+        first.dtype,
+        terms | (whole.terms if whole is not None else {}),
+        certified=any(e.certified for e in given),
+    )
+
+
+def oracles(found: Sequence[Operands]) -> list[LinearOracle]:
+    """The oracle of each rank's part."""
+    return [LinearOracle(operands) for operands in found]
+
+
+def named(expected: Expected, rank: int, world: int) -> Expected:
+    """The same, named as this rank's."""
+    where = f" on rank {rank} of {world}" if world > 1 else ""
+    return dataclasses.replace(expected, name=f"{expected.name}{where}")
+
+
+def judge_all(answers: Sequence[dict[str, torch.Tensor]], key: str, expected: Sequence[Expected]) -> float | None:
+    """Judge a result of every rank."""
+    pairs = enumerate(zip(answers, expected, strict=True))
+    return worst(*(judge_tensor(a[key], named(e, rank, len(answers))) for rank, (a, e) in pairs))

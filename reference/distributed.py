@@ -1,0 +1,79 @@
+"""A LoRA layer split over the ranks of a tensor-parallel group, column by column or row by row."""
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor.parallel import ParallelStyle
+
+# The dimension along which each parameter is cut; None where every rank holds all of it.
+COLUMNS = {"weight": 0, "bias": 0, "lora_A.weight": None, "lora_B.weight": 0}
+ROWS = {"weight": 1, "bias": None, "lora_A.weight": 1, "lora_B.weight": None}
+
+
+def colwise_parallel_lora(**layouts: Any) -> "ParallelStyle":
+    """A style for `torch.distributed.tensor.parallel.parallelize_module`: each rank computes some columns of y.
+
+    Rank i holds the rows ``W_i, b_i, B_i`` of N, and all of A: ``y_i = x W_iᵀ + b_i + s·(x Aᵀ) B_iᵀ``. So dX and dA
+    are sums over ranks: ``dA = Σ_i s·(g_i B_i)ᵀ x``.
+
+    Args:
+        layouts: ``input_layouts`` (all of x on each rank), ``output_layouts`` (columns) and ``use_local_output``
+            (True) of torch's `ColwiseParallel`.
+    Returns:
+        a style for a `LinearLoRA`, whose parameters become DTensors. N need not divide by the number of ranks; a rank
+        may be left with no row. DDP and `fully_shard` need no style.
+    Raises:
+        ValueError: where it is applied to a module without an adapter, or to one with a magnitude (DoRA).
+    Source: NeMo Automodel `ColwiseParallelLora`, which splits A too and gathers x Aᵀ.
+    """
+    from torch.distributed.tensor.parallel import ColwiseParallel
+
+    class ColwiseParallelLora(ColwiseParallel):
+        def _partition_linear_fn(self, name: str, module: Any, device_mesh: Any) -> None:
+            _place(name, module, device_mesh, COLUMNS)
+
+    return ColwiseParallelLora(**layouts)
+
+
+def rowwise_parallel_lora(**layouts: Any) -> "ParallelStyle":
+    """A style for `parallelize_module`: each rank multiplies some features of x.
+
+    Rank i holds the columns ``W_i, A_i`` of K, and all of b and B: ``y = Σ_i (x_i W_iᵀ) + b + s·S Bᵀ`` with
+    ``S = Σ_i x_i A_iᵀ``. The bias is added once, and ``dB = s·gᵀ S``.
+
+    Args:
+        layouts: ``input_layouts`` (features of x), ``output_layouts`` (all of y on each rank) and
+            ``use_local_output`` (True) of torch's `RowwiseParallel`. Where K does not divide by the number of ranks, x
+            must come as a DTensor or with ``input_layouts=Replicate()``.
+    Returns, Raises: as `colwise_parallel_lora`.
+    Source: NeMo Automodel `RowwiseParallelLora`.
+    """
+    from torch.distributed.tensor.parallel import RowwiseParallel
+
+    class RowwiseParallelLora(RowwiseParallel):
+        def _partition_linear_fn(self, name: str, module: Any, device_mesh: Any) -> None:
+            _place(name, module, device_mesh, ROWS)
+
+    return RowwiseParallelLora(**layouts)
+
+
+def _place(name: str, module: nn.Module, mesh: Any, cuts: dict[str, int | None]) -> None:
+    """Spread the parameters of a layer over the mesh; its submodules, which come with a name, are part of that."""
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    if name:
+        return
+    if not (hasattr(module, "lora_A") and hasattr(module, "lora_B")):
+        raise ValueError(f"got a {type(module).__name__} without lora_A and lora_B: expected a LinearLoRA")
+    if getattr(module, "lora_magnitude", None) is not None:
+        raise ValueError("the layer has a lora_magnitude: DoRA's row norms are not split over ranks")
+    for path, dimension in cuts.items():
+        owner, _, last = path.rpartition(".")
+        holder = module.get_submodule(owner)
+        parameter = getattr(holder, last)
+        if parameter is not None:
+            placement = Replicate() if dimension is None else Shard(dimension)
+            spread = distribute_tensor(parameter.detach(), mesh, [placement])
+            setattr(holder, last, nn.Parameter(spread, requires_grad=parameter.requires_grad))

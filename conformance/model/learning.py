@@ -159,7 +159,7 @@ def _curve(
     losses = []
     for _ in range(STEPS):
         total = 0.0
-        for part, labels in zip(tokens.split(MICRO), wanted.split(MICRO), strict=True):
+        for part, labels in zip(torch.split(tokens, MICRO), torch.split(wanted, MICRO), strict=True):
             loss = loss_sum(logits(model, part), labels) / len(tokens)
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()

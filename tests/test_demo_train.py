@@ -129,7 +129,7 @@ def test_a_scale_that_is_off_by_three_percent_is_outside_the_band(
     monkeypatch.setitem(sys.modules, "scaled_target", scaled(1.03))  # type: ignore[arg-type]
     options = ["--model", "llama", "--steps", "4", "--targets", "reference,scaled_target"]
     assert cli.main(["demo", "train", "--out", str(tmp_path), *options]) == 1
-    assert "scaled_target: every loss is NOT within 0.001" in " ".join(capsys.readouterr().out.split())
+    assert f"scaled_target: every loss is NOT within {train.BAND:g}" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def _minilm(steps: int) -> FineTuning:
     tokenizer, encoder = minilm.loaded()
     texts = [(text, label) for label, package in enumerate(minilm.PACKAGES) for text in minilm.docstrings(package)]
     model = minilm.Classifier(encoder, len(minilm.PACKAGES))
-    nn.init.normal_(model.head_weight, std=0.3)  # frozen: all that is learnt is in the adapters
+    nn.init.normal_(model.head_weight, std=0.05)  # frozen: all that is learnt is in the adapters
 
     def batch(indices: list[int]) -> Batch:
         return minilm.batch(tokenizer, [texts[i][0] for i in indices], [texts[i][1] for i in indices])
@@ -73,7 +73,7 @@ def _minilm(steps: int) -> FineTuning:
         targets=minilm.ADAPTED,
         windows=[[batch(part) for part in parts] for parts in _windows(len(texts), steps)],
         logits=lambda output: output,
-        learning_rate=0.002,
+        learning_rate=0.0005,
         details={"texts": len(texts), "tokens": minilm.TOKENS},
     )
 

@@ -23,6 +23,7 @@ from conformance.result import (
     PASS,
     STATUSES,
     UNSUPPORTED,
+    WITHOUT,
     Result,
 )
 from conformance.selection import SPECS, Selection, UsageError
@@ -101,8 +102,7 @@ def _clause(planned: dict[str, Any], plan: dict[str, Any], outcome: Outcome) -> 
     decisive = next((r for r in results if r["status"] == status), {})
     message = decisive.get("message")
     if status == NOT_CLAIMED:
-        missing = planned["missing"]
-        message = f"the target has no {', '.join(missing)}" if missing else "the target has no subject for it"
+        message = _why_not_claimed(planned)
     elif status == PASS:
         message = next((r["message"] for r in results if r["message"]), None)
     ratios = [r["worst_ratio"] for r in results if r["worst_ratio"] is not None]
@@ -118,6 +118,14 @@ def _clause(planned: dict[str, Any], plan: dict[str, Any], outcome: Outcome) -> 
         "message": message,
         "results": results,
     }
+
+
+def _why_not_claimed(planned: dict[str, Any]) -> str:
+    if planned["missing"]:
+        return f"the target has no {', '.join(planned['missing'])}"
+    if planned.get("uninstalled"):
+        return f"{WITHOUT} {', '.join(planned['uninstalled'])} (pip install 'loraspec[demo,fhe,remote]')"
+    return "the target has no subject for it"
 
 
 def _result(clause: str, trial: dict[str, Any], plan: dict[str, Any], outcome: Outcome) -> dict[str, Any]:

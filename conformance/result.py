@@ -8,6 +8,7 @@ from dataclasses import dataclass
 PASS, FAIL, UNSUPPORTED = "pass", "fail", "unsupported"
 INCONCLUSIVE, CRASHED = "inconclusive", "crashed"
 NOT_CLAIMED, DEVIATION = "not_claimed", "deviation"
+WITHOUT = "not judged without"  # begins the message of a clause whose cases need a package that is not installed
 STATUSES = (PASS, FAIL, NOT_CLAIMED, UNSUPPORTED, DEVIATION, INCONCLUSIVE, CRASHED)
 ANY_DTYPE = "any"  # the dtype of a clause for which dtype has no meaning
 

@@ -212,7 +212,7 @@ class Target:
             return ()
         if clause.position and clause.position not in self.dropout_positions:
             return ()
-        if any(importlib.util.find_spec(name) is None for name in clause.library.split()):
+        if uninstalled(clause):
             return ()
         return tuple(
             Subject(name, getattr(self.thing, name), self.thing, self.device, self.lane(name), self.dropout_positions)
@@ -255,6 +255,11 @@ def settings_restored() -> Iterator[None]:
     yield
     PRISTINE.settings = changes(before)
     restore(before)
+
+
+def uninstalled(clause: Clause) -> tuple[str, ...]:
+    """The packages that a clause's cases need and that are not installed."""
+    return tuple(name for name in clause.library.split() if importlib.util.find_spec(name) is None)
 
 
 def _is_alone(clause: Clause) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from conformance.report import failing, gates, rerun
-from conformance.result import CRASHED, DEVIATION, FAIL, INCONCLUSIVE, NOT_CLAIMED, PASS, UNSUPPORTED
+from conformance.result import CRASHED, DEVIATION, FAIL, INCONCLUSIVE, NOT_CLAIMED, PASS, UNSUPPORTED, WITHOUT
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -155,12 +155,14 @@ def _word(clause: dict[str, Any]) -> str:
 def _show_remarks(report: dict[str, Any], out: Console) -> None:
     deviations = [clause for clause in report["clauses"] if clause["status"] == DEVIATION]
     remarks = [f"DEVIATION {clause['id']}: {clause['reason']}" for clause in deviations]
-    accepting: dict[str, list[str]] = {}
+    noted: dict[str, list[str]] = {}
     for clause in report["clauses"]:
+        if (clause["message"] or "").startswith(WITHOUT):
+            noted.setdefault(clause["message"], []).append(clause["id"])
         for result in clause["results"]:
             if result["status"] == UNSUPPORTED and result["message"]:
-                accepting.setdefault(f"{result['subject']} {result['message']}", []).append(clause["id"])
-    remarks += [f"NOTE {text}: {listed(ids)}" for text, ids in accepting.items()]
+                noted.setdefault(f"{result['subject']} {result['message']}", []).append(clause["id"])
+    remarks += [f"NOTE {text}: {listed(ids)}" for text, ids in noted.items()]
     if remarks:
         out.print()
     for remark in remarks:

@@ -98,7 +98,8 @@ class RightModel:
 
     def chosen(self, model: nn.Module, config: Any) -> list[nn.Module]:
         """The modules to patch, in registration order."""
-        matcher = self.ModuleMatcher(config.target_modules, config.exclude_modules, config.match_all_linear)
+        causal = "CausalLM" in type(model).__name__
+        matcher = self.ModuleMatcher(config.target_modules, config.exclude_modules, config.match_all_linear, causal)
         found = [m for name, m in self.named(model) if self.may_patch(name) and matcher.match(m, name)]
         return list(dict.fromkeys(found))
 

@@ -26,6 +26,7 @@ SLOW = ("LIN-COMPILE", "LAY-COMPILE", "FUS-COMPILE", "LIN-MEM-LEAK", "LAY-MEM-LE
 SLOW += ("FHE-EXECUTE", "FHE-EXECUTE-NOISE")
 # groups whose twins meet their own clause only: they make keys, files, or processes
 ALONE = ("remote", "checkpoint", "distributed")
+WHOLE = "MOD-ARCH-"  # likewise clauses that make models of transformers
 # The twin's own clause is judged in all its dtypes and on every subject, and shrunk, since its message is
 # asserted; of the others one case tells whether the defect shows there too.
 OWN = dataclasses.replace(PROFILES["quick"], shrinks=60)
@@ -43,7 +44,7 @@ def failures(bad: KnownBad) -> dict[str, Result]:
     target = Target.of(bad.target, bad.name)
     failed: dict[str, Result] = {}
     for clause in CLAUSES.values():
-        slow = clause.id in SLOW or clause.group in ALONE
+        slow = clause.id in SLOW or clause.group in ALONE or WHOLE in clause.id + bad.clause
         if clause.group not in bad.groups or (slow and clause.id != bad.clause):
             continue
         dtypes = [d for d in clause.dtypes if d in bad.dtypes] or list(clause.dtypes[:1]) or [ANY_DTYPE]

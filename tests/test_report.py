@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from xml.etree import ElementTree as ET
 import jsonschema
 import pytest
 
-from conformance import junit, report, terminal
+from conformance import junit, report, smoke, terminal
 from conformance.report import Outcome
 from conformance.result import Result
 from conformance.selection import Selection
@@ -229,3 +230,21 @@ def test_refusing_what_is_declared_fails() -> None:
 def test_deviations_of_a_target(target: str, code: int, status: str) -> None:
     found = judged(f"deviating:{target}", clauses=["LIN-FWD-SCALE"])
     assert (report.exit_code(found), found["clauses"][0]["status"]) == (code, status)
+
+
+def test_a_clause_whose_package_is_not_installed_is_not_claimed_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "transformers" else there(name))
+    selection = Selection("reference", clauses=("MOD-WEIGHTS", "MOD-ARCH-BWD"))
+    plan = smoke.plan(selection)
+    assert [(clause["id"], clause["uninstalled"], bool(clause["trials"])) for clause in plan["clauses"]] == [
+        ("MOD-WEIGHTS", [], True),
+        ("MOD-ARCH-BWD", ["transformers"], False),
+    ]
+    found = report.assemble(plan, selection, Outcome())
+    report.finish(found, 0.0)
+    assert found["clauses"][1]["status"] == "not_claimed"
+    terminal.show(found, Path("report"))
+    assert "NOTE not judged without transformers (pip install" in capsys.readouterr().out

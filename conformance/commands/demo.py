@@ -1,4 +1,4 @@
-"""`loraspec demo private-training`: train small models in every mode of a split model, and compare."""
+"""`loraspec demo`: train small models, in every mode of a split model or by several targets, and compare."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import argparse
 from pathlib import Path
 
 from conformance.commands import output
+from conformance.demo import train
 from conformance.demo.session import BACKENDS, MODELS, MODES
 from conformance.selection import UsageError
 
 
 def add(commands: output.Commands) -> None:
     """Its options."""
-    demo = commands.add_parser("demo", help="see it work: training on data that stays encrypted")
+    demo = commands.add_parser("demo", help="see it work: fine-tuning, and training on data that stays encrypted")
     demos = demo.add_subparsers(dest="demo", required=True, metavar="DEMO")
     training = demos.add_parser("private-training", help="train an MLP and MiniLM in every mode, and compare")
     training.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder for table, plot and JSON")
@@ -26,10 +27,45 @@ def add(commands: output.Commands) -> None:
     )
     training.add_argument("--seed", type=int, default=0, help="of the data, the batches and the adapters (default 0)")
     training.add_argument("--implementation", default="optimized", metavar="MODULE", help="default optimized")
+    _add_train(demos)
+
+
+def _add_train(demos: output.Commands) -> None:
+    tuning = demos.add_parser("train", help="fine-tune a model by several targets, PEFT among them, and compare")
+    tuning.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder for table, plot, adapters")
+    tuning.add_argument("--model", default="minilm", help=f"{' or '.join(train.MODELS)} (default minilm)")
+    tuning.add_argument("--steps", type=_steps, default=50, help="training steps (default 50)")
+    tuning.add_argument(
+        "--targets",
+        default=",".join(train.TARGETS),
+        metavar="TARGET[,TARGET…]",
+        help=f"default {','.join(train.TARGETS)}; others are modules with load_adapter and save_adapter",
+    )
+    tuning.add_argument("--seed", type=int, default=0, help="of the model, the texts and the adapters (default 0)")
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Run it; the exit code, which is 1 where encryption or the server failed."""
+    """Run it; the exit code, which is 1 where encryption or the server failed, or where losses differ too much."""
+    return {"private-training": _private_training, "train": _train}[options.demo](options)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from conformance.demo import output as written
+    from conformance.demo import train_output
+
+    (model,) = _known([options.model], train.MODELS, "model")
+    wanted = train.Wanted(model, options.steps, tuple(dict.fromkeys(options.targets.split(","))), options.seed)
+    train.check_installed(wanted)
+    for target in wanted.targets:
+        train.parts_of(target)
+    with written.reserved(options.out):
+        found, learners = train.run(wanted)
+        train_output.write(options.out, found, learners)
+    train_output.show(found, options.out)
+    return 0 if all(run["in_band"] for run in found["runs"]) else 1
+
+
+def _private_training(options: argparse.Namespace) -> int:
     from conformance.demo import output as written
     from conformance.demo import session
     from conformance.terminal import console

@@ -56,7 +56,7 @@ def minilm(implementation: Any, steps: int, seed: int) -> Task:
         for parameter in (model.head_weight, model.head_bias):
             parameter.requires_grad_(True)
         chosen = [[texts[i] for i in indices] for indices in draws(len(texts), BATCH, steps)]
-    batches = [_batch(tokenizer, [text for text, _ in part], [label for _, label in part]) for part in chosen]
+    batches = [batch(tokenizer, [text for text, _ in part], [label for _, label in part]) for part in chosen]
     return Task(
         name="minilm",
         about=f"all-MiniLM-L6-v2 (6 layers of 384, mean pooling, a trainable head), LoRA of rank 8 on its {adapted} "
@@ -109,6 +109,7 @@ def loaded() -> tuple[Any, Any]:
     return tokenizer, encoder
 
 
-def _batch(tokenizer: Any, texts: list[str], labels: list[int]) -> tuple[dict[str, Tensor], Tensor]:
+def batch(tokenizer: Any, texts: list[str], labels: list[int]) -> tuple[dict[str, Tensor], Tensor]:
+    """Texts as tokens [M, TOKENS] with their mask, and labels [M]."""
     tokens = tokenizer(texts, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")
     return {key: tokens[key] for key in ("input_ids", "attention_mask")}, torch.tensor(labels)

@@ -51,13 +51,22 @@ def reserved(folder: Path) -> Iterator[None]:
 
 
 def write(folder: Path, found: dict[str, Any]) -> None:
-    """Write the three files: under other names first, which are renamed once all are whole."""
-    text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    """Write the three files."""
     contents = {
         "losses.png": plot.losses(found["models"], found["settings"]["backend"]),
-        "private-training.json": text.encode(),
+        "private-training.json": as_json(found),
         "private-training.md": markdown(found).encode(),
     }
+    write_files(folder, contents)
+
+
+def as_json(found: dict[str, Any]) -> bytes:
+    """All figures, as they are written."""
+    return (json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def write_files(folder: Path, contents: dict[str, bytes]) -> None:
+    """Write files under other names first, which are renamed once all are whole."""
     temporary: dict[str, Path] = {}
     try:
         for name, content in contents.items():
@@ -79,13 +88,13 @@ def rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
     for model in found["models"]:
         for run in model["runs"]:
             sent = (run["up"], run["down"], run["evaluation_key"])
-            figures = [f"{run['final_loss']:.6f}", _difference(run["off_torch"]), _difference(run["off_disable"])]
+            figures = [f"{run['final_loss']:.6f}", difference(run["off_torch"]), difference(run["off_disable"])]
             times = (run["median_seconds"], run["median_cpu_seconds"])
-            shown.append((model["name"], run["mode"], *map(_seconds, times), *map(_bytes, sent), *figures))
+            shown.append((model["name"], run["mode"], *map(seconds_of, times), *map(_bytes, sent), *figures))
         if (guess := model["estimate"]) is not None:
             mode = f"{guess['modes'][0]} (est.)"
             times = (guess["seconds"], guess["cpu_seconds"])
-            about = [f"≈{text}" for text in (*map(_seconds, times), *map(_bytes, (guess["up"], guess["down"])))]
+            about = [f"≈{text}" for text in (*map(seconds_of, times), *map(_bytes, (guess["up"], guess["down"])))]
             shown.append((model["name"], mode, *about, _bytes(guess["evaluation_key"]), "–", "–", "–"))
     return shown
 
@@ -118,8 +127,8 @@ def markdown(found: dict[str, Any]) -> str:
     settings = found["settings"]
     command = f"{settings['steps']} steps, seed {settings['seed']}, parameter set {settings['backend']}"
     lines += [f"- {command}, implementation {settings['implementation']}.", "", NOTES, ""]
-    lines += [_line(HEADINGS), _line(["---"] * 2 + ["---:"] * (len(HEADINGS) - 2))]
-    lines += [_line(row) for row in rows(found)]
+    lines += [line(HEADINGS), line(["---"] * 2 + ["---:"] * (len(HEADINGS) - 2))]
+    lines += [line(row) for row in rows(found)]
     lines += ["", *(f"- {sentence}" for sentence in sentences(found)), "", "![loss curves](losses.png)", ""]
     lines += [f"{found['machine']}; " + ", ".join(f"{k} {v}" for k, v in found["versions"].items()) + "."]
     return "\n".join(lines) + "\n"
@@ -145,11 +154,13 @@ def show(found: dict[str, Any], folder: Path) -> None:
     out.print(f"written to {folder}: losses.png, private-training.json, private-training.md")
 
 
-def _line(cells: Any) -> str:
+def line(cells: Any) -> str:
+    """A row of a Markdown table."""
     return f"| {' | '.join(cells)} |"
 
 
-def _seconds(seconds: float) -> str:
+def seconds_of(seconds: float) -> str:
+    """Three digits, hours where they are many."""
     if seconds >= 7200:
         return f"{seconds / 3600:.3g} h"
     return f"{seconds:.3g} s" if seconds < 1000 else f"{seconds:.0f} s"
@@ -162,7 +173,8 @@ def _bytes(number: int) -> str:
     return f"{number} B" if number else "–"
 
 
-def _difference(value: float | None) -> str:
+def difference(value: float | None) -> str:
+    """Two digits; – where there is nothing to compare with."""
     if value is None:
         return "–"
     return "0" if value == 0 else f"{value:.2g}"

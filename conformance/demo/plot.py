@@ -1,8 +1,9 @@
-"""The loss curves of all modes in one plot."""
+"""Loss curves: of all modes of a split model, and of all targets of a fine-tuning."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 STYLES: dict[str, dict[str, Any]] = {  # from wide to narrow, so that curves that coincide all show
@@ -14,24 +15,52 @@ STYLES: dict[str, dict[str, Any]] = {  # from wide to narrow, so that curves tha
 }
 
 
+WIDTHS: tuple[dict[str, Any], ...] = (
+    {"linewidth": 7, "color": "#c9c9c9"},
+    {"linewidth": 3.5, "color": "#0072b2"},
+    {"linewidth": 1.5, "color": "#d55e00"},
+)
+
+
 def losses(models: list[dict[str, Any]], backend: str) -> bytes:
     """A PNG with a panel for each model of a report."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(6.4 * len(models), 4.4), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(models), squeeze=False)[0]
-    for panel, model in zip(panels, models, strict=True):
+    def draw(panel: Any, model: dict[str, Any]) -> None:
         for order, run in enumerate(model["runs"]):
             mode = run["mode"]
             label = f"{mode} ({backend})" if "marker" in STYLES[mode] else mode
             steps = range(1, len(run["losses"]) + 1)
             panel.plot(steps, run["losses"], label=label, zorder=3 + order, clip_on=False, **STYLES[mode])
-        panel.set_title(f"{model['name']}: loss of each mode", fontsize=11)
+
+    return _drawn(
+        [(f"{model['name']}: loss of each mode", draw, model) for model in models], "cross-entropy of the batch"
+    )
+
+
+def curves(name: str, runs: list[dict[str, Any]]) -> bytes:
+    """A PNG with one panel: the losses of each target, from a wide line to a narrow one."""
+
+    def draw(panel: Any, runs: list[dict[str, Any]]) -> None:
+        for order, run in enumerate(runs):
+            style = WIDTHS[order] if order < len(WIDTHS) else {"linewidth": 1.0}
+            panel.plot(range(1, len(run["losses"]) + 1), run["losses"], label=run["target"], zorder=3 + order, **style)
+
+    return _drawn([(f"{name}: loss of each target", draw, runs)], "cross-entropy of the window")
+
+
+def _drawn(panels: list[tuple[str, Callable[[Any, Any], None], Any]], measured: str) -> bytes:
+    """Panels side by side, each with a title and what draws its curves."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(6.4 * len(panels), 4.4), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    for panel, (title, draw, data) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        draw(panel, data)
+        panel.set_title(title, fontsize=11)
         panel.set_xlabel("training step")
-        panel.set_ylabel("cross-entropy of the batch")
+        panel.set_ylabel(measured)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.set_ylim(bottom=0)
         panel.grid(color="#e6e6e6", linewidth=0.8)

@@ -93,14 +93,14 @@ def run(wanted: Wanted) -> dict[str, Any]:
     parts, parameters = implementation(wanted.implementation), PARAMETER_SETS[wanted.backend]
     screen = console(stderr=True)
     bars = Progress(console=screen, transient=True, disable=not screen.is_terminal)
-    with _terminated_as_interrupted(), bars as progress:
+    with interruptible(), bars as progress:
         session = _Session(wanted, parts, parameters, progress)
         models = [session.model(name) for name in wanted.models]
     return {
         "settings": {**asdict(wanted), "secure": parameters.secure, "parameters": asdict(parameters)},
         "models": models,
         "keygen_seconds": session.keygen_seconds,
-        "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
     }
 
@@ -217,7 +217,7 @@ def _furthest(run: Run, other: Run | None) -> float | None:
 
 
 @contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
     """SIGTERM stops a session as Ctrl-C does: the server with it, and nothing is left behind."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -229,7 +229,8 @@ def _terminated_as_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _version(package: str) -> str:
+def version(package: str) -> str:
+    """The version of a package that is installed, or that it is not."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -20,6 +20,8 @@ CONCEPTS = (
     "training",
     "choosing",
     "matching",
+    "adapting",
+    "learning",
 )
 
 

@@ -10,7 +10,8 @@ from tests.known_bad.model import (
     initialising,
     keeping,
     matching,
+    real,
     refusing,
 )
 
-__all__ = ["applying", "choosing", "computing", "copying", "initialising", "keeping", "matching", "refusing"]
+__all__ = ["applying", "choosing", "computing", "copying", "initialising", "keeping", "matching", "real", "refusing"]

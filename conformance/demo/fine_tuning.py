@@ -1,0 +1,117 @@
+"""What `loraspec demo train` trains: a model as it is before any adapter, and windows of micro-batches of text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from conformance.demo import minilm
+from conformance.demo.tasks import draws
+
+ROWS, MICRO = 8, 4  # texts of a window, and of each of its micro-batches; the last window has one micro-batch alone
+BYTES = 32  # of a text for the small Llama
+Batch = tuple[dict[str, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """A training run to be done by several targets.
+
+    Attributes:
+        name: of the model.   about: the model and the data in a sentence.
+        model: frozen and without adapters; never changed, runs take copies.
+        targets: patterns of the layers to adapt.
+        windows: of each optimiser step the micro-batches, ``(x, labels)``.
+        logits: of the model's output.   learning_rate: of AdamW, at first.
+        details: sizes, for the report.
+    """
+
+    name: str
+    about: str
+    model: nn.Module
+    targets: list[str]
+    windows: list[list[Batch]]
+    logits: Callable[[Any], Tensor]
+    learning_rate: float
+    rank: int = 8
+    alpha: int = 16
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def loss_sum(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The cross-entropy of a micro-batch, summed over its texts, each the mean over its tokens."""
+        x, labels = batch
+        logits = self.logits(model(**x))
+        return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="sum") / labels[0].numel()
+
+
+def prepared(name: str, steps: int, seed: int) -> FineTuning:
+    """The model of that name, `minilm` or `llama`, and so many windows, all drawn by the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return {"minilm": _minilm, "llama": _llama}[name](steps)
+
+
+def _minilm(steps: int) -> FineTuning:
+    tokenizer, encoder = minilm.loaded()
+    texts = [(text, label) for label, package in enumerate(minilm.PACKAGES) for text in minilm.docstrings(package)]
+    model = minilm.Classifier(encoder, len(minilm.PACKAGES))
+    nn.init.normal_(model.head_weight, std=0.05)  # frozen: all that is learnt is in the adapters
+
+    def batch(indices: list[int]) -> Batch:
+        return minilm.batch(tokenizer, [texts[i][0] for i in indices], [texts[i][1] for i in indices])
+
+    return FineTuning(
+        name="minilm",
+        about="all-MiniLM-L6-v2 (6 layers of 384, mean pooling, a fixed random head), LoRA of rank 8 on the linear "
+        f"layers of attention, learning to tell the docstrings of {' and '.join(minilm.PACKAGES)} apart",
+        model=model.requires_grad_(False).train(),
+        targets=minilm.ADAPTED,
+        windows=[[batch(part) for part in parts] for parts in _windows(len(texts), steps)],
+        logits=lambda output: output,
+        learning_rate=0.0005,
+        details={"texts": len(texts), "tokens": minilm.TOKENS},
+    )
+
+
+def _llama(steps: int) -> FineTuning:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    text = "\n".join(text for package in minilm.PACKAGES for text in minilm.docstrings(package)).encode()
+    sequences = torch.tensor(list(text[: len(text) // (BYTES + 1) * (BYTES + 1)])).reshape(-1, BYTES + 1)
+    config = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=256,
+        max_position_embeddings=BYTES,
+        use_cache=False,
+    )
+
+    def batch(indices: list[int]) -> Batch:
+        rows = sequences[indices]
+        return {"input_ids": rows[:, :-1]}, rows[:, 1:]
+
+    return FineTuning(
+        name="llama",
+        about="a Llama of 2 layers of 64 with random weights, LoRA of rank 8 on all its linear layers, learning to "
+        f"predict the next byte of the docstrings of {' and '.join(minilm.PACKAGES)}",
+        model=LlamaForCausalLM(config).requires_grad_(False).train(),
+        targets=["*_proj", "lm_head"],
+        windows=[[batch(part) for part in parts] for parts in _windows(len(sequences), steps)],
+        logits=lambda output: output.logits,
+        learning_rate=0.01,
+        details={"texts": len(sequences), "tokens": BYTES},
+    )
+
+
+def _windows(size: int, steps: int) -> list[list[list[int]]]:
+    """The indices of each window by micro-batch; the last window is cut off after one, as an epoch's end cuts it."""
+    windows = [[part.tolist() for part in torch.split(rows, MICRO)] for rows in draws(size, ROWS, steps)]
+    return [*windows[:-1], windows[-1][:1]]

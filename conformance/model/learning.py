@@ -23,9 +23,12 @@ BAND = 1e-9  # of the first loss; float64 has rounding errors of 1e-16, and no d
 FLOAT64 = ("bert", "gpt2")  # the others compute norms and softmax in float32 whatever their dtype
 
 
-def _backward(model: nn.Module, tokens: Tensor, wanted: Tensor) -> None:
+def _backward(model: nn.Module, tokens: Tensor, wanted: Tensor) -> float:
+    """Run backward from the summed loss; that loss."""
     with calling(f"forward and backward of an adapted {type(model).__name__}"):
-        loss_sum(logits(model, tokens), wanted).backward()  # type: ignore[no-untyped-call]
+        loss = loss_sum(logits(model, tokens), wanted)
+        loss.backward()  # type: ignore[no-untyped-call]
+    return loss.item()
 
 
 @clause(
@@ -184,13 +187,14 @@ def test_compile_in_architectures(subject: Subject, case: RealCase) -> None:
     torch._dynamo.reset()
     model = adapted_real(subject, case)
     tokens, wanted = batch(subject, case)
-    _backward(model, tokens, wanted)
+    loss = _backward(model, tokens, wanted)
     expected = {name: p.grad.clone() for name, p in adapters(model).items() if p.grad is not None}
     model.zero_grad()
     compiled: Any = torch.compile(model, backend="aot_eager")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what the compiler remarks on while tracing is not about results
-        _backward(compiled, tokens, wanted)
+        found = _backward(compiled, tokens, wanted)
+    require(abs(found - loss) <= BAND * loss, f"compiled, the loss is {found:.9g}: expected {loss:.9g}")
     for name, parameter in adapters(model).items():
         require(parameter.grad is not None, f"compiled, {name} gets no gradient")
         assert parameter.grad is not None

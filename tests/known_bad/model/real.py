@@ -241,3 +241,10 @@ class StopsLearningAfterSomeSteps(Computes):
 class ForgetsXInCompiledCode(Computes):
     def compute(self, layer: Any, x: Tensor) -> Tensor:
         return _weighed(layer, x, 0.0 if torch.compiler.is_compiling() else 1.0)
+
+
+@breaks("MOD-ARCH-COMPILE", says="compiled, the loss is", **ALL)
+class ForgetsTheScaleInCompiledCode(Computes):
+    def compute(self, layer: Any, x: Tensor) -> Tensor:
+        factor = 1 / layer.scale if torch.compiler.is_compiling() else 1.0
+        return linear(x, layer.weight, layer.bias) + update(layer, x) * factor

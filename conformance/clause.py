@@ -47,7 +47,7 @@ class Clause:
         needs: public names without which this clause is not claimed, beyond the group's required ones.
         subjects: names of the group's subjects it applies to; empty for all.
         position: the dropout position without which it is not claimed; empty for either.
-        library: packages that its cases need, separated by spaces; not claimed where one is not installed.
+        library: packages that its cases need, as in ``transformers>=5 peft``; not claimed where one is not installed.
         weight: cases relative to an ordinary clause (0.1 for one that compiles, say); at least one runs.
     """
 

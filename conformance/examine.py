@@ -134,7 +134,7 @@ class Examination:
             self.clause.cases,
             case,
             lambda smaller: time.perf_counter() < deadline and self._fails(smaller),
-            self.profile.shrinks,
+            0 if violation.is_slow else self.profile.shrinks,
         )
         if smallest != case:
             try:
@@ -149,7 +149,8 @@ class Examination:
         if at_first and at_first != _pattern(violation):
             # a case of one element has no pattern; the one it was shrunk from has
             result.message += f"\nat first {at_first}"
-        neighbours = self._passing_neighbours(smallest) if self.profile.shrinks else ""
+        tried = self.profile.shrinks and not violation.is_slow
+        neighbours = self._passing_neighbours(smallest) if tried else ""
         if neighbours:
             result.message += f"\nnearby   {neighbours}"
 

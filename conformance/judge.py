@@ -17,11 +17,14 @@ from conformance.record import note
 
 
 class Violation(Exception):  # noqa: N818  (a verdict on the target, not an error of the suite)
-    """A target broke a clause: what was seen, what was expected, and the worst error ÷ budget."""
+    """A target broke a clause: what was seen, what was expected, and the worst error ÷ budget.
 
-    def __init__(self, message: str, ratio: float | None = None) -> None:
+    is_slow: to see it again takes a time limit, so that no smaller case is looked for.
+    """
+
+    def __init__(self, message: str, ratio: float | None = None, *, is_slow: bool = False) -> None:
         super().__init__(message)
-        self.ratio = ratio
+        self.ratio, self.is_slow = ratio, is_slow
 
 
 class Inconclusive(Exception):  # noqa: N818

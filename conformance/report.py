@@ -125,6 +125,8 @@ def _why_not_claimed(planned: dict[str, Any]) -> str:
         return f"the target has no {', '.join(planned['missing'])}"
     if planned.get("uninstalled"):
         return f"{WITHOUT} {', '.join(planned['uninstalled'])} (pip install 'loraspec[demo,fhe,remote]')"
+    if planned.get("elsewhere"):
+        return "judged on the CPU alone, where ranks are processes"
     return "the target has no subject for it"
 
 

@@ -35,7 +35,7 @@ def plan(selection: Selection) -> dict[str, Any]:
         raise UsageError(f"device {selection.device!r} asked for but torch {torch.__version__} sees no CUDA GPU here")
     interpreting = set_interpreter(selection.lane, selection.device, cuda)
     from conformance.clause import GROUPS, load_all
-    from conformance.target import TargetError, uninstalled
+    from conformance.target import TargetError, elsewhere, uninstalled
     from conformance.trial import loaded, trials
 
     clauses = load_all()
@@ -60,6 +60,7 @@ def plan(selection: Selection) -> dict[str, Any]:
                     "sentence": clause.sentence,
                     "missing": missing,
                     "uninstalled": list(uninstalled(clause)),
+                    "elsewhere": elsewhere(clause, selection.device),
                     "trials": [_described(trial) for trial in offered],
                 }
             )

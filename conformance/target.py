@@ -212,7 +212,7 @@ class Target:
             return ()
         if clause.position and clause.position not in self.dropout_positions:
             return ()
-        if uninstalled(clause):
+        if uninstalled(clause) or elsewhere(clause, self.device):
             return ()
         return tuple(
             Subject(name, getattr(self.thing, name), self.thing, self.device, self.lane(name), self.dropout_positions)
@@ -257,9 +257,21 @@ def settings_restored() -> Iterator[None]:
     restore(before)
 
 
+def elsewhere(clause: Clause, device: str) -> bool:
+    """Whether a clause is judged on the CPU alone: ranks are forked, and CUDA does not survive a fork."""
+    return clause.group == "distributed" and device != "cpu"
+
+
 def uninstalled(clause: Clause) -> tuple[str, ...]:
     """The packages that a clause's cases need and that are not installed."""
-    return tuple(name for name in clause.library.split() if importlib.util.find_spec(name) is None)
+    return tuple(package for package in clause.library.split() if not _is_installed(*package.partition(">=")[::2]))
+
+
+def _is_installed(name: str, least: str) -> bool:
+    """Whether a package is, in that major version or a later one."""
+    if importlib.util.find_spec(name) is None:
+        return False
+    return not least or int(importlib.metadata.version(name).partition(".")[0]) >= int(least)
 
 
 def _is_alone(clause: Clause) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -68,7 +69,8 @@ class TritonLinearLoRA(LinearLoRA, reference.TritonLinearLoRA):
     computes as `LinearLoRA`.
 
     Attributes:
-        routes: of `optimized.routes`, those to take wherever they can be taken, whatever they are expected to cost.
+        routes: of `optimized.routes`, those to take wherever they can be taken, whatever they are expected to cost;
+            with operands of one dtype and no dropout.
     """
 
     routes: Collection[str] = ()
@@ -80,7 +82,9 @@ class TritonLinearLoRA(LinearLoRA, reference.TritonLinearLoRA):
         if elsewhere or why_not_triton(x, A, B) is not None:
             return super().forward(x)
         check_operands(x, weight, bias, A, B)
-        if not self.routes and why_not_kernels(x, weight, A.shape[0]) is not None:
+        # torch.compile does not follow the rule, which looks at addresses and reads a table
+        by_rule = not self.routes and not torch.compiler.is_compiling()
+        if by_rule and why_not_kernels(x, weight, A.shape[0]) is not None:
             return super().forward(x)
         rate = self.dropout_p if self.training else 0.0
         if not rate and x.dtype == A.dtype == weight.dtype and not _is_transformed(x, weight, A, B):

@@ -117,6 +117,7 @@ class QuantizedLinear(reference.QuantizedLinear):
         """The quantised values, in float64."""
         return torch.div(x, scale).round_().add_(zero_point).clamp_(lowest, lowest + 2**self.n_bits - 1)
 
+    @torch.no_grad()
     def _in_blocks(self, x: Tensor, scale: Tensor, low: Tensor, dtype: torch.dtype) -> Tensor:
         """y, with ``q_x - 2ⁿ⁻¹`` for q_x, whose zero points are `low`; one product of all rows, the rest by blocks."""
         at_once = max(1, ELEMENTS_AT_ONCE // max(self.in_features, self.out_features))

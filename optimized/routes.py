@@ -13,16 +13,18 @@ def why_not_one_reading(g: Tensor, rank: int, compute: torch.dtype, wanted: bool
     """Why g [M, N] is read twice for T = g · B and dB = gᵀ · S; None when once, for both.
 
     A reading of g from memory is 2·M·N bytes in 16 bits. One for both products has partial sums instead, written
-    and read: at rank 32 some 8·32·M·N·(1/256 + 1/512) = 1.5·M·N bytes, which mostly stay in the cache, and two
+    and read: at rank 32 some 8·32·M·N·(1/256 + 1/1024) = 1.25·M·N bytes, which mostly stay in the cache, and two
     more launches. On the CPU, where Triton's kernels are interpreted, only the rank counts. Where `wanted`, reasons
     of cost do not.
     """
     if rank > MOST_SWEPT_RANK:
         return f"at rank {rank} the partial sums of one reading are as many bytes as g"
-    if wanted or g.device.type == "cpu":
+    if g.device.type == "cpu":
         return None
     if compute.itemsize > 2:
         return f"products in {compute} take as long as reading g"
+    if wanted:
+        return None
     faster = _measured("sweep", g, compute, M=g.shape[0], N=g.shape[1], R=rank)
     size = g.numel() * g.element_size()
     if faster is None and size <= CACHED_BYTES:
@@ -64,6 +66,8 @@ def why_not_kernels(x: Tensor, weight: Tensor, rank: int) -> str | None:
         return f"products in {x.dtype} take as long as reading g"
     if (size := rows * features * x.element_size()) <= CACHED_BYTES:
         return f"g, {size} bytes, is in the cache when it is read again"
+    if _measured("sweep", x, x.dtype, M=rows, N=features, R=rank) is False:
+        return "two readings were measured to be faster here"
     return None
 
 
@@ -78,7 +82,9 @@ def _measured(kernel: str, operand: Tensor, compute: torch.dtype, **sizes: int) 
 
 def _why_not_described(x: Tensor, weight: Tensor) -> str | None:
     """Why no tensor descriptors hold x [M, K], the weight [N, K] (or, stored, [K, N]) and y [M, N]."""
-    if x.dtype not in (torch.float16, torch.bfloat16) or weight.dtype != x.dtype:
+    if x.dtype == torch.float16:
+        return "scale · S, which it rounds to 16 bits, may have no room in float16"
+    if x.dtype != torch.bfloat16 or weight.dtype != x.dtype:
         return f"products of {x.dtype} and {weight.dtype} are left to cuBLAS"
     if x.is_cuda and torch.cuda.get_device_capability(x.device) < (9, 0):
         return "tensor descriptors need compute capability 9.0"
@@ -92,4 +98,5 @@ def _why_not_described(x: Tensor, weight: Tensor) -> str | None:
 def _is_described(matrix: Tensor) -> bool:
     """Whether a tensor descriptor can hold it: rows of unit stride that begin at multiples of 16 bytes."""
     width = matrix.element_size()
-    return matrix.stride(1) == 1 and matrix.stride(0) * width % 16 == 0 and matrix.data_ptr() % 16 == 0
+    apart = matrix.stride(1) == 1 and matrix.stride(0) >= matrix.shape[1]
+    return apart and matrix.stride(0) * width % 16 == 0 and matrix.data_ptr() % 16 == 0

@@ -17,7 +17,7 @@ from conformance.target import Target
 from optimized import matrices
 from optimized.kernels import tune, tuned
 from optimized.kernels.tiles import Config
-from optimized.routes import CACHED_BYTES, why_not_kernels, why_not_one_kernel
+from optimized.routes import CACHED_BYTES, why_not_kernels, why_not_one_kernel, why_not_one_reading
 from tests.commands import python
 
 # Cases whose rows are whole pieces of 16 bytes, without which the one kernel does not run.
@@ -35,8 +35,8 @@ kernels.joined = lambda *operands: taken.append(operands[1].stride(1) == 1) or j
 target, clauses, judged = Target.load("routed", "cpu"), load_all(), 0
 for name in ("LAY-FWD", "LAY-BWD-DX"):
     (subject,) = (s for s in target.subjects(clauses[name]) if s.name == "TritonLinearLoRA")
-    for dtype in ("bfloat16", "float16"):
-        for index in range(4):
+    for dtype in ("bfloat16",):
+        for index in range(8):
             case = Examination(clauses[name], subject, dtype, PROFILES["quick"])._case(index)
             whole = {"k": -(-case.k // 8) * 8, "n": -(-case.n // 8) * 8, "x": "packed", "w": "packed"}
             try:
@@ -58,7 +58,7 @@ for dtype in (torch.bfloat16, torch.float16):
     unit = torch.finfo(dtype).eps / 2
     for M, N, K, R in ((600, 72, 136, 17), (5, 8, 8, 1), (64, 200, 64, 16)):
         for swapped in (False, True):
-            x, bias, b = torch.randn(M, K).to(dtype), torch.randn(N).to(dtype), torch.randn(N, R).to(dtype)
+            x, bias, b = torch.randn(M, K).to(dtype), torch.randn(2 * N).to(dtype)[::2], torch.randn(N, R).to(dtype)
             w = torch.randn(K, N).to(dtype).t() if swapped else torch.randn(N, K).to(dtype)
             s = torch.randint(-8, 9, (M, R)).float()  # scale · S is exact in 16 bits
             wide_x, wide_w, wide_b = x.double(), w.double(), b.double()
@@ -109,11 +109,13 @@ def test_the_update_goes_first_on_a_gpu_unless_there_is_a_bias() -> None:
     [
         (torch.ones(4, 8), torch.ones(16, 8), "products of torch.float32"),
         (torch.ones(4, 7).bfloat16(), torch.ones(16, 7).bfloat16(), r"x, [4, 7] of strides [7, 1], has no tensor"),
-        (torch.ones(0, 8).half(), torch.ones(16, 8).half(), "x, [0, 8]"),
-        (torch.ones(8, 4).half().t(), torch.ones(16, 8).half(), "x, [4, 8] of strides [1, 4]"),
-        (torch.ones(4, 8).half(), torch.ones(15, 8).half(), "rows of y, 15 elements"),
-        (torch.ones(4, 9).half()[:, 1:], torch.ones(16, 8).half(), "x, [4, 8] of strides [9, 1]"),
-        (torch.ones(4, 8).half(), torch.ones(16, 8).half(), "interpreted, nothing is faster"),
+        (torch.ones(0, 8).bfloat16(), torch.ones(16, 8).bfloat16(), "x, [0, 8]"),
+        (torch.ones(8, 4).bfloat16().t(), torch.ones(16, 8).bfloat16(), "x, [4, 8] of strides [1, 4]"),
+        (torch.ones(1, 8).bfloat16().expand(4, 8), torch.ones(16, 8).bfloat16(), "x, [4, 8] of strides [0, 1]"),
+        (torch.ones(4, 8).bfloat16(), torch.ones(15, 8).bfloat16(), "rows of y, 15 elements"),
+        (torch.ones(4, 9).bfloat16()[:, 1:], torch.ones(16, 8).bfloat16(), "x, [4, 8] of strides [9, 1]"),
+        (torch.ones(4, 8).half(), torch.ones(16, 8).half(), "may have no room in float16"),
+        (torch.ones(4, 8).bfloat16(), torch.ones(16, 8).bfloat16(), "interpreted, nothing is faster"),
     ],
 )
 def test_one_kernel_is_refused_with_a_reason(x: torch.Tensor, weight: torch.Tensor, reason: str) -> None:
@@ -136,6 +138,14 @@ def test_kernels_run_where_they_save_readings(elements: int, dtype: torch.dtype,
     found = why_not_kernels(x, torch.empty(8, 8, dtype=dtype, device="meta"), rank)
     assert found is None if reason is None else found is not None and reason in found
     assert why_not_kernels(torch.ones(1, 8), torch.ones(8, 8), rank) is None
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_one_reading_has_no_room_for_wide_products_whoever_wants_it(wanted: bool) -> None:
+    g = torch.empty(CACHED_BYTES, 1, dtype=torch.bfloat16, device="meta")
+    assert "products in torch.float32" in (why_not_one_reading(g, 16, torch.float32, wanted) or "")
+    assert why_not_one_reading(g, 16, torch.bfloat16, wanted) is None
+    assert "at rank 33" in (why_not_one_reading(g, 33, torch.bfloat16, wanted) or "")
 
 
 def entry(**changed: object) -> dict[str, object]:
@@ -200,7 +210,7 @@ def test_tuning_takes_the_fastest_right_candidate(monkeypatch: pytest.MonkeyPatc
         return (exact * torch.nan if config is tried[3] else exact,)
 
     monkeypatch.setattr(tune, "candidates", lambda *_: tried)
-    monkeypatch.setattr(tune, "_summed", lambda *_: (run, lambda: None, (exact,)))
+    monkeypatch.setattr(tune, "_summed", lambda *_: (run, lambda: None, (exact,), []))
     sizes = {"M": 8000, "N": 4096, "K": 4096, "R": 16}
     monkeypatch.setattr(tune, "_operands", lambda *_, **__: ())
     found = tune.tune("joined", torch.bfloat16, "cpu", sizes, lambda _: next(times))
@@ -209,6 +219,25 @@ def test_tuning_takes_the_fastest_right_candidate(monkeypatch: pytest.MonkeyPatc
     assert (found["M"], found["origin"]) == (8192, tuned.MEASURED)
     again = {**found, "milliseconds": 2.0}
     assert tune.merged([found, entry()], [again]) == [entry(), again]
+
+
+def test_each_size_is_tuned_once() -> None:
+    found = list(tune.runs(["bfloat16", "float16"]))
+    keys = [(d, k, *(tuned.bucket(a, s[a]) for a in ("MNR" if k == "sweep" else "MNKR"))) for d, k, s in found]
+    assert len(set(keys)) == len(keys)
+    assert {(d, k) for d, k, _ in found} == {("bfloat16", "sweep"), ("bfloat16", "joined"), ("float16", "sweep")}
+
+
+def test_one_wrong_element_or_one_not_written_is_wrong() -> None:
+    exact = torch.randn(256, 256)
+    found = exact.clone()
+    assert tune._is_right(found, exact)
+    found[3, 7] = 0.0 if exact[3, 7].abs() > 0.1 else 1.0
+    assert not tune._is_right(found, exact)
+    assert not tune._is_right(exact * torch.nan, exact)
+    written = torch.ones(2, 2)
+    tune._spoil([written], (exact,))
+    assert written.isnan().all()
 
 
 def test_tuning_asks_for_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 import os
 import platform
 import statistics
 import tempfile
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,17 +115,30 @@ def compared(runs: list[Any]) -> list[dict[str, Any]]:
     first = runs[0]
     described = []
     for run in runs:
-        off = None if run is first else max(abs(a - b) for a, b in zip(run.losses, first.losses, strict=True))
-        off_norm = None if run is first else max(abs(a - b) / b for a, b in zip(run.norms, first.norms, strict=True))
+        off = _furthest(abs(a - b) for a, b in zip(run.losses, first.losses, strict=True))
+        off_norm = _furthest(abs(a - b) / b for a, b in zip(run.norms, first.norms, strict=True))
         described.append(
             {
                 **asdict(run),
+                "losses": [_finite(loss) for loss in run.losses],
+                "norms": [_finite(norm) for norm in run.norms],
                 "median_seconds": statistics.median(run.seconds),
                 "times_first": statistics.median(a / b for a, b in zip(run.seconds, first.seconds, strict=True)),
-                "final_loss": run.losses[-1],
-                "off_first": off,
-                "off_norm": off_norm,
-                "in_band": off is None or off <= BAND * first.losses[0],
+                "final_loss": _finite(run.losses[-1]),
+                "off_first": None if run is first else off,
+                "off_norm": None if run is first else off_norm,
+                "in_band": off is not None and off <= BAND * first.losses[0],
             }
         )
     return described
+
+
+def _finite(value: float) -> float | None:
+    """The number; None for what JSON has no word for."""
+    return value if math.isfinite(value) else None
+
+
+def _furthest(gaps: Iterable[float]) -> float | None:
+    """The largest; None where one is no number, of which no maximum knows."""
+    found = list(gaps)
+    return max(found) if all(map(math.isfinite, found)) else None

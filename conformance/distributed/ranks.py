@@ -35,7 +35,6 @@ from conformance.judge import Inconclusive, Refused, Violation
 
 PATIENCE = "LORASPEC_RANK_SECONDS"  # in the environment: seconds for all ranks of a case
 SECONDS = 60.0  # where it is not set; a case takes about one
-AGAIN = 0.2  # of that for the cases after one that hung, which are tried for a smaller one
 GRACE = 2.0  # seconds in which the others may end once one rank has failed
 # Imported before the fork, not once by each rank: DistributedDataParallel needs the last.
 LIBRARIES = (
@@ -44,7 +43,6 @@ LIBRARIES = (
     "torch.distributed.checkpoint",
     "torch._dynamo",
 )
-SHARES = {"hung": 1.0}
 Answer = dict[str, Any]
 
 
@@ -86,7 +84,7 @@ def on_ranks(world: int, work: Callable[[int], Answer]) -> list[Answer]:
 def _follow(ranks: list[Any], folder: Path) -> None:
     """Wait for the ranks: for all, or after a failure of one for a moment, or until the time is up."""
     limit = float(os.environ.get(PATIENCE, SECONDS))
-    deadline = time.monotonic() + limit * SHARES["hung"]
+    deadline = time.monotonic() + limit
     while running := [p for p in ranks if p.is_alive()]:
         connection.wait([p.sentinel for p in running], max(0.0, deadline - time.monotonic()))
         if any(not p.is_alive() and _answer(folder, rank).get("kind") != "right" for rank, p in enumerate(ranks)):
@@ -97,11 +95,9 @@ def _follow(ranks: list[Any], folder: Path) -> None:
         if time.monotonic() >= deadline:
             missing = [rank for rank, p in enumerate(ranks) if p.is_alive() and not _answer(folder, rank)]
             if missing:
-                SHARES["hung"] = AGAIN
                 where = "".join(f"\n         rank {rank} is {_place(ranks[rank], folder, rank)}" for rank in missing)
-                raise Violation(f"{_named(missing, len(ranks))} not ended within {limit:g} s{where}")
+                raise Violation(f"{_named(missing, len(ranks))} not ended within {limit:g} s{where}", is_slow=True)
             return
-    SHARES["hung"] = 1.0
 
 
 def _answers(ranks: list[Any], folder: Path) -> list[Answer]:
@@ -116,7 +112,8 @@ def _answers(ranks: list[Any], folder: Path) -> list[Answer]:
     if wrong:
         rank = min(wrong)[1]
         kind, text = answers[rank]["kind"], f"on rank {rank} of {len(ranks)}: {answers[rank]['value']}"
-        raise {"violation": Violation, "refused": Refused, "inconclusive": Inconclusive}.get(kind, RuntimeError)(text)
+        error = {"violation": Violation, "refused": Refused, "inconclusive": Inconclusive}.get(kind, RuntimeError)(text)
+        raise error from RuntimeError(answers[rank]["cause"]) if answers[rank].get("cause") else None
     return [answer["value"] for answer in answers]
 
 
@@ -129,8 +126,13 @@ def _answer(folder: Path, rank: int) -> Answer:
 
 def _said(folder: Path, rank: int) -> str:
     """The end of what it printed."""
-    lines = (folder / f"log-{rank}").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    lines = _text(folder / f"log-{rank}").strip().splitlines()
     return "".join(f"\n         {line[:300]}" for line in lines[-3:])
+
+
+def _text(path: Path) -> str:
+    """What is in a file; nothing if the rank did not come to make it."""
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
 
 def _named(ranks: list[int], world: int) -> str:
@@ -146,7 +148,7 @@ def _place(process: Any, folder: Path, rank: int) -> str:
         os.kill(process.pid, signal.SIGUSR1)
     path, deadline = folder / f"stack-{rank}", time.monotonic() + GRACE
     while time.monotonic() < deadline:
-        _, _, stack = path.read_text(encoding="utf-8", errors="replace").rpartition("Current thread")
+        _, _, stack = _text(path).rpartition("Current thread")
         frame = re.search(r'^  File "(.*)", line .* in (.*)\n', stack, re.MULTILINE)
         if frame is not None:
             return f"in {frame[2]} ({os.path.basename(frame[1])})"
@@ -158,9 +160,9 @@ def _end(process: Any) -> None:
     """End a rank with all that it started."""
     if process.pid is None:
         return
-    for end in (os.killpg, os.kill):  # the second for one that has no group of its own yet
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            end(process.pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()  # for one that has no group of its own yet
     process.join()
     process.close()
 
@@ -186,7 +188,7 @@ def _work(rank: int, world: int, work: Callable[[int], Answer], folder: Path, fo
             _join(rank, world, folder)
             answer = {"kind": "right", "value": work(rank)}
         except Violation as outcome:
-            answer = {"kind": "violation", "value": str(outcome)}
+            answer = {"kind": "violation", "value": str(outcome), "cause": _cause(outcome)}
         except Refused as outcome:
             answer = {"kind": "refused", "value": str(outcome)}
         except Inconclusive as outcome:
@@ -198,6 +200,11 @@ def _work(rank: int, world: int, work: Callable[[int], Answer], folder: Path, fo
             with contextlib.suppress(Exception):
                 torch.distributed.barrier()
         os._exit(0)  # threads and exit handlers are not waited for
+
+
+def _cause(outcome: Violation) -> str:
+    """What it was raised for, if anything: a target that raises has refused, see `Examination.probe`."""
+    return repr(outcome.__cause__) if outcome.__cause__ else ""
 
 
 def _join(rank: int, world: int, folder: Path) -> None:

@@ -116,7 +116,7 @@ def test_accumulation(subject: Subject, case: RanksCase) -> float | None:
 
 @clause(
     "DIS-STEP",
-    "Two steps of SGD on several ranks leave the adapter that one process trains on all rows, scaled by 1/ranks.",
+    "Two steps of SGD on several ranks leave the adapter that one process trains on all rows at 1/ranks of the rate.",
     group="distributed",
     cases=EXACT,
     subjects=LAYERS,

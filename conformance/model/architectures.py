@@ -201,7 +201,9 @@ def real(subject: Subject, case: RealCase) -> nn.Module:
     seed_torch(case.seed)
     transformers: Any = importlib.import_module("transformers")
     architecture = ARCHITECTURES[case.arch]
-    config = getattr(transformers, architecture.config)(attn_implementation="eager", **architecture.options)
+    config = getattr(transformers, architecture.config)(
+        attn_implementation="eager", architectures=[architecture.model], **architecture.options
+    )
     model: nn.Module = getattr(transformers, architecture.model)(config)
     _weigh(model, everything=case.arch == "switch")
     return model.to(subject.device, dtype_named(case.dtype)).train()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -37,7 +36,7 @@ def _backward(model: nn.Module, tokens: Tensor, wanted: Tensor) -> float:
     group="model",
     cases=GRADIENTS,
     dtypes=("float32", "bfloat16"),
-    library="transformers",
+    library="transformers>=5",
     weight=0.5,
 )
 def test_backward_in_architectures(subject: Subject, case: RealCase) -> float | None:
@@ -61,7 +60,7 @@ def _require_frozen_without_gradient(model: nn.Module) -> None:
     group="model",
     cases=GRADIENTS.narrowed(arch=("llama", "bert", "qwen3", "qwen2-moe"), how=("reentrant", "not reentrant")),
     dtypes=("float32",),
-    library="transformers",
+    library="transformers>=5",
     weight=0.25,
 )
 def test_checkpointing_in_architectures(subject: Subject, case: RealCase) -> float | None:
@@ -84,7 +83,7 @@ def test_checkpointing_in_architectures(subject: Subject, case: RealCase) -> flo
     group="model",
     cases=GRADIENTS,
     dtypes=("float32",),
-    library="transformers",
+    library="transformers>=5",
     weight=0.25,
 )
 def test_autocast_in_architectures(subject: Subject, case: RealCase) -> float | None:
@@ -105,7 +104,7 @@ def test_autocast_in_architectures(subject: Subject, case: RealCase) -> float | 
     group="model",
     cases=GRADIENTS.narrowed(rows=(3, 5)),
     dtypes=("float32",),
-    library="transformers",
+    library="transformers>=5",
     weight=0.25,
 )
 def test_accumulation_in_architectures(subject: Subject, case: RealCase) -> float | None:
@@ -124,18 +123,17 @@ def test_accumulation_in_architectures(subject: Subject, case: RealCase) -> floa
     group="model",
     cases=REAL.narrowed(arch=FLOAT64, rows=(WINDOW,), length=(5, 3), rank=(3, 1)),
     dtypes=("float64",),
-    library="transformers",
+    library="transformers>=5",
     weight=0.1,
 )
 def test_curve_in_architectures(subject: Subject, case: RealCase) -> None:
     model, plain = adapted_real(subject, case), real(subject, case).requires_grad_(False)
     pairs = [(model.get_submodule(name), plain.get_submodule(name)) for name in case.chosen]
     formula = [parameter for theirs, ours in pairs for parameter in _updated(ours, theirs)]
-    clip = getattr(subject.target, "clip_grad_norm_", nn.utils.clip_grad_norm_)
     tokens, wanted = batch(subject, case)
-    expected = _curve(plain, formula, nn.utils.clip_grad_norm_, tokens, wanted)
+    expected = _curve(plain, formula, tokens, wanted)
     with calling("training steps of the adapted model"):
-        found = _curve(model, list(adapters(model).values()), clip, tokens, wanted)
+        found = _curve(model, list(adapters(model).values()), tokens, wanted)
     if not expected[-1] < 0.9 * expected[0]:
         raise Inconclusive(f"{STEPS} steps take the loss from {expected[0]:.3g} to {expected[-1]:.3g}")
     for step, (mine, theirs) in enumerate(zip(found, expected, strict=True)):
@@ -153,9 +151,7 @@ def _updated(plain: nn.Module, layer: Any) -> tuple[Tensor, Tensor]:
     return A, B
 
 
-def _curve(
-    model: nn.Module, trained: list[Any], clip: Callable[..., Any], tokens: Tensor, wanted: Tensor
-) -> list[float]:
+def _curve(model: nn.Module, trained: list[Any], tokens: Tensor, wanted: Tensor) -> list[float]:
     """The loss of the window, all its rows, before each step."""
     optimizer = torch.optim.AdamW(trained, lr=0.02)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, STEPS)
@@ -167,7 +163,7 @@ def _curve(
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         losses.append(total)
-        clip(trained, 0.5)
+        nn.utils.clip_grad_norm_(trained, 0.5)  # the target's is for group gradnorm, whose bound is wider
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
@@ -180,7 +176,7 @@ def _curve(
     group="model",
     cases=REAL.narrowed(arch=("bert",), rows=(2,), length=(5,), rank=(3,), every=(False,)),
     dtypes=("float64",),
-    library="transformers",
+    library="transformers>=5",
     weight=0.02,
 )
 def test_compile_in_architectures(subject: Subject, case: RealCase) -> None:
@@ -197,8 +193,9 @@ def test_compile_in_architectures(subject: Subject, case: RealCase) -> None:
     require(abs(found - loss) <= BAND * loss, f"compiled, the loss is {found:.9g}: expected {loss:.9g}")
     for name, parameter in adapters(model).items():
         require(parameter.grad is not None, f"compiled, {name} gets no gradient")
+        require(name in expected, f"{name} gets a gradient compiled, and none otherwise")
         assert parameter.grad is not None
-        off = (parameter.grad - expected[name]).abs().max() / expected[name].abs().max()
+        off, largest = (parameter.grad - expected[name]).abs().max().item(), expected[name].abs().max().item()
         require(
-            bool(off <= BAND), f"compiled, the gradient of {name} is off by {off.item():.2g} of its largest element"
+            off <= BAND * largest, f"compiled, the gradient of {name} is off by {off:.2g}; its largest is {largest:.2g}"
         )

@@ -85,11 +85,18 @@ def _hooks(layer: nn.Module, calls: list[Call]) -> list[Any]:
     def after(_: nn.Module, __: Any, y: Any) -> None:
         call = calls[-1]
         require(isinstance(y, Tensor), f"an adapted layer returned a {type(y).__name__}: expected a tensor")
-        call.y = y.detach().clone()
+        call.y = _kept(y.detach())
         if y.requires_grad:
             y.register_hook(lambda gradient: setattr(call, "g", gradient.detach().clone()))
 
     return [layer.register_forward_pre_hook(before), layer.register_forward_hook(after)]
+
+
+def _kept(y: Tensor) -> Tensor:
+    """A copy in the same layout: what comes after may round by it."""
+    if 0 in y.stride() or not y.numel():
+        return y.clone()
+    return torch.empty_strided(y.shape, y.stride(), dtype=y.dtype, device=y.device).copy_(y)
 
 
 class Met(Operands):
@@ -138,6 +145,7 @@ def judge_outputs(watched: Watched) -> float | None:
 
 def judge_gradients(watched: Watched, autocast: str = "off") -> float | None:
     """Judge each layer's dA and dB, summed over its calls, and the dX of each call."""
+    require_used(watched)
     ratios = []
     for name, layer in watched.layers.items():
         calls = [call for call in watched.answered(name) if call.x.numel()]
@@ -145,6 +153,8 @@ def judge_gradients(watched: Watched, autocast: str = "off") -> float | None:
         for part in ("lora_A", "lora_B"):
             gradient = getattr(layer, part).weight.grad
             if not calls:  # an expert that no token was sent to
+                met = any(call.x.numel() for call in watched.calls[name])
+                require(not met, f"{name} was used and no gradient reached its output")
                 require(gradient is None or not gradient.any(), f"{name} was not used and has a gradient of {part}")
                 continue
             require(gradient is not None, f"{name}.{part}.weight got no gradient")

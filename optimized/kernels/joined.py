@@ -96,7 +96,7 @@ def joined(
     Returns:
         [M, N] in the dtype of x.
 
-    The grid is one program for each multiprocessor, and each walks over tiles: the stores of one overlap with the
+    The grid is one program for each multiprocessor, and each walks over tiles: the stores of one can overlap with the
     products of the next.
     """
     (M, K), N, R = x.shape, w.shape[0], s.shape[1]
@@ -114,7 +114,7 @@ def joined(
     launch(
         joined_kernel,
         (min(tiles, _programs(x.device)),),
-        y if bias is None else bias,
+        y if bias is None else bias.contiguous(),
         s,
         b,
         *descriptors,

@@ -51,9 +51,7 @@ def entries(path: Path = TABLE) -> list[dict[str, Any]]:
     """
     found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["entries"]
     for entry in found:
-        lacks = {"kernel", "device", "dtype", "M", "N", "K", "R", "blocks", "num_warps", "num_stages", "origin"} - {
-            *entry
-        }
+        lacks = {*FIELDS} - {*entry}
         if entry.get("origin") == MEASURED:
             lacks |= {*MEASUREMENT} - {*entry}
         if lacks:

@@ -98,6 +98,15 @@ class MakesLargerAdapters(RightModel):
             module.lora_A = nn.Linear(module.in_features, 2 * config.dim, bias=False)
 
 
+@breaks("MOD-ARCH-BWD", says="was used and no gradient reached its output", **ALL)
+class DetachesTheKeys(ByName):
+    def struck(self, name: str) -> bool:
+        return name.endswith(("k_proj", "key"))
+
+    def strike(self, layer: Any) -> None:
+        layer.register_forward_hook(lambda _, __, y: y.detach())
+
+
 @breaks("MOD-ARCH-TIED", says="no longer have one weight", **MODEL)
 class UntiesTheHead(AfterPatching):
     def spoil(self, layer: Any, options: Any) -> None:
@@ -221,12 +230,6 @@ class StartsAfreshWithEachForward(Computes):
         if torch.is_grad_enabled():
             layer.lora_A.weight.grad = None
         return super().compute(layer, x)
-
-
-@breaks("MOD-ARCH-CURVE", says="the loss of step", **ALL)
-class ClipsEachTensorAlone(RightModel):
-    def clip_grad_norm_(self, parameters: Any, max_norm: float, error_if_nonfinite: bool = False) -> Tensor:
-        return torch.stack([reference.clip_grad_norm_([p], max_norm) for p in parameters]).max()
 
 
 @breaks("MOD-ARCH-CURVE", says="the loss of step 9", **ALL)

@@ -19,6 +19,7 @@ from .config import (
 from .dora import dora_linear, dora_output, dora_weight, row_norm
 from .hybrid import CustomLinear
 from .linear import lora_linear, widen, without_autocast
+from .sharded import placed_as
 
 
 class LinearLoRA(nn.Linear):
@@ -233,7 +234,7 @@ class LinearLoRA(nn.Linear):
                 merged = weight + B @ A * self.scale
         # The original is kept: W + ΔW - ΔW would be off by a rounding, and by later changes of the adapter.
         self.unmerged_weight = self.weight.detach().clone()
-        self.weight.copy_(merged)
+        self.weight.copy_(placed_as(merged, self.weight))
 
     @torch.no_grad()
     def unmerge(self) -> None:

@@ -1,4 +1,4 @@
-"""Gradients spread over ranks: what of them is on this rank, and a number combined over all ranks."""
+"""Tensors spread over ranks: what of them is on this rank, how they are placed, and a number over all ranks."""
 
 import sys
 from typing import Any
@@ -18,6 +18,11 @@ def settled(t: Any) -> Any:
     from torch.distributed.tensor import Replicate
 
     return t.redistribute(placements=[Replicate() if p.is_partial() else p for p in t.placements])
+
+
+def placed_as(t: Any, like: Any) -> Tensor:
+    """t with the placements of another DTensor: products of shards come in whatever placement costs least."""
+    return t.redistribute(placements=like.placements) if is_sharded(like) else t  # type: ignore[no-any-return]
 
 
 def local_part(t: Any) -> Tensor:

@@ -132,6 +132,19 @@ def test_a_scale_that_is_off_by_three_percent_is_outside_the_band(
     assert f"scaled_target: every loss is NOT within {train.BAND:g}" in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_loss_that_is_no_number_is_outside_the_band(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setitem(sys.modules, "nan_target", scaled(float("nan")))  # type: ignore[arg-type]
+    options = ["--model", "llama", "--steps", "2", "--targets", "reference,nan_target"]
+    assert cli.main(["demo", "train", "--out", str(tmp_path), *options]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "nan_target: every loss is NOT within" in said
+    assert "not finite" in said
+    assert json.loads((tmp_path / "train.json").read_text())["runs"][1]["losses"][-1] is None
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

@@ -49,6 +49,18 @@ def test_each_rank_answers_in_a_group_of_all() -> None:
     assert [(float(answer["total"]), answer["world"]) for answer in answers] == [(1.0, 2)] * 2
 
 
+def test_an_error_of_the_target_is_the_cause_of_the_failure() -> None:
+    """Without it a target that refuses a dtype by raising would be said to take it."""
+
+    def work(_: int) -> dict[str, object]:
+        with calling("the layer"):
+            raise TypeError("no such dtype")
+
+    with pytest.raises(Violation, match="the layer raised TypeError: no such dtype") as caught:
+        on_ranks(2, work)
+    assert "no such dtype" in str(caught.value.__cause__)
+
+
 def failing(kind: str) -> object:
     """Work whose second rank fails while the first waits for it."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.metadata
 import importlib.util
 import json
 from pathlib import Path
@@ -12,10 +13,13 @@ from xml.etree import ElementTree as ET
 import jsonschema
 import pytest
 
+import reference
 from conformance import junit, report, smoke, terminal
+from conformance.clause import load_all
 from conformance.report import Outcome
 from conformance.result import Result
 from conformance.selection import Selection
+from conformance.target import Target, uninstalled
 from tests.commands import judged
 
 SCHEMA = json.loads(report.SCHEMA.read_text())
@@ -241,10 +245,27 @@ def test_a_clause_whose_package_is_not_installed_is_not_claimed_and_says_so(
     plan = smoke.plan(selection)
     assert [(clause["id"], clause["uninstalled"], bool(clause["trials"])) for clause in plan["clauses"]] == [
         ("MOD-WEIGHTS", [], True),
-        ("MOD-ARCH-BWD", ["transformers"], False),
+        ("MOD-ARCH-BWD", ["transformers>=5"], False),
     ]
     found = report.assemble(plan, selection, Outcome())
     report.finish(found, 0.0)
     assert found["clauses"][1]["status"] == "not_claimed"
     terminal.show(found, Path("report"))
-    assert "NOTE not judged without transformers (pip install" in capsys.readouterr().out
+    assert "NOTE not judged without transformers>=5 (pip install" in capsys.readouterr().out
+
+
+def test_an_older_package_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    bwd = load_all()["MOD-ARCH-BWD"]
+    assert uninstalled(bwd) == ()
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "4.57.1")
+    assert uninstalled(bwd) == ("transformers>=5",)
+
+
+def test_ranks_are_judged_on_the_cpu_alone() -> None:
+    clause = load_all()["DIS-DDP"]
+    assert Target.of(reference).subjects(clause)
+    assert not Target.of(reference, device="cuda").subjects(clause)
+    plan = a_plan()
+    plan["clauses"] = [{**plan["clauses"][2], "missing": [], "elsewhere": True}]
+    found = report.assemble(plan, Selection("t"), Outcome())
+    assert found["clauses"][0]["message"] == "judged on the CPU alone, where ranks are processes"

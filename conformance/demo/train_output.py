@@ -37,13 +37,17 @@ def rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
             seconds_of(run["median_seconds"]),
             f"{run['times_first']:.2f}",
             f"{run['trained']:,}",
-            f"{run['losses'][0]:.6f}",
-            f"{run['final_loss']:.6f}",
+            _loss(run["losses"][0]),
+            _loss(run["final_loss"]),
             difference(run["off_first"]),
             difference(run["off_norm"]),
         )
         for run in found["runs"]
     ]
+
+
+def _loss(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.6f}"
 
 
 def sentences(found: dict[str, Any]) -> list[str]:

@@ -145,6 +145,21 @@ def test_a_loss_that_is_no_number_is_outside_the_band(
     assert json.loads((tmp_path / "train.json").read_text())["runs"][1]["losses"][-1] is None
 
 
+def test_adapters_that_cannot_be_saved_leave_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+
+    def save_adapter(*_: object) -> None:
+        raise OSError("no room")
+
+    target = scaled(1.0)
+    target.save_adapter = save_adapter
+    monkeypatch.setitem(sys.modules, "full_target", target)  # type: ignore[arg-type]
+    options = ["--model", "llama", "--steps", "1", "--targets", "reference,full_target"]
+    with pytest.raises(OSError, match="no room"):
+        cli.main(["demo", "train", "--out", str(tmp_path), *options])
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import os
 import signal
@@ -19,8 +20,13 @@ from torch import distributed, nn
 import optimized
 import reference
 from conformance import cli
+from conformance.case import Case
+from conformance.clause import load_all
 from conformance.distributed.ranks import PATIENCE, on_ranks
+from conformance.examine import Examination
 from conformance.judge import Inconclusive, Refused, Violation, calling
+from conformance.profiles import PROFILES
+from conformance.target import Target
 from optimized.linear import why_not_fused
 from tests.commands import PATIENCE as SECONDS
 
@@ -120,6 +126,19 @@ def test_ranks_that_hang_are_named_with_their_place_and_ended(monkeypatch: pytes
     assert str(caught.value).startswith("all 2 ranks have not ended within 4 s\n         rank 0 is in ")
     assert str(caught.value).endswith("rank 1 is in sleep_on (test_distributed.py)")
     assert eventually(lambda: not marked(mark))
+
+
+def test_a_case_that_hangs_is_not_tried_again() -> None:
+    """Each smaller case would take a time limit too, and the trial's own limit would come first."""
+    clause, seen = load_all()["DIS-EMPTY"], []
+
+    def hangs(_: object, case: Case) -> None:
+        seen.append(case)
+        raise Violation("rank 1 of 2 has not ended within 60 s", is_slow=True)
+
+    (subject, *_) = Target.of(reference).subjects(clause)
+    result = Examination(dataclasses.replace(clause, check=hangs), subject, "float32", PROFILES["quick"]).run()
+    assert (result.status, len(seen)) == ("fail", 1)
 
 
 def marked(mark: str) -> list[int]:

@@ -253,6 +253,11 @@ class TestFastIntegers:
             for dtype in (torch.float64, torch.bfloat16):
                 assert torch.equal(plain(x, dtype), fast(x, dtype))
 
+    def test_rows_that_require_grad_are_taken_as_the_reference_takes_them(self) -> None:
+        weight, x = torch.linspace(-1, 1, 66).reshape(2, 33), torch.linspace(0, 3, 99).reshape(3, 33)
+        plain, fast = (kind(weight, weight.sum(1), 8, None) for kind in (reference.QuantizedLinear, QuantizedLinear))
+        assert torch.equal(fast(x.requires_grad_(), torch.float32), plain(x, torch.float32))
+
     def test_float32_products_where_they_are_exact(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("optimized.quantization.why_not_int8", lambda *_: "not here")
         weight, x = torch.linspace(-1, 1, 64).reshape(4, 16), torch.linspace(0, 1, 48).reshape(3, 16)

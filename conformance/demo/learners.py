@@ -16,7 +16,6 @@ import reference
 from conformance.demo.fine_tuning import Batch, FineTuning
 
 MAX_GRAD_NORM = 1.0
-PEFT = "peft"
 
 
 @dataclass
@@ -90,9 +89,8 @@ class Learner:
         if self.parts is None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of a base model that is on no hub
-                self.model.save_pretrained(
-                    str(folder), save_embedding_layers=False
-                )  # by itself it adds a frozen lm_head
+                # by itself it adds a frozen lm_head
+                self.model.save_pretrained(str(folder), save_embedding_layers=False)
         else:
             self.parts.save_adapter(self.model, self.config, folder)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import signal
@@ -18,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conformance.selection import UsageError
+from conformance.demo.needed import module, packages
 
 if TYPE_CHECKING:
     from conformance.demo.training import Run
@@ -61,10 +59,7 @@ def check_installed(wanted: Wanted) -> None:
         needed["concrete_ml_extensions"] = "fhe"
     if "remote" in wanted.modes and "mlp" in wanted.models:
         needed |= {"httpx": "remote", "starlette": "remote", "uvicorn": "remote"}
-    missing = {name: extra for name, extra in needed.items() if importlib.util.find_spec(name) is None}
-    if missing:
-        extras = ",".join(sorted(set(missing.values())))
-        raise UsageError(f"the demo needs {', '.join(missing)}: pip install 'loraspec[{extras}]'")
+    packages(needed)
 
 
 def implementation(name: str) -> Any:
@@ -73,14 +68,7 @@ def implementation(name: str) -> Any:
     Raises:
         UsageError: if it does not import or lacks one of `NAMES`.
     """
-    try:
-        module = importlib.import_module(name)
-    except (ImportError, ValueError) as error:
-        raise UsageError(f"implementation {name!r} does not import: {error}") from error
-    missing = [wanted for wanted in NAMES if not hasattr(module, wanted)]
-    if missing:
-        raise UsageError(f"implementation {name!r} has no {', '.join(missing)}")
-    return module
+    return module(name, NAMES, "implementation")
 
 
 def run(wanted: Wanted) -> dict[str, Any]:

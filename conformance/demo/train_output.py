@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,11 @@ def write(folder: Path, found: dict[str, Any], learners: list[Any]) -> None:
         "train.json": as_json(found),
         "train.md": markdown(found).encode(),
     }
-    write_files(folder, contents)
-    for learner in learners:
-        learner.save(folder / "adapters" / learner.run.target)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".adapters-") as held:
+        for learner in learners:  # all of them first: one that cannot be saved leaves nothing
+            learner.save(Path(held, learner.run.target))
+        write_files(folder, contents)
+        shutil.copytree(held, folder / "adapters", dirs_exist_ok=True)
 
 
 def rows(found: dict[str, Any]) -> list[tuple[str, ...]]:

@@ -147,9 +147,9 @@ def judge_norm(subject: Subject, case: ShardsCase) -> float | None:
 
 @clause(
     "DIS-NORM",
-    """clip_grad_norm_ of DTensors returns on every rank the same bits, the norm of the whole gradients within 1e-3:
-    shards, uneven or empty ones, are summed over ranks, what every rank holds counts once, and pending sums (Partial)
-    are taken first.""",
+    """clip_grad_norm_ of DTensors, of one mesh or several and with plain tensors among them, returns on every rank the
+    same bits, the norm of the whole gradients within 1e-3: shards, uneven or empty ones, are summed over ranks, what
+    every rank holds counts once, and pending sums (Partial) are taken first.""",
     group="distributed",
     cases=SHARDS,
     subjects=("clip_grad_norm_",),

@@ -26,7 +26,7 @@ from conformance.forked import Stamps, stamps
 from conformance.guard import Guard, Stopped, memory_for
 from conformance.report import assemble, exit_code
 from conformance.result import CRASHED, FAIL, INCONCLUSIVE, PASS
-from conformance.run import IMPORT_TIMEOUT, ONE_THREAD, TIMEOUTS, outcome_in, record_death
+from conformance.run import IMPORT_TIMEOUT, ONE_THREAD, TIMEOUTS, Following, record_death
 from conformance.selection import Selection, UsageError, gpu_at_hand, known, set_interpreter
 
 # A few stat calls see every kind of save on every file system, network and container mounts included, for less than a
@@ -158,7 +158,7 @@ def _json(path: Path) -> Any:
 
 
 def _reported(selection: Selection, plan: dict[str, Any], folder: Path) -> tuple[int, list[str]]:
-    report = assemble(plan, selection, outcome_in(folder))
+    report = assemble(plan, selection, Following(folder).look())
     (clause,) = report["clauses"]
     lines = [
         f"the suite itself failed, which says nothing about the target:\n{e['traceback']}" for e in report["errors"]

@@ -92,10 +92,10 @@ def execute(
     with tempfile.TemporaryDirectory(prefix="loraspec-") as folder:
         scratch = Path(folder)
         _write(scratch, outcome)
-        guard = Guard(scratch, limit, IMPORT_TIMEOUT, most)
+        guard, following = Guard(scratch, limit, IMPORT_TIMEOUT, most), Following(scratch)
 
         def look(process: subprocess.Popen[bytes]) -> None:
-            seen = outcome_in(scratch)
+            seen = following.look()
             watcher(seen, len(wanted))
             guard.look(process, finished=not wanted - set(seen.results))
 
@@ -103,10 +103,10 @@ def execute(
             before = len(outcome.results)
             (scratch / "wanted.json").write_text(json.dumps(sorted(wanted - set(outcome.results))))
             status, printed = _pytest(selection, plan, guard, count, look)
-            outcome = outcome_in(scratch)
+            outcome = following.look()
             if count == 0 and wanted - set(outcome.results) and not outcome.errors:
                 record_death(scratch, limit)
-                outcome = outcome_in(scratch)
+                outcome = following.look()
             if len(outcome.results) == before and not outcome.errors:
                 raise SuiteError(f"pytest ended with status {status} and no result{printed}")
     watcher(outcome, len(wanted))
@@ -180,23 +180,28 @@ def _write(scratch: Path, outcome: Outcome) -> None:
         events.write(error=text, where=where)
 
 
-def outcome_in(scratch: Path) -> Outcome:
-    """What the events in a folder say came of the trials so far."""
-    outcome = Outcome()
-    for event in Events(scratch).read():
-        match event:
-            case {"result": dict(result), "script": script}:
-                outcome.add(Result(**result), script if isinstance(script, str) else None)
-            case {"error": str(text), "where": str(where)}:
-                outcome.errors.append((where, text))
-    return outcome
+class Following:
+    """What the events in a folder say came of the trials: each event is read once, however often one looks."""
+
+    def __init__(self, scratch: Path) -> None:
+        self._events, self._outcome = Events(scratch), Outcome()
+
+    def look(self) -> Outcome:
+        """The outcome so far; the same object each time."""
+        for event in self._events.new():
+            match event:
+                case {"result": dict(result), "script": script}:
+                    self._outcome.add(Result(**result), script if isinstance(script, str) else None)
+                case {"error": str(text), "where": str(where)}:
+                    self._outcome.errors.append((where, text))
+        return self._outcome
 
 
 def record_death(scratch: Path, limit: float) -> None:
     """Without workers a crash ends pytest itself: the trial it had started and not finished is to blame."""
     events = Events(scratch)
-    finished = set(outcome_in(scratch).results)
-    started = [event["start"] for event in events.read() if "start" in event]
+    finished = set(Following(scratch).look().results)
+    started = [event["start"] for event in events.new() if "start" in event]
     open_trials = [(clause, subject, dtype) for clause, subject, dtype in started]
     open_trials = [key for key in open_trials if key not in finished]
     if open_trials:

@@ -129,16 +129,19 @@ class Events:
     """The running record of a run, one JSON object a line, readable while it is written."""
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / "events.jsonl"
+        self.path, self._read = folder / "events.jsonl", 0
 
     def write(self, **event: object) -> None:
         """Append one event."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(event) + "\n")
 
-    def read(self) -> list[dict[str, Any]]:
-        """All complete events so far."""
+    def new(self) -> list[dict[str, Any]]:
+        """The complete events that were not read yet: a run is looked at five times a second, and may be long."""
         if not self.path.exists():
             return []
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        with self.path.open("rb") as file:
+            file.seek(self._read)
+            written, newline, _ = file.read().rpartition(b"\n")
+        self._read += len(written) + len(newline)
+        return [json.loads(line) for line in written.splitlines()]

@@ -22,8 +22,9 @@ ELEMENTS_AT_ONCE = 2**15 - 1
 """Of a block of rows: its intermediate results stay in the cache, and PyTorch does not split work that small among
 threads, which on a busy machine wait for each other longer than they compute."""
 
-MOST_INTERPRETED = 2**20
-"""Multiplications up to which a CPU runs the kernel interpreted, as conformance asks: a tenth of a second's work."""
+MOST_INTERPRETED = 2**14
+"""Multiplications up to which a CPU runs the kernel interpreted, as conformance asks: so a run judges it by the small
+cases, and by the others what a CPU computes by itself."""
 
 __all__ = [
     "Quantized",

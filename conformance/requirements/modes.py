@@ -51,6 +51,7 @@ def checkpointed(subject: Subject, case: LinearCase) -> float | None:
     "COMPILE",
     "torch.compile keeps output and gradients.",
     SMALL.narrowed(training=(True,), m=(3, 17), k=(17, 33), n=(5, 16), r=(3,), scale=(2.0, 4.0)),
+    dtypes=("float32", "bfloat16"),  # what is traced does not ask for the dtype but to tell 16 bits from others
     weight=0.05,
 )
 def compiled(subject: Subject, case: LinearCase) -> float | None:

@@ -52,7 +52,7 @@ def down_kernel(
     inside_r = offs_r < R
     x_rows = x_ptr + offs_m.to(tl.int64)[:, None] * stride_xm
     a_rows = a_ptr + offs_r.to(tl.int64)[None, :] * stride_ar
-    acc = tl.zeros((BLOCK_M, BLOCK_R), ACC)
+    acc = tl.full((BLOCK_M, BLOCK_R), 0, ACC)
     # Walks K; the loads put zeros in its tail. Splits end at whole blocks, so that only K itself has one.
     for k in range(k_from, k_to, BLOCK_K):
         offs_k = k + tl.arange(0, BLOCK_K)

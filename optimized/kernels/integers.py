@@ -37,7 +37,7 @@ def integers_kernel(
     inside_n = offs_n < N
     x_rows = x_ptr + offs_m.to(tl.int64)[:, None] * stride_xm
     w_rows = w_ptr + offs_n.to(tl.int64)[None, :] * stride_wn
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
+    acc = tl.full((BLOCK_M, BLOCK_N), 0, tl.int32)
     # Walks K; the loads put zeros in its tail.
     for k in range(0, K, BLOCK_K):
         offs_k = k + tl.arange(0, BLOCK_K)

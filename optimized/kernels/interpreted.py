@@ -43,6 +43,7 @@ def _exact(tile):
 def _upper_half(tile):
     """The upper 16 bits of a float32 tile rounded to nearest even, as uint32; every NaN becomes 0x7FC0."""
     is_nan = tile != tile  # noqa: PLR0124 - what NaN is
-    bits = tl.where(is_nan, 0.0, tile).to(tl.uint32, bitcast=True)
+    # in 64 bits, where no carry is lost and the interpreter looks for none
+    bits = tl.where(is_nan, 0.0, tile).to(tl.uint32, bitcast=True).to(tl.uint64)
     rounded = (bits + ((bits >> 16) & 1) + 0x7FFF) >> 16
     return tl.where(is_nan, 0x7FC0, rounded).to(tl.uint32)

@@ -50,7 +50,7 @@ def joined_kernel(
         within = tile % (GROUP_M * tiles_n)
         m = (first + within % rows) * BLOCK_M
         n = within // rows * BLOCK_N
-        acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        acc = tl.full((BLOCK_M, BLOCK_N), 0, tl.float32)
         # Walks K; what a descriptor reads of its tail is zeros.
         for k in range(0, K, BLOCK_K):
             x = as_operand(x_desc.load([m, k]), OPERAND)

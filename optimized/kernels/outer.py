@@ -55,7 +55,7 @@ def outer_kernel(
     inside_r = offs_r < R
     g_columns = g_ptr + offs_n.to(tl.int64)[:, None] * stride_gn
     s_columns = s_ptr + offs_r.to(tl.int64)[None, :] * stride_sr
-    acc = tl.zeros((BLOCK_N, BLOCK_R), ACC)
+    acc = tl.full((BLOCK_N, BLOCK_R), 0, ACC)
     # Walks M; the loads put zeros in its tail. Splits end at whole blocks, so that only M itself has one.
     for m in range(m_from, m_to, BLOCK_M):
         offs_m = m + tl.arange(0, BLOCK_M)

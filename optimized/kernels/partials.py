@@ -30,7 +30,7 @@ def partials_kernel(
     offs_r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R).to(tl.int64)
     inside = (offs_n < N)[:, None] & (offs_r < R)[None, :]
     tile_ptr = partials_ptr + offs_n[:, None] * stride_pn + offs_r[None, :] * stride_pr
-    acc = tl.zeros((BLOCK_N, BLOCK_R), ACC)
+    acc = tl.full((BLOCK_N, BLOCK_R), 0, ACC)
     # Walks P, which has no tail; N and R are masked.
     for p in range(P):
         acc += tl.load(tile_ptr + tl.full((1, 1), p, tl.int64) * stride_pp, mask=inside, other=0.0)

@@ -66,7 +66,7 @@ def sweep_kernel(
     g_columns = g_ptr + columns[None, :] * stride_gn
     s_columns = s_ptr + offs_r[None, :] * stride_sr
     t_columns = t_ptr + tl.program_id(0).to(tl.int64) * stride_tp + offs_r[None, :] * stride_tr
-    acc = tl.zeros((BLOCK_N, BLOCK_R), ACC)
+    acc = tl.full((BLOCK_N, BLOCK_R), 0, ACC)
     # Walks M; the loads put zeros in its tail. Splits end at whole blocks, so that only M itself has one.
     for m in range(m_from, m_to, BLOCK_M):
         offs_m = m + tl.arange(0, BLOCK_M)

@@ -48,7 +48,7 @@ def up_kernel(
     inside_n = offs_n < N
     s_rows = s_ptr + offs_m.to(tl.int64)[:, None] * stride_sm
     b_rows = b_ptr + offs_n.to(tl.int64)[None, :] * stride_bn
-    acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
+    acc = tl.full((BLOCK_M, BLOCK_N), 0, ACC)
     # Walks R; the loads put zeros in its tail.
     for r in range(0, R, BLOCK_R):
         offs_r = r + tl.arange(0, BLOCK_R)

@@ -46,8 +46,8 @@ class Agreement:
     def __init__(self, problem: Problem, timed: Timed) -> None:
         self.problem, self.timed = problem, timed
 
-    def check(self, layer: nn.Module) -> None:
-        """Run the layer once, without dropout, and compare.
+    def check(self, layer: nn.Module) -> float:
+        """Run the layer once, without dropout; the worst error ÷ budget.
 
         Raises:
             Violation: naming the result that is off.
@@ -60,12 +60,14 @@ class Agreement:
         results = {"y": y.detach(), "dX": x.grad, "dA": lora_A.grad, "dB": lora_B.grad}
         x.grad = lora_A.grad = lora_B.grad = None
         layer.train(training)
+        worst = 0.0
         for name, result in results.items():
             require(result is not None, f"{name} is None")
             like, axis, dimension = LAYOUTS[name]
             require(result.shape == getattr(self.timed, like).shape, f"{name} has shape {list(result.shape)}")
             part = result.index_select(axis, self.kept(dimension))
-            compare(numbers(part), self.expected[name])
+            worst = max(worst, compare(numbers(part), self.expected[name]))
+        return worst
 
     def kept(self, dimension: str) -> Tensor:
         """The indices of a dimension that are compared: the first, the last, and some between."""

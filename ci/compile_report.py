@@ -8,7 +8,6 @@ import argparse
 import concurrent.futures
 import contextlib
 import io
-import itertools
 import json
 import os
 import re
@@ -23,41 +22,14 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from optimized.kernels.down import down_config, down_kernel
-from optimized.kernels.integers import NOT_FUSED, integers_config, integers_kernel
-from optimized.kernels.joined import joined_config, joined_kernel
-from optimized.kernels.lifted import lifted_config, lifted_gradients_kernel, lifted_kernel
-from optimized.kernels.outer import outer_config, outer_kernel
-from optimized.kernels.partials import partials_config, partials_kernel
-from optimized.kernels.sweep import sweep_config, sweep_kernel
-from optimized.kernels.tiles import TL_DTYPE, Config, mixed_dot, native_dot
-from optimized.kernels.up import up_config, up_kernel
-from optimized.routes import MOST_SWEPT_RANK
-from reference.mlp import ACTIVATIONS
+from ci.compile_jobs import KERNELS, LIFTED, Job, jobs
+from optimized.kernels.integers import NOT_FUSED, integers_kernel
+from optimized.kernels.joined import joined_kernel
+from optimized.kernels.partials import partials_kernel
+from optimized.kernels.tiles import TL_DTYPE
 
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 TENSOR_CORE = {"tcgen05": "tcgen05.mma", "wgmma": "wgmma.mma_async", "mma": "mma.sync"}
-KERNELS = {
-    "down": (down_kernel, down_config, native_dot),
-    "up": (up_kernel, up_config, mixed_dot),
-    "outer": (outer_kernel, outer_config, mixed_dot),
-    "sweep": (sweep_kernel, sweep_config, mixed_dot),
-}
-# Element by element: no product, one configuration, and one compilation for each activation.
-LIFTED = {"lifted": lifted_kernel, "lifted_gradients": lifted_gradients_kernel}
-# What becomes of int8 operands, int64 being the bare product; float16 differs from bfloat16 in one last cast.
-RESULTS = (torch.int64, torch.float64, torch.float32, torch.bfloat16)
-# Tiles by tensor descriptors, which sm_80 has not; the weight as forward and as backward multiply by it.
-JOINED = {"forward": "stride_br", "backward": "stride_bn"}
-# The dtype of the operands and the one they are rounded to; the last pair is autocast's.
-DTYPES = (
-    (torch.bfloat16, torch.bfloat16),
-    (torch.float16, torch.float16),
-    (torch.float32, torch.float32),
-    (torch.float32, torch.bfloat16),
-)
-# One shape on each side of every bound that a configuration depends on.
-SHAPES = tuple(itertools.product((1, 33, 512, 513, 65536), (1, 4096), (1, 17, 33, 128)))
 
 
 # What a launch finds out: which strides are 1, and which other numbers are no multiples of 16. A swapped
@@ -71,20 +43,6 @@ UNIT_STRIDES = {
     "strided": (),
 }
 UNALIGNED_AT_ODD_RANK = ("R", "stride_sm", "stride_ak", "stride_bn", "stride_on", "stride_tm", "stride_dn")
-UNSWAPPED = ("outer", "sweep")  # each of their operands has one place in the formula
-
-
-@dataclass(frozen=True)
-class Job:
-    """One compilation."""
-
-    kernel: str
-    arch: int
-    dtype: str
-    compute: str
-    layout: str
-    config: Config
-    activation: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,6 +54,7 @@ class Row:
     dtype: str
     compute: str
     layout: str
+    dropped: bool
     blocks: str
     warps: int
     stages: int
@@ -105,64 +64,6 @@ class Row:
     instructions: str
     descriptors: bool
     faults: list[str]
-
-
-def jobs() -> list[Job]:
-    """Every configuration that a launcher can choose, for every architecture, dtype and layout."""
-    found = {}
-    for arch, (dtype, compute), layout in itertools.product(SHARED_BYTES, DTYPES, UNIT_STRIDES):
-        if dtype != compute and layout != "packed":
-            continue
-        for M, features, R in SHAPES:
-            configs = {
-                name: pick(M, features, R, compute, _is_lean(name, layout, R, dtype.itemsize > compute.itemsize))
-                for name, (_, pick, _) in KERNELS.items()
-                if not (layout == "swapped" and name in UNSWAPPED)
-                and not (name == "sweep" and (R > MOST_SWEPT_RANK or compute == torch.float32))
-            }
-            if dtype == compute and layout in ("packed", "strided"):
-                configs["partials"] = partials_config(features, R)
-            for name, config in configs.items():
-                job = Job(name, arch, _name(dtype), _name(compute), layout, config)
-                found[str(job)] = job
-    return [*found.values(), *_lifted_jobs(), *_integers_jobs(), *_joined_jobs()]
-
-
-def _joined_jobs() -> list[Job]:
-    """The persistent kernel: both passes in bfloat16, and each block size."""
-    configs = {N: joined_config(65536, N, 4096) for N in (128, 4096)}
-    return [
-        Job("joined", arch, dtype, dtype, layout, config)
-        for arch, dtype, layout, config in itertools.product((90, 100), ("bfloat16",), JOINED, configs.values())
-    ]
-
-
-def _lifted_jobs() -> list[Job]:
-    """The activation kernels: each activation, gated or not, in each dtype, for every architecture."""
-    dtypes = dict.fromkeys(_name(dtype) for dtype, _ in DTYPES)
-    variants = [f"{name}{gate}" for name in ACTIVATIONS for gate in ("", " gated")]
-    return [
-        Job(kernel, arch, dtype, dtype, "packed", lifted_config(2**20), activation)
-        for kernel, arch, dtype, activation in itertools.product(LIFTED, SHARED_BYTES, dtypes, variants)
-    ]
-
-
-def _integers_jobs() -> list[Job]:
-    """The kernel on int8: each configuration and result for every architecture; strided with the widest result."""
-    found = {}
-    layouts = [*((result, "packed") for result in RESULTS), (torch.float64, "strided")]
-    for arch, (result, layout), M, K in itertools.product(SHARED_BYTES, layouts, (1, 17, 65536), (1, 4096)):
-        config = integers_config(M, 4096, K, layout == "strided")
-        job = Job("integers", arch, _name(result), "int8", layout, config)
-        found[str(job)] = job
-    return list(found.values())
-
-
-def _is_lean(name: str, layout: str, R: int, wide: bool) -> bool:
-    """What the launchers conclude: the large operand decides, and beyond rank 16 the factor too."""
-    large = name != "up" and (layout == "strided" or wide)
-    factor = name not in UNSWAPPED and (layout in ("strided", "odd rank") or wide)
-    return large or (R > 16 and factor)
 
 
 def compile_job(job: Job) -> Row:
@@ -188,6 +89,7 @@ def compile_job(job: Job) -> Row:
         dtype=job.dtype,
         compute=job.compute,
         layout=job.activation or job.layout,
+        dropped=job.dropped,
         blocks="x".join(f"{name.removeprefix('BLOCK')[-1:]}{size}" for name, size in job.config.blocks.items()),
         warps=job.config.num_warps,
         stages=job.config.num_stages,
@@ -229,13 +131,19 @@ def _kernel(job: Job) -> tuple[Any, dict[str, Any]]:
         constants = {"GATED": bool(gate), "ACTIVATION": name, "ACC": TL_DTYPE[torch.float32]}
         return LIFTED[job.kernel], {**constants, **job.config.blocks}
     if job.kernel == "joined":
-        constants = {"OPERAND": TL_DTYPE[compute], "HAS_BIAS": True, "K_FIRST": job.layout == "backward", "GROUP_M": 8}
-        return joined_kernel, {**constants, **job.config.blocks, "stride_sr": 1, JOINED[job.layout]: 1}
+        backward = job.layout.startswith("backward")
+        constants = {"OPERAND": TL_DTYPE[compute], "HAS_BIAS": True, "K_FIRST": backward, "GROUP_M": 8}
+        units = {"stride_sr": 1, "stride_bn" if backward else "stride_br": 1}
+        return joined_kernel, {**constants, "DROPPED": job.dropped, **job.config.blocks, **units}
     if job.kernel == "partials":
         kernel, constants = partials_kernel, {"ACC": TL_DTYPE[torch.float32]}
     else:
         kernel, _, dot = KERNELS[job.kernel]
-        constants = {**dot(compute), **({"ADDED": job.layout != "strided"} if job.kernel == "up" else {})}
+        constants = {
+            **dot(compute),
+            "DROPPED": job.dropped,
+            **({"ADDED": job.layout != "strided"} if job.kernel == "up" else {}),
+        }
     units = {name: 1 for name in UNIT_STRIDES[job.layout] if name in kernel.arg_names}
     return kernel, {**constants, **job.config.blocks, **units}
 
@@ -252,12 +160,12 @@ def _type(name: str, job: Job, constants: dict[str, Any]) -> str:
         return {"x_ptr": "*i8", "w_ptr": "*i8", "y_ptr": f"*{_triton_name(job.dtype)}"}.get(name, "*fp64")
     if name.endswith("_ptr"):
         return f"*{_triton_name(job.dtype)}"
-    return "fp64" if name == "scale" else "i64" if name.startswith("stride_") else "i32"
+    return "fp64" if name == "scale" else "i64" if name == "seed" or name.startswith("stride_") else "i32"
 
 
 def _descriptor(name: str, job: Job) -> str:
     """The type of a tensor descriptor, as `joined` makes it."""
-    axes = {"x_desc": "MK", "w_desc": "KN" if job.layout == "backward" else "NK", "y_desc": "MN"}[name]
+    axes = {"x_desc": "MK", "w_desc": "KN" if job.layout.startswith("backward") else "NK", "y_desc": "MN"}[name]
     sizes = ",".join(str(job.config.blocks[f"BLOCK_{axis}"]) for axis in axes)
     return f"tensordesc<{TL_DTYPE[getattr(torch, job.dtype)]}[{sizes}]>"
 
@@ -266,17 +174,13 @@ def _is_aligned(name: str, job: Job) -> bool:
     """Whether a launch would find this argument to be a multiple of 16."""
     if name.endswith("_OF_SPLIT"):
         return True
-    if job.layout == "strided" or (job.layout == "odd rank" and name in UNALIGNED_AT_ODD_RANK):
+    if job.layout == "strided" or (job.layout.endswith("odd rank") and name in UNALIGNED_AT_ODD_RANK):
         return False
     return name.endswith("_ptr") or name in ("N", "K", "R") or name.startswith("stride_")
 
 
 def _triton_name(dtype: str) -> str:
     return "i64" if dtype == "int64" else str(TL_DTYPE[getattr(torch, dtype)])
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _table(rows: list[Row]) -> str:
@@ -299,6 +203,7 @@ def main() -> int:
     """Compile, print the table, write the JSON if asked to; 1 when anything is wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, help="where to write the rows")
+    parser.add_argument("--every-layout", action="store_true", help="kernels with a mask in every layout too")
     arguments = parser.parse_args()
     with (
         tempfile.TemporaryDirectory() as cache,
@@ -306,7 +211,7 @@ def main() -> int:
             len(os.sched_getaffinity(0)), initializer=_prepare, initargs=(cache,)
         ) as pool,
     ):
-        rows = list(pool.map(compile_job, jobs(), chunksize=4))
+        rows = list(pool.map(compile_job, jobs(arguments.every_layout), chunksize=4))
     faulty = [row for row in rows if row.faults]
     sys.stdout.write(
         f"{_table(rows)}\n\n{len(rows)} compilations with triton {triton.__version__}, {len(faulty)} faulty\n"

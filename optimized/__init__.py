@@ -2,6 +2,7 @@
 
 - `linear`: the base product and the update as one autograd node, summed in place; `general` is that node with
   dropout, mixed dtypes or autocast, on the products of `matrices` and the masks of `dropout`.
+- `philox`: masks that nobody draws, an element's bits from its row and column.
 - `qkv`, `mlp`: a block of several projections as one node, on the products of `projections`; `activations` computes
   f, in Triton or in PyTorch, and `blocks` differentiates twice.
 - `layer`, `model`: `reference`'s layers and patching with that node; `dora` puts it under a magnitude.

@@ -1,13 +1,17 @@
-"""Dropout of the adapter path from a seed: fast to draw, and kept as a bit per element or drawn again."""
+"""Dropout of the adapter path from a seed: drawn, and kept as a bit per element or drawn again; or by a counter."""
 
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor
 
+from optimized.philox import Kept
+
 _LANE = 2**16  # the values of the 16 random bits that decide one element
 _GATHER_BITS = 0x0102040810204080  # eight bytes of 0 or 1, times this, have their bits in the top byte
+
+Mask = TypeVar("Mask", Tensor, Kept)
 
 
 class Dropout(NamedTuple):
@@ -18,7 +22,7 @@ class Dropout(NamedTuple):
     seed: int = 0
 
     @classmethod
-    def seeded(cls, rate: float, position: str) -> "Dropout":
+    def seeded(cls, rate: float, position: str) -> Self:
         """The dropout of one forward pass, seeded by PyTorch's global CPU generator.
 
         So `torch.manual_seed` governs it, and checkpointing, which restores that generator, replays it.
@@ -38,7 +42,7 @@ class Dropout(NamedTuple):
             return self.draw(rows, lora_A, lora_B)
         return unpack(bits, self._shape(rows, lora_A, lora_B))
 
-    def split(self, mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    def split(self, mask: Mask | None) -> tuple[Mask | None, Mask | None]:
         """The mask of x and the mask of the update."""
         return (mask, None) if self.on_input else (None, mask)
 
@@ -47,6 +51,21 @@ class Dropout(NamedTuple):
 
 
 NO_DROPOUT = Dropout(0.0)
+
+
+class CountedDropout(Dropout):
+    """Dropout whose mask the kernels compute, each element from its place, and PyTorch where they do not run."""
+
+    @property
+    def kept(self) -> Kept | None:
+        """The elements that are kept; None if all are, or no update is computed at all."""
+        limit = _limit(1.0 - self.rate, self.seed)
+        return None if self.rate in (0.0, 1.0) or limit >= _LANE else Kept(self.seed, limit)
+
+    def draw(self, rows: int, lora_A: Tensor, lora_B: Tensor) -> Tensor | None:
+        """As of `Dropout`."""
+        kept = self.kept
+        return None if kept is None else kept.mask(*self._shape(rows, lora_A, lora_B), device=lora_A.device)
 
 
 def draw_mask(shape: tuple[int, int], keep: float, seed: int, device: torch.device) -> Tensor:
@@ -61,13 +80,18 @@ def draw_mask(shape: tuple[int, int], keep: float, seed: int, device: torch.devi
     generator = torch.Generator(device).manual_seed(seed)
     lanes = torch.empty(padded // 4, dtype=torch.int64, device=device)
     lanes.random_(-(2**63), None, generator=generator)
-    limit = int(_LANE * keep + (seed >> 32) / 2**30)  # the CPU's generator takes only the seed's lower half
+    limit = _limit(keep, seed)
     mask = torch.empty(padded, dtype=torch.uint8, device=device)
     if limit >= _LANE:
         mask.fill_(1)
     else:
         torch.lt(lanes.view(torch.int16), limit - _LANE // 2, out=mask)
     return mask[:size].view(shape)
+
+
+def _limit(keep: float, seed: int) -> int:
+    """``⌊2¹⁶·keep + u⌋``, u from the seed's upper half: the CPU's generator takes only the lower one."""
+    return int(_LANE * keep + (seed >> 32) / 2**30)
 
 
 def pack(mask: Tensor) -> Tensor:

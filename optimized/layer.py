@@ -10,10 +10,11 @@ from torch import Tensor, nn
 import reference
 from optimized.adapter import LoRATritonFunction, why_not_triton
 from optimized.dora import dora_linear
+from optimized.dropout import CountedDropout
 from optimized.linear import fused_linear, why_not_fused
 from optimized.matrices import autocast_dtype
 from optimized.node import TritonLoRALinear
-from optimized.routes import why_not_kernels
+from optimized.routes import why_not_kernels, why_not_masking_kernels
 from reference.linear import check_operands, drop
 
 
@@ -65,12 +66,14 @@ class LinearLoRA(reference.LinearLoRA):
 class TritonLinearLoRA(LinearLoRA, reference.TritonLinearLoRA):
     """`LinearLoRA` on Triton kernels, with the large products by PyTorch unless one kernel computes both.
 
+    With operands of one dtype the kernels compute dropout's mask wherever they need it, and x Aᵀ is all that is saved.
+
     Where ``why_not_triton(x, lora_A.weight, lora_B.weight)`` or `why_not_kernels` gives a reason, and with DoRA, it
     computes as `LinearLoRA`.
 
     Attributes:
         routes: of `optimized.routes`, those to take wherever they can be taken, whatever they are expected to cost;
-            with operands of one dtype and no dropout.
+            with operands of one dtype.
     """
 
     routes: Collection[str] = ()
@@ -82,14 +85,19 @@ class TritonLinearLoRA(LinearLoRA, reference.TritonLinearLoRA):
         if elsewhere or why_not_triton(x, A, B) is not None:
             return super().forward(x)
         check_operands(x, weight, bias, A, B)
+        rate = self.dropout_p if self.training else 0.0
+        one_node = rate < 1.0 and x.dtype == A.dtype == weight.dtype and not _is_transformed(x, weight, A, B)
         # torch.compile does not follow the rule, which looks at addresses and reads a table
         by_rule = not self.routes and not torch.compiler.is_compiling()
-        if by_rule and why_not_kernels(x, weight, A.shape[0]) is not None:
-            return super().forward(x)
-        rate = self.dropout_p if self.training else 0.0
-        if not rate and x.dtype == A.dtype == weight.dtype and not _is_transformed(x, weight, A, B):
-            operands = x, weight, bias, A, B, self.scale, bool(self.use_memory_efficient_lora), self.routes
-            return TritonLoRALinear.apply(*operands)  # type: ignore[no-any-return,no-untyped-call]
+        if by_rule:
+            masking = one_node and rate > 0.0
+            rank = A.shape[0]
+            if (why_not_masking_kernels(x, rank) if masking else why_not_kernels(x, weight, rank)) is not None:
+                return super().forward(x)
+        if one_node:
+            dropout = CountedDropout.seeded(rate, self.dropout_position) if rate else CountedDropout(0.0)
+            how = dropout, bool(self.use_memory_efficient_lora), self.routes
+            return TritonLoRALinear.apply(x, weight, bias, A, B, self.scale, *how)  # type: ignore[no-any-return,no-untyped-call]
         pre, post = (rate, 0.0) if self.dropout_position == "pre" else (0.0, rate)
         base = F.linear(x, weight, bias)
         update: Tensor = LoRATritonFunction.apply(drop(x, pre, True), A, B, self.scale, base.dtype)  # type: ignore[no-untyped-call]

@@ -6,19 +6,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optimized.dropout import NO_DROPOUT
+from optimized.dropout import CountedDropout
 from optimized.general import general_backward
 from optimized.matrices import add_product, as_matrix, autocast_dtype, linear, overreads, unflattened
+from optimized.philox import Kept
 from optimized.products import down, outer, sweep, up
 from optimized.routes import ONE_KERNEL, ONE_READING, why_not_one_kernel
 
 
 class TritonLoRALinear(torch.autograd.Function):
-    """(x, W, b, A, B, scale, recompute, routes) → y for operands of one dtype, with gradients for x, b, A and B.
+    """(x, W, b, A, B, scale, dropout, recompute, routes) → y for operands of one dtype; gradients for x, b, A and B.
 
     Forward: ``S = x Aᵀ``, then ``y = x Wᵀ + b + scale · S Bᵀ`` by `joined`. Backward: T = g B and
     ``dB = scale · gᵀ S`` by `sweep`, ``dX = g W + scale · T A`` by `joined`, ``dA = scale · Tᵀ x``. Saved beyond
     operands is S, in float32 at least; with `recompute` nothing. `routes` are those to take whatever they cost.
+
+    Dropout masks x as it is read and the update added to dX, or the update added to y and g as it is read on the way
+    to T and dB; each kernel computes the mask. Its 1/(1-p) is a part of scale.
     """
 
     @staticmethod
@@ -30,14 +34,16 @@ class TritonLoRALinear(torch.autograd.Function):
         lora_A: Tensor,
         lora_B: Tensor,
         scale: float,
+        drop: CountedDropout,
         recompute: bool,
         routes: Collection[str],
     ) -> Tensor:
         x2 = as_matrix(x, lora_A.shape[1])
-        S = down(x2, lora_A, x.dtype)
-        y = joined(x2, weight, bias, S, lora_B, scale, routes)
+        on_x, on_update = drop.split(drop.kept)
+        S = down(x2, lora_A, x.dtype, on_x)
+        y = joined(x2, weight, bias, S, lora_B, scale / (1.0 - drop.rate), routes, on_update)
         needs_x, _, _, needs_A, needs_B, *_ = ctx.needs_input_grad
-        ctx.scale, ctx.shape, ctx.routes = scale, x.shape, routes
+        ctx.scale, ctx.drop, ctx.shape, ctx.routes = scale, drop, x.shape, routes
         ctx.save_for_backward(
             x if needs_A or (needs_B and recompute) else None,
             weight if needs_x else None,
@@ -51,32 +57,34 @@ class TritonLoRALinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled() or autocast_dtype(g) is not None:
-            ctx.drop, ctx.autocast, ctx.x_dtype, ctx.bias_dtype = NO_DROPOUT, None, g.dtype, g.dtype
+            ctx.autocast, ctx.x_dtype, ctx.bias_dtype = None, g.dtype, g.dtype
             dX, dbias, dA, dB = general_backward(ctx, g)
-            return dX, None, dbias, dA, dB, None, None, None
+            return dX, None, dbias, dA, dB, None, None, None, None
         x, weight, lora_A, lora_B, S, _ = ctx.saved_tensors
         needs_x, _, needs_bias, needs_A, needs_B, *_ = ctx.needs_input_grad
+        on_x, on_g = ctx.drop.split(ctx.drop.kept)
+        scale = ctx.scale / (1.0 - ctx.drop.rate)
         dX = dA = dB = None
         T: Any = None
         g = as_matrix(g, lora_B.shape[0])
         if x is not None:
             x = as_matrix(x, lora_A.shape[1])
         if needs_B:
-            S = down(x, lora_A, g.dtype) if S is None else S
+            S = down(x, lora_A, g.dtype, on_x) if S is None else S
             dB = torch.empty_like(lora_B)
             if needs_x or needs_A:
-                T = sweep(g, lora_B, S, ctx.scale, g.dtype, dB, ONE_READING in ctx.routes)
+                T = sweep(g, lora_B, S, scale, g.dtype, dB, ONE_READING in ctx.routes, on_g)
             else:
-                outer(g, S, ctx.scale, g.dtype, dB)
+                outer(g, S, scale, g.dtype, dB, on_g)
         elif needs_x or needs_A:
-            T = down(g, lora_B.mT, g.dtype)
+            T = down(g, lora_B.mT, g.dtype, on_g)
         if needs_x:
-            dX = joined(g, weight.mT, None, T, lora_A.mT, ctx.scale, ctx.routes)
+            dX = joined(g, weight.mT, None, T, lora_A.mT, scale, ctx.routes, on_x)
             dX = dX if len(ctx.shape) == 2 else dX.view(ctx.shape)
         if needs_A:
             dA = torch.empty_like(lora_A)
-            outer(x, T, ctx.scale, g.dtype, dA.mT)
-        return dX, None, g.sum(0) if needs_bias else None, dA, dB, None, None, None
+            outer(x, T, scale, g.dtype, dA.mT, on_x)
+        return dX, None, g.sum(0) if needs_bias else None, dA, dB, None, None, None, None
 
 
 def joined(
@@ -87,23 +95,24 @@ def joined(
     factor: Tensor,
     scale: float,
     routes: Collection[str] = (),
+    kept: Kept | None = None,
 ) -> Tensor:
-    """``y[M, N] = x[M, K] · weight[N, K]ᵀ + bias + scale · S[M, R] · factor[N, R]ᵀ``.
+    """``y[M, N] = x[M, K] · weight[N, K]ᵀ + bias + scale · S[M, R] · factor[N, R]ᵀ``, of the last what is `kept`.
 
     In one kernel where `why_not_one_kernel` has no reason against it. Otherwise the update is written first and the
     large product added in place, while it reads y anyway; with a bias the large product comes first, since
     ``b + scale · S Bᵀ`` may be larger, and rounded more coarsely, than any term of the formula's order.
     """
-    if why_not_one_kernel(x, weight, S.shape[1], ONE_KERNEL in routes) is None:
+    if why_not_one_kernel(x, weight, S.shape[1], ONE_KERNEL in routes, kept is not None) is None:
         from optimized import kernels
 
-        return kernels.joined(x, weight, bias, S, factor, scale)
+        return kernels.joined(x, weight, bias, S, factor, scale, kept=kept)
     if bias is not None:
         y = linear(x, weight, bias)
-        up(S, factor, scale, x.dtype, y, added=True)
+        up(S, factor, scale, x.dtype, y, added=True, kept=kept)
         return y
     y = x.new_empty(x.shape[0], weight.shape[0])
-    up(S, factor, scale, x.dtype, y)
+    up(S, factor, scale, x.dtype, y, kept=kept)
     if x.dtype.itemsize == 2 and overreads(x, x.shape[1]):
         add_product(y, x.float(), weight.float().mT, 1.0)
     else:

@@ -1,4 +1,7 @@
-"""The three products of a LoRA adapter, by the Triton kernels where they can run, otherwise by PyTorch."""
+"""The three products of a LoRA adapter, by the Triton kernels where they can run, otherwise by PyTorch.
+
+With `kept`, the large operand x or g, or of `up` the product, is what dropout keeps of it, not divided by 1-p.
+"""
 
 import functools
 import importlib.util
@@ -8,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from optimized.philox import Kept
 from optimized.routes import why_not_one_reading
 
 
@@ -33,41 +37,56 @@ def why_not_triton_on(device: torch.device) -> str | None:
     return _why_not_device(device.index)
 
 
-def down(x: Tensor, a: Tensor, compute: torch.dtype) -> Tensor:
+def down(x: Tensor, a: Tensor, compute: torch.dtype, kept: Kept | None = None) -> Tensor:
     """``X[M, K] · A[R, K]ᵀ``, unrounded."""
     if _runs_on_triton(x, a):
         from optimized import kernels
 
-        return kernels.down(x, a, compute)
+        return kernels.down(x, a, compute, kept)
     with _without_autocast(x):
-        return _wide(x, compute) @ _wide(a, compute).mT
+        return _dropped(_wide(x, compute), kept) @ _wide(a, compute).mT
 
 
-def up(s: Tensor, b: Tensor, scale: float, compute: torch.dtype, out: Tensor, added: bool = False) -> None:
+def up(
+    s: Tensor,
+    b: Tensor,
+    scale: float,
+    compute: torch.dtype,
+    out: Tensor,
+    added: bool = False,
+    kept: Kept | None = None,
+) -> None:
     """``scale · S[M, R] · B[N, R]ᵀ``, written to `out`, or where `added` added to it."""
     if _runs_on_triton(s, b, out):
         from optimized import kernels
 
-        kernels.up(s, b, scale, compute, out, added)
+        kernels.up(s, b, scale, compute, out, added, kept)
         return
     with _without_autocast(s):
-        update = s @ _wide(b, compute).mT * scale
+        update = _dropped(s @ _wide(b, compute).mT * scale, kept)
         out.copy_(update + out if added else update)
 
 
-def outer(g: Tensor, s: Tensor, scale: float, compute: torch.dtype, out: Tensor) -> None:
+def outer(g: Tensor, s: Tensor, scale: float, compute: torch.dtype, out: Tensor, kept: Kept | None = None) -> None:
     """``scale · g[M, N]ᵀ · S[M, R]``, written to `out`."""
     if _runs_on_triton(g, s, out):
         from optimized import kernels
 
-        kernels.outer(g, s, scale, compute, out)
+        kernels.outer(g, s, scale, compute, out, kept)
         return
     with _without_autocast(g):
-        out.copy_(_wide(g, compute).mT @ s * scale)
+        out.copy_(_dropped(_wide(g, compute), kept).mT @ s * scale)
 
 
 def sweep(
-    g: Tensor, b: Tensor, s: Tensor, scale: float, compute: torch.dtype, out: Tensor, wanted: bool = False
+    g: Tensor,
+    b: Tensor,
+    s: Tensor,
+    scale: float,
+    compute: torch.dtype,
+    out: Tensor,
+    wanted: bool = False,
+    kept: Kept | None = None,
 ) -> Tensor:
     """``T = g[M, N] · B[N, R]``, unrounded, and ``scale · gᵀ · S[M, R]``, written to `out`.
 
@@ -76,9 +95,9 @@ def sweep(
     if _runs_on_triton(g, b, s, out) and why_not_one_reading(g, b.shape[1], compute, wanted) is None:
         from optimized import kernels
 
-        return kernels.sweep(g, b, s, scale, compute, out)
-    outer(g, s, scale, compute, out)
-    return down(g, b.mT, compute)
+        return kernels.sweep(g, b, s, scale, compute, out, kept=kept)
+    outer(g, s, scale, compute, out, kept)
+    return down(g, b.mT, compute, kept)
 
 
 def _runs_on_triton(*operands: Tensor) -> bool:
@@ -91,6 +110,10 @@ def _wide(x: Tensor, compute: torch.dtype) -> Tensor:
     """x rounded to `compute`, in the dtype that sums are kept in."""
     x = x.to(compute)
     return x.float() if compute in (torch.float16, torch.bfloat16) else x
+
+
+def _dropped(x: Tensor, kept: Kept | None) -> Tensor:
+    return x if kept is None else torch.where(kept.mask(x.shape[0], x.shape[1], device=x.device) > 0, x, 0.0)
 
 
 def _without_autocast(x: Tensor) -> AbstractContextManager[None]:

@@ -6,6 +6,7 @@ from torch import Tensor
 ONE_READING = "one reading"  # of g, for T and dB
 ONE_KERNEL = "one kernel"  # for the large product and the update
 MOST_SWEPT_RANK = 32
+MOST_MASKED_WIDE_RANK = 32  # see `why_not_masking_kernels`
 CACHED_BYTES = 2**24  # a third of the second-level cache of an H100, 50 MB: other operands pass through it too
 
 
@@ -32,12 +33,12 @@ def why_not_one_reading(g: Tensor, rank: int, compute: torch.dtype, wanted: bool
     return "two readings were measured to be faster here" if faster is False else None
 
 
-def why_not_one_kernel(x: Tensor, weight: Tensor, rank: int, wanted: bool = False) -> str | None:
+def why_not_one_kernel(x: Tensor, weight: Tensor, rank: int, wanted: bool = False, masked: bool = False) -> str | None:
     """Why ``x[M, K] · weight[N, K]ᵀ`` and the update are added by two products; None when in one kernel.
 
     That one moves its tiles by descriptors, which need whole 16-byte pieces. What it costs beside cuBLAS is known
-    from measurement alone, so without an entry in `optimized/kernels/tuned.json` it is not taken. Where `wanted`, it is
-    taken wherever it can be.
+    from measurement alone, so without an entry in `optimized/kernels/tuned.json` it is not taken, nor where dropout
+    masks the update, which no entry knows of. Where `wanted`, it is taken wherever it can be.
     """
     if reason := _why_not_described(x, weight):
         return reason
@@ -45,6 +46,8 @@ def why_not_one_kernel(x: Tensor, weight: Tensor, rank: int, wanted: bool = Fals
         return None
     if x.device.type == "cpu":
         return "interpreted, nothing is faster"
+    if masked:
+        return "no measurement says what one kernel takes with a mask"
     if not _measured("joined", x, x.dtype, M=x.shape[0], N=weight.shape[0], K=x.shape[1], R=rank):
         return "no measurement says that one kernel is faster here"
     return None
@@ -68,6 +71,19 @@ def why_not_kernels(x: Tensor, weight: Tensor, rank: int) -> str | None:
         return f"g, {size} bytes, is in the cache when it is read again"
     if _measured("sweep", x, x.dtype, M=rows, N=features, R=rank) is False:
         return "two readings were measured to be faster here"
+    return None
+
+
+def why_not_masking_kernels(x: Tensor, rank: int) -> str | None:
+    """`why_not_kernels` where dropout acts: cuBLAS then needs a mask that is drawn, packed, unpacked and multiplied by.
+
+    Those are some 17 readings or writings of M × N elements and a dozen launches, which kernels that compute the mask
+    do not have: so they run at any size and, in 16 bits, any rank. In float32 they multiply without tensor cores, 10·r
+    operations for an element: at rank 64 these take as long as the 17 passes, 20 ps
+    on an H100. The limit is half of that.
+    """
+    if x.device.type != "cpu" and x.dtype.itemsize > 2 and rank > MOST_MASKED_WIDE_RANK:
+        return f"at rank {rank} products in {x.dtype} take as long as drawing a mask and multiplying by it"
     return None
 
 

@@ -31,9 +31,14 @@ from conformance.target import Target
 import optimized.kernels as kernels
 
 taken, joined = [], kernels.joined
-kernels.joined = lambda *operands: taken.append(operands[1].stride(1) == 1) or joined(*operands)
+
+def watched(*operands, kept):
+    taken.append((operands[1].stride(1) == 1, kept is not None))
+    return joined(*operands, kept=kept)
+
+kernels.joined = watched
 target, clauses, judged = Target.load("routed", "cpu"), load_all(), 0
-for name in ("LAY-FWD", "LAY-BWD-DX"):
+for name in ("LAY-FWD", "LAY-BWD-DX", "LAY-DROP-POST"):
     (subject,) = (s for s in target.subjects(clauses[name]) if s.name == "TritonLinearLoRA")
     for dtype in ("bfloat16",):
         for index in range(8):
@@ -45,7 +50,7 @@ for name in ("LAY-FWD", "LAY-BWD-DX"):
             except Inconclusive:
                 pass
 assert judged > 8, judged
-assert {*taken} == {True, False}, "no case ran the kernel both forward and backward"
+assert {*taken} == {(True, False), (False, False), (True, True)}, "forward, backward and masked are not all there"
 print("conforms")
 """
 # Two programs and blocks of at most 64: several tiles each, with tails of M, N, K and R, and the last group narrow.

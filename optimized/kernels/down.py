@@ -5,6 +5,7 @@ import torch
 import triton
 import triton.language as tl
 
+from optimized.kernels.kept import NONE_DROPPED, is_kept
 from optimized.kernels.partials import sum_partials
 from optimized.kernels.tiles import (
     INTERPRETED,
@@ -17,13 +18,16 @@ from optimized.kernels.tiles import (
     native_dot,
     splits_of,
 )
+from optimized.philox import Kept
 
 
-@triton.jit(do_not_specialize=["M"])
+@triton.jit(do_not_specialize=["M", "seed", "limit"])
 def down_kernel(
     x_ptr,
     a_ptr,
     s_ptr,
+    seed: tl.int64,
+    limit: tl.int32,
     M,
     K,
     R,
@@ -38,11 +42,15 @@ def down_kernel(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
     ACC: tl.constexpr,
+    DROPPED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """One [BLOCK_M, BLOCK_R] tile of S, over the K_OF_SPLIT columns of X that belong to this split."""
+    """One [BLOCK_M, BLOCK_R] tile of S, over the K_OF_SPLIT columns of X that belong to this split.
+
+    Where DROPPED, X is what dropout keeps of it.
+    """
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
     split = tl.program_id(2)
@@ -60,17 +68,21 @@ def down_kernel(
         offs_k = offs_k.to(tl.int64)
         x = tl.load(x_rows + offs_k[None, :] * stride_xk, mask=inside_m[:, None] & inside_k[None, :], other=0.0)
         a = tl.load(a_rows + offs_k[:, None] * stride_ak, mask=inside_k[:, None] & inside_r[None, :], other=0.0)
-        acc = tl.dot(as_operand(x, OPERAND), as_operand(a, OPERAND), acc, input_precision=PRECISION, out_dtype=ACC)
+        x = as_operand(x, OPERAND)
+        if DROPPED:
+            x = tl.where(is_kept(seed, limit, offs_m, k, BLOCK_K), x, 0.0)
+        acc = tl.dot(x, as_operand(a, OPERAND), acc, input_precision=PRECISION, out_dtype=ACC)
     s_rows = s_ptr + split.to(tl.int64) * stride_sp + offs_m.to(tl.int64)[:, None] * stride_sm
     tl.store(s_rows + offs_r[None, :] * stride_sr, acc, mask=inside_m[:, None] & inside_r[None, :])
 
 
-def down(x: torch.Tensor, a: torch.Tensor, compute: torch.dtype) -> torch.Tensor:
+def down(x: torch.Tensor, a: torch.Tensor, compute: torch.dtype, kept: Kept | None = None) -> torch.Tensor:
     """``S[M, R] = X[M, K] · A[R, K]ᵀ``.
 
     Args:
         x: [M, K].   a: [R, K].   Any strides; either is rounded to `compute` as it is read.
         compute: the dtype the product is formed in; sums are kept in float32 (float64 for float64).
+        kept: the elements of x that dropout keeps; the others count as 0.
     Returns:
         [M, R], float32 (float64 for float64), so that the intermediate is not rounded twice.
 
@@ -83,7 +95,7 @@ def down(x: torch.Tensor, a: torch.Tensor, compute: torch.dtype) -> torch.Tensor
     if 0 in (M, K, R):
         return torch.zeros(M, R, dtype=dtype, device=x.device)
     lean = is_lean(x, compute) or (R > 16 and is_lean(a, compute))
-    config = down_config(M, K, R, compute, lean)
+    config = down_config(M, K, R, compute, lean, kept is not None)
     tiles = triton.cdiv(M, config.blocks["BLOCK_M"]), triton.cdiv(R, config.blocks["BLOCK_R"])
     splits = splits_of(K, tiles[0] * tiles[1], least=4 * config.blocks["BLOCK_K"])
     run = triton.cdiv(triton.cdiv(K, splits), config.blocks["BLOCK_K"]) * config.blocks["BLOCK_K"]
@@ -96,12 +108,14 @@ def down(x: torch.Tensor, a: torch.Tensor, compute: torch.dtype) -> torch.Tensor
         x,
         a,
         partials,
+        *(kept or NONE_DROPPED),
         M,
         K,
         R,
         run,
         *strides,
         config=config,
+        DROPPED=kept is not None,
         **native_dot(compute),
     )
     if splits == 1:
@@ -111,7 +125,7 @@ def down(x: torch.Tensor, a: torch.Tensor, compute: torch.dtype) -> torch.Tensor
     return s
 
 
-def down_config(M: int, K: int, R: int, compute: torch.dtype, lean: bool) -> Config:
+def down_config(M: int, K: int, R: int, compute: torch.dtype, lean: bool, dropped: bool = False) -> Config:
     """Blocks by shape; 16-bit products fill a warp group's 64 rows, float32 ones run on FMA units."""
     if INTERPRETED:
         blocks = {
@@ -121,7 +135,7 @@ def down_config(M: int, K: int, R: int, compute: torch.dtype, lean: bool) -> Con
         }
         return Config(blocks, num_warps=1, num_stages=1)
     if compute == torch.float32:
-        blocks = {"BLOCK_M": 32, "BLOCK_R": block(R, 16, 32), "BLOCK_K": 32}
+        blocks = {"BLOCK_M": 16 if lean and dropped else 32, "BLOCK_R": block(R, 16, 32), "BLOCK_K": 32}
         return Config(blocks, num_warps=4, num_stages=2 if lean else 3)
     if M <= 512:
         blocks = {"BLOCK_M": 16, "BLOCK_R": block(R, 16, 64), "BLOCK_K": 32 if lean else 64}

@@ -6,11 +6,13 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from optimized.kernels.kept import NONE_DROPPED, is_kept
 from optimized.kernels.tiles import INTERPRETED, TL_DTYPE, Config, as_operand, as_stored, block, launch
 from optimized.kernels.tuned import tuned
+from optimized.philox import Kept
 
 
-@triton.jit(do_not_specialize=["M"])
+@triton.jit(do_not_specialize=["M", "seed", "limit"])
 def joined_kernel(
     bias_ptr,
     s_ptr,
@@ -19,6 +21,8 @@ def joined_kernel(
     w_desc,
     y_desc,
     scale: tl.float64,
+    seed: tl.int64,
+    limit: tl.int32,
     M,
     N,
     K,
@@ -30,6 +34,7 @@ def joined_kernel(
     OPERAND: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     K_FIRST: tl.constexpr,
+    DROPPED: tl.constexpr,
     GROUP_M: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -51,14 +56,6 @@ def joined_kernel(
         m = (first + within % rows) * BLOCK_M
         n = within // rows * BLOCK_N
         acc = tl.full((BLOCK_M, BLOCK_N), 0, tl.float32)
-        # Walks K; what a descriptor reads of its tail is zeros.
-        for k in range(0, K, BLOCK_K):
-            x = as_operand(x_desc.load([m, k]), OPERAND)
-            if K_FIRST:
-                w = as_operand(w_desc.load([k, n]), OPERAND)
-            else:
-                w = tl.trans(as_operand(w_desc.load([n, k]), OPERAND))
-            acc = tl.dot(x, w, acc, out_dtype=tl.float32)
         offs_m = m + tl.arange(0, BLOCK_M)
         offs_n = n + tl.arange(0, BLOCK_N)
         s_rows = s_ptr + offs_m.to(tl.int64)[:, None] * stride_sm
@@ -73,6 +70,16 @@ def joined_kernel(
             b = tl.load(of_b, mask=inside_r[:, None] & (offs_n < N)[None, :], other=0.0)
             s = as_operand(s * tl.full((1, 1), scale, tl.float32), OPERAND)
             acc = tl.dot(s, as_operand(b, OPERAND), acc, out_dtype=tl.float32)
+        if DROPPED:
+            acc = tl.where(is_kept(seed, limit, offs_m, n, BLOCK_N), acc, 0.0)
+        # Walks K; what a descriptor reads of its tail is zeros.
+        for k in range(0, K, BLOCK_K):
+            x = as_operand(x_desc.load([m, k]), OPERAND)
+            if K_FIRST:
+                w = as_operand(w_desc.load([k, n]), OPERAND)
+            else:
+                w = tl.trans(as_operand(w_desc.load([n, k]), OPERAND))
+            acc = tl.dot(x, w, acc, out_dtype=tl.float32)
         if HAS_BIAS:
             acc += as_operand(tl.load(bias_ptr + offs_n, mask=offs_n < N, other=0.0), tl.float32)[None, :]
         y_desc.store([m, n], as_stored(acc, y_desc.dtype))
@@ -86,6 +93,7 @@ def joined(
     b: torch.Tensor,
     scale: float,
     config: Config | None = None,
+    kept: Kept | None = None,
 ) -> torch.Tensor:
     """``x[M, K] · W[N, K]ᵀ + bias[N] + scale · S[M, R] · B[N, R]ᵀ``, summed in float32 and rounded once.
 
@@ -93,6 +101,7 @@ def joined(
         x, w, bias, b: of one 16-bit dtype; x and w as `why_not_one_kernel` asks; w may be a transposed [K, N].
         s: [M, R], as `down` gives it; scale · S is rounded to the dtype of x.
         config: None for that of `tuned.json`, or without one there of `joined_config`.
+        kept: the elements of the update that dropout keeps.
     Returns:
         [M, N] in the dtype of x.
 
@@ -101,7 +110,9 @@ def joined(
     """
     (M, K), N, R = x.shape, w.shape[0], s.shape[1]
     y = x.new_empty(M, N)
-    config = config or tuned("joined", x.device, x.dtype, M=M, N=N, K=K, R=R) or joined_config(M, N, K)
+    if config is None and kept is None:  # measured without a mask
+        config = tuned("joined", x.device, x.dtype, M=M, N=N, K=K, R=R)
+    config = config or joined_config(M, N, K, kept is not None)
     BLOCK_M, BLOCK_N, BLOCK_K = (config.blocks[f"BLOCK_{axis}"] for axis in "MNK")
     k_first = w.stride(1) != 1
     stored = w.mT if k_first else w
@@ -119,6 +130,7 @@ def joined(
         b,
         *descriptors,
         float(scale),
+        *(kept or NONE_DROPPED),
         M,
         N,
         K,
@@ -129,17 +141,21 @@ def joined(
         OPERAND=TL_DTYPE[x.dtype],
         HAS_BIAS=bias is not None,
         K_FIRST=k_first,
+        DROPPED=kept is not None,
         GROUP_M=8,
     )
     return y
 
 
-def joined_config(M: int, N: int, K: int) -> Config:
-    """Blocks by shape; 128 × 256 sums fill the registers of two warp groups, and three stages the shared memory."""
+def joined_config(M: int, N: int, K: int, dropped: bool = False) -> Config:
+    """Blocks by shape; 128 × 256 sums fill the registers of two warp groups, and three stages the shared memory.
+
+    With a mask they would spill.
+    """
     if INTERPRETED:
         blocks = {"BLOCK_M": block(M, 16, 64), "BLOCK_N": block(N, 16, 64), "BLOCK_K": block(K, 16, 64), "BLOCK_R": 16}
         return Config(blocks, num_warps=1, num_stages=1)
-    blocks = {"BLOCK_M": 128, "BLOCK_N": block(N, 128, 256), "BLOCK_K": 64, "BLOCK_R": 16}
+    blocks = {"BLOCK_M": 128, "BLOCK_N": 128 if dropped else block(N, 128, 256), "BLOCK_K": 64, "BLOCK_R": 16}
     return Config(blocks, num_warps=8, num_stages=3)
 
 

@@ -5,6 +5,7 @@ import torch
 import triton
 import triton.language as tl
 
+from optimized.kernels.kept import NONE_DROPPED, is_kept
 from optimized.kernels.partials import sum_partials
 from optimized.kernels.tiles import (
     INTERPRETED,
@@ -18,14 +19,17 @@ from optimized.kernels.tiles import (
     mixed_dot,
     splits_of,
 )
+from optimized.philox import Kept
 
 
-@triton.jit(do_not_specialize=["M"])
+@triton.jit(do_not_specialize=["M", "seed", "limit"])
 def outer_kernel(
     g_ptr,
     s_ptr,
     out_ptr,
     scale: tl.float64,
+    seed: tl.int64,
+    limit: tl.int32,
     M,
     N,
     R,
@@ -41,6 +45,7 @@ def outer_kernel(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
     ACC: tl.constexpr,
+    DROPPED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -63,24 +68,29 @@ def outer_kernel(
         offs_m = offs_m.to(tl.int64)
         g = tl.load(g_columns + offs_m[None, :] * stride_gm, mask=inside_n[:, None] & inside_m[None, :], other=0.0)
         s = tl.load(s_columns + offs_m[:, None] * stride_sm, mask=inside_m[:, None] & inside_r[None, :], other=0.0)
-        acc = tl.dot(
-            as_operand(as_operand(g, COMPUTE), OPERAND),
-            as_operand(s, OPERAND),
-            acc,
-            input_precision=PRECISION,
-            out_dtype=ACC,
-        )
+        g = as_operand(as_operand(g, COMPUTE), OPERAND)
+        if DROPPED:
+            g = tl.where(tl.trans(is_kept(seed, limit, offs_m, tl.program_id(0) * BLOCK_N, BLOCK_N)), g, 0.0)
+        acc = tl.dot(g, as_operand(s, OPERAND), acc, input_precision=PRECISION, out_dtype=ACC)
     out = as_stored(acc * tl.full((1, 1), scale, ACC), out_ptr.dtype.element_ty)
     out_rows = out_ptr + split.to(tl.int64) * stride_op + offs_n.to(tl.int64)[:, None] * stride_on
     tl.store(out_rows + offs_r.to(tl.int64)[None, :] * stride_or, out, mask=inside_n[:, None] & inside_r[None, :])
 
 
-def outer(g: torch.Tensor, s: torch.Tensor, scale: float, compute: torch.dtype, out: torch.Tensor) -> None:
+def outer(
+    g: torch.Tensor,
+    s: torch.Tensor,
+    scale: float,
+    compute: torch.dtype,
+    out: torch.Tensor,
+    kept: Kept | None = None,
+) -> None:
     """``out[N, R] = scale · g[M, N]ᵀ · S[M, R]``; for dA give x, T and a transposed [R, K].
 
     Args:
         g: [M, N], any strides; rounded to `compute` as it is read.   s: [M, R], as `down` gives it.
         out: [N, R], any strides, overwritten; the sum is rounded to its dtype once.
+        kept: the elements of g that dropout keeps; the others count as 0.
 
     The grid is (tiles of N, tiles of R, splits of M). A tile holds the whole rank up to 64, so that g is
     read once; a 4096-wide g gives 32 tiles of 128, and splitting M makes 256 programs of them. Each split
@@ -91,7 +101,7 @@ def outer(g: torch.Tensor, s: torch.Tensor, scale: float, compute: torch.dtype, 
     if 0 in (M, N, R):
         out.zero_()
         return
-    config = outer_config(M, N, R, compute, is_lean(g, compute))
+    config = outer_config(M, N, R, compute, is_lean(g, compute), kept is not None)
     tiles = triton.cdiv(N, config.blocks["BLOCK_N"]), triton.cdiv(R, config.blocks["BLOCK_R"])
     splits = splits_of(M, tiles[0] * tiles[1], least=2 * config.blocks["BLOCK_M"])
     run = triton.cdiv(triton.cdiv(M, splits), config.blocks["BLOCK_M"]) * config.blocks["BLOCK_M"]
@@ -102,13 +112,15 @@ def outer(g: torch.Tensor, s: torch.Tensor, scale: float, compute: torch.dtype, 
         target, factor = torch.empty(splits, N, R, dtype=accumulator(compute), device=g.device), 1.0
     strides = (*g.stride(), *s.stride(), *target.stride())
     grid = (*tiles, splits)
-    launch(outer_kernel, grid, g, s, target, factor, M, N, R, run, *strides, config=config, **mixed_dot(compute))
+    numbers = (factor, *(kept or NONE_DROPPED), M, N, R, run)
+    constants = {"DROPPED": kept is not None, **mixed_dot(compute)}
+    launch(outer_kernel, grid, g, s, target, *numbers, *strides, config=config, **constants)
     if splits > 1:
         sum_partials(target, scale, out)
 
 
-def outer_config(M: int, N: int, R: int, compute: torch.dtype, lean: bool) -> Config:
-    """Blocks by shape; N plays a product's rows, and operands held in float32 get a smaller area."""
+def outer_config(M: int, N: int, R: int, compute: torch.dtype, lean: bool, dropped: bool = False) -> Config:
+    """Blocks by shape; N plays a product's rows, and operands held in float32, or masked, get a smaller area."""
     if INTERPRETED:
         blocks = {
             "BLOCK_M": block(M, 16, 64, 128),
@@ -120,6 +132,8 @@ def outer_config(M: int, N: int, R: int, compute: torch.dtype, lean: bool) -> Co
         blocks = {"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_R": block(R, 16, 32)}
         return Config(blocks, num_warps=4, num_stages=2 if lean else 3)
     if compute == torch.float16:
-        return Config({"BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_R": block(R, 16, 32)}, num_warps=4, num_stages=3)
+        blocks = {"BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_R": 16 if dropped else block(R, 16, 32)}
+        return Config(blocks, num_warps=4, num_stages=3)
+    lean = lean or (dropped and R > 16)
     blocks = {"BLOCK_M": 32 if lean else 64, "BLOCK_N": 64 if lean else 128, "BLOCK_R": block(R, 16, 64)}
     return Config(blocks, num_warps=4, num_stages=3 if lean else 4)

@@ -5,6 +5,7 @@ import torch
 import triton
 import triton.language as tl
 
+from optimized.kernels.kept import NONE_DROPPED, is_kept
 from optimized.kernels.partials import sum_partials
 from optimized.kernels.tiles import (
     INTERPRETED,
@@ -18,16 +19,19 @@ from optimized.kernels.tiles import (
     splits_of,
 )
 from optimized.kernels.tuned import tuned
+from optimized.philox import Kept
 from optimized.routes import MOST_SWEPT_RANK
 
 
-@triton.jit(do_not_specialize=["M"])
+@triton.jit(do_not_specialize=["M", "seed", "limit"])
 def sweep_kernel(
     g_ptr,
     b_ptr,
     s_ptr,
     t_ptr,
     d_ptr,
+    seed: tl.int64,
+    limit: tl.int32,
     M,
     N,
     R,
@@ -48,6 +52,7 @@ def sweep_kernel(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
     ACC: tl.constexpr,
+    DROPPED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -75,6 +80,8 @@ def sweep_kernel(
         g = tl.load(g_columns + offs_m[:, None] * stride_gm, mask=inside_m[:, None] & inside_n[None, :], other=0.0)
         s = tl.load(s_columns + offs_m[:, None] * stride_sm, mask=inside_m[:, None] & inside_r[None, :], other=0.0)
         g = as_operand(g, COMPUTE)
+        if DROPPED:
+            g = tl.where(is_kept(seed, limit, offs_m, tl.program_id(0) * BLOCK_N, BLOCK_N), g, 0.0)
         t = tl.dot(g, b, input_precision="ieee", out_dtype=ACC)
         tl.store(t_columns + offs_m[:, None] * stride_tm, t, mask=inside_m[:, None] & inside_r[None, :])
         acc = tl.dot(
@@ -92,6 +99,7 @@ def sweep(
     compute: torch.dtype,
     out: torch.Tensor,
     config: Config | None = None,
+    kept: Kept | None = None,
 ) -> torch.Tensor:
     """``T[M, R] = g[M, N] · B[N, R]``, returned, and ``out[N, R] = scale · gᵀ · S[M, R]``.
 
@@ -100,6 +108,7 @@ def sweep(
         s: [M, R], as `down` gives it.
         out: [N, R], any strides, overwritten; the sum is rounded to its dtype once.
         config: None for that of `tuned.json`, or without one there of `sweep_config`.
+        kept: the elements of g that dropout keeps; the others count as 0.
     Returns:
         [M, R], float32 (float64 for float64), as of `down`.
 
@@ -114,9 +123,9 @@ def sweep(
         out.zero_()
         return torch.zeros(M, R, dtype=dtype, device=g.device)
     lean = is_lean(g, compute)
-    if config is None and not lean:
+    if config is None and not lean and kept is None:  # measured without a mask
         config = tuned("sweep", g.device, compute, M=M, N=N, R=R)
-    config = config or sweep_config(M, N, R, compute, lean)
+    config = config or sweep_config(M, N, R, compute, lean, kept is not None)
     tiles = triton.cdiv(N, config.blocks["BLOCK_N"])
     splits = splits_of(M, 2 * tiles, least=2 * config.blocks["BLOCK_M"])
     run = triton.cdiv(triton.cdiv(M, splits), config.blocks["BLOCK_M"]) * config.blocks["BLOCK_M"]
@@ -124,8 +133,9 @@ def sweep(
     of_t = torch.empty(tiles, M, R, dtype=dtype, device=g.device)
     of_d = torch.empty(splits, N, R, dtype=dtype, device=g.device)
     strides = (*g.stride(), *b.stride(), *s.stride(), *of_t.stride(), *of_d.stride())
-    dot = mixed_dot(compute)
-    launch(sweep_kernel, (tiles, splits), g, b, s, of_t, of_d, M, N, R, run, *strides, config=config, **dot)
+    numbers = (*(kept or NONE_DROPPED), M, N, R, run)
+    constants = {"DROPPED": kept is not None, **mixed_dot(compute)}
+    launch(sweep_kernel, (tiles, splits), g, b, s, of_t, of_d, *numbers, *strides, config=config, **constants)
     sum_partials(of_d, scale, out)
     if tiles == 1:
         return of_t[0]
@@ -134,8 +144,11 @@ def sweep(
     return t
 
 
-def sweep_config(M: int, N: int, R: int, compute: torch.dtype, lean: bool) -> Config:
-    """Blocks by shape; the whole rank, and 256 or 512 columns of g where its tiles are read in 16-byte pieces."""
+def sweep_config(M: int, N: int, R: int, compute: torch.dtype, lean: bool, dropped: bool = False) -> Config:
+    """Blocks by shape; the whole rank, and 256 or 512 columns of g where its tiles are read in 16-byte pieces.
+
+    A mask takes registers, of which 512 columns leave none.
+    """
     block_r = block(R, 16, MOST_SWEPT_RANK)
     if INTERPRETED:
         blocks = {"BLOCK_M": block(M, 16, 64, 128), "BLOCK_N": block(N, 16, 64, 128), "BLOCK_R": block_r}
@@ -144,5 +157,5 @@ def sweep_config(M: int, N: int, R: int, compute: torch.dtype, lean: bool) -> Co
         return Config({"BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_R": block_r}, num_warps=4, num_stages=3)
     if compute == torch.float16:
         return Config({"BLOCK_M": 32, "BLOCK_N": 256, "BLOCK_R": block_r}, num_warps=8, num_stages=2)
-    widest = 512 if block_r == 16 else 256
+    widest = 512 if block_r == 16 and not dropped else 256
     return Config({"BLOCK_M": 64, "BLOCK_N": widest, "BLOCK_R": block_r}, num_warps=8, num_stages=2)

@@ -5,6 +5,7 @@ import torch
 import triton
 import triton.language as tl
 
+from optimized.kernels.kept import NONE_DROPPED, is_kept
 from optimized.kernels.tiles import (
     INTERPRETED,
     Config,
@@ -15,14 +16,17 @@ from optimized.kernels.tiles import (
     launch,
     mixed_dot,
 )
+from optimized.philox import Kept
 
 
-@triton.jit(do_not_specialize=["M"])
+@triton.jit(do_not_specialize=["M", "seed", "limit"])
 def up_kernel(
     s_ptr,
     b_ptr,
     y_ptr,
     scale: tl.float64,
+    seed: tl.int64,
+    limit: tl.int32,
     M,
     N,
     R,
@@ -37,6 +41,7 @@ def up_kernel(
     PRECISION: tl.constexpr,
     ACC: tl.constexpr,
     ADDED: tl.constexpr,
+    DROPPED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -64,6 +69,8 @@ def up_kernel(
             out_dtype=ACC,
         )
     y = acc * tl.full((1, 1), scale, ACC)
+    if DROPPED:
+        y = tl.where(is_kept(seed, limit, offs_m, tl.program_id(1) * BLOCK_N, BLOCK_N), y, 0.0)
     of_y = y_ptr + offs_m.to(tl.int64)[:, None] * stride_ym + offs_n.to(tl.int64)[None, :] * stride_yn
     inside = inside_m[:, None] & inside_n[None, :]
     if ADDED:
@@ -72,7 +79,13 @@ def up_kernel(
 
 
 def up(
-    s: torch.Tensor, b: torch.Tensor, scale: float, compute: torch.dtype, out: torch.Tensor, added: bool = False
+    s: torch.Tensor,
+    b: torch.Tensor,
+    scale: float,
+    compute: torch.dtype,
+    out: torch.Tensor,
+    added: bool = False,
+    kept: Kept | None = None,
 ) -> None:
     """``out[M, N] = scale · S[M, R] · B[N, R]ᵀ``, and out itself added where `added`.
 
@@ -80,6 +93,7 @@ def up(
         s: [M, R], as `down` gives it.   b: [N, R], any strides; rounded to `compute` as it is read.
         scale: applied to the sum, before the one rounding.
         out: [M, N], any strides, overwritten; the sum is rounded to its dtype once.
+        kept: the elements of the product that dropout keeps, the others being 0; before `added`.
         added: for an out with rows of unit stride; the addresses of others take more registers than there are.
 
     The grid is (tiles of M, tiles of N): nothing is reduced but R, so every tile of Y is written once, and
@@ -90,14 +104,15 @@ def up(
         if not added:
             out.zero_()
         return
-    config = up_config(M, N, R, compute, R > 16 and is_lean(b, compute))
+    config = up_config(M, N, R, compute, R > 16 and is_lean(b, compute), kept is not None)
     grid = triton.cdiv(M, config.blocks["BLOCK_M"]), triton.cdiv(N, config.blocks["BLOCK_N"])
     strides = (*s.stride(), *b.stride(), *out.stride())
-    dot = mixed_dot(compute)
-    launch(up_kernel, grid, s, b, out, float(scale), M, N, R, *strides, config=config, ADDED=added, **dot)
+    numbers = (float(scale), *(kept or NONE_DROPPED), M, N, R)
+    constants = {"ADDED": added, "DROPPED": kept is not None, **mixed_dot(compute)}
+    launch(up_kernel, grid, s, b, out, *numbers, *strides, config=config, **constants)
 
 
-def up_config(M: int, N: int, R: int, compute: torch.dtype, lean: bool) -> Config:
+def up_config(M: int, N: int, R: int, compute: torch.dtype, lean: bool, dropped: bool = False) -> Config:
     """Blocks by shape; few rows get tiles of 16, and operands held in float32 a smaller area."""
     if INTERPRETED:
         blocks = {
@@ -109,7 +124,8 @@ def up_config(M: int, N: int, R: int, compute: torch.dtype, lean: bool) -> Confi
     if compute == torch.float32:
         return Config({"BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_R": block(R, 16, 32)}, num_warps=4, num_stages=2)
     if compute == torch.float16:
-        blocks = {"BLOCK_M": 32 if lean else 64, "BLOCK_N": 64, "BLOCK_R": block(R, 16, 32)}
+        block_r = 16 if lean and dropped else block(R, 16, 32)
+        blocks = {"BLOCK_M": 32 if lean else 64, "BLOCK_N": 64, "BLOCK_R": block_r}
     elif M <= 512:
         blocks = {"BLOCK_M": 16, "BLOCK_N": 64 if lean else 128, "BLOCK_R": block(R, 16, 64)}
     elif lean:

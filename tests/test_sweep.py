@@ -42,6 +42,34 @@ for M, N, R in ((0, 4, 2), (4, 0, 2), (4, 3, 0)):
 print("compared")
 """
 
+# Columns of the factor 2³⁰ elements apart: the third is beyond 2³¹, where 32-bit offsets wrap.
+FAR = """
+import mmap
+import torch
+from optimized import kernels
+
+def far(near):
+    apart = 2**30 + 64
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    pages = mmap.mmap(-1, 2 * (2 * apart + len(near)), flags=flags)
+    return torch.frombuffer(pages, dtype=near.dtype).as_strided(near.shape, (1, apart)).copy_(near)
+
+torch.manual_seed(0)
+g, b, x, w = (torch.randint(-2, 3, shape).bfloat16() for shape in ((9, 16), (16, 3), (9, 8), (16, 8)))
+s, out = torch.randint(-2, 3, (9, 3)).float(), torch.empty(16, 3)
+assert torch.equal(kernels.sweep(g, far(b), s, 1.0, g.dtype, out), g.float() @ b.float())
+assert torch.equal(out, g.float().t() @ s)
+y = kernels.joined(x, w, None, s, far(b), 1.0)
+assert torch.equal(y.float(), x.float() @ w.float().t() + s @ b.float().t())
+print("compared")
+"""
+
+
+def test_a_factor_may_have_its_columns_far_apart() -> None:
+    ended = python("-c", FAR, TRITON_INTERPRET="1")
+    assert ended.returncode == 0, ended.stderr
+    assert "compared" in ended.stdout
+
 
 def test_one_reading_of_g_gives_both_products() -> None:
     ended = python("-c", KERNELS, TRITON_INTERPRET="1")

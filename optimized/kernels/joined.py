@@ -64,6 +64,7 @@ def joined_kernel(
         for r in range(0, R, BLOCK_R):
             offs_r = r + tl.arange(0, BLOCK_R)
             inside_r = offs_r < R
+            offs_r = offs_r.to(tl.int64)
             of_s = s_rows + offs_r[None, :] * stride_sr
             of_b = b_columns + offs_r[:, None] * stride_br
             s = tl.load(of_s, mask=(offs_m < M)[:, None] & inside_r[None, :], other=0.0)

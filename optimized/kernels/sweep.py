@@ -65,6 +65,7 @@ def sweep_kernel(
     m_to = tl.minimum(m_from + M_OF_SPLIT, M)
     inside_n = offs_n < N
     inside_r = offs_r < R
+    offs_r = offs_r.to(tl.int64)
     columns = offs_n.to(tl.int64)
     of_b = b_ptr + columns[:, None] * stride_bn + offs_r[None, :] * stride_br
     b = as_operand(tl.load(of_b, mask=inside_n[:, None] & inside_r[None, :], other=0.0), COMPUTE)

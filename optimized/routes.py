@@ -5,6 +5,7 @@ from torch import Tensor
 
 ONE_READING = "one reading"  # of g, for T and dB
 ONE_KERNEL = "one kernel"  # for the large product and the update
+JOINED, JOINED_BACKWARD = "joined", "joined, backward"  # in the table: W in rows, as forward reads it, or in columns
 MOST_SWEPT_RANK = 32
 MOST_MASKED_WIDE_RANK = 32  # see `why_not_masking_kernels`
 CACHED_BYTES = 2**24  # a third of the second-level cache of an H100, 50 MB: other operands pass through it too
@@ -48,9 +49,14 @@ def why_not_one_kernel(x: Tensor, weight: Tensor, rank: int, wanted: bool = Fals
         return "interpreted, nothing is faster"
     if masked:
         return "no measurement says what one kernel takes with a mask"
-    if not _measured("joined", x, x.dtype, M=x.shape[0], N=weight.shape[0], K=x.shape[1], R=rank):
+    if not _measured(joined_entry(weight), x, x.dtype, M=x.shape[0], N=weight.shape[0], K=x.shape[1], R=rank):
         return "no measurement says that one kernel is faster here"
     return None
+
+
+def joined_entry(weight: Tensor) -> str:
+    """The name that entries of `tuned.json` have for one kernel beside a weight [N, K] of this layout."""
+    return JOINED if weight.stride(1) == 1 else JOINED_BACKWARD
 
 
 def why_not_kernels(x: Tensor, weight: Tensor, rank: int) -> str | None:

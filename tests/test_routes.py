@@ -14,10 +14,17 @@ from conformance.clause import load_all
 from conformance.examine import Examination
 from conformance.profiles import PROFILES
 from conformance.target import Target
-from optimized import matrices
+from optimized import matrices, routes
 from optimized.kernels import tune, tuned
 from optimized.kernels.tiles import Config
-from optimized.routes import CACHED_BYTES, why_not_kernels, why_not_one_kernel, why_not_one_reading
+from optimized.routes import (
+    CACHED_BYTES,
+    JOINED,
+    JOINED_BACKWARD,
+    why_not_kernels,
+    why_not_one_kernel,
+    why_not_one_reading,
+)
 from tests.commands import python
 
 # Cases whose rows are whole pieces of 16 bytes, without which the one kernel does not run.
@@ -76,6 +83,66 @@ for dtype in (torch.bfloat16, torch.float16):
                 assert (off <= 0).all(), (dtype, M, N, K, R, swapped, added is None, off.max())
 print("compared")
 """
+
+# Each configuration of the shipped table, on two tiles in each direction or, of what it walks, two steps.
+TABLE = """
+import torch
+from optimized import kernels
+from optimized.kernels.tiles import Config
+from optimized.kernels.tuned import entries
+
+torch.manual_seed(0)
+tried = {}
+for entry in entries():
+    config = Config(entry["blocks"], entry["num_warps"], entry["num_stages"])
+    tried[str((entry["kernel"], entry["dtype"], config.blocks))] = entry, config
+for entry, config in tried.values():
+    dtype = getattr(torch, entry["dtype"])
+    M, N, K, R = (config.blocks.get(f"BLOCK_{axis}", 0) + 8 for axis in "MNKR")
+    R = entry["R"] or R
+    x, w, g = (torch.randint(-2, 3, shape).to(dtype) for shape in ((M, K), (N, K), (M, N)))
+    if entry["kernel"] == "sweep":
+        b, s, out = torch.randint(-2, 3, (N, R)).to(dtype), torch.randint(-2, 3, (M, R)).float(), torch.empty(N, R)
+        t = kernels.sweep(g, b, s, 1.0, dtype, out, config)
+        assert torch.equal(t, g.float() @ b.float()) and torch.equal(out, g.float().t() @ s), entry
+    else:
+        b, s = torch.randint(-2, 3, (N, R)).to(dtype), torch.randint(-2, 3, (M, R)).float()
+        if entry["kernel"] != "joined":
+            w, b = w.t().contiguous().t(), b.t().contiguous().t()
+        y = kernels.joined(x, w, None, s, b, 1.0, config)
+        assert torch.equal(y, (x.float() @ w.float().t() + s @ b.float().t()).to(dtype)), entry
+print(len(tried), "compared")
+"""
+
+
+def test_every_configuration_of_the_table_is_right() -> None:
+    ended = python("-c", TABLE, TRITON_INTERPRET="1")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == "6 compared\n"
+
+
+def test_one_kernel_is_tuned_for_each_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"M": 16, "N": 24, "K": 32, "R": 8}
+    x, weight, g, A, B, S = (torch.ones(shape) for shape in ((16, 32), (24, 32), (16, 24), (8, 32), (24, 8), (16, 8)))
+    seen: list[tuple[bool, bool]] = []
+
+    def joined(_x: torch.Tensor, w: torch.Tensor, _bias: None, _S: torch.Tensor, b: torch.Tensor, *_: object) -> None:
+        seen.append((w.stride(1) == 1, b.stride(1) == 1))
+
+    monkeypatch.setattr(tune, "joined", joined)
+    for kernel in (JOINED, JOINED_BACKWARD):
+        run, instead, exact, _ = tune._summed(kernel, x, weight, g, A, B, S)
+        run(Config({}, 4, 2))
+        monkeypatch.setattr(tune, "up", lambda S, B, scale, _, y: y.copy_(S @ B.mT * scale))
+        instead()
+        assert torch.equal(exact[0], x @ weight.mT + S @ B.mT)
+    assert seen == [(True, True), (False, False)]
+    asked: list[str] = []
+    monkeypatch.setattr(routes, "_measured", lambda kernel, *_, **__: asked.append(kernel))
+    x, weight = (torch.empty(sizes[a], sizes[b], dtype=torch.bfloat16, device="meta") for a, b in ("MK", "NK"))
+    why_not_one_kernel(x, weight, 8)
+    why_not_one_kernel(torch.empty(16, 24, dtype=torch.bfloat16, device="meta"), weight.mT, 8)
+    assert asked == [JOINED, JOINED_BACKWARD]
 
 
 def test_all_routes_conform() -> None:
@@ -200,7 +267,7 @@ def test_a_table_says_where_its_entries_come_from(table: Path, changed: dict[str
 def test_the_shipped_table_is_whole_and_claims_no_measurement_without_times() -> None:
     shipped = tuned.entries()
     assert {(e["kernel"], e["device"]) for e in shipped} >= {
-        (k, d) for k in ("sweep", "joined") for d in ("H100", "H200")
+        (k, d) for k in ("sweep", "joined", "joined, backward") for d in ("H100", "H200")
     }
 
 
@@ -230,7 +297,12 @@ def test_each_size_is_tuned_once() -> None:
     found = list(tune.runs(["bfloat16", "float16"]))
     keys = [(d, k, *(tuned.bucket(a, s[a]) for a in ("MNR" if k == "sweep" else "MNKR"))) for d, k, s in found]
     assert len(set(keys)) == len(keys)
-    assert {(d, k) for d, k, _ in found} == {("bfloat16", "sweep"), ("bfloat16", "joined"), ("float16", "sweep")}
+    assert {(d, k) for d, k, _ in found} == {
+        ("bfloat16", "sweep"),
+        ("bfloat16", "joined"),
+        ("bfloat16", "joined, backward"),
+        ("float16", "sweep"),
+    }
 
 
 def test_one_wrong_element_or_one_not_written_is_wrong() -> None:

@@ -10,6 +10,7 @@ from optimized.kernels.kept import NONE_DROPPED, is_kept
 from optimized.kernels.tiles import INTERPRETED, TL_DTYPE, Config, as_operand, as_stored, block, launch
 from optimized.kernels.tuned import tuned
 from optimized.philox import Kept
+from optimized.routes import joined_entry
 
 
 @triton.jit(do_not_specialize=["M", "seed", "limit"])
@@ -112,7 +113,7 @@ def joined(
     (M, K), N, R = x.shape, w.shape[0], s.shape[1]
     y = x.new_empty(M, N)
     if config is None and kept is None:  # measured without a mask
-        config = tuned("joined", x.device, x.dtype, M=M, N=N, K=K, R=R)
+        config = tuned(joined_entry(w), x.device, x.dtype, M=M, N=N, K=K, R=R)
     config = config or joined_config(M, N, K, kept is not None)
     BLOCK_M, BLOCK_N, BLOCK_K = (config.blocks[f"BLOCK_{axis}"] for axis in "MNK")
     k_first = w.stride(1) != 1

@@ -22,7 +22,7 @@ from optimized.kernels.sweep import sweep
 from optimized.kernels.tiles import Config
 from optimized.kernels.tuned import MEASURED, TABLE, bucket, entries, write
 from optimized.kernels.up import up
-from optimized.routes import MOST_SWEPT_RANK
+from optimized.routes import JOINED, JOINED_BACKWARD, MOST_SWEPT_RANK
 
 Clock = Callable[[Callable[[], Any]], float]
 MOST_ERROR = 2.0**-6  # of an element and of the usual one: four units of bfloat16's last place
@@ -48,7 +48,7 @@ def tune(kernel: str, dtype: torch.dtype, device: str, sizes: dict[str, int], cl
         sizes: M, N, K and R.   clock: the milliseconds of one call.
     """
     operands = _operands(dtype, device, **sizes)
-    run, instead, exact, written = _swept(*operands) if kernel == "sweep" else _summed(*operands)
+    run, instead, exact, written = _swept(*operands) if kernel == "sweep" else _summed(kernel, *operands)
     times: list[tuple[float, Config]] = []
     for config in candidates(kernel, sizes["R"]):
         _spoil(written, exact)
@@ -119,7 +119,8 @@ def runs(dtypes: list[str]) -> Iterator[tuple[str, str, dict[str, int]]]:
         if R <= MOST_SWEPT_RANK and N not in [n for _, n in FEATURES[: FEATURES.index((K, N))]]:
             yield dtype, "sweep", sizes
         if dtype == "bfloat16":
-            yield dtype, "joined", sizes
+            yield dtype, JOINED, sizes
+            yield dtype, JOINED_BACKWARD, sizes
 
 
 def _operands(dtype: torch.dtype, device: str, M: int, N: int, K: int, R: int) -> tuple[Tensor, ...]:
@@ -150,22 +151,22 @@ def _swept(
 
 
 def _summed(
-    x: Tensor, weight: Tensor, _g: Tensor, _A: Tensor, B: Tensor, S: Tensor
+    kernel: str, x: Tensor, weight: Tensor, _g: Tensor, _A: Tensor, B: Tensor, S: Tensor
 ) -> tuple[Any, Any, Any, list[Tensor]]:
-    """y by `joined`, by the update and the large product in place, and in float32; W stored in both ways."""
-    both = weight, weight.t().contiguous().t()
+    """y by `joined`, by the update and the large product in place, and in float32; W and B as that pass has them."""
+    exact = x.float() @ weight.float().mT + S @ B.float().mT
+    if kernel == JOINED_BACKWARD:
+        weight, B = weight.t().contiguous().t(), B.t().contiguous().t()
 
-    def run(config: Config) -> list[Tensor]:
-        return [joined(x, w, None, S, B, 1.0, config) for w in both]
+    def run(config: Config) -> tuple[Tensor]:
+        return (joined(x, weight, None, S, B, 1.0, config),)
 
     def instead() -> None:
-        for w in both:
-            y = x.new_empty(x.shape[0], w.shape[0])
-            up(S, B, 1.0, x.dtype, y)
-            y.addmm_(x, w.mT)
+        y = x.new_empty(x.shape[0], weight.shape[0])
+        up(S, B, 1.0, x.dtype, y)
+        y.addmm_(x, weight.mT)
 
-    exact = x.float() @ weight.float().mT + S @ B.float().mT
-    return run, instead, (exact, exact), []
+    return run, instead, (exact,), []
 
 
 def _spoil(written: list[Tensor], like: tuple[Tensor, ...]) -> None:

@@ -1,7 +1,8 @@
 """The names of `reference`, with its signatures and what they compute, faster.
 
-- `linear`: the base product and the update as one autograd node, summed in place; `general` is that node with
-  dropout, mixed dtypes or autocast, on the products of `matrices` and the masks of `dropout`.
+- `linear`: the base product and the update as one autograd node, summed in place; `plain` is that node in float32 and
+  float64 on a CPU, `general` with dropout, mixed dtypes or autocast, on the products of `matrices` and the masks of
+  `dropout`.
 - `philox`: masks that nobody draws, an element's bits from its row and column.
 - `qkv`, `mlp`: a block of several projections as one node, on the products of `projections`; `activations` computes
   f, in Triton or in PyTorch, and `blocks` differentiates twice.

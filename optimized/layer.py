@@ -39,16 +39,12 @@ class LinearLoRA(reference.LinearLoRA):
                 return super().forward(x)
             dropout: Any = {"dropout": self.dropout_p, "dropout_position": self.dropout_position}
             return dora_linear(x, weight, bias, A, B, self.scale, m, training=self.training, **dropout)
+        rate = self.dropout_p if self.training else 0.0
+        how = self.scale, rate, self.dropout_position, bool(self.use_memory_efficient_lora)
         if self.base_is_elsewhere:
             base = self.base_product(x)
-            return base + self._fused(x, None, None, A, B).to(base.dtype)
-        return self._fused(x, weight, bias, A, B)
-
-    def _fused(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, A: Tensor, B: Tensor) -> Tensor:
-        check_operands(x, weight, bias, A, B)
-        rate = self.dropout_p if self.training else 0.0
-        recompute = bool(self.use_memory_efficient_lora)
-        return fused_linear(x, weight, bias, A, B, self.scale, rate, self.dropout_position, recompute=recompute)
+            return base + fused_linear(x, None, None, A, B, *how).to(base.dtype)
+        return fused_linear(x, weight, bias, A, B, *how)
 
     @property
     def base_is_elsewhere(self) -> bool:

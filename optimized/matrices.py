@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+FEW_ELEMENTS = 2**15  # of a matrix on a CPU: up to here a product's fixed costs are what counts
+
 
 def add_product(out: Tensor, left: Tensor, right: Tensor, scale: float, mask: Tensor | None = None) -> None:
     """``out += scale · mask ⊙ (left right)`` in place; left and right may be wider than out."""
@@ -24,18 +26,21 @@ def add_product(out: Tensor, left: Tensor, right: Tensor, scale: float, mask: Te
         out.add_(summand.mul_(scale) if mask is None else summand.mul_(mask.to(summand.dtype)).mul_(scale))
 
 
-def summed(x: Tensor, weight: Tensor, bias: Tensor | None, S: Tensor, right: Tensor, scale: float) -> Tensor:
-    """``x weightᵀ + bias + scale · S right`` in the order that `update_first` says; S and right may be wider than x."""
+def summed(x: Tensor, wide: Tensor, bias: Tensor | None, S: Tensor, narrow: Tensor, scale: float) -> Tensor:
+    """``x wide + bias + scale · S narrow`` in the order that `update_first` says.
+
+    S and narrow may be in a wider dtype than x.
+    """
     if not update_first(x, bias):
-        y = x.mm(weight.t()) if bias is None else F.linear(x, weight, bias)
-        add_product(y, S, right, scale)
+        y = x.mm(wide) if bias is None else torch.addmm(bias, x, wide)
+        add_product(y, S, narrow, scale)
         return y
-    y = x.new_empty(x.shape[0], weight.shape[0])
+    y = x.new_empty(x.shape[0], wide.shape[1])
     if S.dtype == y.dtype:
-        y.addmm_(S, right, beta=0, alpha=scale)
+        y.addmm_(S, narrow, beta=0, alpha=scale)
     else:
-        y.copy_(S.mm(right).mul_(scale))
-    return y.addmm_(x, weight.t())
+        y.copy_(S.mm(narrow).mul_(scale))
+    return y.addmm_(x, wide)
 
 
 def update_first(x: Tensor, bias: Tensor | None) -> bool:
@@ -61,7 +66,7 @@ def product_of_rows(wide: Tensor, narrow: Tensor, scale: float, like: Tensor) ->
 
     A transposed gradient is copied by autograd, into the layout of its parameter: with few it costs more.
     """
-    if wide.is_cpu and wide.numel() <= 2**15:
+    if wide.is_cpu and wide.numel() <= FEW_ELEMENTS:
         return product(wide.t(), narrow, scale, like)
     return product(narrow.t(), wide, scale, like.t()).t()
 
@@ -110,7 +115,7 @@ def few_for_16_bits(t: Tensor) -> bool:
     On a CPU a 16-bit one has a fixed cost of some 35 µs where a float32 one has 10: with 2¹⁴ elements float32
     was 20 % faster for the layer, with 2¹⁶ as much slower.
     """
-    return t.dtype.itemsize == 2 and t.is_cpu and t.numel() <= 2**15
+    return t.dtype.itemsize == 2 and t.is_cpu and t.numel() <= FEW_ELEMENTS
 
 
 def overreads(t: Tensor, *inner: int) -> bool:

@@ -15,7 +15,7 @@ import torch
 from conformance import cli
 from conformance.bench import admission, cases, plot, session, table
 from conformance.bench.cases import Size
-from conformance.bench.measuring import FROZEN, MEASURED, UNSUPPORTED
+from conformance.bench.measuring import FROZEN, MEASURED, UNRANKED, UNSUPPORTED
 from tests.benching import K, M, N, R
 from tests.commands import TARGETS
 
@@ -73,8 +73,33 @@ def test_a_failing_target_is_not_ranked(ranked: tuple[int, dict[str, Any], str, 
     ]
     assert [[row["target"] for row in case["layers"]] for case in found["cases"]] == [["right"], ["right"]]
     assert text.count("fails, not ranked") == 2 + 1
-    assert "unscaled fails, not ranked: LIN-FWD; see `loraspec run unscaled`" in text
+    said = "unscaled fails, not ranked: LIN-FWD; see `loraspec run unscaled`; --unranked times it all the same."
+    assert said in " ".join(text.split())
     assert "right 1.0: 1 clauses of group linear pass." in text
+
+
+def test_a_failing_target_that_was_timed_is_still_said_to_fail(ranked: tuple[int, dict[str, Any], str, Path]) -> None:
+    found = json.loads(json.dumps(ranked[1]))
+    for case in found["cases"]:
+        case["layers"].append({**case["layers"][0], "label": "unscaled", "target": "unscaled", "status": UNRANKED})
+    assert "unscaled fails, not ranked: LIN-FWD; see `loraspec run unscaled`." in table.sentences(found)
+    assert table.markdown(found).count("| – | unscaled, fails 1 clause | ") == len(found["cases"])
+    assert "fails, not ranked |" not in table.markdown(found)
+
+
+@pytest.mark.parametrize("option", [[], ["--unranked"]])
+def test_who_fails_is_timed_where_that_is_asked_for(
+    option: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: list[session.Wanted] = []
+
+    def run(wanted: session.Wanted, _say: Any) -> None:
+        seen.append(wanted)
+        raise session.UsageError("seen")
+
+    monkeypatch.setattr(session, "run", run)
+    assert cli.main(["bench", "right", *option, "--report-dir", str(tmp_path)]) == 2
+    assert [wanted.unranked for wanted in seen] == [bool(option)]
 
 
 def test_the_report_says_what_was_measured_on_what(ranked: tuple[int, dict[str, Any], str, Path]) -> None:
@@ -103,7 +128,7 @@ def case_of(*ratios: float) -> dict[str, Any]:
     labels = "abcdefgh"[: len(ratios)]
     costs = {"seconds": 1e-3, "flops_per_second": 2.5e9, "bytes_per_second": 1e6, "of_flops_ceiling": 0.5,
              "of_bytes_ceiling": 0.01, "over_roofline": 2.0, "saved_bytes": 1234, "peak_bytes": 999}  # fmt: skip
-    rows = [{"label": name, "status": MEASURED, **costs} for name in labels]
+    rows = [{"label": name, "target": name, "status": MEASURED, **costs} for name in labels]
     for mine, row in zip(ratios, rows, strict=True):
         others = {name: mine / ratio for name, ratio in zip(labels, ratios, strict=True) if name != row["label"]}
         others[FROZEN] = mine
@@ -114,8 +139,8 @@ def case_of(*ratios: float) -> dict[str, Any]:
 
 def test_the_table_has_places_and_ratios_over_each_other_layer() -> None:
     case = case_of(1.2, 1.8)
-    case["layers"].append({"label": "c", "status": "raises MemoryError: no"})
-    first, one, two, raising, failing = table.rows(case, ["wrong"])
+    case["layers"].append({"label": "c", "target": "c", "status": "raises MemoryError: no"})
+    first, one, two, raising, failing = table.rows(case, {"wrong": "1 clause"})
     assert table.headings(2)[:7] == ["", "layer", "time", "÷ frozen", "quartiles", "÷ 1", "÷ 2"]
     assert first[:4] == ["", FROZEN, "1 ms", "1"]
     assert one[:7] == ["1", "a", "1 ms", "1.20", "1.10–1.30", "", "0.67"]

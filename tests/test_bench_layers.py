@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conformance.bench import layers, session
+from conformance.bench import layers, session, table
+from conformance.bench.admission import Admission
 from conformance.bench.agreement import Agreement
 from conformance.bench.cases import Size
 from conformance.bench.layers import Contender, Operands, Problem
-from conformance.bench.measuring import FROZEN, MEASURED, UNSUPPORTED
+from conformance.bench.measuring import FROZEN, MEASURED, UNRANKED, UNSUPPORTED
 from conformance.judge import Violation
 from conformance.pristine import PRISTINE
 from tests.benching import SIZE, K, M, N, R, contender, measured, plain, too_large, twice
@@ -78,6 +80,28 @@ def test_a_layer_that_raises_or_does_not_declare_the_dtype_leaves_the_others_mea
     assert status == {"twice": MEASURED, "large": "raises MemoryError: 6 tokens are too many", "narrow": UNSUPPORTED}
     assert found["layers"][0]["label"] == "twice lora_linear"
     assert set(found["layers"][0]["over"]) == {FROZEN}
+
+
+def test_a_target_that_fails_is_timed_without_a_place_where_that_is_wanted() -> None:
+    fails = replace(contender(plain, "fails"), ranked=False)
+    case = measured(contender(twice, "twice"), fails)
+    status = {row["label"].split()[0]: row["status"] for row in case["layers"]}
+    assert status == {"twice": MEASURED, "fails": UNRANKED}
+    frozen, one, last = table.rows(case, {"fails": "2 clauses"})
+    assert (one[0], one[1]) == ("1", "twice lora_linear")
+    assert (last[0], last[1]) == ("–", "fails lora_linear, fails 2 clauses")
+    assert len(last) == len(one) == len(frozen) == len(table.headings(1))
+    over = next(row["over"] for row in case["layers"] if row["label"].startswith("fails"))
+    assert last[3] == f"{over[FROZEN]['median']:.2f}"
+
+
+def test_who_fails_has_a_layer_to_time_only_where_that_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [str(TARGETS), *sys.path])
+    judged = [Admission(name, name, None, "linear", 1, failing) for name, failing in
+              (("right", {}), ("unscaled", {"LIN-FWD": "off"}))]  # fmt: skip
+    for unranked, expected in ((False, {"right": True}), (True, {"right": True, "unscaled": False})):
+        wanted = session.Wanted(("right", "unscaled"), (SIZE,), ("float32",), unranked=unranked)
+        assert {c.target.spec: c.ranked for c in session._contenders(judged, wanted)} == expected
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -59,11 +59,13 @@ class Contender:
     Attributes:
         subject: the public name of the target that is timed.
         replaced: what the target puts in place of torch's functions, in force while its layer runs.
+        ranked: whether it has a place; a target that fails its conformance has none.
     """
 
     target: Target
     subject: str
     replaced: dict[Any, Any] = field(default_factory=dict)
+    ranked: bool = True
 
     @property
     def label(self) -> str:

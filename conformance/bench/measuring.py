@@ -22,6 +22,7 @@ from conformance.numerics import dtype_named
 FROZEN = "nn.Linear, frozen"
 MEASURED = "measured"
 WRONG = "wrong at this size, not ranked"
+UNRANKED = "measured, not ranked"
 UNSUPPORTED = "does not declare the dtype"
 
 
@@ -55,12 +56,13 @@ def measure(problem: Problem, contenders: Sequence[Contender], ceilings: Ceiling
             turn = Turn(contender.built(problem, operands), contender.running)
             agreement.check(turn.layer)
             turns[contender.label] = turn
+    unranked = {contender.label for contender in contenders if not contender.ranked}
     times = interleaved(turns, operands, problem.device, pace)
     passes = _passes(problem)
     for label, turn in turns.items():
         with turn.running():
             row = rows.setdefault(label, {"label": label, "target": None})
-            row["status"] = MEASURED
+            row["status"] = UNRANKED if label in unranked else MEASURED
             row |= _costs(times, label, passes[label != FROZEN], ceilings, problem.dtype)
             row |= _counted(turn.layer, operands)
     frozen = rows.pop(FROZEN)

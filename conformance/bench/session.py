@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -26,6 +26,7 @@ class Wanted:
 
     Attributes:
         dropout: probability, of each adapter in training; at a position that all targets have.
+        unranked: targets that fail are timed as well.
     """
 
     targets: tuple[str, ...]
@@ -34,6 +35,7 @@ class Wanted:
     device: str = "cpu"
     dropout: float = 0.0
     memory_efficient: bool = False
+    unranked: bool = False
     pace: Pace = field(default_factory=Pace)
 
 
@@ -50,7 +52,7 @@ def run(wanted: Wanted, say: Callable[[str], None]) -> dict[str, Any]:
         say(f"checking {spec}: {', '.join(wanted.dtypes)}")
         admitted.append(examined(spec, wanted.dtypes, wanted.device))
     set_interpreter("cpu" if wanted.device == "cpu" else "gpu", wanted.device, gpu_at_hand())
-    contenders = _contenders(admitted, wanted.device)
+    contenders = _contenders(admitted, wanted)
     position = _position(contenders) if wanted.dropout else "post"
     if wanted.device != "cpu":
         torch.cuda.set_device(torch.device(wanted.device).index or 0)  # which GPU the clock and the counters mean
@@ -82,10 +84,14 @@ def exit_code(found: dict[str, Any]) -> int:
     return 0 if ran and all(target["verdict"] == "pass" for target in found["targets"]) else 1
 
 
-def _contenders(admitted: list[Admission], device: str) -> list[Contender]:
-    """The layers of the targets that passed; what an import does to the number of threads is undone."""
+def _contenders(admitted: list[Admission], wanted: Wanted) -> list[Contender]:
+    """The layers of the targets that are timed; what an import does to the number of threads is undone."""
     threads = torch.get_num_threads()
-    found = [c for admission in admitted if admission.passes for c in layers.contenders(admission.spec, device)]
+    found = []
+    for admission in admitted:
+        if admission.passes or wanted.unranked:
+            timed = layers.contenders(admission.spec, wanted.device)
+            found += [replace(contender, ranked=admission.passes) for contender in timed]
     torch.set_num_threads(threads)
     return found
 

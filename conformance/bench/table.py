@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from conformance.bench.measuring import FROZEN, MEASURED
+from conformance.bench.measuring import FROZEN, MEASURED, UNRANKED
 from conformance.terminal import console, listed
 
 WIDE = 200  # characters of a line in a file or a pipe
@@ -24,23 +24,27 @@ def headings(places: int) -> list[str]:
     return ["", "layer", "time", "÷ frozen", "quartiles", *others, "FLOP/s", "bytes/s", "÷ roof", "saved", "peak"]
 
 
-def rows(case: dict[str, Any], failed: list[str]) -> Iterator[list[str]]:
-    """The cells of a case: the frozen layer, the layers by place, and who has none."""
+def rows(case: dict[str, Any], failed: dict[str, str]) -> Iterator[list[str]]:
+    """The cells of a case: the frozen layer, the layers by place, and who has none; `failed` says what of a target."""
     placed = [row for row in case["layers"] if row["status"] == MEASURED]
     names = [row["label"] for row in placed]
     yield _cells("", case["frozen"], names)
     for place, row in enumerate(placed, 1):
         yield _cells(str(place), row, names)
     for row in case["layers"]:
-        if row["status"] != MEASURED:
+        if row["status"] == UNRANKED:
+            yield _cells("–", {**row, "label": f"{row['label']}, fails {failed[row['target']]}"}, names)
+        elif row["status"] != MEASURED:
             yield ["–", row["label"], row["status"]]
     for spec in failed:
-        yield ["–", spec, FAILS]
+        if all(row["target"] != spec for row in case["layers"]):
+            yield ["–", spec, FAILS]
 
 
-def failed(found: dict[str, Any]) -> list[str]:
-    """The targets that do not pass."""
-    return [target["spec"] for target in found["targets"] if target["verdict"] != "pass"]
+def failed(found: dict[str, Any]) -> dict[str, str]:
+    """How much the targets that do not pass fail; the sentences below name the clauses."""
+    counts = {target["spec"]: len(target["failing"]) for target in found["targets"] if target["verdict"] != "pass"}
+    return {spec: f"{count} clause{'s' if count != 1 else ''}" for spec, count in counts.items()}
 
 
 def title(case: dict[str, Any], found: dict[str, Any]) -> str:
@@ -67,7 +71,9 @@ def sentences(found: dict[str, Any]) -> list[str]:
             said.append(f"{name}: {target['clauses']} clauses of group {target['group']} pass.")
         else:
             clauses = listed(list(target["failing"]))
-            said.append(f"{name} {FAILS}: {clauses}; see `loraspec run {target['spec']}`.")
+            timed = any(row["target"] == target["spec"] for case in found["cases"] for row in case["layers"])
+            hint = "" if timed else "; --unranked times it all the same"
+            said.append(f"{name} {FAILS}: {clauses}; see `loraspec run {target['spec']}`{hint}.")
     return said
 
 

@@ -37,6 +37,7 @@ def add(commands: output.Commands) -> None:
     )
     bench.add_argument("--dropout", type=_probability, default=0.0, metavar="P", help="of the adapter (default 0)")
     bench.add_argument("--memory-efficient", action="store_true", help="layers with use_memory_efficient_lora=True")
+    bench.add_argument("--unranked", action="store_true", help="time targets that fail as well; they get no place")
     bench.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     bench.add_argument("--rounds", type=_rounds, help="in each every layer has its turn (default 41; on a GPU 15)")
     bench.add_argument("--seconds", type=_seconds, default=0.01, help="for a layer in a round (default 0.01)")
@@ -64,6 +65,7 @@ def execute(options: argparse.Namespace) -> int:
         device=options.device,
         dropout=options.dropout,
         memory_efficient=options.memory_efficient,
+        unranked=options.unranked,
         pace=measuring.Pace(options.rounds or (41 if options.device == "cpu" else 15), options.seconds),
     )
     found = session.run(wanted, console(stderr=True).print)

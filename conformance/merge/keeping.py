@@ -102,7 +102,7 @@ def test_conversion_of_a_merged_layer(subject: Subject, case: LinearCase) -> flo
 def test_modes_of_a_merged_layer(subject: Subject, case: LinearCase) -> float | None:
     instance = merged(subject, case)
     y = oracle_for(subject, instance.operands).y
-    ratios = []
+    ratios: list[float | None] = []
     for training in (False, True, False):
         with calling(f"{subject.name}.train({training})"):
             instance.module.train(training)

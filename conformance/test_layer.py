@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from conformance import layer as layers
 from conformance import requirements
 from conformance.clause import clause
 from conformance.judge import calling, judge, require, worst
+from conformance.layer.same import same_results
 from conformance.linear_case import LinearCase
 from conformance.numerics import dtype_named, numbers
 from conformance.operands import Operands
@@ -189,19 +191,6 @@ def test_modes(subject: Subject, case: LinearCase) -> float | None:
     return worst(*ratios)
 
 
-def same_results(subject: Subject, instance: Instance, other: Any, what: str) -> float | None:
-    """Judge forward and gradients of a layer that should equal the instance's."""
-    with calling(f"reading the adapters of {what}"):
-        adapters = {"lora_A": other.lora_A.weight, "lora_B": other.lora_B.weight}
-    tensors = {"x": instance.operands.placed["x"].tensor.detach().clone().requires_grad_(), **adapters}
-    twin = Instance(other, tensors, instance.operands, module=other)
-    twin.require_grad(TRAINABLE)
-    y = twin.forward()
-    twin.backward(y)
-    oracle = oracle_for(subject, instance.operands)
-    return worst(judge(y, dataclasses.replace(oracle.y, name=f"y of {what}")), judge_gradients(twin, oracle))
-
-
 @clause(
     "LAY-STATE",
     "A state_dict loaded into another layer of the same shape makes it compute the same.",
@@ -298,3 +287,6 @@ def test_memory_efficient(subject: Subject, case: LinearCase) -> float | None:
     instance.backward(y)
     oracle = oracle_for(subject, operands)
     return worst(judge(y, oracle.y), judge_gradients(instance, oracle))
+
+
+globals().update(layers.tests())

@@ -19,7 +19,7 @@ FINDINGS = {
     # a merged state_dict is the merged one; a 1-D x gains a dimension; a zero row gives NaN
     "peft": {"MRG-STATE", "DORA-LEAD", "DORA-ZERO-ROW"},
     # a lambda in the layer that pickle refuses
-    "loralib": {"LAY-COPY"},
+    "loralib": {"LAY-COPY", "LAY-USED-COPY"},
     "torchtune": set(),
 }
 SLOW = ("LAY-COMPILE", "LAY-MEM-LEAK")

@@ -1,15 +1,15 @@
-"""DoRA's oracle, and its clauses about dropout, merging and side effects."""
+"""DoRA's oracle, and its clauses about dropout, merging, training, state and side effects."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from conformance.clause import checks_of
-from conformance.dora import dropping, effects, merging
+from conformance.dora import dropping, effects, merging, state, training
 
-__all__ = ["dropping", "effects", "merging", "tests"]
+__all__ = ["dropping", "effects", "merging", "state", "tests", "training"]
 
 
 def tests() -> dict[str, Any]:
     """The test function of every clause in this package, by name."""
-    return checks_of(dropping, merging, effects)
+    return checks_of(dropping, merging, training, state, effects)

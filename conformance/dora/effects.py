@@ -8,18 +8,14 @@ import torch
 
 from conformance.clause import clause
 from conformance.dora.oracle import DORA, NAMES, DoraOracle, built, ran
-from conformance.judge import calling, judge, require, worst
+from conformance.judge import calling, require
 from conformance.linear_case import LinearCase
 from conformance.numerics import numbers
 from conformance.placement import LAYOUTS
 from conformance.settings import kept
-from conformance.subject import Instance, Subject
+from conformance.subject import Subject
 
 PLACED = DORA.narrowed(x=LAYOUTS[:-1], g=LAYOUTS[:-1], w=LAYOUTS[:-1], lead=("2d", "3d"))
-
-
-def _judged(instance: Instance, oracle: DoraOracle, y: torch.Tensor) -> float | None:
-    return worst(judge(y, oracle.y()), *(judge(instance.gradient(name), oracle.gradient(name)) for name in NAMES))
 
 
 @clause(
@@ -60,7 +56,7 @@ def test_later_calls(subject: Subject, case: LinearCase) -> float | None:
     instance.backward(y)
     with calling("the backward pass of the second"):
         torch.autograd.grad(y_other, other, upstream.to(y_other.dtype))
-    return _judged(instance, oracle, y)
+    return oracle.judged(instance, y)
 
 
 @clause(
@@ -81,7 +77,7 @@ def test_refilled(subject: Subject, case: LinearCase) -> float | None:
             tensor.grad = None
     y = instance.forward()
     instance.backward(y)
-    return _judged(instance, DoraOracle(new, numbers(magnitude)), y)
+    return DoraOracle(new, numbers(magnitude)).judged(instance, y)
 
 
 @clause("DORA-DET-REPEAT", "The same call gives the same bits every time.", group="dora", cases=DORA, weight=0.25)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
 from conformance import budget
-from conformance.judge import calling, require
+from conformance.judge import calling, judge, require, worst
 from conformance.linear_case import LinearCase
 from conformance.numerics import Array, rounded
 from conformance.operands import Operands
@@ -86,14 +88,23 @@ class DoraOracle:
         allowed = allowed + absolute * self.how.accumulation(len(self.x)) + np.abs(value) * self.relative
         return self._expected("dm", value, allowed + 4 * self.how.step)
 
+    def judged(self, instance: Instance, y: torch.Tensor, names: tuple[str, ...] = NAMES) -> float | None:
+        """Judge an output, and the gradients of each operand that is named."""
+        gradients = (judge(instance.gradient(name), self.gradient(name)) for name in names)
+        return worst(judge(y, self.y()), *gradients)
+
     def _rows(self, rows: Array, base: Array, down: Array, up: Array) -> Array:
         return budget.row_chain(rows, base, None, down, up, self.scale, self.how)
 
 
-def built(subject: Subject, case: LinearCase) -> tuple[Instance, DoraOracle]:
-    """A DoRA layer with the case's operands and a magnitude that is not the norm, and its oracle."""
+def built(subject: Subject, case: LinearCase, **options: Any) -> tuple[Instance, DoraOracle]:
+    """A DoRA layer with the case's operands and a magnitude that is not the norm, and its oracle.
+
+    Args:
+        options: further keyword arguments of the layer.
+    """
     operands = subject.operands(case)
-    instance = subject.build(operands, use_dora=True)
+    instance = subject.build(operands, use_dora=True, **options)
     with calling(f"{subject.name}.lora_magnitude"):
         parameter = instance.module.lora_magnitude
     parameter = getattr(parameter, "weight", parameter)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from conformance.clause import checks_of
-from conformance.fused import activating, backward, effects, forward, modes
+from conformance.fused import activating, backward, effects, forward, further, modes
 
-__all__ = ["activating", "backward", "effects", "forward", "modes", "tests"]
+__all__ = ["activating", "backward", "effects", "forward", "further", "modes", "tests"]
 
 
 def tests() -> dict[str, Any]:
     """The test function of every clause in this package, by name."""
-    return checks_of(forward, activating, backward, effects, modes)
+    return checks_of(forward, activating, backward, effects, modes, further)

@@ -36,6 +36,32 @@ def test_clip(subject: Subject, case: GradientsCase) -> float | None:
 
 
 @clause(
+    "GRN-MANY",
+    "Hundreds of gradients, more than one launch of a multi-tensor kernel takes, are all measured and clipped.",
+    group="gradnorm",
+    cases=CLIPPED.narrowed(elements=(450, 900), tensors=(150, 400), values=("equal",)),
+    weight=0.25,
+)
+def test_many_tensors(subject: Subject, case: GradientsCase) -> float | None:
+    gradients = Gradients(case, subject.device)
+    norm = clip(subject, gradients, gradients.max_norm)
+    return worst(judge(norm, gradients.expected_norm()), judge_clipped(gradients, gradients.max_norm))
+
+
+@clause(
+    "GRN-CLIP-LARGE",
+    "All of a large gradient is clipped, beyond the elements that one block or chunk of a kernel takes.",
+    group="gradnorm",
+    cases=CLIPPED.narrowed(elements=(70_001, 2**17 + 5), tensors=(1, 2), values=("normal", "equal")),
+    weight=0.25,
+)
+def test_clip_large_gradients(subject: Subject, case: GradientsCase) -> float | None:
+    gradients = Gradients(case, subject.device)
+    clip(subject, gradients, gradients.max_norm)
+    return judge_clipped(gradients, gradients.max_norm)
+
+
+@clause(
     "GRN-CLIP-MIXED",
     "Gradients of different dtypes are clipped by one factor, each in its own dtype.",
     group="gradnorm",

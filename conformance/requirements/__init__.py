@@ -2,7 +2,30 @@
 
 from __future__ import annotations
 
-from conformance.requirements import backward, dropout, effects, forward, modes, relations, surroundings
+from conformance.requirements import (
+    backward,
+    dropout,
+    effects,
+    forward,
+    masks,
+    modes,
+    reach,
+    relations,
+    sequences,
+    surroundings,
+)
 from conformance.requirements.base import declare
 
-__all__ = ["backward", "declare", "dropout", "effects", "forward", "modes", "relations", "surroundings"]
+__all__ = [
+    "backward",
+    "declare",
+    "dropout",
+    "effects",
+    "forward",
+    "masks",
+    "modes",
+    "reach",
+    "relations",
+    "sequences",
+    "surroundings",
+]

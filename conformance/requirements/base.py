@@ -17,7 +17,18 @@ from conformance.oracle import LinearOracle
 from conformance.placement import LAYOUTS
 from conformance.subject import TRAINABLE, Instance, Subject
 
-TOPICS = ("forward", "backward", "effects", "surroundings", "modes", "relations", "dropout")
+TOPICS = (
+    "forward",
+    "backward",
+    "effects",
+    "surroundings",
+    "modes",
+    "relations",
+    "dropout",
+    "reach",
+    "sequences",
+    "masks",
+)
 REQUIREMENTS: list[tuple[str, str, Space[LinearCase], dict[str, Any], Check]] = []
 
 SMALL = LINEAR.narrowed(

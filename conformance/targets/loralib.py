@@ -22,6 +22,7 @@ CONFORMANCE = {
         "LAY-SCALING": "loralib has no rsLoRA",
         "LAY-FWD-MIXED": "a loralib layer has one dtype, its adapter's included",
         "LAY-BWD-MIXED": "a loralib layer has one dtype, its adapter's included",
+        "LAY-MEMORY-ANY": "a loralib layer has one dtype, its adapter's included",
     },
 }
 

@@ -24,6 +24,7 @@ CONFORMANCE = {
         "LAY-SCALING": "torchtune has no rsLoRA",
         "LAY-FWD-MIXED": "a torchtune layer has one dtype, its adapter's included",
         "LAY-BWD-MIXED": "a torchtune layer has one dtype, its adapter's included",
+        "LAY-MEMORY-ANY": "a torchtune layer has one dtype, its adapter's included",
     },
 }
 

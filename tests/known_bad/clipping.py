@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from tests.known_bad import breaks
 from tests.right_gradnorm import Right
 
@@ -120,3 +122,25 @@ class ReturnsTheNormAfterClipping(Right):
 class TakesZeroForNoLimit(Right):
     def factor(self, norm, max_norm):
         return super().factor(norm, max_norm or float("inf"))
+
+
+@breaks("GRN-MANY", says="worst    norm", groups=GRADNORM, source="the tensors of one launch of multi_tensor_apply")
+class MeasuresTheFirst110(Right):
+    def norm(self, gradients):
+        return super().norm(gradients[:110])
+
+
+@breaks("GRN-MANY", says="after clipping", groups=GRADNORM, source="the tensors of one launch of multi_tensor_apply")
+class ClipsTheFirst110(Right):
+    def clip(self, chosen, norm, max_norm):
+        super().clip(chosen[:110], norm, max_norm)
+
+
+@breaks("GRN-CLIP-LARGE", says="after clipping", groups=GRADNORM, source="a grid capped at one chunk of 65536 elements")
+class ClipsTheFirst65536Elements(Right):
+    def scale(self, gradient, factor):
+        clipped = super().scale(gradient, factor)
+        if clipped.numel() <= 2**16:
+            return clipped
+        flat = torch.cat([clipped.flatten()[: 2**16], gradient.flatten()[2**16 :]])
+        return flat.reshape(gradient.shape)

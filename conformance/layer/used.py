@@ -1,0 +1,109 @@
+"""A layer that was in use: still copied, saved, loaded and converted as a new one is."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import pickle
+from typing import Any
+
+import torch
+
+from conformance.clause import clause
+from conformance.judge import calling, judge, require, worst
+from conformance.layer.same import same_results
+from conformance.linear_case import LinearCase
+from conformance.numerics import dtype_named
+from conformance.requirements.base import SMALL, oracle_for
+from conformance.subject import TRAINABLE, Instance, Subject
+
+
+def used(subject: Subject, case: LinearCase) -> Instance:
+    """A layer after a forward pass without a graph, and one with a backward pass."""
+    instance = subject.build(subject.operands(case))
+    instance.require_grad(TRAINABLE)
+    with torch.no_grad():
+        instance.forward()
+    instance.backward(instance.forward())
+    return instance
+
+
+def without_a_graph(instance: Instance, layer: Any) -> Instance:
+    """The layer, asked without a graph."""
+
+    def call(x: torch.Tensor) -> Any:
+        with torch.no_grad():
+            return layer(x)
+
+    return dataclasses.replace(instance, call=call, module=layer)
+
+
+@clause(
+    "LAY-USED-COPY",
+    "A layer that was in use is copied by deepcopy and pickle, and its state_dict has the keys it had before.",
+    group="layer",
+    cases=SMALL,
+    weight=0.5,
+)
+def test_copies_after_use(subject: Subject, case: LinearCase) -> float | None:
+    before = sorted(subject.build(subject.operands(case)).module.state_dict())
+    instance = used(subject, case)
+    after = sorted(instance.module.state_dict())
+    require(after == before, f"state_dict has the keys {after} after use: it had {before}")
+    with calling(f"copying a {subject.name} that was in use"):
+        deep = bool(case.seed % 2)
+        other = copy.deepcopy(instance.module) if deep else pickle.loads(pickle.dumps(instance.module))
+    for parameter in other.parameters():
+        parameter.grad = None
+    return same_results(subject, instance, other, "the copy")
+
+
+@clause(
+    "LAY-USED-LOAD",
+    """A state_dict loaded into a layer that was in use, in place or with assign=True, is what it computes with from
+    then on.""",
+    group="layer",
+    cases=SMALL,
+    weight=0.5,
+)
+def test_loading_after_use(subject: Subject, case: LinearCase) -> float | None:
+    instance = subject.build(subject.operands(case))
+    other = used(subject, dataclasses.replace(case, seed=case.seed + 1)).module
+    assign = bool(case.seed % 2)
+    with calling(f"load_state_dict(…, assign={assign}) of a {subject.name} that was in use"):
+        state = {name: value.clone() for name, value in instance.module.state_dict().items()}
+        other.load_state_dict(state, assign=assign)
+    for parameter in other.parameters():
+        parameter.grad = None
+    return _judged_twice(subject, instance, other, "the loaded layer")
+
+
+@clause(
+    "LAY-USED-TO",
+    "After .to(dtype) a layer that was in use computes in that dtype.",
+    group="layer",
+    cases=SMALL.narrowed(values=("integers",)),
+    dtypes=("bfloat16", "float16"),
+    weight=0.5,
+)
+def test_conversion_after_use(subject: Subject, case: LinearCase) -> float | None:
+    instance = used(subject, case)
+    wide = subject.operands(dataclasses.replace(case, dtype="float64"))
+    # the small integers of the 16-bit case are the same numbers in float64
+    wide.values = instance.operands.values
+    with calling(f"{subject.name}.to(torch.float64)"):
+        module = instance.module.to(dtype_named("float64"))
+    for parameter in module.parameters():
+        parameter.grad = None
+    converted = Instance(module, {"x": wide.placed["x"].tensor}, wide, module=module)
+    return _judged_twice(subject, converted, module, "the converted layer")
+
+
+def _judged_twice(subject: Subject, instance: Instance, layer: Any, what: str) -> float | None:
+    """Judge y without a graph, then y and gradients with one."""
+    y = oracle_for(subject, instance.operands).y
+    asked = dataclasses.replace(
+        without_a_graph(instance, layer), tensors={"x": instance.operands.placed["x"].tensor.detach()}
+    )
+    plain = judge(asked.forward(), dataclasses.replace(y, name=f"y of {what} without a graph"))
+    return worst(plain, same_results(subject, instance, layer, what))

@@ -103,7 +103,8 @@ def test_string(subject: Subject, case: NamesCase) -> None:
 def _require_chosen(subject: Subject, names: list[str], expected: list[str], **options: Any) -> None:
     if expected in ([], sorted(names)):
         raise Inconclusive("the pattern tells no names apart")
-    model = nn.Sequential(OrderedDict(embedded=nn.Embedding(2, 2), **model_named(names)._modules)).to(subject.device)
+    linears = dict(model_named(names).named_children())
+    model = nn.Sequential(OrderedDict(embedded=nn.Embedding(2, 2), **linears)).to(subject.device)
     what = ", ".join(f"{key}={value!r}" for key, value in options.items())
     count = apply(subject, model, **options)
     got = adapted(model)

@@ -242,7 +242,8 @@ def test_matcher_head(subject: Subject, case: PatternCase) -> None:
                 with calling(said):
                     got = matcher.match(nn.Linear(1, 1), *arguments)
                 require(bool(got) is wanted, f"{said} returned {got!r}: expected {wanted}")
-    for patterns in ((["lm_head"], []), ([], ["mlp"])):  # named, or not excluded
+    given: tuple[Any, ...] = ((["lm_head"], []), ([], ["mlp"]))  # named, or not excluded
+    for patterns in given:
         said = f"ModuleMatcher({patterns[0]}, {patterns[1]}, is_causal_lm=True).match(Linear, 'lm_head')"
         with calling_quietly(said):
             got = subject.target.ModuleMatcher(*patterns, False, True).match(nn.Linear(1, 1), "lm_head")

@@ -132,4 +132,4 @@ def literal_patterns(key: str, seed: int) -> list[str]:
     before, at, after = key[:i], key[i], key[i + 1 :]
     replaced = [f"{before}{special}{after}" for special in (".", "?", "[!~]", "[^~]", "\\w", f"({at})", f"[{at}]")]
     inserted = [f"{before}{special}{at}{after}" for special in ("+", "?", "{1}", "()", "(", "[", "\\")]
-    return [*replaced, *inserted, f"^{key}", f"{key}$", f"{key}|", key.swapcase(), f" {key}"]
+    return [*replaced, *inserted, f"^{key}", f"{key}$", f"{key}|", key.swapcase(), f" {key}", f"{key} "]

@@ -150,7 +150,7 @@ class RightModel:
 
     def trains(self, name: str) -> bool:
         """Whether a parameter is to be trained."""
-        return "lora_" in name
+        return name.endswith(("lora_A.weight", "lora_B.weight", "lora_magnitude"))
 
     def count(self, chosen: list[nn.Module]) -> Any:
         """How many were patched."""

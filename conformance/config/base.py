@@ -31,13 +31,15 @@ DEFAULTS: dict[str, Any] = {
 }
 ADDED = ("use_dora", "use_rslora", "use_memory_efficient_lora")  # beyond the seed's fields
 FREE = ("use_memory_efficient_lora",)  # changes nothing that is computed: its default is the target's own
+# Patterns that must stay as they are: neither stripped, lowered, split, sorted nor without what is there twice.
+ODD = ["Q_proj", "größe_proj ", "a,b", "fc1", "Q_proj"]
 # Values other than the defaults. lora_dtype is in the form that to_dict gives.
 CHOICES: dict[str, tuple[Any, ...]] = {
-    "target_modules": (["*_proj"], ["q_proj", "*.layers.1.*"], ["fc1", "fc2", ".*gate.*"]),
+    "target_modules": (["*_proj"], ["q_proj", "*.layers.1.*"], ["fc1", "fc2", ".*gate.*"], ODD),
     "exclude_modules": (["lm_head"], ["*.0.*", "head"]),
     "match_all_linear": (True,),
     "dim": (1, 16, 3, 1024),
-    "alpha": (1, 16, 64, 2048),
+    "alpha": (1, 16, 64, 2048, 0.5, 24.7),
     "dropout": (0.1, 0.5, 1.0, 1e-9, 1 / 3),
     "dropout_position": ("pre",),
     "lora_A_init": ("uniform", "kaiming"),

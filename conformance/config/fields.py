@@ -156,6 +156,11 @@ def test_lists(subject: Subject, case: ConfigCase) -> None:
     weight=0.5,
 )
 def test_fresh_lists(subject: Subject, case: ConfigCase) -> None:
+    given: dict[str, Any] = {case.key: ["q_proj"]}
+    first, second = from_dict(subject, given), from_dict(subject, given)
+    with calling(f"PeftConfig.from_dict({given}).{case.key}.append('touched')"):
+        getattr(first, case.key).append("touched")
+    require_fields(second, given, f"after another config's {case.key}.append('touched') PeftConfig.from_dict({given})")
     first, second = make(subject), make(subject)
     with calling(f"PeftConfig().{case.key}.append('touched')"):
         getattr(first, case.key).append("touched")
@@ -183,6 +188,10 @@ def test_equal(subject: Subject, case: ConfigCase) -> None:
         value = CHOICES[key][case.seed % len(CHOICES[key])]
         alone, default = (make(subject, **{key: copy.deepcopy(held)}) for held in (value, DEFAULTS[key]))
         require(alone != default, f"configs of {key} = {value!r} and of {DEFAULTS[key]!r} are equal")
+    orders = [make(subject, target_modules=list(patterns)) for patterns in ("ab", "ba", "aab")]
+    for i, j in ((0, 1), (0, 2)):
+        lists = f"{orders[i].target_modules} and of {orders[j].target_modules}"
+        require(orders[i] != orders[j], f"configs of target_modules = {lists} are equal")
 
 
 @clause(

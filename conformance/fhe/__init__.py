@@ -12,6 +12,7 @@ from conformance.fhe import (
     keeping,
     multiplying,
     quantizing,
+    ranging,
     refusing,
     simulating,
     static,
@@ -25,6 +26,7 @@ __all__ = [
     "keeping",
     "multiplying",
     "quantizing",
+    "ranging",
     "refusing",
     "simulating",
     "static",
@@ -37,6 +39,7 @@ def tests() -> dict[str, Any]:
     """The test function of every clause in this package, by name."""
     return checks_of(
         computing,
+        ranging,
         static,
         simulating,
         encrypting,

@@ -26,7 +26,8 @@ class QuantizedCase(Case):
         m: rows.   k, n: features in and out.   n_bits: of inputs and weight.
         values: `grid` (every scale is a power of two, so that nothing but the last cast rounds), `normal`,
             `far` (rows and columns far from zero), `ties` (every x/s half-way between two integers), `constant`
-            (rows and columns of one value, among others), `wide` (products beyond 2^24).
+            (rows and columns of one value, among others), `wide` (products beyond 2^24), `tiny` and `huge` (of
+            another order in each row), `narrow` (a millionth of their distance from zero).
         side: whether forward or backward has its weight on the grid.
         lead: how many leading dimensions.   x, g, w: layouts.   how: which of the clause's ways.
     """
@@ -133,7 +134,8 @@ class Problem:
 def _drawn(case: QuantizedCase) -> dict[str, Array]:
     """The numbers of a case, before they are rounded to its dtype."""
     random = np.random.default_rng([case.seed, case.m, case.k, case.n, case.n_bits])
-    draw = {"constant": _constant, "wide": _wide, "normal": _about_zero, "far": _about_zero}.get(case.values, _on_grid)
+    about_zero = dict.fromkeys(("normal", "far", "tiny", "huge", "narrow"), _about_zero)
+    draw = {"constant": _constant, "wide": _wide, **about_zero}.get(case.values, _on_grid)
     rows = math.prod(case.leading)
     x, g = draw(case, random, rows, case.k), draw(case, random, rows, case.n)
     weight = draw(case, random, case.n, case.k) if case.side == "forward" else draw(case, random, case.k, case.n).T
@@ -157,12 +159,20 @@ def _on_grid(case: QuantizedCase, random: np.random.Generator, rows: int, featur
         first, last = random.choice(features, 2, replace=False)
         row[first], row[last] = 0, levels
     zero = random.integers(0, levels + 1, (rows, 1)) + (0.5 if case.values == "ties" else 0)
-    return np.asarray((q - zero) * 2.0 ** random.integers(-4, 1, (rows, 1)))
+    step = 2.0 ** random.integers(-4, 1, (rows, 1))
+    if case.values == "ties":  # a step whose reciprocal is rounded tells division from multiplying by that
+        step = step * random.choice([1, 3, 49, 103], (rows, 1))
+    return np.asarray((q - zero) * step)
 
 
 def _about_zero(case: QuantizedCase, random: np.random.Generator, rows: int, features: int) -> Array:
     """Numbers of order one; `far` narrow, and moved to either side of zero by a hundred times their width."""
     values = random.standard_normal((rows, features))
+    if case.values in ("tiny", "huge"):
+        orders = random.integers(24, 50, (rows, 1))
+        values = values * 2.0 ** (orders if case.values == "huge" else -orders)
+    if case.values == "narrow":
+        values = np.where(random.random((rows, 1)) < 0.5, 1.0, -1.0) * (1 + values * 2.0**-19)
     if case.values == "far":
         values = values / 8 + np.where(random.random((rows, 1)) < 0.5, 1.0, -1.0) * random.integers(8, 24, (rows, 1))
     return np.asarray(values)

@@ -13,7 +13,9 @@ from conformance.judge import calling, require
 from conformance.numerics import numbers
 from conformance.subject import Subject
 
-CASES = LAYER.narrowed(values=("normal", "grid", "far", "ties", "constant"), bias=(False,), n=(1,), m=(3, 2, 17))
+CASES = LAYER.narrowed(
+    values=("normal", "grid", "far", "ties", "constant", "tiny"), bias=(False,), n=(1,), m=(3, 2, 17)
+)
 TYPES = ("float64", "float32", "bfloat16")
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from conformance.clause import checks_of
-from conformance.hybrid import computing, copying, effects, naming, products, routing
+from conformance.hybrid import computing, copying, effects, naming, products, routing, several
 
-__all__ = ["computing", "copying", "effects", "naming", "products", "routing", "tests"]
+__all__ = ["computing", "copying", "effects", "naming", "products", "routing", "several", "tests"]
 
 
 def tests() -> dict[str, Any]:
     """The test function of every clause in this package, by name."""
-    return checks_of(products, routing, computing, effects, copying, naming)
+    return checks_of(products, routing, computing, several, effects, copying, naming)

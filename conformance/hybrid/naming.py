@@ -10,7 +10,7 @@ from torch import nn
 
 from conformance.clause import clause
 from conformance.hybrid.leaves import NAMES, NamesCase, drawn_leaves
-from conformance.hybrid.tree import conv1d, linear, tree
+from conformance.hybrid.tree import Doubling, conv1d, linear, tree
 from conformance.judge import calling, require
 from conformance.refusal import calling_quietly
 from conformance.subject import Subject
@@ -62,7 +62,7 @@ def test_names(subject: Subject, case: NamesCase) -> float | None:
     """Names are matched by whole components: explorator, film_head, old_lm_head and what lies under a parent
     called lora_model run remotely.""",
     group="hybrid",
-    cases=NAMES.narrowed(names=("alike",)),
+    cases=NAMES.narrowed(names=("alike",), remote=(4, 1, 11)),
     dtypes=("float32",),
     needs=NEEDED,
 )
@@ -91,6 +91,7 @@ def test_kinds(subject: Subject, case: NamesCase) -> float | None:
         "embed": nn.Embedding(3, 2),
         "drop": nn.Dropout(0.0),
         "bilinear": nn.Bilinear(2, 2, 2),
+        "block.doubled": Doubling(2, 2),
     }
     model = tree({**others, **leaves})
     _require_names(_names(subject, model), remote, model)

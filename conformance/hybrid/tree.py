@@ -75,6 +75,10 @@ ALIKE = (
     "lora_tower.up.fc",
     "lm_headroom.fc",
     "old_lm_head",
+    "my_lora_B.fc",
+    "lora_Alpha.fc",
+    "lora_a.fc",
+    "loran",
 )
 ADAPTERS = (
     "block.q_proj.lora_A",

@@ -16,6 +16,7 @@ CONCEPTS = (
     "refusing",
     "copying",
     "applying",
+    "leaving",
     "options",
     "training",
     "choosing",

@@ -217,11 +217,15 @@ def test_second(subject: Subject, case: ModelCase) -> None:
     model = case.toy(subject)
     apply(subject, model, **case.options)
     before = adapters(model)
+    with torch.no_grad():
+        for parameter in before.values():
+            parameter.fill_(0.5)
     count = apply(subject, model, target_modules=["head"], dim=3)
     require(count == 1, f"a second config for head returned {count!r}: expected 1")
     after = dict(model.named_parameters())
     for name, parameter in before.items():
         require(after.get(name) is parameter, f"{name} was replaced by a second config for head")
+        require(bool((parameter == 0.5).all()), f"a second config for head changed the values of {name}")
     require_only_adapters_train(model, f"after {named(case)} and then head")
 
 
@@ -252,7 +256,8 @@ def test_config_untouched(subject: Subject, case: ModelCase) -> None:
 
 @clause(
     "MOD-REPRODUCIBLE",
-    "Under one seed equal models get equal adapters, whatever the modules are called and however names hash.",
+    """Under one seed equal models get equal adapters, whatever the modules are called and however names hash; under
+    another seed they get others, and no two layers of a model the same.""",
     group="model",
     cases=Space(ModelCase, dim=(2, 3), triton=(False, True)),
     level="SHOULD",
@@ -261,15 +266,19 @@ def test_config_untouched(subject: Subject, case: ModelCase) -> None:
 def test_reproducible(subject: Subject, case: ModelCase) -> None:
     words = random.Random(case.seed)
     drawn = []
-    for _ in range(2):
+    for seed in (case.seed, case.seed, case.seed + 1):
         # sorted order is registration order in both models, and hash order is neither
         names = [f"{letter}{words.randrange(10**6)}_proj" for letter in "abcde"]
         model = model_named(names).to(subject.device)
-        torch.manual_seed(case.seed)
+        torch.manual_seed(seed)
         apply(subject, model, target_modules=["*_proj"], dim=case.dim, use_triton=case.triton)
         drawn.append([require_adapter(model.get_submodule(name), name).lora_A.weight for name in names])
-    same = all(torch.equal(a, b) for a, b in zip(*drawn, strict=True))
+    same = all(torch.equal(a, b) for a, b in zip(*drawn[:2], strict=True))
     require(same, f"torch.manual_seed({case.seed}), then two equal models with other names: lora_A differs")
+    again = any(torch.equal(a, b) for a, b in zip(*drawn[1:], strict=True))
+    require(not again, f"lora_A is the same after torch.manual_seed({case.seed}) and ({case.seed + 1})")
+    alike = any(torch.equal(a, b) for i, a in enumerate(drawn[0]) for b in drawn[0][:i])
+    require(not alike, "two layers of one model got the same random lora_A")
 
 
 @clause(

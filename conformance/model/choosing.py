@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,7 +103,8 @@ def test_string(subject: Subject, case: NamesCase) -> None:
 def _require_chosen(subject: Subject, names: list[str], expected: list[str], **options: Any) -> None:
     if expected in ([], sorted(names)):
         raise Inconclusive("the pattern tells no names apart")
-    model = model_named(names).to(subject.device)
+    linears = dict(model_named(names).named_children())
+    model = nn.Sequential(OrderedDict(embedded=nn.Embedding(2, 2), **linears)).to(subject.device)
     what = ", ".join(f"{key}={value!r}" for key, value in options.items())
     count = apply(subject, model, **options)
     got = adapted(model)
@@ -127,6 +129,7 @@ def _few(names: list[str]) -> str:
 def test_all(subject: Subject, case: ModelCase) -> None:
     model = case.toy(subject)
     model.blocks[0].fc1 = TaggedLinear(6, 12).to(subject.device)
+    model.blocks[0].pointwise = nn.Conv1d(2, 2, 1).to(subject.device)
     lists: Any = (
         {},
         {"target_modules": None},
@@ -135,11 +138,8 @@ def test_all(subject: Subject, case: ModelCase) -> None:
     )
     given = lists[case.seed % len(lists)]
     count = apply(subject, model, match_all_linear=True, dim=case.dim, **given)
-    what = f"match_all_linear=True with {given}"
-    require(
-        adapted(model) == sorted(TOY_LINEARS),
-        f"{what} chose {adapted(model)}: expected {sorted(TOY_LINEARS)}",
-    )
+    what, expected = f"match_all_linear=True with {given}", sorted(TOY_LINEARS)
+    require(adapted(model) == expected, f"{what} chose {adapted(model)}: expected {expected}")
     require(count == len(TOY_LINEARS), f"{what} returned {count!r}: expected {len(TOY_LINEARS)}")
 
 

@@ -160,8 +160,13 @@ def _attempt(call: Callable[[], Any]) -> Any:
     weight=0.5,
 )
 def test_dora(subject: Subject, case: PatchCase) -> None:
+    for sizes in ((case.k, case.n), (3, 3)):  # the norms of a square's columns have the right number
+        _require_magnitude(subject, case, *sizes)
+
+
+def _require_magnitude(subject: Subject, case: PatchCase, features: int, rows: int) -> None:
     seed_torch(case.seed)
-    base = nn.Linear(case.k, case.n, bias=case.bias).to(subject.device, dtype_named(case.dtype))
+    base = nn.Linear(features, rows, bias=case.bias).to(subject.device, dtype_named(case.dtype))
     norms = base.weight.detach().norm(dim=1)
     layer = patch(subject, base, dim=case.r, use_triton=case.triton, use_dora=True)
     magnitude = getattr(layer, "lora_magnitude", None)
@@ -170,7 +175,7 @@ def test_dora(subject: Subject, case: PatchCase) -> None:
         f"lora_magnitude is a {type(magnitude).__name__}: not a Parameter",
     )
     assert magnitude is not None
-    require(magnitude.shape == norms.shape, f"lora_magnitude is {list(magnitude.shape)}: expected [{case.n}]")
+    require(magnitude.shape == norms.shape, f"lora_magnitude is {list(magnitude.shape)}: expected [{rows}]")
     require(magnitude.requires_grad, "lora_magnitude is frozen: expected a trainable Parameter")
     require(
         bool(torch.allclose(magnitude.detach(), norms, rtol=1e-5)),

@@ -189,13 +189,16 @@ def test_training_flag(subject: Subject, case: PatchCase) -> None:
     weight=0.5,
 )
 def test_frozen(subject: Subject, case: PatchCase) -> None:
-    layer = patch_case(subject, case)
-    trainable = sorted(name for name, p in layer.named_parameters() if p.requires_grad)
     expected = ["lora_A.weight", "lora_B.weight"]
-    require(
-        trainable == expected,
-        f"trainable after patching: {', '.join(trainable)}; expected {', '.join(expected)}",
-    )
+    for before in (True, False):
+        base = linear(subject, case).requires_grad_(before)
+        layer = patch(subject, base, dim=case.r, use_triton=case.triton)
+        trainable = sorted(name for name, p in layer.named_parameters() if p.requires_grad)
+        was = "" if before else " a frozen layer"
+        require(
+            trainable == expected,
+            f"trainable after patching{was}: {', '.join(trainable)}; expected {', '.join(expected)}",
+        )
 
 
 @clause(
@@ -210,6 +213,8 @@ def test_hooks(subject: Subject, case: PatchCase) -> None:
     ran: list[str] = []
     base.register_forward_pre_hook(lambda *_: ran.append("forward pre"))
     base.register_forward_hook(lambda *_: ran.append("forward"))
+    base.register_forward_hook(lambda *given: ran.append("keywords" * (len(given) == 4)), with_kwargs=True)
+    base.register_full_backward_pre_hook(lambda *_: ran.append("backward pre"))
     base.register_full_backward_hook(lambda *_: ran.append("backward"))
     base.register_state_dict_pre_hook(lambda *_: ran.append("state_dict pre"))
     base.register_state_dict_post_hook(lambda *_: ran.append("state_dict"))
@@ -219,7 +224,7 @@ def test_hooks(subject: Subject, case: PatchCase) -> None:
     with calling("forward, backward, state_dict and load_state_dict of the patched layer"):
         layer(torch.ones(2, case.k, device=subject.device, requires_grad=True)).sum().backward()
         layer.load_state_dict(layer.state_dict())
-    expected = ["forward pre", "forward", "backward", "state_dict pre", "state_dict"]
+    expected = ["forward pre", "forward", "keywords", "backward pre", "backward", "state_dict pre", "state_dict"]
     expected += ["load_state_dict pre", "load_state_dict"]
     for hook in expected:
         require(

@@ -17,7 +17,7 @@ from conformance.model.initialising import require_law
 from conformance.subject import Subject
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "alpha": {"alpha": 6},
+    "alpha": {"alpha": 6.47},
     "lora_dtype": {"lora_dtype": torch.bfloat16},
     "lora_dtype as string": {"lora_dtype": "torch.float64"},
     "uniform": {"lora_A_init": "uniform"},

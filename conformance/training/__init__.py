@@ -5,11 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 from conformance.clause import checks_of
-from conformance.training import accumulating, configuring, converting, finding, losing, replacing, stepping
+from conformance.training import accumulating, configuring, converting, covering, finding, losing, replacing, stepping
 
-__all__ = ["accumulating", "configuring", "converting", "finding", "losing", "replacing", "stepping", "tests"]
+__all__ = [
+    "accumulating",
+    "configuring",
+    "converting",
+    "covering",
+    "finding",
+    "losing",
+    "replacing",
+    "stepping",
+    "tests",
+]
 
 
 def tests() -> dict[str, Any]:
     """The test function of every clause in this package, by name."""
-    return checks_of(losing, accumulating, stepping, configuring, finding, replacing, converting)
+    return checks_of(losing, accumulating, stepping, covering, configuring, finding, replacing, converting)

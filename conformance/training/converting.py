@@ -111,9 +111,12 @@ def test_hooks_survive(subject: Subject, case: ReplacedCase) -> float | None:
         calls.append(case.how)
 
     getattr(model[1], f"register_{case.how}")(note)
+    before: list[int] = []
+    model[1].register_full_backward_pre_hook(lambda *_: before.append(1))
     replace(subject, model, False)
     ratio = judge_both(model, frozen)
     require(len(calls) == 1, f"a {case.how} of the replaced layer was called {len(calls)} times: expected once")
+    require(len(before) == 1, f"a full_backward_pre_hook of it was called {len(before)} times: expected once")
     return ratio
 
 

@@ -258,3 +258,18 @@ class RoundsGradientsToFloat32(Replacing):
         custom = super().custom(module)
         custom.backward_module.register_forward_hook(lambda _m, _args, g: g.float().to(g.dtype))
         return custom
+
+
+@breaks("TRN-REP-HOOKS", says="was called 0 times")
+class LosesBackwardPreHooks(Replacing):
+    def kept(self, module, custom):
+        custom = super().kept(module, custom)
+        custom._backward_pre_hooks = type(custom._backward_pre_hooks)()
+        return custom
+
+
+@breaks("TRN-REP-WHOLE", says="did not replace")
+class LooksAtTheEndOfComponents(Replacing):
+    def is_adapter(self, name, module):
+        ends = any(part.endswith(("lora_A", "lora_B")) for part in name.split("."))
+        return ends or super().is_adapter(name, module)

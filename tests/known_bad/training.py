@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.known_bad import configuring, replacement, stepping  # noqa: F401  (the group's other twins)
+from tests.known_bad import configuring, covering, replacement, stepping  # noqa: F401  (the group's other twins)
 from tests.right_training import Step
 from tests.right_training import step_breaks as breaks
 

@@ -148,3 +148,18 @@ class ReadsNoneAsDefaults(Right):
 @breaks("CFG-NO-DICT", says="returned PeftConfig: expected ValueError", **CONFIG)
 class ReadsPairs(Right):
     PeftConfig = reading(lambda d: dict(d) if isinstance(d, list) else d)
+
+
+@breaks("CFG-UNKNOWN-FALSY", says="_comment", **CONFIG)
+class IgnoresCommentKeys(Right):
+    PeftConfig = reading(lambda d: {k: v for k, v in d.items() if not k.startswith("_")} if isinstance(d, dict) else d)
+
+
+@breaks("CFG-UNKNOWN-FALSY", says="peft_type", **CONFIG)
+class IgnoresPeftsType(Right):
+    PeftConfig = reading(lambda d: {k: v for k, v in d.items() if k != "peft_type"} if isinstance(d, dict) else d)
+
+
+@breaks("CFG-RANGE", says="{'lora_dtype': 'complex64'}", **CONFIG)
+class TakesComplexNumbers(Right):
+    PeftConfig = accepting("lora_dtype", lambda value: value == "complex64", lambda value: getattr(torch, value))

@@ -162,3 +162,65 @@ class CopiesShareLists(Right):
             clone = dataclasses.replace(self)
             clone.target_modules = self.target_modules
             return clone
+
+
+def _patterns(change: Any) -> Any:
+    @dataclass
+    class PeftConfig(reference.PeftConfig):
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            self.target_modules = change(self.target_modules)
+
+    return PeftConfig
+
+
+@breaks("CFG-VALUES", says="has target_modules = ", **CONFIG)
+class StripsPatterns(Right):
+    PeftConfig = _patterns(lambda patterns: [p.strip() for p in patterns])
+
+
+@breaks("CFG-VALUES", says="has target_modules = ", **CONFIG)
+class SplitsPatternsAtCommas(Right):
+    PeftConfig = _patterns(lambda patterns: [part for p in patterns for part in p.split(",")])
+
+
+@breaks("CFG-VALUES", says="has target_modules = ", **CONFIG)
+class KeepsEachPatternOnce(Right):
+    PeftConfig = _patterns(lambda patterns: list(dict.fromkeys(patterns)))
+
+
+@breaks("CFG-VALUES", says="has target_modules = ", **CONFIG)
+class LowersPatterns(Right):
+    PeftConfig = _patterns(lambda patterns: [p.lower() for p in patterns])
+
+
+@breaks("CFG-VALUES", says="has alpha = ", **CONFIG)
+class RoundsAlphaDown(Right):
+    PeftConfig = accepting("alpha", lambda value: isinstance(value, float) and 0 <= value < 1e9, int)
+
+
+@breaks("CFG-EQUAL", says="are equal", **CONFIG)
+class ComparesSets(Right):
+    @dataclass
+    class PeftConfig(reference.PeftConfig):
+        __hash__ = None  # type: ignore[assignment]
+
+        def __eq__(self, other: object) -> bool:
+            lists = ("target_modules", "exclude_modules")
+            one, two = ({k: set(v) if k in lists else v for k, v in vars(c).items()} for c in (self, other))
+            return one == two
+
+
+POOL: dict[str, Any] = {}
+
+
+@breaks("CFG-FRESH-LISTS", says="expected ['q_proj']", **CONFIG)
+class KeepsOneOfEqualConfigs(Right):
+    reset = staticmethod(POOL.clear)
+
+    @dataclass
+    class PeftConfig(reference.PeftConfig):
+        @classmethod
+        def from_dict(cls, d: Any) -> Any:
+            made = super().from_dict(d)
+            return POOL.setdefault(repr(made), made)

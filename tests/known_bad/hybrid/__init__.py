@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.known_bad.hybrid import computing, effects, names, products, routing, state
+from tests.known_bad.hybrid import computing, effects, names, products, routing, several, state
 
-__all__ = ["computing", "effects", "names", "products", "routing", "state"]
+__all__ = ["computing", "effects", "names", "products", "routing", "several", "state"]

@@ -9,9 +9,21 @@ from tests.known_bad.model import (
     copying,
     initialising,
     keeping,
+    leaving,
     matching,
     real,
     refusing,
 )
 
-__all__ = ["applying", "choosing", "computing", "copying", "initialising", "keeping", "matching", "real", "refusing"]
+__all__ = [
+    "applying",
+    "choosing",
+    "computing",
+    "copying",
+    "initialising",
+    "keeping",
+    "leaving",
+    "matching",
+    "real",
+    "refusing",
+]

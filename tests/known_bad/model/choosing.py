@@ -196,3 +196,45 @@ class LooksForTheHeadBySubstring(RightMatcher):
 class KeepsTheHeadOfEveryModel(RightMatcher):
     def chooses(self, name: str | None) -> bool:
         return super().chooses(name) and not (self.everything and self.is_head(name))
+
+
+@breaks_by_matcher("MOD-MATCHER-HEAD", "expected True")
+class KeepsTheHeadFromExclusionsToo(RightMatcher):
+    def chooses(self, name: str | None) -> bool:
+        return super().chooses(name) and not (self.excludes and self.causal and self.is_head(name))
+
+
+@breaks_by_matcher("MOD-MATCHER-HEAD", "expected True")
+class KeepsTheHeadThatIsNamed(RightMatcher):
+    def chooses(self, name: str | None) -> bool:
+        return super().chooses(name) and not (self.targets and self.causal and self.is_head(name))
+
+
+@breaks_by_matcher("MOD-MATCHER-HEAD", "expected True")
+class TakesTheBeginningOfTheHead(RightMatcher):
+    def is_head(self, name: str | None) -> bool:
+        return any(part.startswith("lm_head") for part in (name or "").split("."))
+
+
+@breaks_by_matcher("MOD-MATCHER-HEAD", "expected False")
+class LooksForTheHeadWithoutThePrefix(RightMatcher):
+    def full_name(self, name: str | None, prefix: str | None) -> str | None:
+        return name if self.everything else super().full_name(name, prefix)
+
+
+@breaks_by_matcher("MOD-MATCHER-EXCLUDE", "expected")
+class ExcludesWithoutThePrefix(RightMatcher):
+    def full_name(self, name: str | None, prefix: str | None) -> str | None:
+        return name if self.excludes else super().full_name(name, prefix)
+
+
+@breaks_by_matcher("MOD-EXCLUDES", "raised ValueError")
+class TakesEmbeddingsThatAreNotExcluded(RightMatcher):
+    def is_linear(self, m: nn.Module) -> bool:
+        return super().is_linear(m) or (bool(self.excludes) and isinstance(m, nn.Embedding))
+
+
+@breaks_by_matcher("MOD-ALL", "raised ValueError")
+class TakesPointwiseConvolutions(RightMatcher):
+    def is_linear(self, m: nn.Module) -> bool:
+        return super().is_linear(m) or (self.everything and isinstance(m, nn.Conv1d))

@@ -192,3 +192,23 @@ class KeepsTheModeItWasPatchedIn(Computes):
 class AlwaysDropsAfter(ChangesOptions):
     def changed(self, options: Any) -> Any:
         return {**options, "dropout_position": "post"} if options.get("dropout_position") == "pre" else options
+
+
+@breaks("MOD-OPTIONS", says="alpha/dim of the config", **MODEL)
+class RoundsTheScale(AfterPatching):
+    def spoil(self, layer: Any, options: Any) -> None:
+        layer.scale = round(layer.scale, 2)
+
+
+@breaks("MOD-OPTIONS", says="alpha/dim of the config", **MODEL)
+class TakesWholeAlphasOnly(ChangesOptions):
+    def changed(self, options: Any) -> Any:
+        return {**options, "alpha": max(int(options["alpha"]), 1)} if "alpha" in options else options
+
+
+@breaks("MOD-DORA", says="the weight's rows have norms", **MODEL)
+class TakesTheColumnsOfASquare(AfterPatching):
+    def spoil(self, layer: Any, options: Any) -> None:
+        rows, features = layer.weight.shape
+        if getattr(layer, "lora_magnitude", None) is not None and rows == features:
+            layer.lora_magnitude.data.copy_(layer.weight.norm(dim=0))

@@ -227,3 +227,25 @@ class DoesNotDefaultToTriton(RightModel):
             use_triton,
             **options,
         )
+
+
+@breaks("MOD-HOOKS", says="the backward pre hook ran 0 times", **MODEL)
+class LosesBackwardPreHooks(AfterPatching):
+    def spoil(self, layer: Any, options: Any) -> None:
+        layer._backward_pre_hooks = OrderedDict()
+
+
+@breaks("MOD-HOOKS", says="the keywords hook ran 0 times", **MODEL)
+class ForgetsWhichHooksTakeKeywords(AfterPatching):
+    def spoil(self, layer: Any, options: Any) -> None:
+        layer._forward_hooks_with_kwargs = OrderedDict()
+
+
+@breaks("MOD-FROZEN", says="trainable after patching a frozen layer: ", **MODEL)
+class FreezesAdaptersOfFrozenLayers(RightModel):
+    def patch_linear_module(self, orig_linear: Any, *arguments: Any, **options: Any) -> Any:
+        frozen = isinstance(orig_linear, nn.Linear) and not orig_linear.weight.requires_grad
+        layer = super().patch_linear_module(orig_linear, *arguments, **options)
+        if frozen:
+            layer.lora_A.weight.requires_grad_(False)
+        return layer

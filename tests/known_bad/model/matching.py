@@ -154,3 +154,21 @@ class TakesNoneForAName(RightModel):
 class LeavesDigitsOpen(Matches):
     def match(self, pattern: str, key: str) -> bool:
         return super().match(pattern, key) or super().match(pattern.replace("1.", "1*."), key)
+
+
+def _regex(pattern: str, star: str) -> str:
+    return star.join(map(re.escape, pattern.split("*")))
+
+
+@breaks("MOD-PATTERN-RUN", says="expected True", source="a star that is `[\\w.]*`", **MODEL)
+class KnowsLettersAndDigitsOnly(Matches):
+    def match(self, pattern: str, key: str) -> bool:
+        if pattern.startswith(".*") or pattern.endswith(".*") or "*" not in pattern:
+            return super().match(pattern, key)
+        return re.fullmatch(_regex(pattern, r"[\w.]*"), key) is not None
+
+
+@breaks("MOD-PATTERN-LITERAL", says="expected False", **MODEL)
+class StripsPatterns(Matches):
+    def match(self, pattern: str, key: str) -> bool:
+        return super().match(pattern.rstrip(), key)

@@ -92,6 +92,7 @@ def test_all_trainable(subject: Subject, case: StepCase) -> float | None:
     "Neither making a LoraTraining nor calling it changes the training flag of any module of the model.",
     group="training",
     cases=STEPS,
+    level="SHOULD",  # a loop that trains may put the model into training itself; which modules evaluate is then lost
     dtypes=ONE,
     weight=0.25,
 )

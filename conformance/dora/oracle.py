@@ -93,6 +93,13 @@ class DoraOracle:
         gradients = (judge(instance.gradient(name), self.gradient(name)) for name in names)
         return worst(judge(y, self.y()), *gradients)
 
+    def judged_step(self, instance: Instance, names: tuple[str, ...] = NAMES) -> float | None:
+        """Judge one forward and backward pass for which the operands that are named require grad."""
+        instance.require_grad(names)
+        y = instance.forward()
+        instance.backward(y)
+        return self.judged(instance, y, names)
+
     def _rows(self, rows: Array, base: Array, down: Array, up: Array) -> Array:
         return budget.row_chain(rows, base, None, down, up, self.scale, self.how)
 

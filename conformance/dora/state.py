@@ -10,7 +10,7 @@ import pickle
 import torch
 
 from conformance.clause import clause
-from conformance.dora.oracle import DORA, NAMES, DoraOracle, built, ran
+from conformance.dora.oracle import DORA, DoraOracle, built, ran
 from conformance.judge import calling, require
 from conformance.linear_case import LinearCase
 from conformance.numerics import dtype_named, numbers
@@ -26,10 +26,7 @@ def judged_as(instance: Instance, oracle: DoraOracle) -> float | None:
     other = Instance(layer, {"x": x.detach().clone(), **adapter}, oracle.operands, module=layer)
     for tensor in adapter.values():
         tensor.grad = None
-    other.require_grad(NAMES)
-    y = other.forward()
-    other.backward(y)
-    return oracle.judged(other, y)
+    return oracle.judged_step(other)
 
 
 @clause(

@@ -28,10 +28,7 @@ from conformance.subject import Subject
 )
 def test_layouts(subject: Subject, case: LinearCase) -> float | None:
     instance, oracle = built(subject, case)
-    instance.require_grad(NAMES)
-    y = instance.forward()
-    instance.backward(y)
-    return oracle.judged(instance, y)
+    return oracle.judged_step(instance)
 
 
 @clause(
@@ -44,10 +41,7 @@ def test_layouts(subject: Subject, case: LinearCase) -> float | None:
 )
 def test_adapter_of_another_dtype(subject: Subject, case: LinearCase) -> float | None:
     instance, oracle = built(subject, partnered(case))
-    instance.require_grad(NAMES)
-    y = instance.forward()
-    instance.backward(y)
-    return oracle.judged(instance, y)
+    return oracle.judged_step(instance)
 
 
 @clause(
@@ -60,13 +54,11 @@ def test_subsets(subject: Subject, case: LinearCase) -> float | None:
     chosen = 1 + case.seed % (2 ** len(NAMES) - 2)  # neither none nor all
     needs = tuple(name for i, name in enumerate(NAMES) if chosen >> i & 1)
     instance, oracle = built(subject, case)
-    instance.require_grad(needs)
-    y = instance.forward()
-    instance.backward(y)
+    ratio = oracle.judged_step(instance, needs)
     for name in NAMES:
         if name not in needs:
             require(instance.gradient(name) is None, f"{name} got a gradient although it does not require one")
-    return oracle.judged(instance, y, needs)
+    return ratio
 
 
 @clause(
@@ -125,12 +117,9 @@ def test_backward_twice(subject: Subject, case: LinearCase) -> float | None:
 )
 def test_checkpointed(subject: Subject, case: LinearCase) -> float | None:
     instance, oracle = built(subject, case)
-    instance.require_grad(NAMES)
     plain = instance.call
     instance.call = lambda x: checkpoint(plain, x, use_reentrant=False)
-    y = instance.forward()
-    instance.backward(y)
-    return oracle.judged(instance, y)
+    return oracle.judged_step(instance)
 
 
 @clause(
@@ -170,10 +159,7 @@ def test_options(subject: Subject, case: LinearCase) -> float | None:
         use_rslora=rslora,
         use_memory_efficient_lora=efficient,
     )
-    instance.require_grad(NAMES)
-    y = instance.forward()
-    instance.backward(y)
-    return oracle.judged(instance, y)
+    return oracle.judged_step(instance)
 
 
 @clause(

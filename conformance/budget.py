@@ -6,7 +6,10 @@ roundings can do to the very operands at hand, and the largest plan counts:
 - *stores*: an intermediate v that the plan stores with unit roundoff u, and that reaches the result with weight t,
   adds `(4/√3)·u·√Σ(v·t)²`; the final stores add `u·|v|`; each store adds the format's smallest step, carried by |t|;
 - *accumulation* over k terms: `6·√k·u_acc` times the summed absolute products, and k of the accumulator's smallest
-  steps, which is what remains of it among subnormal numbers.
+  steps, which is what remains of it among subnormal numbers. A sum may be accumulated onto what it is added to, as
+  `Y += X Wᵀ` is by a product in place: then its roundings are relative to that too, which counts as one more product.
+
+In float64 the oracle's own sums round like the target's, so that a difference has twice the error of either.
 
 Where operands are equal along the reduction their roundings are equal too, so errors add instead of averaging out:
 `k·u_acc`, and stores add absolutely.
@@ -37,6 +40,8 @@ class Rounding:
     def accumulation(self, k: int) -> float:
         """Relative error of a sum of k products."""
         unit = max(accumulator_unit(self.dtype), accumulator_unit(self.adapter_dtype))
+        if unit == format_of(torch.float64).unit:
+            unit *= 2  # the oracle's sums are such sums too
         averaged = ACCUMULATE * math.sqrt(k)
         return unit * (max(k, averaged) if self.correlated else averaged)
 
@@ -98,7 +103,8 @@ def row_chain(
     with_bias = product if bias is None else product + bias
     result = with_bias + update
     merged = base + scale * joined
-    accumulated = accumulated + how.accumulation(width) * (np.abs(rows) @ np.abs(base).T)
+    onto = s * absolute + np.abs(rows) @ np.abs(base).T + (0.0 if bias is None else np.abs(bias))
+    accumulated = (how.accumulation(width) + how.accumulation(rank)) * onto
     merging = s * how.adapter_unit * (2 * through_joined + cast) + how.unit * how.stored(rows, merged.T)
     stores = np.maximum(stores, merging)
     partial = np.maximum(np.abs(with_bias), np.abs(product + update))  # whichever the bias is added to

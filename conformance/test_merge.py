@@ -40,8 +40,8 @@ def test_merged_weight(subject: Subject, case: LinearCase) -> float | None:
     update = operands.scale * (values["lora_B"] @ values["lora_A"])
     how, s = operands.rounding, abs(operands.scale)
     absolute = s * (np.abs(values["lora_B"]) @ np.abs(values["lora_A"]))
-    # B A stored, scaled and stored, then the sum stored
-    allowed = how.accumulation(case.r) * absolute + how.unit * (
+    # B A accumulated onto W; or stored, scaled and stored, then the sum stored
+    allowed = how.accumulation(case.r) * (absolute + np.abs(values["weight"])) + how.unit * (
         2 * np.abs(update) + np.abs(values["weight"] + update) + 2 * how.stored(values["lora_B"], values["lora_A"]) * s
     )
     allowed = allowed + 4 * max(s, 1) * how.step

@@ -33,7 +33,7 @@ def merged_weight(oracle: DoraOracle) -> Expected:
     update = oracle.scale * oracle.up @ oracle.down
     absolute = s * (np.abs(oracle.up) @ np.abs(oracle.down))
     unit = max(how.unit, how.adapter_unit)
-    inside = how.accumulation(len(oracle.down)) * absolute
+    inside = how.accumulation(len(oracle.down)) * (absolute + np.abs(oracle.weight))
     inside = inside + unit * (2 * np.abs(update) + np.abs(oracle.adapted) + 2 * s * how.stored(oracle.up, oracle.down))
     allowed = inside * np.abs(oracle.factor)[:, None] + np.abs(value) * (oracle.relative[:, None] + 2 * unit)
     terms = {"base": oracle.weight * oracle.factor[:, None], "adapter": update * oracle.factor[:, None]}

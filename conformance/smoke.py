@@ -96,7 +96,7 @@ def _described(trial: Any) -> dict[str, Any]:
         "dtype": trial.dtype,
         "lane": subject.lane,
         "declared": trial.declared,
-        "cases": trial.profile.cases(trial.clause.weight, subject.lane) if trial.declared else 1,
+        "cases": trial.profile.cases(trial.clause, subject.lane) if trial.declared else 1,
     }
 
 

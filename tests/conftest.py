@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,10 +11,43 @@ import pytest
 if TYPE_CHECKING:
     from reference import Keys
 
+# The tensors are small, and pytest runs on each core: threads would mostly wait for each other, at full speed.
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
+if "torch" in sys.modules:
+    sys.modules["torch"].set_num_threads(1)
+JUDGED: dict[tuple[str, str], list[tuple[str, str]]] = {}  # clauses that twins fail, by the files of both
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--record-known-bad` rewrites known_bad/recorded.json from what each twin fails now (run with -n 0)."""
-    parser.addoption("--record-known-bad", action="store_true", help="record the clauses each known-bad twin fails")
+    """Add the options of test_known_bad.py."""
+    parser.addoption(
+        "--record-known-bad",
+        action="store_true",
+        help="record which clauses the known-bad twins fail, where twins, clauses or sets have changed",
+    )
+    parser.addoption(
+        "--whole-known-bad",
+        action="store_true",
+        help="compare all that is recorded of the known-bad twins, and shrink the case of each",
+    )
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Take in what test_known_bad.py has judged, on whatever worker."""
+    if report.when == "call":
+        for twins, clauses, failing in dict(report.user_properties).get("known_bad", ()):
+            JUDGED[twins, clauses] = [(name, clause) for name, clause in failing]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Record it, where that was asked for."""
+    if session.config.getoption("--record-known-bad", default=False) and not hasattr(session.config, "workerinput"):
+        from tests import recorded
+
+        held = recorded.updated(JUDGED, recorded.sets_in(), recorded.digests_in())
+        for path, entries in zip((recorded.SETS, recorded.DIGESTS), held, strict=True):
+            recorded.write(path, entries)
 
 
 @pytest.fixture(scope="session")

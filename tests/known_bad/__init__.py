@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ class KnownBad:
         groups: the groups of clauses it is run against; the set that fails is recorded in recorded.json.
         dtypes: the dtypes it is run in.
         source: the real project in which this defect was found, where it was.
+        module: the module that registers it.
     """
 
     name: str
@@ -27,6 +29,7 @@ class KnownBad:
     groups: tuple[str, ...]
     dtypes: tuple[str, ...]
     source: str = ""
+    module: str = ""
 
 
 REGISTRY: dict[str, KnownBad] = {}
@@ -46,7 +49,15 @@ def record(
     name = f"{clause}__{defect}"
     if name in REGISTRY:
         raise ValueError(f"two known-bad twins are named {name}")
-    REGISTRY[name] = KnownBad(name, target, clause, says, groups, dtypes, source)
+    REGISTRY[name] = KnownBad(name, target, clause, says, groups, dtypes, source, _being_imported())
+
+
+def _being_imported() -> str:
+    """The module whose import registers a twin, through whatever function."""
+    frame = sys._getframe()
+    while frame.f_code.co_name != "<module>" and frame.f_back is not None:
+        frame = frame.f_back
+    return str(frame.f_globals["__name__"])
 
 
 def breaks(clause: str, **options: Any) -> Callable[[type], type]:

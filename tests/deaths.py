@@ -1,0 +1,93 @@
+"""`python -m tests.deaths`: at which of its clause's cases each known-bad twin dies, and how many cases are spent."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from conformance.clause import Clause
+from conformance.examine import Examination
+from conformance.profiles import PROFILES, Profile
+from tests.twins import CLAUSES, REGISTRY, KnownBad, begun, pairs
+
+DEATHS = Path(__file__).parent / "known_bad" / "deaths.json"
+MOST = 30  # cases of a clause of weight 1
+LOOKING = Profile("deaths", volume=MOST, interpreted=MOST, shrinks=0)
+# By clause: the highest number of a case, counted from 0, at which one of its twins dies, and how many twins it has.
+Deaths = dict[str, tuple[int | None, int]]
+
+
+def death(bad: KnownBad) -> int | None:
+    """The number, from 0, of the counted case at which a twin fails its own clause; None if it does not.
+
+    Of its subjects and dtypes the one that takes fewest cases: a run judges all of them.
+    """
+    clause, least = CLAUSES[bad.clause], None
+    with begun(bad) as target:
+        for subject, dtype in pairs(bad, target, clause):
+            drawn: list[object] = []
+            volume = LOOKING.volume if least is None else least / clause.weight
+            profile = dataclasses.replace(LOOKING, volume=volume)
+            result = Examination(clause, subject, dtype, profile, drawn.append).run()
+            if result.status != "pass":
+                least = min(len(drawn) - 1 - result.inconclusive, MOST if least is None else least)
+            if least == 0:
+                break
+    return least
+
+
+def measured(clauses: Iterable[Clause]) -> Deaths:
+    """The deaths of the twins of these clauses; a line for each on standard error."""
+    found: Deaths = {}
+    for clause in clauses:
+        numbers = []
+        for bad in (bad for bad in REGISTRY.values() if bad.clause == clause.id):
+            numbers.append(death(bad))
+            sys.stderr.write(f"{bad.name} {numbers[-1]}\n")
+        known = [number for number in numbers if number is not None]
+        found[clause.id] = (max(known) if len(known) == len(numbers) else None, len(numbers))
+    return found
+
+
+def read() -> Deaths:
+    """What is recorded."""
+    return {name: (number, twins) for name, (number, twins) in json.loads(DEATHS.read_text()).items()}
+
+
+def write(deaths: Deaths) -> None:
+    """Record them, a clause a line."""
+    lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(deaths[name])}" for name in sorted(deaths))
+    DEATHS.write_text(f"{{\n{lines}\n}}\n")
+
+
+def table(deaths: Deaths) -> list[str]:
+    """A line for each clause: its twins, the cases after which all are dead, and the cases that profiles spend."""
+    lines = [f"{'clause':<28} {'twins':>5} {'cases':>5} {'quick':>5} {'default':>7}"]
+    for name, (number, twins) in sorted(deaths.items()):
+        quick, default = (PROFILES[profile].cases(CLAUSES[name].weight, "cpu") for profile in ("quick", "default"))
+        needed = f"> {round(MOST * CLAUSES[name].weight)}" if number is None else number + 1
+        lines.append(f"{name:<28} {twins:>5} {needed:>5} {quick:>5} {default:>7}")
+    return lines
+
+
+def main() -> int:
+    """Measure the chosen groups where asked, and print the table."""
+    parser = argparse.ArgumentParser(prog="python -m tests.deaths", description=__doc__)
+    parser.add_argument("--measure", action="store_true", help="judge the twins again, and record what is found")
+    parser.add_argument("--group", action="append", help="measure the clauses of this group alone; may be repeated")
+    chosen = parser.parse_args()
+    deaths = read() if DEATHS.exists() else {}
+    if chosen.measure:
+        clauses = [clause for clause in CLAUSES.values() if not chosen.group or clause.group in chosen.group]
+        deaths = {name: found for name, found in deaths.items() if name in CLAUSES} | measured(clauses)
+        write(deaths)
+    sys.stdout.write("\n".join(table(deaths)) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

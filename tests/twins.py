@@ -1,0 +1,85 @@
+"""The known-bad twins, all loaded, and how one is judged: by its own clause, and by the others of its groups."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import itertools
+import os
+import pkgutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from conformance.clause import REGISTRY as CLAUSES
+from conformance.clause import Clause, load_all
+from conformance.examine import Examination
+from conformance.profiles import PROFILES, Profile
+from conformance.result import ANY_DTYPE, Result
+from conformance.subject import Subject
+from conformance.target import Target
+from tests import known_bad
+from tests.known_bad import REGISTRY, KnownBad
+
+# torch.compile, calls by the hundred, and keys take seconds for each twin, and see what the plain call shows
+SLOW = ("LIN-COMPILE", "LAY-COMPILE", "FUS-COMPILE", "LIN-MEM-LEAK", "LAY-MEM-LEAK")
+SLOW += ("FHE-EXECUTE", "FHE-EXECUTE-NOISE")
+# groups whose twins meet their own clause only: they make keys, files, or processes
+ALONE = ("remote", "checkpoint", "distributed")
+WHOLE = "MOD-ARCH-"  # likewise clauses that make models of transformers
+# of a clause that is not the twin's own, one case tells whether the defect shows there too
+OTHER = dataclasses.replace(PROFILES["quick"], volume=1, shrinks=0)
+load_all()
+for module in pkgutil.iter_modules(known_bad.__path__):
+    importlib.import_module(f"tests.known_bad.{module.name}")
+
+
+@contextmanager
+def begun(bad: KnownBad) -> Iterator[Target]:
+    """A twin as a target: one that keeps state starts anew, and one that never ends is not waited for long."""
+    from conformance.remote import failing  # not before `load_all`, which has an order of its own
+
+    getattr(bad.target, "reset", lambda: None)()
+    bound, seconds = failing.BOUND, os.environ.get("LORASPEC_RANK_SECONDS")
+    failing.BOUND = 2.0 if "does not end within" in bad.says else bound
+    os.environ["LORASPEC_RANK_SECONDS"] = "3" if "not ended within" in bad.says else "60"
+    try:
+        yield Target.of(bad.target, bad.name)
+    finally:
+        failing.BOUND = bound
+        del os.environ["LORASPEC_RANK_SECONDS"]
+        if seconds is not None:
+            os.environ["LORASPEC_RANK_SECONDS"] = seconds
+
+
+def pairs(bad: KnownBad, target: Target, clause: Clause) -> list[tuple[Subject, str]]:
+    """The subjects and dtypes in which a clause judges a twin."""
+    dtypes = [d for d in clause.dtypes if d in bad.dtypes] or list(clause.dtypes[:1]) or [ANY_DTYPE]
+    return list(itertools.product(target.subjects(clause), dtypes))
+
+
+def own_failure(bad: KnownBad, profile: Profile) -> Result | None:
+    """The first result of a twin's own clause, of all subjects and dtypes, that does not pass."""
+    clause = CLAUSES[bad.clause]
+    with begun(bad) as target:
+        for subject, dtype in pairs(bad, target, clause):
+            result = Examination(clause, subject, dtype, profile).run()
+            if result.status != "pass":
+                return result
+    return None
+
+
+def others(bad: KnownBad) -> list[Clause]:
+    """The clauses besides its own that a twin is judged by."""
+    found = [clause for clause in CLAUSES.values() if clause.group in bad.groups and clause.id != bad.clause]
+    return [c for c in found if c.id not in SLOW and c.group not in ALONE and WHOLE not in c.id + bad.clause]
+
+
+def is_failed(bad: KnownBad, clause: Clause) -> bool:
+    """Whether a twin does not pass one case of a clause that is not its own."""
+    with begun(bad) as target:
+        for subject, dtype in pairs(bad, target, clause)[:1]:
+            return Examination(clause, subject, dtype, OTHER).run().status != "pass"
+    return False
+
+
+__all__ = ["CLAUSES", "REGISTRY", "KnownBad", "begun", "is_failed", "others", "own_failure", "pairs"]

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests import costs
+
 if TYPE_CHECKING:
     from reference import Keys
 
@@ -13,6 +15,11 @@ if TYPE_CHECKING:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--record-known-bad` rewrites known_bad/recorded.json from what each twin fails now (run with -n 0)."""
     parser.addoption("--record-known-bad", action="store_true", help="record the clauses each known-bad twin fails")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Note what each test takes where $COSTS says where (see costs.py)."""
+    costs.begin(config)
 
 
 @pytest.fixture(scope="session")

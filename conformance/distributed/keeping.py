@@ -21,7 +21,7 @@ from conformance.distributed.ranks import Answer, Ranks, Work, patience
 from conformance.judge import Inconclusive, Refused, Violation
 from conformance.subject import Subject
 
-MOST = 32  # works for the same ranks: each may leave groups of processes and threads behind
+MOST = 64  # works for the same ranks: each may leave groups of processes and threads behind
 
 
 class Keeper:

@@ -57,7 +57,11 @@ class Rounding:
     def stored_of(self, *sizes: Array) -> Array:
         """`stored` of factors whose `sizes` are at hand."""
         product = sizes[0].dot(sizes[1]) if len(sizes) == 2 else np.linalg.multi_dot(sizes)
-        return np.asarray(STORE * (product if self.correlated else np.sqrt(product)))
+        return self.rooted(product)
+
+    def rooted(self, sums: Array) -> Array:
+        """What products of `sizes` come to."""
+        return np.asarray(STORE * (sums if self.correlated else np.sqrt(sums)))
 
     def underflow(self, k: int) -> float:
         """Absolute error of a sum of k products that are subnormal in the accumulator."""

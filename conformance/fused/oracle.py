@@ -27,6 +27,7 @@ class Oracle:
         self.chains = {name: self._chain(name) for name in block.names}
         self.x = block.rows("x")
         self.gs = {name: block.rows(f"g of {name}") for name in block.outputs}
+        self._known: dict[str, Expected] = {}
 
     def _chain(self, name: str) -> Chain:
         values, scale = self.block.values, self.block.scale(name)
@@ -76,13 +77,18 @@ class Oracle:
 
     def output(self, name: str) -> Expected:
         """An output: `q`, `k`, `v` or `y`."""
-        return self._expected(name, name, self.exact[name])
+        return self._once(name, name)
 
     def gradient(self, operand: str) -> Expected:
         """The gradient of `x` or of an operand such as `q.lora_A`."""
         projection, _, kind = operand.rpartition(".")
         symbol = {"x": "dX", "lora_A": f"dA of {projection}", "lora_B": f"dB of {projection}"}
-        return self._expected(operand, symbol.get(kind, f"dbias of {projection}"), self.exact[operand])
+        return self._once(operand, symbol.get(kind, f"dbias of {projection}"))
+
+    def _once(self, key: str, name: str) -> Expected:
+        if key not in self._known:
+            self._known[key] = self._expected(key, name, self.exact[key])
+        return self._known[key]
 
     def _expected(self, key: str, name: str, value: Array) -> Expected:
         block = self.block

@@ -35,7 +35,7 @@ NOISE = (1, 50, 2048)  # tensors, objects, bytes: the measuring itself leaves up
     """Importing, building and running change no setting of the process (default dtype, device, grad mode, autocast,
     precision, determinism, threads, warnings, errors, environment), and without dropout no random state.""",
     SMALL,
-    weight=0.5,
+    weight=0.25,
 )
 def settings_kept(subject: Subject, case: LinearCase) -> float | None:
     require(not PRISTINE.settings, f"importing the target changed {'; '.join(PRISTINE.settings)}")
@@ -54,7 +54,7 @@ def settings_kept(subject: Subject, case: LinearCase) -> float | None:
     "SIDE-PATCH",
     "Importing, building and running replace no function or class of torch, NumPy or Python.",
     SMALL,
-    weight=0.25,
+    weight=0.17,
 )
 def functions_kept(subject: Subject, case: LinearCase) -> float | None:
     run(subject, subject.operands(case))

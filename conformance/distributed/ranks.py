@@ -35,6 +35,7 @@ import numpy as np
 import torch
 
 from conformance.judge import Inconclusive, Refused, Violation
+from conformance.scratch import in_memory
 
 PATIENCE = "LORASPEC_RANK_SECONDS"  # in the environment: seconds for all ranks of a case
 SECONDS = 60.0  # where it is not set; a case takes about one
@@ -98,7 +99,7 @@ class Ranks:
             read: makes a work of the bytes given to `ask`.
             others: the `Ranks` that this process has already, which the new ones let go of.
         """
-        self.folder, self.done = Path(tempfile.mkdtemp(prefix="loraspec-")), 0
+        self.folder, self.done = Path(tempfile.mkdtemp(prefix="loraspec-", dir=in_memory())), 0
         self._follow, self.life = os.pipe()
         self._called, self._call = os.pipe()  # a byte for each rank and work
         self._news, tell = os.pipe()  # a byte for each answer

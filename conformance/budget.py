@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -47,10 +48,20 @@ class Rounding:
 
     def stored(self, *factors: Array) -> Array:
         """`√Σ(v·t)²` over a product of matrices, or `Σ|v·t|` for correlated operands."""
-        if self.correlated:
-            return np.asarray(STORE * np.linalg.multi_dot([np.abs(f) for f in factors]))
-        product = np.linalg.multi_dot([f * f for f in factors])
-        return np.asarray(STORE * np.sqrt(product))
+        return self.stored_of(*map(self.sizes, factors))
+
+    def sizes(self, factor: Array) -> Array:
+        """A factor's elements as `stored_of` adds them up: squares, or magnitudes."""
+        return np.abs(factor) if self.correlated else factor * factor
+
+    def stored_of(self, *sizes: Array) -> Array:
+        """`stored` of factors whose `sizes` are at hand."""
+        product = sizes[0].dot(sizes[1]) if len(sizes) == 2 else np.linalg.multi_dot(sizes)
+        return self.rooted(product)
+
+    def rooted(self, sums: Array) -> Array:
+        """What products of `sizes` come to."""
+        return np.asarray(STORE * (sums if self.correlated else np.sqrt(sums)))
 
     def underflow(self, k: int) -> float:
         """Absolute error of a sum of k products that are subnormal in the accumulator."""
@@ -70,46 +81,81 @@ class Rounding:
         return max(format_of(self.dtype).step, format_of(self.adapter_dtype).step)
 
 
+class RowChain:
+    """`rows·baseᵀ + bias + scale·(rows·downᵀ)·upᵀ`: the forward pass, and dX with g for rows.
+
+    Attributes:
+        update: the adapter's term.   product: the base's, None where there is none.
+    """
+
+    def __init__(
+        self, rows: Array, base: Array | None, bias: Array | None, down: Array, up: Array, scale: float, how: Rounding
+    ) -> None:
+        """Compute the terms.
+
+        Args:
+            rows: [M, K].   base: [N, K] or None.   bias: [N] or None.   down: [r, K].   up: [N, r].
+        """
+        self.rows, self.base, self.bias, self.down, self.up, self.scale, self.how = (
+            rows,
+            base,
+            bias,
+            down,
+            up,
+            scale,
+            how,
+        )
+        self.middle = rows @ down.T
+        self.update = scale * (self.middle @ up.T)
+        self.product = None if base is None else rows @ base.T
+
+    @cached_property
+    def budget(self) -> Array:
+        """[M, N], the largest absolute error of any allowed plan."""
+        rows, base, bias, down, up, how = self.rows, self.base, self.bias, self.down, self.up, self.how
+        s = abs(self.scale)
+        width, rank = down.shape[1], down.shape[0]
+        joined, update = up @ down, self.update
+        magnitudes, wide = np.abs(rows), np.abs(up)
+        absolute = magnitudes @ np.abs(down).T @ wide.T
+        accumulated = s * (how.accumulation(width) + how.accumulation(rank)) * absolute
+        final = 2 * how.adapter_unit * np.abs(update)
+
+        sizes = magnitudes if how.correlated else how.sizes(rows)
+        ups = how.sizes(up.T)
+        through_middle, through_joined = (
+            how.stored_of(how.sizes(self.middle), ups),
+            how.stored_of(sizes, how.sizes(joined.T)),
+        )
+        # scale may be stored into S or B, into x, or into A; x is stored once more where the adapter's dtype differs
+        scaled = np.maximum.reduce([through_middle, through_joined, how.stored_of(sizes, how.sizes(down.T), ups)])
+        cast = through_joined if how.adapter_dtype != how.dtype else 0.0
+        stores = s * how.adapter_unit * (np.maximum(through_middle + scaled, 2 * through_joined) + cast)
+        spread = s * wide.sum(1)[None, :]  # how a step in S reaches the result
+        carried = spread + s * magnitudes.sum(1)[:, None] + 4
+        lost = how.step * carried + how.underflow(width) * (1 + spread) + how.underflow(rank) * s
+        product = self.product
+        if base is None or product is None:
+            return np.asarray(accumulated + stores + final + how.unit * np.abs(update) + lost)
+
+        with_bias = product if bias is None else product + bias
+        result = with_bias + update
+        merged = base + self.scale * joined
+        onto = s * absolute + magnitudes @ np.abs(base).T + (0.0 if bias is None else np.abs(bias))
+        accumulated = (how.accumulation(width) + how.accumulation(rank)) * onto
+        merging = s * how.adapter_unit * (2 * through_joined + cast)
+        merging = merging + how.unit * how.stored_of(sizes, how.sizes(merged.T))
+        stores = np.maximum(stores, merging)
+        partial = np.maximum(np.abs(with_bias), np.abs(product + update))  # whichever the bias is added to
+        final = final + how.unit * (np.abs(product) + partial + np.abs(update) + np.abs(result))
+        return np.asarray(accumulated + stores + final + lost)
+
+
 def row_chain(
     rows: Array, base: Array | None, bias: Array | None, down: Array, up: Array, scale: float, how: Rounding
 ) -> Array:
-    """Budget of `rows·baseᵀ + bias + scale·(rows·downᵀ)·upᵀ`: the forward pass, and dX with g for rows.
-
-    Args:
-        rows: [M, K].   base: [N, K] or None.   bias: [N] or None.   down: [r, K].   up: [N, r].
-    Returns:
-        [M, N], the largest absolute error of any allowed plan.
-    """
-    s = abs(scale)
-    width, rank = down.shape[1], down.shape[0]
-    middle, joined = rows @ down.T, up @ down
-    update = scale * (middle @ up.T)
-    absolute = np.abs(rows) @ np.abs(down).T @ np.abs(up).T
-    accumulated = s * (how.accumulation(width) + how.accumulation(rank)) * absolute
-    final = 2 * how.adapter_unit * np.abs(update)
-
-    through_middle, through_joined = how.stored(middle, up.T), how.stored(rows, joined.T)
-    # scale may be stored into S or B, into x, or into A; x is stored once more where the adapter's dtype differs
-    scaled = np.maximum.reduce([through_middle, through_joined, how.stored(rows, down.T, up.T)])
-    cast = through_joined if how.adapter_dtype != how.dtype else 0.0
-    stores = s * how.adapter_unit * (np.maximum(through_middle + scaled, 2 * through_joined) + cast)
-    spread = s * np.abs(up).sum(1)[None, :]  # how a step in S reaches the result
-    carried = spread + s * np.abs(rows).sum(1)[:, None] + 4
-    lost = how.step * carried + how.underflow(width) * (1 + spread) + how.underflow(rank) * s
-    if base is None:
-        return np.asarray(accumulated + stores + final + how.unit * np.abs(update) + lost)
-
-    product = rows @ base.T
-    with_bias = product if bias is None else product + bias
-    result = with_bias + update
-    merged = base + scale * joined
-    onto = s * absolute + np.abs(rows) @ np.abs(base).T + (0.0 if bias is None else np.abs(bias))
-    accumulated = (how.accumulation(width) + how.accumulation(rank)) * onto
-    merging = s * how.adapter_unit * (2 * through_joined + cast) + how.unit * how.stored(rows, merged.T)
-    stores = np.maximum(stores, merging)
-    partial = np.maximum(np.abs(with_bias), np.abs(product + update))  # whichever the bias is added to
-    final = final + how.unit * (np.abs(product) + partial + np.abs(update) + np.abs(result))
-    return np.asarray(accumulated + stores + final + lost)
+    """The budget of a `RowChain`."""
+    return RowChain(rows, base, bias, down, up, scale, how).budget
 
 
 def weight_chain(left: Array, middle: Array, right: Array, scale: float, how: Rounding) -> Array:
@@ -125,20 +171,22 @@ def weight_chain(left: Array, middle: Array, right: Array, scale: float, how: Ro
     product = left @ middle
     outer = left.T @ right
     result = scale * (product.T @ right)
-    absolute = (np.abs(left) @ np.abs(middle)).T @ np.abs(right)
+    beside, within = np.abs(right), np.abs(middle)
+    absolute = (np.abs(left) @ within).T @ beside
     accumulated = s * (how.accumulation(width) + how.accumulation(tokens)) * absolute
 
-    first = how.stored(product.T, right)  # (left·middle) stored, then scaled or cast and stored again
-    operand = how.stored(middle.T, left.T, right)  # scale·left or a cast of it stored
-    joined = how.stored(middle.T, outer)  # leftᵀ·right stored, as autograd does through a merged weight
+    middles, rights = how.sizes(middle.T), beside if how.correlated else how.sizes(right)
+    first = how.stored_of(how.sizes(product.T), rights)  # (left·middle) stored, then scaled or cast and stored again
+    operand = how.stored_of(middles, how.sizes(left.T), rights)  # scale·left or a cast of it stored
+    joined = how.stored_of(middles, how.sizes(outer))  # leftᵀ·right stored, as autograd does through a merged weight
     casts = (first + operand) if how.adapter_dtype != how.dtype else 0.0
     unit = max(how.unit, how.adapter_unit)
     stores = s * np.maximum(
         how.adapter_unit * (first + np.maximum.reduce([first, operand, joined]) + casts), unit * 2 * joined
     )
     final = (2 * how.adapter_unit + unit) * np.abs(result)
-    spread = s * np.abs(right).sum(0)[None, :]
-    carried = spread + s * np.abs(middle).sum(0)[:, None] + 4
+    spread = s * beside.sum(0)[None, :]
+    carried = spread + s * within.sum(0)[:, None] + 4
     lost = how.step * carried + how.underflow(width) * spread + how.underflow(tokens) * max(s, 1.0)
     return np.asarray(accumulated + stores + final + lost)
 

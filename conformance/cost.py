@@ -96,8 +96,8 @@ def fleet(report: dict[str, Any], profile: str, shards: int) -> Fleet:
 def _cases(profile: Profile, clause: str, lane: str) -> int:
     if clause not in REGISTRY:
         raise UsageError(f"the report has a clause {clause}, which this version of the suite has not")
-    weight = REGISTRY[clause].weight
-    return profile.cases(weight, lane) + profile.searched(weight, lane)
+    declared = REGISTRY[clause]
+    return profile.cases(declared, lane) + profile.searched(declared, lane)
 
 
 def _of(plan: dict[str, Any], seconds: dict[Key, float]) -> Cost:

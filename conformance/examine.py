@@ -54,7 +54,7 @@ class Examination:
         """Draw and judge cases until the profile's number is reached or one fails."""
         started = time.perf_counter()
         result = self._blank()
-        wanted = self.profile.cases(self.clause.weight, self.subject.lane)
+        wanted = self.profile.cases(self.clause, self.subject.lane)
         index = 0
         while result.examples < wanted and result.status == "pass":
             # inconclusive cases are replaced, but not for ever: the clause is then inconclusive as a whole
@@ -63,7 +63,7 @@ class Examination:
                 break
             self._judge(self._case(index), result)
             index += 1
-        if result.status == "pass" and (searches := self.profile.searched(self.clause.weight, self.subject.lane)):
+        if result.status == "pass" and (searches := self.profile.searched(self.clause, self.subject.lane)):
             self._search(result, searches)
         result.seconds = time.perf_counter() - started
         return result

@@ -11,19 +11,18 @@ import json
 import os
 import re
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 GRACE = 2.0  # seconds beyond the limit, in which the process may still end itself and say where it was
 SILENCE = 300.0  # seconds beyond the limit without any news, after which nothing will come any more
 ANSWER = 3.0  # seconds in which a process that is ended may say where it was
 PAUSE = 0.1  # seconds without more of a stack, after which it is whole
 EXIT = 5.0  # seconds to end in once every result is there: threads of the target's are not waited for
-KEPT = 2**16  # bytes of output kept: its end, where the reason for an end stands
 LEAST = 2 * 2**30  # bytes of memory that every process is allowed
+LATE = "did not finish within"  # begins the message of a trial that went beyond its time
 
 
 class Stopped(Exception):  # noqa: N818
@@ -40,32 +39,12 @@ class Followed(Protocol):
         """Wait for its end."""
 
 
-class Tail:
-    """Reads all that a process prints and keeps the end of it, so that megabytes cost neither memory nor disk."""
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._kept = b""
-        self._reader = threading.Thread(target=self._read, args=(stream,), daemon=True)
-        self._reader.start()
-
-    def _read(self, stream: IO[bytes]) -> None:
-        with stream:
-            while part := os.read(stream.fileno(), KEPT):
-                self._kept = (self._kept + part)[-KEPT:]
-
-    def lines(self, most: int) -> str:
-        """The last lines, indented, each after a line break; none that is very long."""
-        self._reader.join(1.0)  # not longer: what the target left running may hold the pipe open
-        text = self._kept.decode("utf-8", errors="replace").strip()
-        return "".join(f"\n  {line[:300]}" for line in text.splitlines()[-most:])
-
-
 class Guard:
     """Follows what the watches in `folder` say their processes do, and ends those that go too far.
 
     Args:
-        limit: seconds for a trial.   importing: seconds for an import of the target.
-        memory: resident bytes that one process may have.
+        limit: the most seconds for a trial; the watch may say fewer.   importing: seconds for an import of the target.
+        memory: resident bytes that one process may have beyond those that it began with.
     """
 
     def __init__(self, folder: Path, limit: float, importing: float, memory: int) -> None:
@@ -88,9 +67,9 @@ class Guard:
                 raise Stopped(f"it did not import within {self.importing:g} s")
             if not alive:
                 path.unlink(missing_ok=True)
-            elif what == "trial" and age > self.limit + GRACE:
-                self._end(path, doing, f"did not finish within {self.limit:g} s")
-            elif (size := _resident(int(doing["pid"]))) > self.memory:
+            elif what == "trial" and age > (limit := float(doing["limit"])) + GRACE:
+                self._end(path, doing, f"{LATE} {limit:g} s")
+            elif (size := resident(int(doing["pid"])) - int(doing["began_with"])) > self.memory:
                 gib = 2.0**30
                 why = f"took {size / gib:.1f} GiB of memory: the limit is {self.memory / gib:.1f} GiB"
                 self._end(path, doing, why)
@@ -156,7 +135,7 @@ def _available() -> int:
     return free
 
 
-def _resident(pid: int) -> int:
+def resident(pid: int) -> int:
     """Bytes of memory a process occupies; 0 where that cannot be known."""
     pages = _text(f"/proc/{pid}/statm").split()
     return int(pages[1]) * os.sysconf("SC_PAGE_SIZE") if len(pages) > 1 else 0

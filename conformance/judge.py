@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -119,11 +120,13 @@ def compare(got: Array, expected: Expected) -> float:
 
 def _ratios(got: Array, expected: Expected) -> Array:
     want = expected.value
+    if expected.budget is None:
+        return np.where((got == want) | (np.isnan(got) & np.isnan(want)), 0.0, np.inf)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        same = (got == want) | (np.isnan(got) & np.isnan(want))
-        if expected.budget is None:
-            return np.where(same, 0.0, np.inf)
-        ratio = np.abs(got - want) / expected.budget
+        ratio: Array = np.abs(got - want) / expected.budget
+    if np.isfinite(ratio).all():
+        return ratio
+    same = (got == want) | (np.isnan(got) & np.isnan(want))
     return np.where(same, 0.0, np.where(np.isfinite(ratio), ratio, np.inf))
 
 
@@ -136,10 +139,12 @@ def certify(expected: Expected) -> None:
     value = expected.value
     if value.size == 0:
         return
-    impostors = {"zeros": np.zeros_like(value), "the negated result": -value}
-    for term, part in expected.terms.items():
-        impostors[f"the result without its {term} term"] = value - part
-    for name, impostor in impostors.items():
+    parts = expected.terms.items()
+    impostors: Iterator[tuple[str, Array]] = itertools.chain(
+        (("zeros", np.zeros(value.shape)), ("the negated result", -value)),
+        ((f"the result without its {term} term", value - part) for term, part in parts),
+    )
+    for name, impostor in impostors:
         if not (_ratios(impostor, expected) > 1).any():
             raise Inconclusive(f"{name} would pass as {expected.name}")
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conformance import report, run, shards
+from conformance import report, shards
 from conformance.journal import Journal
 from conformance.progress import Progress
+from conformance.run import Run
 from conformance.terminal import console
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ class Manner:
     """How trials are run.
 
     Attributes:
-        workers, timeout, memory: as `run.execute` takes them.
+        workers, timeout, memory: as `Run.judge` takes them.
         resume: keep the results of the same run, cut off.   quiet: say nothing on standard error.
         title: said before any progress.
     """
@@ -43,22 +44,22 @@ def judge(selection: Selection, folder: Path, manner: Manner) -> tuple[dict[str,
         KeyboardInterrupt: saying how to continue.
     """
     report.prepare(folder)
-    whole = run.smoke(selection)
-    plan = shards.part(whole, selection.shard)
-    journal = _journal(selection, folder, whole, manner)
-    progress = Progress(plan, title=manner.title, quiet=manner.quiet)
+    with Run(selection) as run:
+        plan = shards.part(run.plan, selection.shard)
+        journal = _journal(selection, folder, run.plan, manner)
+        progress = Progress(plan, title=manner.title, quiet=manner.quiet)
 
-    def watch(outcome: Outcome, _: int) -> None:
-        journal.record(outcome)
-        progress.update(outcome)
+        def watch(outcome: Outcome, _: int) -> None:
+            journal.record(outcome)
+            progress.update(outcome)
 
-    limits: dict[str, Any] = {"workers": manner.workers, "timeout": manner.timeout, "memory": manner.memory}
-    try:
-        outcome = run.execute(selection, plan, known=journal.recorded.outcome, watcher=watch, **limits)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"the same command with --resume continues from {journal.path}") from None
-    finally:
-        progress.stop()
+        limits: dict[str, Any] = {"workers": manner.workers, "timeout": manner.timeout, "memory": manner.memory}
+        try:
+            outcome = run.judge(plan, known_before=journal.recorded.outcome, watcher=watch, **limits)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"the same command with --resume continues from {journal.path}") from None
+        finally:
+            progress.stop()
     found = report.assemble({**plan, "device_name": journal.devices}, selection, outcome)
     report.finish(found, journal.seconds)
     report.write(folder, found, outcome.reproducers(plan))

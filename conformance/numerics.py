@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ class Format:
     exact: int
 
 
+@lru_cache
 def format_of(dtype: torch.dtype) -> Format:
     """The format of a torch dtype (float64, float32, bfloat16, float16)."""
     info = torch.finfo(dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 
 from conformance import budget
+from conformance.budget import RowChain
 from conformance.numerics import Array
 from conformance.operands import Operands
 
@@ -56,7 +58,9 @@ class LinearOracle:
         self.dropped_x = self.x if self.pre is None else self.x * self.pre
         self.dropped_g = self.g if self.post is None else self.g * self.post
 
-    def _expected(self, name: str, rows: Array, allowed: Array, dtype: torch.dtype, **terms: Array) -> Expected:
+    def _expected(
+        self, name: str, rows: Array, allowed: Callable[[], Array], dtype: torch.dtype, **terms: Array
+    ) -> Expected:
         leading = self.operands.case.leading
         shape = (*leading, rows.shape[-1]) if name in ("y", "dX") else rows.shape
         special, operands = self.operands.case.special, self.operands
@@ -69,7 +73,7 @@ class LinearOracle:
         return Expected(
             name,
             rows.reshape(shape),
-            None if operands.exact or (silent and not rows.any()) else allowed.reshape(shape),
+            None if operands.exact or (silent and not rows.any()) else allowed().reshape(shape),
             dtype,
             {term: value.reshape(shape) for term, value in terms.items()} if len(terms) > 1 else {},
             certified=not silent,
@@ -78,59 +82,73 @@ class LinearOracle:
     @cached_property
     def y(self) -> Expected:
         """`x Wᵀ + b + s·(x Aᵀ) Bᵀ`, or the update alone where there is no base."""
-        update = self.scale * (self.dropped_x @ self.down.T @ self.up.T)
-        if self.post is not None:
-            update = update * self.post
         weight, bias = (self.weight, self.bias) if self.base else (None, None)
+        chain = RowChain(self.dropped_x, weight, bias, self.down, self.up, self.scale, self.how)
+        update = chain.update if self.post is None else chain.update * self.post
         terms = {"adapter": update}
-        if weight is not None:
-            terms["base"] = self.x @ weight.T
+        if weight is not None and chain.product is not None:
+            terms["base"] = chain.product if self.pre is None else self.x @ weight.T
         if bias is not None:
             terms["bias"] = np.broadcast_to(bias, update.shape)
-        allowed = budget.row_chain(self.dropped_x, weight, bias, self.down, self.up, self.scale, self.how)
-        if self.post is not None:  # the mask multiplies the update's own error; keep the base's part
-            alone = budget.row_chain(self.dropped_x, None, None, self.down, self.up, self.scale, self.how)
-            allowed = allowed + alone * self.post
-        if self.pre is not None and weight is not None:
-            allowed = allowed + budget.row_chain(self.x, weight, bias, self.down, self.up, 0.0, self.how)
+
+        def allowed() -> Array:
+            found = chain.budget
+            if self.post is not None:  # the mask multiplies the update's own error; keep the base's part
+                alone = budget.row_chain(self.dropped_x, None, None, self.down, self.up, self.scale, self.how)
+                found = found + alone * self.post
+            if self.pre is not None and weight is not None:
+                found = found + budget.row_chain(self.x, weight, bias, self.down, self.up, 0.0, self.how)
+            return found
+
         return self._expected("y", sum(terms.values(), np.zeros(())), allowed, self.output_dtype, **terms)
 
     @cached_property
     def dX(self) -> Expected:
         """`g W + s·(g B) A`."""
-        update = self.scale * (self.dropped_g @ self.up @ self.down)
-        if self.pre is not None:
-            update = update * self.pre
         weight = self.weight.T if self.base else None
+        chain = RowChain(self.dropped_g, weight, None, self.up.T, self.down.T, self.scale, self.how)
+        update = chain.update if self.pre is None else chain.update * self.pre
         terms = {"adapter": update}
-        if weight is not None:
-            terms["base"] = self.g @ self.weight
-        allowed = budget.row_chain(self.dropped_g, weight, None, self.up.T, self.down.T, self.scale, self.how)
-        if self.pre is not None:
-            alone = budget.row_chain(self.dropped_g, None, None, self.up.T, self.down.T, self.scale, self.how)
-            allowed = allowed + alone * self.pre
-        if self.post is not None and weight is not None:
-            allowed = allowed + budget.row_chain(self.g, weight, None, self.up.T, self.down.T, 0.0, self.how)
+        if weight is not None and chain.product is not None:
+            terms["base"] = chain.product if self.post is None else self.g @ self.weight
+
+        def allowed() -> Array:
+            found = chain.budget
+            if self.pre is not None:
+                alone = budget.row_chain(self.dropped_g, None, None, self.up.T, self.down.T, self.scale, self.how)
+                found = found + alone * self.pre
+            if self.post is not None and weight is not None:
+                found = found + budget.row_chain(self.g, weight, None, self.up.T, self.down.T, 0.0, self.how)
+            return found
+
         return self._expected("dX", sum(terms.values(), np.zeros(())), allowed, self.operands.dtype, **terms)
 
     @cached_property
     def dA(self) -> Expected:
         """`s·(g B)ᵀ x`."""
         value = self.scale * ((self.dropped_g @ self.up).T @ self.dropped_x)
-        allowed = budget.weight_chain(self.dropped_g, self.up, self.dropped_x, self.scale, self.how)
-        return self._expected("dA", value, allowed, self.operands.adapter_dtype)
+        return self._expected(
+            "dA",
+            value,
+            lambda: budget.weight_chain(self.dropped_g, self.up, self.dropped_x, self.scale, self.how),
+            self.operands.adapter_dtype,
+        )
 
     @cached_property
     def dB(self) -> Expected:
         """`s·gᵀ (x Aᵀ)`."""
         value = self.scale * (self.dropped_g.T @ (self.dropped_x @ self.down.T))
-        allowed = budget.weight_chain(self.dropped_x, self.down.T, self.dropped_g, self.scale, self.how).T
-        return self._expected("dB", value, allowed, self.operands.adapter_dtype)
+        return self._expected(
+            "dB",
+            value,
+            lambda: budget.weight_chain(self.dropped_x, self.down.T, self.dropped_g, self.scale, self.how).T,
+            self.operands.adapter_dtype,
+        )
 
     @cached_property
     def dbias(self) -> Expected:
         """`Σ g` over tokens."""
-        return self._expected("dbias", self.g.sum(0), budget.summed(self.g, self.how), self.operands.dtype)
+        return self._expected("dbias", self.g.sum(0), lambda: budget.summed(self.g, self.how), self.operands.dtype)
 
     def gradient(self, of: str) -> Expected:
         """The expected gradient of the operand named `x`, `lora_A`, `lora_B` or `bias`."""

@@ -32,11 +32,8 @@ OPTIONS: dict[str, tuple[str | None, str]] = {
     "seed": ("0", "which cases are drawn"),
     "shard": (None, "i/n: only the i-th of n parts of the trials; `loraspec merge` puts their reports together"),
     "report-dir": (None, "write report.json, report.html, junit.xml and reproducers there"),
-    "scratch": (None, "where `loraspec run` follows this session"),
-    "timeout": ("600", "seconds after which a trial's process is ended (with --loraspec-scratch)"),
 }
 LISTS = ("group", "clause", "dtype")
-PRIVATE = ("scratch", "timeout")
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
@@ -46,7 +43,7 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
         return
     group = parser.getgroup("loraspec", "conformance of a LoRA implementation")
     for name, (default, description) in OPTIONS.items():
-        names = [f"--loraspec-{name}"] + ([] if name in PRIVATE else [f"--{name}"])
+        names = [f"--loraspec-{name}", f"--{name}"]
         kind = {"action": "append", "default": []} if name in LISTS else {"action": "store", "default": default}
         settings = {"dest": f"loraspec_{name.replace('-', '_')}", "help": description, **kind}
         try:

@@ -1,29 +1,30 @@
-"""A run: smoke check in one process, trials in pytest in others, until every planned trial has its result."""
+"""A run: the target imported and the run planned in a process of its own, its trials judged by copies of that."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
-import math
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
-from conformance.guard import Guard, Stopped, Tail, memory_for
+from conformance.guard import Guard, Stopped, memory_for
+from conformance.limits import busy
+from conformance.processes import Child
 from conformance.report import Outcome
 from conformance.result import Result
-from conformance.selection import Selection, UsageError
+from conformance.selection import Selection, UsageError, known
 from conformance.shards import keys
-from conformance.watch import Events, crashed
+from conformance.watch import Events
 
-HERE = Path(__file__).resolve().parent
-TIMEOUTS = {"quick": 120.0, "default": 600.0, "nightly": 7200.0}  # seconds for one trial
+TIMEOUTS = {"quick": 45.0, "default": 300.0, "nightly": 7200.0}  # seconds for one trial, on a machine that is not busy
 IMPORT_TIMEOUT = 120.0
+EVERY = 0.05  # seconds between looks at a run
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 Watcher = Callable[[Outcome, int], None]
 
@@ -32,152 +33,154 @@ class SuiteError(Exception):
     """The suite itself failed; the message is its traceback or log."""
 
 
-def smoke(selection: Selection, timeout: float = IMPORT_TIMEOUT) -> dict[str, Any]:
-    """Import the target in a process of its own and plan the run.
+class Run:
+    """A run of one selection, as a context: planned on entry, ended with all of its processes on exit.
+
+    Attributes:
+        plan: what it will judge, as plain data.
 
     Raises:
         UsageError: if the target does not import, binds wrongly, or claims nothing that was chosen.
         SuiteError: if the suite fails on its own.
     """
-    with tempfile.TemporaryDirectory(prefix="loraspec-") as folder:
-        out = Path(folder) / "plan.json"
-        request = json.dumps(dataclasses.asdict(selection))
-        command = [sys.executable, "-m", "conformance.smoke", request, str(out)]
-        process, printed = _started(command, _environment())
-        target = f"target {selection.target!r}"
+
+    def __init__(self, selection: Selection, import_timeout: float = IMPORT_TIMEOUT) -> None:
+        check_names(selection)
+        self.selection, self.import_timeout = selection, import_timeout
+        self._scratch = tempfile.TemporaryDirectory(prefix="loraspec-", ignore_cleanup_errors=True)
+        self._folder = Path(self._scratch.name)
+        self.plan: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        asked, self._asks = os.pipe()
+        self._child = Child(lambda: self._nursery(asked))
+        os.close(asked)
         try:
-            status = process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            raise UsageError(f"{target} does not import within {timeout:g} s{printed.lines(8)}") from None
-        finally:
-            process.kill()
-            process.wait()
-        if not out.exists():
-            raise UsageError(f"importing {target} ended the process, exit code {status}{printed.lines(8)}")
-        found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
-    if "error" in found:
-        raise UsageError(found["error"])
-    if "failure" in found:
-        raise SuiteError(found["failure"])
-    return found
+            self.plan = self._planned()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._asks)
+        self._child.kill()
+        self._child.wait()
+        self._scratch.cleanup()
+
+    def _nursery(self, asked: int) -> None:
+        os.close(self._asks)  # so that the end of this process is the end of what can be asked
+        os.environ.update(ONE_THREAD)  # before torch is imported: a process with threads cannot be copied
+        from conformance import nursery
+
+        nursery.plan_and_judge(self.selection, self._folder, asked)
+
+    def _planned(self) -> dict[str, Any]:
+        target, path = f"target {self.selection.target!r}", self._folder / "plan.json"
+        deadline = time.monotonic() + self.import_timeout
+        while (status := self._child.poll()) is None and not path.exists():
+            if time.monotonic() > deadline:
+                self._child.kill()
+                printed = self._child.printed.lines(8)
+                raise UsageError(f"{target} does not import within {self.import_timeout:g} s{printed}")
+            time.sleep(EVERY / 5)
+        if not path.exists():
+            printed = self._child.printed.lines(8)
+            raise UsageError(f"importing {target} ended the process, exit code {status}{printed}")
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if "error" in found:
+            raise UsageError(found["error"])
+        if "failure" in found:
+            raise SuiteError(found["failure"])
+        plan: dict[str, Any] = found["plan"]
+        return plan
+
+    def judge(
+        self,
+        plan: dict[str, Any],
+        *,
+        workers: int | None = None,
+        timeout: float | None = None,
+        memory: float | None = None,
+        watcher: Watcher = lambda outcome, planned: None,  # noqa: ARG005
+        known_before: Outcome | None = None,
+    ) -> Outcome:
+        """Run every trial of the plan, or of a part of it, that is not known yet; what came of all of them.
+
+        A trial that ends its process, or goes beyond its time or memory, is recorded as crashed, and the others go on.
+
+        Args:
+            workers: processes; 0 is 1.   timeout: seconds for one trial, at most.
+            memory: GiB for one process; a share of what is available by default.
+
+        Raises:
+            UsageError: if the target, imported once, does not import in the processes that run trials.
+            SuiteError: if the process that starts them ends before all is judged.
+        """
+        from conformance.pool import Request
+
+        wanted = set(keys(plan))
+        outcome = known_before or Outcome()
+        left = [key for key in keys(plan) if key not in outcome.results]
+        if left and not outcome.errors:
+            count = max(1, processes(len(left), self.selection.device) if workers is None else workers)
+            limit = TIMEOUTS[self.selection.profile] * busy() if timeout is None else timeout
+            most = memory_for(count) if memory is None else int(memory * 2**30)
+            _write(self._folder, outcome)
+            Request(left, count, limit).write(self._folder)
+            os.write(self._asks, b".")
+            guard = Guard(self._folder, limit, self.import_timeout, most)
+            outcome = self._followed(guard, wanted, watcher)
+        watcher(outcome, len(wanted))
+        return outcome
+
+    def _followed(self, guard: Guard, wanted: set[tuple[str, str, str]], watcher: Watcher) -> Outcome:
+        """Look at the run until it has ended."""
+        following = Following(self._folder)
+        where = f"target {self.selection.target!r} imports once but not in the processes that run trials"
+        while True:
+            status = self._child.wait(EVERY)
+            outcome = following.look()
+            watcher(outcome, len(wanted))
+            if status is not None:
+                break
+            try:
+                guard.look(self._child, finished=not wanted - set(outcome.results))
+            except Stopped as error:
+                guard.stop(self._child)
+                raise UsageError(f"{where}: {error}{self._child.printed.lines(8)}") from None
+        if wanted - set(outcome.results) and not outcome.errors:
+            printed = self._child.printed.lines(60)
+            raise SuiteError(f"the process that starts workers ended with status {status}, with trials left{printed}")
+        return outcome
 
 
-def execute(
-    selection: Selection,
-    plan: dict[str, Any],
-    *,
-    workers: int | None = None,
-    timeout: float | None = None,
-    memory: float | None = None,
-    watcher: Watcher = lambda outcome, planned: None,  # noqa: ARG005
-    known: Outcome | None = None,
-) -> Outcome:
-    """Run every planned trial that is not known yet; return what came of all of them.
-
-    A trial that ends its process, or goes beyond its time or memory, is recorded as crashed, and the others go on.
-
-    Args:
-        timeout: seconds for one trial.   memory: GiB for one process; a share of what is available by default.
+def check_names(selection: Selection) -> None:
+    """Check what can be checked in no time: that the clauses are in SPEC.md, and that there is such a module.
 
     Raises:
-        UsageError: if the target, imported once, does not import in the processes that run trials.
-        SuiteError: if pytest fails without saying which trial did.
+        UsageError: naming what is unknown.
     """
-    wanted = set(keys(plan))
-    outcome = known or Outcome()
-    left = len(wanted - set(outcome.results))
-    count = processes(left, selection.device) if workers is None else workers
-    limit = TIMEOUTS[selection.profile] if timeout is None else timeout
-    most = memory_for(count) if memory is None else int(memory * 2**30)
-    with tempfile.TemporaryDirectory(prefix="loraspec-") as folder:
-        scratch = Path(folder)
-        _write(scratch, outcome)
-        guard, following = Guard(scratch, limit, IMPORT_TIMEOUT, most), Following(scratch)
+    from conformance import spec
 
-        def look(process: subprocess.Popen[bytes]) -> None:
-            seen = following.look()
-            watcher(seen, len(wanted))
-            guard.look(process, finished=not wanted - set(seen.results))
-
-        while not outcome.errors and wanted - set(outcome.results):
-            before = len(outcome.results)
-            (scratch / "wanted.json").write_text(json.dumps(sorted(wanted - set(outcome.results))))
-            status, printed = _pytest(selection, plan, guard, count, look)
-            outcome = following.look()
-            if count == 0 and wanted - set(outcome.results) and not outcome.errors:
-                record_death(scratch, limit)
-                outcome = following.look()
-            if len(outcome.results) == before and not outcome.errors:
-                raise SuiteError(f"pytest ended with status {status} and no result{printed}")
-    watcher(outcome, len(wanted))
-    return outcome
+    known(selection.clauses, spec.read(), "clause")
+    top = selection.target.partition(":")[0].partition(".")[0]
+    if top.isidentifier() and importlib.util.find_spec(top) is None:
+        raise UsageError(f"target {selection.target!r} does not import: no module named {top!r}")
 
 
 def processes(trials: int, device: str) -> int:
     """Worker processes for so many trials: not more than processors, nor than is worth their start."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(available, 8 if device == "cpu" else 4, math.ceil(trials / 16)))
-
-
-def _pytest(
-    selection: Selection,
-    plan: dict[str, Any],
-    guard: Guard,
-    workers: int,
-    look: Callable[[subprocess.Popen[bytes]], None],
-) -> tuple[int, str]:
-    """Run one session under the guard; its exit status, and the end of what it printed."""
-    # a session of our own making: no plugin, configuration or conftest of the user's takes part in it
-    groups = [group for group, about in plan["groups"].items() if about["claimed"]]
-    command = [sys.executable, "-m", "pytest", "-c", os.devnull, f"--rootdir={HERE.parent}", "--noconftest"]
-    command += ["--import-mode=importlib", "-p", "no:cacheprovider", "-p", "conformance.plugin"]
-    # what the target prints, warns or logs is passed on, not collected
-    command += ["-s", "-p", "no:warnings", "-p", "no:logging"]
-    command += ["-p", "xdist.plugin", "-n", str(workers), "--dist=worksteal", "--max-worker-restart=1000000"]
-    command += [f"--loraspec-scratch={guard.folder}", f"--loraspec-timeout={guard.limit}", *selection.arguments()]
-    command += ["--pyargs", *(f"conformance.test_{group}" for group in groups)]
-    environment = {k: v for k, v in _environment().items() if not k.startswith(("PYTEST_", "TRITON_INTERPRET"))}
-    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-    if plan["interpreting"]:
-        environment["TRITON_INTERPRET"] = "1"
-    process, printed = _started(command, environment)
-    try:
-        while process.poll() is None:
-            time.sleep(0.2)
-            look(process)
-    except Stopped as error:
-        guard.stop(process)
-        where = f"target {selection.target!r} imports once but not in the processes that run trials"
-        raise UsageError(f"{where}: {error}{printed.lines(8)}") from None
-    except BaseException:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            guard.stop(process)
-        raise
-    return process.returncode, printed.lines(60)
-
-
-def _started(command: list[str], environment: dict[str, str]) -> tuple[subprocess.Popen[bytes], Tail]:
-    """A process without input, and the end of what it prints."""
-    process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
-    )
-    assert process.stdout is not None
-    return process, Tail(process.stdout)
-
-
-def _environment() -> dict[str, str]:
-    return {**os.environ, **ONE_THREAD}
+    return max(1, min(available, 8 if device == "cpu" else 4, (trials + 3) // 4))
 
 
 def _write(scratch: Path, outcome: Outcome) -> None:
     events = Events(scratch)
     for key, result in outcome.results.items():
         events.write(result=dataclasses.asdict(result), script=outcome.scripts.get(key))
-    for where, text in outcome.errors:
-        events.write(error=text, where=where)
 
 
 class Following:
@@ -198,12 +201,14 @@ class Following:
 
 
 def record_death(scratch: Path, limit: float) -> None:
-    """Without workers a crash ends pytest itself: the trial it had started and not finished is to blame."""
+    """Of a process that judged trials one after the other, the one it had started and not finished is to blame."""
+    from conformance.watch import crashed
+
     events = Events(scratch)
     finished = set(Following(scratch).look().results)
     started = [event["start"] for event in events.new() if "start" in event]
     open_trials = [(clause, subject, dtype) for clause, subject, dtype in started]
     open_trials = [key for key in open_trials if key not in finished]
     if open_trials:
-        result = crashed(scratch, "main", open_trials[-1], limit)
+        result, _ = crashed(scratch, "main", open_trials[-1], limit)
         events.write(result=dataclasses.asdict(result), script=None)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 from collections.abc import Generator
-from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -18,8 +15,7 @@ from conformance.journal import Journal
 from conformance.report import Outcome, assemble, exit_code, finish, prepare, write
 from conformance.result import CRASHED, FAIL, PASS, Result, without_addresses
 from conformance.selection import Selection, UsageError, key_of
-from conformance.shards import keys, part
-from conformance.watch import Events, Watch, crashed
+from conformance.shards import Key, keys, part
 
 if TYPE_CHECKING:
     from conformance.trial import Trial
@@ -31,16 +27,11 @@ class Session:
     def __init__(self, config: pytest.Config, selection: Selection) -> None:
         self.config, self.selection = config, selection
         self.worker: str | None = getattr(config, "workerinput", {}).get("workerid")
-        self.timeout = float(config.option.loraspec_timeout)
-        self.scratch = _path(config.option.loraspec_scratch)
-        self.reported = bool(config.option.loraspec_scratch or config.option.loraspec_report_dir)
+        self.reported = bool(config.option.loraspec_report_dir)
         self.folder = _path(config.option.loraspec_report_dir) if self.worker is None else None
-        self.events = Events(self.scratch) if self.scratch and self.worker is None else None
         self.outcome = Outcome()
         self.deviations: dict[str, str] = {}
         self.journal: Journal | None = None
-        self.parent = os.getppid()
-        self._watch: Watch | None = None
         if self.folder is not None:
             try:
                 prepare(self.folder)
@@ -56,9 +47,7 @@ class Session:
         if self.selection.includes(clause.id, clause.group):
             from conformance.trial import trials
 
-            watch = self._watching()
-            target = self._target()
-            offered = trials(clause, target, self.selection, watch, reproduces=self.reported)
+            offered = trials(clause, self._target(), self.selection, reproduces=self.reported)
             found = [pytest.param(trial, id=trial.id) for trial in offered]
         skipped = pytest.param(None, id="not_claimed", marks=pytest.mark.skip(reason="not claimed"))
         metafunc.parametrize("trial", found or [skipped])
@@ -67,19 +56,10 @@ class Session:
         from conformance.target import TargetError
         from conformance.trial import loaded
 
-        watch = self._watching()
         try:
-            with watch.importing() if watch else nullcontext():
-                return loaded(self.selection.target, self.selection.device)
+            return loaded(self.selection.target, self.selection.device)
         except TargetError as error:
-            if watch:
-                watch.doing("refused", str(error))
             raise pytest.UsageError(str(error)) from error
-
-    def _watching(self) -> Watch | None:
-        if self.scratch is not None and self._watch is None:
-            self._watch = Watch(self.scratch, self.worker or "main", self.timeout)
-        return self._watch
 
     @cached_property
     def _plan(self) -> dict[str, Any]:
@@ -105,17 +85,15 @@ class Session:
             self.journal = Journal.begin(self.folder, self.selection, self._plan)
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
-        """Leave out clauses not chosen, trials of other shards, and those that an earlier session finished."""
-        wanted = _wanted(self.scratch)
-        if self.selection.shard is not None:
-            wanted = set(keys(self._part))
+        """Leave out clauses not chosen, and trials of other shards."""
+        wanted = set(keys(self._part)) if self.selection.shard is not None else None
         out = [item for item in items if _is_trial(item) and not self._wanted(item, wanted)]
         if out:
             left_out = set(map(id, out))
             items[:] = [item for item in items if id(item) not in left_out]
             config.hook.pytest_deselected(items=out)
 
-    def _wanted(self, item: pytest.Item, wanted: set[tuple[str, ...]] | None) -> bool:
+    def _wanted(self, item: pytest.Item, wanted: set[Key] | None) -> bool:
         clause = item.function.clause  # type: ignore[attr-defined]
         chosen = self.selection.includes(clause.id, clause.group)
         return chosen and (wanted is None or key_of(item.nodeid) in wanted)
@@ -133,17 +111,10 @@ class Session:
             }
         return report
 
-    def pytest_runtest_logstart(self, nodeid: str) -> None:
-        """Note what is running, for the process that follows this session."""
-        if self.events is not None and _ours(nodeid) and (key := key_of(nodeid)):
-            self.events.write(start=key)
-
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Collect results, crashes and failures of the suite itself."""
         if self.worker is not None:
             return
-        if self.scratch is not None and os.getppid() != self.parent:
-            pytest.exit("the run that follows this session has gone")
         key, carried = key_of(report.nodeid), getattr(report, "loraspec", None)
         if carried is not None:
             if carried["deviation"]:
@@ -151,25 +122,17 @@ class Session:
             self._add(Result(**carried["result"]), carried["script"])
         elif report.failed and _ours(report.nodeid):
             if key and str(report.when) == "???":  # pytest-xdist's word for a worker that died
-                self._add(self._crashed(report, key))
+                self._add(Result(*key, status=CRASHED, message="ended the process that judged it"))
             else:
                 self._error(" ".join(key) if key else report.nodeid, str(report.longrepr))
 
-    def _crashed(self, report: pytest.TestReport, key: tuple[str, str, str]) -> Result:
-        worker = report.node.gateway.id
-        return crashed(self.scratch or Path(), worker, key, self.timeout)
-
     def _add(self, result: Result, script: str | None = None) -> None:
         self.outcome.add(result, script)
-        if self.events is not None:
-            self.events.write(result=dataclasses.asdict(result), script=script)
         self._record()
 
     def _error(self, where: str, text: str) -> None:
         text = without_addresses(text)
         self.outcome.errors.append((where, text))
-        if self.events is not None:
-            self.events.write(error=text, where=where)
         self._record()
 
     def _record(self) -> None:
@@ -185,11 +148,6 @@ class Session:
         """Pytest itself failed."""
         if self.worker is None:
             self._error("pytest", str(excrepr))
-
-    def pytest_unconfigure(self) -> None:
-        """Let go of the watch's files."""
-        if self._watch is not None:
-            self._watch.close()
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Fail where a deviation holds no longer; write the report where one is asked for."""
@@ -247,11 +205,6 @@ def _ours(nodeid: str) -> bool:
 
 def _path(option: str | None) -> Path | None:
     return Path(option) if option else None
-
-
-def _wanted(scratch: Path | None) -> set[tuple[str, ...]] | None:
-    file = scratch / "wanted.json" if scratch else None
-    return {tuple(key) for key in json.loads(file.read_text())} if file and file.exists() else None
 
 
 def _is_trial(item: pytest.Item) -> bool:

@@ -20,6 +20,7 @@ RANDOM = ("torch's random state", "the GPU's random state", "NumPy's random stat
 MATMUL: Any = torch.backends.cuda.matmul
 DNN: Any = torch.backends.cudnn
 MEMORY: Any = torch.utils.deterministic
+SMALLEST = sys.float_info.min  # of the normal numbers
 
 
 def _autocast() -> tuple[Any, ...]:
@@ -39,17 +40,23 @@ def _modes() -> int:
 
 
 def _flushes() -> bool:
-    """Whether subnormal results are flushed to zero."""
-    return float(torch.full((1,), 2.0**-1022, dtype=torch.float64, device="cpu") / 2) == 0
+    """Whether subnormal results are flushed to zero; asked before and after each case, so of Python's own division."""
+    return SMALLEST / 2 == 0
 
 
 def _attribute(owner: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any], None]]:
     return lambda: getattr(owner, name), lambda value: setattr(owner, name, value)
 
 
-def _environment(values: dict[str, str]) -> None:
+def _environment() -> dict[Any, Any]:
+    """The variables as bytes, as Python keeps them: asked before and after each case, and decoding takes its time."""
+    kept = getattr(os.environ, "_data", None)
+    return dict(os.environ if kept is None else kept)
+
+
+def _set_environment(values: dict[Any, Any]) -> None:
     os.environ.clear()
-    os.environ.update(values)
+    os.environ.update({os.fsdecode(name): os.fsdecode(value) for name, value in values.items()})
 
 
 def _filters() -> list[Any]:
@@ -97,7 +104,7 @@ SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any] | None]] = {
     "NumPy's error handling": (np.geterr, lambda values: np.seterr(**values)),
     "the recursion limit": (sys.getrecursionlimit, sys.setrecursionlimit),
     "the working directory": (os.getcwd, os.chdir),
-    "the environment": (lambda: dict(os.environ), _environment),
+    "the environment": (_environment, _set_environment),
     "the filters of warnings": (_filters, _set_filters),
     "torch's random state": (lambda: torch.get_rng_state().numpy().tobytes(), None),
     "the GPU's random state": (_on_gpus, None),
@@ -145,7 +152,8 @@ def kept(what: str, but: tuple[str, ...] = ()) -> Iterator[None]:
 
 def _said(name: str, before: Any, now: Any) -> str:
     if isinstance(before, dict):
-        names = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+        changed = (key for key in {*before, *now} if before.get(key) != now.get(key))
+        names = sorted(os.fsdecode(key) for key in changed)
         return f"{name}: {', '.join(names[:5])}"
     if name in RANDOM or isinstance(before, list | tuple):
         return name

@@ -1,14 +1,11 @@
 """The smoke check: import the target, see what it claims and whether it binds, and plan the run.
 
-It runs in a process of its own (`python -m conformance.smoke`), since importing a target may do anything.
-What it found goes to a file as JSON: a plan, `{"error": …}` for what the user must mend, or `{"failure": …}`.
+It runs in a process of its own (see `conformance.nursery`), since importing a target may do anything.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-import json
-import os
 import platform
 import sys
 import traceback
@@ -99,7 +96,7 @@ def _described(trial: Any) -> dict[str, Any]:
         "dtype": trial.dtype,
         "lane": subject.lane,
         "declared": trial.declared,
-        "cases": trial.profile.cases(trial.clause.weight, subject.lane) if trial.declared else 1,
+        "cases": trial.profile.cases(trial.clause, subject.lane) if trial.declared else 1,
     }
 
 
@@ -174,19 +171,11 @@ def device_name(device: str) -> str:
     return named[0] if named else platform.processor() or platform.machine()
 
 
-def main(arguments: list[str]) -> None:
-    """Write the plan of the selection (JSON, first argument) to the file (second argument)."""
-    out = Path(arguments[1])
-    found: dict[str, Any]
+def found(selection: Selection) -> dict[str, Any]:
+    """`{"plan": …}`, `{"error": …}` for what the user must mend, or `{"failure": …}` for the suite's own."""
     try:
-        found = plan(Selection.from_dict(json.loads(arguments[0])))
+        return {"plan": plan(selection)}
     except UsageError as error:
-        found = {"error": str(error)}
-    except Exception:  # noqa: BLE001  (whatever it is, the parent process reports it as the suite's)
-        found = {"failure": traceback.format_exc()}
-    out.write_text(json.dumps(found), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
-    os._exit(0)  # threads and exit handlers of the target's are not waited for
+        return {"error": str(error)}
+    except Exception:  # noqa: BLE001  (whatever it is, the command reports it as the suite's)
+        return {"failure": traceback.format_exc()}

@@ -67,7 +67,7 @@ def test_scaling(subject: Subject, case: LinearCase) -> float | None:
     "A layer built without options has rank 8, alpha 32 and no dropout.",
     group="layer",
     cases=SMALL.narrowed(r=(8,), scale=(4.0,), training=(True,)),
-    weight=0.5,
+    weight=0.34,
 )
 def test_defaults(subject: Subject, case: LinearCase) -> float | None:
     operands = subject.operands(dataclasses.replace(case, r=8, scale=4.0))
@@ -124,7 +124,7 @@ def test_initialisation(subject: Subject, case: LinearCase) -> float | None:
     "A fresh layer computes what the linear layer it was built from computes.",
     group="layer",
     cases=SMALL,
-    weight=0.5,
+    weight=0.34,
 )
 def test_fresh_layer(subject: Subject, case: LinearCase) -> float | None:
     operands = subject.operands(dataclasses.replace(case, special="zero-B"))
@@ -138,7 +138,7 @@ def test_fresh_layer(subject: Subject, case: LinearCase) -> float | None:
     "W and b do not require grad and get none; lora_A and lora_B require grad.",
     group="layer",
     cases=WITH_BIAS,
-    weight=0.5,
+    weight=0.34,
 )
 def test_frozen(subject: Subject, case: LinearCase) -> float | None:
     operands = subject.operands(case)
@@ -159,6 +159,7 @@ def test_frozen(subject: Subject, case: LinearCase) -> float | None:
     "A bias made trainable by requires_grad_(True) gets Σ g as its gradient; the others stay right.",
     group="layer",
     cases=WITH_BIAS,
+    weight=0.5,
 )
 def test_trainable_bias(subject: Subject, case: LinearCase) -> float | None:
     operands = subject.operands(case)
@@ -171,7 +172,7 @@ def test_trainable_bias(subject: Subject, case: LinearCase) -> float | None:
     "Dropout follows train() and eval(), switched at any time.",
     group="layer",
     cases=PROBE,
-    weight=0.5,
+    weight=0.34,
 )
 def test_modes(subject: Subject, case: LinearCase) -> float | None:
     operands = subject.operands(case)
@@ -196,7 +197,7 @@ def test_modes(subject: Subject, case: LinearCase) -> float | None:
     "A state_dict loaded into another layer of the same shape makes it compute the same.",
     group="layer",
     cases=SMALL,
-    weight=0.5,
+    weight=0.34,
 )
 def test_state_dict(subject: Subject, case: LinearCase) -> float | None:
     operands = subject.operands(case)
@@ -255,7 +256,7 @@ def test_copies(subject: Subject, case: LinearCase) -> float | None:
     group="layer",
     cases=SMALL.narrowed(values=("integers",)),
     dtypes=("bfloat16", "float16"),
-    weight=0.5,
+    weight=0.34,
 )
 def test_conversion(subject: Subject, case: LinearCase) -> float | None:
     instance = subject.build(subject.operands(case))

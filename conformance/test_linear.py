@@ -24,6 +24,7 @@ globals().update(requirements.declare("LIN", "linear"))
     group="linear",
     cases=SMALL.narrowed(values=("normal",), k=(17, 33), n=(16, 35), r=(3, 4)),
     dtypes=("float32",),
+    weight=0.5,
 )
 def test_operands_that_do_not_chain(subject: Subject, case: LinearCase) -> float | None:
     broken = ("lora_A", "lora_B", "x")[case.seed % 3]
@@ -45,7 +46,7 @@ def test_operands_that_do_not_chain(subject: Subject, case: LinearCase) -> float
     cases=SMALL.narrowed(dropout=(-0.1, 1.5, float("nan")), training=(True,)),
     subjects=("lora_linear",),
     dtypes=("float32",),
-    weight=0.5,
+    weight=0.34,
 )
 def test_dropout_out_of_range(subject: Subject, case: LinearCase) -> float | None:
     operands = subject.operands(case)
@@ -66,6 +67,7 @@ OTHER = {"float64": "float32", "float32": "float64", "bfloat16": "float32", "flo
     cases=SMALL.narrowed(values=("integers", "cancelling"), training=(True,)),
     subjects=("LoRATritonFunction",),
     needs=("LoRATritonFunction",),
+    weight=0.5,
 )
 def test_output_dtype(subject: Subject, case: LinearCase) -> float | None:
     operands = subject.operands(case)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from conformance.clause import SHOULD, Clause, load_all
+from conformance.clause import GROUPS, SHOULD, Clause, load_all
 from conformance.examine import Examination
 from conformance.profiles import Profile
 from conformance.report import rerun
@@ -54,12 +54,13 @@ class Trial:
         """The label from which `selection.key_of` reads clause, subject and dtype."""
         return f"{self.clause.id}-{self.subject.name}-{self.dtype}"
 
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Clause, subject and dtype."""
+        return self.clause.id, self.subject.name, self.dtype
+
     def examine(self) -> Result:
         """Judge it; on a failure also write the script that reproduces it."""
-        hopeless = self.watch and self.watch.hopeless(self.clause.id, self.subject.name, self.dtype)
-        if hopeless:
-            self.result = Result(self.clause.id, self.subject.name, self.dtype, status=CRASHED, message=hopeless)
-            return self.result
         torch.set_num_threads(1)  # so that sums, and with them worst ratios, are the same in every process
         examination = Examination(self.clause, self.subject, self.dtype, self.profile)
         if self.watch is not None:
@@ -132,13 +133,13 @@ def trials(
 
 
 @lru_cache(maxsize=4)
-def loaded(spec: str, device: str) -> Target:
-    """The target, imported once in a process, after all of the suite: so it finds nothing half-made.
+def loaded(spec: str, device: str, groups: tuple[str, ...] = GROUPS) -> Target:
+    """The target, imported once in a process, after the suite, or some groups of it: so it finds nothing half-made.
 
     Raises:
         TargetError: if it cannot be tested.
     """
-    load_all()
+    load_all(groups)
     # a process's first backward pass imports it, for a second or more: not at the expense of one trial's time
     importlib.import_module("torch.fx.experimental.symbolic_shapes")
     return Target.load(spec, device)

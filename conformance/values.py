@@ -85,8 +85,9 @@ def integers(case: LinearCase, limit: int) -> dict[str, Array]:
             if case.values == "cancelling":
                 values = _cancelling(case, values, max(1, int(min(math.sqrt(limit), LARGEST) * size**3)), random)
             values = _specialised(case, _repeated(case, values))
-            largest, decides = weighed(values, case.scale)
-            if largest * fraction <= limit or size < 1e-3:
+            last = size < 1e-3
+            largest, decides = weighed(values, case.scale, math.inf if last else limit / fraction)
+            if largest * fraction <= limit or last:
                 break
             size *= 0.7
         if decides or case.special != "none":
@@ -166,20 +167,33 @@ def _largest_forward(x: Array, values: dict[str, Array], scale: float) -> float:
     return max(float(np.abs(v).max(initial=1e-9)) for v in stored)
 
 
-def weighed(values: dict[str, Array], scale: float) -> tuple[float, bool]:
-    """The largest magnitude among what any plan may store, and whether every term of every result shows."""
+def weighed(values: dict[str, Array], scale: float, limit: float = math.inf) -> tuple[float, bool]:
+    """The largest magnitude among what any plan may store, and whether every term of every result shows.
+
+    Args:
+        values: integers, or numbers whose sums are as exact.
+        limit: beyond which it does not matter by how much, nor what shows.
+    """
     x = values["x"].reshape(-1, values["x"].shape[-1])
     g = values["g"].reshape(-1, values["g"].shape[-1])
     weight, down, up = values["weight"], values["lora_A"], values["lora_B"]
-    joined, outer = up @ down, g.T @ x
-    s, t, base = x @ down.T, g @ up, x @ weight.T
-    back, part, rest = t @ down, s @ up.T, g @ weight
-    d_up, d_down = outer @ down.T, up.T @ outer
-    update = scale * part
-    whole = (base, base + values["bias"], base + update, base + values["bias"] + update, weight + scale * joined)
-    backward = (rest, rest + scale * back, g.sum(0), weight, x, g)
+    joined, s, t = up @ down, x @ down.T, g @ up
+    back, part = t @ down, s @ up.T
+    d_up, d_down = g.T @ s, t.T @ x  # those of gᵀ x too, as nothing rounds
     grown = max(1.0, abs(scale))
-    sizes = [grown * float(np.abs(v).max(initial=2.0)) for v in (joined, outer, s, t, part, back, d_up, d_down)]
-    sizes += [float(np.abs(v).max(initial=0.0)) for v in (*whole, *backward)]
-    terms = (base, part, rest, back, d_up, d_down, base + update, rest + scale * back)
-    return max(sizes), not x.size or all(v.any() for v in terms)
+    largest = max(grown * _largest(v, 2.0) for v in (joined, s, t, part, back, d_up, d_down))
+    if largest > limit:
+        return largest, False
+    outer, base, rest = g.T @ x, x @ weight.T, g @ weight
+    update = scale * part
+    with_update, with_back = base + update, rest + scale * back
+    whole = (base, base + values["bias"], with_update, with_update + values["bias"], weight + scale * joined)
+    backward = (rest, with_back, g.sum(0), weight, x, g)
+    largest = max(largest, grown * _largest(outer, 2.0), *(_largest(v, 0.0) for v in (*whole, *backward)))
+    terms = (base, part, rest, back, d_up, d_down, with_update, with_back)
+    return largest, not x.size or all(v.any() for v in terms)
+
+
+def _largest(found: Array, least: float) -> float:
+    """The largest magnitude, or `least` if that is more."""
+    return max(float(found.max(initial=least)), -float(found.min(initial=-least)))

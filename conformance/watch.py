@@ -13,17 +13,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from conformance.guard import born
+from conformance.guard import LATE, born, resident
 from conformance.result import CRASHED, Result
-
-PATIENCE = 20  # deaths after which trials like those that died are not tried any more
 
 
 class Watch:
-    """Keeps `<worker>.case` (what is being checked), `.trace` (the stack it died with) and `.doing` (for the guard)."""
+    """Keeps `<worker>.case` (what is being checked), `.trace` (the stack it died with) and `.doing` (for the guard).
+
+    Attributes:
+        timeout: seconds that the next trial may take.
+    """
 
     def __init__(self, folder: Path, worker: str, timeout: float) -> None:
         self.folder, self.worker, self.timeout = folder, worker, timeout
+        self.began_with = resident(os.getpid())  # bytes that are the suite's, not the target's
         self.case_file: IO[str] = (folder / f"{worker}.case").open("w", encoding="utf-8")
         self.trace_file: IO[str] = (folder / f"{worker}.trace").open("w", encoding="utf-8")
 
@@ -53,21 +56,11 @@ class Watch:
         """Tell the guard: `import`, `trial`, `nothing`, or `refused` with the reason."""
         pid = os.getpid()
         said = {"pid": str(pid), "born": born(pid), "what": what, "since": str(time.monotonic()), "text": text}
+        said |= {"limit": str(self.timeout), "began_with": str(self.began_with)}
         # renamed into place, so that it is never read half written
         temporary = self.folder / f"{self.worker}.said"
         temporary.write_text(json.dumps(said), encoding="utf-8")
         temporary.replace(self.folder / f"{self.worker}.doing")
-
-    def hopeless(self, clause: str, subject: str, dtype: str) -> str | None:
-        """Why a trial is not worth the time: many have ended their process, and ones like it among them."""
-        deaths = [tuple(line.split()) for line in _read(self.folder / "deaths").splitlines()]
-        if len(deaths) < PATIENCE:
-            return None
-        if any(death[:2] == (clause, subject) for death in deaths):
-            return f"not tried: {len(deaths)} trials ended their process, this clause's among them"
-        if sum(death[1:] == (subject, dtype) for death in deaths) >= 3:
-            return f"not tried: {len(deaths)} trials ended their process, several of {dtype} among them"
-        return None
 
     def close(self) -> None:
         """Let go of the files."""
@@ -87,24 +80,24 @@ def _rewrite(file: IO[str], text: str) -> None:
     file.flush()
 
 
-def crashed(folder: Path, worker: str, key: tuple[str, str, str], timeout: float) -> Result:
-    """The result of a trial whose worker died, from what the worker and the guard left behind."""
+def crashed(folder: Path, worker: str, key: tuple[str, str, str], timeout: float) -> tuple[Result, bool]:
+    """The result of a trial whose worker died, from what the worker and the guard left behind; whether it was late."""
     clause, subject, dtype = key
-    with (folder / "deaths").open("a", encoding="utf-8") as file:
-        file.write(f"{clause} {subject} {dtype}\n")
     case, trace, ended = (_read(folder / f"{worker}.{kind}") for kind in ("case", "trace", "ended"))
-    (folder / f"{worker}.ended").unlink(missing_ok=True)  # without workers the next process has the same name
+    (folder / f"{worker}.ended").unlink(missing_ok=True)  # a later process may have the same name
     if ended:
         message = ended
     elif trace.startswith("Timeout"):
-        message = f"did not finish within {timeout:g} s"
+        message = f"{LATE} {timeout:g} s"
     elif fatal := re.search(r"Fatal Python error: (.+)|Windows fatal exception: (.+)", trace):
         message = f"killed the process: {fatal.group(1) or fatal.group(2)}"
     else:
         message = "ended the process without an error: an exit call, a kill signal, or memory ran out"
+    late = message.startswith(LATE)
     if place := _place(trace):
         message += f"\nat       {place}"
-    return Result(clause, subject, dtype, status=CRASHED, case=case or None, found=case or None, message=message)
+    result = Result(clause, subject, dtype, status=CRASHED, case=case or None, found=case or None, message=message)
+    return result, late
 
 
 def _read(path: Path) -> str:
@@ -132,9 +125,14 @@ class Events:
         self.path, self._read = folder / "events.jsonl", 0
 
     def write(self, **event: object) -> None:
-        """Append one event."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(event) + "\n")
+        """Append one event; whole, though several processes write."""
+        line = (json.dumps(event) + "\n").encode()
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            while line:
+                line = line[os.write(descriptor, line) :]
+        finally:
+            os.close(descriptor)
 
     def new(self) -> list[dict[str, Any]]:
         """The complete events that were not read yet: a run is looked at five times a second, and may be long."""
@@ -145,3 +143,10 @@ class Events:
             written, newline, _ = file.read().rpartition(b"\n")
         self._read += len(written) + len(newline)
         return [json.loads(line) for line in written.splitlines()]
+
+
+def judged(folder: Path) -> set[tuple[str, ...]]:
+    """The trials of which the events in a folder tell something: a result, or that the suite failed in them."""
+    events = Events(folder).new()
+    results = {(e["result"]["clause"], e["result"]["subject"], e["result"]["dtype"]) for e in events if "result" in e}
+    return results | {tuple(e["where"].split()) for e in events if "error" in e}

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests import costs
+
 if TYPE_CHECKING:
     from reference import Keys
 
@@ -48,6 +50,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         held = recorded.updated(JUDGED, recorded.sets_in(), recorded.digests_in())
         for path, entries in zip((recorded.SETS, recorded.DIGESTS), held, strict=True):
             recorded.write(path, entries)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Note what each test takes where $COSTS says where (see costs.py)."""
+    costs.begin(config)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,7 @@
-"""`python -m tests.deaths`: at which of its clause's cases each known-bad twin dies, and how many cases are spent."""
+"""`python -m tests.deaths`: at which of its clause's cases each known-bad twin dies, and how many cases are spent.
+
+The small defects of `tests.sensitivity` count among the twins: of each size the case at which a clause sees them.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,13 @@ import dataclasses
 import json
 import sys
 from collections.abc import Iterable
-from pathlib import Path
 
 from conformance.clause import Clause
 from conformance.examine import Examination
-from conformance.profiles import PROFILES, Profile
+from conformance.profiles import DEATHS, PROFILES, Profile
+from tests.sensitivity import DEFECTS, seen
 from tests.twins import CLAUSES, REGISTRY, KnownBad, begun, pairs
 
-DEATHS = Path(__file__).parent / "known_bad" / "deaths.json"
 MOST = 30  # cases of a clause of weight 1
 LOOKING = Profile("deaths", volume=MOST, interpreted=MOST, shrinks=0)
 # By clause: the highest number of a case, counted from 0, at which one of its twins dies, and how many twins it has.
@@ -48,9 +50,21 @@ def measured(clauses: Iterable[Clause]) -> Deaths:
         for bad in (bad for bad in REGISTRY.values() if bad.clause == clause.id):
             numbers.append(death(bad))
             sys.stderr.write(f"{bad.name} {numbers[-1]}\n")
+        twins = len(numbers)
+        numbers += small_defects(clause)
         known = [number for number in numbers if number is not None]
-        found[clause.id] = (max(known) if len(known) == len(numbers) else None, len(numbers))
+        found[clause.id] = (max(known) if len(known) == len(numbers) else None, twins)
     return found
+
+
+def small_defects(clause: Clause) -> list[int | None]:
+    """The number of the decided case at which the clause sees each small defect, size by size."""
+    return [
+        next((number for number, shows in enumerate(seen(defect, clause.id, size, MOST)) if shows), None)
+        for defect in DEFECTS
+        if clause.id in defect.clauses
+        for size in defect.sizes
+    ]
 
 
 def read() -> Deaths:
@@ -68,7 +82,7 @@ def table(deaths: Deaths) -> list[str]:
     """A line for each clause: its twins, the cases after which all are dead, and the cases that profiles spend."""
     lines = [f"{'clause':<28} {'twins':>5} {'cases':>5} {'quick':>5} {'default':>7}"]
     for name, (number, twins) in sorted(deaths.items()):
-        quick, default = (PROFILES[profile].cases(CLAUSES[name].weight, "cpu") for profile in ("quick", "default"))
+        quick, default = (PROFILES[profile].cases(CLAUSES[name], "cpu") for profile in ("quick", "default"))
         needed = f"> {round(MOST * CLAUSES[name].weight)}" if number is None else number + 1
         lines.append(f"{name:<28} {twins:>5} {needed:>5} {quick:>5} {default:>7}")
     return lines

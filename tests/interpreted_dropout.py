@@ -1,4 +1,4 @@
-"""What tests/test_counted_dropout.py runs with Triton interpreted, which has to be set before Triton is imported."""
+"""What tests/test_counted_dropout.py runs with Triton interpreted."""
 
 from __future__ import annotations
 
@@ -183,10 +183,4 @@ def _formula(layer: TritonLinearLoRA, x: Tensor, mask: Tensor) -> Tensor:
     return (wide @ weight.t() + bias + (update if pre else update * mask)).to(x.dtype)
 
 
-TASKS: dict[str, Callable[[], None]] = {"tiles": tiles, "products": products, "layers": layers, "saved": saved}
-
-if __name__ == "__main__":
-    assert kernels.INTERPRETED
-    for name in sys.argv[1:]:
-        TASKS[name]()
-        sys.stdout.write(f"{name} compared\n")
+TASKS: tuple[Callable[[], None], ...] = (tiles, products, layers, saved)

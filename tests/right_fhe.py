@@ -18,6 +18,8 @@ class Right:
     HybridFHEMode: Any = reference.HybridFHEMode
     CustomLinear = reference.CustomLinear
     LoraTraining = reference.LoraTraining
+    ConcreteBackend = reference.ConcreteBackend
+    EncryptionParameters = reference.EncryptionParameters
     quantize_dynamic = staticmethod(reference.quantize_dynamic)
     quantize_static = staticmethod(reference.quantize_static)
     quantize_weight = staticmethod(reference.quantize_weight)

@@ -52,7 +52,6 @@ def ranked(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, Any
         patch.setattr(sys, "path", [str(TARGETS), *sys.path])
         patch.setenv("PYTHONPATH", str(TARGETS))
         patch.setattr(session, "examined", functools.partial(admission.examined, clauses=("LIN-FWD",)))
-        patch.setattr(admission.run, "execute", functools.partial(admission.run.execute, workers=0))
         patch.setattr("conformance.bench.ceilings.PRODUCT", {"cpu": 64})
         patch.setattr("conformance.bench.ceilings.COPIED", {"cpu": 2**16})
         patch.setattr(session.ceilings, "measured", functools.partial(session.ceilings.measured, duration=0.01))

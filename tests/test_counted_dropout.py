@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,7 +11,8 @@ from optimized import products
 from optimized.dropout import CountedDropout
 from optimized.philox import Kept, philox
 from optimized.routes import MOST_MASKED_WIDE_RANK, why_not_masking_kernels, why_not_one_kernel
-from tests.commands import python
+from tests import interpreted_dropout
+from tests.interpreting import interpreted
 
 ONES = 0xFFFFFFFF
 PI = (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344)
@@ -32,12 +33,9 @@ def test_philox_gives_its_authors_numbers(counter: tuple[int, ...], seed: int, r
     assert " ".join(f"{int(word):08x}" for word in found) == words
 
 
-@pytest.mark.parametrize("tasks", [["tiles", "products"], ["layers", "saved"]], ids="-".join)
-def test_interpreted_kernels_mask_as_pytorch_does(tasks: list[str]) -> None:
-    root = Path(__file__).parents[1]
-    ended = python("-m", "tests.interpreted_dropout", *tasks, cwd=root, TRITON_INTERPRET="1")
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.splitlines() == [f"{task} compared" for task in tasks]
+@pytest.mark.parametrize("task", interpreted_dropout.TASKS, ids=lambda task: task.__name__)
+def test_interpreted_kernels_mask_as_pytorch_does(task: Callable[[], None]) -> None:
+    interpreted(task)
 
 
 def mask(seed: int, limit: int, rows: int = 512, columns: int = 512) -> torch.Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from conformance.watch import PATIENCE, Watch, crashed
 from tests.commands import run_target, without_times
 
 LIMIT = 15  # seconds: the trials that end take a tenth of one, but a busy machine may take ten times as long
@@ -35,16 +34,3 @@ def test_a_crash_costs_one_clause_and_workers_change_nothing(tmp_path: Path) -> 
     with_workers, other = run_target("crashing", tmp_path / "2", *options, "-n", "2")
     assert with_workers.returncode == 1
     assert without_times(other) == without_times(report)
-
-
-def test_after_many_deaths_trials_like_those_are_not_tried(tmp_path: Path) -> None:
-    watch = Watch(tmp_path, "gw0", timeout=1)
-    try:
-        for n in range(PATIENCE):
-            assert watch.hopeless("A-0", "f", "float32") is None
-            crashed(tmp_path, "gw0", (f"A-{n}", "f", "float32"), timeout=1)
-        assert watch.hopeless("A-0", "f", "float64") is not None  # the clause died
-        assert watch.hopeless("B-0", "f", "float32") is not None  # the dtype died often
-        assert watch.hopeless("B-0", "f", "float64") is None
-    finally:
-        watch.close()

@@ -1,19 +1,48 @@
-"""A clause's weight scales what is spent on it; seeding costs little and does what torch's own does."""
+"""What is spent on a clause depends on its weight and its twins; seeding costs little and does what torch's does."""
 
 from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 
-from conformance.profiles import PROFILES
+from conformance import profiles
+from conformance.case import Case, Space
+from conformance.clause import Clause
+from conformance.profiles import PROFILES, Profile
 from conformance.seeding import seed_torch
 
 
-@pytest.mark.parametrize(("weight", "cases", "searched"), [(1.0, 24, 6), (0.5, 12, 3), (0.05, 1, 0)])
+def clause(weight: float) -> Clause:
+    """A clause of this weight."""
+    return Clause("LIN-X", "It is.", "linear", max, Space(Case), weight=weight)
+
+
+@pytest.mark.parametrize(("weight", "cases", "searched"), [(1.0, 1000, 200), (0.5, 500, 100), (0.0004, 1, 0)])
 def test_weight_scales_cases_and_searches(weight: float, cases: int, searched: int) -> None:
-    assert PROFILES["default"].cases(weight, "cpu") == cases
-    assert PROFILES["default"].searched(weight, "cpu") == searched
-    assert PROFILES["default"].searched(weight, "interpreter") == 0
+    assert PROFILES["nightly"].cases(clause(weight), "cpu") == cases
+    assert PROFILES["nightly"].searched(clause(weight), "cpu") == searched
+    assert PROFILES["nightly"].searched(clause(weight), "interpreter") == 0
+
+
+def test_no_more_cases_are_spent_than_its_known_bad_twins_take_and_a_margin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profiles, "deaths", lambda: {"LIN-X": 3})
+    profile = Profile("p", volume=20, interpreted=4, margin=2)
+    assert profile.cases(clause(1.0), "cpu") == 5
+    assert profile.cases(clause(0.1), "cpu") == 2  # its weight allows no more
+    assert profile.cases(clause(1.0), "interpreter") == 4
+    assert dataclasses.replace(profile, margin=None).cases(clause(1.0), "cpu") == 20
+    monkeypatch.setattr(profiles, "deaths", dict)  # nothing was measured of it
+    assert profile.cases(clause(1.0), "cpu") == 20
+
+
+def test_cases_that_were_measured_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "deaths.json"
+    path.write_text('{"A-B": [0, 2], "A-C": [null, 3], "A-D": [4, 1]}')
+    monkeypatch.setattr(profiles, "DEATHS", path)
+    assert profiles.deaths.__wrapped__() == {"A-B": 1, "A-D": 5}
 
 
 def test_seeding_is_that_of_torch() -> None:

@@ -2,79 +2,83 @@
 
 from __future__ import annotations
 
+import mmap
+
 import pytest
 import torch
+from torch import Tensor
 
 from optimized.routes import CACHED_BYTES, MOST_SWEPT_RANK, why_not_one_reading
-from tests.commands import python
+from tests.interpreting import interpreted
 
 # Interpreted blocks are at most 128: several tiles of N and several splits of M, each with a tail.
-KERNELS = """
-import torch
-from optimized import kernels
-
-torch.manual_seed(0)
-assert kernels.INTERPRETED
 SHAPES = ((5, 7, 3), (130, 200, 16), (600, 150, 32), (16, 16, 1))
-for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    unit = torch.finfo(wide).eps
-    for M, N, R in SHAPES:
-        for layout in ("rows", "columns", "every other")[: 3 if M == 130 else 1]:
-            g = torch.randn(M, N).to(dtype)
-            if layout == "columns":
-                g = g.t().contiguous().t()
-            elif layout == "every other":
-                g = torch.full((M, 2 * N), torch.nan, dtype=dtype)[:, ::2].copy_(g)
-            b, s = torch.randn(R, N).to(dtype).t(), torch.randint(-8, 9, (M, R)).to(wide)
-            out = torch.full((R, N), torch.nan, dtype=dtype).t()
-            t = kernels.sweep(g, b, s, 1.5, dtype, out)
-            assert t.dtype == wide
-            exact = g.double() @ b.double(), 1.5 * (g.double().t() @ s.double())
-            size = g.double().abs() @ b.double().abs(), 1.5 * (g.double().abs().t() @ s.double().abs())
-            assert ((t - exact[0]).abs() <= 16 * unit * size[0]).all(), (dtype, M, N, R, layout)
-            allowed = 16 * unit * size[1] + torch.finfo(dtype).eps / 2 * exact[1].abs()
-            assert ((out.double() - exact[1]).abs() <= allowed).all(), (dtype, M, N, R, layout)
-for M, N, R in ((0, 4, 2), (4, 0, 2), (4, 3, 0)):
-    out = torch.full((N, R), torch.nan)
-    t = kernels.sweep(torch.ones(M, N), torch.ones(N, R), torch.ones(M, R), 1.0, torch.float32, out)
-    assert t.shape == (M, R) and not t.any() and not out.any()
-print("compared")
-"""
 
-# Columns of the factor 2³⁰ elements apart: the third is beyond 2³¹, where 32-bit offsets wrap.
-FAR = """
-import mmap
-import torch
-from optimized import kernels
 
-def far(near):
+def both_products() -> None:
+    """T and dB at each shape, dtype and layout, within what their sums and one rounding allow."""
+    from optimized import kernels
+
+    torch.manual_seed(0)
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        unit = torch.finfo(wide).eps
+        for M, N, R in SHAPES:
+            for layout in ("rows", "columns", "every other")[: 3 if M == 130 else 1]:
+                g = laid_out(torch.randn(M, N).to(dtype), layout)
+                b, s = torch.randn(R, N).to(dtype).t(), torch.randint(-8, 9, (M, R)).to(wide)
+                out = torch.full((R, N), torch.nan, dtype=dtype).t()
+                t = kernels.sweep(g, b, s, 1.5, dtype, out)
+                assert t.dtype == wide
+                exact = g.double() @ b.double(), 1.5 * (g.double().t() @ s.double())
+                size = g.double().abs() @ b.double().abs(), 1.5 * (g.double().abs().t() @ s.double().abs())
+                assert ((t - exact[0]).abs() <= 16 * unit * size[0]).all(), (dtype, M, N, R, layout)
+                allowed = 16 * unit * size[1] + torch.finfo(dtype).eps / 2 * exact[1].abs()
+                assert ((out.double() - exact[1]).abs() <= allowed).all(), (dtype, M, N, R, layout)
+    for M, N, R in ((0, 4, 2), (4, 0, 2), (4, 3, 0)):
+        out = torch.full((N, R), torch.nan)
+        t = kernels.sweep(torch.ones(M, N), torch.ones(N, R), torch.ones(M, R), 1.0, torch.float32, out)
+        assert t.shape == (M, R)
+        assert not t.any()
+        assert not out.any()
+
+
+def laid_out(g: Tensor, layout: str) -> Tensor:
+    """The same matrix with rows or columns of unit stride, or with NaN between its columns."""
+    if layout == "columns":
+        return g.t().contiguous().t()
+    if layout == "every other":
+        return torch.full((len(g), 2 * g.shape[1]), torch.nan, dtype=g.dtype)[:, ::2].copy_(g)
+    return g
+
+
+def far_columns() -> None:
+    """Columns of the factor 2³⁰ elements apart: the third is beyond 2³¹, where 32-bit offsets wrap."""
+    from optimized import kernels
+
+    torch.manual_seed(0)
+    g, b, x, w = (torch.randint(-2, 3, shape).bfloat16() for shape in ((9, 16), (16, 3), (9, 8), (16, 8)))
+    s, out = torch.randint(-2, 3, (9, 3)).float(), torch.empty(16, 3)
+    assert torch.equal(kernels.sweep(g, far(b), s, 1.0, g.dtype, out), g.float() @ b.float())
+    assert torch.equal(out, g.float().t() @ s)
+    y = kernels.joined(x, w, None, s, far(b), 1.0)
+    assert torch.equal(y.float(), x.float() @ w.float().t() + s @ b.float().t())
+
+
+def far(near: Tensor) -> Tensor:
+    """A copy whose columns are that far apart, in pages of which the others are never touched."""
     apart = 2**30 + 64
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
     pages = mmap.mmap(-1, 2 * (2 * apart + len(near)), flags=flags)
     return torch.frombuffer(pages, dtype=near.dtype).as_strided(near.shape, (1, apart)).copy_(near)
 
-torch.manual_seed(0)
-g, b, x, w = (torch.randint(-2, 3, shape).bfloat16() for shape in ((9, 16), (16, 3), (9, 8), (16, 8)))
-s, out = torch.randint(-2, 3, (9, 3)).float(), torch.empty(16, 3)
-assert torch.equal(kernels.sweep(g, far(b), s, 1.0, g.dtype, out), g.float() @ b.float())
-assert torch.equal(out, g.float().t() @ s)
-y = kernels.joined(x, w, None, s, far(b), 1.0)
-assert torch.equal(y.float(), x.float() @ w.float().t() + s @ b.float().t())
-print("compared")
-"""
-
 
 def test_a_factor_may_have_its_columns_far_apart() -> None:
-    ended = python("-c", FAR, TRITON_INTERPRET="1")
-    assert ended.returncode == 0, ended.stderr
-    assert "compared" in ended.stdout
+    interpreted(far_columns)
 
 
 def test_one_reading_of_g_gives_both_products() -> None:
-    ended = python("-c", KERNELS, TRITON_INTERPRET="1")
-    assert ended.returncode == 0, ended.stderr
-    assert "compared" in ended.stdout
+    interpreted(both_products)
 
 
 @pytest.mark.parametrize(

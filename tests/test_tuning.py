@@ -13,43 +13,39 @@ from optimized import routes
 from optimized.kernels import tune, tuned
 from optimized.kernels.tiles import Config
 from optimized.routes import JOINED, JOINED_BACKWARD, why_not_one_kernel
-from tests.commands import python
+from tests.interpreting import interpreted
 
-# Each configuration of the shipped table, on two tiles in each direction or, of what it walks, two steps.
-TABLE = """
-import torch
-from optimized import kernels
-from optimized.kernels.tiles import Config
-from optimized.kernels.tuned import entries
 
-torch.manual_seed(0)
-tried = {}
-for entry in entries():
-    config = Config(entry["blocks"], entry["num_warps"], entry["num_stages"])
-    tried[str((entry["kernel"], entry["dtype"], config.blocks))] = entry, config
-for entry, config in tried.values():
-    dtype = getattr(torch, entry["dtype"])
-    M, N, K, R = (config.blocks.get(f"BLOCK_{axis}", 0) + 8 for axis in "MNKR")
-    R = entry["R"] or R
-    x, w, g = (torch.randint(-2, 3, shape).to(dtype) for shape in ((M, K), (N, K), (M, N)))
-    if entry["kernel"] == "sweep":
-        b, s, out = torch.randint(-2, 3, (N, R)).to(dtype), torch.randint(-2, 3, (M, R)).float(), torch.empty(N, R)
-        t = kernels.sweep(g, b, s, 1.0, dtype, out, config)
-        assert torch.equal(t, g.float() @ b.float()) and torch.equal(out, g.float().t() @ s), entry
-    else:
+def every_configuration() -> None:
+    """Each of the shipped table, on two tiles in each direction or, of what it walks, two steps."""
+    from optimized import kernels
+
+    torch.manual_seed(0)
+    tried = {}
+    for entry in tuned.entries():
+        config = Config(entry["blocks"], entry["num_warps"], entry["num_stages"])
+        tried[str((entry["kernel"], entry["dtype"], config.blocks))] = entry, config
+    for entry, config in tried.values():
+        dtype = getattr(torch, entry["dtype"])
+        M, N, K, R = (config.blocks.get(f"BLOCK_{axis}", 0) + 8 for axis in "MNKR")
+        R = entry["R"] or R
+        x, w, g = (torch.randint(-2, 3, shape).to(dtype) for shape in ((M, K), (N, K), (M, N)))
         b, s = torch.randint(-2, 3, (N, R)).to(dtype), torch.randint(-2, 3, (M, R)).float()
-        if entry["kernel"] != "joined":
-            w, b = w.t().contiguous().t(), b.t().contiguous().t()
-        y = kernels.joined(x, w, None, s, b, 1.0, config)
-        assert torch.equal(y, (x.float() @ w.float().t() + s @ b.float().t()).to(dtype)), entry
-print(len(tried), "compared")
-"""
+        if entry["kernel"] == "sweep":
+            out = torch.empty(N, R)
+            t = kernels.sweep(g, b, s, 1.0, dtype, out, config)
+            assert torch.equal(t, g.float() @ b.float()), entry
+            assert torch.equal(out, g.float().t() @ s), entry
+        else:
+            if entry["kernel"] != "joined":
+                w, b = w.t().contiguous().t(), b.t().contiguous().t()
+            y = kernels.joined(x, w, None, s, b, 1.0, config)
+            assert torch.equal(y, (x.float() @ w.float().t() + s @ b.float().t()).to(dtype)), entry
+    assert len(tried) == 6
 
 
 def test_every_configuration_of_the_table_is_right() -> None:
-    ended = python("-c", TABLE, TRITON_INTERPRET="1")
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout == "6 compared\n"
+    interpreted(every_configuration)
 
 
 def test_one_kernel_is_tuned_for_each_pass(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from conformance import report, run
+from conformance import report
+from conformance.run import Run, SuiteError
 from conformance.selection import Selection
 
 GROUPS = ("layer", "linear")  # the first that a target claims is judged, and timed
@@ -45,14 +46,15 @@ def examined(spec: str, dtypes: tuple[str, ...], device: str, clauses: tuple[str
     """
     lane = "cpu" if device == "cpu" else "gpu"
     selection = Selection(spec, GROUPS, clauses, dtypes=dtypes, device=device, lane=lane, profile="quick")
-    plan = run.smoke(selection)
-    group = next(name for name in GROUPS if plan["groups"].get(name, {}).get("claimed"))
-    selection = dataclasses.replace(selection, groups=(group,))
-    plan["groups"] = {group: plan["groups"][group]}
-    plan["clauses"] = [clause for clause in plan["clauses"] if clause["group"] == group]
-    found: dict[str, Any] = report.assemble(plan, selection, run.execute(selection, plan))
+    with Run(selection) as run:
+        plan = run.plan
+        group = next(name for name in GROUPS if plan["groups"].get(name, {}).get("claimed"))
+        selection = dataclasses.replace(selection, groups=(group,))
+        plan["groups"] = {group: plan["groups"][group]}
+        plan["clauses"] = [clause for clause in plan["clauses"] if clause["group"] == group]
+        found: dict[str, Any] = report.assemble(plan, selection, run.judge(plan))
     if found["errors"]:
-        raise run.SuiteError("\n".join(error["traceback"] for error in found["errors"]))
+        raise SuiteError("\n".join(error["traceback"] for error in found["errors"]))
     return Admission(
         spec=spec,
         name=found["target_name"],

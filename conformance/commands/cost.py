@@ -17,6 +17,9 @@ def add(commands: output.Commands) -> None:
     cost = commands.add_parser("cost", help="what a million cases cost, by the time that a run took")
     cost.add_argument("report", metavar="REPORT", help="a report.json, or the folder of one")
     cost.add_argument("--profile", choices=tuple(PROFILES), default="nightly", help="to plan; default nightly")
+    cost.add_argument(
+        "--record", action="store_true", help="expect these seconds of each clause from now on (a checkout)"
+    )
     cost.add_argument("--shards", metavar="N", type=_count, default=1, help="machines to deal it to; default 1")
 
 
@@ -24,7 +27,7 @@ def execute(options: argparse.Namespace) -> int:
     """Run it; the exit code."""
     from pathlib import Path
 
-    from conformance import cost
+    from conformance import cost, expected
     from conformance.matrix import reading
     from conformance.selection import UsageError
 
@@ -32,6 +35,8 @@ def execute(options: argparse.Namespace) -> int:
     if len(found) > 1:
         raise UsageError(f"{options.report!r} holds {len(found)} reports: expected one")
     report = reading.load(found[0])
+    if options.record:
+        expected.record(report)
     _show(report, cost.by_group(report), cost.fleet(report, options.profile, options.shards))
     return 0
 

@@ -53,9 +53,7 @@ def add_selection(run: argparse.ArgumentParser) -> None:
 
 def add_execution(run: argparse.ArgumentParser) -> None:
     """The options that say how trials are run."""
-    run.add_argument(
-        "-n", dest="workers", type=_workers, default=None, help="worker processes; 0 for none (default auto)"
-    )
+    run.add_argument("-n", dest="workers", type=_workers, default=None, help="worker processes (default auto)")
     run.add_argument("--timeout", type=_number_of("seconds"), help="seconds for one clause on one subject and dtype")
     run.add_argument(
         "--memory", type=_number_of("GiB"), help="GiB for one process (default: its share of what is available)"
@@ -92,13 +90,15 @@ def _number_of(unit: str) -> Callable[[str], float]:
 
 def execute(options: argparse.Namespace) -> int:
     """Run it; the exit code."""
-    from conformance import github, judging, run, shards, terminal
+    from conformance import github, judging, shards, terminal
+    from conformance.run import Run
 
     selection = selected(options, options.target, options.watch_clause, options.shard)
     if options.watch_clause:
         return _watch(options, selection)
     if options.smoke:
-        terminal.show_plan(shards.part(run.smoke(selection), selection.shard))
+        with Run(selection) as run:
+            terminal.show_plan(shards.part(run.plan, selection.shard))
         return 0
     found, plan = judging.judge(selection, options.report_dir, manner(options))
     code = output.show(found, options)

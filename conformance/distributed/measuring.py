@@ -16,7 +16,7 @@ from conformance.case import Case, Space
 from conformance.clause import clause
 from conformance.distributed.parts import judge_all, power_of_two
 from conformance.distributed.ranks import on_ranks
-from conformance.distributed.wrapping import whole
+from conformance.distributed.wrapping import mesh_of, whole
 from conformance.judge import calling, require, worst
 from conformance.numerics import dtype_named, format_of, rounded
 from conformance.oracle import Expected
@@ -95,7 +95,6 @@ class Shards:
         return found
 
     def _spread(self, tensor: torch.Tensor, index: int) -> torch.Tensor:
-        from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
         world, spread = self.case.world, self.case.spread
@@ -104,9 +103,9 @@ class Shards:
         if spread == "plain":
             return tensor
         if spread == "grid" and world > 1:
-            mesh = init_device_mesh("cpu", (2, world // 2))
+            mesh = mesh_of(2, world // 2)
             return distribute_tensor(tensor, mesh, [Shard(0), Shard(1)] if index % 2 else [Replicate(), Shard(0)])
-        mesh = init_device_mesh("cpu", (world,))
+        mesh = mesh_of(world)
         if spread == "sums":
             return DTensor.from_local(tensor / world, mesh, [Partial()], run_check=False)
         placement = {"columns": Shard(1), "copies": Replicate()}.get(spread, Shard(0))

@@ -1,19 +1,22 @@
-"""Ranks: processes of one gloo group, forked for one case, that end within a time limit or are ended.
+"""Ranks: processes of one gloo group, forked for one case, that answer within a time limit or are ended.
 
 A fork has the target at once, whatever it is made of: four ranks start in a tenth of a second. They end with the
-process that forked them, in whatever way that ends.
+process that forked them, in whatever way that ends. `keeping` has them do more cases than one.
 """
 
 from __future__ import annotations
 
 import contextlib
 import faulthandler
+import gc
 import importlib
 import io
 import multiprocessing
 import os
 import random
 import re
+import select
+import shutil
 import signal
 import socket
 import sys
@@ -35,7 +38,8 @@ from conformance.judge import Inconclusive, Refused, Violation
 
 PATIENCE = "LORASPEC_RANK_SECONDS"  # in the environment: seconds for all ranks of a case
 SECONDS = 60.0  # where it is not set; a case takes about one
-GRACE = 2.0  # seconds in which the others may end once one rank has failed
+GRACE = 2.0  # seconds in which the others may answer once one rank has failed
+IDLE = 20.0  # seconds after which ranks that are given nothing more to do end
 # Imported before the fork, not once by each rank: DistributedDataParallel needs the last.
 LIBRARIES = (
     "torch.distributed.fsdp",
@@ -44,6 +48,8 @@ LIBRARIES = (
     "torch._dynamo",
 )
 Answer = dict[str, Any]
+Work = Callable[[int], Answer]
+KEEPERS: list[Callable[[int, Work], list[Answer]]] = []  # what answers instead where it is there, see `keeping`
 
 
 def prepare() -> None:
@@ -52,7 +58,7 @@ def prepare() -> None:
         importlib.import_module(name)
 
 
-def on_ranks(world: int, work: Callable[[int], Answer]) -> list[Answer]:
+def on_ranks(world: int, work: Work) -> list[Answer]:
     """What `work(rank)` returns on each of `world` ranks, which it runs on at the same time.
 
     Args:
@@ -62,66 +68,130 @@ def on_ranks(world: int, work: Callable[[int], Answer]) -> list[Answer]:
         Violation: for a rank that ends without an answer, or does not end.
     """
     prepare()
-    with tempfile.TemporaryDirectory(prefix="loraspec-", ignore_cleanup_errors=True) as folder:
-        follow, life = os.pipe()
+    for keeper in KEEPERS:
+        return keeper(world, work)
+    ranks = Ranks(world, work)
+    try:
+        return ranks.answers()
+    finally:
+        ranks.end()
+
+
+def patience() -> float:
+    """Seconds that all ranks have for a case."""
+    return float(os.environ.get(PATIENCE, SECONDS))
+
+
+class Ranks:
+    """Processes of one group, forked to do one work, and then what they are asked for.
+
+    Attributes:
+        folder: where they leave their answers, what they print and where they are.
+        life: an end of a pipe that is closed where this process ends, and they with it.
+        done: how many works they have answered.
+    """
+
+    def __init__(self, world: int, work: Work, read: Callable[[bytes], Work] | None = None, others: Any = ()) -> None:
+        """Fork them.
+
+        Args:
+            read: makes a work of the bytes given to `ask`.
+            others: the `Ranks` that this process has already, which the new ones let go of.
+        """
+        self.folder, self.done = Path(tempfile.mkdtemp(prefix="loraspec-")), 0
+        self._follow, self.life = os.pipe()
+        self._called, self._call = os.pipe()  # a byte for each rank and work
+        self._news, tell = os.pipe()  # a byte for each answer
+        open_here = (self.life, self._call, *(ranks.life for ranks in others))
         context = multiprocessing.get_context("fork")
-        arguments = [(rank, world, work, Path(folder), follow, life) for rank in range(world)]
-        ranks = [context.Process(target=_work, args=given) for given in arguments]
+        ends = (self._follow, self._called, tell, open_here)
+        given = [(rank, world, work, read, self.folder, ends) for rank in range(world)]
+        self.processes: list[Any] = [context.Process(target=_work, args=args, daemon=True) for args in given]
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads: it needs none of them
-                for process in ranks:
+                for process in self.processes:
                     process.start()
-            _follow(ranks, Path(folder))
-            return _answers(ranks, Path(folder))
+        except BaseException:
+            self.end()
+            raise
         finally:
-            os.close(life)
-            os.close(follow)
-            for process in ranks:
-                _end(process)
+            os.close(tell)
 
+    def alive(self) -> bool:
+        """Whether every one of them still runs."""
+        return all(process.is_alive() for process in self.processes)
 
-def _follow(ranks: list[Any], folder: Path) -> None:
-    """Wait for the ranks: for all, or after a failure of one for a moment, or until the time is up."""
-    limit = float(os.environ.get(PATIENCE, SECONDS))
-    deadline = time.monotonic() + limit
-    while running := [p for p in ranks if p.is_alive()]:
-        connection.wait([p.sentinel for p in running], max(0.0, deadline - time.monotonic()))
-        if any(not p.is_alive() and _answer(folder, rank).get("kind") != "right" for rank, p in enumerate(ranks)):
-            deadline = min(deadline, time.monotonic() + GRACE)
-            for process in running:
-                process.join(max(0.0, deadline - time.monotonic()))
-            return
-        if time.monotonic() >= deadline:
-            missing = [rank for rank, p in enumerate(ranks) if p.is_alive() and not _answer(folder, rank)]
-            if missing:
-                where = "".join(f"\n         rank {rank} is {_place(ranks[rank], folder, rank)}" for rank in missing)
-                raise Violation(f"{_named(missing, len(ranks))} not ended within {limit:g} s{where}", is_slow=True)
-            return
+    def ask(self, work: bytes) -> list[Answer]:
+        """Give them another work; what they answer."""
+        (self.folder / f"work-{self.done}").write_bytes(work)
+        os.write(self._call, b"." * len(self.processes))
+        return self.answers()
 
+    def answers(self) -> list[Answer]:
+        """The answers of all, or what the first that failed says; a rank that died explains all others.
 
-def _answers(ranks: list[Any], folder: Path) -> list[Answer]:
-    """The answers of all ranks, or what the first that failed says; a rank that died explains all others."""
-    answers = [_answer(folder, rank) for rank in range(len(ranks))]
-    for rank, process in enumerate(ranks):
-        if not answers[rank] and not process.is_alive():
-            code = process.exitcode
-            how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit status {code}"
-            raise Violation(f"rank {rank} of {len(ranks)} ended {how} before it was done{_said(folder, rank)}")
-    wrong = [(a["time"], rank) for rank, a in enumerate(answers) if a.get("kind") != "right" and a]
-    if wrong:
-        rank = min(wrong)[1]
-        kind, text = answers[rank]["kind"], f"on rank {rank} of {len(ranks)}: {answers[rank]['value']}"
-        error = {"violation": Violation, "refused": Refused, "inconclusive": Inconclusive}.get(kind, RuntimeError)(text)
-        raise error from RuntimeError(answers[rank]["cause"]) if answers[rank].get("cause") else None
-    return [answer["value"] for answer in answers]
+        Raises:
+            Violation, Inconclusive, Refused: as `on_ranks` does; the ranks are then of no more use.
+        """
+        self._wait()
+        ranks, world = self.processes, len(self.processes)
+        answers = [self._answer(rank) for rank in range(world)]
+        for rank, process in enumerate(ranks):
+            if not answers[rank] and not process.is_alive():
+                code = process.exitcode
+                how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit status {code}"
+                raise Violation(f"rank {rank} of {world} ended {how} before it was done{_said(self.folder, rank)}")
+        wrong = [(a["time"], rank) for rank, a in enumerate(answers) if a.get("kind") != "right" and a]
+        if wrong:
+            rank = min(wrong)[1]
+            kind, text = answers[rank]["kind"], f"on rank {rank} of {world}: {answers[rank]['value']}"
+            kinds = {"violation": Violation, "refused": Refused, "inconclusive": Inconclusive}
+            error = kinds.get(kind, RuntimeError)(text)
+            raise error from RuntimeError(answers[rank]["cause"]) if answers[rank].get("cause") else None
+        self.done += 1
+        return [answer["value"] for answer in answers]
 
+    def end(self) -> None:
+        """End them with all that they started."""
+        for process in self.processes:
+            _end(process)
+        for number in (self.life, self._follow, self._called, self._call, self._news):
+            os.close(number)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
-def _answer(folder: Path, rank: int) -> Answer:
-    """What a rank left; empty if nothing."""
-    path = folder / f"answer-{rank}"
-    answer: Answer = torch.load(path, weights_only=True) if path.exists() else {}
-    return answer
+    def _wait(self) -> None:
+        """Wait for the answers: for all, or after a failure of one for a moment, or until the time is up."""
+        limit, ranks = patience(), self.processes
+        deadline, failed = time.monotonic() + limit, False
+        while waiting := [rank for rank, p in enumerate(ranks) if p.is_alive() and not self._path(rank).exists()]:
+            ready = connection.wait(
+                [self._news, *(ranks[rank].sentinel for rank in waiting)], max(0.0, deadline - time.monotonic())
+            )
+            if self._news in ready:
+                os.read(self._news, len(ranks))
+            lost = [p for rank, p in enumerate(ranks) if not p.is_alive() and not self._path(rank).exists()]
+            if not failed and (
+                lost or any(a.get("kind", "right") != "right" for a in map(self._answer, range(len(ranks))))
+            ):
+                failed, deadline = True, min(deadline, time.monotonic() + GRACE)
+            if time.monotonic() >= deadline and failed:
+                return
+            if time.monotonic() >= deadline:
+                missing = [rank for rank in waiting if ranks[rank].is_alive() and not self._path(rank).exists()]
+                if missing:
+                    places = [f"rank {rank} is {_place(ranks[rank], self.folder, rank)}" for rank in missing]
+                    where = "".join(f"\n         {place}" for place in places)
+                    raise Violation(f"{_named(missing, len(ranks))} not ended within {limit:g} s{where}", is_slow=True)
+
+    def _path(self, rank: int) -> Path:
+        return self.folder / f"answer-{self.done}-{rank}"
+
+    def _answer(self, rank: int) -> Answer:
+        """What a rank left; empty if nothing."""
+        path = self._path(rank)
+        answer: Answer = torch.load(path, weights_only=True) if path.exists() else {}
+        return answer
 
 
 def _said(folder: Path, rank: int) -> str:
@@ -167,11 +237,16 @@ def _end(process: Any) -> None:
     process.close()
 
 
-def _work(rank: int, world: int, work: Callable[[int], Answer], folder: Path, follow: int, life: int) -> None:
+def _work(
+    rank: int, world: int, work: Work, read: Callable[[bytes], Work] | None, folder: Path, ends: tuple[Any, ...]
+) -> None:
     """All that a rank does."""
+    follow, called, tell, open_there = ends
     os.setsid()  # so that what it starts is ended with it
-    os.close(life)
-    threading.Thread(target=_end_with_parent, args=(follow,), daemon=True).start()
+    for number in open_there:
+        os.close(number)
+    gc.freeze()  # the collector would write to every page that it shares with the process it was forked from
+    threading.Thread(target=_end_with_parent, args=(follow, folder), daemon=True).start()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
     faulthandler.disable()  # a rank that is cut off may abort: its stack would be written where the parent's belongs
@@ -179,27 +254,57 @@ def _work(rank: int, world: int, work: Callable[[int], Answer], folder: Path, fo
     for stream in (1, 2):
         os.dup2(log.fileno(), stream)
     sys.stdout = sys.stderr = log
+    warnings.simplefilter("ignore")
     with (folder / f"stack-{rank}").open("w") as stack:
         faulthandler.register(signal.SIGUSR1, file=stack, all_threads=False)
-        answer: Answer = {}
-        try:
-            warnings.simplefilter("ignore")
+        _answer_all(rank, world, work, read, folder, called, tell)
+        os._exit(0)  # threads and exit handlers are not waited for
+
+
+def _answer_all(
+    rank: int,
+    world: int,
+    work: Work,
+    read: Callable[[bytes], Work] | None,
+    folder: Path,
+    called: int,
+    tell: int,
+) -> None:
+    """Answer the first work, and then each that comes, until one goes wrong or none comes for a while."""
+    number = 0
+    while True:
+        answer = _attempt(rank, world, work, folder, join=number == 0)
+        _leave(answer, folder, f"{number}-{rank}")
+        os.write(tell, b".")
+        if answer["kind"] != "right":
+            return
+        with contextlib.suppress(Exception):
+            if world > 1:  # the others may still need this one
+                torch.distributed.barrier()
+        number += 1
+        if read is None or not select.select([called], [], [], IDLE)[0]:
+            return
+        os.read(called, 1)
+        work = read((folder / f"work-{number}").read_bytes())
+
+
+def _attempt(rank: int, world: int, work: Work, folder: Path, *, join: bool) -> Answer:
+    """The work's answer, or what it raised."""
+    try:
+        if join:
             torch.set_num_threads(1)
             _join(rank, world, folder)
-            answer = {"kind": "right", "value": work(rank)}
-        except Violation as outcome:
-            answer = {"kind": "violation", "value": str(outcome), "cause": _cause(outcome)}
-        except Refused as outcome:
-            answer = {"kind": "refused", "value": str(outcome)}
-        except Inconclusive as outcome:
-            answer = {"kind": "inconclusive", "value": str(outcome)}
-        except Exception:  # noqa: BLE001  (whatever it is, it is the suite's)
-            answer = {"kind": "error", "value": traceback.format_exc()}
-        _leave(answer, folder, rank)
-        if answer["kind"] == "right" and world > 1:  # the others may still need this one
-            with contextlib.suppress(Exception):
-                torch.distributed.barrier()
-        os._exit(0)  # threads and exit handlers are not waited for
+        for generator in (random.seed, np.random.seed, torch.manual_seed):
+            generator(rank)  # what a target draws on its own must not be the same by chance
+        return {"kind": "right", "value": work(rank)}
+    except Violation as outcome:
+        return {"kind": "violation", "value": str(outcome), "cause": _cause(outcome)}
+    except Refused as outcome:
+        return {"kind": "refused", "value": str(outcome)}
+    except Inconclusive as outcome:
+        return {"kind": "inconclusive", "value": str(outcome)}
+    except Exception:  # noqa: BLE001  (whatever it is, it is the suite's)
+        return {"kind": "error", "value": traceback.format_exc()}
 
 
 def _cause(outcome: Violation) -> str:
@@ -214,21 +319,20 @@ def _join(rank: int, world: int, folder: Path) -> None:
         os.environ["GLOO_SOCKET_IFNAME"] = names[0]
     distributed: Any = torch.distributed
     store = distributed.FileStore(str(folder / "store"), world)
-    limit = timedelta(seconds=4 * float(os.environ.get(PATIENCE, SECONDS)))  # who started them is faster
+    limit = timedelta(seconds=4 * patience())  # who started them is faster
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=limit)
-    for generator in (random.seed, np.random.seed, torch.manual_seed):
-        generator(rank)  # what a target draws on its own must not be the same by chance
 
 
-def _leave(answer: Answer, folder: Path, rank: int) -> None:
+def _leave(answer: Answer, folder: Path, name: str) -> None:
     """Leave the answer whole, or not at all."""
     buffer = io.BytesIO()
     torch.save(answer | {"time": time.monotonic_ns()}, buffer)
-    (folder / f"part-{rank}").write_bytes(buffer.getvalue())
-    (folder / f"part-{rank}").replace(folder / f"answer-{rank}")
+    (folder / f"part-{name}").write_bytes(buffer.getvalue())
+    (folder / f"part-{name}").replace(folder / f"answer-{name}")
 
 
-def _end_with_parent(follow: int) -> None:
+def _end_with_parent(follow: int, folder: Path) -> None:
     """Wait for the end of the process that forked this one, and end with it."""
     os.read(follow, 1)
+    shutil.rmtree(folder, ignore_errors=True)
     os.killpg(0, signal.SIGKILL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -29,11 +30,10 @@ def wrapped(subject: Subject, operands: Operands, strategy: str, needs: Sequence
         with calling("DistributedDataParallel(layer)"):
             instance.call = nn.parallel.DistributedDataParallel(layer)
     else:
-        from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
         ranks: Any = torch.distributed
-        mesh = init_device_mesh("cpu", (ranks.get_world_size(),))  # by itself it would take a GPU that is there
+        mesh = mesh_of(ranks.get_world_size())  # by itself it would take a GPU that is there
         with calling("fully_shard(layer)"):
             model = nn.Sequential(layer)
             fully_shard(layer, mesh=mesh)
@@ -45,19 +45,26 @@ def wrapped(subject: Subject, operands: Operands, strategy: str, needs: Sequence
 
 def split(subject: Subject, operands: Operands, style: str, world: int, needs: Sequence[str] = TRAINABLE) -> Instance:
     """The layer after `parallelize_module` with the target's style, `colwise` or `rowwise`; x whole on every rank."""
-    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Replicate
     from torch.distributed.tensor.parallel import parallelize_module
 
     instance = subject.build(operands)
     instance.require_grad(needs)
-    mesh = init_device_mesh("cpu", (world,))
+    mesh = mesh_of(world)
     name = f"{style}_parallel_lora"
     layouts = {"input_layouts": Replicate()} if style == "rowwise" else {}
     with calling(f"parallelize_module(layer, mesh, {name}())"):
         instance.call = parallelize_module(instance.module, mesh, getattr(subject.target, name)(**layouts))
     refresh(instance)
     return instance
+
+
+@lru_cache
+def mesh_of(*shape: int) -> Any:
+    """The mesh of all ranks in that shape; made once on a rank, as its groups of processes stay."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    return init_device_mesh("cpu", shape)
 
 
 def refresh(instance: Instance) -> None:

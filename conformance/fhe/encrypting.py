@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 import torch
 
+from conformance.case import Space
 from conformance.clause import clause
 from conformance.fhe.backend import EVALUATION, NOISY, SECRET, Parameters, Recorder
 from conformance.fhe.law import judge_columns, judge_rows, spread_of
 from conformance.fhe.oracle import Product, noise_std
+from conformance.fhe.pairs import known_keys
 from conformance.fhe.problem import SMALL, Problem, QuantizedCase
 from conformance.fhe.simulating import BACKEND
 from conformance.fhe.split import Split, whole_noise
 from conformance.hybrid.frozen import backward
-from conformance.judge import judge, require, worst
+from conformance.judge import calling, judge, require, worst
 from conformance.refusal import quiet
 from conformance.subject import Subject
 
@@ -34,7 +39,7 @@ def test_execute_is_disable(subject: Subject, case: QuantizedCase) -> float | No
     problem = Problem(case, subject.device)
     split = Split(subject, problem, backend="toy").compile()
     clear = split.both("disable")
-    with quiet():  # it warns that the toy parameters are not secure
+    with quiet(), known_keys(subject.thing, split.hybrid):  # it warns that the toy parameters are not secure
         encrypted = split.both("execute")
     for name, a, b in zip(("y", "dX"), clear, encrypted, strict=True):
         wrong = int((a != b).sum())
@@ -42,26 +47,43 @@ def test_execute_is_disable(subject: Subject, case: QuantizedCase) -> float | No
     return worst(judge(encrypted[0], problem.y()), judge(encrypted[1], problem.dX()))
 
 
-# few rows, as each takes the library 30 ms and a column of it 10 more; they tell how columns correlate
-REAL = SMALL.narrowed(m=(64,), k=(2,), n=(8,), n_bits=(8,), bias=(False,), values=("grid",))
+def _sized(case: QuantizedCase) -> QuantizedCase:
+    """Few rows where polynomials are long: each takes the library 4 ms there, and a column of it 14 more."""
+    return case if case.side == "short" else dataclasses.replace(case, m=min(case.m, 32), n=min(case.n, 4))
+
+
+REAL = Space(
+    QuantizedCase, tame=_sized, m=(128,), k=(2,), n=(8,), n_bits=(8,), values=("grid",), side=("short", "long")
+)
+SHORT = dataclasses.replace(NOISY["fast"], name="fast, short polynomials: insecure", polynomial_size=256)
+
+
+def _library(subject: Subject, case: QuantizedCase) -> tuple[Any, Parameters]:
+    """What encrypts, and its parameters: short polynomials where the target lets others than its own be chosen."""
+    kind, numbers = (getattr(subject.target, name, None) for name in ("ConcreteBackend", "EncryptionParameters"))
+    if case.side == "long" or kind is None or numbers is None:
+        return "fast", NOISY["fast"]
+    with calling("ConcreteBackend(EncryptionParameters(…))"):
+        return kind(numbers(**dataclasses.asdict(SHORT))), SHORT
 
 
 @clause(
     "FHE-EXECUTE-NOISE",
-    """Under the parameters "fast" the results of mode execute differ from those of mode disable by whole numbers that
-    follow the noise law: mean zero, its deviation, correlated by one half within a row, independent between rows.""",
+    """Under the parameters "fast", and these with polynomials of 256 coefficients, the results of mode execute differ
+    from those of mode disable by whole numbers that follow the noise law: mean zero, its deviation, correlated by one
+    half within a row, independent between rows.""",
     group="fhe",
     cases=REAL,
     dtypes=("float64",),
     needs=("HybridFHEModel(backend)",),
     library="concrete_ml_extensions",
-    weight=0.01,
+    weight=0.0625,  # one case of the quick profile, which is short, and one of either kind of the default profile
 )
 def test_execute_follows_the_law(subject: Subject, case: QuantizedCase) -> float | None:
-    problem = Problem(case, subject.device)
-    product, fast = problem.forward(), NOISY["fast"]
-    noise = whole_noise(Split(subject, problem, "linear", backend="fast").compile(), "execute", product.unit)
-    sigma, spread = noise_std(fast, product.weight.values), spread_of(fast.polynomial_size)
+    problem = Problem(dataclasses.replace(case, side="forward"), subject.device)
+    product, (backend, parameters) = problem.forward(), _library(subject, case)
+    noise = whole_noise(Split(subject, problem, "linear", backend=backend).compile(), "execute", product.unit)
+    sigma, spread = noise_std(parameters, product.weight.values), spread_of(parameters.polynomial_size)
     judge_columns(noise, sigma, spread=spread)
     judge_rows(noise, sigma, spread=spread)
     return None

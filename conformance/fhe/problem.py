@@ -71,6 +71,7 @@ LAYER = Space(
     bias=(False, True),
     values=("grid", "normal", "grid", "far"),
 )
+DISTINCT = 100  # rows of integers drawn one by one; noise, which thousands of rows are drawn for, does not see them
 SMALL = LAYER.narrowed(m=(2, 3, 5), k=(3, 5, 17), n=(2, 5, 16), n_bits=(8, 4, 6))
 
 
@@ -155,9 +156,10 @@ def _on_grid(case: QuantizedCase, random: np.random.Generator, rows: int, featur
     """Rows of which (max - min)/(2ⁿ - 1) is a power of two; for `ties` between the multiples of it."""
     levels = 2**case.n_bits - 1
     q = random.integers(0, levels + 1, (rows, features))
-    for row in q if features > 1 else ():
+    for row in q[:DISTINCT] if features > 1 else ():
         first, last = random.choice(features, 2, replace=False)
         row[first], row[last] = 0, levels
+    q = np.resize(q[:DISTINCT], q.shape) if rows > DISTINCT else q
     zero = random.integers(0, levels + 1, (rows, 1)) + (0.5 if case.values == "ties" else 0)
     step = 2.0 ** random.integers(-4, 1, (rows, 1))
     if case.values == "ties":  # a step whose reciprocal is rounded tells division from multiplying by that

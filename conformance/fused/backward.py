@@ -60,7 +60,7 @@ def test_fused_gradients_of_lora_B(subject: Subject, case: FusedCase) -> float |
     group="fused",
     level="SHOULD",  # semantics.md has a trainable bias only in layers
     cases=SMALL.narrowed(bias=("all", "second")),
-    weight=0.5,
+    weight=0.34,
 )
 def test_fused_gradients_of_the_bias(subject: Subject, case: FusedCase) -> float | None:
     return judged_gradients(subject, case, "bias")
@@ -72,6 +72,7 @@ def test_fused_gradients_of_the_bias(subject: Subject, case: FusedCase) -> float
     group="fused",
     cases=SMALL,
     subjects=("lora_qkv",),
+    weight=0.5,
 )
 def test_no_gradient_crosses_over(subject: Subject, case: FusedCase) -> float | None:
     block = Block(subject, case)
@@ -108,7 +109,7 @@ def test_fused_subsets(subject: Subject, case: FusedCase) -> float | None:
     return worst(*(judge(instance.gradient(name), oracle.gradient(name)) for name in needs))
 
 
-@clause("FUS-BWD-FROZEN", "The weights are frozen: they get no gradient.", group="fused", cases=SMALL, weight=0.5)
+@clause("FUS-BWD-FROZEN", "The weights are frozen: they get no gradient.", group="fused", cases=SMALL, weight=0.34)
 def test_fused_weights_are_frozen(subject: Subject, case: FusedCase) -> float | None:
     block = Block(subject, case)
     weights = tuple(f"{name}.weight" for name in block.names)
@@ -118,7 +119,7 @@ def test_fused_weights_are_frozen(subject: Subject, case: FusedCase) -> float | 
     return None
 
 
-@clause("FUS-BWD-ACCUM", "Backward adds to a gradient that is already there.", group="fused", cases=SMALL)
+@clause("FUS-BWD-ACCUM", "Backward adds to a gradient that is already there.", group="fused", cases=SMALL, weight=0.5)
 def test_fused_accumulation(subject: Subject, case: FusedCase) -> float | None:
     block = Block(subject, case)
     instance = bound(subject, block)
@@ -149,7 +150,11 @@ def test_fused_accumulation(subject: Subject, case: FusedCase) -> float | None:
 
 
 @clause(
-    "FUS-BWD-TWICE", "Two backward passes over a retained graph give the same gradients.", group="fused", cases=SMALL
+    "FUS-BWD-TWICE",
+    "Two backward passes over a retained graph give the same gradients.",
+    group="fused",
+    cases=SMALL,
+    weight=0.34,
 )
 def test_fused_backward_twice(subject: Subject, case: FusedCase) -> float | None:
     block = Block(subject, case)
@@ -173,7 +178,7 @@ def test_fused_backward_twice(subject: Subject, case: FusedCase) -> float | None
     group="fused",
     cases=SMALL.narrowed(values=("normal",), m=(2, 5), k=(3, 17), n=(5,), o=(3,), r=(1, 3), lead=("2d", "3d")),
     dtypes=("float64",),
-    weight=0.5,
+    weight=0.34,
 )
 def test_fused_second_derivatives(subject: Subject, case: FusedCase) -> float | None:
     block = Block(subject, case)

@@ -21,6 +21,7 @@ from conformance.subject import Subject
     "Forward and backward leave x, the upstream gradients and every operand as they were.",
     group="fused",
     cases=SMALL,
+    weight=0.5,
 )
 def test_fused_inputs_unmodified(subject: Subject, case: FusedCase) -> float | None:
     block = Block(subject, case)
@@ -30,7 +31,7 @@ def test_fused_inputs_unmodified(subject: Subject, case: FusedCase) -> float | N
     return None
 
 
-@clause("FUS-MEM-MARGINS", "Nothing is read or written outside the operands.", group="fused", cases=LAYOUT)
+@clause("FUS-MEM-MARGINS", "Nothing is read or written outside the operands.", group="fused", cases=LAYOUT, weight=0.5)
 def test_fused_margins_untouched(subject: Subject, case: FusedCase) -> float | None:
     block = Block(subject, case)
     instance = run(subject, block)
@@ -49,6 +50,7 @@ def test_fused_margins_untouched(subject: Subject, case: FusedCase) -> float | N
     "The caller may modify any output in place: no input and no other output changes, and gradients follow.",
     group="fused",
     cases=SMALL,
+    weight=0.5,
 )
 def test_fused_outputs_belong_to_the_caller(subject: Subject, case: FusedCase) -> float | None:
     block = Block(subject, case)
@@ -80,6 +82,7 @@ def test_fused_outputs_belong_to_the_caller(subject: Subject, case: FusedCase) -
     "What a call returned or saved, and its gradients, are not changed by later calls.",
     group="fused",
     cases=SMALL,
+    weight=0.34,
 )
 def test_fused_later_calls(subject: Subject, case: FusedCase) -> float | None:
     block = Block(subject, case)
@@ -93,7 +96,7 @@ def test_fused_later_calls(subject: Subject, case: FusedCase) -> float | None:
     return worst(judged_outputs(ys, oracle), *gradients)
 
 
-@clause("FUS-DET", "The same call gives the same bits every time.", group="fused", cases=SMALL, weight=0.5)
+@clause("FUS-DET", "The same call gives the same bits every time.", group="fused", cases=SMALL, weight=0.34)
 def test_fused_determinism(subject: Subject, case: FusedCase) -> float | None:
     runs = []
     for _ in range(2):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -26,12 +27,12 @@ class Chain:
     up: Array
     scale: float
 
-    @property
+    @cached_property
     def merged(self) -> Array:
         """``W + s·B A``."""
         return np.asarray(self.weight + self.scale * (self.up @ self.down))
 
-    @property
+    @cached_property
     def turned(self) -> Chain:
         """The same backwards: ``g ↦ g W + s·(g B) A``."""
         return Chain(self.weight.T, None, self.up.T, self.down.T, self.scale)
@@ -46,28 +47,18 @@ class Chain:
             return dataclasses.replace(self, bias=None)
         return dataclasses.replace(self, up=np.zeros_like(self.up))
 
-    def gradients(self, name: str, rows: Array, g: Array) -> dict[str, Array]:
-        """dA, dB and dbias for its input and the gradient of its output."""
-        return {
-            f"{name}.lora_A": self.scale * ((g @ self.up).T @ rows),
-            f"{name}.lora_B": self.scale * (g.T @ (rows @ self.down.T)),
-            f"{name}.bias": g.sum(0),
-        }
+    def gradient(self, kind: str, rows: Array, g: Array) -> Array:
+        """dA, dB or dbias for its input and the gradient of its output."""
+        if kind == "lora_A":
+            return np.asarray(self.scale * ((g @ self.up).T @ rows))
+        if kind == "lora_B":
+            return np.asarray(self.scale * (g.T @ (rows @ self.down.T)))
+        return np.asarray(g.sum(0))
 
 
 Chains = Mapping[str, Chain]
 
 
-def qkv(chains: Chains, x: Array, gs: Mapping[str, Array]) -> dict[str, Array]:
-    """The outputs by name, `x` for dX, and dA, dB and dbias by their operands' names."""
-    found = {name: chain(x) for name, chain in chains.items()}
-    found["x"] = np.asarray(sum(chain.turned(gs[name]) for name, chain in chains.items()))
-    for name, chain in chains.items():
-        found |= chain.gradients(name, x, gs[name])
-    return found
-
-
-@dataclass(frozen=True)
 class Lifts:
     """What lies between the projections of `lora_mlp`.
 
@@ -76,28 +67,58 @@ class Lifts:
         d_inner: the gradients of gate and up.
     """
 
-    inner: dict[str, Array]
-    h: Array
-    d_h: Array
-    d_inner: dict[str, Array]
+    def __init__(self, chains: Chains, x: Array, g: Array, activation: str) -> None:
+        self.inner = {name: chain(x) for name, chain in chains.items() if name != "down"}
+        self.first = next(iter(self.inner.values()))
+        self._down, self._g, self._activation = chains["down"], g, activation
+
+    @cached_property
+    def h(self) -> Array:
+        """f(gate) ⊙ up, or f(up)."""
+        return self._f if len(self.inner) == 1 else self._f * self.inner["up"]
+
+    @cached_property
+    def d_h(self) -> Array:
+        """The gradient of h."""
+        return self._down.turned(self._g)
+
+    @cached_property
+    def d_inner(self) -> dict[str, Array]:
+        """The gradients of gate and up."""
+        slope = curves.slope(self.first, self._activation)
+        if len(self.inner) == 1:
+            return {"up": self.d_h * slope}
+        return {"gate": self.d_h * self.inner["up"] * slope, "up": self.d_h * self._f}
+
+    @cached_property
+    def _f(self) -> Array:
+        return curves.value(self.first, self._activation)
 
 
-def lifts(chains: Chains, x: Array, g: Array, activation: str) -> Lifts:
-    """Every intermediate of `lora_mlp`."""
-    inner = {name: chain(x) for name, chain in chains.items() if name != "down"}
-    d_h = chains["down"].turned(g)
-    first = next(iter(inner.values()))
-    f, slope = curves.value(first, activation), curves.slope(first, activation)
-    if len(inner) == 1:
-        return Lifts(inner, f, d_h, {"up": d_h * slope})
-    return Lifts(inner, f * inner["up"], d_h, {"gate": d_h * inner["up"] * slope, "up": d_h * f})
+class Results:
+    """The outputs by name, `x` for dX, and dA, dB and dbias by their operands' names; each computed when asked for."""
 
+    def __init__(self, chains: Chains, x: Array, gs: Mapping[str, Array], activation: str) -> None:
+        """Take what they are computed from.
 
-def mlp(chains: Chains, x: Array, g: Array, activation: str) -> dict[str, Array]:
-    """`y`, `x` for dX, and dA, dB and dbias by their operands' names."""
-    between = lifts(chains, x, g, activation)
-    found = {"y": chains["down"](between.h)}
-    found["x"] = np.asarray(sum(chains[name].turned(d) for name, d in between.d_inner.items()))
-    for name, d in between.d_inner.items():
-        found |= chains[name].gradients(name, x, d)
-    return found | chains["down"].gradients("down", between.h, g)
+        Args:
+            activation: of `lora_mlp`, whose output is `y`; without one it is `lora_qkv`, whose outputs are its chains'.
+        """
+        self.chains, self.x, self.gs, self.activation = chains, x, gs, activation
+
+    @cached_property
+    def between(self) -> Lifts:
+        """The intermediates of `lora_mlp`."""
+        return Lifts(self.chains, self.x, self.gs["y"], self.activation)
+
+    def __getitem__(self, key: str) -> Array:
+        projection, _, kind = key.rpartition(".")
+        upstream = self.between.d_inner if self.activation and (key == "x" or projection) else self.gs
+        if key == "x":
+            parts = (chain.turned(upstream[name]) for name, chain in self.chains.items() if name in upstream)
+            return np.asarray(sum(parts))
+        if not projection:
+            return self.chains["down"](self.between.h) if key == "y" else self.chains[key](self.x)
+        if projection == "down":
+            return self.chains["down"].gradient(kind, self.between.h, self.gs["y"])
+        return self.chains[projection].gradient(kind, self.x, upstream[projection])

@@ -79,6 +79,7 @@ def test_fused_layouts(subject: Subject, case: FusedCase) -> float | None:
     "Adapters may have another dtype than x: outputs keep x's, and each gradient has its own operand's.",
     group="fused",
     cases=MIXED,
+    weight=0.5,
 )
 def test_fused_mixed_dtypes(subject: Subject, case: FusedCase) -> float | None:
     return judged_all(subject, Block(subject, case))
@@ -99,6 +100,7 @@ def test_fused_absent_adapters(subject: Subject, case: FusedCase) -> float | Non
     "A NaN or infinity in one row of x reaches every output of that row and of no other.",
     group="fused",
     cases=SMALL.narrowed(special=("nan", "inf"), values=("normal",)),
+    weight=0.5,
 )
 def test_fused_nonfinite(subject: Subject, case: FusedCase) -> float | None:
     if subject.device == "cpu" and case.dtype in ("bfloat16", "float16"):
@@ -130,6 +132,7 @@ BROKEN = {"lora_qkv": ("q.lora_A", "k.lora_B", "v.weight", "x"), "lora_mlp": ("u
     group="fused",
     cases=SMALL.narrowed(values=("normal",), k=(17, 33), n=(16, 35), o=(3, 17), r=(3, 4), gated=(True,)),
     dtypes=("float32",),
+    weight=0.67,
 )
 def test_fused_operands_that_do_not_chain(subject: Subject, case: FusedCase) -> float | None:
     broken = BROKEN[subject.name][case.seed % 4]

@@ -33,7 +33,7 @@ def judged(instance: Bound) -> float | None:
     group="fused",
     cases=SMALL,
     subjects=("lora_qkv",),
-    weight=0.5,
+    weight=0.34,
 )
 def test_fused_widths(subject: Subject, case: FusedCase) -> float | None:
     block = Block(subject, case)
@@ -92,7 +92,7 @@ def test_fused_two_of_three(subject: Subject, case: FusedCase) -> float | None:
     "Operands that get new values in place give the new result: nothing is kept by address.",
     group="fused",
     cases=SMALL,
-    weight=0.5,
+    weight=0.34,
 )
 def test_fused_refilled(subject: Subject, case: FusedCase) -> float | None:
     instance = run(subject, Block(subject, case))
@@ -110,7 +110,7 @@ def test_fused_refilled(subject: Subject, case: FusedCase) -> float | None:
     "Micro-batches of different sizes add their gradients up.",
     group="fused",
     cases=NORMAL,
-    weight=0.5,
+    weight=0.34,
 )
 def test_fused_micro_batches(subject: Subject, case: FusedCase) -> float | None:
     first = Block(subject, case)
@@ -155,7 +155,7 @@ def test_fused_long_size(subject: Subject, case: FusedCase) -> float | None:
     "An upstream gradient may be one number, as that of y.sum() is: gradients are the same.",
     group="fused",
     cases=NORMAL,
-    weight=0.5,
+    weight=0.34,
 )
 def test_fused_gradient_of_a_sum(subject: Subject, case: FusedCase) -> float | None:
     # their errors add up where all elements are equal, as in expanded operands

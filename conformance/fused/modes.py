@@ -31,6 +31,7 @@ def judged_after(instance: Bound, ys: dict[str, torch.Tensor]) -> float | None:
     group="fused",
     cases=SMALL.narrowed(autocast=("bfloat16",)),
     dtypes=("float32",),
+    weight=0.5,
 )
 def test_fused_autocast(subject: Subject, case: FusedCase) -> float | None:
     block = Block(subject, case)
@@ -41,7 +42,7 @@ def test_fused_autocast(subject: Subject, case: FusedCase) -> float | None:
     return judged_after(instance, ys)
 
 
-@clause("FUS-CKPT", "Under gradient checkpointing the gradients are the same.", group="fused", cases=SMALL, weight=0.5)
+@clause("FUS-CKPT", "Under gradient checkpointing the gradients are the same.", group="fused", cases=SMALL, weight=0.25)
 def test_fused_checkpointing(subject: Subject, case: FusedCase) -> float | None:
     block = Block(subject, case)
     instance = bound(subject, block)

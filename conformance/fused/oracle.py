@@ -8,9 +8,8 @@ from functools import cached_property
 import numpy as np
 
 from conformance import budget
-from conformance.fused import formula
 from conformance.fused.block import Block
-from conformance.fused.formula import Chain
+from conformance.fused.formula import Chain, Results
 from conformance.fused.spread import Spread, allowed, independent
 from conformance.numerics import Array
 from conformance.oracle import Expected
@@ -28,6 +27,7 @@ class Oracle:
         self.chains = {name: self._chain(name) for name in block.names}
         self.x = block.rows("x")
         self.gs = {name: block.rows(f"g of {name}") for name in block.outputs}
+        self._known: dict[str, Expected] = {}
 
     def _chain(self, name: str) -> Chain:
         values, scale = self.block.values, self.block.scale(name)
@@ -36,18 +36,17 @@ class Oracle:
         up = values.get(f"{name}.lora_B", np.zeros((weight.shape[0], 1)))
         return Chain(weight, values.get(f"{name}.bias"), down, up, scale)
 
-    def _computed(self, chains: Mapping[str, Chain], gs: Mapping[str, Array], activation: str = "") -> dict[str, Array]:
-        if self.block.name == "lora_qkv":
-            return formula.qkv(chains, self.x, gs)
-        return formula.mlp(chains, self.x, gs["y"], activation or self.block.case.activation)
+    def _computed(self, chains: Mapping[str, Chain], gs: Mapping[str, Array], activation: str = "") -> Results:
+        used = "" if self.block.name == "lora_qkv" else activation or self.block.case.activation
+        return Results(chains, self.x, gs, used)
 
     @cached_property
-    def exact(self) -> dict[str, Array]:
+    def exact(self) -> Results:
         """Every output and gradient."""
         return self._computed(self.chains, self.gs)
 
     @cached_property
-    def lacking(self) -> dict[str, dict[str, Array]]:
+    def lacking(self) -> dict[str, Results]:
         """The same without one adapter, one bias, or the gradient of one of q, k and v, by what is lacking."""
         found = {}
         for name, chain in self.chains.items():
@@ -57,6 +56,14 @@ class Oracle:
         for name in self.gs if len(self.gs) > 1 else ():
             found[f"g of {name}"] = self._computed(self.chains, {**self.gs, name: np.zeros_like(self.gs[name])})
         return found
+
+    def _lacking_for(self, key: str) -> dict[str, Results]:
+        """Of those, where a result may differ: what belongs to one of q, k and v knows nothing of the others."""
+        projection = key.rpartition(".")[0] or key
+        if self.block.name == "lora_mlp" or projection not in self.chains:
+            return self.lacking
+        own = (f"{projection} adapter", f"{projection} bias", f"g of {projection}")
+        return {term: found for term, found in self.lacking.items() if term in own}
 
     def under(self, activation: str, name: str) -> Array:
         """An output or gradient as another activation would have it."""
@@ -70,19 +77,24 @@ class Oracle:
 
     def output(self, name: str) -> Expected:
         """An output: `q`, `k`, `v` or `y`."""
-        return self._expected(name, name, self.exact[name])
+        return self._once(name, name)
 
     def gradient(self, operand: str) -> Expected:
         """The gradient of `x` or of an operand such as `q.lora_A`."""
         projection, _, kind = operand.rpartition(".")
         symbol = {"x": "dX", "lora_A": f"dA of {projection}", "lora_B": f"dB of {projection}"}
-        return self._expected(operand, symbol.get(kind, f"dbias of {projection}"), self.exact[operand])
+        return self._once(operand, symbol.get(kind, f"dbias of {projection}"))
+
+    def _once(self, key: str, name: str) -> Expected:
+        if key not in self._known:
+            self._known[key] = self._expected(key, name, self.exact[key])
+        return self._known[key]
 
     def _expected(self, key: str, name: str, value: Array) -> Expected:
         block = self.block
         shape = (*block.case.leading, value.shape[-1]) if key == "x" or key in block.outputs else value.shape
         dtype = block.computed_in if key in block.outputs else block.placed[key].tensor.dtype
-        terms = {term: value - other[key] for term, other in self.lacking.items()}
+        terms = {term: value - other[key] for term, other in self._lacking_for(key).items()}
         if block.case.special == "saturated" and key not in block.outputs:
             terms = {}  # where the activation is flat, hardly anything of a gradient depends on it
         # what this result does not depend on, or is made of entirely, is no term of it
@@ -123,9 +135,7 @@ class Oracle:
 
     @cached_property
     def _spread(self) -> Spread:
-        activation = self.block.case.activation
-        between = formula.lifts(self.chains, self.x, self.gs["y"], activation)
-        return Spread(self.chains, between, self.x, self.gs["y"], activation, self.how)
+        return Spread(self.chains, self.exact.between, self.x, self.gs["y"], self.block.case.activation, self.how)
 
     def _budget_of_mlp(self, key: str, projection: str, kind: str) -> Array:
         spread, between, down = self._spread, self._spread.between, self.chains["down"]

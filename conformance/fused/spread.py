@@ -29,15 +29,23 @@ def allowed(chain: Chain, rows: Array, how: Rounding) -> Array:
     return budget.row_chain(rows, chain.weight, chain.bias, chain.down, chain.up, chain.scale, how)
 
 
-def shared(chain: Chain, rows: Array, how: Rounding) -> Array:
-    """Of a chain's output, the errors that come of the middle and of its operands, common to all of a row."""
-    middle, joined, s = rows @ chain.down.T, chain.up @ chain.down, abs(chain.scale)
-    through = how.stored(middle, chain.up.T)
-    stores = through + np.maximum(through, how.stored(rows, chain.down.T, chain.up.T))
+def shared(rows: Array, down: Array, ups: Array, scale: float, how: Rounding) -> Array:
+    """Of outputs ``s·(t Aᵀ) Bᵀ``, the errors that come of the middle and of A and B, common to all of a row.
+
+    Args:
+        rows: [M, K].   down: A [r, K].   ups: a B for each row, [M, P, r].
+    Returns:
+        [M, P].
+    """
+    each, s = rows[:, None], abs(scale)
+    turned = ups.swapaxes(1, 2)
+    downs, sizes = how.sizes(down.T), how.sizes(turned)
+    through = how.rooted(how.sizes(each @ down.T) @ sizes)
+    stores = through + np.maximum(through, how.rooted(how.sizes(each) @ downs @ sizes))
     if how.adapter_dtype != how.dtype:
-        stores = stores + how.stored(rows, joined.T)
-    summed = how.accumulation(rows.shape[1]) * (np.abs(rows) @ np.abs(chain.down).T @ np.abs(chain.up).T)
-    return np.asarray(s * (how.adapter_unit * stores + summed))
+        stores = stores + how.rooted(how.sizes(each) @ how.sizes((ups @ down).swapaxes(1, 2)))
+    summed = how.accumulation(rows.shape[1]) * (np.abs(each) @ np.abs(down).T @ np.abs(turned))
+    return np.asarray(s * (how.adapter_unit * stores + summed))[:, 0]
 
 
 def independent(errors: Array, *maps: Array) -> Array:
@@ -82,11 +90,8 @@ class Spread:
 
     def reaching(self, chain: Chain, rows: Array, own: Array, maps: Array) -> Array:
         """Of a chain's output, what its errors make of `maps` [M, P, N] applied to it: [M, P]."""
-        found = np.zeros(maps.shape[:2])
-        for m, map_ in enumerate(maps):
-            followed = Chain(map_ @ chain.weight, None, chain.down, map_ @ chain.up, chain.scale)
-            found[m] = shared(followed, rows[m : m + 1], self.how)[0] + independent(own[m], map_.T)
-        return found
+        alone = np.sqrt((own**2)[:, None] @ (maps**2).swapaxes(1, 2))[:, 0]
+        return shared(rows, chain.down, maps @ chain.up, chain.scale, self.how) + alone
 
     def of_h(self, reading: Array) -> Array:
         """Error of ``h readingᵀ``, reading [P, I]: [M, P]."""

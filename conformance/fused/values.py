@@ -40,7 +40,7 @@ def drawn(case: FusedCase, block: str, limit: int) -> dict[str, Array]:
         while True:
             random = np.random.default_rng([case.seed, case.m, case.k, case.n, case.r, attempt])
             values = _repeated(case, block, _signs(case, block, size, random))
-            largest, decides = _weight(case, block, values)
+            largest, decides = _weight(case, block, values, limit)
             if largest <= limit or size < 0.02:
                 break
             size *= 0.8
@@ -115,8 +115,11 @@ def _signs(case: FusedCase, block: str, density: float, random: np.random.Genera
     return values
 
 
-def _weight(case: FusedCase, block: str, values: dict[str, Array]) -> tuple[float, bool]:
-    """The largest magnitude that any plan may store, and whether every term of every result shows."""
+def _weight(case: FusedCase, block: str, values: dict[str, Array], limit: float) -> tuple[float, bool]:
+    """The largest magnitude that any plan may store, and whether every term of every result shows.
+
+    Beyond the limit neither is exact.
+    """
     x = values["x"].reshape(-1, case.k)
     gs = [values[f"g of {name}"].reshape(len(x), width) for name, width in outputs(case, block).items()]
     inputs, upstream = [x] * 3, gs
@@ -133,11 +136,15 @@ def _weight(case: FusedCase, block: str, values: dict[str, Array]) -> tuple[floa
             h = h * up
             sizes += [np.abs(v).max(initial=0.0) for v in (h, up * slopes, d_h * up, *inner)]
         inputs, upstream = [*([x] * len(lifts)), h], [*inner, gs[0]]
+        if max(sizes) > limit:
+            return float(max(sizes)), False
     decides, back = True, np.zeros(1)
     for name, rows, g in zip(names(case, block), inputs, upstream, strict=True):
         whole = _whole(values, name, g.shape[1], rows.shape[1])
-        largest, shows = weighed({**whole, "x": rows, "g": g}, scale_of(case, block, name))
+        largest, shows = weighed({**whole, "x": rows, "g": g}, scale_of(case, block, name), limit)
         sizes.append(largest)
+        if largest > limit:
+            return float(largest), False
         decides = decides and (shows or f"{name}.lora_A" not in values)
         if rows is x:
             update = abs(scale_of(case, block, name)) * np.abs(g @ whole["lora_B"] @ whole["lora_A"])

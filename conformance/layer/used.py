@@ -84,7 +84,7 @@ def test_loading_after_use(subject: Subject, case: LinearCase) -> float | None:
     group="layer",
     cases=SMALL.narrowed(values=("integers",)),
     dtypes=("bfloat16", "float16"),
-    weight=0.5,
+    weight=0.34,
 )
 def test_conversion_after_use(subject: Subject, case: LinearCase) -> float | None:
     instance = used(subject, case)

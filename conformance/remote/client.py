@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 from conformance.case import Case, Space
+from conformance.fhe.pairs import known_keys
 from conformance.fhe.split import run, split
 from conformance.fhe.stepping import REMOTE, Chain, StepCase, Trained, training_of
 from conformance.hybrid.frozen import backward
@@ -97,9 +99,16 @@ def layers(subject: Subject, address: str) -> Any:
 
 @contextmanager
 def connected(subject: Subject) -> Iterator[tuple[Wire, Any]]:
-    """A wire to the target's server, and the model of two layers at its other end."""
+    """A wire to the target's server, and the model of two layers at its other end, which has no keys yet."""
     with Wire(server_of(subject).port) as wire:
         yield wire, layers(subject, wire.address)
+
+
+@contextmanager
+def reconnected(subject: Subject) -> Iterator[tuple[Wire, Any]]:
+    """The same with keys that the server has already, where an earlier model made some."""
+    with connected(subject) as (wire, hybrid), known_keys(server_of(subject), hybrid):
+        yield wire, hybrid
 
 
 def step(subject: Subject, address: str) -> tuple[Any, Chain]:
@@ -111,6 +120,16 @@ def step(subject: Subject, address: str) -> tuple[Any, Chain]:
     with calling_quietly(f"compile_model((x, labels), n_bits={BITS})"):
         hybrid.compile_model(batch, n_bits=BITS)
     return hybrid, net
+
+
+@contextmanager
+def reconnected_step(subject: Subject) -> Iterator[tuple[Any, Chain]]:
+    """A step at the other end of a wire to the target's server, with keys that this has already, if any."""
+    server = server_of(subject)
+    with Wire(server.port) as wire:
+        hybrid, net = step(subject, wire.address)
+        with known_keys(server, hybrid):
+            yield hybrid, net
 
 
 def _split(subject: Subject, model: nn.Module, names: list[str], name: str, address: str) -> Any:
@@ -126,11 +145,25 @@ def server_of(subject: Subject) -> Server:
     if key in SERVERS and SERVERS[key].process.poll() is None:
         return SERVERS[key]
     folder = scratch()
-    save(layers(subject, "http://127.0.0.1:9"), folder.name)
-    if hasattr(subject.target, "LoraTraining"):
-        save(step(subject, "http://127.0.0.1:9")[0], folder.name)
+    with _little_to_collect():
+        save(layers(subject, "http://127.0.0.1:9"), folder.name)
+        if hasattr(subject.target, "LoraTraining"):
+            save(step(subject, "http://127.0.0.1:9")[0], folder.name)
     SERVERS[key] = served(subject.target.serve, folder)
     return SERVERS[key]
+
+
+@contextmanager
+def _little_to_collect() -> Iterator[None]:
+    """A target that looks through the garbage collector's objects for its weights meets only those made meanwhile."""
+    ours = not gc.get_freeze_count()
+    if ours:
+        gc.freeze()
+    try:
+        yield
+    finally:
+        if ours:
+            gc.unfreeze()
 
 
 def save(hybrid: Any, path: str) -> None:

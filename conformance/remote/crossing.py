@@ -36,11 +36,11 @@ SAMPLES, SAMPLE = 64, 64  # how many pieces of what was sent are looked for agai
     """Nothing that crosses the wire in a training step holds an activation, a gradient, a label, a bias, an adapter or
     the secret key: as floats, integers, text, base64 or hexadecimal digits.""",
     group="remote",
-    cases=BATCHES.narrowed(m=(3, 2), lead=("2d",)),
+    cases=BATCHES.narrowed(m=(3,), lead=("2d",)),
     dtypes=("float32",),
     needs=LORA,
     library=LIBRARIES,
-    weight=0.17,
+    weight=0.08,
 )
 def test_nothing_private_crosses(subject: Subject, case: RemoteCase) -> float | None:
     x, labels = batch(case, subject.device)
@@ -82,11 +82,11 @@ def test_nothing_private_crosses(subject: Subject, case: RemoteCase) -> float | 
     """The evaluation key crosses once, for all calls and modules of a model: nothing large crosses twice, and
     later calls use the same key.""",
     group="remote",
-    cases=BATCHES.narrowed(lead=("2d",)),
+    cases=BATCHES.narrowed(m=(2,), lead=("2d",)),
     dtypes=("float32",),
     needs=CUSTOM,
     library=LIBRARIES,
-    weight=0.17,
+    weight=0.08,
 )
 def test_key_crosses_once(subject: Subject, case: RemoteCase) -> float | None:
     x, g = batch(case, subject.device)

@@ -9,7 +9,7 @@ from conformance.case import Space
 from conformance.clause import clause
 from conformance.judge import Violation, require
 from conformance.refusal import quiet
-from conformance.remote.client import CUSTOM, LIBRARIES, RemoteCase, batch, both, connected, same
+from conformance.remote.client import CUSTOM, LIBRARIES, RemoteCase, batch, both, reconnected, same
 from conformance.subject import Subject
 
 BOUND = 20.0  # seconds until an error: many times what a busy machine takes to encrypt, and no wait for ever
@@ -28,7 +28,7 @@ BOUND = 20.0  # seconds until an error: many times what a busy machine takes to 
 )
 def test_server_down(subject: Subject, case: RemoteCase) -> float | None:
     x, g = batch(case, subject.device)
-    with connected(subject) as (wire, hybrid):
+    with reconnected(subject) as (wire, hybrid):
         expected = both(hybrid, "disable", x, g)
         same(both(hybrid, "remote", x, g), expected)
         wire.down(case.how)

@@ -86,6 +86,8 @@ class Wire:
         except OSError:
             client.close()
             return
+        for end in (client, server):
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # a relay that waits for more would slow it down
         there, back = bytearray(), bytearray()
         with self._lock:
             self.sent.append(there)

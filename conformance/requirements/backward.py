@@ -53,7 +53,9 @@ def gradient_leading(subject: Subject, case: LinearCase) -> float | None:
     return judge_gradients(run(subject, operands), oracle_for(subject, operands))
 
 
-@requirement("BWD-MIXED", "With an adapter of another dtype each gradient has its own operand's dtype.", MIXED)
+@requirement(
+    "BWD-MIXED", "With an adapter of another dtype each gradient has its own operand's dtype.", MIXED, weight=0.5
+)
 def gradient_mixed(subject: Subject, case: LinearCase) -> float | None:
     operands = subject.operands(case)
     return judge_gradients(run(subject, operands), oracle_for(subject, operands))
@@ -83,7 +85,9 @@ def gradient_needs(subject: Subject, case: LinearCase) -> float | None:
     return judge_gradients(instance, oracle_for(subject, operands), needs)
 
 
-@requirement("BWD-ACCUM", "Backward adds to a gradient that is already there.", SMALL.narrowed(values=("integers",)))
+@requirement(
+    "BWD-ACCUM", "Backward adds to a gradient that is already there.", SMALL.narrowed(values=("integers",)), weight=0.5
+)
 def gradient_accumulates(subject: Subject, case: LinearCase) -> float | None:
     operands = subject.operands(case)
     instance = subject.build(operands)
@@ -106,7 +110,7 @@ def gradient_accumulates(subject: Subject, case: LinearCase) -> float | None:
     return worst(*sums)
 
 
-@requirement("BWD-TWICE", "Two backward passes over a retained graph give the same gradients.", SMALL)
+@requirement("BWD-TWICE", "Two backward passes over a retained graph give the same gradients.", SMALL, weight=0.34)
 def gradient_twice(subject: Subject, case: LinearCase) -> float | None:
     operands = subject.operands(case)
     instance = subject.build(operands)
@@ -135,7 +139,7 @@ def _probe(shape: tuple[int, ...]) -> Array:
     "Differentiating a gradient again is right or raises; never silently wrong.",
     SMALL.narrowed(values=("integers",), m=(2, 5), k=(3, 17), n=(2, 5), r=(1, 3), bias=(False,), lead=("2d", "3d")),
     dtypes=("float64", "float32"),
-    weight=0.5,
+    weight=0.34,
 )
 def gradient_twice_differentiated(subject: Subject, case: LinearCase) -> float | None:
     operands = subject.operands(case)

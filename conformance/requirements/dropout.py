@@ -63,6 +63,7 @@ def read_mask(y: torch.Tensor, operands: Operands) -> Array:
     "Dropout zeroes each element on its own with probability p, divides the rest by 1-p, and draws anew each call.",
     PROBE,
     subjects=WITH_DROPOUT,
+    weight=0.5,
 )
 def dropout_mask(subject: Subject, case: LinearCase) -> float | None:
     operands = subject.operands(case)
@@ -97,6 +98,7 @@ def dropout_mask(subject: Subject, case: LinearCase) -> float | None:
     "Backward uses the forward's mask, for every gradient, also under gradient checkpointing.",
     PROBE,
     subjects=WITH_DROPOUT,
+    weight=0.5,
 )
 def dropout_gradients(subject: Subject, case: LinearCase) -> float | None:
     operands = subject.operands(case)
@@ -119,6 +121,7 @@ def dropout_gradients(subject: Subject, case: LinearCase) -> float | None:
     DROPPED,
     subjects=WITH_DROPOUT,
     dtypes=("float64", "float32"),
+    weight=0.5,
 )
 def dropout_relation(subject: Subject, case: LinearCase) -> float | None:
     operands = subject.operands(case)
@@ -165,6 +168,7 @@ def _inner_budget(operands: Operands, expected: Expected, weights: Array) -> flo
     DROPPED.narrowed(position=("post",)),
     subjects=WITH_DROPOUT,
     position="post",
+    weight=0.5,
 )
 def dropout_on_the_output(subject: Subject, case: LinearCase) -> float | None:
     operands = subject.operands(case)
@@ -191,6 +195,7 @@ def dropout_on_the_output(subject: Subject, case: LinearCase) -> float | None:
     "At p = 1 y has the base layer's values, dX is g W, and dA and dB are zero.",
     SMALL.narrowed(dropout=(1.0,), position=("post", "pre"), training=(True,)),
     subjects=WITH_DROPOUT,
+    weight=0.34,
 )
 def dropout_of_everything(subject: Subject, case: LinearCase) -> float | None:
     operands = subject.operands(case)
@@ -215,6 +220,7 @@ def dropout_of_everything(subject: Subject, case: LinearCase) -> float | None:
     "Outside training dropout does nothing.",
     DROPPED.narrowed(training=(False,), values=("integers", "normal")),
     subjects=WITH_DROPOUT,
+    weight=0.34,
 )
 def no_dropout_in_evaluation(subject: Subject, case: LinearCase) -> float | None:
     operands = subject.operands(case)
@@ -231,7 +237,7 @@ def no_dropout_in_evaluation(subject: Subject, case: LinearCase) -> float | None
     PROBE,
     subjects=WITH_DROPOUT,
     level="SHOULD",
-    weight=0.5,
+    weight=0.25,
 )
 def dropout_follows_the_seed(subject: Subject, case: LinearCase) -> float | None:
     operands = subject.operands(case)
@@ -247,6 +253,7 @@ def dropout_follows_the_seed(subject: Subject, case: LinearCase) -> float | None
         values=("integers",), dropout=(0.0, 0.5), position=("post", "pre"), training=(True,), lead=("2d", "3d")
     ),
     dtypes=("float64", "float32"),
+    weight=0.5,
 )
 def gradients_with_a_graph(subject: Subject, case: LinearCase) -> float | None:
     if subject.name not in WITH_DROPOUT:

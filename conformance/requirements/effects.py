@@ -12,7 +12,7 @@ from conformance.requirements.base import LAYOUT, SMALL, judge_gradients, oracle
 from conformance.subject import TRAINABLE, Subject, run
 
 
-@requirement("MEM-INPUTS", "Forward and backward leave x, g, W, b, A and B as they were.", SMALL)
+@requirement("MEM-INPUTS", "Forward and backward leave x, g, W, b, A and B as they were.", SMALL, weight=0.67)
 def inputs_unmodified(subject: Subject, case: LinearCase) -> float | None:
     operands = subject.operands(case)
     instance = subject.build(operands)
@@ -26,7 +26,7 @@ def inputs_unmodified(subject: Subject, case: LinearCase) -> float | None:
     return None
 
 
-@requirement("MEM-MARGINS", "Nothing is read or written outside the operands.", LAYOUT)
+@requirement("MEM-MARGINS", "Nothing is read or written outside the operands.", LAYOUT, weight=0.5)
 def margins_untouched(subject: Subject, case: LinearCase) -> float | None:
     operands = subject.operands(case)
     instance = run(subject, operands)
@@ -40,7 +40,9 @@ def margins_untouched(subject: Subject, case: LinearCase) -> float | None:
     return None
 
 
-@requirement("MEM-OUTPUT", "The caller may modify y in place: no input changes and gradients follow.", SMALL)
+@requirement(
+    "MEM-OUTPUT", "The caller may modify y in place: no input changes and gradients follow.", SMALL, weight=0.5
+)
 def output_belongs_to_caller(subject: Subject, case: LinearCase) -> float | None:
     operands = subject.operands(case)
     instance = subject.build(operands)
@@ -89,7 +91,9 @@ def _copy(tensor: torch.Tensor | None) -> torch.Tensor | None:
     return None if tensor is None else tensor.detach().clone()
 
 
-@requirement("MEM-LATER", "What a call returned or saved, and its gradients, are not changed by later calls.", SMALL)
+@requirement(
+    "MEM-LATER", "What a call returned or saved, and its gradients, are not changed by later calls.", SMALL, weight=0.34
+)
 def later_calls(subject: Subject, case: LinearCase) -> float | None:
     operands = subject.operands(case)
     instance = subject.build(operands)
@@ -107,7 +111,10 @@ def later_calls(subject: Subject, case: LinearCase) -> float | None:
 
 
 @requirement(
-    "MEM-REFILL", "Operands that get new values in place give the new result: nothing is kept by address.", SMALL
+    "MEM-REFILL",
+    "Operands that get new values in place give the new result: nothing is kept by address.",
+    SMALL,
+    weight=0.34,
 )
 def refilled(subject: Subject, case: LinearCase) -> float | None:
     operands = subject.operands(case)

@@ -44,6 +44,7 @@ def forward_layout(subject: Subject, case: LinearCase) -> float | None:
     "FWD-MIXED",
     "Where the adapter's dtype differs, x is cast to it for the adapter path and y keeps the base output's dtype.",
     MIXED,
+    weight=0.5,
 )
 def forward_mixed(subject: Subject, case: LinearCase) -> float | None:
     operands = subject.operands(case)
@@ -64,6 +65,7 @@ def forward_scale(subject: Subject, case: LinearCase) -> float | None:
     "FWD-NONFINITE",
     "A NaN or infinity in one row of x reaches every output of that row and of no other.",
     SMALL.narrowed(special=("nan", "inf"), values=("normal",)),
+    weight=0.5,
 )
 def forward_nonfinite(subject: Subject, case: LinearCase) -> float | None:
     if subject.device == "cpu" and case.dtype in ("bfloat16", "float16"):
@@ -87,6 +89,7 @@ def forward_nonfinite(subject: Subject, case: LinearCase) -> float | None:
     "FWD-ZERO",
     "Zero input gives the bias, and lora_B = 0 gives the base layer's output, bit for bit in integers.",
     SMALL.narrowed(special=("zero-B", "zero-x"), bias=(True, False)),
+    weight=0.5,
 )
 def forward_zero(subject: Subject, case: LinearCase) -> float | None:
     operands = subject.operands(case)
@@ -103,7 +106,7 @@ def forward_zero(subject: Subject, case: LinearCase) -> float | None:
     SMALL.narrowed(special=("denormal",), values=("normal",), k=(17, 33), n=(5, 16), r=(1, 3), bias=(False,)),
     level="SHOULD",
     dtypes=("float32", "float16"),
-    weight=0.5,
+    weight=0.34,
 )
 def forward_denormal(subject: Subject, case: LinearCase) -> float | None:
     operands = subject.operands(case)
@@ -115,6 +118,7 @@ def forward_denormal(subject: Subject, case: LinearCase) -> float | None:
     "y is finite and right wherever it and every intermediate that a plan stores fit the dtype, even at its limit.",
     SMALL.narrowed(special=("near-overflow",), values=("normal",), bias=(False, True)),
     dtypes=("float16",),
+    weight=0.5,
 )
 def forward_near_overflow(subject: Subject, case: LinearCase) -> float | None:
     operands = subject.operands(case)
@@ -127,6 +131,7 @@ def forward_near_overflow(subject: Subject, case: LinearCase) -> float | None:
     SMALL.narrowed(special=("overflow-before-scale",), values=("normal",), scale=(0.125,), bias=(False,)),
     level="SHOULD",
     dtypes=("float16",),
+    weight=0.5,
 )
 def forward_overflow_before_scale(subject: Subject, case: LinearCase) -> float | None:
     operands = subject.operands(case)

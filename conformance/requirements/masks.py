@@ -61,7 +61,7 @@ def _repeated(a: Array, b: Array, p: float, *, itself: bool) -> int | None:
     "Dropout in training acts without a graph too: under reentrant checkpointing gradients follow the mask in y.",
     PROBE,
     subjects=WITH_DROPOUT,
-    weight=0.5,
+    weight=0.25,
 )
 def dropout_without_a_graph(subject: Subject, case: LinearCase) -> float | None:
     operands = subject.operands(case)

@@ -18,6 +18,7 @@ from conformance.subject import TRAINABLE, Subject
     "Under autocast the layer behaves as the same formula written with F.linear; backward runs outside the region.",
     SMALL.narrowed(autocast=("bfloat16",), training=(True,)),
     dtypes=("float32",),
+    weight=0.5,
 )
 def autocast(subject: Subject, case: LinearCase) -> float | None:
     operands = subject.operands(case)
@@ -33,7 +34,7 @@ def autocast(subject: Subject, case: LinearCase) -> float | None:
 
 
 @requirement(
-    "CKPT", "Under gradient checkpointing the gradients are the same.", SMALL.narrowed(training=(True,)), weight=0.5
+    "CKPT", "Under gradient checkpointing the gradients are the same.", SMALL.narrowed(training=(True,)), weight=0.25
 )
 def checkpointed(subject: Subject, case: LinearCase) -> float | None:
     operands = subject.operands(case)

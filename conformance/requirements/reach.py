@@ -29,6 +29,7 @@ def stretched(case: LinearCase) -> LinearCase:
     "SIZE-LONG",
     "Tokens, features or rank may be far more than a block of any kernel: y and all gradients are the same.",
     SMALL.narrowed(m=(3, 17), k=(17, 33), n=(5, 16), r=(3, 4), values=("normal",), training=(True,)),
+    weight=0.67,
 )
 def one_long_size(subject: Subject, case: LinearCase) -> float | None:
     operands = subject.operands(case if subject.lane == "interpreter" else stretched(case))
@@ -78,7 +79,7 @@ def _share_rows(operands: Operands, *, windows: bool) -> None:
     "A NaN or infinity in one row of g reaches that row of dX and no other, all of dA, and its column's row of dB.",
     SMALL.narrowed(values=("normal",), training=(True,)),
     dtypes=("float64", "float32"),  # with 16 bits torch's own CPU product reads past a row's end
-    weight=0.5,
+    weight=0.34,
 )
 def gradients_of_no_number(subject: Subject, case: LinearCase) -> float | None:
     operands = subject.operands(case)

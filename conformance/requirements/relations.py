@@ -16,7 +16,9 @@ from conformance.requirements.base import SMALL, oracle_for, output, requirement
 from conformance.subject import Subject
 
 
-@requirement("REL-PERMUTE", "Permuting the rows of x permutes the rows of y.", SMALL.narrowed(values=("normal",)))
+@requirement(
+    "REL-PERMUTE", "Permuting the rows of x permutes the rows of y.", SMALL.narrowed(values=("normal",)), weight=0.34
+)
 def permutation(subject: Subject, case: LinearCase) -> float | None:
     operands, permuted = subject.operands(case), subject.operands(case)
     order = np.random.default_rng(case.seed).permutation(len(operands.values["x"]))
@@ -26,7 +28,12 @@ def permutation(subject: Subject, case: LinearCase) -> float | None:
     return _within_both(shuffled, straight[order], expected, order, "y of permuted rows")
 
 
-@requirement("REL-LINEAR", "The output without bias is linear in x.", SMALL.narrowed(values=("normal",), bias=(False,)))
+@requirement(
+    "REL-LINEAR",
+    "The output without bias is linear in x.",
+    SMALL.narrowed(values=("normal",), bias=(False,)),
+    weight=0.34,
+)
 def linearity(subject: Subject, case: LinearCase) -> float | None:
     whole, left, right = (subject.operands(case) for _ in range(3))
     keep = np.random.default_rng(case.seed).random(case.k) < 0.5
@@ -42,6 +49,7 @@ def linearity(subject: Subject, case: LinearCase) -> float | None:
     "REL-SCALE",
     "Doubling the scale equals doubling lora_B.",
     SMALL.narrowed(values=("normal",), scale=(1.0, 2.0)),
+    weight=0.5,
 )
 def scale_is_lora_B(subject: Subject, case: LinearCase) -> float | None:
     doubled = subject.operands(dataclasses.replace(case, scale=2 * case.scale))
@@ -58,6 +66,7 @@ def scale_is_lora_B(subject: Subject, case: LinearCase) -> float | None:
     "REL-STACK",
     "Two stacked adapters equal one of summed rank.",
     SMALL.narrowed(values=("normal",), bias=(False,), r=(2, 4, 17)),
+    weight=0.34,
 )
 def stacking(subject: Subject, case: LinearCase) -> float | None:
     whole = subject.operands(case)

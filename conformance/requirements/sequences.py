@@ -21,7 +21,7 @@ from conformance.values import weighed
     """Micro-batches of different sizes through one layer add their gradients up, and which operand requires grad may
     change in between.""",
     SMALL.narrowed(values=("integers",), m=(2, 3, 17), lead=("2d", "3d"), training=(True,)),
-    weight=0.5,
+    weight=0.34,
 )
 def gradients_of_micro_batches(subject: Subject, case: LinearCase) -> float | None:
     first = subject.operands(case)
@@ -60,7 +60,7 @@ def gradients_of_micro_batches(subject: Subject, case: LinearCase) -> float | No
     "MODE-INFERENCE",
     "Calls under inference_mode or no_grad see new values of the operands, and training after them is right.",
     SMALL,
-    weight=0.5,
+    weight=0.34,
 )
 def inference_before_training(subject: Subject, case: LinearCase) -> float | None:
     operands = subject.operands(case)
@@ -87,7 +87,7 @@ def inference_before_training(subject: Subject, case: LinearCase) -> float | Non
     "MODE-THREAD",
     "Forward and backward in another thread than the one that built it compute the same.",
     SMALL,
-    weight=0.25,
+    weight=0.17,
 )
 def another_thread(subject: Subject, case: LinearCase) -> float | None:
     operands = subject.operands(case)
@@ -141,6 +141,7 @@ def changed_before_backward(subject: Subject, case: LinearCase) -> float | None:
     "Under autocast in either 16-bit dtype x may have it already; after it the layer computes in its own dtype again.",
     SMALL.narrowed(autocast=("float16", "bfloat16"), training=(True,), values=("integers", "normal", "positive")),
     dtypes=("float32",),
+    weight=0.67,
 )
 def autocast_of_what_it_made(subject: Subject, case: LinearCase) -> float | None:
     operands = subject.operands(case)

@@ -9,7 +9,8 @@ import gc
 import itertools
 import mmap
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ NOISE = (1, 50, 2048)  # tensors, objects, bytes: the measuring itself leaves up
     """Importing, building and running change no setting of the process (default dtype, device, grad mode, autocast,
     precision, determinism, threads, warnings, errors, environment), and without dropout no random state.""",
     SMALL,
-    weight=0.5,
+    weight=0.25,
 )
 def settings_kept(subject: Subject, case: LinearCase) -> float | None:
     require(not PRISTINE.settings, f"importing the target changed {'; '.join(PRISTINE.settings)}")
@@ -53,7 +54,7 @@ def settings_kept(subject: Subject, case: LinearCase) -> float | None:
     "SIDE-PATCH",
     "Importing, building and running replace no function or class of torch, NumPy or Python.",
     SMALL,
-    weight=0.25,
+    weight=0.17,
 )
 def functions_kept(subject: Subject, case: LinearCase) -> float | None:
     run(subject, subject.operands(case))
@@ -171,15 +172,13 @@ def far_rows(subject: Subject, case: LinearCase) -> float | None:
 
 
 def _place_far(operands: Operands, name: str) -> torch.Tensor:
-    """Move an operand to rows that are `ROW` apart, in memory that costs nothing but the pages it touches."""
+    """Move an operand to rows that are `ROW` apart, in memory of which only the rows' own pages exist."""
     near = operands.placed[name]
     rows, features = near.tensor.shape
     count = ROW * (rows - 1) + features
     try:
         if operands.device == "cpu":
-            size = count * near.tensor.element_size()
-            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-            buffer = torch.frombuffer(mmap.mmap(-1, size, flags=flags), dtype=near.tensor.dtype)
+            buffer = _mostly_absent(count, near.tensor.dtype, [row * ROW for row in range(rows)], features)
         else:
             buffer = torch.empty(count, dtype=near.tensor.dtype, device=operands.device)
     except (OSError, RuntimeError, MemoryError, ValueError) as error:
@@ -188,6 +187,24 @@ def _place_far(operands: Operands, name: str) -> torch.Tensor:
     far.copy_(near.tensor)
     operands.placed[name] = dataclasses.replace(near, tensor=far, buffer=buffer)
     return far
+
+
+def _mostly_absent(count: int, dtype: torch.dtype, starts: Sequence[int], length: int) -> torch.Tensor:
+    """So many zeros, of which `length` from each start can be written.
+
+    The rest is read-only: it is read without a page of memory, and no limit on memory counts it.
+    """
+    pages = mmap.mmap(-1, count * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch remarks that it is not to be written
+        buffer = torch.frombuffer(pages, dtype=dtype)
+    library = ctypes.CDLL(None, use_errno=True)
+    for start in starts:
+        first = (buffer.data_ptr() + start * dtype.itemsize) // mmap.PAGESIZE * mmap.PAGESIZE
+        end = buffer.data_ptr() + (start + length) * dtype.itemsize
+        if library.mprotect(ctypes.c_void_p(first), ctypes.c_size_t(end - first), mmap.PROT_READ | mmap.PROT_WRITE):
+            raise OSError(ctypes.get_errno(), "mprotect")
+    return buffer
 
 
 def _check_torch(near: torch.Tensor, far: torch.Tensor, rank: int) -> None:

@@ -11,7 +11,7 @@ import reference
 from reference.encryption import ConcreteBackend
 from reference.hybrid import BackwardModuleLinear
 from reference.remote_module import HybridFHEMode as Mode
-from tests.right_remote import Right, remote_breaks
+from tests.right_remote import Right, remote_breaks, serve
 
 
 @remote_breaks("REM-RESULT", says="sent nothing to the server for the forward product")
@@ -45,7 +45,7 @@ class OffByOne(ConcreteBackend):
 
 def serve_another_weight(model_dir, host="127.0.0.1", port=8000):
     """Serve a weight that differs by one unit."""
-    reference.serve(model_dir, host, port, backend=OffByOne)
+    serve(model_dir, host, port, backend=OffByOne)
 
 
 @remote_breaks("REM-RESULT", says="y of mode remote differs from that of mode disable")
@@ -98,7 +98,7 @@ class LastKeys(ConcreteBackend):
 
 def serve_the_first_client(model_dir, host="127.0.0.1", port=8000):
     """Give every client the last result of the first."""
-    reference.serve(model_dir, host, port, backend=LastKeys)
+    serve(model_dir, host, port, backend=LastKeys)
 
 
 @remote_breaks("REM-TWO-CLIENTS", says="used by two clients at once raised")

@@ -1,15 +1,17 @@
-"""Modules that hinder their import: always, or only where trials run."""
+"""Modules that hinder their import: always, or only where trials run, as the thread that they leave is not copied."""
 
 import os
 import sys
 import threading
 import time
+from pathlib import Path
 
 from right import lora_linear
 
 __all__ = ["lora_linear"]
 HOW = os.environ.get("HOSTILE_IMPORT", "")
-AGAIN = "_pytest" in sys.modules  # the smoke check does not import pytest
+MARK = Path(os.environ.get("HOSTILE_MARK", os.devnull))
+AGAIN = MARK.is_file()
 
 if HOW == "exits":
     sys.exit(0)
@@ -17,7 +19,7 @@ if HOW == "hangs":
     time.sleep(3600)
 if HOW == "ends again" and AGAIN:
     os._exit(0)
-if HOW == "exits again" and AGAIN:
-    sys.exit(0)
-if HOW == "leaves a thread":
+if HOW in ("leaves a thread", "ends again"):
     threading.Thread(target=time.sleep, args=(3600,)).start()
+if HOW == "ends again":
+    MARK.touch()

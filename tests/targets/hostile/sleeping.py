@@ -1,0 +1,10 @@
+"""Sleeps in every call."""
+
+import time
+
+import right
+
+
+def lora_linear(*operands, **options):
+    time.sleep(3600)
+    return right.lora_linear(*operands, **options)

@@ -1,0 +1,94 @@
+"""Processes forked from this one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from conformance import processes
+from conformance.guard import born
+from conformance.processes import Child, Tail
+
+PATIENCE = 60.0  # seconds, which only a failure waits for
+
+
+def awaited(path: Path) -> str:
+    """What a process writes to a file, once it has."""
+    deadline = time.monotonic() + PATIENCE
+    while not (path.exists() and path.read_text()):
+        assert time.monotonic() < deadline, f"{path.name} was not written"
+        time.sleep(0.01)
+    return path.read_text()
+
+
+def ended(number: int) -> bool:
+    """Whether a process ends."""
+    deadline = time.monotonic() + PATIENCE
+    while born(number) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return not born(number)
+
+
+def test_a_child_has_no_input_and_its_output_is_kept() -> None:
+    def work() -> None:
+        sys.stdout.write(f"read {sys.stdin.read()!r}\n")
+        os.write(2, b"and by descriptor\n")
+
+    child = Child(work)
+    assert child.wait() == 0
+    assert child.printed.lines(2) == "\n  read ''\n  and by descriptor"
+
+
+@pytest.mark.parametrize(("how", "code"), [("raises", 1), ("exits", 7), ("is killed", -signal.SIGUSR2)])
+def test_a_childs_end_is_known(how: str, code: int) -> None:
+    def work() -> None:
+        if how == "raises":
+            raise ValueError("in the child")
+        if how == "exits":
+            sys.exit(7)
+        os.kill(os.getpid(), signal.SIGUSR2)
+
+    child = Child(work)
+    assert (child.wait(PATIENCE), child.poll()) == (code, code)
+    assert ("ValueError: in the child" in child.printed.lines(20)) == (how == "raises")
+
+
+def test_a_child_is_killed_with_what_it_started(tmp_path: Path) -> None:
+    def work() -> None:
+        number = processes.fork(lambda: time.sleep(10 * PATIENCE))
+        (tmp_path / "pid").write_text(str(number))
+        time.sleep(10 * PATIENCE)
+
+    child = Child(work)
+    grandchild = int(awaited(tmp_path / "pid"))
+    assert child.wait(0.05) is None
+    child.kill()
+    assert child.wait() == -signal.SIGKILL
+    assert ended(grandchild)
+
+
+def test_a_copy_ends_with_the_process_that_it_is_a_copy_of(tmp_path: Path) -> None:
+    def work() -> None:
+        def copy() -> None:
+            os.setsid()  # so that it is no matter of groups
+            (tmp_path / "pid").write_text(str(os.getpid()))
+            time.sleep(10 * PATIENCE)
+
+        processes.fork(copy)
+        awaited(tmp_path / "pid")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    child = Child(work)
+    assert child.wait(PATIENCE) == -signal.SIGKILL
+    assert ended(int(awaited(tmp_path / "pid")))
+
+
+def test_only_the_end_of_an_output_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "output"
+    path.write_text("x" * 10**6 + "\nthe last line\n")
+    assert Tail(path.open("rb")).lines(2) == f"\n  {'x' * 300}\n  the last line"

@@ -16,7 +16,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 
-from tests.twins import CLAUSES, REGISTRY, is_failed, others
+from conformance.clause import Clause
+from tests.twins import CLAUSES, REGISTRY, failed, others
 
 ROOT = Path(__file__).resolve().parent.parent
 SETS = ROOT / "tests" / "known_bad" / "recorded.json"
@@ -57,7 +58,10 @@ def meetings() -> dict[str, dict[str, Met]]:
 
 def failing(met: Met) -> Met:
     """Those of the meetings in which the twin does not pass."""
-    return [(name, clause) for name, clause in met if is_failed(REGISTRY[name], CLAUSES[clause])]
+    by_twin: dict[str, list[Clause]] = defaultdict(list)
+    for name, clause in met:
+        by_twin[name].append(CLAUSES[clause])
+    return [(name, clause.id) for name, clauses in by_twin.items() for clause in failed(REGISTRY[name], clauses)]
 
 
 def said(met: Met, sets: Sets) -> Met:

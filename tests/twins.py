@@ -7,12 +7,13 @@ import importlib
 import itertools
 import os
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from conformance.clause import REGISTRY as CLAUSES
 from conformance.clause import Clause, load_all
 from conformance.examine import Examination
+from conformance.pristine import PRISTINE
 from conformance.profiles import PROFILES, Profile
 from conformance.result import ANY_DTYPE, Result
 from conformance.subject import Subject
@@ -38,13 +39,15 @@ def begun(bad: KnownBad) -> Iterator[Target]:
     """A twin as a target: one that keeps state starts anew, and one that never ends is not waited for long."""
     from conformance.remote import failing  # not before `load_all`, which has an order of its own
 
-    getattr(bad.target, "reset", lambda: None)()
+    reset(bad)
     bound, seconds = failing.BOUND, os.environ.get("LORASPEC_RANK_SECONDS")
     failing.BOUND = 2.0 if "does not end within" in bad.says else bound
     os.environ["LORASPEC_RANK_SECONDS"] = "3" if "not ended within" in bad.says else "60"
     try:
         yield Target.of(bad.target, bad.name)
     finally:
+        with PRISTINE.suspended():
+            pass  # and then nothing that it has replaced is left
         failing.BOUND = bound
         del os.environ["LORASPEC_RANK_SECONDS"]
         if seconds is not None:
@@ -74,12 +77,21 @@ def others(bad: KnownBad) -> list[Clause]:
     return [c for c in found if c.id not in SLOW and c.group not in ALONE and WHOLE not in c.id + bad.clause]
 
 
-def is_failed(bad: KnownBad, clause: Clause) -> bool:
-    """Whether a twin does not pass one case of a clause that is not its own."""
+def failed(bad: KnownBad, clauses: Iterable[Clause]) -> list[Clause]:
+    """Of clauses that are not its own, those of which a twin does not pass one case."""
+    found = []
     with begun(bad) as target:
-        for subject, dtype in pairs(bad, target, clause)[:1]:
-            return Examination(clause, subject, dtype, OTHER).run().status != "pass"
-    return False
+        for clause in clauses:
+            reset(bad)
+            for subject, dtype in pairs(bad, target, clause)[:1]:
+                if Examination(clause, subject, dtype, OTHER).run().status != "pass":
+                    found.append(clause)
+    return found
 
 
-__all__ = ["CLAUSES", "REGISTRY", "KnownBad", "begun", "is_failed", "others", "own_failure", "pairs"]
+def reset(bad: KnownBad) -> None:
+    """Have a twin that keeps state start anew."""
+    getattr(bad.target, "reset", lambda: None)()
+
+
+__all__ = ["CLAUSES", "REGISTRY", "KnownBad", "begun", "failed", "others", "own_failure", "pairs"]

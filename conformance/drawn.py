@@ -8,7 +8,7 @@ import dataclasses
 import importlib
 import pprint
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,6 +41,12 @@ def {name}({arguments}) -> {returns}:
     """
     return {found}
 '''
+
+
+def is_drawing(definitions: Iterable[Definition]) -> bool:
+    """Whether any of `DRAWING` is among these."""
+    drawing = {f"{module}.{name}" for module, names in DRAWING.items() for name in names}
+    return not drawing.isdisjoint(definition.full_name for definition in definitions)
 
 
 def looked_up(clause: Clause, subject: Subject, case: Case) -> dict[str, Definition]:

@@ -8,7 +8,7 @@ import dataclasses
 from conformance.bundle import Bundle
 from conformance.case import Case
 from conformance.clause import Clause
-from conformance.drawn import looked_up
+from conformance.drawn import is_drawing, looked_up
 from conformance.judge import Inconclusive, Refused, Violation
 from conformance.result import Result
 from conformance.sources import Definition, Import, Lines, defined, literal, source
@@ -38,7 +38,10 @@ def replay(clause: Clause, subject: Subject, target: str, result: Result, header
     case = clause.cases.case_type.parse(result.case or "")
     check = defined(clause.check)
     kinds = [defined(kind) for kind in (type(case), type(subject), Violation, Refused, Inconclusive)]
-    bundle = Bundle([check, *kinds, NUMPY, RANDOM, SYS, TORCH], looked_up(clause, subject, case) | _own_config(subject))
+    roots, instead = [check, *kinds, NUMPY, RANDOM, SYS, TORCH], _own_config(subject)
+    bundle = Bundle(roots, instead)
+    if is_drawing(bundle.pieces) and (numbers := looked_up(clause, subject, case)):
+        bundle = Bundle(roots, numbers | instead)
     text = Text(bundle, LOCALS)
     interpreted = 'import os\n\nos.environ["TRITON_INTERPRET"] = "1"\n\n' if subject.lane == "interpreter" else ""
     guide = f"The check is `{text.name(check)}`, first below; `main`, at the end, runs it on the case."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from conformance.clause import load_all
 from conformance.distributed import keeping
 from conformance.distributed.keeping import KEEPER, packed
 from conformance.distributed.ranks import PATIENCE, Answer, Work, on_ranks
+from conformance.guard import born
 from conformance.judge import Violation
 from conformance.subject import Subject
 from conformance.target import Target
@@ -151,7 +153,24 @@ def test_ranks_that_are_given_nothing_more_end(subject: Subject, monkeypatch: py
     monkeypatch.setattr("conformance.distributed.ranks.IDLE", 0.1)
     (pid,) = pids(on_ranks(1, telling(subject, 0)))
     assert eventually(lambda: not KEEPER.kept[1].alive())
+    assert not KEEPER.kept[1].folder.exists()
     assert pids(on_ranks(1, telling(subject, 0))) != [pid]
+
+
+def test_ranks_end_with_the_process_that_keeps_them_and_leave_nothing(subject: Subject) -> None:
+    receive, send = os.pipe()
+    child = os.fork()
+    if not child:
+        found = [pid for world in (1, 2) for pid in pids(on_ranks(world, telling(subject, 0)))]
+        folders = [str(ranks.folder) for ranks in KEEPER.kept.values()]
+        os.write(send, json.dumps([found, folders]).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    found, folders = json.loads(os.read(receive, 2**16))
+    assert len(found) == 3
+    assert len(folders) == 2
+    assert eventually(lambda: not any(map(os.path.exists, folders)))
+    assert eventually(lambda: not any(map(born, found)))
 
 
 def closing_over(thing: object, subject: Subject) -> Callable[[int], Answer]:

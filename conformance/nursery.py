@@ -7,6 +7,7 @@ worker imports the target. So it is too where the copy with the target dies.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from conformance.pool import Pool
 from conformance.selection import Selection, gpu_at_hand, set_interpreter
 from conformance.watch import Events
 
+MANY = 100  # trials, some of which will import what compiles: once before the copies are made
 NOT_COPIED = 75  # exit code of a process whose target must be imported by each worker
 
 
@@ -59,7 +61,10 @@ def _with_target(selection: Selection, folder: Path, asked: int) -> None:
 
 def _judge(selection: Selection, folder: Path) -> None:
     try:
-        Pool(selection, folder).run()
+        pool = Pool(selection, folder)
+        if len(pool.request.keys) >= MANY:
+            importlib.import_module("torch._dynamo")  # torch.compile, checkpointing and ranks import it, for a second
+        pool.run()
     except Exception:  # noqa: BLE001
         Events(folder).write(error=traceback.format_exc(), where=selection.target)
 

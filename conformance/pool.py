@@ -7,6 +7,7 @@ import json
 import os
 import select
 import signal
+import tempfile
 import time
 import traceback
 from collections import deque
@@ -29,18 +30,19 @@ FRUITLESS = 5  # workers in a row that end before they were given a trial
 
 @dataclass(frozen=True)
 class Request:
-    """Which trials to judge, by how many workers, and the seconds that one may take."""
+    """Which trials to judge, by how many workers, the seconds that one may take, and a folder for temporary files."""
 
     keys: list[Key]
     workers: int
     limit: float
+    files: str
 
     @classmethod
     def read(cls, folder: Path) -> Request:
         """The request that a command left in a folder."""
         found = json.loads((folder / "request.json").read_text(encoding="utf-8"))
         keys = [(clause, subject, dtype) for clause, subject, dtype in found["keys"]]
-        return cls(keys, found["workers"], found["limit"])
+        return cls(keys, found["workers"], found["limit"], found["files"])
 
     def write(self, folder: Path) -> None:
         """Leave it in a folder, whole or not at all."""
@@ -167,6 +169,7 @@ class Pool:
         def work() -> None:
             for descriptor in foreign:
                 os.close(descriptor)
+            _keep_files_in(Path(self.request.files) / name)
             judge_as_told(self.selection, self.folder, name, inbox, outbox)
 
         pid = processes.fork(work)
@@ -216,7 +219,6 @@ def judge_as_told(selection: Selection, folder: Path, name: str, inbox: int, out
     from conformance.target import TargetError
     from conformance.trial import loaded, trials
 
-    os.environ["TMPDIR"] = str(_own_folder(folder, name))  # what the target leaves goes with the run's own folder
     watch, events = Watch(folder, name, 0.0), Events(folder)
     try:
         with watch.importing():
@@ -242,10 +244,7 @@ def judge_as_told(selection: Selection, folder: Path, name: str, inbox: int, out
             os.write(outbox, b".")
 
 
-def _own_folder(folder: Path, name: str) -> Path:
-    import tempfile
-
-    own = folder / "tmp" / name
-    own.mkdir(parents=True, exist_ok=True)
-    tempfile.tempdir = str(own)
-    return own
+def _keep_files_in(folder: Path) -> None:
+    """Have temporary files made in a folder that goes with the run, whatever the target leaves in it."""
+    folder.mkdir()
+    tempfile.tempdir = os.environ["TMPDIR"] = str(folder)

@@ -63,7 +63,7 @@ PROFILES = {
     profile.name: profile
     for profile in (
         Profile("quick", volume=6, interpreted=2, margin=2),
-        Profile("default", volume=24, interpreted=4, margin=10, searches=4),
+        Profile("default", volume=24, interpreted=4, margin=11),
         Profile("nightly", volume=1000, interpreted=40, searches=200),
     )
 }

@@ -18,6 +18,7 @@ from conformance.limits import busy
 from conformance.processes import Child
 from conformance.report import Outcome
 from conformance.result import Result
+from conformance.scratch import in_memory
 from conformance.selection import Selection, UsageError, known
 from conformance.shards import keys
 from conformance.watch import Events
@@ -49,6 +50,8 @@ class Run:
         self.selection, self.import_timeout = selection, import_timeout
         self._scratch = tempfile.TemporaryDirectory(prefix="loraspec-", ignore_cleanup_errors=True)
         self._folder = Path(self._scratch.name)
+        # on the file system of the clauses' own folders: a target may rename what it wrote to a temporary file
+        self._files = tempfile.TemporaryDirectory(prefix="loraspec-", dir=in_memory(), ignore_cleanup_errors=True)
         self.plan: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
@@ -69,6 +72,7 @@ class Run:
         self._child.kill()
         self._child.wait()
         self._scratch.cleanup()
+        self._files.cleanup()
 
     def _nursery(self, asked: int) -> None:
         os.close(self._asks)  # so that the end of this process is the end of what can be asked
@@ -129,7 +133,7 @@ class Run:
             limit = TIMEOUTS[self.selection.profile] * busy() if timeout is None else timeout
             most = memory_for(count) if memory is None else int(memory * 2**30)
             _write(self._folder, outcome)
-            Request(left, count, limit).write(self._folder)
+            Request(left, count, limit, self._files.name).write(self._folder)
             os.write(self._asks, b".")
             guard = Guard(self._folder, limit, self.import_timeout, most)
             outcome = self._followed(guard, wanted, watcher)

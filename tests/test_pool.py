@@ -41,7 +41,7 @@ def test_a_free_worker_takes_the_largest_group_that_nobody_has_and_then_shares_t
 
 
 def test_a_request_is_read_as_it_was_written(tmp_path: Path) -> None:
-    request = Request(list(SECONDS), workers=3, limit=2.5)
+    request = Request(list(SECONDS), workers=3, limit=2.5, files="/tmp/x")
     request.write(tmp_path)
     assert Request.read(tmp_path) == request
 

@@ -35,7 +35,6 @@ ORDERS = {
     "Switching modes leaves no state: after any others, torch and disable give the bits they gave at first.",
     group="fhe",
     cases=SMALL.narrowed(how=tuple(ORDERS)),
-    dtypes=ONE,
     needs=CUSTOM,
 )
 def test_modes_leave_no_state(subject: Subject, case: QuantizedCase) -> float | None:

@@ -57,17 +57,12 @@ class Job:
     dropped: bool = False
 
 
-def jobs(every_layout: bool) -> list[Job]:
-    """Every configuration that a launcher can choose, for every architecture, dtype and layout.
-
-    With a mask and without `every_layout` of packed operands alone, which takes half of the time.
-    """
+def jobs() -> list[Job]:
+    """Every configuration that a launcher can choose, for every architecture, dtype and layout."""
     found = {}
     variants = itertools.product(ARCHITECTURES, DTYPES, LAYOUTS, (False, True))
     for arch, (dtype, compute), layout, dropped in variants:
         if dtype != compute and (layout != "packed" or dropped):
-            continue
-        if dropped and layout != "packed" and not every_layout:
             continue
         for M, features, R in SHAPES:
             wide = dtype.itemsize > compute.itemsize

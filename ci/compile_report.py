@@ -1,7 +1,9 @@
-"""Compile every kernel in every configuration ahead of time, and judge what came out.
+"""Compile ahead of time every kernel in every configuration that has changed, and judge what comes out of all of them.
 
-Needs no GPU: the triton wheel carries ptxas. Exit status 1 when a kernel spills, wants more shared memory
-than its architecture has, multiplies 16-bit or int8 tiles without a tensor core, or fuses what is to round twice.
+Needs no GPU: the triton wheel carries ptxas. A job whose source, options, architecture and Triton version have an entry
+in `ci/compiled.csv` has been compiled, and its entry says what came out. Exit status 1 when a kernel spills, wants
+more shared memory than its architecture has, multiplies 16-bit or int8 tiles without a tensor core, or fuses what is to
+round twice; with --all also where the record says anything else than what the compilations give.
 """
 
 import argparse
@@ -13,184 +15,98 @@ import os
 import re
 import sys
 import tempfile
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ci.compile_jobs import KERNELS, LIFTED, Job, jobs
-from optimized.kernels.integers import NOT_FUSED, integers_kernel
-from optimized.kernels.joined import joined_kernel
-from optimized.kernels.partials import partials_kernel
-from optimized.kernels.tiles import TL_DTYPE
+from ci import compile_record
+from ci.compile_digest import code, digest
+from ci.compile_jobs import KERNELS, Job, jobs
+from ci.compile_record import Measured, labels
+from ci.compile_sources import source_of
 
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 TENSOR_CORE = {"tcgen05": "tcgen05.mma", "wgmma": "wgmma.mma_async", "mma": "mma.sync"}
-
-
-# What a launch finds out: which strides are 1, and which other numbers are no multiples of 16. A swapped
-# factor is a transposed one, as in g · B and T · A; an odd rank is no multiple of 16; nothing is known of
-# strided operands.
-INNER = ("stride_xk", "stride_gn", "stride_yn", "stride_sr", "stride_pr", "stride_tr", "stride_dr")
-UNIT_STRIDES = {
-    "packed": (*INNER, "stride_ak", "stride_br", "stride_or"),
-    "swapped": (*INNER, "stride_ar", "stride_bn"),
-    "odd rank": (*INNER, "stride_ar", "stride_br", "stride_or"),
-    "strided": (),
-}
-UNALIGNED_AT_ODD_RANK = ("R", "stride_sm", "stride_ak", "stride_bn", "stride_on", "stride_tm", "stride_dn")
+SHOWN = ("registers", "spill_bytes", "shared_bytes", "instructions", "descriptors")
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one compilation gave, and what is wrong with it."""
+    """A job, the digest of its source, what its compilation gave, and what is wrong with that."""
 
-    kernel: str
-    arch: str
-    dtype: str
-    compute: str
-    layout: str
-    dropped: bool
-    blocks: str
-    warps: int
-    stages: int
-    registers: int
-    spill_bytes: int
-    shared_bytes: int
-    instructions: str
-    descriptors: bool
-    faults: list[str]
+    job: Job
+    digest: str
+    measured: Measured
+
+    @property
+    def faults(self) -> list[str]:
+        """What is wrong, by the rules as they are now, whenever it was compiled."""
+        job, measured = self.job, self.measured
+        faults = []
+        if measured.spill_bytes:
+            faults.append(f"spills {measured.spill_bytes} bytes")
+        if measured.shared_bytes > SHARED_BYTES[job.arch]:
+            limit = f"sm_{job.arch} has {SHARED_BYTES[job.arch]}"
+            faults.append(f"wants {measured.shared_bytes} bytes of shared memory, {limit}")
+        if job.kernel == "joined" and not measured.descriptors:
+            faults.append("moves no tile by a tensor descriptor")
+        multiplies = job.kernel in (*KERNELS, "integers", "joined")
+        if multiplies and job.compute != "float32" and measured.instructions == "fma":
+            faults.append(f"multiplies {job.compute} tiles without a tensor core")
+        if job.kernel == "integers" and measured.fused:
+            faults.append("fuses multiplications with additions, which rounds once where PyTorch rounds twice")
+        return faults
+
+    @property
+    def columns(self) -> dict[str, str | int | bool]:
+        """What the table shows."""
+        return {**labels(self.job), **{name: asdict(self.measured)[name] for name in SHOWN}}
 
 
-def compile_job(job: Job) -> Row:
+def compiled(job: Job) -> Measured:
     """Compile one job and read its cubin."""
-    kernel, constants = _kernel(job)
-    signature = {name: _type(name, job, constants) for name in kernel.arg_names}
-    aligned = [i for i, name in enumerate(kernel.arg_names) if name not in constants and _is_aligned(name, job)]
-    attributes = {(i,): [["tt.divisibility", 16]] for i in aligned}
-    source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
-    options = {"num_warps": job.config.num_warps, "num_stages": job.config.num_stages}
-    if job.kernel == "integers":
-        options |= NOT_FUSED
+    source = source_of(job)
+    given = ASTSource(
+        source.kernel,
+        signature=source.signature,
+        constexprs=source.constants,
+        attrs={(i,): [["tt.divisibility", 16]] for i in source.aligned},
+    )
     with contextlib.redirect_stdout(io.StringIO()) as log:
-        compiled = triton.compile(source, target=GPUTarget("cuda", job.arch, 32), options=options)
+        found = triton.compile(given, target=GPUTarget("cuda", job.arch, 32), options=source.options)
     registers = re.search(r"Used (\d+) registers", log.getvalue())
     spills = re.findall(r"(\d+) bytes spill", log.getvalue())
     if registers is None or not spills:
         raise RuntimeError(f"ptxas reported no registers or spills for {job}: {log.getvalue()!r}")
-    kinds = [kind for kind, mnemonic in TENSOR_CORE.items() if mnemonic in compiled.asm["ptx"]]
-    row = Row(
-        kernel=job.kernel,
-        arch=f"sm_{job.arch}",
-        dtype=job.dtype,
-        compute=job.compute,
-        layout=job.activation or job.layout,
-        dropped=job.dropped,
-        blocks="x".join(f"{name.removeprefix('BLOCK')[-1:]}{size}" for name, size in job.config.blocks.items()),
-        warps=job.config.num_warps,
-        stages=job.config.num_stages,
+    kinds = [kind for kind, mnemonic in TENSOR_CORE.items() if mnemonic in found.asm["ptx"]]
+    return Measured(
         registers=int(registers[1]),
         spill_bytes=sum(map(int, spills)),
-        shared_bytes=compiled.metadata.shared,
+        shared_bytes=found.metadata.shared,
         instructions="+".join(kinds) or "fma",
-        descriptors="cp.async.bulk.tensor" in compiled.asm["ptx"],
-        faults=[],
+        descriptors="cp.async.bulk.tensor" in found.asm["ptx"],
+        fused="fma.rn.f64" in found.asm["ptx"],
     )
-    row.faults.extend(_faults(row, job.arch, fused="fma.rn.f64" in compiled.asm["ptx"]))
-    return row
 
 
-def _faults(row: Row, arch: int, *, fused: bool) -> list[str]:
-    faults = []
-    if row.spill_bytes:
-        faults.append(f"spills {row.spill_bytes} bytes")
-    if row.shared_bytes > SHARED_BYTES[arch]:
-        faults.append(f"wants {row.shared_bytes} bytes of shared memory, {row.arch} has {SHARED_BYTES[arch]}")
-    if row.kernel == "joined" and not row.descriptors:
-        faults.append("moves no tile by a tensor descriptor")
-    if row.kernel in (*KERNELS, "integers", "joined") and row.compute != "float32" and row.instructions == "fma":
-        faults.append(f"multiplies {row.compute} tiles without a tensor core")
-    if row.kernel == "integers" and fused:
-        faults.append("fuses multiplications with additions, which rounds once where PyTorch rounds twice")
-    return faults
+def digest_of(job: Job, version: str = triton.__version__) -> str:
+    """The digest of what this job is compiled from, by what, and of how the result is read."""
+    return digest(source_of(job), job.arch, version, code(compiled), repr(TENSOR_CORE))
 
 
-def _kernel(job: Job) -> tuple[Any, dict[str, Any]]:
-    """The job's kernel and the arguments that are constant in it."""
-    compute = getattr(torch, job.compute)
-    if job.kernel == "integers":
-        scaled = job.dtype != "int64"
-        units = {} if job.layout == "strided" else {"stride_xk": 1, "stride_wk": 1, "stride_yn": 1}
-        return integers_kernel, {"SCALED": scaled, "BIASED": scaled, **job.config.blocks, **units}
-    if job.kernel in LIFTED:
-        name, _, gate = job.activation.partition(" ")
-        constants = {"GATED": bool(gate), "ACTIVATION": name, "ACC": TL_DTYPE[torch.float32]}
-        return LIFTED[job.kernel], {**constants, **job.config.blocks}
-    if job.kernel == "joined":
-        backward = job.layout.startswith("backward")
-        constants = {"OPERAND": TL_DTYPE[compute], "HAS_BIAS": True, "K_FIRST": backward, "GROUP_M": 8}
-        units = {"stride_sr": 1, "stride_bn" if backward else "stride_br": 1}
-        return joined_kernel, {**constants, "DROPPED": job.dropped, **job.config.blocks, **units}
-    if job.kernel == "partials":
-        kernel, constants = partials_kernel, {"ACC": TL_DTYPE[torch.float32]}
-    else:
-        kernel, _, dot = KERNELS[job.kernel]
-        constants = {
-            **dot(compute),
-            "DROPPED": job.dropped,
-            **({"ADDED": job.layout != "strided"} if job.kernel == "up" else {}),
-        }
-    units = {name: 1 for name in UNIT_STRIDES[job.layout] if name in kernel.arg_names}
-    return kernel, {**constants, **job.config.blocks, **units}
-
-
-def _type(name: str, job: Job, constants: dict[str, Any]) -> str:
-    """The type of one argument, as Triton writes it; intermediates and partial sums are float32."""
-    if name in constants:
-        return "constexpr"
-    if name.endswith("_desc"):
-        return _descriptor(name, job)
-    if name in ("s_ptr", "t_ptr", "d_ptr", "partials_ptr"):
-        return "*fp32"
-    if job.kernel == "integers" and name.endswith("_ptr"):
-        return {"x_ptr": "*i8", "w_ptr": "*i8", "y_ptr": f"*{_triton_name(job.dtype)}"}.get(name, "*fp64")
-    if name.endswith("_ptr"):
-        return f"*{_triton_name(job.dtype)}"
-    return "fp64" if name == "scale" else "i64" if name == "seed" or name.startswith("stride_") else "i32"
-
-
-def _descriptor(name: str, job: Job) -> str:
-    """The type of a tensor descriptor, as `joined` makes it."""
-    axes = {"x_desc": "MK", "w_desc": "KN" if job.layout.startswith("backward") else "NK", "y_desc": "MN"}[name]
-    sizes = ",".join(str(job.config.blocks[f"BLOCK_{axis}"]) for axis in axes)
-    return f"tensordesc<{TL_DTYPE[getattr(torch, job.dtype)]}[{sizes}]>"
-
-
-def _is_aligned(name: str, job: Job) -> bool:
-    """Whether a launch would find this argument to be a multiple of 16."""
-    if name.endswith("_OF_SPLIT"):
-        return True
-    if job.layout == "strided" or (job.layout.endswith("odd rank") and name in UNALIGNED_AT_ODD_RANK):
-        return False
-    return name.endswith("_ptr") or name in ("N", "K", "R") or name.startswith("stride_")
-
-
-def _triton_name(dtype: str) -> str:
-    return "i64" if dtype == "int64" else str(TL_DTYPE[getattr(torch, dtype)])
-
-
-def _table(rows: list[Row]) -> str:
-    """The rows in columns, each with its faults at the end."""
-    heads = [field.name for field in fields(Row) if field.name != "faults"]
-    cells = [heads, *([str(getattr(row, head)) for head in heads] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells]
-    faults = ["", *("; ".join(row.faults) for row in rows)]
-    return "\n".join(f"{line}  {fault}".rstrip() for line, fault in zip(lines, faults, strict=True))
+def compile_all(chosen: list[Job]) -> list[Measured]:
+    """Compile these jobs, by as many processes as there are cores."""
+    if not chosen:
+        return []
+    with tempfile.TemporaryDirectory() as cache:
+        workers = min(len(os.sched_getaffinity(0)), len(chosen))
+        prepared = {"initializer": _prepare, "initargs": (cache,)}
+        with concurrent.futures.ProcessPoolExecutor(workers, **prepared) as pool:
+            return list(pool.map(compiled, chosen, chunksize=min(4, -(-len(chosen) // workers))))
 
 
 def _prepare(cache: str) -> None:
@@ -199,29 +115,61 @@ def _prepare(cache: str) -> None:
     triton.knobs.nvidia.dump_ptxas_log = True
 
 
-def main() -> int:
-    """Compile, print the table, write the JSON if asked to; 1 when anything is wrong."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def differences(rows: Iterable[Row], known: dict[str, Measured]) -> list[str]:
+    """Where a record says anything else than these compilations, which are all there are."""
+    found = []
+    rows = list(rows)
+    for row in rows:
+        if row.digest not in known:
+            found.append(f"{_named(row.job)} has no entry")
+        elif known[row.digest] != row.measured:
+            before, now = asdict(known[row.digest]), asdict(row.measured)
+            changed = (f"{name} {before[name]} is {now[name]}" for name in now if before[name] != now[name])
+            found.append(f"{_named(row.job)}: {', '.join(changed)}")
+    superfluous = len({*known} - {row.digest for row in rows})
+    return [*found, *([f"{superfluous} entries are of no job"] if superfluous else [])]
+
+
+def _named(job: Job) -> str:
+    return " ".join(str(cell) for cell in labels(job).values() if cell is not False)
+
+
+def _table(rows: list[Row]) -> str:
+    """The rows in columns, each with its faults at the end."""
+    cells = [[*rows[0].columns], *(list(map(str, row.columns.values())) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells]
+    faults = ["", *("; ".join(row.faults) for row in rows)]
+    return "\n".join(f"{line}  {fault}".rstrip() for line, fault in zip(lines, faults, strict=True))
+
+
+def main(arguments: list[str], record: Path = compile_record.RECORD) -> int:
+    """Compile, print the table, write what is asked for; 1 when anything is wrong."""
+    parser = argparse.ArgumentParser(prog="ci/compile", description=__doc__)
+    parser.add_argument("--all", action="store_true", help="compile what has an entry too, and compare")
+    parser.add_argument("--record", action="store_true", help="write the record anew")
     parser.add_argument("--json", type=Path, help="where to write the rows")
-    parser.add_argument("--every-layout", action="store_true", help="kernels with a mask in every layout too")
-    arguments = parser.parse_args()
-    with (
-        tempfile.TemporaryDirectory() as cache,
-        concurrent.futures.ProcessPoolExecutor(
-            len(os.sched_getaffinity(0)), initializer=_prepare, initargs=(cache,)
-        ) as pool,
-    ):
-        rows = list(pool.map(compile_job, jobs(arguments.every_layout), chunksize=4))
+    asked = parser.parse_args(arguments)
+    wanted = [(job, digest_of(job)) for job in jobs()]
+    known = compile_record.read(record)
+    anew = [(job, key) for job, key in wanted if asked.all or key not in known]
+    given = dict(known)
+    given.update(zip((key for _, key in anew), compile_all([job for job, _ in anew]), strict=True))
+    rows = [Row(job, key, given[key]) for job, key in wanted]
     faulty = [row for row in rows if row.faults]
-    sys.stdout.write(
-        f"{_table(rows)}\n\n{len(rows)} compilations with triton {triton.__version__}, {len(faulty)} faulty\n"
-    )
-    if arguments.json:
-        arguments.json.write_text(
-            json.dumps({"triton": triton.__version__, "rows": [asdict(row) for row in rows]}, indent=1) + "\n"
-        )
-    return 1 if faulty else 0
+    said = [f"{len(rows)} compilations with triton {triton.__version__}, {len(faulty)} faulty; {len(anew)} made now"]
+    wrong = differences(rows, known) if asked.all and not asked.record else []
+    said += [f"{record.name}: {line}" for line in wrong]
+    if anew and not asked.record:
+        said.append(f"`ci/compile --record` writes what was compiled to ci/{record.name}, so that it is not done again")
+    sys.stdout.write(f"{_table(rows)}\n\n" + "\n".join(said) + "\n")
+    if asked.record:
+        compile_record.write([(row.job, row.digest, row.measured) for row in rows], record)
+    if asked.json:
+        listed = [{**row.columns, "faults": row.faults} for row in rows]
+        asked.json.write_text(json.dumps({"triton": triton.__version__, "rows": listed}, indent=1) + "\n")
+    return 1 if faulty or wrong else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -38,8 +38,8 @@ def replay(clause: Clause, subject: Subject, target: str, result: Result, header
     case = clause.cases.case_type.parse(result.case or "")
     check = defined(clause.check)
     kinds = [defined(kind) for kind in (type(case), type(subject), Violation, Refused, Inconclusive)]
-    instead = _own_config(subject)
     roots: list[Definition | Import] = [check, *kinds, NUMPY, RANDOM, SYS, TORCH]
+    instead = _own_config(subject)
     bundle = Bundle(roots, instead)
     if is_drawing(bundle.pieces) and (numbers := looked_up(clause, subject, case)):
         bundle = Bundle(roots, numbers | instead)

@@ -67,7 +67,6 @@ OTHER = {"float64": "float32", "float32": "float64", "bfloat16": "float32", "flo
     cases=SMALL.narrowed(values=("integers", "cancelling"), training=(True,)),
     subjects=("LoRATritonFunction",),
     needs=("LoRATritonFunction",),
-    weight=0.5,
 )
 def test_output_dtype(subject: Subject, case: LinearCase) -> float | None:
     operands = subject.operands(case)

@@ -18,7 +18,7 @@ from conformance.requirements.base import judge_gradients, oracle_for
 from conformance.subject import TRAINABLE, Subject
 
 
-@clause("MRG-FWD", "A merged layer computes the same y as the adapter path.", group="merge", cases=MERGE)
+@clause("MRG-FWD", "A merged layer computes the same y as the adapter path.", group="merge", cases=MERGE, weight=0.5)
 def test_merged_output(subject: Subject, case: LinearCase) -> float | None:
     instance = merged(subject, case)
     return judge(output(instance), oracle_for(subject, instance.operands).y)
@@ -57,6 +57,7 @@ def test_merged_weight(subject: Subject, case: LinearCase) -> float | None:
     "Merging twice is merging once, and unmerging twice is unmerging once.",
     group="merge",
     cases=MERGE,
+    weight=0.5,
 )
 def test_idempotent(subject: Subject, case: LinearCase) -> float | None:
     instance = merged(subject, case, times=2)
@@ -69,7 +70,13 @@ def test_idempotent(subject: Subject, case: LinearCase) -> float | None:
     return worst(first, judge(output(instance), restored), judge_restored(instance, "the weight after two unmerges"))
 
 
-@clause("MRG-UNMERGE", "Unmerging restores W within 2u·(|W| + |ΔW|), and training goes on.", group="merge", cases=MERGE)
+@clause(
+    "MRG-UNMERGE",
+    "Unmerging restores W within 2u·(|W| + |ΔW|), and training goes on.",
+    group="merge",
+    cases=MERGE,
+    weight=0.5,
+)
 def test_unmerge(subject: Subject, case: LinearCase) -> float | None:
     instance = merged(subject, case)
     with calling(f"{subject.name}.unmerge()"):
@@ -87,7 +94,7 @@ def test_unmerge(subject: Subject, case: LinearCase) -> float | None:
     "Unmerging a layer that was not merged changes nothing.",
     group="merge",
     cases=MERGE,
-    weight=0.5,
+    weight=0.34,
 )
 def test_unmerge_alone(subject: Subject, case: LinearCase) -> float | None:
     instance = subject.build(subject.operands(case))
@@ -117,7 +124,7 @@ def test_flag(subject: Subject, case: LinearCase) -> float | None:
     return None
 
 
-@clause("MRG-STATE", "The state_dict of a merged layer is the unmerged one.", group="merge", cases=MERGE, weight=0.5)
+@clause("MRG-STATE", "The state_dict of a merged layer is the unmerged one.", group="merge", cases=MERGE, weight=0.34)
 def test_state_dict_when_merged(subject: Subject, case: LinearCase) -> float | None:
     instance = subject.build(subject.operands(case))
     before = {name: value.detach().clone() for name, value in instance.module.state_dict().items()}
@@ -143,7 +150,7 @@ def test_state_dict_when_merged(subject: Subject, case: LinearCase) -> float | N
     "Dropout does not act on a merged layer, in training neither.",
     group="merge",
     cases=MERGE.narrowed(dropout=(0.5,), position=("post", "pre"), training=(True,)),
-    weight=0.5,
+    weight=0.34,
 )
 def test_merged_in_training(subject: Subject, case: LinearCase) -> float | None:
     instance = merged(subject, case)

@@ -1,6 +1,7 @@
 """`loraspec` in copies of one process that has torch and the suite imported, which takes a new process seconds.
 
-The process reads requests, one a line, forks a copy for each, and answers by its exit code. It ends with its input.
+The process reads requests, one a line, forks a copy for each, and answers by its exit code and the processor's seconds
+that it took. It ends with its input.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from conformance import processes
 from conformance.run import ONE_THREAD
 
 ROOT = Path(__file__).parent.parent
+SPENT = [0.0]  # seconds of the processor so far, which no account of this process's children has
 
 
 def loraspec(arguments: tuple[str, ...], cwd: Path, timeout: float) -> subprocess.CompletedProcess[str]:
@@ -44,8 +46,17 @@ def _server() -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         text=True,
     )
-    atexit.register(server.kill)
+    atexit.register(_end, server)
     return server
+
+
+def _end(server: subprocess.Popen[str]) -> None:
+    """End it by the end of its input, so that what it and its children took is counted."""
+    assert server.stdin is not None
+    assert server.stdout is not None
+    server.stdin.close()
+    server.wait()
+    server.stdout.close()
 
 
 def _asked(request: dict[str, Any], timeout: float) -> int:
@@ -62,7 +73,9 @@ def _asked(request: dict[str, Any], timeout: float) -> int:
         raise subprocess.TimeoutExpired(list(request["arguments"]), timeout)
     answer = server.stdout.readline()
     assert answer, "the process with the suite imported ended"
-    return int(answer)
+    code, seconds = json.loads(answer)
+    SPENT[0] += seconds
+    return int(code)
 
 
 def _serve() -> None:
@@ -75,7 +88,8 @@ def _serve() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         number = processes.fork(lambda request=request: _run(request))
-        answers.write(f"{processes.exit_code(os.waitpid(number, 0)[1])}\n")
+        _, status, used = os.wait4(number, 0)
+        answers.write(json.dumps([processes.exit_code(status), used.ru_utime + used.ru_stime]) + "\n")
 
 
 def _run(request: dict[str, Any]) -> None:

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ci.compile_digest import digest, functions
-from ci.compile_record import Measured
-from ci.compile_sources import Source, source_of
 
 from ci import compile_record, compile_report
+from ci.compile_digest import digest, functions
 from ci.compile_jobs import Job, jobs
+from ci.compile_record import Measured
+from ci.compile_sources import Source, source_of
 
 KERNEL = '''
 """A kernel with a function of its own, one of another module, and a global."""

@@ -37,14 +37,15 @@ def one(name: str, cpu: float, wall: float = 0.5) -> dict[str, Any]:
 def test_each_line_is_counted_as_what_it_is(tmp_path: Path) -> None:
     other = "tests/test_a.py::test_b[tests/c.py::d]"
     lines = [one(TRIAL, 1.0, 4.0), one(TRIAL.replace("32", "64"), 2.0), one(TWIN, 3.0), one(other, 4.0)]
-    lines += [one(TWIN.replace("fails", "is_seen"), 0.5), {"step": "types", "cpu": 9.0, "wall": 10.0, "status": 0}]
+    lines += [one(TWIN.replace("fails", "is_seen"), 0.5), one(TWIN.partition("[")[0], 0.25)]
+    lines += [{"step": "types", "cpu": 9.0, "wall": 10.0, "status": 0}]
     found = cost_sources.read([folder_of(tmp_path, *lines)]).kinds
     assert found == {
         "steps": {"types": Cost(9.0, 10.0)},
         "groups": {"linear": Cost(3.0, 4.5)},
-        "files": {"tests/test_known_bad.py": Cost(3.5, 1.0), "tests/test_a.py": Cost(4.0, 0.5)},
+        "files": {"tests/test_known_bad.py": Cost(3.75, 1.5), "tests/test_a.py": Cost(4.0, 0.5)},
         "trials": {"LIN-FWD-lora_linear-float32": Cost(1.0, 4.0), "LIN-FWD-lora_linear-float64": Cost(2.0, 0.5)},
-        "tests": {other: Cost(4.0, 0.5)},
+        "tests": {other: Cost(4.0, 0.5), TWIN.partition("[")[0]: Cost(0.25, 0.5)},
         "twins": {"Twin-a": Cost(3.5, 1.0)},
     }
 
@@ -107,11 +108,11 @@ def test_the_file_has_an_entry_a_line_and_only_what_differs_changes(tmp_path: Pa
     folder_of(source, lines[1])
     assert cost_table.main(run, file) == 0
     assert ' "Twin-a": {"cpu": 2.0, "wall": 0.5}' in file.read_text().splitlines(), "what was not measured is kept"
-    changed = json.loads(file.read_text()) | {"machine": "another"}
-    file.write_text(json.dumps(changed))
-    folder_of(source, {**lines[0], "cpu": 22.9})
-    assert cost_table.main(run, file) == 0
-    assert ' "types": {"cpu": 23.0, "wall": 21.0}' in file.read_text().splitlines()
+    folder_of(source, {**lines[1], "cpu": 0.44})
+    for machine, expected in ((json.loads(file.read_text())["machine"], 0.34), ("another", 0.44)):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"machine": machine}))
+        assert cost_table.main(run, file) == 0
+        assert f' "lint": {{"cpu": {expected}, "wall": 0.4}}' in file.read_text().splitlines()
 
 
 def test_the_table_has_sums_and_the_dearest_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import math
 import os
@@ -10,7 +11,8 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+import warnings
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +27,20 @@ from conformance.demo import output, session, tasks
 from conformance.demo.recording import RecordingBackend, Traffic
 from reference.encryption import Keys
 from reference.noise import PARAMETER_SETS
-from tests.commands import PATIENCE, loraspec
+from tests.commands import PATIENCE
 
 FILES = {"losses.png", "private-training.json", "private-training.md"}
 FORWARD, BACKWARD_TOO, TOKENS_IN_A_BATCH = 23, 21, 8 * 32  # linear layers of 384 to 384 in MiniLM, one at the client
 
 
 def demo(folder: Path, *options: str) -> tuple[dict[str, Any], str]:
-    """The report of a run with the toy parameters, and what it printed."""
-    ended = loraspec("demo", "private-training", "--out", str(folder), "--backend", "toy", *options)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    return json.loads((folder / "private-training.json").read_text()), ended.stdout
+    """The report of a run with the toy parameters in this process, and what it printed."""
+    printed = io.StringIO()
+    with redirect_stdout(printed), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of libraries, as in a process of its own
+        code = cli.main(["demo", "private-training", "--out", str(folder), "--backend", "toy", *options])
+    assert code == 0, printed.getvalue()
+    return json.loads((folder / "private-training.json").read_text()), printed.getvalue()
 
 
 @pytest.fixture(scope="module")

@@ -2,23 +2,52 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import sys
+from unittest import mock
 
-from tests.commands import python
-from tests.paths import LAYERS
+import pytest
+import torch
 
-ROOT = Path(__file__).parent.parent
+from tests import paths
+from tests.commands import TARGETS
+from tests.interpreting import interpreted
+
+
+def every_path() -> None:
+    """The worst errors of y, dX, dA and dB are within their budgets, and none is zero at every size."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with mock.patch.object(sys, "path", [str(TARGETS), *sys.path]):
+            found = dict(paths.verdicts(dtypes=("bfloat16",)))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(found) == 2 * len(paths.LAYERS)
+    assert all(0 < float(verdict) <= 1 for verdict in found.values()), found
 
 
 def test_every_path_is_right_at_benchmarked_sizes() -> None:
-    ended = python("-m", "tests.paths", "--dtype", "bfloat16", cwd=ROOT, TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
-    lines = ended.stdout.splitlines()
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert len(lines) == 2 * len(LAYERS)
-    assert all(0 < float(line.split()[-1]) <= 1 for line in lines), ended.stdout
+    interpreted(every_path)
 
 
-def test_without_an_interpreter_it_says_what_is_missing() -> None:
-    ended = python("-m", "tests.paths", cwd=ROOT, TRITON_INTERPRET="")
-    assert ended.returncode == 2
-    assert "set TRITON_INTERPRET=1: without it no kernel runs on a CPU" in ended.stderr
+@pytest.mark.parametrize(("verdict", "code"), [("0.500", 0), ("FAIL y[0, 0]: got 1, want 2", 1)])
+def test_the_command_prints_each_verdict_and_fails_with_one(
+    verdict: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(sys, "argv", ["paths", "--dtype", "bfloat16"])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    monkeypatch.setattr(paths, "verdicts", lambda *_: iter([("64x256x256 r8 bfloat16", verdict)]))
+    assert paths.main() == code
+    assert capsys.readouterr().out.split(maxsplit=3) == ["64x256x256", "r8", "bfloat16", f"{verdict}\n"]
+
+
+def test_without_an_interpreter_it_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "")
+    monkeypatch.setattr(sys, "argv", ["paths"])
+    with pytest.raises(SystemExit, match="2"):
+        paths.main()
+    assert "set TRITON_INTERPRET=1: without it no kernel runs on a CPU" in capsys.readouterr().err

@@ -17,6 +17,7 @@ from conformance.judge import calling, require
 from conformance.model.base import make_config
 from conformance.model.toys import Toy, adapted, adapters
 from conformance.refusal import calling_quietly, quiet
+from conformance.scratch import in_memory
 from conformance.subject import Subject
 
 ONE = ("float32",)
@@ -73,7 +74,7 @@ PLAIN = FILES.narrowed(rslora=(False,), dora=(False,), dropout=(0.0,))
 
 def folder() -> tempfile.TemporaryDirectory[str]:
     """A folder of its own, removed when it is left."""
-    return tempfile.TemporaryDirectory(prefix="loraspec-", ignore_cleanup_errors=True)
+    return tempfile.TemporaryDirectory(prefix="loraspec-", dir=in_memory(), ignore_cleanup_errors=True)
 
 
 def toy(subject: Subject, case: Case) -> nn.Module:

@@ -37,6 +37,7 @@ from conformance.subject import Subject
     group="checkpoint",
     cases=FILES.narrowed(how=("training", "evaluating", "frozen adapters", "trainable norms")),
     dtypes=("float32", "bfloat16"),
+    weight=0.67,
 )
 def test_loading_changes_adapters_only(subject: Subject, case: FileCase) -> None:
     source, config = trained(subject, case)
@@ -92,6 +93,7 @@ def test_loading_keeps_files(subject: Subject, case: FileCase) -> None:
     "A file of another floating-point dtype is cast to the adapter's dtype, rounded once, or refused.",
     group="checkpoint",
     cases=PLAIN.narrowed(how=("float64", "float32", "bfloat16", "float16")),
+    weight=0.67,
 )
 def test_another_dtype(subject: Subject, case: FileCase) -> None:
     model, config = trained(subject, case)

@@ -190,7 +190,7 @@ class Lookup(nn.Module):
     group="checkpoint",
     cases=PLAIN.narrowed(chosen=("q_proj",)),
     dtypes=("float64",),
-    weight=0.5,
+    weight=0.34,
 )
 def test_embedding(subject: Subject, case: FileCase) -> None:
     torch.manual_seed(case.seed)
@@ -210,7 +210,7 @@ def test_embedding(subject: Subject, case: FileCase) -> None:
     cases=PLAIN.narrowed(chosen=("q_proj",)),
     dtypes=("float64",),
     library="transformers",
-    weight=0.5,
+    weight=0.34,
 )
 def test_conv1d(subject: Subject, case: FileCase) -> None:
     torch.manual_seed(case.seed)

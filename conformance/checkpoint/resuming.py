@@ -194,7 +194,7 @@ def _other(case: RunCase) -> RunCase:
     cases=RUNS,
     dtypes=ONE,
     needs=NEEDS,
-    weight=0.5,
+    weight=0.34,
 )
 def test_failed_save_of_a_run(subject: Subject, case: RunCase) -> None:
     with folder() as path:

@@ -41,6 +41,7 @@ from conformance.subject import Subject
     parameters' own dtypes and bits, neither scaled nor transposed.""",
     group="checkpoint",
     cases=FILES,
+    weight=0.5,
 )
 def test_layout(subject: Subject, case: FileCase) -> None:
     model, config = trained(subject, case)
@@ -61,6 +62,7 @@ def test_layout(subject: Subject, case: FileCase) -> None:
     "Loaded into a model with the same base, a saved adapter gives the parameters and the output bit for bit.",
     group="checkpoint",
     cases=FILES.narrowed(how=("adapted", "adapted differently initialised")),
+    weight=0.67,
 )
 def test_round_trip(subject: Subject, case: FileCase) -> None:
     model, config = trained(subject, case)
@@ -81,6 +83,7 @@ def test_round_trip(subject: Subject, case: FileCase) -> None:
     "Loaded into a model without adapters, a saved adapter is refused, or gives the output bit for bit.",
     group="checkpoint",
     cases=FILES,
+    weight=0.5,
 )
 def test_fresh(subject: Subject, case: FileCase) -> None:
     model, config = trained(subject, case)

@@ -46,7 +46,7 @@ class Keeper:
                     answers = found.ask(written)
                     self.kept[world] = found
                     return answers
-                except (Violation, Refused, Inconclusive, RuntimeError):
+                except (Violation, Refused, Inconclusive, RuntimeError, OSError):
                     pass  # new ones say whether it is so
             found.end()
         return self._on_new(world, work, written)

@@ -35,10 +35,12 @@ import numpy as np
 import torch
 
 from conformance.judge import Inconclusive, Refused, Violation
+from conformance.scratch import in_memory
 
 PATIENCE = "LORASPEC_RANK_SECONDS"  # in the environment: seconds for all ranks of a case
 SECONDS = 60.0  # where it is not set; a case takes about one
-GRACE = 2.0  # seconds in which the others may answer once one rank has failed
+GRACE = 0.5  # seconds in which the others may answer once one rank has failed: it was the first of them
+PLACE = 2.0  # seconds in which a rank that does not end may say where it is
 IDLE = 20.0  # seconds after which ranks that are given nothing more to do end
 # Imported before the fork, not once by each rank: DistributedDataParallel needs the last.
 LIBRARIES = (
@@ -98,7 +100,7 @@ class Ranks:
             read: makes a work of the bytes given to `ask`.
             others: the `Ranks` that this process has already, which the new ones let go of.
         """
-        self.folder, self.done = Path(tempfile.mkdtemp(prefix="loraspec-")), 0
+        self.folder, self.done = Path(tempfile.mkdtemp(prefix="loraspec-", dir=in_memory())), 0
         self._follow, self.life = os.pipe()
         self._called, self._call = os.pipe()  # a byte for each rank and work
         self._news, tell = os.pipe()  # a byte for each answer
@@ -216,7 +218,7 @@ def _place(process: Any, folder: Path, rank: int) -> str:
     """Where a rank is that does not end, by the innermost frame of Python."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(process.pid, signal.SIGUSR1)
-    path, deadline = folder / f"stack-{rank}", time.monotonic() + GRACE
+    path, deadline = folder / f"stack-{rank}", time.monotonic() + PLACE
     while time.monotonic() < deadline:
         _, _, stack = _text(path).rpartition("Current thread")
         frame = re.search(r'^  File "(.*)", line .* in (.*)\n', stack, re.MULTILINE)
@@ -282,9 +284,11 @@ def _answer_all(
             if world > 1:  # the others may still need this one
                 torch.distributed.barrier()
         number += 1
-        if read is None or not select.select([called], [], [], IDLE)[0]:
+        if read is None:
             return
-        os.read(called, 1)
+        if not select.select([called], [], [], IDLE)[0] or not os.read(called, 1):
+            shutil.rmtree(folder, ignore_errors=True)  # nobody may be left to do it
+            return
         work = read((folder / f"work-{number}").read_bytes())
 
 

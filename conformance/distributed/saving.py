@@ -17,6 +17,7 @@ from conformance.distributed.splitting import NEEDS, STYLES, styled
 from conformance.distributed.wrapping import whole
 from conformance.judge import calling, require, worst
 from conformance.oracle import Expected
+from conformance.scratch import in_memory
 from conformance.subject import TRAINABLE, Subject
 
 SAVING = 2  # ranks
@@ -68,7 +69,7 @@ def test_sharded_checkpoint(subject: Subject, case: RanksCase) -> float | None:
 
         return work
 
-    with tempfile.TemporaryDirectory(prefix="loraspec-", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(prefix="loraspec-", dir=in_memory(), ignore_cleanup_errors=True) as folder:
         path = str(Path(folder) / "checkpoint")
         for rank, saved in enumerate(on_ranks(SAVING, save(path))):
             names, expected = saved["names"], sorted(KEYS.values())

@@ -25,6 +25,7 @@ from conformance.subject import Subject
     training dropout does nothing.""",
     group="dora",
     cases=DORA.narrowed(dropout=(1.0, 0.5), position=("pre", "post"), training=(True, False)),
+    weight=0.5,
 )
 def test_dropout(subject: Subject, case: LinearCase) -> float | None:
     case = dataclasses.replace(case, dropout=1.0 if case.training else case.dropout)
@@ -48,6 +49,7 @@ def test_dropout(subject: Subject, case: LinearCase) -> float | None:
     "With pre dropout D, y = x Wᵀ + b + (m′-1) ⊙ D(x) Wᵀ + m′ ⊙ s·(D(x) Aᵀ) Bᵀ: the base sees x whole.",
     group="dora",
     cases=PROBE.narrowed(position=("pre",)),
+    weight=0.5,
 )
 def test_pre_dropout(subject: Subject, case: LinearCase) -> float | None:
     return judge_mask(subject, case)
@@ -60,6 +62,7 @@ def test_pre_dropout(subject: Subject, case: LinearCase) -> float | None:
     level="SHOULD",
     cases=PROBE.narrowed(position=("post",)),
     position="post",
+    weight=0.5,
 )
 def test_post_dropout(subject: Subject, case: LinearCase) -> float | None:
     return judge_mask(subject, case)

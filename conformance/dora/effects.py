@@ -43,7 +43,7 @@ def test_inputs_unmodified(subject: Subject, case: LinearCase) -> float | None:
     "What a call returned or saved, and its gradients, are not changed by later calls.",
     group="dora",
     cases=DORA,
-    weight=0.5,
+    weight=0.34,
 )
 def test_later_calls(subject: Subject, case: LinearCase) -> float | None:
     instance, oracle = built(subject, case)
@@ -64,7 +64,7 @@ def test_later_calls(subject: Subject, case: LinearCase) -> float | None:
     "Operands that get new values in place give the new result: neither the norm nor anything else is kept.",
     group="dora",
     cases=DORA,
-    weight=0.5,
+    weight=0.34,
 )
 def test_refilled(subject: Subject, case: LinearCase) -> float | None:
     instance, oracle = ran(subject, case)

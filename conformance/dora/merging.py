@@ -46,6 +46,7 @@ def merged_weight(oracle: DoraOracle) -> Expected:
     group="dora",
     cases=MERGE,
     needs=NEEDS,
+    weight=0.5,
 )
 def test_merged(subject: Subject, case: LinearCase) -> float | None:
     instance, oracle = merged(subject, case, times=1 + case.seed % 2)
@@ -69,6 +70,7 @@ def merged_output(oracle: DoraOracle) -> Expected:
     group="dora",
     cases=MERGE,
     needs=NEEDS,
+    weight=0.5,
 )
 def test_unmerged(subject: Subject, case: LinearCase) -> float | None:
     instance, oracle = merged(subject, case, times=1)

@@ -66,7 +66,7 @@ def test_subsets(subject: Subject, case: LinearCase) -> float | None:
     "A bias made trainable by requires_grad_(True) gets Σ g as its gradient.",
     group="dora",
     cases=DORA.narrowed(bias=(True,)),
-    weight=0.5,
+    weight=0.34,
 )
 def test_trainable_bias(subject: Subject, case: LinearCase) -> float | None:
     instance, oracle = built(subject, case)
@@ -89,7 +89,7 @@ def test_trainable_bias(subject: Subject, case: LinearCase) -> float | None:
     "Two backward passes over a retained graph give the same gradients, which add up.",
     group="dora",
     cases=DORA,
-    weight=0.5,
+    weight=0.34,
 )
 def test_backward_twice(subject: Subject, case: LinearCase) -> float | None:
     instance, oracle = built(subject, case)
@@ -113,7 +113,7 @@ def test_backward_twice(subject: Subject, case: LinearCase) -> float | None:
     "Under gradient checkpointing the gradients are the same.",
     group="dora",
     cases=DORA.narrowed(training=(True,)),
-    weight=0.5,
+    weight=0.25,
 )
 def test_checkpointed(subject: Subject, case: LinearCase) -> float | None:
     instance, oracle = built(subject, case)
@@ -168,7 +168,7 @@ def test_options(subject: Subject, case: LinearCase) -> float | None:
     group="dora",
     cases=DORA.narrowed(m=(2, 3, 17)),
     dtypes=("float64", "float32"),
-    weight=0.5,
+    weight=0.34,
 )
 def test_nonfinite(subject: Subject, case: LinearCase) -> float | None:
     instance, oracle = built(subject, case)

@@ -82,6 +82,7 @@ def test_disable(subject: Subject, case: QuantizedCase) -> float | None:
     group="fhe",
     cases=LAYER.narrowed(side=("backward",)),
     needs=CUSTOM,
+    weight=0.5,
 )
 def test_disable_backward(subject: Subject, case: QuantizedCase) -> float | None:
     problem = Problem(case, subject.device)
@@ -137,6 +138,7 @@ def test_conv1d(subject: Subject, case: QuantizedCase) -> float | None:
     group="fhe",
     cases=LAYER.narrowed(m=(2, 3, 8), values=("constant",), side=("forward", "backward")),
     needs=CUSTOM,
+    weight=0.5,
 )
 def test_constants(subject: Subject, case: QuantizedCase) -> float | None:
     problem = Problem(case, subject.device)
@@ -154,6 +156,7 @@ def test_constants(subject: Subject, case: QuantizedCase) -> float | None:
     cases=SMALL.narrowed(values=("normal",), side=("backward",)),
     dtypes=("float64", "float32"),
     needs=CUSTOM,
+    weight=0.5,
 )
 def test_gradient_of_mean(subject: Subject, case: QuantizedCase) -> float | None:
     problem = Problem(case, subject.device)
@@ -174,6 +177,7 @@ def test_gradient_of_mean(subject: Subject, case: QuantizedCase) -> float | None
     cases=SMALL.narrowed(values=("ties",), side=("forward", "backward")),
     dtypes=("float64", "float32"),
     needs=CUSTOM,
+    weight=0.5,
 )
 def test_rounding(subject: Subject, case: QuantizedCase) -> float | None:
     problem = Problem(case, subject.device)
@@ -188,6 +192,7 @@ def test_rounding(subject: Subject, case: QuantizedCase) -> float | None:
     cases=SMALL.narrowed(values=("far", "normal"), side=("forward", "backward")),
     dtypes=("float64", "float32"),
     needs=CUSTOM,
+    weight=0.5,
 )
 def test_zero_points(subject: Subject, case: QuantizedCase) -> float | None:
     problem = Problem(case, subject.device)
@@ -201,6 +206,7 @@ def test_zero_points(subject: Subject, case: QuantizedCase) -> float | None:
     group="fhe",
     cases=LAYER.narrowed(m=(1, 2), k=(1030, 999, 1499), n=(2, 1, 3), n_bits=(8,), values=("wide",)),
     dtypes=("float64",),
+    weight=0.5,
 )
 def test_wide_products(subject: Subject, case: QuantizedCase) -> float | None:
     problem = Problem(case, subject.device)
@@ -238,6 +244,7 @@ def test_quantization_bound(subject: Subject, case: QuantizedCase) -> float | No
     group="fhe",
     cases=LAYER.narrowed(m=(2, 3), k=(17, 33), n=(5, 16), n_bits=(2, 3, 4, 5, 6, 7, 8), values=("grid",)),
     dtypes=("float64",),
+    weight=0.5,
 )
 def test_number_of_steps(subject: Subject, case: QuantizedCase) -> float | None:
     problem = Problem(case, subject.device)

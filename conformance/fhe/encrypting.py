@@ -120,6 +120,7 @@ def _examine(given: tuple[object, ...], product: Product, recorder: Recorder, na
     cases=SMALL.narrowed(lead=("2d", "3d"), m=(2, 3, 70)),
     dtypes=("float32",),
     needs=NEEDS,
+    weight=0.5,
 )
 def test_evaluate_sees_no_input(subject: Subject, case: QuantizedCase) -> float | None:
     problem, recorder = Problem(case, subject.device), Recorder(Parameters())

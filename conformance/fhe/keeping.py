@@ -35,7 +35,7 @@ ORDERS = {
     "Switching modes leaves no state: after any others, torch and disable give the bits they gave at first.",
     group="fhe",
     cases=SMALL.narrowed(how=tuple(ORDERS)),
-    dtypes=TYPES,
+    dtypes=ONE,
     needs=CUSTOM,
 )
 def test_modes_leave_no_state(subject: Subject, case: QuantizedCase) -> float | None:
@@ -120,6 +120,7 @@ CHANGES = ("copy_", "bias", "load_state_dict", "assign")
     cases=SMALL.narrowed(how=CHANGES, bias=(True,), side=("forward", "backward")),
     dtypes=TYPES,
     needs=CUSTOM,
+    weight=0.67,
 )
 def test_weight_changed(subject: Subject, case: QuantizedCase) -> float | None:
     problem = Problem(case, subject.device)
@@ -155,6 +156,7 @@ def test_weight_changed(subject: Subject, case: QuantizedCase) -> float | None:
     ),
     dtypes=TYPES,
     needs=CUSTOM,
+    weight=0.67,
 )
 def test_inputs_unmodified(subject: Subject, case: QuantizedCase) -> float | None:
     problem = Problem(case, subject.device)

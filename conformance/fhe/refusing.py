@@ -125,6 +125,7 @@ def test_n_bits(subject: Subject, case: QuantizedCase) -> float | None:
     ),
     dtypes=("float32", "bfloat16"),
     needs=CUSTOM,
+    weight=0.67,
 )
 def test_nonfinite(subject: Subject, case: QuantizedCase) -> float | None:
     problem = Problem(dataclasses.replace(case, side="forward"), subject.device)

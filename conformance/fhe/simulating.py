@@ -42,7 +42,8 @@ def test_simulate_is_disable(subject: Subject, case: QuantizedCase) -> float | N
     return judge(simulated[0], problem.y())
 
 
-NOISE = SMALL.narrowed(m=(2500,), k=(2, 3, 5), n=(1, 2, 5), bias=(False,), values=("grid",), n_bits=(8, 4))
+# so many products that a target which interprets kernels on a CPU leaves them to PyTorch: of numbers, not of noise
+NOISE = SMALL.narrowed(m=(2500,), k=(7, 9, 11), n=(1, 2, 5), bias=(False,), values=("grid",), n_bits=(8, 4))
 
 
 @clause(
@@ -81,7 +82,7 @@ def test_noise_law(subject: Subject, case: QuantizedCase) -> float | None:
     cases=NOISE.narrowed(how=("from call to call", "from row to row")),
     dtypes=("float64",),
     needs=BACKEND,
-    weight=0.5,
+    weight=0.34,
 )
 def test_noise_is_fresh(subject: Subject, case: QuantizedCase) -> float | None:
     problem = Problem(case, subject.device)

@@ -37,6 +37,7 @@ def judge_both(split: Split, of_x: Limits, of_g: Limits) -> float | None:
     cases=STATIC,
     dtypes=TYPES,
     needs=("CustomLinear",),
+    weight=0.5,
 )
 def test_static(subject: Subject, case: QuantizedCase) -> float | None:
     problem = Problem(case, subject.device)
@@ -55,6 +56,7 @@ def test_static(subject: Subject, case: QuantizedCase) -> float | None:
     cases=STATIC.narrowed(m=(3, 2, 5), how=("widening", "narrowing")),
     dtypes=("float32",),
     needs=("CustomLinear",),
+    weight=0.5,
 )
 def test_passes_merge(subject: Subject, case: QuantizedCase) -> float | None:
     problem = Problem(case, subject.device)
@@ -81,6 +83,7 @@ def _with(found: Limits) -> Limits:
     group="fhe",
     cases=STATIC.narrowed(k=(17, 33), values=("normal",)),
     dtypes=("float64", "float32"),
+    weight=0.5,
 )
 def test_clamps(subject: Subject, case: QuantizedCase) -> float | None:
     problem = Problem(case, subject.device)

@@ -150,6 +150,7 @@ REMOTE = ["inference_model.first"] + [
     cases=STEP,
     dtypes=("float64",),
     needs=LORA,
+    weight=0.5,
 )
 def test_training_step(subject: Subject, case: StepCase) -> float | None:
     trained = Trained(case)

@@ -51,7 +51,7 @@ def test_merging_changes_nothing_trained(subject: Subject, case: LinearCase) -> 
     "A copy of a merged layer, by deepcopy or pickle, is merged: it computes the same, and unmerges by itself.",
     group="merge",
     cases=MERGE,
-    weight=0.5,
+    weight=0.34,
 )
 def test_copy_of_a_merged_layer(subject: Subject, case: LinearCase) -> float | None:
     instance = merged(subject, case)
@@ -97,7 +97,7 @@ def test_conversion_of_a_merged_layer(subject: Subject, case: LinearCase) -> flo
     "train() and eval() change neither the y of a merged layer nor what unmerging restores.",
     group="merge",
     cases=MERGE,
-    weight=0.5,
+    weight=0.34,
 )
 def test_modes_of_a_merged_layer(subject: Subject, case: LinearCase) -> float | None:
     instance = merged(subject, case)

@@ -24,7 +24,7 @@ MIXED = Space(LinearCase, tame=partnered, **MERGE.narrowed(values=("integers", "
     "A merged layer gives x its gradient, dX = g (W + s·B A), and the weight none.",
     group="merge",
     cases=MERGE,
-    weight=0.5,
+    weight=0.34,
 )
 def test_merged_backward(subject: Subject, case: LinearCase) -> float | None:
     instance = merged(subject, case)

@@ -38,6 +38,7 @@ def test_accumulates(subject: Subject, case: StepCase) -> float | None:
     group="training",
     cases=STEPS.narrowed(m=(1, 2, 4), steps=(2, 4), source=("loss_fn",)),
     dtypes=EXACT,
+    weight=0.67,
 )
 def test_equals_a_big_batch(subject: Subject, case: StepCase) -> float | None:
     case = dataclasses.replace(case, calls=case.steps)
@@ -53,6 +54,7 @@ def test_equals_a_big_batch(subject: Subject, case: StepCase) -> float | None:
     group="training",
     cases=STEPS.narrowed(m=(1, 2, 3), steps=(1, 2, 4)),
     dtypes=EXACT,
+    weight=0.67,
 )
 def test_unequal_micro_batches(subject: Subject, case: StepCase) -> float | None:
     problem = Problem(case, subject.device, rows=(case.m, case.m + 2, 1))

@@ -108,6 +108,7 @@ def test_frozen_parameters(subject: Subject, case: StepCase) -> float | None:
     group="training",
     cases=STEPS.narrowed(source=("object",)),
     dtypes=EXACT,
+    weight=0.67,
 )
 def test_loss_of_the_model(subject: Subject, case: StepCase) -> float | None:
     session = Session(subject, case).configure()

@@ -59,6 +59,7 @@ def judge_norm(norm: Any, exact: float, dtype: torch.dtype) -> float:
     group="training",
     cases=STEPS.narrowed(calls=(1, 2), steps=(1, 2)),
     dtypes=EXACT,
+    weight=0.67,
 )
 def test_step(subject: Subject, case: StepCase) -> float | None:
     session = Session(subject, case).configure()
@@ -107,6 +108,7 @@ def test_gradients_zeroed(subject: Subject, case: StepCase) -> float | None:
     group="training",
     cases=STEPS.narrowed(clip=(0.5, 0.25, 0.0625), steps=(1, 2)),
     dtypes=EXACT,
+    weight=0.67,
 )
 def test_clips(subject: Subject, case: StepCase) -> float | None:
     session = Session(subject, case).configure().toggle(run_optimizer=True)
@@ -122,6 +124,7 @@ def test_clips(subject: Subject, case: StepCase) -> float | None:
     group="training",
     cases=STEPS.narrowed(clip=(0.5, 2.0, 0.0625), steps=(1, 2), calls=(1, 2)),
     dtypes=EXACT,
+    weight=0.67,
 )
 def test_grad_norm(subject: Subject, case: StepCase) -> float | None:
     session = Session(subject, case).configure()

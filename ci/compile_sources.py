@@ -1,0 +1,121 @@
+"""What the compiler is given for each job: the kernel, the types of its arguments, which are constant, the options."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ci.compile_jobs import KERNELS, LIFTED, Job
+from optimized.kernels.integers import NOT_FUSED, integers_kernel
+from optimized.kernels.joined import joined_kernel
+from optimized.kernels.partials import partials_kernel
+from optimized.kernels.tiles import TL_DTYPE
+
+# What a launch finds out: which strides are 1, and which other numbers are no multiples of 16. A swapped
+# factor is a transposed one, as in g · B and T · A; an odd rank is no multiple of 16; nothing is known of
+# strided operands.
+INNER = ("stride_xk", "stride_gn", "stride_yn", "stride_sr", "stride_pr", "stride_tr", "stride_dr")
+UNIT_STRIDES = {
+    "packed": (*INNER, "stride_ak", "stride_br", "stride_or"),
+    "swapped": (*INNER, "stride_ar", "stride_bn"),
+    "odd rank": (*INNER, "stride_ar", "stride_br", "stride_or"),
+    "strided": (),
+}
+UNALIGNED_AT_ODD_RANK = ("R", "stride_sm", "stride_ak", "stride_bn", "stride_on", "stride_tm", "stride_dn")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One compilation as the compiler sees it.
+
+    Attributes:
+        kernel: as `triton.jit` made it.   signature: the type of each argument, as Triton writes it.
+        constants: the arguments that are constant.   aligned: places of those known to be multiples of 16.
+        options: of the compiler.
+    """
+
+    kernel: Any
+    signature: dict[str, str]
+    constants: dict[str, Any]
+    aligned: tuple[int, ...]
+    options: dict[str, Any]
+
+
+def source_of(job: Job) -> Source:
+    """What the compiler is given for this job."""
+    kernel, constants = _kernel(job)
+    options = {"num_warps": job.config.num_warps, "num_stages": job.config.num_stages}
+    if job.kernel == "integers":
+        options |= NOT_FUSED
+    names = kernel.arg_names
+    return Source(
+        kernel,
+        {name: _type(name, job, constants) for name in names},
+        constants,
+        tuple(i for i, name in enumerate(names) if name not in constants and _is_aligned(name, job)),
+        options,
+    )
+
+
+def _kernel(job: Job) -> tuple[Any, dict[str, Any]]:
+    """The job's kernel and the arguments that are constant in it."""
+    compute = getattr(torch, job.compute)
+    if job.kernel == "integers":
+        scaled = job.dtype != "int64"
+        units = {} if job.layout == "strided" else {"stride_xk": 1, "stride_wk": 1, "stride_yn": 1}
+        return integers_kernel, {"SCALED": scaled, "BIASED": scaled, **job.config.blocks, **units}
+    if job.kernel in LIFTED:
+        name, _, gate = job.activation.partition(" ")
+        constants = {"GATED": bool(gate), "ACTIVATION": name, "ACC": TL_DTYPE[torch.float32]}
+        return LIFTED[job.kernel], {**constants, **job.config.blocks}
+    if job.kernel == "joined":
+        backward = job.layout.startswith("backward")
+        constants = {"OPERAND": TL_DTYPE[compute], "HAS_BIAS": True, "K_FIRST": backward, "GROUP_M": 8}
+        units = {"stride_sr": 1, "stride_bn" if backward else "stride_br": 1}
+        return joined_kernel, {**constants, "DROPPED": job.dropped, **job.config.blocks, **units}
+    if job.kernel == "partials":
+        kernel, constants = partials_kernel, {"ACC": TL_DTYPE[torch.float32]}
+    else:
+        kernel, _, dot = KERNELS[job.kernel]
+        constants = {
+            **dot(compute),
+            "DROPPED": job.dropped,
+            **({"ADDED": job.layout != "strided"} if job.kernel == "up" else {}),
+        }
+    units = {name: 1 for name in UNIT_STRIDES[job.layout] if name in kernel.arg_names}
+    return kernel, {**constants, **job.config.blocks, **units}
+
+
+def _type(name: str, job: Job, constants: dict[str, Any]) -> str:
+    """The type of one argument, as Triton writes it; intermediates and partial sums are float32."""
+    if name in constants:
+        return "constexpr"
+    if name.endswith("_desc"):
+        return _descriptor(name, job)
+    if name in ("s_ptr", "t_ptr", "d_ptr", "partials_ptr"):
+        return "*fp32"
+    if job.kernel == "integers" and name.endswith("_ptr"):
+        return {"x_ptr": "*i8", "w_ptr": "*i8", "y_ptr": f"*{_triton_name(job.dtype)}"}.get(name, "*fp64")
+    if name.endswith("_ptr"):
+        return f"*{_triton_name(job.dtype)}"
+    return "fp64" if name == "scale" else "i64" if name == "seed" or name.startswith("stride_") else "i32"
+
+
+def _descriptor(name: str, job: Job) -> str:
+    """The type of a tensor descriptor, as `joined` makes it."""
+    axes = {"x_desc": "MK", "w_desc": "KN" if job.layout.startswith("backward") else "NK", "y_desc": "MN"}[name]
+    sizes = ",".join(str(job.config.blocks[f"BLOCK_{axis}"]) for axis in axes)
+    return f"tensordesc<{TL_DTYPE[getattr(torch, job.dtype)]}[{sizes}]>"
+
+
+def _is_aligned(name: str, job: Job) -> bool:
+    """Whether a launch would find this argument to be a multiple of 16."""
+    if name.endswith("_OF_SPLIT"):
+        return True
+    if job.layout == "strided" or (job.layout.endswith("odd rank") and name in UNALIGNED_AT_ODD_RANK):
+        return False
+    return name.endswith("_ptr") or name in ("N", "K", "R") or name.startswith("stride_")
+
+
+def _triton_name(dtype: str) -> str:
+    return "i64" if dtype == "int64" else str(TL_DTYPE[getattr(torch, dtype)])

@@ -15,12 +15,17 @@ from conformance.target import Target
 from tests.variants import VARIANTS
 from tests.variants.choices import CHOICES
 
-# what only repeats the formulas under another mode says nothing more about an order of summation
-SAME_FORMULA = ("COMPILE", "CKPT", "SHAPES", "DROP")
+# what only repeats the formulas under another mode, or by the hundred, says nothing more about an order of summation
+SAME_FORMULA = ("COMPILE", "CKPT", "SHAPES", "DROP", "LEAK")
 # each recompiles for every new kind of operand: `tests.alarms` runs it in all clauses
 SLOW = {"compiled": ("LIN-FWD", "LIN-BWD")}
-PROFILE = dataclasses.replace(PROFILES["quick"], volume=2)
-SOME = dataclasses.replace(PROFILES["quick"], volume=12)  # a choice of one dropout position or dtype must be met
+# of each variant other cases: together more than any quick run draws
+PROFILES_OF = {
+    (name, dtype): dataclasses.replace(PROFILES["quick"], volume=1, seed=seed)
+    for seed, (name, dtype) in enumerate(itertools.product(VARIANTS, FLOAT_DTYPES))
+}
+# a choice of one dropout position or dtype must be met
+SOME = dataclasses.replace(PROFILES["quick"], volume=6, margin=None)
 
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES)
@@ -34,7 +39,7 @@ def test_no_clause_fails_a_correct_variant(name: str, dtype: str) -> None:
         if clause.id not in SLOW.get(name, (clause.id,)):
             continue
         for subject in target.subjects(clause) if dtype in clause.dtypes else ():
-            result = Examination(clause, subject, dtype, PROFILE).run()
+            result = Examination(clause, subject, dtype, PROFILES_OF[name, dtype]).run()
             if result.status != "pass":
                 alarms.append(f"{clause.id} {subject.name} {result.status}: {result.case}\n{result.message}")
     assert not alarms, "\n\n".join(alarms)

@@ -21,10 +21,11 @@ from conformance.limits import Limits
 from conformance.result import CRASHED, Result
 from conformance.selection import Selection
 from conformance.shards import Key
-from conformance.watch import Events, Watch, crashed, judged
+from conformance.watch import Events, Watch, crashed, judged, last_word
 
 LEAVE = 5.0  # seconds in which a worker may end
 EVERY = 0.1  # seconds between looks for workers that died without a word
+GUARDED = 60.0  # seconds in which the guard, which looks some times a second, ends what it must
 FRUITLESS = 5  # workers in a row that end before they were given a trial
 
 
@@ -194,7 +195,9 @@ class Pool:
             self.workers.remove(worker)
             worker.close()
             self._fruitless += 1
-            if worker.trial is not None and worker.since:
+            if last_word(self.folder, worker.name) in ("import", "refused"):
+                time.sleep(GUARDED)  # that is no matter of its trial: the guard sees it too, and ends the run
+            if worker.trial is not None:
                 self._died(worker)
             elif self._fruitless >= FRUITLESS:
                 code = processes.exit_code(status)
@@ -225,7 +228,7 @@ def judge_as_told(selection: Selection, folder: Path, name: str, inbox: int, out
             target = loaded(selection.target, selection.device)
     except TargetError as error:
         watch.doing("refused", str(error))
-        time.sleep(60.0)  # the guard reads that, and ends the run
+        time.sleep(GUARDED)
         return
     known: dict[Key, Any] = {}
     with os.fdopen(inbox, encoding="utf-8") as lines:

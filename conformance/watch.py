@@ -100,6 +100,12 @@ def crashed(folder: Path, worker: str, key: tuple[str, str, str], timeout: float
     return result, late
 
 
+def last_word(folder: Path, worker: str) -> str:
+    """What a worker said last that it does; empty where it said nothing yet."""
+    text = _read(folder / f"{worker}.doing")
+    return str(json.loads(text)["what"]) if text else ""
+
+
 def _read(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace").strip() if path.exists() else ""
 

@@ -42,7 +42,12 @@ def loraspec(*arguments: str, cwd: Path = TARGETS, timeout: float = PATIENCE) ->
     """Run the command; where a hash seed is asked for, in a new process, since a copy has one already."""
     if "PYTHONHASHSEED" in os.environ:
         return python("-m", "conformance", *arguments, cwd=cwd, timeout=timeout)
-    return preloaded.loraspec(arguments, cwd, timeout)
+    return preloaded.command("loraspec", arguments, cwd, timeout)
+
+
+def pytested(*arguments: str, cwd: Path = TARGETS, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
+    """Run pytest in a process that has the suite imported."""
+    return preloaded.command("pytest", arguments, cwd, timeout)
 
 
 def run_target(target: str, folder: Path, *options: str) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""`loraspec` in copies of one process that has torch and the suite imported, which takes a new process seconds.
+"""`loraspec`, and pytest, in copies of one process that has torch and the suite imported: a new process takes seconds.
 
 The process reads requests, one a line, forks a copy for each, and answers by its exit code and the processor's seconds
 that it took. It ends with its input.
@@ -24,14 +24,15 @@ ROOT = Path(__file__).parent.parent
 SPENT = [0.0]  # seconds of the processor so far, which no account of this process's children has
 
 
-def loraspec(arguments: tuple[str, ...], cwd: Path, timeout: float) -> subprocess.CompletedProcess[str]:
-    """What the command prints and ends with in this folder, and with the environment of this process."""
+def command(name: str, arguments: tuple[str, ...], cwd: Path, timeout: float) -> subprocess.CompletedProcess[str]:
+    """What `loraspec` or `pytest` prints and ends with in this folder, and with the environment of this process."""
     with tempfile.TemporaryDirectory(prefix="loraspec-") as folder:
         streams = [str(Path(folder) / name) for name in ("out", "err")]
-        request = {"arguments": arguments, "cwd": str(cwd), "environment": dict(os.environ), "streams": streams}
+        asked = {"command": name, "arguments": arguments, "cwd": str(cwd)}
+        request = {**asked, "environment": dict(os.environ), "streams": streams}
         code = _asked(request, timeout)
         out, err = (Path(stream).read_text(encoding="utf-8") for stream in streams)
-    return subprocess.CompletedProcess(["loraspec", *arguments], code, out, err)
+    return subprocess.CompletedProcess([name, *arguments], code, out, err)
 
 
 @cache
@@ -104,9 +105,14 @@ def _run(request: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["cwd"])
-    sys.argv = ["loraspec", *request["arguments"]]
+    sys.argv = [request["command"], *request["arguments"]]
     sys.path[:0] = [request["cwd"], *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     importlib.invalidate_caches()
+    if request["command"] == "pytest":
+        import pytest
+
+        # assertions in what is imported already cannot be rewritten, which pytest would warn of
+        sys.exit(pytest.main(["--assert=plain", *request["arguments"]]))
     from conformance import cli
 
     sys.exit(cli.main(request["arguments"]))

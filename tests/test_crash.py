@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.commands import run_target, without_times
 
-LIMIT = 15  # seconds: the trials that end take a tenth of one, but a busy machine may take ten times as long
+LIMIT = 5  # seconds: the trials that end take a tenth of one, but a busy machine may take ten times as long
 SEEN = {
     "LIN-DROP-EVAL": "ended the process without an error: an exit call, a kill signal, or memory ran out",
     "LIN-DROP-BWD": "killed the process: Segmentation fault\nat ",

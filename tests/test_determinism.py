@@ -13,7 +13,7 @@ import pytest
 from conformance.case import Case, Space
 from conformance.clause import FLOAT_DTYPES
 from conformance.result import without_addresses
-from tests.commands import python, report_in, run_target, without_times
+from tests.commands import pytested, python, report_in, run_target, without_times
 
 CLAUSES = (
     "LIN-FWD",
@@ -126,7 +126,7 @@ def test_addresses_are_taken_out_of_messages() -> None:
 
 def test_a_failure_of_the_suite_says_nothing_of_its_process(tmp_path: Path) -> None:
     options = ("--target", "sabotage", "--clause", "LIN-FWD-ZERO", "--report-dir", str(tmp_path), "-n", "1")
-    python("-m", "pytest", "-q", "-p", "no:cacheprovider", "--pyargs", "conformance.test_linear", *options)
+    pytested("-q", "-p", "no:cacheprovider", "--pyargs", "conformance.test_linear", *options)
     error = report_in(tmp_path)["errors"][0]
     assert "ZeroDivisionError" in error["traceback"]
     assert "[gw0]" not in error["traceback"]

@@ -11,7 +11,7 @@ import pytest
 
 from conformance import shadow
 from conformance.selection import Selection, UsageError, key_of
-from tests.commands import PATIENCE, TARGETS, python
+from tests.commands import PATIENCE, TARGETS, pytested
 
 FOREIGN = {
     "conftest.py": """
@@ -53,7 +53,7 @@ def test_the_plugin_does_nothing_in_a_session_of_others(tmp_path: Path) -> None:
 def suite(*options: str, cwd: Path = TARGETS) -> subprocess.CompletedProcess[str]:
     """`pytest --pyargs conformance.test_linear` on one clause and dtype."""
     words = ("-q", "--pyargs", "conformance.test_linear", "--profile", "quick", "--dtype", "float32")
-    return python("-m", "pytest", "-p", "no:cacheprovider", *words, *options, cwd=cwd)
+    return pytested("-p", "no:cacheprovider", *words, *options, cwd=cwd)
 
 
 def test_a_right_target_passes() -> None:
@@ -89,7 +89,7 @@ def test_a_wrong_target_fails_with_its_case_under_xdist(tmp_path: Path) -> None:
 def test_deviations_are_strict(target: str, code: int, says: str) -> None:
     words = ("-q", "-p", "no:cacheprovider", "--pyargs", "conformance.test_linear", "--profile", "quick")
     chosen = ("--target", f"deviating:{target}", "--clause", "LIN-FWD-SCALE")
-    ended = python("-m", "pytest", *words, *chosen, cwd=TARGETS)
+    ended = pytested(*words, *chosen)
     assert ended.returncode == code, ended.stdout
     assert says in ended.stdout
 
@@ -113,8 +113,8 @@ def test_a_short_name_that_another_plugin_has_stays_its_own(tmp_path: Path) -> N
     (tmp_path / "other.py").write_text(
         "def pytest_addoption(parser):\n    parser.getgroup('other').addoption('--profile', default='theirs')\n"
     )
-    ended = python(
-        "-m", "pytest", "-q", "-p", "other", "--pyargs", "conformance.test_linear", "--collect-only",
+    ended = pytested(
+        "-q", "-p", "other", "--pyargs", "conformance.test_linear", "--collect-only",
         "--loraspec-profile", "quick", "--profile", "x", "--target", "reference", "--clause", "LIN-FWD",
         cwd=tmp_path,
     )  # fmt: skip

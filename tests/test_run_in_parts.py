@@ -15,7 +15,7 @@ import pytest
 
 from conformance import report
 from conformance.journal import NAME, read
-from tests.commands import PATIENCE, TARGETS, loraspec, python, report_in, run_target, without_times
+from tests.commands import PATIENCE, TARGETS, loraspec, pytested, report_in, run_target, without_times
 from tests.test_report import SCHEMA
 
 CHOSEN = ("--clause", "LIN-FWD,LIN-BWD-DB,LIN-MEM-INPUTS", "--dtype", "float32,bfloat16")
@@ -43,9 +43,9 @@ def test_shards_of_the_command_and_of_the_plugin_add_up(whole: Path, tmp_path: P
     assert (found["shard"], ended.returncode) == ("1/2", report.exit_code(found))
     assert "sluggish, shard 1/2: " in ended.stdout
     options = ("--target", "sluggish", "--profile", "quick", *CHOSEN, "--shard", "2/2", "--report-dir", str(two))
-    pytested = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "--pyargs", "conformance.test_linear", *options)
-    assert report_in(two)["shard"] == "2/2", pytested.stdout
-    assert pytested.returncode == report.exit_code(report_in(two))
+    other = pytested("-q", "-p", "no:cacheprovider", "--pyargs", "conformance.test_linear", *options)
+    assert report_in(two)["shard"] == "2/2", other.stdout
+    assert other.returncode == report.exit_code(report_in(two))
     merged = loraspec("merge", str(two), str(one), "--report-dir", str(into))
     assert merged.returncode == 1, merged.stderr
     assert without_times(report_in(into)) == without_times(report_in(whole))

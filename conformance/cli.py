@@ -8,19 +8,19 @@ import os
 import sys
 from collections.abc import Sequence
 
-from conformance import shadow
 from conformance.commands import COMMANDS, output
-from conformance.selection import SPECS, UsageError
+from conformance.isolation import package_shadowing
+from conformance.run.selection import SPECS, UsageError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    from conformance.run import SuiteError
+    from conformance.run.execution import SuiteError
 
     options = _parser().parse_args(arguments)
     sys.path[:0] = [os.getcwd()] if os.getcwd() not in sys.path else []
     try:
-        shadow.check()
+        package_shadowing.check()
         code: int = COMMANDS[options.command].execute(options)
         return code
     except UsageError as error:
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(text: str, code: int) -> int:
-    from conformance.terminal import console
+    from conformance.report.terminal import console
 
     console(stderr=True).print(text)
     return code

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from conformance import shadow
-from conformance.selection import Selection, UsageError, gpu_at_hand, set_interpreter
+from conformance.isolation import package_shadowing
+from conformance.run.selection import Selection, UsageError, gpu_at_hand, set_interpreter
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -73,7 +73,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config.option, "loraspec_target"):
         return
     try:
-        shadow.check()
+        package_shadowing.check()
         selection = selected(config)
     except UsageError as error:
         raise pytest.UsageError(str(error)) from error
@@ -81,7 +81,7 @@ def pytest_configure(config: pytest.Config) -> None:
         set_interpreter(selection.lane, selection.device, gpu_at_hand())
         if getattr(config.option, "numprocesses", None):
             os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from conformance.session import Session
+    from conformance.run.pytest_session import Session
 
     config.pluginmanager.register(Session(config, selection), "loraspec-session")
 

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 
 from conformance import dora
-from conformance.clause import clause
+from conformance.cases.linear_case import LinearCase
 from conformance.dora.oracle import DORA, NAMES, DoraOracle, built, ran
-from conformance.judge import Violation, judge, require, worst
-from conformance.linear_case import LinearCase
-from conformance.numerics import numbers, rounded
-from conformance.oracle import Expected
-from conformance.subject import Subject
+from conformance.judgement.judge import Violation, judge, require, worst
+from conformance.judgement.linear_oracle import Expected
+from conformance.numerics.formats import numbers, rounded
+from conformance.specification.clause import clause
+from conformance.target.subject import Subject
 
 
 @clause(

@@ -14,16 +14,16 @@ import torch
 
 from conformance import layer as layers
 from conformance import requirements
-from conformance.clause import clause
-from conformance.judge import calling, judge, require, worst
+from conformance.cases.linear_case import LinearCase
+from conformance.cases.operands import Operands
+from conformance.cases.seeding import seed_torch
+from conformance.judgement.judge import calling, judge, require, worst
 from conformance.layer.same import same_results
-from conformance.linear_case import LinearCase
-from conformance.numerics import dtype_named, numbers
-from conformance.operands import Operands
+from conformance.numerics.formats import dtype_named, numbers
 from conformance.requirements.base import SMALL, judge_gradients, oracle_for
 from conformance.requirements.dropout import PROBE, judge_relation, read_mask, started
-from conformance.seeding import seed_torch
-from conformance.subject import TRAINABLE, Instance, Subject, frozen_linear, run
+from conformance.specification.clause import clause
+from conformance.target.subject import TRAINABLE, Instance, Subject, frozen_linear, run
 
 globals().update(requirements.declare("LAY", "layer"))
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from conformance import requirements
-from conformance.clause import clause
-from conformance.judge import Refused, Violation, judge, worst
-from conformance.linear_case import LinearCase
-from conformance.numerics import dtype_named
+from conformance.cases.linear_case import LinearCase
+from conformance.judgement.judge import Refused, Violation, judge, worst
+from conformance.numerics.formats import dtype_named
 from conformance.requirements.base import SMALL, judge_gradients, oracle_for
-from conformance.subject import TRAINABLE, Subject
+from conformance.specification.clause import clause
+from conformance.target.subject import TRAINABLE, Subject
 
 globals().update(requirements.declare("LIN", "linear"))
 

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from conformance import merge
-from conformance.clause import clause
-from conformance.judge import calling, judge, require, worst
-from conformance.linear_case import LinearCase
+from conformance.cases.linear_case import LinearCase
+from conformance.judgement.judge import calling, judge, require, worst
+from conformance.judgement.linear_oracle import Expected
 from conformance.merge.merging import MERGE, judge_restored, merged, output, weight_allowance
-from conformance.numerics import numbers
-from conformance.oracle import Expected
+from conformance.numerics.formats import numbers
 from conformance.requirements.base import judge_gradients, oracle_for
-from conformance.subject import TRAINABLE, Subject
+from conformance.specification.clause import clause
+from conformance.target.subject import TRAINABLE, Subject
 
 
 @clause("MRG-FWD", "A merged layer computes the same y as the adapter path.", group="merge", cases=MERGE, weight=0.5)

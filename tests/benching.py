@@ -13,7 +13,7 @@ from conformance.bench.cases import Size
 from conformance.bench.ceilings import Ceilings
 from conformance.bench.layers import Contender, Operands, Problem
 from conformance.bench.measuring import Pace
-from conformance.target import Target
+from conformance.target.target import Target
 
 SIZE = Size(6, 40, 24, 3)
 M, K, N, R = 6, 40, 24, 3

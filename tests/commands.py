@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from conformance import smoke
-from conformance.clause import load_all
-from conformance.report import Outcome, assemble
-from conformance.selection import Selection
-from conformance.trial import loaded, trials
+from conformance.report.report import Outcome, assemble
+from conformance.run import plan as planning
+from conformance.run.selection import Selection
+from conformance.run.trial import loaded, trials
+from conformance.specification.clause import load_all
 from tests import preloaded
 
 PATIENCE = 900  # seconds for one process: it may start torch several times, each a minute on a busy machine
@@ -68,7 +68,7 @@ def judged(target: str, **options: Any) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "path", [str(TARGETS), *sys.path])
         selection = Selection.of(target, profile="quick", **options)
-        plan, outcome = smoke.plan(selection), Outcome()
+        plan, outcome = planning.plan(selection), Outcome()
         loaded_target = loaded(selection.target, selection.device)
         for clause in load_all().values():
             if selection.includes(clause.id, clause.group):

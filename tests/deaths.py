@@ -11,9 +11,9 @@ import json
 import sys
 from collections.abc import Iterable
 
-from conformance.clause import Clause
-from conformance.examine import Examination
-from conformance.profiles import DEATHS, PROFILES, Profile
+from conformance.run.case_search import Examination
+from conformance.run.profiles import DEATHS, PROFILES, Profile
+from conformance.specification.clause import Clause
 from tests.sensitivity import DEFECTS, seen
 from tests.twins import CLAUSES, REGISTRY, KnownBad, begun, pairs
 

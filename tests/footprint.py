@@ -16,13 +16,13 @@ from pathlib import Path
 
 import torch
 
-from conformance.clause import GROUPS, Clause, load_all
-from conformance.examine import Examination
-from conformance.profiles import PROFILES
-from conformance.result import ANY_DTYPE, PASS
-from conformance.run import ONE_THREAD
-from conformance.target import Target
-from conformance.trial import loaded
+from conformance.judgement.result import ANY_DTYPE, PASS
+from conformance.run.case_search import Examination
+from conformance.run.execution import ONE_THREAD
+from conformance.run.profiles import PROFILES
+from conformance.run.trial import loaded
+from conformance.specification.clause import GROUPS, Clause, load_all
+from conformance.target.target import Target
 
 RESIDENT, MAPPED = 2 * 2**10, 4 * 2**10  # MiB that a clause may need, with a frugal target and all that is imported
 FEW = dataclasses.replace(PROFILES["quick"], volume=3, shrinks=0)

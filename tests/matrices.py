@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from conformance import report
-from conformance.matrix.columns import Column
-from conformance.report import Outcome
-from conformance.result import Result
-from conformance.selection import Selection
+from conformance.judgement.result import Result
+from conformance.report import report
+from conformance.report.matrix.columns import Column
+from conformance.report.report import Outcome
+from conformance.run.selection import Selection
 
 DTYPES = ("float32", "bfloat16")
 CLAUSES = {"LIN-FWD": "linear", "LIN-BWD-DA": "linear", "LIN-DET": "linear", "LAY-FWD": "layer", "MRG-MERGE": "merge"}

@@ -16,8 +16,8 @@ import torch
 from conformance.bench.agreement import Agreement
 from conformance.bench.cases import CPU, Size, shape, sizes
 from conformance.bench.layers import Contender, Operands, Problem
-from conformance.judge import Violation
-from conformance.target import Target
+from conformance.judgement.judge import Violation
+from conformance.target.target import Target
 
 DTYPES = ("float32", "bfloat16", "float16")
 # The second's Triton layer takes every route wherever it can.

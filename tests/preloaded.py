@@ -17,8 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from conformance import processes
-from conformance.run import ONE_THREAD
+from conformance.isolation import processes
+from conformance.run.execution import ONE_THREAD
 
 ROOT = Path(__file__).parent.parent
 SPENT = [0.0]  # seconds of the processor so far, which no account of this process's children has
@@ -81,9 +81,9 @@ def _asked(request: dict[str, Any], timeout: float) -> int:
 
 def _serve() -> None:
     """Answer requests until there are no more."""
-    from conformance import forked
+    from conformance.run import reload_worker
 
-    forked.prepare()
+    reload_worker.prepare()
     assert "triton" not in sys.modules
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     for line in sys.stdin:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 
-from conformance.clause import Clause
+from conformance.specification.clause import Clause
 from tests.twins import CLAUSES, REGISTRY, failed, others
 
 ROOT = Path(__file__).resolve().parent.parent

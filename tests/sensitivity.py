@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from conformance.clause import load_all
-from conformance.examine import check_case
-from conformance.judge import Inconclusive, Violation
-from conformance.profiles import PROFILES
-from conformance.target import Target
+from conformance.judgement.judge import Inconclusive, Violation
+from conformance.run.case_search import check_case
+from conformance.run.profiles import PROFILES
+from conformance.specification.clause import load_all
+from conformance.target.target import Target
 from tests.right import Right
 from tests.variants.products import ProductsBy
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from conformance.clause import REGISTRY, load_all
-from conformance.examine import Examination
-from conformance.profiles import PROFILES
-from conformance.result import ANY_DTYPE
-from conformance.target import Target
+from conformance.judgement.result import ANY_DTYPE
+from conformance.run.case_search import Examination
+from conformance.run.profiles import PROFILES
+from conformance.specification.clause import REGISTRY, load_all
+from conformance.target.target import Target
 from reference import HybridFHEModel
 from reference.encryption import ConcreteBackend, noise_of
 from tests.commands import judged

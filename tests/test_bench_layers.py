@@ -18,8 +18,8 @@ from conformance.bench.agreement import Agreement
 from conformance.bench.cases import Size
 from conformance.bench.layers import Contender, Operands, Problem
 from conformance.bench.measuring import FROZEN, MEASURED, UNRANKED, UNSUPPORTED
-from conformance.judge import Violation
-from conformance.pristine import PRISTINE
+from conformance.isolation.monkeypatches import PRISTINE
+from conformance.judgement.judge import Violation
 from tests.benching import SIZE, K, M, N, R, contender, measured, plain, too_large, twice
 from tests.commands import TARGETS
 

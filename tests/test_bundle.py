@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from conformance import sources
-from conformance.bundle import Bundle
-from conformance.sources import Definition, Import, NoSource, literal, source
-from conformance.writing import Text
+from conformance.reproducer import module_source
+from conformance.reproducer.module_source import Definition, Import, NoSource, literal, source
+from conformance.reproducer.module_writer import Text
+from conformance.reproducer.source_bundle import Bundle
 
 FILES = {
     "__init__": "from .shapes import Square as Box\n",
@@ -107,8 +107,8 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name, text in FILES.items():
         (tmp_path / "own" / f"{name}.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(sources, "PACKAGES", ("own",))
-    monkeypatch.setattr("conformance.bundle.LEFT_OUT", ("own.other.registered",))
+    monkeypatch.setattr(module_source, "PACKAGES", ("own",))
+    monkeypatch.setattr("conformance.reproducer.source_bundle.LEFT_OUT", ("own.other.registered",))
     source.cache_clear()
     yield
     source.cache_clear()

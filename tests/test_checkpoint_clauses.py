@@ -6,11 +6,11 @@ import dataclasses
 
 import pytest
 
-from conformance.clause import load_all
-from conformance.examine import Examination
-from conformance.profiles import PROFILES
-from conformance.result import ANY_DTYPE
-from conformance.target import Target
+from conformance.judgement.result import ANY_DTYPE
+from conformance.run.case_search import Examination
+from conformance.run.profiles import PROFILES
+from conformance.specification.clause import load_all
+from conformance.target.target import Target
 from tests.right_checkpoint import Right
 
 PROFILE = dataclasses.replace(PROFILES["quick"], volume=1)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from conformance import cli, smoke
-from conformance.selection import Selection, UsageError
+from conformance import cli
+from conformance.run import plan
+from conformance.run.selection import Selection, UsageError
 from tests.commands import TARGETS, judged, loraspec, python, run_target
 
 
@@ -117,7 +118,7 @@ def test_a_wrong_option_is_exit_2(arguments: list[str]) -> None:
 @pytest.mark.usefixtures("at_targets")
 def test_a_target_that_cannot_be_tested(options: dict[str, object], says: str) -> None:
     with pytest.raises(UsageError, match=says):
-        smoke.plan(Selection.of(**options))  # type: ignore[arg-type]
+        plan.plan(Selection.of(**options))  # type: ignore[arg-type]
 
 
 def test_a_target_that_does_not_import_is_exit_2_and_keeps_the_old_report(tmp_path: Path) -> None:

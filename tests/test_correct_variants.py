@@ -7,11 +7,11 @@ import itertools
 
 import pytest
 
-from conformance.clause import FLOAT_DTYPES, MUST, load_all
-from conformance.examine import Examination
-from conformance.profiles import PROFILES
-from conformance.result import ANY_DTYPE
-from conformance.target import Target
+from conformance.judgement.result import ANY_DTYPE
+from conformance.run.case_search import Examination
+from conformance.run.profiles import PROFILES
+from conformance.specification.clause import FLOAT_DTYPES, MUST, load_all
+from conformance.target.target import Target
 from tests.variants import VARIANTS
 from tests.variants.choices import CHOICES
 

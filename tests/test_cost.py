@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from conformance import cli, cost
-from conformance.clause import load_all
-from conformance.profiles import PROFILES
-from conformance.selection import UsageError
+from conformance import cli
+from conformance.run import cost
+from conformance.run.profiles import PROFILES
+from conformance.run.selection import UsageError
+from conformance.specification.clause import load_all
 
 
 def result(dtype: str, examples: int, seconds: float, **others: Any) -> dict[str, Any]:

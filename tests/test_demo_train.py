@@ -226,7 +226,7 @@ def test_peft_gives_the_same_gradients_in_float64() -> None:
     peft = pytest.importorskip("peft")
     from conformance.model.architectures import RealCase, batch, logits, loss_sum, real
     from conformance.model.watching import fill
-    from conformance.subject import Subject
+    from conformance.target.subject import Subject
 
     case, subject = RealCase(arch="bert", dtype="float64", rows=3, length=8), Subject("peft", None)
     plain = real(subject, case)

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from conformance.case import Case, Space
-from conformance.clause import FLOAT_DTYPES
-from conformance.result import without_addresses
+from conformance.cases.case import Case, Space
+from conformance.judgement.result import without_addresses
+from conformance.specification.clause import FLOAT_DTYPES
 from tests.commands import pytested, python, report_in, run_target, without_times
 
 CLAUSES = (

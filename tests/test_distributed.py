@@ -20,13 +20,13 @@ from torch import distributed, nn
 import optimized
 import reference
 from conformance import cli
-from conformance.case import Case
-from conformance.clause import load_all
+from conformance.cases.case import Case
 from conformance.distributed.ranks import PATIENCE, on_ranks
-from conformance.examine import Examination
-from conformance.judge import Inconclusive, Refused, Violation, calling
-from conformance.profiles import PROFILES
-from conformance.target import Target
+from conformance.judgement.judge import Inconclusive, Refused, Violation, calling
+from conformance.run.case_search import Examination
+from conformance.run.profiles import PROFILES
+from conformance.specification.clause import load_all
+from conformance.target.target import Target
 from optimized.linear import why_not_fused
 from tests.commands import PATIENCE as SECONDS
 

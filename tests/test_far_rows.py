@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from conformance.clause import load_all
-from conformance.judge import Inconclusive
-from conformance.linear_case import LinearCase
+from conformance.cases.linear_case import LinearCase
+from conformance.judgement.judge import Inconclusive
 from conformance.requirements.surroundings import _check_torch
-from conformance.target import Target
+from conformance.specification.clause import load_all
+from conformance.target.target import Target
 from tests.variants import VARIANTS
 
 

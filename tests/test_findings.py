@@ -17,11 +17,11 @@ from typing import Any
 
 import jsonschema
 import pytest
+from conformance.clause import MUST, load_all
+from conformance.matrix import markdown, reading
 
 import conformance
 from conformance import matrix
-from conformance.clause import MUST, load_all
-from conformance.matrix import markdown, reading
 
 PLACE = Path(conformance.__file__).parent
 REPORTS = sorted((PLACE / "reports").glob("*/*.json"))

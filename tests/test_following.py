@@ -6,10 +6,10 @@ from unittest.mock import Mock
 
 import pytest
 
-from conformance import watch
-from conformance.result import Result
-from conformance.run import Following
-from conformance.watch import Events
+from conformance.judgement.result import Result
+from conformance.run import worker_status
+from conformance.run.execution import Following
+from conformance.run.worker_status import Events
 
 
 def _result(clause: str) -> dict[str, object]:
@@ -36,7 +36,7 @@ def test_an_event_half_written_is_read_once_it_is_whole(tmp_path: Path) -> None:
 def test_each_event_is_read_once_however_often_one_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events, following = Events(tmp_path), Following(tmp_path)
     loads = Mock(wraps=json.loads)
-    monkeypatch.setattr(watch, "json", Mock(wraps=json, loads=loads))
+    monkeypatch.setattr(worker_status, "json", Mock(wraps=json, loads=loads))
     for i in range(20):
         events.write(error="Traceback", where=f"place {i}")
         for _ in range(3):

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 import reference
-from conformance.clause import load_all
 from conformance.requirements.surroundings import ROW, _mostly_absent
-from conformance.target import Target
+from conformance.specification.clause import load_all
+from conformance.target.target import Target
 from tests.footprint import memory, needed
 
 GROWN = 64  # MiB, of buffers and caches of anything

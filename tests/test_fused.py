@@ -12,10 +12,10 @@ from torch import Tensor
 
 import optimized
 import reference
-from conformance.clause import FLOAT_DTYPES, load_all
-from conformance.examine import Examination
-from conformance.profiles import PROFILES
-from conformance.target import Target
+from conformance.run.case_search import Examination
+from conformance.run.profiles import PROFILES
+from conformance.specification.clause import FLOAT_DTYPES, load_all
+from conformance.target.target import Target
 from tests.commands import python
 from tests.right_fused import Right
 

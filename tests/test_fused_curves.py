@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from conformance.fused import curves
-from conformance.numerics import format_of, numbers
+from conformance.numerics.formats import format_of, numbers
 from reference.mlp import ACTIVATIONS, activated
 
 T = np.linspace(-20, 20, 40001)

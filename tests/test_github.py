@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from conformance import github, places
+from conformance.report import github_actions
+from conformance.target import source_location
 from tests.commands import PATIENCE, TARGETS, report_in
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -170,12 +171,12 @@ def a_report(*clauses: tuple[str, str, str]) -> dict[str, Any]:
 def test_errors_come_first_ten_at_most_and_what_is_elsewhere_has_no_place(tmp_path: Path) -> None:
     clauses = [("S", "SHOULD", "fail"), *((f"A-{n}", "MUST", "fail") for n in range(12)), ("P", "MUST", "pass")]
     inside = tmp_path / "a, b" / "mine.py"
-    found = github.commands(a_report(*clauses), {"f": [str(inside), 7]}, tmp_path, tmp_path)
+    found = github_actions.commands(a_report(*clauses), {"f": [str(inside), 7]}, tmp_path, tmp_path)
     assert len(found) == 11
     assert found[0].startswith("::error file=a%2C b/mine.py,line=7,title=A-0 fail::FAIL A-0  50%25, really ")
     assert found[0].endswith("%0Aseen     one%0A         other: 5")
     assert found[-1].startswith("::warning file=a%2C b/mine.py,line=7,title=S fail::FAIL (SHOULD) S")
-    elsewhere = github.commands(a_report(*clauses), {"f": ["/usr/lib/theirs.py", 7]}, tmp_path, tmp_path)
+    elsewhere = github_actions.commands(a_report(*clauses), {"f": ["/usr/lib/theirs.py", 7]}, tmp_path, tmp_path)
     assert elsewhere[0].startswith("::error title=A-0 fail::")
 
 
@@ -193,10 +194,10 @@ def test_errors_come_first_ten_at_most_and_what_is_elsewhere_has_no_place(tmp_pa
 def test_where_a_module_says_what_a_name_is(name: str, line: int, tmp_path: Path) -> None:
     module = ModuleType("mine")
     module.__file__ = str(tmp_path / "mine.py")
-    assert places.defined(module, module, name) is None
+    assert source_location.defined(module, module, name) is None
     (tmp_path / "mine.py").write_text(SOURCE)
-    assert places.defined(module, module, name) == [str(tmp_path.resolve() / "mine.py"), line]
-    assert places.defined(ModuleType("builtin"), object(), name) is None
+    assert source_location.defined(module, module, name) == [str(tmp_path.resolve() / "mine.py"), line]
+    assert source_location.defined(ModuleType("builtin"), object(), name) is None
 
 
 def test_where_an_objects_class_says_it(tmp_path: Path) -> None:
@@ -205,5 +206,5 @@ def test_where_an_objects_class_says_it(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(SOURCE)
     kernels = type("Kernels", (), {})
     for thing in (kernels, kernels()):
-        assert places.defined(module, thing, "lora_linear") == [str(tmp_path.resolve() / "mine.py"), 15]
-        assert places.defined(module, thing, "inherited") == [str(tmp_path.resolve() / "mine.py"), 14]
+        assert source_location.defined(module, thing, "lora_linear") == [str(tmp_path.resolve() / "mine.py"), 15]
+        assert source_location.defined(module, thing, "inherited") == [str(tmp_path.resolve() / "mine.py"), 14]

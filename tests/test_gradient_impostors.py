@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 import reference
-from conformance.clause import FLOAT_DTYPES, MUST, load_all
-from conformance.examine import Examination
-from conformance.profiles import PROFILES
-from conformance.target import Target
+from conformance.run.case_search import Examination
+from conformance.run.profiles import PROFILES
+from conformance.specification.clause import FLOAT_DTYPES, MUST, load_all
+from conformance.target.target import Target
 
 FACTORS = {"zero": 0.0, "negated": -1.0, "doubled": 2.0}
 # The clauses of each group that judge gradients; the first that fails decides.

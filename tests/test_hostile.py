@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from conformance import guard, run
-from conformance.guard import LEAST, SILENCE, memory_for
-from conformance.pristine import PRISTINE
-from conformance.selection import Selection, UsageError
+from conformance.isolation.monkeypatches import PRISTINE
+from conformance.run import execution, supervisor
+from conformance.run.selection import Selection, UsageError
+from conformance.run.supervisor import LEAST, SILENCE, memory_for
 from tests.commands import TARGETS, judged, loraspec, run_target
 
 
@@ -44,7 +44,7 @@ def test_what_stalls_is_ended_whatever_holds_it(tmp_path: Path) -> None:
     for clause, place in (("LIN-DROP-ALL", "in search_for_ever"), ("LIN-DROP-BWD", "in cut_the_timer_off")):
         assert re.match(r"did not finish within \d+ s.*\nat ", message(report, clause))
         assert place in message(report, clause)
-    assert report["seconds"] < run.IMPORT_TIMEOUT + SILENCE  # for so long the guard would have waited for news
+    assert report["seconds"] < execution.IMPORT_TIMEOUT + SILENCE  # for so long the guard would have waited for news
 
 
 def test_of_a_target_that_never_answers_few_trials_are_waited_for(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_what_takes_too_much_memory_is_ended(tmp_path: Path) -> None:
 
 def test_the_default_is_a_share_of_the_memory_that_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
     assert memory_for(1) >= LEAST
-    monkeypatch.setattr(guard, "_available", lambda: 40 * 2**30)
+    monkeypatch.setattr(supervisor, "_available", lambda: 40 * 2**30)
     assert [memory_for(count) / 2**30 for count in (1, 4, 100)] == [36, 9, LEAST / 2**30]
 
 
@@ -104,7 +104,8 @@ def test_an_import_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("HOSTILE_IMPORT", "hangs")
     monkeypatch.chdir(TARGETS)
     monkeypatch.syspath_prepend(str(TARGETS))
-    with pytest.raises(UsageError, match="does not import within 5 s"), run.Run(Selection("hostile.importing"), 5):
+    selection = Selection("hostile.importing")
+    with pytest.raises(UsageError, match="does not import within 5 s"), execution.Run(selection, import_timeout=5):
         pass
 
 
@@ -113,7 +114,7 @@ def test_threads_of_the_target_are_not_waited_for(tmp_path: Path, monkeypatch: p
     options = ("--clause", "LIN-FWD", "--dtype", "float32", "-n", "0")
     ended, report = run_target("hostile.importing", tmp_path, *options)
     assert (ended.returncode, statuses(report)) == (0, {"LIN-FWD": "pass"})
-    assert report["seconds"] < run.IMPORT_TIMEOUT + SILENCE
+    assert report["seconds"] < execution.IMPORT_TIMEOUT + SILENCE
 
 
 def test_megabytes_of_output_stay_out_of_report_and_terminal(tmp_path: Path) -> None:
@@ -130,7 +131,7 @@ def test_the_judge_is_not_fooled_by_what_the_target_replaces(tmp_path: Path) -> 
     _, report = judge("patching", tmp_path, clauses)
     assert statuses(report) == {**dict.fromkeys(clauses.split(","), "fail"), "LIN-MEM-INPUTS": "pass"}
     assert "the adapter term is" in message(report, "LIN-FWD-SCALE")
-    for name in ("torch.allclose", "torch.Tensor.__eq__", "numpy.abs", "conformance.judge.compare"):
+    for name in ("torch.allclose", "torch.Tensor.__eq__", "numpy.abs", "conformance.judgement.judge.compare"):
         assert name in message(report, "LIN-SIDE-PATCH")
     for setting in ("default dtype from torch.float32 to torch.float64", "grad mode", "NumPy's error handling"):
         assert setting in message(report, "LIN-SIDE-GLOBAL")

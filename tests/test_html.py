@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from conformance.matrix import page
-from conformance.matrix.columns import Column
+from conformance.report.matrix import page
+from conformance.report.matrix.columns import Column
 from tests.matrices import CLAUSES, HOSTILE
 from tests.test_matrix import hostile, three
 

@@ -13,14 +13,14 @@ from torch import distributed
 
 import optimized
 import reference
-from conformance.clause import load_all
 from conformance.distributed import keeping
 from conformance.distributed.keeping import KEEPER, packed
 from conformance.distributed.ranks import PATIENCE, Answer, Work, on_ranks
-from conformance.guard import born
-from conformance.judge import Violation
-from conformance.subject import Subject
-from conformance.target import Target
+from conformance.judgement.judge import Violation
+from conformance.run.supervisor import born
+from conformance.specification.clause import load_all
+from conformance.target.subject import Subject
+from conformance.target.target import Target
 from tests.test_distributed import eventually
 
 LEFT: list[int] = []  # by works, on a rank

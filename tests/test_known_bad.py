@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from conformance.profiles import PROFILES, Profile
+from conformance.run.profiles import PROFILES, Profile
 from tests import deaths, recorded
 from tests.recorded import Sources
 from tests.twins import CLAUSES, REGISTRY, KnownBad, others, own_failure

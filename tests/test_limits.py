@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from conformance import limits
-from conformance.limits import IMPATIENT, LEAST, PATIENCE, PATIENT, SLACK, Limits
-from conformance.shards import Key
+from conformance.run import time_limits
+from conformance.run.shards import Key
+from conformance.run.time_limits import IMPATIENT, LEAST, PATIENCE, PATIENT, SLACK, Limits
 
 A: Key = ("LIN-FWD", "f", "float32")
 B: Key = ("LIN-BWD-DX", "g", "float32")
@@ -15,7 +15,7 @@ EXPECTED = {A: 0.5, B: 0.01}
 
 @pytest.fixture(autouse=True)
 def a_quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "busy", lambda: 1.0)
+    monkeypatch.setattr(time_limits, "busy", lambda: 1.0)
 
 
 def of(most: float = 60.0, workers: int = 2) -> Limits:
@@ -50,7 +50,7 @@ def test_a_fast_target_is_not_given_less() -> None:
 
 
 def test_what_is_expected_grows_with_the_load_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "busy", lambda: 3.0)
+    monkeypatch.setattr(time_limits, "busy", lambda: 3.0)
     found = of()
     assert found.seconds(B) == 60.0  # the full limit is given
     found.died(B, late=60.0)
@@ -62,9 +62,9 @@ def test_a_machine_is_as_busy_as_processes_share_a_processor(
     load: float, times: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()
-    monkeypatch.setattr(limits.os, "getloadavg", lambda: (load, 0.0, 0.0))
-    monkeypatch.setattr(limits.os, "cpu_count", lambda: 2)
-    assert limits.busy() == times
+    monkeypatch.setattr(time_limits.os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(time_limits.os, "cpu_count", lambda: 2)
+    assert time_limits.busy() == times
 
 
 def test_after_much_waiting_a_subject_most_of_whose_trials_are_late_is_not_tried() -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from conformance import cli, loop
-from conformance.selection import UsageError
+from conformance import cli
+from conformance.run import watch_mode
+from conformance.run.selection import UsageError
 from tests.commands import PATIENCE, TARGETS
 from tests.looping import Loop
 
@@ -103,11 +104,11 @@ def test_where_the_source_is_or_could_be(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "package" / "__init__.py").write_text("raise ValueError('imported')")
     monkeypatch.syspath_prepend(tmp_path)
     package = tmp_path.resolve() / "package"
-    assert loop.places_of("package.inner.target") == {
+    assert watch_mode.places_of("package.inner.target") == {
         package / "__init__.py",
         package / "inner" / "__init__.py",
         package / "inner" / "target" / "__init__.py",
         package / "inner" / "target.py",
     }
     with pytest.raises(UsageError, match="no module named 'nosuchpackage'"):
-        loop.places_of("nosuchpackage.target")
+        watch_mode.places_of("nosuchpackage.target")

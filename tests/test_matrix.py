@@ -10,9 +10,9 @@ from typing import Any
 import jsonschema
 import pytest
 
-from conformance import matrix, report
-from conformance.matrix import markdown, page, table
-from conformance.matrix.columns import Column
+from conformance.report import matrix, report
+from conformance.report.matrix import markdown, page, table
+from conformance.report.matrix.columns import Column
 from tests.matrices import CLAUSES, HOSTILE, a_column, a_report
 
 SCHEMA = json.loads(matrix.SCHEMA.read_text())

@@ -11,7 +11,7 @@ import pytest
 
 from conformance.fhe import law
 from conformance.fhe.law import judge_columns, judge_rows, judge_unrelated, spread_of
-from conformance.judge import Violation
+from conformance.judgement.judge import Violation
 
 ROWS, COLUMNS, SIGMA = 64, 8, 19.0
 Draw = Callable[[np.random.Generator], float]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from conformance import shadow
-from conformance.selection import Selection, UsageError, key_of
+from conformance.isolation import package_shadowing
+from conformance.run.selection import Selection, UsageError, key_of
 from tests.commands import PATIENCE, TARGETS, pytested
 
 FOREIGN = {
@@ -139,12 +139,12 @@ def test_a_nodeid_says_clause_subject_and_dtype(nodeid: str, key: tuple[str, str
 
 @pytest.mark.parametrize("name", ["reference", "conformance", "optimized"])
 def test_a_package_that_shadows_ours_stops_the_run(name: str, tmp_path: Path) -> None:
-    shadow.check()
+    package_shadowing.check()
     (tmp_path / name).mkdir()
-    shadow.check([tmp_path])  # a mere folder does not shadow a package
+    package_shadowing.check([tmp_path])  # a mere folder does not shadow a package
     (tmp_path / name / "__init__.py").touch()
     with pytest.raises(UsageError, match=f"the package '{name}' is .*{name}, which shadows this distribution's"):
-        shadow.check([tmp_path])
+        package_shadowing.check([tmp_path])
 
 
 def test_lists_may_be_repeated_or_have_commas() -> None:

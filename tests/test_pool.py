@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from conformance import expected
-from conformance.pool import Request, Trials
-from conformance.shards import Key
+from conformance.run import expected_seconds
+from conformance.run.shards import Key
+from conformance.run.worker_pool import Request, Trials
 
 SECONDS: dict[Key, float] = {
     ("FHE-A", "h", "float32"): 9.0,
@@ -58,16 +58,16 @@ def a_report(seconds: float) -> dict[str, Any]:
 def test_seconds_a_case_are_recorded_a_line_a_clause_and_others_stay(tmp_path: Path) -> None:
     path = tmp_path / "seconds.json"
     path.write_text('{"FHE-A": {"cpu": 2.0}, "LIN-FWD": {"cpu": 7.0}}')
-    expected.record(a_report(12.3), path)
+    expected_seconds.record(a_report(12.3), path)
     assert path.read_text() == '{\n"FHE-A": {"cpu": 2.0},\n"LIN-FWD": {"cpu": 2.0}\n}\n'
-    expected.record(a_report(12.1), path)  # 2.46 or 2.42 s a case: noise changes nothing
+    expected_seconds.record(a_report(12.1), path)  # 2.46 or 2.42 s a case: noise changes nothing
     assert json.loads(path.read_text())["LIN-FWD"] == {"cpu": 2.0}
 
 
 def test_a_trial_is_expected_to_take_its_cases_and_an_unknown_clause_a_second_each(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(expected, "_measured", lambda: {"LIN-FWD": {"cpu": 0.5, "interpreter": 2.0}})
+    monkeypatch.setattr(expected_seconds, "_measured", lambda: {"LIN-FWD": {"cpu": 0.5, "interpreter": 2.0}})
     trial = {"subject": "f", "dtype": "float32", "cases": 6}
     plan = {
         "clauses": [
@@ -75,7 +75,7 @@ def test_a_trial_is_expected_to_take_its_cases_and_an_unknown_clause_a_second_ea
             {"id": "LIN-NEW", "trials": [trial | {"lane": "cpu"}]},
         ]
     }
-    seconds = expected.of(plan)
+    seconds = expected_seconds.of(plan)
     assert seconds(("LIN-FWD", "f", "float32")) == 3.0
     assert seconds(("LIN-FWD", "g", "float32")) == 12.0  # a lane that was not measured: the slowest that was
     assert seconds(("LIN-NEW", "f", "float32")) == 6.0

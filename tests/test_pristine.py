@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from conformance import dict_version
-from conformance.pristine import Space
+from conformance.isolation import dict_version
+from conformance.isolation.monkeypatches import Space
 
 
 class Watched:

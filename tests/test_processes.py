@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from conformance import processes
-from conformance.guard import born
-from conformance.processes import Child, Tail
+from conformance.isolation import processes
+from conformance.isolation.processes import Child, Tail
+from conformance.run.supervisor import born
 
 PATIENCE = 60.0  # seconds, which only a failure waits for
 

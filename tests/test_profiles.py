@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from conformance import profiles
-from conformance.case import Case, Space
-from conformance.clause import Clause
-from conformance.profiles import PROFILES, Profile
-from conformance.seeding import seed_torch
+from conformance.cases.case import Case, Space
+from conformance.cases.seeding import seed_torch
+from conformance.run import profiles
+from conformance.run.profiles import PROFILES, Profile
+from conformance.specification.clause import Clause
 
 
 def clause(weight: float) -> Clause:

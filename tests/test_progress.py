@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from conformance import cli
-from conformance.judging import Manner
-from conformance.progress import AFTER, Progress, duration
-from conformance.report import Outcome
-from conformance.result import Result
-from conformance.selection import UsageError
+from conformance.judgement.result import Result
+from conformance.report.report import Outcome
+from conformance.run.progress import AFTER, Progress, duration
+from conformance.run.run_target import Manner
+from conformance.run.selection import UsageError
 from tests.commands import PATIENCE, TARGETS
 
 TRIALS = 100
@@ -210,7 +210,7 @@ def test_machines_and_the_quiet_get_no_progress(
         asked.append(arguments[-1])
         raise UsageError("enough")
 
-    monkeypatch.setattr("conformance.judging.judge", judge)
+    monkeypatch.setattr("conformance.run.run_target.judge", judge)
     assert cli.main([command, "right", *options, "--report-dir", str(tmp_path)]) == 2
     assert [manner.quiet for manner in asked] == [quiet]
     assert [manner.title for manner in asked] == ["1 of 1, right: " if command == "matrix" else ""]

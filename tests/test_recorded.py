@@ -62,7 +62,7 @@ def test_a_changed_file_of_twins_is_noticed_with_all_clauses_and_so_is_what_it_i
 
 def test_an_import_of_the_same_group_is_followed(sets: Sets, fresh: Digests) -> None:
     assert "conformance.config.base" in Sources().closure(CLAUSES)
-    assert "conformance.judge" not in Sources().closure(CLAUSES)
+    assert "conformance.judgement.judge" not in Sources().closure(CLAUSES)
     assert {clauses for _, clauses in stale(changed("conformance.config.base"), sets, fresh)} >= {CLAUSES}
 
 

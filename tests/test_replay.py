@@ -13,15 +13,15 @@ from types import ModuleType
 import pytest
 
 import reference
-from conformance.case import Case
-from conformance.clause import GROUPS, Clause
-from conformance.examine import Examination, check_case
-from conformance.judge import Refused, Violation
-from conformance.profiles import PROFILES
-from conformance.replay import replay
-from conformance.result import ANY_DTYPE, Result
-from conformance.subject import Subject
-from conformance.target import Target
+from conformance.cases.case import Case
+from conformance.judgement.judge import Refused, Violation
+from conformance.judgement.result import ANY_DTYPE, Result
+from conformance.reproducer.check_script import replay
+from conformance.run.case_search import Examination, check_case
+from conformance.run.profiles import PROFILES
+from conformance.specification.clause import GROUPS, Clause
+from conformance.target.subject import Subject
+from conformance.target.target import Target
 from conformance.targets import concrete
 from tests.commands import WITHOUT_SUITE, python
 from tests.twins import CLAUSES, REGISTRY, KnownBad, pairs, reset

@@ -14,12 +14,13 @@ import jsonschema
 import pytest
 
 import reference
-from conformance import junit, report, smoke, terminal
-from conformance.clause import load_all
-from conformance.report import Outcome
-from conformance.result import Result
-from conformance.selection import Selection
-from conformance.target import Target, uninstalled
+from conformance.judgement.result import Result
+from conformance.report import junit, report, terminal
+from conformance.report.report import Outcome
+from conformance.run import plan as planning
+from conformance.run.selection import Selection
+from conformance.specification.clause import load_all
+from conformance.target.target import Target, uninstalled
 from tests.commands import judged
 
 SCHEMA = json.loads(report.SCHEMA.read_text())
@@ -242,7 +243,7 @@ def test_a_clause_whose_package_is_not_installed_is_not_claimed_and_says_so(
     there = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "transformers" else there(name))
     selection = Selection("reference", clauses=("MOD-WEIGHTS", "MOD-ARCH-BWD"))
-    plan = smoke.plan(selection)
+    plan = planning.plan(selection)
     assert [(clause["id"], clause["uninstalled"], bool(clause["trials"])) for clause in plan["clauses"]] == [
         ("MOD-WEIGHTS", [], True),
         ("MOD-ARCH-BWD", ["transformers>=5"], False),

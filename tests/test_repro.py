@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from conformance import replay, repro
-from conformance.clause import REGISTRY, load_all
-from conformance.examine import Examination
-from conformance.profiles import PROFILES
-from conformance.target import Target
+from conformance.reproducer import check_script, reproducer
+from conformance.run.case_search import Examination
+from conformance.run.profiles import PROFILES
+from conformance.specification.clause import REGISTRY, load_all
+from conformance.target.target import Target
 from tests.commands import TARGETS, WITHOUT_SUITE, loraspec, python
 
 load_all()
@@ -35,7 +35,7 @@ def at_targets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [str(TARGETS), *sys.path])
 
 
-def reproducer(target: str, clause: str, dtype: str, **fixed: object) -> str:
+def script_of(target: str, clause: str, dtype: str, **fixed: object) -> str:
     """The script for the first failing case of a clause on a target."""
     declared = REGISTRY[clause]
     subject = Target.load(target).subjects(declared)[0]
@@ -43,7 +43,7 @@ def reproducer(target: str, clause: str, dtype: str, **fixed: object) -> str:
     assert result.status == "fail", result
     for name, value in fixed.items():
         result.case = " ".join(f"{name}={value}" if w.startswith(f"{name}=") else w for w in str(result.case).split())
-    return repro.script(declared, subject, target, result)
+    return reproducer.script(declared, subject, target, result)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_a_script_fails_until_the_defect_is_gone(
     target: str, right: str | None, clause: str, dtype: str, tmp_path: Path
 ) -> None:
     script = tmp_path / "repro.py"
-    script.write_text(reproducer(target, clause, dtype))
+    script.write_text(script_of(target, clause, dtype))
     assert "conformance" not in script.read_text()
     broken = python("-c", ALONE, str(script), cwd=TARGETS)
     assert broken.returncode == 1
@@ -154,7 +154,7 @@ def test_a_check_without_source_is_left_to_the_suite(tmp_path: Path) -> None:
     declared = dataclasses.replace(REGISTRY["LIN-BWD-ACCUM"], check=made["again"])
     subject = Target.load("unscaled").subjects(declared)[0]
     result = Examination(declared, subject, "float32", PROFILES["quick"]).run()
-    (tmp_path / "repro.py").write_text(repro.script(declared, subject, "unscaled", result))
+    (tmp_path / "repro.py").write_text(reproducer.script(declared, subject, "unscaled", result))
     ended = python(str(tmp_path / "repro.py"), cwd=TARGETS)
     assert ended.returncode == 1, ended.stderr
     assert "FAIL LIN-BWD-ACCUM unscaled" in ended.stdout
@@ -171,14 +171,14 @@ def test_a_check_without_source_is_left_to_the_suite(tmp_path: Path) -> None:
 )
 @pytest.mark.usefixtures("at_targets")
 def test_a_script_shows_the_defect_and_none_where_there_is_none(clause: str, dtype: str) -> None:
-    text = reproducer("unscaled", clause, dtype)
-    assert repro._shows_defect(text)
-    assert not repro._shows_defect(text.replace("import unscaled as target", "import right as target"))
+    text = script_of("unscaled", clause, dtype)
+    assert reproducer._shows_defect(text)
+    assert not reproducer._shows_defect(text.replace("import unscaled as target", "import right as target"))
 
 
 @pytest.mark.usefixtures("at_targets")
 def test_a_large_case_stands_alone_too() -> None:
-    text = reproducer("unscaled", "LIN-FWD", "float32", m=100, k=100, n=100)
+    text = script_of("unscaled", "LIN-FWD", "float32", m=100, k=100, n=100)
     assert "base64.b64decode" in text
     assert "conformance" not in text
 
@@ -189,7 +189,7 @@ def test_literals_are_exact(shape: tuple[int, ...]) -> None:
     if values.size:
         values.reshape(-1)[0] = np.nan
     space: dict[str, object] = {}
-    exec(f"import base64, torch\nnan, inf = float('nan'), float('inf')\nx = {repro._literal(values)}", space)
+    exec(f"import base64, torch\nnan, inf = float('nan'), float('inf')\nx = {reproducer._literal(values)}", space)
     read = space["x"]
     assert isinstance(read, torch.Tensor)
     assert read.dtype == torch.float64
@@ -197,7 +197,7 @@ def test_literals_are_exact(shape: tuple[int, ...]) -> None:
 
 
 def test_the_target_is_imported_by_the_name_it_was_given() -> None:
-    lines = replay.importing("package.module:Kernels.fast")
+    lines = check_script.importing("package.module:Kernels.fast")
     space: dict[str, object] = {}
     module = SimpleNamespace(Kernels=SimpleNamespace(fast="here"))
     sys.modules["package"], sys.modules["package.module"] = SimpleNamespace(module=module), module  # type: ignore[assignment]

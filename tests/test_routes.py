@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from conformance.clause import load_all
-from conformance.examine import Examination, check_case
-from conformance.judge import Inconclusive
-from conformance.profiles import PROFILES
-from conformance.target import Target
+from conformance.judgement.judge import Inconclusive
+from conformance.run.case_search import Examination, check_case
+from conformance.run.profiles import PROFILES
+from conformance.specification.clause import load_all
+from conformance.target.target import Target
 from optimized import linear, matrices
 from optimized.philox import Kept
 from optimized.routes import (

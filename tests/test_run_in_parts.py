@@ -13,8 +13,8 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from conformance import report
-from conformance.journal import NAME, read
+from conformance.report import report
+from conformance.run.journal import NAME, read
 from tests.commands import PATIENCE, TARGETS, loraspec, pytested, report_in, run_target, without_times
 from tests.test_report import SCHEMA
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from conformance.clause import load_all
-from conformance.profiles import PROFILES
+from conformance.run.profiles import PROFILES
+from conformance.specification.clause import load_all
 from tests.sensitivity import DEFECTS, Defect, seen
 
 

@@ -13,14 +13,15 @@ from typing import Any
 import jsonschema
 import pytest
 
-from conformance import cli, report
-from conformance.fingerprint import fingerprint
-from conformance.journal import NAME, Journal, read
-from conformance.report import Outcome
-from conformance.result import Result
-from conformance.selection import Selection, UsageError
-from conformance.shard_merge import merge_shards
-from conformance.shards import keys, part
+from conformance import cli
+from conformance.judgement.result import Result
+from conformance.report import report
+from conformance.report.report import Outcome
+from conformance.run.journal import NAME, Journal, read
+from conformance.run.selection import Selection, UsageError
+from conformance.run.shard_merge import merge_shards
+from conformance.run.shards import keys, part
+from conformance.target.fingerprint import fingerprint
 from tests.test_report import SCHEMA, a_plan
 
 

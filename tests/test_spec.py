@@ -8,19 +8,20 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from conformance import spec, terminal
-from conformance.clause import GROUPS, REGISTRY, checks_of, load_all
+from conformance.report import terminal
+from conformance.specification import spec_page
+from conformance.specification.clause import GROUPS, REGISTRY, checks_of, load_all
 
 load_all()
 
 
 def test_spec_is_up_to_date() -> None:
-    assert spec.PATH.read_text(encoding="utf-8") == spec.document(REGISTRY.values()), "run `loraspec spec`"
+    assert spec_page.PATH.read_text(encoding="utf-8") == spec_page.document(REGISTRY.values()), "run `loraspec spec`"
 
 
 def test_what_is_written_is_read_back() -> None:
-    entries = spec.read(spec.document(REGISTRY.values()))
-    assert entries == {clause.id: spec.entry_of(clause) for clause in REGISTRY.values()}
+    entries = spec_page.read(spec_page.document(REGISTRY.values()))
+    assert entries == {clause.id: spec_page.entry_of(clause) for clause in REGISTRY.values()}
 
 
 def test_ids_are_stable_words_and_sentences_are_sentences() -> None:
@@ -46,11 +47,11 @@ def test_two_checks_of_one_name_are_an_error() -> None:
 
 def test_a_row_that_is_no_clause_is_an_error() -> None:
     with pytest.raises(ValueError, match="is no clause: expected six cells"):
-        spec.read("## linear\n\n| id |\n| --- |\n| LIN-FWD | MAY | y | all |  |  |\n")
+        spec_page.read("## linear\n\n| id |\n| --- |\n| LIN-FWD | MAY | y | all |  |  |\n")
 
 
 def test_an_explanation_has_sentence_dtypes_cases_and_what_kills_it() -> None:
-    entry = spec.read()["LIN-FWD"]
+    entry = spec_page.read()["LIN-FWD"]
     text = "\n".join(terminal.explanation(entry))
     assert REGISTRY["LIN-FWD"].sentence in text
     assert "float64, float32, bfloat16, float16" in text

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from conformance import contract
-from conformance.clause import GROUPS, REGISTRY, load_all
-from conformance.target import REQUIRED
+from conformance.specification.clause import GROUPS, REGISTRY, load_all
+from conformance.target import targets_page
+from conformance.target.target import REQUIRED
 from tests.commands import PATIENCE
 from tests.looping import Loop
 
-PAGE = contract.PATH.read_text(encoding="utf-8")
+PAGE = targets_page.PATH.read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(\w+)(?: file=(\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-ACTION = contract.ROOT / "ci" / "action" / "action.yml"
+ACTION = targets_page.ROOT / "ci" / "action" / "action.yml"
 
 
 class Reader:
@@ -120,8 +120,8 @@ def test_the_workflow_on_the_page_uses_the_action_as_it_is() -> None:
 
 def test_the_contract_is_the_codes() -> None:
     load_all()
-    readme = contract.README.read_text(encoding="utf-8")
-    assert contract.page(PAGE, readme, REGISTRY.values()) == PAGE, "run `loraspec spec`"
+    readme = targets_page.README.read_text(encoding="utf-8")
+    assert targets_page.page(PAGE, readme, REGISTRY.values()) == PAGE, "run `loraspec spec`"
     rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in PAGE.splitlines()]
     named = [row for row in rows if len(row) == 5 and row[2] in ("required", "optional")]
     assert [row[0].strip("`") for row in named if row[0]] == list(GROUPS)
@@ -134,4 +134,4 @@ def test_the_contract_is_the_codes() -> None:
 
 def test_a_page_without_a_place_for_the_table_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"TARGETS\.md has no <!-- contract"):
-        contract.page("# Targets\n", "", [])
+        targets_page.page("# Targets\n", "", [])

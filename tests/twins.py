@@ -10,14 +10,14 @@ import pkgutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from conformance.clause import REGISTRY as CLAUSES
-from conformance.clause import Clause, load_all
-from conformance.examine import Examination
-from conformance.pristine import PRISTINE
-from conformance.profiles import PROFILES, Profile
-from conformance.result import ANY_DTYPE, Result
-from conformance.subject import Subject
-from conformance.target import Target
+from conformance.isolation.monkeypatches import PRISTINE
+from conformance.judgement.result import ANY_DTYPE, Result
+from conformance.run.case_search import Examination
+from conformance.run.profiles import PROFILES, Profile
+from conformance.specification.clause import REGISTRY as CLAUSES
+from conformance.specification.clause import Clause, load_all
+from conformance.target.subject import Subject
+from conformance.target.target import Target
 from tests import known_bad
 from tests.known_bad import REGISTRY, KnownBad
 

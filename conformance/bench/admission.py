@@ -6,9 +6,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from conformance import report
-from conformance.run import Run, SuiteError
-from conformance.selection import Selection
+from conformance.report import report
+from conformance.run.execution import Run, SuiteError
+from conformance.run.selection import Selection
 
 GROUPS = ("layer", "linear")  # the first that a target claims is judged, and timed
 

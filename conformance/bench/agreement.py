@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from conformance.bench.layers import SCALE, Problem
 from conformance.bench.layers import Operands as Timed
-from conformance.judge import compare, require
-from conformance.linear_case import LinearCase
-from conformance.numerics import dtype_named, numbers
-from conformance.operands import Operands
-from conformance.oracle import Expected, LinearOracle
+from conformance.cases.linear_case import LinearCase
+from conformance.cases.operands import Operands
+from conformance.judgement.judge import compare, require
+from conformance.judgement.linear_oracle import Expected, LinearOracle
+from conformance.numerics.formats import dtype_named, numbers
 
 PARTS = 8  # tokens, or features
 # of each result: whose shape it has, and the axis and dimension of which a part is compared

@@ -9,7 +9,7 @@ import torch
 
 from conformance.bench.clock import fastest
 from conformance.bench.work import Work
-from conformance.numerics import dtype_named
+from conformance.numerics.formats import dtype_named
 
 PRODUCT = {"cpu": 2048, "cuda": 8192}  # M = K = N
 COPIED = {"cpu": 2**28, "cuda": 2**30}  # bytes, more than a cache holds

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from conformance.bench.cases import Size
-from conformance.numerics import dtype_named
-from conformance.pristine import PRISTINE
-from conformance.target import Target
+from conformance.isolation.monkeypatches import PRISTINE
+from conformance.numerics.formats import dtype_named
+from conformance.target.target import Target
 
 SCALE = 2.0  # alpha ÷ r of every layer
 

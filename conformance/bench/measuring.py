@@ -16,8 +16,8 @@ from conformance.bench.agreement import Agreement
 from conformance.bench.ceilings import Ceilings
 from conformance.bench.layers import Contender, Operands, Problem, step
 from conformance.bench.memory import peak_bytes, saved_bytes
-from conformance.judge import Violation
-from conformance.numerics import dtype_named
+from conformance.judgement.judge import Violation
+from conformance.numerics.formats import dtype_named
 
 FROZEN = "nn.Linear, frozen"
 MEASURED = "measured"

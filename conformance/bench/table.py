@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from conformance.bench.measuring import FROZEN, MEASURED, UNRANKED
-from conformance.terminal import console, listed
+from conformance.report.terminal import console, listed
 
 WIDE = 200  # characters of a line in a file or a pipe
 FAILS = "fails, not ranked"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from conformance.checkpoint import damaging, describing, keeping, loading, naming, refusing, replacing, resuming, saving
-from conformance.clause import checks_of
+from conformance.specification.clause import checks_of
 
 __all__ = [
     "damaging",

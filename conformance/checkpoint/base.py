@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from conformance.case import Case, Space
+from conformance.cases.case import Case, Space
 from conformance.checkpoint.format import PREFIX
-from conformance.judge import calling, require
+from conformance.isolation.memory_folder import in_memory
+from conformance.judgement.judge import calling, require
 from conformance.model.base import make_config
 from conformance.model.toys import Toy, adapted, adapters
-from conformance.refusal import calling_quietly, quiet
-from conformance.scratch import in_memory
-from conformance.subject import Subject
+from conformance.target.expected_errors import calling_quietly, quiet
+from conformance.target.subject import Subject
 
 ONE = ("float32",)
 WIDTH = 6  # of the toy: its q_proj is square, its fc1 and fc2 are not

@@ -13,9 +13,9 @@ from typing import Any
 from conformance.checkpoint.base import ONE, FileCase, fails, folder, load
 from conformance.checkpoint.format import CONFIG, TENSORS, framed, put
 from conformance.checkpoint.refusing import BROAD, prepared
-from conformance.clause import SHOULD, clause
-from conformance.judge import require
-from conformance.subject import Subject
+from conformance.judgement.judge import require
+from conformance.specification.clause import SHOULD, clause
+from conformance.target.subject import Subject
 
 
 def _cut(data: bytes, share: float) -> bytes:

@@ -10,13 +10,13 @@ from typing import Any
 
 from conformance.checkpoint.base import FILES, ONE, PLAIN, FileCase, folder, load, output, raised, save, toy, trained
 from conformance.checkpoint.format import CONFIG, REST, config_in, peft_config, put, tensors_in
-from conformance.clause import SHOULD, clause
 from conformance.config.base import require_fields
-from conformance.judge import require
+from conformance.judgement.judge import require
 from conformance.model.base import make_config
 from conformance.model.toys import adapted, model_named
-from conformance.refusal import calling_quietly
-from conformance.subject import Subject
+from conformance.specification.clause import SHOULD, clause
+from conformance.target.expected_errors import calling_quietly
+from conformance.target.subject import Subject
 
 AMBIGUOUS = ("fc", "inner.fc", "a.fc1", "b.a.fc1")  # the first is an end of the second, the third of the fourth
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from conformance.judge import Violation, require
+from conformance.judgement.judge import Violation, require
 
 CONFIG, TENSORS, REST = "adapter_config.json", "adapter_model.safetensors", "automodel_peft_config.json"
 PREFIX = "base_model.model."

@@ -23,11 +23,11 @@ from conformance.checkpoint.base import (
     trained,
 )
 from conformance.checkpoint.format import CONFIG, PREFIX, config_in, put, tensors_in
-from conformance.clause import clause
-from conformance.judge import require
+from conformance.isolation.process_state import kept
+from conformance.judgement.judge import require
 from conformance.model.toys import adapted
-from conformance.settings import kept
-from conformance.subject import Subject
+from conformance.specification.clause import clause
+from conformance.target.subject import Subject
 
 
 @clause(

@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from conformance.case import Space
+from conformance.cases.case import Space
+from conformance.cases.linear_case import LinearCase, tamed
+from conformance.cases.operands import Operands
 from conformance.checkpoint.base import PLAIN, FileCase, folder, load, raised
 from conformance.checkpoint.format import PREFIX, peft_config, put
-from conformance.clause import clause
 from conformance.hybrid.tree import conv1d
-from conformance.judge import judge, require
-from conformance.linear_case import LinearCase, tamed
+from conformance.judgement.judge import judge, require
+from conformance.judgement.linear_oracle import LinearOracle
 from conformance.model.base import make_config
-from conformance.operands import Operands
-from conformance.oracle import LinearOracle
-from conformance.refusal import calling_quietly
-from conformance.subject import Subject, frozen_linear
+from conformance.specification.clause import clause
+from conformance.target.expected_errors import calling_quietly
+from conformance.target.subject import Subject, frozen_linear
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ from conformance.checkpoint.base import (
     save,
 )
 from conformance.checkpoint.format import TENSORS, tensors_in
-from conformance.clause import clause
-from conformance.judge import require
+from conformance.judgement.judge import require
 from conformance.model.base import make_config
 from conformance.model.toys import adapters, model_named
-from conformance.refusal import calling_quietly
-from conformance.subject import Subject
+from conformance.specification.clause import clause
+from conformance.target.expected_errors import calling_quietly
+from conformance.target.subject import Subject
 
 # Each holds another one, or a word that stands for something in a file or a library.
 NAMES = (

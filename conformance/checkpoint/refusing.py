@@ -10,10 +10,10 @@ import torch
 
 from conformance.checkpoint.base import ONE, PLAIN, FileCase, fails, folder, load, require_same, save, snapshot, trained
 from conformance.checkpoint.format import CONFIG, PREFIX, config_in, peft_config, put, tensors_in
-from conformance.clause import SHOULD, clause
-from conformance.judge import require
+from conformance.judgement.judge import require
 from conformance.model.toys import adapted
-from conformance.subject import Subject
+from conformance.specification.clause import SHOULD, clause
+from conformance.target.subject import Subject
 
 Tensors = dict[str, torch.Tensor]
 BROAD = PLAIN.narrowed(chosen=("q_proj", "all", "wildcard"), r=(2, 6, 9))

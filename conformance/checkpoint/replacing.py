@@ -24,9 +24,9 @@ from conformance.checkpoint.base import (
     trained,
 )
 from conformance.checkpoint.format import CONFIG, TENSORS, config_in, tensors_in
-from conformance.clause import SHOULD, clause
-from conformance.judge import Inconclusive, require
-from conformance.subject import Subject
+from conformance.judgement.judge import Inconclusive, require
+from conformance.specification.clause import SHOULD, clause
+from conformance.target.subject import Subject
 
 LARGE = PLAIN.narrowed(chosen=("all", "wildcard"), r=(9, 6))
 

@@ -14,11 +14,11 @@ import torch
 from conformance.checkpoint.base import ONE, folder, raised
 from conformance.checkpoint.replacing import files_up_to
 from conformance.checkpoint.running import CALLS, NEEDS, RUNS, Run, RunCase, require_state
-from conformance.clause import clause
-from conformance.judge import require
-from conformance.refusal import calling_quietly
-from conformance.settings import RANDOM, changes, kept, taken
-from conformance.subject import Subject
+from conformance.isolation.process_state import RANDOM, changes, kept, taken
+from conformance.judgement.judge import require
+from conformance.specification.clause import clause
+from conformance.target.expected_errors import calling_quietly
+from conformance.target.subject import Subject
 
 TYPES = ("float32", "float64", "bfloat16")
 

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conformance.case import Case, Space
-from conformance.judge import require
+from conformance.cases.case import Case, Space
+from conformance.judgement.judge import require
 from conformance.model.base import make_config
-from conformance.refusal import calling_quietly
-from conformance.subject import Subject
+from conformance.target.expected_errors import calling_quietly
+from conformance.target.subject import Subject
 
 CALLS = 5  # micro-batches of a run
 NEEDS = ("save_training", "load_training", "LoraTraining")

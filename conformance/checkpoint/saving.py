@@ -27,11 +27,11 @@ from conformance.checkpoint.base import (
     trained,
 )
 from conformance.checkpoint.format import CONFIG, TENSORS, config_in, tensors_in
-from conformance.clause import SHOULD, clause
-from conformance.judge import calling, require
+from conformance.isolation.process_state import kept
+from conformance.judgement.judge import calling, require
 from conformance.model.toys import adapted
-from conformance.settings import kept
-from conformance.subject import Subject
+from conformance.specification.clause import SHOULD, clause
+from conformance.target.subject import Subject
 
 
 @clause(

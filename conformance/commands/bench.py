@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from conformance.bench import cases
-from conformance.clause import FLOAT_DTYPES
 from conformance.commands import output
-from conformance.selection import known
+from conformance.run.selection import known
+from conformance.specification.clause import FLOAT_DTYPES
 
 EXIT_CODES = """\
 exit codes: 0 every target is ranked; 1 one fails its conformance or raises where it is timed; 2 usage, or a target
@@ -49,9 +49,9 @@ def add(commands: output.Commands) -> None:
 def execute(options: argparse.Namespace) -> int:
     """Run it; the exit code, which is 1 where a target is not ranked."""
     dtypes = _dtypes(options)
-    from conformance import report
     from conformance.bench import measuring, plot, session, table
-    from conformance.terminal import console
+    from conformance.report import report
+    from conformance.report.terminal import console
 
     if options.plot:
         plot.check_installed()

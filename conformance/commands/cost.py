@@ -6,10 +6,10 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from conformance.commands import output
-from conformance.profiles import PROFILES
+from conformance.run.profiles import PROFILES
 
 if TYPE_CHECKING:
-    from conformance.cost import Cost, Fleet
+    from conformance.run.cost import Cost, Fleet
 
 
 def add(commands: output.Commands) -> None:
@@ -27,16 +27,16 @@ def execute(options: argparse.Namespace) -> int:
     """Run it; the exit code."""
     from pathlib import Path
 
-    from conformance import cost, expected
-    from conformance.matrix import reading
-    from conformance.selection import UsageError
+    from conformance.report.matrix import reading
+    from conformance.run import cost, expected_seconds
+    from conformance.run.selection import UsageError
 
     found = reading.reports(Path(options.report))
     if len(found) > 1:
         raise UsageError(f"{options.report!r} holds {len(found)} reports: expected one")
     report = reading.load(found[0])
     if options.record:
-        expected.record(report)
+        expected_seconds.record(report)
     _show(report, cost.by_group(report), cost.fleet(report, options.profile, options.shards))
     return 0
 
@@ -48,8 +48,8 @@ def _count(text: str) -> int:
 
 
 def _show(report: dict[str, Any], groups: dict[tuple[str, str], Cost], plan: Fleet) -> None:
-    from conformance.progress import duration
-    from conformance.terminal import console
+    from conformance.report.terminal import console
+    from conformance.run.progress import duration
 
     out = console()
     out.print(f"{report['target']}, profile {report['profile']}, {report['device_name']}; times are of one process")
@@ -66,7 +66,7 @@ def _table(groups: dict[tuple[str, str], Cost]) -> Any:
     from rich import box
     from rich.table import Table
 
-    from conformance.cost import Cost
+    from conformance.run.cost import Cost
 
     table = Table("group", "lane", box=box.SIMPLE_HEAD)
     for name in ("cases", "seconds", "ms a case", "hours a million"):

@@ -8,7 +8,7 @@ from pathlib import Path
 from conformance.commands import output
 from conformance.demo import train
 from conformance.demo.session import BACKENDS, MODELS, MODES
-from conformance.selection import UsageError
+from conformance.run.selection import UsageError
 
 
 def add(commands: output.Commands) -> None:
@@ -68,7 +68,7 @@ def _train(options: argparse.Namespace) -> int:
 def _private_training(options: argparse.Namespace) -> int:
     from conformance.demo import output as written
     from conformance.demo import session
-    from conformance.terminal import console
+    from conformance.report.terminal import console
     from reference import EncryptionError, RemoteError
 
     modes = _known(options.modes.split(","), MODES, "mode")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from conformance.clause import GROUPS
 from conformance.commands import output
-from conformance.selection import UsageError, suggestion
+from conformance.run.selection import UsageError, suggestion
+from conformance.specification.clause import GROUPS
 
 
 def add(commands: output.Commands) -> None:
@@ -17,12 +17,13 @@ def add(commands: output.Commands) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Run it; the exit code."""
-    from conformance import spec, terminal
+    from conformance.report import terminal
+    from conformance.specification import spec_page
 
     try:
-        entries = spec.read()
+        entries = spec_page.read()
     except FileNotFoundError:
-        raise UsageError(f"{spec.PATH} is missing: write it with `loraspec spec`") from None
+        raise UsageError(f"{spec_page.PATH} is missing: write it with `loraspec spec`") from None
     out = terminal.console()
     members = [entry for entry in entries.values() if entry.group == options.id]
     if members:

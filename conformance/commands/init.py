@@ -16,7 +16,8 @@ def add(commands: output.Commands) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Run it; the exit code."""
-    from conformance import template, terminal
+    from conformance.report import terminal
+    from conformance.target import template
 
     template.write(options.path)
     name = options.path.stem

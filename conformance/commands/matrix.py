@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from conformance.commands import output, run
-from conformance.selection import Selection, UsageError
+from conformance.run.selection import Selection, UsageError
 
 if TYPE_CHECKING:
-    from conformance.matrix.columns import Column
+    from conformance.report.matrix.columns import Column
 
 
 def add(commands: output.Commands) -> None:
@@ -33,8 +33,8 @@ def add(commands: output.Commands) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Run it; the exit code."""
-    from conformance import matrix, report
-    from conformance.matrix import markdown, page, table
+    from conformance.report import matrix, report
+    from conformance.report.matrix import markdown, page, table
 
     asked = _asked(options)
     report.prepare(options.report_dir)
@@ -60,7 +60,7 @@ def _asked(options: argparse.Namespace) -> list[Selection | Column]:
     Raises:
         UsageError: before anything is run: for what is named twice, what is no report, and every wrong option.
     """
-    from conformance.matrix import reading
+    from conformance.report.matrix import reading
 
     asked: dict[Selection | Path, Selection | Column] = {}
     for word in options.targets:
@@ -74,15 +74,15 @@ def _asked(options: argparse.Namespace) -> list[Selection | Column]:
 
 def _judged(selection: Selection, options: argparse.Namespace, title: str) -> Column:
     """The column of a target; one that cannot be judged says why, and the others go on."""
-    from conformance import judging
-    from conformance.matrix import reading
-    from conformance.matrix.columns import Column
-    from conformance.run import SuiteError
+    from conformance.report.matrix import reading
+    from conformance.report.matrix.columns import Column
+    from conformance.run import run_target
+    from conformance.run.execution import SuiteError
 
     target, into = selection.target, options.report_dir
     folder = into / target.replace(":", "-")
     try:
-        judging.judge(selection, folder, run.manner(options, f"{title}{target}: "))
+        run_target.judge(selection, folder, run.manner(options, f"{title}{target}: "))
     except UsageError as error:
         return Column(target, 2, problem=str(error))
     except SuiteError as error:

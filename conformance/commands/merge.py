@@ -17,8 +17,8 @@ def add(commands: output.Commands) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Run it; the exit code."""
-    from conformance import report
-    from conformance.shard_merge import merge_shards
+    from conformance.report import report
+    from conformance.run.shard_merge import merge_shards
 
     report.prepare(options.report_dir)
     return output.show(merge_shards(options.shards, options.report_dir), options)

@@ -32,7 +32,7 @@ def add(command: argparse.ArgumentParser) -> None:
 
 def show(found: dict[str, Any], options: argparse.Namespace) -> int:
     """Show a report as the options ask; its exit code."""
-    from conformance import report, terminal
+    from conformance.report import report, terminal
 
     if options.json:
         sys.stdout.write(json.dumps(found, indent=1) + "\n")

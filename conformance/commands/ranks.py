@@ -7,7 +7,7 @@ import json
 import sys
 
 from conformance.commands import output
-from conformance.selection import UsageError
+from conformance.run.selection import UsageError
 
 WORLDS = (1, 2, 4)
 
@@ -25,7 +25,7 @@ def add(commands: output.Commands) -> None:
 def execute(options: argparse.Namespace) -> int:
     """Run it: 0 if every cell passes, else 1."""
     from conformance.distributed import table
-    from conformance.target import TargetError
+    from conformance.target.target import TargetError
 
     try:
         cells = table.judged(options.target, tuple(options.ranks), options.cases, options.clause)

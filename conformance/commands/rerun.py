@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 
 from conformance.commands import output
-from conformance.selection import LANES, UsageError
+from conformance.run.selection import LANES, UsageError
 
 
 def add(commands: output.Commands) -> None:
@@ -21,17 +21,18 @@ def add(commands: output.Commands) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Run it; the exit code."""
-    from conformance import again, terminal
+    from conformance.report import terminal
+    from conformance.run import rerun_case
 
     path = Path(options.case)
     if path.suffix == ".json":
-        line = again.from_report(path, options.clause)
+        line = rerun_case.from_report(path, options.clause)
     elif options.clause is not None:
         raise UsageError(f"{options.clause!r} comes after the case: quote the whole case as one argument")
     else:
-        line = again.parse(options.case)
+        line = rerun_case.parse(options.case)
     given = {name: value for name in ("device", "lane") if (value := getattr(options, name)) is not None}
-    status, seen = again.check(dataclasses.replace(line, **given))
+    status, seen = rerun_case.check(dataclasses.replace(line, **given))
     out = terminal.console()
     out.print(f"{status.upper()} {line.clause} {line.target} {line.case}")
     for text in terminal.message_lines(seen):

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from conformance.clause import FLOAT_DTYPES, GROUPS
 from conformance.commands import output
-from conformance.profiles import PROFILES
-from conformance.selection import LANES, SPECS, Selection, UsageError
+from conformance.run.profiles import PROFILES
+from conformance.run.selection import LANES, SPECS, Selection, UsageError
+from conformance.specification.clause import FLOAT_DTYPES, GROUPS
 
 if TYPE_CHECKING:
-    from conformance.judging import Manner
+    from conformance.run.run_target import Manner
 
 
 def add(commands: output.Commands) -> None:
@@ -90,8 +90,9 @@ def _number_of(unit: str) -> Callable[[str], float]:
 
 def execute(options: argparse.Namespace) -> int:
     """Run it; the exit code."""
-    from conformance import github, judging, shards, terminal
-    from conformance.run import Run
+    from conformance.report import github_actions, terminal
+    from conformance.run import run_target, shards
+    from conformance.run.execution import Run
 
     selection = selected(options, options.target, options.watch_clause, options.shard)
     if options.watch_clause:
@@ -100,10 +101,10 @@ def execute(options: argparse.Namespace) -> int:
         with Run(selection) as run:
             terminal.show_plan(shards.part(run.plan, selection.shard))
         return 0
-    found, plan = judging.judge(selection, options.report_dir, manner(options))
+    found, plan = run_target.judge(selection, options.report_dir, manner(options))
     code = output.show(found, options)
-    if options.github or github.wanted(os.environ):
-        github.announce(found, plan["sources"], options.report_dir, os.environ)
+    if options.github or github_actions.wanted(os.environ):
+        github_actions.announce(found, plan["sources"], options.report_dir, os.environ)
     return code
 
 
@@ -135,18 +136,18 @@ def selected(
 
 
 def _watch(options: argparse.Namespace, selection: Selection) -> int:
-    from conformance import loop
+    from conformance.run import watch_mode
 
     for name in ("clause", "group", "shard", "smoke", "resume", "json", "workers"):
         if getattr(options, name) not in (None, False):
             option = "-n" if name == "workers" else f"--{name}"
             raise UsageError(f"{option} does not go with --watch-clause, which judges one clause and writes no report")
-    return loop.follow(selection, options.timeout, options.memory)
+    return watch_mode.follow(selection, options.timeout, options.memory)
 
 
 def manner(options: argparse.Namespace, title: str = "") -> Manner:
     """How the options ask for trials to be run."""
-    from conformance.judging import Manner
+    from conformance.run.run_target import Manner
 
     quiet = options.quiet or options.json
     return Manner(options.workers, options.timeout, options.memory, options.resume, quiet, title)

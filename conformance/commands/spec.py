@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from conformance.commands import output
-from conformance.selection import UsageError
+from conformance.run.selection import UsageError
 
 
 def add(commands: output.Commands) -> None:
@@ -17,8 +17,8 @@ def add(commands: output.Commands) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Run it; the exit code."""
-    from conformance import terminal
-    from conformance.report import replace
+    from conformance.report import terminal
+    from conformance.report.report import replace
 
     for path, text in _documents().items():
         current = path.read_text(encoding="utf-8") if path.exists() else None
@@ -32,13 +32,14 @@ def execute(options: argparse.Namespace) -> int:
 
 
 def _documents() -> dict[Path, str]:
-    """What each generated file should be; TARGETS.md only in a checkout, which has it."""
-    from conformance import contract, spec
-    from conformance.clause import load_all
+    """What each generated file should be; TARGETS.md only in a checkout, since README.md is not installed."""
+    from conformance.specification import spec_page
+    from conformance.specification.clause import load_all
+    from conformance.target import targets_page
 
     clauses = list(load_all().values())
-    found = {spec.PATH: spec.document(clauses)}
-    if contract.PATH.exists():
-        text, readme = (path.read_text(encoding="utf-8") for path in (contract.PATH, contract.README))
-        found[contract.PATH] = contract.page(text, readme, clauses)
+    found = {spec_page.PATH: spec_page.document(clauses)}
+    if targets_page.README.exists():
+        text, readme = (path.read_text(encoding="utf-8") for path in (targets_page.PATH, targets_page.README))
+        found[targets_page.PATH] = targets_page.page(text, readme, clauses)
     return found

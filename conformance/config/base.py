@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from conformance.case import Case, Space
-from conformance.judge import calling, require
-from conformance.refusal import calling_quietly
-from conformance.subject import Subject
+from conformance.cases.case import Case, Space
+from conformance.judgement.judge import calling, require
+from conformance.target.expected_errors import calling_quietly
+from conformance.target.subject import Subject
 
 DEFAULTS: dict[str, Any] = {
     "target_modules": [],

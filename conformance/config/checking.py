@@ -8,10 +8,10 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from conformance.clause import clause
 from conformance.config.base import CONFIGS, DEFAULTS, KEYS, ConfigCase, fields_of
-from conformance.refusal import refuses
-from conformance.subject import Subject
+from conformance.specification.clause import clause
+from conformance.target.expected_errors import refuses
+from conformance.target.subject import Subject
 
 NUMBER: tuple[Any, ...] = ("8", None, [8], True, {})
 TEXT: tuple[Any, ...] = (3, None, True, ["post"])

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from conformance.clause import clause
 from conformance.config.base import (
     ADDED,
     CHOICES,
@@ -25,8 +24,9 @@ from conformance.config.base import (
     options_of,
     require_fields,
 )
-from conformance.judge import calling, require
-from conformance.subject import Subject
+from conformance.judgement.judge import calling, require
+from conformance.specification.clause import clause
+from conformance.target.subject import Subject
 
 
 @clause(

@@ -6,7 +6,6 @@ import copy
 import json
 from typing import Any
 
-from conformance.clause import clause
 from conformance.config.base import (
     CONFIGS,
     ConfigCase,
@@ -18,8 +17,9 @@ from conformance.config.base import (
     same,
     to_dict,
 )
-from conformance.judge import calling, require
-from conformance.subject import Subject
+from conformance.judgement.judge import calling, require
+from conformance.specification.clause import clause
+from conformance.target.subject import Subject
 
 TAKEN = CONFIGS.narrowed(chosen=("target_modules", "exclude_modules"))
 

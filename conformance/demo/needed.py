@@ -7,7 +7,7 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from conformance.selection import UsageError
+from conformance.run.selection import UsageError
 
 
 def packages(needed: Mapping[str, str]) -> None:

@@ -10,8 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from conformance import report
 from conformance.demo import plot
+from conformance.report import report
 
 HEADINGS = (
     "model",
@@ -138,7 +138,7 @@ def show(found: dict[str, Any], folder: Path) -> None:
     """The same table on the terminal."""
     from rich.table import Table
 
-    from conformance.terminal import console
+    from conformance.report.terminal import console
 
     table = Table(title="private training")
     for number, heading in enumerate(HEADINGS):

@@ -75,7 +75,7 @@ def run(wanted: Wanted) -> dict[str, Any]:
     """Run everything and return the report."""
     from rich.progress import Progress
 
-    from conformance.terminal import console
+    from conformance.report.terminal import console
     from reference.noise import PARAMETER_SETS
 
     parts, parameters = implementation(wanted.implementation), PARAMETER_SETS[wanted.backend]

@@ -70,7 +70,7 @@ def run(wanted: Wanted) -> tuple[dict[str, Any], list[Learner]]:
     from rich.progress import Progress
 
     from conformance.demo import fine_tuning, learners
-    from conformance.terminal import console
+    from conformance.report.terminal import console
 
     parts = {target: parts_of(target) for target in wanted.targets}
     screen = console(stderr=True)

@@ -85,7 +85,7 @@ def show(found: dict[str, Any], folder: Path) -> None:
     """The same table on the terminal."""
     from rich.table import Table
 
-    from conformance.terminal import console
+    from conformance.report.terminal import console
 
     table = Table(title=f"fine-tuning {found['model']['name']}, {found['settings']['steps']} steps")
     for number, heading in enumerate(HEADINGS):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from conformance.clause import checks_of
 from conformance.distributed import keeping, measuring, replicating, saving, splitting
+from conformance.specification.clause import checks_of
 
 __all__ = ["keeping", "measuring", "replicating", "saving", "splitting", "tests"]
 

@@ -18,8 +18,8 @@ from typing import Any
 
 from conformance.distributed import ranks
 from conformance.distributed.ranks import Answer, Ranks, Work, patience
-from conformance.judge import Inconclusive, Refused, Violation
-from conformance.subject import Subject
+from conformance.judgement.judge import Inconclusive, Refused, Violation
+from conformance.target.subject import Subject
 
 MOST = 64  # works for the same ranks: each may leave groups of processes and threads behind
 

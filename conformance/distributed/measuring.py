@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from conformance.case import Case, Space
-from conformance.clause import clause
+from conformance.cases.case import Case, Space
 from conformance.distributed.parts import judge_all, power_of_two
 from conformance.distributed.ranks import on_ranks
 from conformance.distributed.wrapping import mesh_of, whole
-from conformance.judge import calling, require, worst
-from conformance.numerics import dtype_named, format_of, rounded
-from conformance.oracle import Expected
-from conformance.subject import Subject
+from conformance.judgement.judge import calling, require, worst
+from conformance.judgement.linear_oracle import Expected
+from conformance.numerics.formats import dtype_named, format_of, rounded
+from conformance.specification.clause import clause
+from conformance.target.subject import Subject
 
 WITHIN = 1e-3  # of the norm, as in group gradnorm
 SHAPES = ((3, 2), (1, 5), (5, 1), (4, 4), (2, 3), (8, 3), (1, 1), (7, 2))

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from conformance.case import Space
-from conformance.judge import judge as judge_tensor
-from conformance.judge import worst
-from conformance.linear_case import LinearCase
-from conformance.numerics import Array, dtype_named, format_of
-from conformance.operands import Operands
-from conformance.oracle import Expected, LinearOracle
+from conformance.cases.case import Space
+from conformance.cases.linear_case import LinearCase
+from conformance.cases.operands import Operands
+from conformance.judgement.judge import judge as judge_tensor
+from conformance.judgement.judge import worst
+from conformance.judgement.linear_oracle import Expected, LinearOracle
+from conformance.numerics.formats import Array, dtype_named, format_of
 
 DTYPES = ("float32", "bfloat16")
 # Which dimension of each operand an axis is.

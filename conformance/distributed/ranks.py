@@ -34,8 +34,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from conformance.judge import Inconclusive, Refused, Violation
-from conformance.scratch import in_memory
+from conformance.isolation.memory_folder import in_memory
+from conformance.judgement.judge import Inconclusive, Refused, Violation
 
 PATIENCE = "LORASPEC_RANK_SECONDS"  # in the environment: seconds for all ranks of a case
 SECONDS = 60.0  # where it is not set; a case takes about one

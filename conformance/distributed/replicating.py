@@ -6,16 +6,16 @@ import dataclasses
 
 import torch
 
-from conformance.case import Space
-from conformance.clause import clause
+from conformance.cases.case import Space
+from conformance.cases.operands import Operands
 from conformance.distributed.parts import DTYPES, RANKS, RanksCase, judge_all, oracles, parts, summed
 from conformance.distributed.ranks import on_ranks
 from conformance.distributed.wrapping import ADAPTER, gradients, step, whole, without_sync, wrapped
-from conformance.judge import worst
-from conformance.numerics import Array
-from conformance.operands import Operands
-from conformance.oracle import Expected
-from conformance.subject import Subject
+from conformance.judgement.judge import worst
+from conformance.judgement.linear_oracle import Expected
+from conformance.numerics.formats import Array
+from conformance.specification.clause import clause
+from conformance.target.subject import Subject
 
 LAYERS = ("LinearLoRA", "TritonLinearLoRA")
 BOTH = ("ddp", "fsdp")

@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 
-from conformance.clause import clause
 from conformance.distributed.parts import RANKS, RanksCase, judge_all
 from conformance.distributed.ranks import on_ranks
 from conformance.distributed.replicating import LAYERS
 from conformance.distributed.splitting import NEEDS, STYLES, styled
 from conformance.distributed.wrapping import whole
-from conformance.judge import calling, require, worst
-from conformance.oracle import Expected
-from conformance.scratch import in_memory
-from conformance.subject import TRAINABLE, Subject
+from conformance.isolation.memory_folder import in_memory
+from conformance.judgement.judge import calling, require, worst
+from conformance.judgement.linear_oracle import Expected
+from conformance.specification.clause import clause
+from conformance.target.subject import TRAINABLE, Subject
 
 SAVING = 2  # ranks
 KEYS = {"weight": "weight", "bias": "bias", "lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}

@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from conformance.clause import clause
 from conformance.distributed.parts import DTYPES, RANKS, RanksCase, cut, judge_all, oracles, parts, summed
 from conformance.distributed.ranks import on_ranks
 from conformance.distributed.replicating import LAYERS
 from conformance.distributed.wrapping import gradients, split, step, whole, wrapped
-from conformance.judge import calling, require, worst
-from conformance.oracle import Expected, LinearOracle
-from conformance.subject import TRAINABLE, Subject
+from conformance.judgement.judge import calling, require, worst
+from conformance.judgement.linear_oracle import Expected, LinearOracle
+from conformance.specification.clause import clause
+from conformance.target.subject import TRAINABLE, Subject
 
 STYLES = ("colwise", "rowwise")
 NEEDS = ("colwise_parallel_lora", "rowwise_parallel_lora")

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from conformance.clause import Clause, load_all
 from conformance.distributed.ranks import prepare
-from conformance.examine import check_case
-from conformance.judge import Inconclusive, Refused, Violation
-from conformance.selection import UsageError, known
-from conformance.subject import Subject
-from conformance.target import Target
+from conformance.judgement.judge import Inconclusive, Refused, Violation
+from conformance.run.case_search import check_case
+from conformance.run.selection import UsageError, known
+from conformance.specification.clause import Clause, load_all
+from conformance.target.subject import Subject
+from conformance.target.target import Target
 
 GROUP = "distributed"
 ONLY = {"DIS-DDP": "ddp", "DIS-FSDP": "fsdp", "DIS-COLWISE": "colwise", "DIS-ROWWISE": "rowwise"}

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from conformance.judge import calling, require
-from conformance.operands import Operands
-from conformance.subject import TRAINABLE, Instance, Subject
+from conformance.cases.operands import Operands
+from conformance.judgement.judge import calling, require
+from conformance.target.subject import TRAINABLE, Instance, Subject
 
 ADAPTER = ("lora_A", "lora_B")
 

@@ -7,16 +7,16 @@ import dataclasses
 import numpy as np
 import torch
 
-from conformance import budget
-from conformance.clause import clause
+from conformance.cases.linear_case import LinearCase
+from conformance.cases.seeding import seed_torch
 from conformance.dora.oracle import DORA, built
-from conformance.judge import Inconclusive, Violation, compare, judge, require
-from conformance.linear_case import LinearCase
-from conformance.numerics import numbers, rounded
-from conformance.oracle import Expected
+from conformance.judgement.judge import Inconclusive, Violation, compare, judge, require
+from conformance.judgement.linear_oracle import Expected
+from conformance.numerics import budget
+from conformance.numerics.formats import numbers, rounded
 from conformance.requirements.dropout import PROBE
-from conformance.seeding import seed_torch
-from conformance.subject import Subject
+from conformance.specification.clause import clause
+from conformance.target.subject import Subject
 
 
 @clause(

@@ -6,14 +6,14 @@ import dataclasses
 
 import torch
 
-from conformance.clause import clause
+from conformance.cases.linear_case import LinearCase
+from conformance.cases.memory_layout import LAYOUTS
 from conformance.dora.oracle import DORA, NAMES, DoraOracle, built, ran
-from conformance.judge import calling, require
-from conformance.linear_case import LinearCase
-from conformance.numerics import numbers
-from conformance.placement import LAYOUTS
-from conformance.settings import kept
-from conformance.subject import Subject
+from conformance.isolation.process_state import kept
+from conformance.judgement.judge import calling, require
+from conformance.numerics.formats import numbers
+from conformance.specification.clause import clause
+from conformance.target.subject import Subject
 
 PLACED = DORA.narrowed(x=LAYOUTS[:-1], g=LAYOUTS[:-1], w=LAYOUTS[:-1], lead=("2d", "3d"))
 

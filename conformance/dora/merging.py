@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from conformance.clause import clause
+from conformance.cases.linear_case import LinearCase
 from conformance.dora.oracle import DORA, DoraOracle, built
-from conformance.judge import calling, judge, worst
-from conformance.linear_case import LinearCase
-from conformance.numerics import Array, numbers
-from conformance.oracle import Expected
-from conformance.subject import Instance, Subject
+from conformance.judgement.judge import calling, judge, worst
+from conformance.judgement.linear_oracle import Expected
+from conformance.numerics.formats import Array, numbers
+from conformance.specification.clause import clause
+from conformance.target.subject import Instance, Subject
 
 MERGE = DORA.narrowed(training=(False, True))
 NEEDS = ("LinearLoRA.merge", "LinearLoRA.unmerge")

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from conformance import budget
-from conformance.judge import calling, judge, require, worst
-from conformance.linear_case import LinearCase
-from conformance.numerics import Array, rounded
-from conformance.operands import Operands
-from conformance.oracle import Expected
+from conformance.cases.linear_case import LinearCase
+from conformance.cases.operands import Operands
+from conformance.judgement.judge import calling, judge, require, worst
+from conformance.judgement.linear_oracle import Expected
+from conformance.numerics import budget
+from conformance.numerics.formats import Array, rounded
 from conformance.requirements.base import SMALL
-from conformance.subject import TRAINABLE, Instance, Subject
+from conformance.target.subject import TRAINABLE, Instance, Subject
 
 # the norm is a square root: no exact lane. Rank and width are moderate, so that no row comes near zero.
 DORA = SMALL.narrowed(values=("normal",), k=(17, 33, 70, 130), scale=(2.0, 0.5, 1.0), training=(True, False))

@@ -9,12 +9,12 @@ import pickle
 
 import torch
 
-from conformance.clause import clause
+from conformance.cases.linear_case import LinearCase
 from conformance.dora.oracle import DORA, DoraOracle, built, ran
-from conformance.judge import calling, require
-from conformance.linear_case import LinearCase
-from conformance.numerics import dtype_named, numbers
-from conformance.subject import Instance, Subject
+from conformance.judgement.judge import calling, require
+from conformance.numerics.formats import dtype_named, numbers
+from conformance.specification.clause import clause
+from conformance.target.subject import Instance, Subject
 
 
 def judged_as(instance: Instance, oracle: DoraOracle) -> float | None:

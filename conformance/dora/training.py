@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from conformance.clause import clause
+from conformance.cases.linear_case import LinearCase
 from conformance.dora.effects import PLACED
 from conformance.dora.oracle import DORA, NAMES, built
-from conformance.judge import compare, judge, require, worst
-from conformance.linear_case import LinearCase
-from conformance.numerics import numbers
+from conformance.judgement.judge import compare, judge, require, worst
+from conformance.numerics.formats import numbers
 from conformance.requirements.base import partnered
-from conformance.subject import Subject
+from conformance.specification.clause import clause
+from conformance.target.subject import Subject
 
 
 @clause(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from conformance.clause import checks_of
 from conformance.fhe import (
     computing,
     encrypting,
@@ -18,6 +17,7 @@ from conformance.fhe import (
     static,
     stepping,
 )
+from conformance.specification.clause import checks_of
 
 __all__ = [
     "computing",

@@ -7,15 +7,15 @@ import dataclasses
 import numpy as np
 import torch
 
-from conformance.clause import clause
+from conformance.cases.memory_layout import LAYOUTS
 from conformance.fhe.problem import LAYER, SMALL, Problem, QuantizedCase
 from conformance.fhe.split import Holder, Split, linear, run, split
 from conformance.hybrid.frozen import FROZEN, Frozen, FrozenCase, backward
-from conformance.judge import Inconclusive, calling, judge, worst
-from conformance.numerics import format_of, rounded
-from conformance.oracle import Expected
-from conformance.placement import LAYOUTS
-from conformance.subject import Subject
+from conformance.judgement.judge import Inconclusive, calling, judge, worst
+from conformance.judgement.linear_oracle import Expected
+from conformance.numerics.formats import format_of, rounded
+from conformance.specification.clause import clause
+from conformance.target.subject import Subject
 
 CUSTOM = ("CustomLinear",)
 

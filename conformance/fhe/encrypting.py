@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from conformance.case import Space
-from conformance.clause import clause
+from conformance.cases.case import Space
 from conformance.fhe.backend import EVALUATION, NOISY, SECRET, Parameters, Recorder
 from conformance.fhe.law import judge_columns, judge_rows, spread_of
 from conformance.fhe.oracle import Product, noise_std
@@ -18,9 +17,10 @@ from conformance.fhe.problem import SMALL, Problem, QuantizedCase
 from conformance.fhe.simulating import BACKEND
 from conformance.fhe.split import Split, whole_noise
 from conformance.hybrid.frozen import backward
-from conformance.judge import calling, judge, require, worst
-from conformance.refusal import quiet
-from conformance.subject import Subject
+from conformance.judgement.judge import calling, judge, require, worst
+from conformance.specification.clause import clause
+from conformance.target.expected_errors import quiet
+from conformance.target.subject import Subject
 
 NEEDS = ("CustomLinear", *BACKEND)
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from conformance.clause import clause
 from conformance.fhe.offered import (
     PRODUCT,
     SUBJECT,
@@ -26,9 +25,10 @@ from conformance.fhe.offered import (
     product,
 )
 from conformance.fhe.search import secret_found
-from conformance.judge import calling, require
-from conformance.refusal import refuses
-from conformance.subject import Subject
+from conformance.judgement.judge import calling, require
+from conformance.specification.clause import clause
+from conformance.target.expected_errors import refuses
+from conformance.target.subject import Subject
 
 REFUSED = (ValueError, TypeError, RuntimeError)
 

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from conformance.clause import clause
+from conformance.cases.memory_layout import LAYOUTS
 from conformance.fhe.problem import SMALL, Problem, QuantizedCase
 from conformance.fhe.split import Split, linear, run, split
 from conformance.hybrid.frozen import backward, forward
-from conformance.judge import Inconclusive, calling, judge, require, worst
-from conformance.placement import LAYOUTS
-from conformance.settings import kept
-from conformance.subject import Subject
+from conformance.isolation.process_state import kept
+from conformance.judgement.judge import Inconclusive, calling, judge, require, worst
+from conformance.specification.clause import clause
+from conformance.target.subject import Subject
 
 CUSTOM = ("CustomLinear",)
 ONE = ("float32",)

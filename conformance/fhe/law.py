@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from conformance.judge import require
-from conformance.numerics import Array
+from conformance.judgement.judge import require
+from conformance.numerics.formats import Array
 
 # Noise that follows the law exceeds each of these bounds once in e^RARE = 10^10 times. What is compared with it is the
 # exponent of Chernoff's bound: P(at least as far as seen) ≤ e^-exponent.

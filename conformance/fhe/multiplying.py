@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from conformance.clause import clause
 from conformance.fhe.law import judge_columns, judge_row_to_row
 from conformance.fhe.offered import (
     PRODUCT,
@@ -20,9 +19,10 @@ from conformance.fhe.offered import (
     operands,
     product,
 )
-from conformance.judge import require
-from conformance.settings import kept
-from conformance.subject import Subject
+from conformance.isolation.process_state import kept
+from conformance.judgement.judge import require
+from conformance.specification.clause import clause
+from conformance.target.subject import Subject
 
 ROWS = 200
 

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from conformance.case import Case, Space
+from conformance.cases.case import Case, Space
 from conformance.fhe.law import spread_of
 from conformance.fhe.oracle import Integers, noise_std
-from conformance.judge import Inconclusive, calling, require
-from conformance.numerics import Array, numbers
-from conformance.refusal import calling_quietly
-from conformance.subject import Subject
+from conformance.judgement.judge import Inconclusive, calling, require
+from conformance.numerics.formats import Array, numbers
+from conformance.target.expected_errors import calling_quietly
+from conformance.target.subject import Subject
 
 SUBJECT = ("fhe_backend",)
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from conformance.numerics import Array, format_of, rounded
-from conformance.oracle import Expected
+from conformance.judgement.linear_oracle import Expected
+from conformance.numerics.formats import Array, format_of, rounded
 
 Integers = NDArray[Any]  # of int64, or of Python's integers where these might not do
 DOUBLE, SINGLE = format_of(torch.float64).unit, format_of(torch.float32).unit

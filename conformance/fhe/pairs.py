@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from conformance.judge import calling
+from conformance.judgement.judge import calling
 
 MADE: dict[Any, Any] = {}
 

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from conformance.case import Case, Space
+from conformance.cases.case import Case, Space
+from conformance.cases.linear_case import leading_dimensions
+from conformance.cases.memory_layout import Placed, place
 from conformance.fhe.oracle import Product, by_column, by_range, by_row, symmetric
-from conformance.linear_case import leading_dimensions
-from conformance.numerics import Array, dtype_named, rounded
-from conformance.oracle import Expected
-from conformance.placement import Placed, place
+from conformance.judgement.linear_oracle import Expected
+from conformance.numerics.formats import Array, dtype_named, rounded
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from conformance.clause import clause
 from conformance.fhe.oracle import Quantized, by_column, by_range, by_row, symmetric
 from conformance.fhe.problem import LAYER, Problem, QuantizedCase
-from conformance.judge import calling, require
-from conformance.numerics import numbers
-from conformance.subject import Subject
+from conformance.judgement.judge import calling, require
+from conformance.numerics.formats import numbers
+from conformance.specification.clause import clause
+from conformance.target.subject import Subject
 
 CASES = LAYER.narrowed(
     values=("normal", "grid", "far", "ties", "constant", "tiny"), bias=(False,), n=(1,), m=(3, 2, 17)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from conformance.clause import clause
 from conformance.fhe.problem import SMALL, Problem, QuantizedCase
 from conformance.fhe.split import Split
-from conformance.judge import judge, worst
-from conformance.subject import Subject
+from conformance.judgement.judge import judge, worst
+from conformance.specification.clause import clause
+from conformance.target.subject import Subject
 
 CUSTOM = ("CustomLinear",)
 

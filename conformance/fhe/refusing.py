@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from conformance.clause import clause
 from conformance.fhe.problem import SMALL, Problem, QuantizedCase
 from conformance.fhe.split import Holder, Split, linear
 from conformance.hybrid.frozen import backward
 from conformance.hybrid.tree import Doubling
-from conformance.judge import judge, require, worst
-from conformance.refusal import refuses
-from conformance.subject import Subject
+from conformance.judgement.judge import judge, require, worst
+from conformance.specification.clause import clause
+from conformance.target.expected_errors import refuses
+from conformance.target.subject import Subject
 
 REFUSED = (ValueError, RuntimeError)
 ONE = ("float32",)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from conformance.fhe.oracle import by_row
-from conformance.numerics import Array
+from conformance.numerics.formats import Array
 
 LEAST = 8  # bytes of a pattern: so long that none occurs by chance
 WINDOW = 512  # bytes of a secret key that are looked for at once, each of which may hold no more than a bit

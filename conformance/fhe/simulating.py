@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from conformance.clause import clause
 from conformance.fhe.backend import NOISY, OwnLaw, Parameters, Recorder
 from conformance.fhe.law import judge_columns, judge_row_to_row, judge_rows, judge_unrelated
 from conformance.fhe.oracle import Integers, noise_std
 from conformance.fhe.problem import LAYER, SMALL, Problem, QuantizedCase
 from conformance.fhe.split import Split, whole_noise
-from conformance.judge import judge, require
-from conformance.numerics import numbers
-from conformance.refusal import refuses
-from conformance.subject import Subject
+from conformance.judgement.judge import judge, require
+from conformance.numerics.formats import numbers
+from conformance.specification.clause import clause
+from conformance.target.expected_errors import refuses
+from conformance.target.subject import Subject
 
 BACKEND = ("HybridFHEModel(backend)",)
 REFUSED = (ValueError, RuntimeError)

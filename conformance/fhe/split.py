@@ -13,10 +13,10 @@ from torch import nn
 from conformance.fhe.problem import Problem
 from conformance.hybrid.frozen import backward
 from conformance.hybrid.tree import conv1d
-from conformance.judge import calling, require
-from conformance.numerics import Array, numbers
-from conformance.refusal import calling_quietly, quiet
-from conformance.subject import Subject, poisoned_memory
+from conformance.judgement.judge import calling, require
+from conformance.numerics.formats import Array, numbers
+from conformance.target.expected_errors import calling_quietly, quiet
+from conformance.target.subject import Subject, poisoned_memory
 
 
 class Holder(nn.Module):

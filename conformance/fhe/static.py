@@ -7,11 +7,11 @@ import re
 import numpy as np
 import torch
 
-from conformance.clause import clause
 from conformance.fhe.problem import SMALL, Problem, QuantizedCase
 from conformance.fhe.split import Split, calibrated
-from conformance.judge import Inconclusive, judge, require, worst
-from conformance.subject import Subject
+from conformance.judgement.judge import Inconclusive, judge, require, worst
+from conformance.specification.clause import clause
+from conformance.target.subject import Subject
 
 STATIC = SMALL.narrowed(values=("normal", "far"), side=("forward", "backward"))
 TYPES = ("float64", "float32", "bfloat16")

@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from conformance.case import Case, Space
-from conformance.clause import clause
+from conformance.cases.case import Case, Space
 from conformance.fhe.oracle import Product, Quantized, by_column, by_row
 from conformance.fhe.split import split
-from conformance.judge import Inconclusive, calling, judge, require, worst
-from conformance.numerics import Array, dtype_named
-from conformance.oracle import Expected
-from conformance.refusal import calling_quietly, refuses
-from conformance.subject import Subject
+from conformance.judgement.judge import Inconclusive, calling, judge, require, worst
+from conformance.judgement.linear_oracle import Expected
+from conformance.numerics.formats import Array, dtype_named
+from conformance.specification.clause import clause
+from conformance.target.expected_errors import calling_quietly, refuses
+from conformance.target.subject import Subject
 from conformance.training.net import SCALE, Adapted, weighted_sum
 
 NAMES = ("inner.base_layer", "outer.base_layer")

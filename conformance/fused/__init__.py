@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from conformance.clause import checks_of
 from conformance.fused import activating, backward, effects, forward, further, modes
+from conformance.specification.clause import checks_of
 
 __all__ = ["activating", "backward", "effects", "forward", "further", "modes", "tests"]
 

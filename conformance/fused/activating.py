@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from conformance.clause import clause
 from conformance.fused.block import Block, bound
 from conformance.fused.case import FUSED, SMALL, FusedCase
 from conformance.fused.forward import judged_all
 from conformance.fused.oracle import Oracle
-from conformance.judge import Inconclusive, Refused, Violation, calling
-from conformance.subject import Subject
+from conformance.judgement.judge import Inconclusive, Refused, Violation, calling
+from conformance.specification.clause import clause
+from conformance.target.subject import Subject
 
 TWINS = {"gelu": "gelu_tanh", "gelu_tanh": "gelu", "silu": "gelu", "relu2": "silu"}
 

@@ -8,14 +8,14 @@ import numpy as np
 import torch
 
 import reference
-from conformance.clause import clause
 from conformance.fused.block import Block, bound, run
 from conformance.fused.case import FUSED, SMALL, FusedCase
 from conformance.fused.oracle import Oracle
-from conformance.judge import Inconclusive, compare, judge, require, worst
-from conformance.numerics import format_of, numbers
-from conformance.oracle import Expected
-from conformance.subject import Subject
+from conformance.judgement.judge import Inconclusive, compare, judge, require, worst
+from conformance.judgement.linear_oracle import Expected
+from conformance.numerics.formats import format_of, numbers
+from conformance.specification.clause import clause
+from conformance.target.subject import Subject
 
 TRAINED = FUSED.narrowed(training=(True,))
 PLAIN = {"lora_qkv": reference.lora_qkv, "lora_mlp": reference.lora_mlp}  # whose second derivatives are autograd's

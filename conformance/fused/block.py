@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from conformance.budget import Rounding
+from conformance.cases.memory_layout import Placed, place
 from conformance.fused import values
 from conformance.fused.case import FusedCase
-from conformance.judge import calling, require
-from conformance.numerics import Array, dtype_named, format_of, rounded
-from conformance.placement import Placed, place
-from conformance.record import note
-from conformance.subject import Subject, poisoned_memory
+from conformance.judgement.judge import calling, require
+from conformance.judgement.recording import note
+from conformance.numerics.budget import Rounding
+from conformance.numerics.formats import Array, dtype_named, format_of, rounded
+from conformance.target.subject import Subject, poisoned_memory
 
 
 class Block:

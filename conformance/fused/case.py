@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from conformance.case import Case, Space
-from conformance.linear_case import leading_dimensions
-from conformance.placement import LAYOUTS
+from conformance.cases.case import Case, Space
+from conformance.cases.linear_case import leading_dimensions
+from conformance.cases.memory_layout import LAYOUTS
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import math
 import numpy as np
 import torch
 
-from conformance.numerics import Array
+from conformance.numerics.formats import Array
 
 TINY = torch.finfo(torch.float32).smallest_normal  # below it 1/(1 + exp(-t)) is 0, since the exponential is infinite
 # upper bounds of |f″| and |f‴|; relu2 has no third derivative, and its second jumps at 0

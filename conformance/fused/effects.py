@@ -6,14 +6,14 @@ import dataclasses
 
 import torch
 
-from conformance.clause import clause
 from conformance.fused.block import Block, bound, run
 from conformance.fused.case import LAYOUT, SMALL, FusedCase
 from conformance.fused.forward import judged_outputs
 from conformance.fused.oracle import Oracle
-from conformance.judge import calling, judge, require, worst
-from conformance.settings import kept
-from conformance.subject import Subject
+from conformance.isolation.process_state import kept
+from conformance.judgement.judge import calling, judge, require, worst
+from conformance.specification.clause import clause
+from conformance.target.subject import Subject
 
 
 @clause(

@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from conformance.fused import curves
-from conformance.numerics import Array
+from conformance.numerics.formats import Array
 
 
 @dataclass(frozen=True)

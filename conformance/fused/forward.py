@@ -7,13 +7,13 @@ import dataclasses
 import numpy as np
 import torch
 
-from conformance.clause import clause
 from conformance.fused.block import Block, bound
 from conformance.fused.case import FUSED, LAYOUT, LEADING, MIXED, SMALL, FusedCase
 from conformance.fused.oracle import Oracle
-from conformance.judge import Refused, Violation, compare, judge, require, worst
-from conformance.numerics import numbers
-from conformance.subject import Subject
+from conformance.judgement.judge import Refused, Violation, compare, judge, require, worst
+from conformance.numerics.formats import numbers
+from conformance.specification.clause import clause
+from conformance.target.subject import Subject
 
 
 def judged_outputs(ys: dict[str, torch.Tensor], oracle: Oracle) -> float | None:

@@ -7,13 +7,13 @@ import dataclasses
 import numpy as np
 import torch
 
-from conformance.clause import clause
 from conformance.fused.block import Block, Bound, bound, run
 from conformance.fused.case import SMALL, FusedCase
 from conformance.fused.forward import judged_all, judged_outputs
 from conformance.fused.oracle import Oracle
-from conformance.judge import Refused, judge, require, worst
-from conformance.subject import Subject
+from conformance.judgement.judge import Refused, judge, require, worst
+from conformance.specification.clause import clause
+from conformance.target.subject import Subject
 
 NORMAL = SMALL.narrowed(values=("normal",))
 LONG = {"m": 150, "k": 300, "n": 300, "o": 270, "r": 131}

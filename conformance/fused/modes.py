@@ -7,13 +7,13 @@ import warnings
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from conformance.clause import clause
 from conformance.fused.block import Block, Bound, bound
 from conformance.fused.case import SMALL, FusedCase
 from conformance.fused.forward import judged_outputs
 from conformance.fused.oracle import Oracle
-from conformance.judge import judge, worst
-from conformance.subject import Subject
+from conformance.judgement.judge import judge, worst
+from conformance.specification.clause import clause
+from conformance.target.subject import Subject
 
 
 def judged_after(instance: Bound, ys: dict[str, torch.Tensor]) -> float | None:

@@ -7,12 +7,12 @@ from functools import cached_property
 
 import numpy as np
 
-from conformance import budget
 from conformance.fused.block import Block
 from conformance.fused.formula import Chain, Results
 from conformance.fused.spread import Spread, allowed, independent
-from conformance.numerics import Array
-from conformance.oracle import Expected
+from conformance.judgement.linear_oracle import Expected
+from conformance.numerics import budget
+from conformance.numerics.formats import Array
 
 
 class Oracle:

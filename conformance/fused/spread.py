@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from conformance import budget
-from conformance.budget import Rounding
 from conformance.fused import curves
 from conformance.fused.formula import Chain, Chains, Lifts
-from conformance.numerics import Array, accumulator_unit
+from conformance.numerics import budget
+from conformance.numerics.budget import Rounding
+from conformance.numerics.formats import Array, accumulator_unit
 
 
 def allowed(chain: Chain, rows: Array, how: Rounding) -> Array:

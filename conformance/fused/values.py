@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 
+from conformance.cases.operand_values import weighed
 from conformance.fused.case import FusedCase
-from conformance.judge import Inconclusive
-from conformance.numerics import Array
-from conformance.values import weighed
+from conformance.judgement.judge import Inconclusive
+from conformance.numerics.formats import Array
 
 ATTEMPTS = 16
 SCALES = (1.0, 2.0, -1.0)  # of the three projections: times the case's

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from conformance.clause import checks_of
 from conformance.gradnorm import clipping, effects, measuring, refusing
+from conformance.specification.clause import checks_of
 
 __all__ = ["clipping", "effects", "measuring", "refusing", "tests"]
 

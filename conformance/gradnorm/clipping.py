@@ -6,13 +6,13 @@ import math
 
 import torch
 
-from conformance.clause import SHOULD, clause
+from conformance.cases.memory_layout import LAYOUTS
 from conformance.gradnorm.gradients import GRADIENTS, Gradients, GradientsCase
 from conformance.gradnorm.measuring import MIXED, clip
-from conformance.judge import judge, require, worst
-from conformance.numerics import numbers
-from conformance.placement import LAYOUTS
-from conformance.subject import Subject
+from conformance.judgement.judge import judge, require, worst
+from conformance.numerics.formats import numbers
+from conformance.specification.clause import SHOULD, clause
+from conformance.target.subject import Subject
 
 CLIPPED = GRADIENTS.narrowed(elements=(3, 2, 17, 64, 1000), clip=(0.5, 0.25, 0.01, 0.9))
 

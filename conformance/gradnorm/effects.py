@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from conformance.clause import clause
+from conformance.cases.memory_layout import LAYOUTS
 from conformance.gradnorm.gradients import GRADIENTS, Gradients, GradientsCase
 from conformance.gradnorm.measuring import clip
-from conformance.judge import compare, require
-from conformance.numerics import numbers
-from conformance.oracle import Expected
-from conformance.placement import LAYOUTS
-from conformance.settings import kept
-from conformance.subject import Subject
+from conformance.isolation.process_state import kept
+from conformance.judgement.judge import compare, require
+from conformance.judgement.linear_oracle import Expected
+from conformance.numerics.formats import numbers
+from conformance.specification.clause import clause
+from conformance.target.subject import Subject
 
 FEW = GRADIENTS.narrowed(elements=(3, 17, 64, 1), tensors=(2, 1, 3), clip=(0.5, 2.0))
 CONTAINERS: dict[str, Callable[[list[Any]], Iterable[Any]]] = {

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from conformance.case import Case, Space
-from conformance.numerics import Array, dtype_named, format_of, rounded
-from conformance.oracle import Expected
-from conformance.placement import Placed, place
+from conformance.cases.case import Case, Space
+from conformance.cases.memory_layout import Placed, place
+from conformance.judgement.linear_oracle import Expected
+from conformance.numerics.formats import Array, dtype_named, format_of, rounded
 
 MUST_BE_WITHIN = 1e-3  # relative error of the norm
 

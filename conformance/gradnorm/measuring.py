@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from conformance.case import Space
-from conformance.clause import SHOULD, clause
+from conformance.cases.case import Space
 from conformance.gradnorm.gradients import GRADIENTS, Gradients, GradientsCase
-from conformance.judge import calling, judge, require
-from conformance.oracle import Expected
-from conformance.subject import Subject
+from conformance.judgement.judge import calling, judge, require
+from conformance.judgement.linear_oracle import Expected
+from conformance.specification.clause import SHOULD, clause
+from conformance.target.subject import Subject
 
 
 def clip(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-from conformance.clause import clause
 from conformance.gradnorm.gradients import GRADIENTS, Gradients, GradientsCase
 from conformance.gradnorm.measuring import clip
-from conformance.judge import judge, require
-from conformance.refusal import refuses
-from conformance.subject import Subject
+from conformance.judgement.judge import judge, require
+from conformance.specification.clause import clause
+from conformance.target.expected_errors import refuses
+from conformance.target.subject import Subject
 
 NONFINITE = GRADIENTS.narrowed(
     special=("nan", "inf"), elements=(3, 1, 17), tensors=(1, 2, 3), values=("normal",), beside=("nothing",)

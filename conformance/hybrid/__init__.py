@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from conformance.clause import checks_of
 from conformance.hybrid import computing, copying, effects, naming, products, routing, several
+from conformance.specification.clause import checks_of
 
 __all__ = ["computing", "copying", "effects", "naming", "products", "routing", "several", "tests"]
 

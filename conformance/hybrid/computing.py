@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import torch
 
-from conformance.clause import clause
+from conformance.cases.memory_layout import LAYOUTS
 from conformance.hybrid.frozen import (
     FROZEN,
     SMALL,
@@ -18,10 +18,10 @@ from conformance.hybrid.frozen import (
     forward,
     judge_both,
 )
-from conformance.judge import Inconclusive, calling, judge, require, worst
-from conformance.oracle import Expected
-from conformance.placement import LAYOUTS
-from conformance.subject import Subject
+from conformance.judgement.judge import Inconclusive, calling, judge, require, worst
+from conformance.judgement.linear_oracle import Expected
+from conformance.specification.clause import clause
+from conformance.target.subject import Subject
 
 
 @clause(

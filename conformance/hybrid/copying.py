@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from conformance.clause import clause
 from conformance.hybrid.frozen import SMALL, Frozen, FrozenCase, custom_linear, judge_both, tensors_of
-from conformance.judge import calling, require, worst
-from conformance.numerics import dtype_named
-from conformance.subject import Subject
+from conformance.judgement.judge import calling, require, worst
+from conformance.numerics.formats import dtype_named
+from conformance.specification.clause import clause
+from conformance.target.subject import Subject
 
 STATE = SMALL.narrowed(values=("integers",), bias=(True, False))
 

@@ -6,7 +6,7 @@ import dataclasses
 
 import torch
 
-from conformance.clause import clause
+from conformance.cases.memory_layout import LAYOUTS
 from conformance.hybrid.frozen import (
     SMALL,
     Frozen,
@@ -16,11 +16,11 @@ from conformance.hybrid.frozen import (
     forward,
     tensors_of,
 )
-from conformance.judge import calling, judge, require, worst
-from conformance.placement import LAYOUTS
-from conformance.refusal import refuses
-from conformance.settings import kept
-from conformance.subject import Subject
+from conformance.isolation.process_state import kept
+from conformance.judgement.judge import calling, judge, require, worst
+from conformance.specification.clause import clause
+from conformance.target.expected_errors import refuses
+from conformance.target.subject import Subject
 
 TYPES = ("float32", "bfloat16")
 

@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from conformance.budget import Rounding
-from conformance.case import Space
-from conformance.judge import calling, judge, require
-from conformance.linear_case import LinearCase, tamed
-from conformance.numerics import Array
-from conformance.operands import Operands
-from conformance.oracle import Expected
-from conformance.placement import Placed, place
-from conformance.subject import Subject, poisoned_memory
+from conformance.cases.case import Space
+from conformance.cases.linear_case import LinearCase, tamed
+from conformance.cases.memory_layout import Placed, place
+from conformance.cases.operands import Operands
+from conformance.judgement.judge import calling, judge, require
+from conformance.judgement.linear_oracle import Expected
+from conformance.numerics.budget import Rounding
+from conformance.numerics.formats import Array
+from conformance.target.subject import Subject, poisoned_memory
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from conformance.case import Case, Space
+from conformance.cases.case import Case, Space
 from conformance.hybrid.tree import ADAPTERS, ALIKE, PLAIN, linear
 
 

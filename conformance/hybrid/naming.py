@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import nn
 
-from conformance.clause import clause
 from conformance.hybrid.leaves import NAMES, NamesCase, drawn_leaves
 from conformance.hybrid.tree import Doubling, conv1d, linear, tree
-from conformance.judge import calling, require
-from conformance.refusal import calling_quietly
-from conformance.subject import Subject
+from conformance.judgement.judge import calling, require
+from conformance.specification.clause import clause
+from conformance.target.expected_errors import calling_quietly
+from conformance.target.subject import Subject
 
 NEEDED = ("get_remote_names",)
 

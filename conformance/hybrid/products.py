@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from conformance.clause import clause
+from conformance.cases.memory_layout import LAYOUTS
 from conformance.hybrid.frozen import FROZEN, SMALL, Frozen, FrozenCase, forward
-from conformance.judge import calling, judge, require, worst
-from conformance.placement import LAYOUTS
-from conformance.subject import Subject
+from conformance.judgement.judge import calling, judge, require, worst
+from conformance.specification.clause import clause
+from conformance.target.subject import Subject
 
 
 def forward_module(subject: Subject, frozen: Frozen) -> Any:

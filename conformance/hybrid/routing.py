@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from conformance.clause import clause
 from conformance.hybrid.frozen import SMALL, Frozen, FrozenCase, backward, forward
-from conformance.judge import Violation, calling, judge, require, worst
-from conformance.numerics import Array, rounded
-from conformance.oracle import Expected
-from conformance.subject import Subject
+from conformance.judgement.judge import Violation, calling, judge, require, worst
+from conformance.judgement.linear_oracle import Expected
+from conformance.numerics.formats import Array, rounded
+from conformance.specification.clause import clause
+from conformance.target.subject import Subject
 
 
 class Recording(nn.Module):

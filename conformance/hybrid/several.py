@@ -6,10 +6,10 @@ import dataclasses
 
 import torch
 
-from conformance.clause import clause
 from conformance.hybrid.frozen import SMALL, Frozen, FrozenCase, custom_linear, forward
-from conformance.judge import calling, judge, require, worst
-from conformance.subject import Subject
+from conformance.judgement.judge import calling, judge, require, worst
+from conformance.specification.clause import clause
+from conformance.target.subject import Subject
 
 
 @clause(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from conformance.judge import Inconclusive
+from conformance.judgement.judge import Inconclusive
 
 
 class Branch(nn.Module):

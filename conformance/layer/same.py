@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from conformance.judge import calling, judge, worst
+from conformance.judgement.judge import calling, judge, worst
 from conformance.requirements.base import judge_gradients, oracle_for
-from conformance.subject import TRAINABLE, Instance, Subject
+from conformance.target.subject import TRAINABLE, Instance, Subject
 
 
 def same_results(subject: Subject, instance: Instance, other: Any, what: str) -> float | None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from conformance.clause import clause
-from conformance.judge import judge, require, worst
-from conformance.linear_case import LinearCase
+from conformance.cases.linear_case import LinearCase
+from conformance.judgement.judge import judge, require, worst
 from conformance.requirements.backward import SUBSETS
 from conformance.requirements.base import LEADING, judge_gradients, oracle_for, partnered
-from conformance.subject import TRAINABLE, Subject
+from conformance.specification.clause import clause
+from conformance.target.subject import TRAINABLE, Subject
 
 
 @clause(

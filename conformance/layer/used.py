@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from conformance.clause import clause
-from conformance.judge import calling, judge, require, worst
+from conformance.cases.linear_case import LinearCase
+from conformance.judgement.judge import calling, judge, require, worst
 from conformance.layer.same import same_results
-from conformance.linear_case import LinearCase
-from conformance.numerics import dtype_named
+from conformance.numerics.formats import dtype_named
 from conformance.requirements.base import SMALL, oracle_for
-from conformance.subject import TRAINABLE, Instance, Subject
+from conformance.specification.clause import clause
+from conformance.target.subject import TRAINABLE, Instance, Subject
 
 
 def used(subject: Subject, case: LinearCase) -> Instance:

@@ -8,13 +8,13 @@ import pickle
 
 import numpy as np
 
-from conformance.clause import clause
-from conformance.judge import calling, judge, require, worst
-from conformance.linear_case import LinearCase
+from conformance.cases.linear_case import LinearCase
+from conformance.judgement.judge import calling, judge, require, worst
 from conformance.merge.merging import MERGE, judge_restored, merged, output
-from conformance.numerics import dtype_named, numbers
+from conformance.numerics.formats import dtype_named, numbers
 from conformance.requirements.base import oracle_for
-from conformance.subject import Instance, Subject
+from conformance.specification.clause import clause
+from conformance.target.subject import Instance, Subject
 
 
 def unmerged(subject: Subject, instance: Instance) -> Instance:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from conformance.judge import calling, judge
-from conformance.linear_case import LinearCase
-from conformance.numerics import Array, format_of, numbers
-from conformance.oracle import Expected
+from conformance.cases.linear_case import LinearCase
+from conformance.judgement.judge import calling, judge
+from conformance.judgement.linear_oracle import Expected
+from conformance.numerics.formats import Array, format_of, numbers
 from conformance.requirements.base import SMALL
-from conformance.subject import Instance, Subject
+from conformance.target.subject import Instance, Subject
 
 MERGE = SMALL.narrowed(training=(True, False), scale=(2.0, 0.5, -1.0, 3.0))
 

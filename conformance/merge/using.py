@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from conformance.case import Space
-from conformance.clause import clause
-from conformance.judge import calling, judge, require, worst
-from conformance.linear_case import LinearCase
+from conformance.cases.case import Space
+from conformance.cases.linear_case import LinearCase
+from conformance.cases.memory_layout import LAYOUTS
+from conformance.judgement.judge import calling, judge, require, worst
+from conformance.judgement.linear_oracle import Expected
 from conformance.merge.merging import MERGE, judge_restored, merged, output
-from conformance.oracle import Expected
-from conformance.placement import LAYOUTS
 from conformance.requirements.base import oracle_for, partnered
-from conformance.subject import TRAINABLE, Subject
+from conformance.specification.clause import clause
+from conformance.target.subject import TRAINABLE, Subject
 
 # integers: what is merged, and what unmerging restores, is then exact whatever the adapter's dtype
 MIXED = Space(LinearCase, tame=partnered, **MERGE.narrowed(values=("integers", "cancelling")).values)

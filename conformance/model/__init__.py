@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from conformance.clause import checks_of
+from conformance.specification.clause import checks_of
 
 # In reading order, which is also the order of the clauses in SPEC.md.
 CONCEPTS = (

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from conformance.clause import clause
-from conformance.judge import calling, require
+from conformance.judgement.judge import calling, require
 from conformance.model.applying import require_only_adapters_train
 from conformance.model.architectures import REAL, RealCase, batch, logits, minilm, real
 from conformance.model.base import apply
 from conformance.model.toys import adapted, adapters
 from conformance.model.watching import fill, judge_outputs, require_used, watching
-from conformance.subject import Subject
+from conformance.specification.clause import clause
+from conformance.target.subject import Subject
 
 TARGETS_OF_MINILM = ("query", "key", "value", "dense")
 

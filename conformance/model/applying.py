@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from conformance.case import Case, Space
-from conformance.clause import clause
+from conformance.cases.case import Case, Space
 from conformance.config.base import DEFAULTS
-from conformance.judge import require
+from conformance.judgement.judge import require
 from conformance.model.base import (
     PatchCase,
     apply,
@@ -24,8 +23,9 @@ from conformance.model.base import (
     warned,
 )
 from conformance.model.toys import TOY_LINEARS, Toy, Twice, adapted, adapters, is_adapter, model_named
-from conformance.refusal import refuses
-from conformance.subject import Subject
+from conformance.specification.clause import clause
+from conformance.target.expected_errors import refuses
+from conformance.target.subject import Subject
 
 
 @dataclass(frozen=True)

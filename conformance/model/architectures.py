@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from conformance.case import Case, Space
-from conformance.numerics import dtype_named
-from conformance.seeding import seed_torch
-from conformance.subject import Subject
+from conformance.cases.case import Case, Space
+from conformance.cases.seeding import seed_torch
+from conformance.numerics.formats import dtype_named
+from conformance.target.subject import Subject
 
 WORDS, LONGEST = 32, 16
 ATTENTION = tuple(f"self_attn.{name}_proj" for name in "qkvo")

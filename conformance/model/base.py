@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 import reference
-from conformance.case import Space
-from conformance.judge import calling, require
-from conformance.linear_case import LinearCase, tamed
-from conformance.operands import Operands
-from conformance.refusal import calling_quietly
-from conformance.seeding import seed_torch
-from conformance.subject import Instance, Subject, frozen_linear
+from conformance.cases.case import Space
+from conformance.cases.linear_case import LinearCase, tamed
+from conformance.cases.operands import Operands
+from conformance.cases.seeding import seed_torch
+from conformance.judgement.judge import calling, require
+from conformance.target.expected_errors import calling_quietly
+from conformance.target.subject import Instance, Subject, frozen_linear
 
 
 @dataclass(frozen=True)

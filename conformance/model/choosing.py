@@ -9,15 +9,15 @@ from typing import Any
 
 from torch import nn
 
-from conformance.case import Case, Space
-from conformance.clause import clause
-from conformance.judge import Inconclusive, calling, require
-from conformance.matching_oracle import chosen, drawn_key, drawn_pattern, near_keys
+from conformance.cases.case import Case, Space
+from conformance.judgement.judge import Inconclusive, calling, require
 from conformance.model.applying import MODELS, ModelCase
 from conformance.model.base import apply, config_class, warned
+from conformance.model.matching_oracle import chosen, drawn_key, drawn_pattern, near_keys
 from conformance.model.toys import TOY_LINEARS, TaggedLinear, Toy, adapted, model_named
-from conformance.refusal import calling_quietly, refuses
-from conformance.subject import Subject
+from conformance.specification.clause import clause
+from conformance.target.expected_errors import calling_quietly, refuses
+from conformance.target.subject import Subject
 
 KINDS = ("run", "tail", "part", "exact", "last", "legacy")
 

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from conformance.clause import clause
-from conformance.judge import judge, require, worst
+from conformance.cases.seeding import seed_torch
+from conformance.judgement.judge import judge, require, worst
+from conformance.judgement.linear_oracle import LinearOracle
 from conformance.model.base import LAYER, PATCH, PatchCase, bound, patch, patched
 from conformance.model.toys import DoublingLinear
-from conformance.numerics import dtype_named
-from conformance.oracle import LinearOracle
-from conformance.refusal import calling_quietly
-from conformance.seeding import seed_torch
-from conformance.subject import TRAINABLE, Instance, Subject, frozen_linear
+from conformance.numerics.formats import dtype_named
+from conformance.specification.clause import clause
+from conformance.target.expected_errors import calling_quietly
+from conformance.target.subject import TRAINABLE, Instance, Subject, frozen_linear
 
 FEW = PATCH.narrowed(m=(2, 1, 3), k=(16, 3, 33), n=(5, 1, 16), lead=("2d", "3d"))
 

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from conformance.clause import clause
-from conformance.judge import calling, judge, require
+from conformance.cases.seeding import seed_torch
+from conformance.judgement.judge import calling, judge, require
+from conformance.judgement.linear_oracle import LinearOracle
 from conformance.model.base import LAYER, PATCH, PatchCase, apply, patch, patch_case, patched
 from conformance.model.initialising import LAWS, require_law, require_zero_B
 from conformance.model.toys import TOY_LINEARS, TaggedLinear, Toy, adapted, adapters
-from conformance.numerics import dtype_named
-from conformance.oracle import LinearOracle
-from conformance.seeding import seed_torch
-from conformance.subject import Instance, Subject, poisoned_memory
+from conformance.numerics.formats import dtype_named
+from conformance.specification.clause import clause
+from conformance.target.subject import Instance, Subject, poisoned_memory
 
 WAYS = ("deepcopy", "pickle", "torch.save", "state_dict")
 

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from conformance.clause import clause
-from conformance.judge import judge, require
+from conformance.cases.seeding import seed_torch
+from conformance.judgement.judge import judge, require
+from conformance.judgement.linear_oracle import LinearOracle
 from conformance.model.base import PATCH, PatchCase, patch, patched
-from conformance.oracle import LinearOracle
-from conformance.refusal import calling_quietly
-from conformance.seeding import seed_torch
-from conformance.subject import Subject
+from conformance.specification.clause import clause
+from conformance.target.expected_errors import calling_quietly
+from conformance.target.subject import Subject
 
 RATES = (0.5, 0.25, 0.1)
 DROPPED = PATCH.narrowed(dropout=RATES, position=("post", "pre"), m=(2, 3, 17), lead=("2d",))

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from conformance.case import Space
-from conformance.clause import clause
-from conformance.judge import calling, require
+from conformance.cases.case import Space
+from conformance.judgement.judge import calling, require
 from conformance.model.base import LAYER, PatchCase, patch_case
-from conformance.subject import Subject, poisoned_memory
+from conformance.specification.clause import clause
+from conformance.target.subject import Subject, poisoned_memory
 
 # Enough elements (16384 and more) that six standard errors of a variance are 7 %; K ≠ r tells the laws apart.
 LAWS = Space(PatchCase, k=(512, 256, 1024), r=(64, 128), n=(8,), training=(True, False), triton=(False, True))

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from conformance.clause import clause
-from conformance.judge import calling, judge, require
+from conformance.judgement.judge import calling, judge, require
+from conformance.judgement.linear_oracle import LinearOracle
 from conformance.model.base import LAYER, PATCH, PatchCase, bound, linear, patch, patch_case, spelled
 from conformance.model.toys import TaggedLinear
-from conformance.numerics import dtype_named
-from conformance.oracle import LinearOracle
-from conformance.subject import Subject, frozen_linear
+from conformance.numerics.formats import dtype_named
+from conformance.specification.clause import clause
+from conformance.target.subject import Subject, frozen_linear
 
 
 @clause(

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from conformance.clause import clause
-from conformance.judge import Inconclusive, calling, require
+from conformance.judgement.judge import Inconclusive, calling, require
 from conformance.model.adapting import adapted_real
 from conformance.model.architectures import REAL, RealCase, batch, logits, loss_sum, real
 from conformance.model.toys import adapters
 from conformance.model.watching import SCALE, judge_gradients, require_used, watching
-from conformance.subject import Subject
+from conformance.specification.clause import clause
+from conformance.target.subject import Subject
 
 GRADIENTS = REAL.narrowed(rows=(2, 3), length=(5, 3, 8))
 STEPS, WINDOW, MICRO = 12, 4, 3  # optimiser steps of a curve, the rows of each, and of its first micro-batch

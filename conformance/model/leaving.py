@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from conformance.clause import clause
-from conformance.judge import calling, require
+from conformance.judgement.judge import calling, require
 from conformance.model.applying import CHOSEN, MODELS, ModelCase, named
 from conformance.model.base import apply, make_config
 from conformance.model.toys import Toy, adapted
-from conformance.refusal import refuses
-from conformance.subject import Subject
+from conformance.specification.clause import clause
+from conformance.target.expected_errors import refuses
+from conformance.target.subject import Subject
 
 KEPT = MODELS.narrowed(frozen=(False,))
 

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from conformance.case import Case, Space
-from conformance.clause import clause
-from conformance.judge import calling, require
-from conformance.matching_oracle import drawn_key, drawn_pattern, literal_patterns, matches, near_keys
-from conformance.refusal import calling_quietly
-from conformance.subject import Subject
+from conformance.cases.case import Case, Space
+from conformance.judgement.judge import calling, require
+from conformance.model.matching_oracle import drawn_key, drawn_pattern, literal_patterns, matches, near_keys
+from conformance.specification.clause import clause
+from conformance.target.expected_errors import calling_quietly
+from conformance.target.subject import Subject
 
 
 @dataclass(frozen=True)

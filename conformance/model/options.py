@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from conformance.case import Space
-from conformance.clause import clause
-from conformance.judge import calling, require
+from conformance.cases.case import Space
+from conformance.judgement.judge import calling, require
 from conformance.model.applying import CHOSEN, MODELS, ModelCase, named, require_only_adapters_train
 from conformance.model.base import PatchCase, apply, require_adapter
 from conformance.model.dropping import PROBE, fill_probe, require_position, require_rate
 from conformance.model.initialising import require_law
-from conformance.subject import Subject
+from conformance.specification.clause import clause
+from conformance.target.subject import Subject
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "alpha": {"alpha": 6.47},

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from conformance.case import Case, Space
-from conformance.clause import clause
-from conformance.judge import require
+from conformance.cases.case import Case, Space
+from conformance.judgement.judge import require
 from conformance.model.base import LAYER, PatchCase, linear, patch_case
-from conformance.refusal import refuses
-from conformance.subject import Subject
+from conformance.specification.clause import clause
+from conformance.target.expected_errors import refuses
+from conformance.target.subject import Subject
 
 ERRORS = (ValueError, TypeError, NotImplementedError, AssertionError)  # raised on purpose, not by accident
 NOT_LINEAR: dict[str, Any] = {

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from conformance.case import Space
-from conformance.clause import clause
-from conformance.judge import calling, require
+from conformance.cases.case import Space
+from conformance.judgement.judge import calling, require
 from conformance.model.applying import CHOSEN, ModelCase
 from conformance.model.base import PatchCase, apply, patch_case
 from conformance.model.toys import adapters, contents, is_adapter
-from conformance.subject import Subject
+from conformance.specification.clause import clause
+from conformance.target.subject import Subject
 
 STEPS = Space(
     ModelCase,

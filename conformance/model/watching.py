@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from conformance.judge import judge, require, worst
-from conformance.linear_case import LinearCase
+from conformance.cases.linear_case import LinearCase
+from conformance.cases.operands import Operands
+from conformance.judgement.judge import judge, require, worst
+from conformance.judgement.linear_oracle import Expected, LinearOracle
 from conformance.model.base import require_adapter
-from conformance.numerics import dtype_named, numbers, rounded
-from conformance.operands import Operands
-from conformance.oracle import Expected, LinearOracle
+from conformance.numerics.formats import dtype_named, numbers, rounded
 
 SCALE = 2.0  # of every adapter here, see `RealCase.options`
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from conformance.clause import checks_of
 from conformance.remote import answering, clearing, crossing, failing
+from conformance.specification.clause import checks_of
 
 __all__ = ["answering", "clearing", "crossing", "failing", "tests"]
 

@@ -8,11 +8,9 @@ from typing import Any
 
 import torch
 
-from conformance.clause import clause
 from conformance.fhe.split import run
 from conformance.hybrid.frozen import backward
-from conformance.judge import require
-from conformance.refusal import calling_quietly, quiet
+from conformance.judgement.judge import require
 from conformance.remote.client import (
     BATCHES,
     CUSTOM,
@@ -28,7 +26,9 @@ from conformance.remote.client import (
     server_of,
 )
 from conformance.remote.wire import Wire
-from conformance.subject import Subject
+from conformance.specification.clause import clause
+from conformance.target.expected_errors import calling_quietly, quiet
+from conformance.target.subject import Subject
 
 PATIENCE = 100.0  # seconds for what several threads do; only a failure waits so long
 

@@ -11,12 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from conformance.clause import clause
 from conformance.fhe.oracle import by_column
 from conformance.fhe.pairs import known_keys
-from conformance.judge import require
-from conformance.numerics import Array
-from conformance.refusal import refuses
+from conformance.judgement.judge import require
+from conformance.numerics.formats import Array
 from conformance.remote.client import (
     BATCHES,
     BITS,
@@ -33,7 +31,9 @@ from conformance.remote.client import (
 )
 from conformance.remote.serving import scratch
 from conformance.remote.wire import Wire
-from conformance.subject import Subject
+from conformance.specification.clause import clause
+from conformance.target.expected_errors import refuses
+from conformance.target.subject import Subject
 
 MODES = ("torch", "disable", "simulate", "execute")
 

@@ -15,17 +15,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from conformance.case import Case, Space
+from conformance.cases.case import Case, Space
 from conformance.fhe.pairs import known_keys
 from conformance.fhe.split import run, split
 from conformance.fhe.stepping import REMOTE, Chain, StepCase, Trained, training_of
 from conformance.hybrid.frozen import backward
-from conformance.judge import calling, require
-from conformance.numerics import Array
-from conformance.refusal import calling_quietly, quiet
+from conformance.judgement.judge import calling, require
+from conformance.numerics.formats import Array
 from conformance.remote.serving import Server, scratch, served
 from conformance.remote.wire import Wire
-from conformance.subject import Subject
+from conformance.target.expected_errors import calling_quietly, quiet
+from conformance.target.subject import Subject
 
 CUSTOM, LORA = ("CustomLinear",), ("LoraTraining", "CustomLinear")
 LIBRARIES = "concrete_ml_extensions httpx starlette uvicorn"

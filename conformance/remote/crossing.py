@@ -7,10 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from conformance.clause import clause
 from conformance.fhe.search import numbers_found, searchable, secret_found
-from conformance.judge import require
-from conformance.refusal import calling_quietly
+from conformance.judgement.judge import require
 from conformance.remote.client import (
     BATCHES,
     BITS,
@@ -25,7 +23,9 @@ from conformance.remote.client import (
     step,
 )
 from conformance.remote.wire import Wire
-from conformance.subject import Subject
+from conformance.specification.clause import clause
+from conformance.target.expected_errors import calling_quietly
+from conformance.target.subject import Subject
 
 CALLS = 3
 SAMPLES, SAMPLE = 64, 64  # how many pieces of what was sent are looked for again, and their bytes

@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from conformance.case import Space
-from conformance.clause import clause
-from conformance.judge import Violation, require
-from conformance.refusal import quiet
+from conformance.cases.case import Space
+from conformance.judgement.judge import Violation, require
 from conformance.remote.client import CUSTOM, LIBRARIES, RemoteCase, batch, both, reconnected, same
-from conformance.subject import Subject
+from conformance.specification.clause import clause
+from conformance.target.expected_errors import quiet
+from conformance.target.subject import Subject
 
 BOUND = 20.0  # seconds until an error: many times what a busy machine takes to encrypt, and no wait for ever
 

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from conformance.judge import Violation, calling
+from conformance.judgement.judge import Violation, calling
 from conformance.remote.wire import HOST
 
 PATIENCE = 120.0  # seconds for a server to listen; only a failure waits so long

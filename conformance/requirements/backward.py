@@ -8,12 +8,12 @@ import math
 import numpy as np
 import torch
 
-from conformance.judge import Inconclusive, compare, judge, require, worst
-from conformance.linear_case import LinearCase
-from conformance.numerics import Array, numbers
-from conformance.oracle import Expected
+from conformance.cases.linear_case import LinearCase
+from conformance.judgement.judge import Inconclusive, compare, judge, require, worst
+from conformance.judgement.linear_oracle import Expected
+from conformance.numerics.formats import Array, numbers
 from conformance.requirements.base import LAYOUT, LEADING, MIXED, SMALL, judge_gradients, oracle_for, requirement
-from conformance.subject import TRAINABLE, Subject, run
+from conformance.target.subject import TRAINABLE, Subject, run
 
 
 @requirement("BWD-DX", "dX = g W + s·(g B) A, in the dtype of x.")

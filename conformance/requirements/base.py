@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from conformance.case import Space
-from conformance.clause import Check, clause
-from conformance.judge import judge, worst
-from conformance.linear_case import LINEAR, LinearCase
-from conformance.operands import Operands
-from conformance.oracle import LinearOracle
-from conformance.placement import LAYOUTS
-from conformance.subject import TRAINABLE, Instance, Subject
+from conformance.cases.case import Space
+from conformance.cases.linear_case import LINEAR, LinearCase
+from conformance.cases.memory_layout import LAYOUTS
+from conformance.cases.operands import Operands
+from conformance.judgement.judge import judge, worst
+from conformance.judgement.linear_oracle import LinearOracle
+from conformance.specification.clause import Check, clause
+from conformance.target.subject import TRAINABLE, Instance, Subject
 
 TOPICS = (
     "forward",

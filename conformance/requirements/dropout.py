@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from conformance.judge import Inconclusive, calling, compare, judge, require, worst
-from conformance.linear_case import LinearCase
-from conformance.numerics import Array, format_of, numbers
-from conformance.operands import Operands
-from conformance.oracle import Expected, LinearOracle
+from conformance.cases.linear_case import LinearCase
+from conformance.cases.operands import Operands
+from conformance.cases.seeding import seed_torch
+from conformance.judgement.judge import Inconclusive, calling, compare, judge, require, worst
+from conformance.judgement.linear_oracle import Expected, LinearOracle
+from conformance.numerics.formats import Array, format_of, numbers
 from conformance.requirements.base import SMALL, judge_gradients, oracle_for, requirement
-from conformance.seeding import seed_torch
-from conformance.subject import TRAINABLE, Instance, Subject
+from conformance.target.subject import TRAINABLE, Instance, Subject
 
 WITH_DROPOUT = ("lora_linear", "LinearLoRA", "TritonLinearLoRA")
 RATES = (0.5, 0.25, 0.1)

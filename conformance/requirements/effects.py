@@ -6,10 +6,10 @@ import dataclasses
 
 import torch
 
-from conformance.judge import calling, judge, require, worst
-from conformance.linear_case import LinearCase
+from conformance.cases.linear_case import LinearCase
+from conformance.judgement.judge import calling, judge, require, worst
 from conformance.requirements.base import LAYOUT, SMALL, judge_gradients, oracle_for, requirement
-from conformance.subject import TRAINABLE, Subject, run
+from conformance.target.subject import TRAINABLE, Subject, run
 
 
 @requirement("MEM-INPUTS", "Forward and backward leave x, g, W, b, A and B as they were.", SMALL, weight=0.67)

@@ -6,9 +6,9 @@ import dataclasses
 
 import numpy as np
 
-from conformance.judge import compare, judge, require, worst
-from conformance.linear_case import LinearCase
-from conformance.numerics import numbers
+from conformance.cases.linear_case import LinearCase
+from conformance.judgement.judge import compare, judge, require, worst
+from conformance.numerics.formats import numbers
 from conformance.requirements.base import (
     LAYOUT,
     LEADING,
@@ -19,7 +19,7 @@ from conformance.requirements.base import (
     output,
     requirement,
 )
-from conformance.subject import TRAINABLE, Subject, run
+from conformance.target.subject import TRAINABLE, Subject, run
 
 
 @requirement("FWD", "y = x Wᵀ + b + s·(x Aᵀ) Bᵀ for every size, rank, bias and grad mode, in the dtype of x Wᵀ.")

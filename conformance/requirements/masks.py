@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from conformance.judge import Inconclusive, require
-from conformance.linear_case import LinearCase
-from conformance.numerics import Array
-from conformance.operands import Operands
+from conformance.cases.linear_case import LinearCase
+from conformance.cases.operands import Operands
+from conformance.judgement.judge import Inconclusive, require
+from conformance.numerics.formats import Array
 from conformance.requirements.backward import SUBSETS
 from conformance.requirements.base import judge_gradients, oracle_for, requirement
 from conformance.requirements.dropout import PROBE, WITH_DROPOUT, read_mask, started
-from conformance.subject import TRAINABLE, Subject
+from conformance.target.subject import TRAINABLE, Subject
 
 OVERLAP = 200  # elements that two places of masks must have in common to be compared
 

@@ -7,10 +7,10 @@ import warnings
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from conformance.judge import judge, worst
-from conformance.linear_case import LinearCase
+from conformance.cases.linear_case import LinearCase
+from conformance.judgement.judge import judge, worst
 from conformance.requirements.base import SMALL, judge_gradients, oracle_for, requirement
-from conformance.subject import TRAINABLE, Subject
+from conformance.target.subject import TRAINABLE, Subject
 
 
 @requirement(

@@ -8,12 +8,12 @@ import math
 import numpy as np
 import torch
 
-from conformance.judge import compare, judge, require, worst
-from conformance.linear_case import LinearCase
-from conformance.numerics import numbers
-from conformance.operands import Operands
+from conformance.cases.linear_case import LinearCase
+from conformance.cases.operands import Operands
+from conformance.judgement.judge import compare, judge, require, worst
+from conformance.numerics.formats import numbers
 from conformance.requirements.base import SMALL, judge_gradients, oracle_for, requirement
-from conformance.subject import TRAINABLE, Subject
+from conformance.target.subject import TRAINABLE, Subject
 
 LONG = {"m": (1100, 530), "k": (2100, 4099), "n": (1050, 530), "r": (131, 260)}
 

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from conformance.judge import Inconclusive, compare
-from conformance.linear_case import LinearCase
-from conformance.numerics import Array, numbers
-from conformance.oracle import Expected
+from conformance.cases.linear_case import LinearCase
+from conformance.judgement.judge import Inconclusive, compare
+from conformance.judgement.linear_oracle import Expected
+from conformance.numerics.formats import Array, numbers
 from conformance.requirements.base import SMALL, oracle_for, output, requirement
-from conformance.subject import Subject
+from conformance.target.subject import Subject
 
 
 @requirement(

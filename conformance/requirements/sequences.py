@@ -8,12 +8,12 @@ import threading
 import numpy as np
 import torch
 
-from conformance.judge import Inconclusive, Refused, Violation, calling, judge, worst
-from conformance.linear_case import LinearCase
-from conformance.numerics import dtype_named
+from conformance.cases.linear_case import LinearCase
+from conformance.cases.operand_values import weighed
+from conformance.judgement.judge import Inconclusive, Refused, Violation, calling, judge, worst
+from conformance.numerics.formats import dtype_named
 from conformance.requirements.base import SMALL, judge_gradients, oracle_for, requirement
-from conformance.subject import TRAINABLE, Subject
-from conformance.values import weighed
+from conformance.target.subject import TRAINABLE, Subject
 
 
 @requirement(

@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
-from conformance.judge import Inconclusive, judge, require, worst
-from conformance.linear_case import LinearCase
-from conformance.operands import Operands
-from conformance.pristine import PRISTINE
+from conformance.cases.linear_case import LinearCase
+from conformance.cases.operands import Operands
+from conformance.isolation.monkeypatches import PRISTINE
+from conformance.isolation.process_state import RANDOM, kept
+from conformance.judgement.judge import Inconclusive, judge, require, worst
 from conformance.requirements.base import SMALL, judge_gradients, oracle_for, requirement
-from conformance.settings import RANDOM, kept
-from conformance.subject import TRAINABLE, Subject, run
+from conformance.target.subject import TRAINABLE, Subject, run
 
 TINY = SMALL.narrowed(m=(3,), k=(17,), n=(5,), r=(3,), scale=(2.0,), values=("normal",), training=(True,))
 ROW = 2**30 + 64  # elements from row to row: the third is beyond 2³¹, where 32-bit offsets wrap

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from conformance.clause import checks_of
+from conformance.specification.clause import checks_of
 from conformance.training import accumulating, configuring, converting, covering, finding, losing, replacing, stepping
 
 __all__ = [

@@ -6,9 +6,9 @@ import dataclasses
 
 import torch
 
-from conformance.clause import clause
-from conformance.judge import judge, require, worst
-from conformance.subject import Subject
+from conformance.judgement.judge import judge, require, worst
+from conformance.specification.clause import clause
+from conformance.target.subject import Subject
 from conformance.training.net import EXACT, ONE, STEPS, Problem, StepCase, mean_of_rows
 from conformance.training.session import Session
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from conformance.clause import clause
-from conformance.judge import calling, judge, require, worst
-from conformance.subject import Subject
+from conformance.judgement.judge import calling, judge, require, worst
+from conformance.specification.clause import clause
+from conformance.target.subject import Subject
 from conformance.training.net import ONE, STEPS, StepCase, weighted_sum
 from conformance.training.session import Session
 from conformance.training.stepping import judge_step

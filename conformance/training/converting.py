@@ -11,19 +11,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from conformance.case import Space
-from conformance.clause import clause
+from conformance.cases.case import Space
+from conformance.cases.linear_case import LinearCase, tamed
+from conformance.cases.operands import Operands
+from conformance.cases.seeding import seed_torch
 from conformance.dora.oracle import DoraOracle
 from conformance.hybrid.frozen import SMALL, Frozen, FrozenCase, judge_both
 from conformance.hybrid.tree import conv1d, is_custom
-from conformance.judge import calling, judge, require, worst
-from conformance.linear_case import LinearCase, tamed
-from conformance.numerics import numbers
-from conformance.operands import Operands
-from conformance.oracle import LinearOracle
-from conformance.refusal import calling_quietly
-from conformance.seeding import seed_torch
-from conformance.subject import Subject, frozen_linear
+from conformance.judgement.judge import calling, judge, require, worst
+from conformance.judgement.linear_oracle import LinearOracle
+from conformance.numerics.formats import numbers
+from conformance.specification.clause import clause
+from conformance.target.expected_errors import calling_quietly
+from conformance.target.subject import Subject, frozen_linear
 from conformance.training.net import ONE
 from conformance.training.replacing import replace
 

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from conformance.clause import clause
-from conformance.judge import calling, judge, require, worst
-from conformance.oracle import Expected
-from conformance.subject import Subject
+from conformance.judgement.judge import calling, judge, require, worst
+from conformance.judgement.linear_oracle import Expected
+from conformance.specification.clause import clause
+from conformance.target.subject import Subject
 from conformance.training.net import ONE, STEPS, Net, Problem, StepCase, weighted_sum
 from conformance.training.session import RATE, Session
 

@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import nn
 
-from conformance.clause import SHOULD, clause
 from conformance.hybrid.tree import Branch, converted, linear, tree
-from conformance.judge import judge, require, worst
-from conformance.refusal import calling_quietly, refuses
-from conformance.subject import Subject
+from conformance.judgement.judge import judge, require, worst
+from conformance.specification.clause import SHOULD, clause
+from conformance.target.expected_errors import calling_quietly, refuses
+from conformance.target.subject import Subject
 from conformance.training.net import ONE, STEPS, Problem, StepCase
 from conformance.training.session import Session
 

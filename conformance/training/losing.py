@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from conformance.clause import SHOULD, clause
-from conformance.judge import judge, require, worst
-from conformance.refusal import refuses
-from conformance.subject import Subject
+from conformance.judgement.judge import judge, require, worst
+from conformance.specification.clause import SHOULD, clause
+from conformance.target.expected_errors import refuses
+from conformance.target.subject import Subject
 from conformance.training.net import EXACT, ONE, STEPS, StepCase, weighted_sum
 from conformance.training.session import Session
 

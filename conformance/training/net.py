@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from conformance.case import Case, Space
-from conformance.judge import Inconclusive
-from conformance.numerics import Array, accumulator_unit, dtype_named, format_of, rounded
-from conformance.oracle import Expected
+from conformance.cases.case import Case, Space
+from conformance.judgement.judge import Inconclusive
+from conformance.judgement.linear_oracle import Expected
+from conformance.numerics.formats import Array, accumulator_unit, dtype_named, format_of, rounded
 
 SCALE = 2.0
 EXACT = ("float64", "float32", "bfloat16")

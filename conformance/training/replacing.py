@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from conformance.clause import clause
 from conformance.hybrid.leaves import NAMES, NamesCase, remote_pool
 from conformance.hybrid.tree import ADAPTERS, Branch, Doubling, conv1d, converted, linear, tree
-from conformance.judge import calling, require
-from conformance.refusal import calling_quietly
-from conformance.subject import Subject
+from conformance.judgement.judge import calling, require
+from conformance.specification.clause import clause
+from conformance.target.expected_errors import calling_quietly
+from conformance.target.subject import Subject
 from conformance.training.net import ONE
 
 

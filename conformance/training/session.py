@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from conformance.judge import calling, judge, require, worst
-from conformance.refusal import calling_quietly
-from conformance.subject import Subject
+from conformance.judgement.judge import calling, judge, require, worst
+from conformance.target.expected_errors import calling_quietly
+from conformance.target.subject import Subject
 from conformance.training.net import ADAPTERS, Problem, StepCase, weighted_sum
 
 RATE = 0.375  # of learning: no step of it takes an integer weight by an integer gradient to zero

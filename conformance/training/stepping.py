@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from conformance.clause import SHOULD, clause
-from conformance.judge import judge, require, worst
-from conformance.numerics import format_of
-from conformance.oracle import Expected
-from conformance.settings import kept
-from conformance.subject import Subject
+from conformance.isolation.process_state import kept
+from conformance.judgement.judge import judge, require, worst
+from conformance.judgement.linear_oracle import Expected
+from conformance.numerics.formats import format_of
+from conformance.specification.clause import SHOULD, clause
+from conformance.target.subject import Subject
 from conformance.training.net import EXACT, ONE, STEPS, StepCase, weighted_sum
 from conformance.training.session import RATE, Session
 

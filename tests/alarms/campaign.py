@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from conformance.clause import Clause, load_all
-from conformance.examine import Examination
-from conformance.profiles import Profile
-from conformance.result import ANY_DTYPE, PASS
-from conformance.target import Target
+from conformance.judgement.result import ANY_DTYPE, PASS
+from conformance.run.case_search import Examination
+from conformance.run.profiles import Profile
+from conformance.specification.clause import Clause, load_all
+from conformance.target.target import Target
 from tests.variants import VARIANTS
 
 # whole implementations, in all groups they claim; the variants are judged in the groups of the formula

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from conformance.clause import MUST, load_all
-from conformance.result import PASS
+from conformance.judgement.result import PASS
+from conformance.specification.clause import MUST, load_all
 from tests.variants import VARIANTS
 
 MOST_UNDECIDED = 0.05

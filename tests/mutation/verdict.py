@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
-from conformance.clause import REGISTRY, Clause, load_all
-from conformance.examine import Examination
-from conformance.profiles import PROFILES, Profile
-from conformance.result import ANY_DTYPE
-from conformance.target import TRITON, Target
+from conformance.judgement.result import ANY_DTYPE
+from conformance.run.case_search import Examination
+from conformance.run.profiles import PROFILES, Profile
+from conformance.specification.clause import REGISTRY, Clause, load_all
+from conformance.target.target import TRITON, Target
 from tests.mutation.mutants import PACKAGES, Mutant, write_copy
 
 LIMIT = 240  # CPU seconds after which a mutant that is neither killed nor through counts as hanging

@@ -2,7 +2,7 @@
 
 import right
 
-from conformance.clause import REGISTRY
+from conformance.specification.clause import REGISTRY
 
 lora_linear = right.lora_linear
 

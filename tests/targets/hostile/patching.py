@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 import unscaled
 
-from conformance import judge
+from conformance.judgement import judge
 
 torch.set_default_dtype(torch.float64)
 torch.set_grad_enabled(False)

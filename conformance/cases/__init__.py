@@ -1,0 +1,1 @@
+"""Cases: small frozen records, and the operands that are made from them."""

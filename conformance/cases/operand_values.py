@@ -1,0 +1,199 @@
+"""The numbers of a LoRA linear layer's operands, drawn from a case: exact integers, or values of order one."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from conformance.cases.linear_case import LinearCase
+from conformance.numerics.formats import Array, dtype_named, format_of
+
+
+def floats(case: LinearCase) -> dict[str, Array]:
+    """Values of order one, scaled so that base, bias and update all weigh in the output."""
+    random = np.random.default_rng([case.seed, case.m, case.k, case.n, case.r])
+
+    def draw(*shape: int) -> Array:
+        values = random.standard_normal(shape)
+        return np.abs(values) if case.values == "positive" else values
+
+    width = case.k if case.values == "positive" else np.sqrt(case.k)
+    rank = case.r if case.values == "positive" else np.sqrt(case.r)
+    values = {
+        "x": draw(*case.leading, case.k),
+        "weight": draw(case.n, case.k) / width,
+        "bias": draw(case.n),
+        "lora_A": draw(case.r, case.k) / width,
+        "lora_B": draw(case.n, case.r) / (rank * max(abs(case.scale), 2**-6)),
+        "g": draw(*case.leading, case.n),
+    }
+    if case.values == "huge-term" and case.leading and values["x"].size:
+        # one product of 32 times the others' size: what is cut off or rounded beside it shows
+        values["x"][..., case.seed % case.k] *= 32
+        values["g"][..., case.seed % case.n] *= 32
+    return _specialised(case, _repeated(case, values))
+
+
+def _specialised(case: LinearCase, values: dict[str, Array]) -> dict[str, Array]:
+    """The values with what `special` asks for."""
+    x = values["x"].reshape(-1, case.k)
+    if case.special in ("nan", "inf"):
+        x[case.seed % len(x), case.seed % case.k] = float(case.special)
+    elif case.special == "zero-x":
+        x[...] = 0
+    elif case.special == "zero-B":
+        values["lora_B"][...] = 0
+    elif case.special == "denormal":
+        # some hundred steps of the format: below its smallest normal number, well above its rounding
+        x *= (4096 if case.dtype == "float32" else 256) * format_of(dtype_named(case.dtype)).step
+    elif case.special == "near-overflow":
+        for name in ("weight", "lora_A"):
+            values[name] = np.abs(values[name])
+        x[:, : case.k // 2], x[:, case.k // 2 :] = np.abs(x[:, : case.k // 2]), -np.abs(x[:, case.k // 2 :])
+        largest = format_of(dtype_named(case.dtype)).largest
+        x *= 0.7 * largest / _largest_forward(x, values, case.scale)
+        values["bias"] *= 0.2 * largest / np.abs(values["bias"]).max()  # else it would be lost beside them
+    elif case.special == "overflow-before-scale":
+        values["weight"][...] = 0
+        update = np.abs(x @ values["lora_A"].T @ values["lora_B"].T).max(initial=1e-9) * abs(case.scale)
+        update = max(update, float(np.abs(values["lora_B"]).max()))  # lora_B itself must fit
+        values["lora_B"] *= 0.7 * format_of(dtype_named(case.dtype)).largest / update
+    elif case.special == "identity":
+        values["weight"][...] = 0
+        values["lora_A"][...] = values["lora_B"][...] = np.eye(case.k)
+    return values
+
+
+def _repeated(case: LinearCase, values: dict[str, Array]) -> dict[str, Array]:
+    """The values with every slice along the first axis equal where the layout is `expanded`."""
+    for name, layout in (("x", case.x), ("g", case.g)):
+        if layout == "expanded" and case.leading:
+            values[name][...] = values[name][:1]
+    return values
+
+
+def integers(case: LinearCase, limit: int) -> dict[str, Array]:
+    """Small integers, thinned until every intermediate of every plan is an exact integer of the dtype."""
+    fraction = max(1.0, 1 / (min(abs(case.scale), 1.0) or 1.0))  # a scale of 1/4 leaves quarters
+    values: dict[str, Array] = {}
+    for attempt in range(ATTEMPTS):
+        size = 1.0
+        while True:
+            random = np.random.default_rng([case.seed, case.m, case.k, case.n, case.r, attempt])
+            values = _signs(case, size, random)
+            if case.values == "cancelling":
+                values = _cancelling(case, values, max(1, int(min(math.sqrt(limit), LARGEST) * size**3)), random)
+            values = _specialised(case, _repeated(case, values))
+            last = size < 1e-3
+            largest, decides = weighed(values, case.scale, math.inf if last else limit / fraction)
+            if largest * fraction <= limit or last:
+                break
+            size *= 0.7
+        if decides or case.special != "none":
+            break  # few and small integers may cancel to a term of nothing but zeros: then draw again
+    return values
+
+
+ATTEMPTS = 16
+LARGEST = 31  # its square times any K or M is exact in float32
+
+
+def _signs(case: LinearCase, density: float, random: np.random.Generator) -> dict[str, Array]:
+    """Operands of -1, 0 and 1, the fewer zeros the denser."""
+
+    def draw(*shape: int, keep: float = density) -> Array:
+        signs = random.integers(0, 2, shape) * 2.0 - 1
+        return np.asarray(signs * (random.random(shape) < keep), dtype=np.float64)
+
+    return {
+        "x": draw(*case.leading, case.k, keep=max(density, 0.5)),
+        "weight": draw(case.n, case.k) * (2 if case.k < 16 else 1),
+        "bias": draw(case.n, keep=1.0) * 3,
+        "lora_A": draw(case.r, case.k, keep=density / 2 if case.k > 16 else density),
+        "lora_B": draw(case.n, case.r, keep=density / 2 if case.r > 4 else density),
+        "g": draw(*case.leading, case.n, keep=max(density, 0.5)),
+    }
+
+
+def _cancelling(case: LinearCase, sparse: dict[str, Array], most: int, random: np.random.Generator) -> dict[str, Array]:
+    """Operands whose sums over K, N and M grow to half-way and shrink back to what the sparse part adds.
+
+    x = [p, -p] and g = [q, -q], and W, A and B repeat one block along K and N, plus the sparse integers; the second
+    half of the tokens is the first with g negated, but for one or two tokens that have no partner.
+
+    Args:
+        most: the largest number in x, g and W: with it partial sums leave a 16-bit accumulator from K = 64 on.
+    """
+
+    def paired(shape: tuple[int, ...], signs: tuple[int, int], largest: int) -> Array:
+        half = shape[-1] // 2
+        block = random.integers(1, largest + 1, (*shape[:-1], half)).astype(np.float64)
+        odd = np.ones((*shape[:-1], shape[-1] - 2 * half))
+        return np.concatenate([signs[0] * block, signs[1] * block, odd], -1)
+
+    lead, k, n, r = case.leading, case.k, case.n, case.r
+    few_most = min(most, 2)
+    down = paired((r, k), (1, 1), 1)
+    up = paired((r, n), (1, 1), 1).T
+    rows = paired((n // 2, k), (1, 1), most)
+    weight = np.concatenate([rows, rows, np.ones((n - 2 * (n // 2), k))])
+    few = {}
+    for name in ("weight", "lora_A", "lora_B"):
+        # enough of them in every row and column that each sum has something left
+        share = max(0.1, 8 / min(sparse[name].shape))
+        few[name] = sparse[name] * (random.random(sparse[name].shape) < share)
+    tokens = math.prod(lead)
+    partners = (tokens - 1) // 2 if tokens > 2 else 0
+    x, g = paired((tokens, k), (1, -1), most), paired((tokens, n), (1, -1), most)
+    x[partners : 2 * partners], g[partners : 2 * partners] = x[:partners], -g[:partners]
+    alone = slice(2 * partners, tokens if partners else 0)
+    x[alone], g[alone] = np.clip(x[alone], -few_most, few_most), np.clip(g[alone], -few_most, few_most)
+    return {
+        **sparse,
+        "x": x.reshape(*lead, k),
+        "g": g.reshape(*lead, n),
+        "weight": weight + few["weight"],
+        "lora_A": down * (r <= 8) + few["lora_A"],  # for larger ranks B A would leave the exact range
+        "lora_B": up * (r <= 8) + few["lora_B"],
+    }
+
+
+def _largest_forward(x: Array, values: dict[str, Array], scale: float) -> float:
+    """The largest magnitude among the operands and intermediates of the forward pass."""
+    middle, base = x @ values["lora_A"].T, x @ values["weight"].T
+    update = middle @ values["lora_B"].T
+    stored = (x, x * scale, middle, middle * scale, update, update * scale, base, base + scale * update)
+    return max(float(np.abs(v).max(initial=1e-9)) for v in stored)
+
+
+def weighed(values: dict[str, Array], scale: float, limit: float = math.inf) -> tuple[float, bool]:
+    """The largest magnitude among what any plan may store, and whether every term of every result shows.
+
+    Args:
+        values: integers, or numbers whose sums are as exact.
+        limit: beyond which it does not matter by how much, nor what shows.
+    """
+    x = values["x"].reshape(-1, values["x"].shape[-1])
+    g = values["g"].reshape(-1, values["g"].shape[-1])
+    weight, down, up = values["weight"], values["lora_A"], values["lora_B"]
+    joined, s, t = up @ down, x @ down.T, g @ up
+    back, part = t @ down, s @ up.T
+    d_up, d_down = g.T @ s, t.T @ x  # those of gᵀ x too, as nothing rounds
+    grown = max(1.0, abs(scale))
+    largest = max(grown * _largest(v, 2.0) for v in (joined, s, t, part, back, d_up, d_down))
+    if largest > limit:
+        return largest, False
+    outer, base, rest = g.T @ x, x @ weight.T, g @ weight
+    update = scale * part
+    with_update, with_back = base + update, rest + scale * back
+    whole = (base, base + values["bias"], with_update, with_update + values["bias"], weight + scale * joined)
+    backward = (rest, with_back, g.sum(0), weight, x, g)
+    largest = max(largest, grown * _largest(outer, 2.0), *(_largest(v, 0.0) for v in (*whole, *backward)))
+    terms = (base, part, rest, back, d_up, d_down, with_update, with_back)
+    return largest, not x.size or all(v.any() for v in terms)
+
+
+def _largest(found: Array, least: float) -> float:
+    """The largest magnitude, or `least` if that is more."""
+    return max(float(found.max(initial=least)), -float(found.min(initial=-least)))

@@ -1,0 +1,79 @@
+"""Operands of one LoRA linear layer, made from a case: exact values, placed tensors, and how they round."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+
+import torch
+
+from conformance.cases import operand_values
+from conformance.cases.linear_case import LinearCase
+from conformance.cases.memory_layout import Placed, place
+from conformance.numerics.budget import Rounding
+from conformance.numerics.formats import Array, dtype_named, format_of, rounded
+
+
+class Operands:
+    """Exact operand values of a case, and the tensors holding them inside canary margins.
+
+    Values are float64 arrays of numbers that the operand's dtype represents, so oracle and target see the same.
+    """
+
+    def __init__(self, case: LinearCase, device: str = "cpu") -> None:
+        self.case, self.device = case, device
+        self.dtype = dtype_named(case.dtype)
+        self.adapter_dtype = self.dtype if case.adapter == "same" else dtype_named(case.adapter)
+        # under autocast the values are numbers of its dtype, and the tensors that hold them of the case's
+        self.computed_in = self.dtype if case.autocast == "off" else dtype_named(case.autocast)
+        self.scale = case.scale
+        self.shape = (*case.leading, case.n)
+        drawn = operand_values.integers(case, self.exact_limit) if self.exact else operand_values.floats(case)
+        kinds = dict.fromkeys(("lora_A", "lora_B"), self.adapter_dtype)
+        if case.autocast != "off":
+            kinds = dict.fromkeys(drawn, self.computed_in)
+        self.values = {name: rounded(v, kinds.get(name, self.dtype)) for name, v in drawn.items()}
+        if not case.bias:
+            del self.values["bias"]
+
+    @property
+    def exact(self) -> bool:
+        """Whether this is the exact-integer lane, where no order of summation rounds."""
+        return self.case.values in ("integers", "cancelling")
+
+    @property
+    def exact_limit(self) -> int:
+        return min(format_of(d).exact for d in (self.dtype, self.adapter_dtype, self.computed_in))
+
+    @property
+    def rounding(self) -> Rounding:
+        """How the budget may assume this case is rounded."""
+        correlated = "expanded" in (self.case.x, self.case.g)
+        if self.case.autocast != "off":
+            return Rounding(self.computed_in, self.computed_in, correlated)
+        return Rounding(self.dtype, self.adapter_dtype, correlated)
+
+    @property
+    def degenerate(self) -> bool:
+        """Whether gradients are zero by construction (no tokens, or scale 0): compared exactly, not certified."""
+        return self.scale == 0 or math.prod(self.case.leading) == 0
+
+    def rows(self, name: str) -> Array:
+        """x or g as a matrix [M, K] or [M, N]."""
+        values = self.values[name]
+        return values.reshape(math.prod(self.case.leading), values.shape[-1])
+
+    @cached_property
+    def placed(self) -> dict[str, Placed]:
+        """Each operand as a view inside a larger buffer; made once."""
+        case = self.case
+        layouts = {"x": case.x, "g": case.g, "weight": case.w, "lora_A": case.ab, "lora_B": case.ab}
+        kinds = dict.fromkeys(("lora_A", "lora_B"), self.adapter_dtype)
+        return {
+            name: place(values, kinds.get(name, self.dtype), layouts.get(name, "packed"), self.device)
+            for name, values in self.values.items()
+        }
+
+    def tensor(self, name: str) -> torch.Tensor | None:
+        """The placed tensor of that name; None for an absent bias."""
+        return self.placed[name].tensor if name in self.placed else None

@@ -1,0 +1,1 @@
+"""What keeps a target's code and process apart from the judge."""

@@ -1,0 +1,43 @@
+"""The guard against shadowing: `reference`, `optimized`, `conformance` must be this distribution's."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterable
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+from conformance.run.selection import UsageError
+
+PACKAGES = ("conformance", "reference", "optimized")
+HERE = Path(__file__).resolve().parents[2]
+
+
+def check(first: Iterable[str | Path] = ()) -> None:
+    """Check where the three packages would be imported from, with `first` ahead of the import path.
+
+    Raises:
+        UsageError: naming the package, the path that shadows it, and where it belongs.
+    """
+    path = [*map(str, first), *sys.path]
+    for name in PACKAGES:
+        found = _location(name, path)
+        if found is not None and found != HERE / name:
+            raise UsageError(
+                f"the package {name!r} is {found}, which shadows this distribution's {HERE / name}: "
+                "rename it or run from another folder"
+            )
+
+
+def _location(name: str, path: list[str]) -> Path | None:
+    # a folder without __init__.py never wins over a package, so only specs with an origin count
+    loaded = getattr(sys.modules.get(name), "__file__", None)
+    spec = PathFinder.find_spec(name, path)
+    if (spec is None or not spec.origin) and loaded is None:
+        spec = importlib.util.find_spec(name)
+    origin = spec.origin if spec is not None and spec.origin else loaded
+    if not origin:
+        return None
+    file = Path(origin).resolve()
+    return file.parent if file.name == "__init__.py" else file

@@ -1,0 +1,160 @@
+"""Settings of the whole process that a target could change: read, compared, and put back."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from conformance.isolation.monkeypatches import PRISTINE
+from conformance.judgement.judge import Violation
+
+RANDOM = ("torch's random state", "the GPU's random state", "NumPy's random state", "Python's random state")
+MATMUL: Any = torch.backends.cuda.matmul
+DNN: Any = torch.backends.cudnn
+MEMORY: Any = torch.utils.deterministic
+SMALLEST = sys.float_info.min  # of the normal numbers
+
+
+def _autocast() -> tuple[Any, ...]:
+    kinds = ("cpu", "cuda")
+    return (
+        *(torch.is_autocast_enabled(kind) for kind in kinds),
+        *(torch.get_autocast_dtype(kind) for kind in kinds),
+        torch.is_autocast_cache_enabled(),
+    )
+
+
+def _modes() -> int:
+    """How many modes of torch are left on that see every call."""
+    functions: Any = torch.overrides
+    dispatch: Any = torch.utils._python_dispatch
+    return len(functions._get_current_function_mode_stack()) + len(dispatch._get_current_dispatch_mode_stack())
+
+
+def _flushes() -> bool:
+    """Whether subnormal results are flushed to zero; asked before and after each case, so of Python's own division."""
+    return SMALLEST / 2 == 0
+
+
+def _attribute(owner: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any], None]]:
+    return lambda: getattr(owner, name), lambda value: setattr(owner, name, value)
+
+
+def _environment() -> dict[Any, Any]:
+    """The variables as bytes, as Python keeps them: asked before and after each case, and decoding takes its time."""
+    kept = getattr(os.environ, "_data", None)
+    return dict(os.environ if kept is None else kept)
+
+
+def _set_environment(values: dict[Any, Any]) -> None:
+    os.environ.clear()
+    os.environ.update({os.fsdecode(name): os.fsdecode(value) for name, value in values.items()})
+
+
+def _filters() -> list[Any]:
+    """The filters of Python's own categories; a library that is imported late brings its own."""
+    return [filter_ for filter_ in warnings.filters if filter_[2].__module__ == "builtins"]
+
+
+def _set_filters(values: list[Any]) -> None:
+    others = [filter_ for filter_ in warnings.filters if filter_[2].__module__ != "builtins"]
+    warnings.filters[:] = [*values, *others]  # type: ignore[index]
+    warnings._filters_mutated()  # type: ignore[attr-defined]
+
+
+def _on_gpus() -> tuple[bytes, ...]:
+    cuda: Any = torch.cuda
+    if not cuda.is_initialized():
+        return ()
+    return tuple(state.numpy().tobytes() for state in cuda.get_rng_state_all())
+
+
+def _of_numpy() -> tuple[Any, ...]:
+    kind, key, *rest = np.random.get_state(legacy=True)
+    return kind, np.asarray(key).tobytes(), *rest
+
+
+# how each is read, and where it can be, put back
+SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any] | None]] = {
+    "the default dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    "the default device": (lambda: str(torch.get_default_device()), None),
+    "grad mode": (torch.is_grad_enabled, torch._C._set_grad_enabled),
+    "inference mode": (torch.is_inference_mode_enabled, None),
+    "autocast": (_autocast, None),
+    "torch's modes": (_modes, None),
+    "anomaly detection": (torch.is_anomaly_enabled, torch.set_anomaly_enabled),
+    "the precision of float32 products": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    "TF32 in cuDNN": _attribute(DNN, "allow_tf32"),
+    "reduced precision in float16 sums": _attribute(MATMUL, "allow_fp16_reduced_precision_reduction"),
+    "reduced precision in bfloat16 sums": _attribute(MATMUL, "allow_bf16_reduced_precision_reduction"),
+    "cuDNN's benchmarking": _attribute(DNN, "benchmark"),
+    "cuDNN's determinism": _attribute(DNN, "deterministic"),
+    "deterministic algorithms": (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
+    "the filling of uninitialised memory": _attribute(MEMORY, "fill_uninitialized_memory"),
+    "the number of threads": (torch.get_num_threads, torch.set_num_threads),
+    "the flushing of subnormals": (_flushes, torch.set_flush_denormal),
+    "NumPy's error handling": (np.geterr, lambda values: np.seterr(**values)),
+    "the recursion limit": (sys.getrecursionlimit, sys.setrecursionlimit),
+    "the working directory": (os.getcwd, os.chdir),
+    "the environment": (_environment, _set_environment),
+    "the filters of warnings": (_filters, _set_filters),
+    "torch's random state": (lambda: torch.get_rng_state().numpy().tobytes(), None),
+    "the GPU's random state": (_on_gpus, None),
+    "NumPy's random state": (_of_numpy, None),
+    "Python's random state": (random.getstate, None),
+}
+RESTORED = tuple(name for name, (_, put) in SETTINGS.items() if put is not None)
+# what a library may do to the whole process where it is imported: add a variable, a filter, set its threads up
+ALLOWED_ON_IMPORT = ("the environment", "the filters of warnings", "the number of threads", *RANDOM[1:2])
+
+
+def taken(names: tuple[str, ...] = tuple(SETTINGS)) -> dict[str, Any]:
+    """The settings as they are now."""
+    return {name: SETTINGS[name][0]() for name in names}
+
+
+def changes(before: dict[str, Any]) -> list[str]:
+    """What is no longer as it was, in words."""
+    now = taken(tuple(before))
+    return [_said(name, before[name], now[name]) for name in before if now[name] != before[name]]
+
+
+def restore(before: dict[str, Any]) -> None:
+    """Put back what can be."""
+    for name, value in before.items():
+        read, put = SETTINGS[name]
+        if put is not None and read() != value:
+            put(value)
+
+
+@contextmanager
+def kept(what: str, but: tuple[str, ...] = ()) -> Iterator[None]:
+    """Nothing of the whole process changes meanwhile.
+
+    Raises:
+        Violation: naming what did.
+    """
+    before = taken(tuple(name for name in SETTINGS if name not in but))
+    PRISTINE.left.clear()
+    yield
+    found = [*dict.fromkeys(PRISTINE.left), *changes(before)]
+    if found:
+        raise Violation(f"{what} changed {'; '.join(found)}")
+
+
+def _said(name: str, before: Any, now: Any) -> str:
+    if isinstance(before, dict):
+        changed = (key for key in {*before, *now} if before.get(key) != now.get(key))
+        names = sorted(os.fsdecode(key) for key in changed)
+        return f"{name}: {', '.join(names[:5])}"
+    if name in RANDOM or isinstance(before, list | tuple):
+        return name
+    return f"{name} from {before} to {now}"

@@ -1,0 +1,1 @@
+"""The judgement: what a target gave against what was expected, within its budget."""

@@ -1,0 +1,76 @@
+"""The pattern of an error: what the wrong elements have in common, in one line a kernel author can act on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conformance.numerics.formats import Array
+
+Mask = NDArray[np.bool_]
+
+
+def describe(got: Array, want: Array, wrong: Mask, terms: dict[str, Array]) -> str:
+    """Say where the wrong elements lie and how they relate to the right ones.
+
+    Args:
+        got, want: the values.   wrong: which elements are outside the budget.   terms: the formula's parts.
+    """
+    count = f"{int(wrong.sum())} of {wrong.size} elements wrong"
+    relation = next(_relations(got, want, wrong, terms), "")
+    return "; ".join(part for part in (count, _where(wrong), relation) if part)
+
+
+def _relations(got: Array, want: Array, wrong: Mask, terms: dict[str, Array]) -> Iterator[str]:
+    """How the wrong elements relate to the right ones: every relation that holds, the most telling first."""
+    seen, right = got[wrong], want[wrong]
+    if np.isnan(seen).any():
+        yield "NaN" if np.isnan(seen).all() else "some of them NaN"
+    if np.isinf(seen).any():
+        yield "infinite"
+    if not seen.any():
+        yield "zeros"
+    with np.errstate(divide="ignore", invalid="ignore"):
+        yield from _constant("constant ratio {:.3g}", seen / right)
+    for name, part in terms.items():
+        if _close(seen, right - part[wrong]):
+            yield f"as if the {name} term were missing"
+        if _close(seen, right + part[wrong]):
+            yield f"as if the {name} term were added twice"
+    if got.ndim >= 2 and got.shape[-1] == got.shape[-2] and _close(np.swapaxes(got, -1, -2)[wrong], right):
+        yield "transposed"
+    for name, part in terms.items():
+        with np.errstate(divide="ignore", invalid="ignore"):
+            factor = (seen - (right - part[wrong])) / part[wrong]
+        yield from _constant(f"the {name} term is {{:.3g}} times what it should be", factor)
+
+
+def _constant(sentence: str, ratios: Array) -> Iterator[str]:
+    finite = ratios[np.isfinite(ratios)]
+    if finite.size > 1 and _close(finite, np.full_like(finite, np.median(finite))):
+        yield sentence.format(np.median(finite))
+
+
+def _close(a: Array, b: Array) -> bool:
+    return bool(np.allclose(a, b, rtol=2e-2, atol=1e-6 * max(1.0, float(np.abs(b).max(initial=0)))))
+
+
+def _where(wrong: Mask) -> str:
+    if wrong.all():
+        return "all"
+    places = []
+    for axis in range(wrong.ndim):
+        length = wrong.shape[axis]
+        others = tuple(a for a in range(wrong.ndim) if a != axis)
+        hit = np.flatnonzero(wrong.any(axis=others))
+        name = {wrong.ndim - 1: "column", wrong.ndim - 2: "row"}.get(axis, f"axis-{axis} index")
+        if len(hit) == length:
+            continue
+        if len(hit) == 1:
+            places.append(f"{name} {hit[0]} of {length}" + (" (the last)" if hit[0] == length - 1 else ""))
+        elif hit[-1] - hit[0] + 1 == len(hit):
+            tail = " (the tail)" if hit[-1] == length - 1 else ""
+            places.append(f"{name}s {hit[0]} to {hit[-1]} of {length}{tail}")
+    return "all in " + ", ".join(places) if places else ""

@@ -1,0 +1,158 @@
+"""The judgement: a tensor against its expected value and budget, with the certificate that it could have failed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from conformance.isolation.monkeypatches import PRISTINE
+from conformance.judgement.error_pattern import describe
+from conformance.judgement.linear_oracle import Expected
+from conformance.judgement.recording import note
+from conformance.numerics.formats import Array, format_of, numbers
+
+
+class Violation(Exception):  # noqa: N818  (a verdict on the target, not an error of the suite)
+    """A target broke a clause: what was seen, what was expected, and the worst error ÷ budget.
+
+    is_slow: to see it again takes a time limit, so that no smaller case is looked for.
+    """
+
+    def __init__(self, message: str, ratio: float | None = None, *, is_slow: bool = False) -> None:
+        super().__init__(message)
+        self.ratio, self.is_slow = ratio, is_slow
+
+
+class Inconclusive(Exception):  # noqa: N818
+    """A case on which a wrong implementation could pass too; another one is drawn."""
+
+
+class Refused(Exception):  # noqa: N818
+    """The target raised NotImplementedError: it refuses this input."""
+
+
+@contextmanager
+def calling(what: str) -> Iterator[None]:
+    """Run the target's code: an exception inside is the target's failure, not the suite's.
+
+    Raises:
+        Refused: for NotImplementedError.   Violation: for any other exception, naming the call.
+    """
+    try:
+        with PRISTINE.suspended():
+            yield
+    except NotImplementedError as error:
+        raise Refused(f"{what} raised NotImplementedError: {error}") from error
+    except (Violation, Inconclusive, Refused, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # SystemExit and PanicException included
+        raise Violation(f"{what} raised {type(error).__name__}: {_first_lines(error)}") from error
+
+
+def _first_lines(error: BaseException, most: int = 3) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return "\n         ".join(lines[:most])[:600] or "(no message)"
+
+
+def require(condition: bool, message: str) -> None:
+    """State a requirement that needs no budget.
+
+    Raises:
+        Violation: with the message, if the condition does not hold.
+    """
+    if not condition:
+        raise Violation(message)
+
+
+def worst(*ratios: float | None) -> float | None:
+    """The largest of several judgements' ratios."""
+    return max((r for r in ratios if r is not None), default=None)
+
+
+def judge(actual: Any, expected: Expected) -> float:
+    """Compare a tensor with its expected value; return the worst error ÷ budget.
+
+    Raises:
+        Violation: if type, shape, dtype or any element is off, with the worst element and the error's pattern.
+        Inconclusive: if zeros, the negated result, or the result without a formula term would pass as well.
+    """
+    what = expected.name
+    note(expected=expected)
+    require(actual is not None, f"{what} is None: expected {_shape(expected.value)} {expected.dtype}")
+    require(isinstance(actual, torch.Tensor), f"{what} is a {type(actual).__name__}: expected a torch.Tensor")
+    require(
+        tuple(actual.shape) == expected.value.shape,
+        f"{what} has shape {list(actual.shape)}: expected {_shape(expected.value)}",
+    )
+    require(actual.dtype == expected.dtype, f"{what} has dtype {actual.dtype}: expected {expected.dtype}")
+    if expected.certified:
+        certify(expected)
+    return compare(numbers(actual), expected)
+
+
+def compare(got: Array, expected: Expected) -> float:
+    """The worst error ÷ budget over all elements.
+
+    Raises:
+        Violation: if it exceeds 1, or any element differs where there is no budget.
+    """
+    note(expected=expected)
+    if got.size == 0:
+        return 0.0
+    ratios = _ratios(got, expected)
+    position = np.unravel_index(int(np.argmax(ratios)), ratios.shape)
+    largest = float(ratios[position])
+    if largest <= 1:
+        return largest
+    index = ", ".join(str(int(i)) for i in position)
+    budget = "equality required" if expected.budget is None else f"error ÷ budget {largest:.3g}"
+    lines = [
+        f"worst    {expected.name}[{index}]: got {got[position]:.6g}, want {expected.value[position]:.6g}     {budget}",
+        f"pattern  {describe(got, expected.value, ratios > 1, expected.terms)}",
+    ]
+    raise Violation("\n".join(lines), largest if expected.budget is not None else None)
+
+
+def _ratios(got: Array, expected: Expected) -> Array:
+    want = expected.value
+    if expected.budget is None:
+        return np.where((got == want) | (np.isnan(got) & np.isnan(want)), 0.0, np.inf)
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        ratio: Array = np.abs(got - want) / expected.budget
+    if np.isfinite(ratio).all():
+        return ratio
+    same = (got == want) | (np.isnan(got) & np.isnan(want))
+    return np.where(same, 0.0, np.where(np.isfinite(ratio), ratio, np.inf))
+
+
+def certify(expected: Expected) -> None:
+    """Check that the case can fail.
+
+    Raises:
+        Inconclusive: if all zeros, the negated result, or the result without one of its terms is within budget.
+    """
+    value = expected.value
+    if value.size == 0:
+        return
+    parts = expected.terms.items()
+    impostors: Iterator[tuple[str, Array]] = itertools.chain(
+        (("zeros", np.zeros(value.shape)), ("the negated result", -value)),
+        ((f"the result without its {term} term", value - part) for term, part in parts),
+    )
+    for name, impostor in impostors:
+        if not (_ratios(impostor, expected) > 1).any():
+            raise Inconclusive(f"{name} would pass as {expected.name}")
+
+
+def representable(expected: Expected) -> bool:
+    """Whether the exact result fits its dtype."""
+    return bool(np.all(np.abs(expected.value) <= format_of(expected.dtype).largest))
+
+
+def _shape(value: Array) -> list[int]:
+    return list(value.shape)

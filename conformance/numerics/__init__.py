@@ -1,0 +1,1 @@
+"""Floating-point formats, and the error budget derived from them."""

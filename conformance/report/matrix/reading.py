@@ -1,0 +1,92 @@
+"""Reports on disk, as columns of a matrix."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from conformance.judgement.result import STATUSES
+from conformance.report.matrix import assemble
+from conformance.report.matrix.columns import Column
+from conformance.run.selection import UsageError
+
+_REQUIRED = ("target", "versions", "device", "spec", "profile", "verdict", "groups", "clauses")
+
+
+def is_report(word: str) -> bool:
+    """Whether an argument means reports on disk, not a target: a path, a JSON file, or a folder that is no package."""
+    named = re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*(:[^\W\d][\w.]*)?", word)
+    if word.endswith(".json") or (not named and not word.endswith(".py")):
+        return True
+    folder = Path(word)
+    return folder.is_dir() and (not (folder / "__init__.py").exists() or (folder / "report.json").exists())
+
+
+def reports(path: Path) -> list[Path]:
+    """The report files that a path means: itself, the one of a report folder, or all in a folder of reports.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    if not path.is_dir():
+        return [path]
+    if (path / "report.json").is_file():
+        return [path / "report.json"]
+    found = [file for file in path.rglob("*.json") if file.name == "report.json" or _looks_right(_parsed(file))]
+    if not found:
+        raise UsageError(f"{str(path)!r} holds no report.json, nor another file that is a report")
+    return sorted(found, key=_natural)
+
+
+def read(path: Path, into: Path) -> Column:
+    """The column of a report file, with the reproducers beside it; of `0.21.json` they are in the folder `0.21`.
+
+    Args:
+        into: the folder of the matrix, from which the reproducers are named.
+
+    Raises:
+        UsageError: if it is no report.
+    """
+    report = load(path)
+    beside = path.parent if path.name == "report.json" else path.with_suffix("")
+    scripts = {p.stem.removeprefix("repro_"): p.read_text(encoding="utf-8") for p in beside.glob("repro_*.py")}
+    try:
+        unknown = {str(c["status"]) for c in report["clauses"]} - set(STATUSES)
+        if unknown:
+            raise UsageError(f"{str(path)!r} has the status {min(unknown)!r}: expected one of {', '.join(STATUSES)}")
+        column = Column.of(report, scripts, Path(os.path.relpath(beside, into)).as_posix() + "/")
+        assemble([column])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{str(path)!r} is no report: {type(error).__name__}: {error}") from error
+    return column
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The report in a file.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    report: dict[str, Any] = _parsed(path)
+    if not _looks_right(report):
+        raise UsageError(f"{str(path)!r} is no report of `loraspec run`: expected {', '.join(_REQUIRED)} in it")
+    return report
+
+
+def _parsed(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{str(path)!r} is no report: {type(error).__name__}: {error}") from error
+
+
+def _looks_right(report: Any) -> bool:
+    return isinstance(report, dict) and all(name in report for name in _REQUIRED)
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """A key that puts 0.9 before 0.10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", str(path))]

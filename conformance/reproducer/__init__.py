@@ -1,0 +1,1 @@
+"""A failing check written out as a script of its own."""

@@ -1,0 +1,108 @@
+"""A failing check as a script of its own: the check, all it refers to, and the lines that run it on the one case."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+
+from conformance.cases.case import Case
+from conformance.judgement.judge import Inconclusive, Refused, Violation
+from conformance.judgement.result import Result
+from conformance.reproducer.drawn_values import is_drawing, looked_up
+from conformance.reproducer.module_source import Definition, Import, Lines, defined, literal, source
+from conformance.reproducer.module_writer import Text
+from conformance.reproducer.source_bundle import Bundle
+from conformance.specification.clause import Clause
+from conformance.target.subject import Subject
+
+LOCALS = ("main", "target", "subject", "case", "outcome")  # of the lines around the check
+NUMPY, RANDOM = Import("numpy", name="np"), Import("random", name="random")
+SYS, TORCH = Import("sys", name="sys"), Import("torch", name="torch")
+# Instead of `model.base.config_class` where the target has a PeftConfig: the reference's is then not needed.
+OWN_CONFIG = '''
+def config_class(subject: Subject) -> Any:
+    """The target's PeftConfig."""
+    return subject.target.PeftConfig
+'''
+
+
+def replay(clause: Clause, subject: Subject, target: str, result: Result, header: str) -> str:
+    """The script: it exits with 1 while the defect is there and with 0 once it is gone.
+
+    Args:
+        target: how the target is imported, `package.module` or `package.module:attribute`.
+        header: what the script says first.
+    Raises:
+        NoSource: if the check or something it needs is not written in this distribution.
+    """
+    case = clause.cases.case_type.parse(result.case or "")
+    check = defined(clause.check)
+    kinds = [defined(kind) for kind in (type(case), type(subject), Violation, Refused, Inconclusive)]
+    roots: list[Definition | Import] = [check, *kinds, NUMPY, RANDOM, SYS, TORCH]
+    instead = _own_config(subject)
+    bundle = Bundle(roots, instead)
+    if is_drawing(bundle.pieces) and (numbers := looked_up(clause, subject, case)):
+        bundle = Bundle(roots, numbers | instead)
+    text = Text(bundle, LOCALS)
+    interpreted = 'import os\n\nos.environ["TRITON_INTERPRET"] = "1"\n\n' if subject.lane == "interpreter" else ""
+    guide = f"The check is `{text.name(check)}`, first below; `main`, at the end, runs it on the case."
+    parts = [
+        f'"""{header}\n\n{guide}\n"""',
+        f"from __future__ import annotations\n\n{interpreted}{text.imports}",
+        f'{text.name(SYS)}.path.insert(0, "")  # the current folder\n' + "\n".join(importing(target)),
+        "\n" + text.body,
+        "\n" + _main(clause, subject, case, text, check, kinds),
+    ]
+    return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+
+
+def importing(target: str) -> list[str]:
+    """Lines that bind the name `target` to the target."""
+    module, _, attribute = target.partition(":")
+    package, _, last = module.rpartition(".")
+    imported = f"from {package} import {last} as target" if package else f"import {last} as target"
+    return [f"{imported}  # noqa: E402", "", *([f"target = target.{attribute}"] if attribute else [])]
+
+
+def _own_config(subject: Subject) -> dict[str, Definition]:
+    if not hasattr(subject.target, "PeftConfig"):
+        return {}
+    where = source("conformance.model.base")
+    return {f"{where.name}.config_class": Definition(where, ast.parse(OWN_CONFIG).body[0], Lines(OWN_CONFIG))}
+
+
+def _main(clause: Clause, subject: Subject, case: Case, text: Text, check: Definition, kinds: list[Definition]) -> str:
+    """The lines around the check; they set what `examine.check_case` and `Trial` set."""
+    case_type, subject_type, violation, refused, inconclusive = map(text.name, kinds)
+    random, np, torch, sys = map(text.name, (RANDOM, NUMPY, TORCH, SYS))
+    given = [f"{f.name}={literal(getattr(case, f.name))}" for f in dataclasses.fields(case) if _is_shown(case, f)]
+    where = ", ".join(map(literal, (subject.device, subject.lane, subject.dropout_positions)))
+    return f'''def main() -> int:
+    """Run the check on the case: 1 while the defect is there, else 0."""
+    {torch}.set_num_threads(1)
+    {random}.seed({case.seed})
+    {np}.random.seed({case.seed % 2**32})
+    {torch}.manual_seed({case.seed})
+    subject = {subject_type}({literal(subject.name)}, target.{subject.name}, target, {where})
+    case = {case_type}({", ".join(given)})
+    try:
+        {text.name(check)}(subject, case)
+    except ({violation}, {refused}) as outcome:
+        print(f"{clause.id}: {{outcome}}")
+        return 1
+    except {inconclusive} as outcome:
+        print(f"{clause.id}: this case no longer decides anything: {{outcome}}")
+        return 0
+    print("{clause.id}: this case is right")
+    return 0
+
+
+if __name__ == "__main__":
+    {sys}.exit(main())
+'''
+
+
+def _is_shown(case: Case, field: dataclasses.Field[object]) -> bool:
+    """As in the case's own text: sizes, and what is not the default."""
+    value = getattr(case, field.name)
+    return (type(value) is int and field.name != "seed") or value != field.default

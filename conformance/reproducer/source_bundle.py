@@ -1,0 +1,192 @@
+"""A bundle: some functions and classes of this distribution with everything they refer to, found by reading."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from conformance.reproducer.free_names import Use, uses
+from conformance.reproducer.module_source import Definition, Import, Lines, NoSource, Source, is_own_import
+
+Target = Definition | Import
+Place = tuple[int, int]
+# What registers a check, and what records a run: neither is part of what is checked.
+LEFT_OUT = (
+    "conformance.specification.clause.clause",
+    "conformance.requirements.base.requirement",
+    "conformance.judgement.recording.note",
+)
+
+
+@dataclass(frozen=True)
+class Link:
+    """A reference that is written, and what it refers to; `node` is the part of the use that says so."""
+
+    use: Use
+    node: ast.expr
+    target: Target
+
+    @property
+    def own(self) -> str:
+        """The target's name at home."""
+        said = self.node.attr if isinstance(self.node, ast.Attribute) else self.use.path[0]
+        if said not in self.target.names and len(self.target.names) > 1:
+            raise NoSource(f"{said} is another name of one of {', '.join(self.target.names)}")
+        return said if said in self.target.names else self.target.names[0]
+
+
+@dataclass(eq=False)
+class Piece:
+    """A definition that is in the bundle, and what of it is.
+
+    Attributes:
+        links: the references in it, in reading order.
+        removed: places of statements, decorators and methods that are left out.
+    """
+
+    definition: Definition
+    links: list[Link] = field(default_factory=list)
+    removed: list[Place] = field(default_factory=list)
+    _methods: dict[str, list[Place]] = field(default_factory=dict)
+
+
+class Bundle:
+    """What some roots need: `pieces` of this distribution, and `imports` from others.
+
+    Of a class without a base of another distribution only the methods are in it whose names occur somewhere.
+
+    Args:
+        instead: definitions that stand in for others, by the full names of these.
+    Raises:
+        NoSource: if something that is needed is defined nowhere that can be read.
+    """
+
+    def __init__(self, roots: Iterable[Target], instead: dict[str, Definition] | None = None) -> None:
+        self.roots, self.instead = list(roots), instead or {}
+        self.pieces: dict[Definition, Piece] = {}
+        self.imports: dict[Import, None] = {}
+        self.builtins: set[str] = set()
+        self._words: set[str] = set()  # attributes and strings that occur: what a method may be called by
+        self._waiting: list[Target] = list(reversed(self.roots))
+        while self._waiting:
+            while self._waiting:
+                self._take(self._waiting.pop())
+            self._wake_methods()
+        for piece in self.pieces.values():
+            piece.links.sort(key=lambda link: (link.node.lineno, link.node.col_offset))
+            piece.removed += [place for places in piece._methods.values() for place in places]
+
+    def _take(self, target: Target) -> None:
+        if isinstance(target, Import):
+            self.imports[target] = None
+        elif target not in self.pieces:
+            piece = self.pieces[target] = Piece(target, removed=list(left_out(target)))
+            if isinstance(target.node, ast.ClassDef) and self._is_closed(target):
+                for method in target.node.body:
+                    if isinstance(method, ast.FunctionDef):
+                        piece._methods.setdefault(method.name, []).append(extent(target.source, method))
+            self._read(piece, extent(target.source, target.node))
+
+    def _wake_methods(self) -> None:
+        """Read the methods that something read so far may call."""
+        for piece in list(self.pieces.values()):
+            for name in [n for n in piece._methods if n in self._words or n.startswith("__")]:
+                for place in piece._methods.pop(name):
+                    self._read(piece, place)
+
+    def _read(self, piece: Piece, within: Place) -> None:
+        """Follow the references in a part of a definition, but not in what is left out of it."""
+        out = [*piece.removed, *(place for places in piece._methods.values() for place in places)]
+
+        def is_written(place: int) -> bool:
+            return within[0] <= place < within[1] and not any(a <= place < b for a, b in out)
+
+        for place, use in references(piece.definition):
+            if is_written(place):
+                self._follow(piece, use)
+        self._words.update(word for place, word in piece.definition.words if is_written(place))
+
+    def _follow(self, piece: Piece, use: Use) -> None:
+        target, node = self._resolved(piece.definition, use.node)
+        if use.annotation and not isinstance(target, Import):
+            return  # nobody evaluates it
+        if isinstance(target, Source):
+            raise NoSource(f"{piece.definition.where.name} passes on the module {ast.unparse(node)}")
+        if target is None:
+            self.builtins.add(use.path[0])
+        else:
+            piece.links.append(Link(use, node, target))
+            self._waiting.append(target)
+
+    def _resolved(self, definition: Definition, node: ast.expr) -> tuple[Target | Source | None, ast.expr]:
+        """What a name or a chain of attributes refers to, and the part of the chain that says so."""
+        chain = [node]
+        while isinstance(chain[-1], ast.Attribute):
+            chain.append(chain[-1].value)
+        reached = chain.pop()
+        assert isinstance(reached, ast.Name)
+        target = definition.find(reached.id)
+        while isinstance(target, Source) and chain:
+            reached = chain.pop()
+            assert isinstance(reached, ast.Attribute)
+            target = target.find(reached.attr)
+        if isinstance(target, Definition):
+            target = self.instead.get(target.full_name, target)
+        return target, reached
+
+    def _is_closed(self, definition: Definition) -> bool:
+        """Whether nobody outside the bundle can call a class's methods: it has no base from elsewhere."""
+        assert isinstance(definition.node, ast.ClassDef)
+        for base in definition.node.bases:
+            name = base.value if isinstance(base, ast.Subscript) else base  # Generic[C]
+            target = self._resolved(definition, name)[0] if isinstance(name, ast.Name | ast.Attribute) else None
+            if isinstance(target, Import) and target.module == "typing":
+                continue
+            if not (isinstance(target, Definition) and isinstance(target.node, ast.ClassDef)):
+                return False
+            if not self._is_closed(target):
+                return False
+        return True
+
+
+@lru_cache(maxsize=4096)
+def references(definition: Definition) -> list[tuple[int, Use]]:
+    """The references in a definition, with their places."""
+    found, lines = uses(definition.node), definition.source
+    return [(lines.offset(use.node.lineno, use.node.col_offset), use) for use in found]
+
+
+@lru_cache(maxsize=4096)
+def left_out(definition: Definition) -> tuple[Place, ...]:
+    """The statements and decorators of a definition that are written nowhere."""
+    out: list[ast.stmt | ast.expr] = []
+    for node in definition.nodes:
+        if isinstance(node, ast.FunctionDef):
+            out += [decorator for decorator in node.decorator_list if _is_left_out(definition, decorator)]
+        elif (isinstance(node, ast.Expr) and _is_left_out(definition, node.value)) or (
+            isinstance(node, ast.Import | ast.ImportFrom) and is_own_import(node)
+        ):
+            out.append(node)
+    return tuple(whole_lines(definition.source, node) for node in out)
+
+
+def _is_left_out(definition: Definition, node: ast.expr) -> bool:
+    called = node.func if isinstance(node, ast.Call) else node
+    if not isinstance(called, ast.Name):
+        return False
+    target = definition.find(called.id)
+    return isinstance(target, Definition) and target.full_name in LEFT_OUT
+
+
+def extent(lines: Lines, node: ast.stmt) -> Place:
+    """The place of a statement with its decorators and the comment above it, as whole lines."""
+    decorators = node.decorator_list if isinstance(node, ast.FunctionDef | ast.ClassDef) else []
+    first = min([node.lineno, *(d.lineno for d in decorators)])
+    return lines.offset(lines.with_comments(first)), lines.offset((node.end_lineno or first) + 1)
+
+
+def whole_lines(lines: Lines, node: ast.stmt | ast.expr) -> Place:
+    """The place of the lines that a statement or a decorator takes."""
+    return lines.offset(node.lineno), lines.offset((node.end_lineno or node.lineno) + 1)

@@ -1,0 +1,232 @@
+"""Examine one clause on one subject and dtype: draw cases, judge each, shrink the first that fails."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from conformance.cases.case import Case, shrink
+from conformance.cases.seeding import seed_torch
+from conformance.isolation import process_state
+from conformance.judgement.judge import Inconclusive, Refused, Violation
+from conformance.judgement.result import ANY_DTYPE, Result
+from conformance.run.profiles import Profile
+from conformance.specification.clause import Clause
+
+__all__ = ["Examination", "Result", "check_case"]
+
+SHRINKING = 30.0  # seconds for the search for a smaller case: a slow target is not kept waiting for beauty
+
+
+def check_case(clause: Clause, subject: Any, case: Case) -> float | None:
+    """Check one case with the random generators seeded by it: the same alone as within a run, whatever ran before."""
+    before = process_state.taken(process_state.RESTORED)
+    random.seed(case.seed)
+    np.random.seed(case.seed % 2**32)
+    seed_torch(case.seed)
+    try:
+        return clause.check(subject, case)
+    finally:
+        process_state.restore(before)
+
+
+@dataclass
+class Examination:
+    """One clause, one subject, one dtype, and how many cases to spend on them.
+
+    Attributes:
+        on_case: told each case before it is checked, so that a crash can be traced to one.
+    """
+
+    clause: Clause
+    subject: Any
+    dtype: str
+    profile: Profile
+    on_case: Callable[[Case], None] = lambda case: None  # noqa: ARG005
+
+    def run(self) -> Result:
+        """Draw and judge cases until the profile's number is reached or one fails."""
+        started = time.perf_counter()
+        result = self._blank()
+        wanted = self.profile.cases(self.clause, self.subject.lane)
+        index = 0
+        while result.examples < wanted and result.status == "pass":
+            # inconclusive cases are replaced, but not for ever: the clause is then inconclusive as a whole
+            if result.inconclusive > wanted + 8:
+                result.status, result.message = "inconclusive", self._last_reason
+                break
+            self._judge(self._case(index), result)
+            index += 1
+        if result.status == "pass" and (searches := self.profile.searched(self.clause, self.subject.lane)):
+            self._search(result, searches)
+        result.seconds = time.perf_counter() - started
+        return result
+
+    def probe(self) -> Result:
+        """Try one case in a dtype the target does not declare: it should refuse, and is not judged."""
+        started = time.perf_counter()
+        result = self._blank()
+        result.status = "unsupported"
+        try:
+            self._check(self._case(0))
+        except Refused:
+            pass
+        except (Violation, Inconclusive) as outcome:
+            # an exception of the target's own is the violation's cause: that too is a refusal
+            if outcome.__cause__ is None:
+                result.message = f"accepts {self.dtype}, which it does not declare"
+        else:
+            result.message = f"accepts {self.dtype}, which it does not declare"
+        result.seconds = time.perf_counter() - started
+        return result
+
+    _last_reason = ""
+
+    def _blank(self) -> Result:
+        return Result(self.clause.id, self.subject.name, self.dtype, self.subject.device, self.subject.lane)
+
+    @property
+    def _fixed(self) -> dict[str, str]:
+        return {} if self.dtype == ANY_DTYPE else {"dtype": self.dtype}
+
+    def _case(self, index: int) -> Case:
+        case = self.clause.cases.draw(self.profile.seed, self.clause.id, index, **self._fixed)
+        return self._fitted(case)
+
+    def _check(self, case: Case) -> float | None:
+        self.on_case(case)
+        return check_case(self.clause, self.subject, case)
+
+    def _fitted(self, case: Case) -> Case:
+        # the interpreter runs a program of 16³ in about 10 ms: its cases are cut to a few programs
+        cut = getattr(case, "cut_for", None)
+        return cut(self.subject.lane) if cut else case
+
+    def _judge(self, case: Case, result: Result) -> None:
+        try:
+            ratio = self._check(case)
+        except Inconclusive as reason:
+            result.inconclusive += 1
+            self._last_reason = f"{reason} ({case})"
+        except Refused as refusal:
+            result.status, result.case, result.message = (
+                "fail",
+                str(case),
+                f"{refusal} on an input it declares",
+            )
+        except Violation as violation:
+            self._failed(case, violation, result)
+        else:
+            result.examples += 1
+            if ratio is not None:
+                result.worst_ratio = max(ratio, result.worst_ratio or 0.0)
+
+    def _failed(self, case: Case, violation: Violation, result: Result) -> None:
+        at_first = _pattern(violation)
+        deadline = time.perf_counter() + SHRINKING
+        smallest = shrink(
+            self.clause.cases,
+            case,
+            lambda smaller: time.perf_counter() < deadline and self._fails(smaller),
+            0 if violation.is_slow else self.profile.shrinks,
+        )
+        if smallest != case:
+            try:
+                self._check(smallest)
+            except Violation as shrunk:
+                violation = shrunk
+            else:
+                smallest = case  # the target does not fail it twice: report what was seen
+        result.status, result.case, result.found = "fail", str(smallest), str(case)
+        result.message, result.worst_ratio = str(violation), violation.ratio
+        result.examples += 1
+        if at_first and at_first != _pattern(violation):
+            # a case of one element has no pattern; the one it was shrunk from has
+            result.message += f"\nat first {at_first}"
+        tried = self.profile.shrinks and not violation.is_slow
+        neighbours = self._passing_neighbours(smallest) if tried else ""
+        if neighbours:
+            result.message += f"\nnearby   {neighbours}"
+
+    def _fails(self, case: Case) -> bool:
+        try:
+            self._check(case)
+        except Violation:
+            return True
+        except (Inconclusive, Refused):
+            return False
+        return False
+
+    def _passing_neighbours(self, case: Case) -> str:
+        """Which sizes, one smaller, pass: the boundary of a tail, a rank, a block."""
+        passing = []
+        for name, options in self.clause.cases.values.items():
+            value = getattr(case, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value <= min(options):
+                continue
+            one_less: dict[str, Any] = {name: value - 1}
+            smaller = self.clause.cases.tame(dataclasses.replace(case, **one_less))
+            if smaller == case:
+                continue
+            try:
+                self._check(smaller)
+            except (Violation, Inconclusive, Refused):
+                continue
+            passing.append(f"{name}={value - 1}")
+        return f"{', '.join(passing)} passes" if passing else ""
+
+    def _search(self, result: Result, searches: int) -> None:
+        """Let Hypothesis look for a failing case in the same space, and shrink it if there is one."""
+        from hypothesis import HealthCheck, Phase, errors, given, settings
+
+        seen: list[Violation] = []
+
+        @settings(
+            max_examples=searches,
+            derandomize=True,
+            database=None,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            phases=[Phase.generate, Phase.shrink],
+            report_multiple_bugs=False,
+        )
+        @given(self.clause.cases.strategy(**self._fixed))
+        def holds(case: Case) -> None:
+            case = self._fitted(case)
+            self._judge_or_raise(case, result, seen)
+
+        try:
+            holds()
+        except (Violation, errors.Flaky) as error:
+            violation = error if isinstance(error, Violation) else seen[-1]
+            case = getattr(violation, "case", "")
+            result.status, result.case, result.found = "fail", str(case), str(getattr(seen[0], "case", case))
+            result.message, result.worst_ratio = str(violation), violation.ratio
+            if not isinstance(error, Violation):
+                result.message += "\nflaky    the same case also passes: the target is not deterministic"
+
+    def _judge_or_raise(self, case: Case, result: Result, seen: list[Violation]) -> None:
+        try:
+            ratio = self._check(case)
+        except (Inconclusive, Refused):
+            result.inconclusive += 1
+        except Violation as violation:
+            violation.case = case  # type: ignore[attr-defined]
+            seen.append(violation)
+            raise
+        else:
+            result.examples += 1
+            if ratio is not None:
+                result.worst_ratio = max(ratio, result.worst_ratio or 0.0)
+
+
+def _pattern(violation: Violation) -> str:
+    """The pattern line of a violation's message; empty where it has none."""
+    lines = (line.partition("pattern  ") for line in str(violation).splitlines())
+    return next((rest for before, found, rest in lines if found and not before), "")

@@ -1,0 +1,108 @@
+"""What cases cost: the time in a run's report, per million cases, and for another profile dealt to several machines."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from conformance.run.profiles import PROFILES, Profile
+from conformance.run.selection import UsageError
+from conformance.run.shards import Key, part
+from conformance.specification.clause import REGISTRY, load_all
+
+MILLION = 1_000_000
+
+
+@dataclass
+class Cost:
+    """Cases, and the seconds that one process took over them, with what the first of each trial prepares."""
+
+    cases: int = 0
+    seconds: float = 0.0
+
+    def add(self, cases: int, seconds: float) -> None:
+        """Count more."""
+        self.cases += cases
+        self.seconds += seconds
+
+    @property
+    def hours_per_million(self) -> float:
+        """Hours of one process for a million such cases; NaN where there were none."""
+        return self.seconds / self.cases * MILLION / 3600 if self.cases else math.nan
+
+
+@dataclass
+class Fleet:
+    """A profile on several machines.
+
+    Attributes:
+        whole: cases and seconds of all shards.   longest: those of the shard that takes longest.
+        trial: the trial that takes longest, which no number of shards divides, and its seconds.
+    """
+
+    profile: str
+    shards: int
+    whole: Cost
+    longest: Cost
+    trial: tuple[Key, float]
+
+
+def by_group(report: dict[str, Any]) -> dict[tuple[str, str], Cost]:
+    """By group and lane what the trials of a report took, in the report's order.
+
+    Raises:
+        UsageError: if nothing was judged, or the report is one that is kept without its times.
+    """
+    if any("seconds" not in result for clause in report["clauses"] for result in clause["results"]):
+        raise UsageError(f"the report on {report['target']} has no times: expected the report.json that a run wrote")
+    found: dict[tuple[str, str], Cost] = {}
+    for clause in report["clauses"]:
+        for result in clause["results"]:
+            cost = found.setdefault((clause["group"], result["lane"]), Cost())
+            cost.add(result["examples"] + result["inconclusive"], result["seconds"])
+    found = {key: cost for key, cost in found.items() if cost.cases}
+    if not found:
+        raise UsageError(f"the report on {report['target']} has no judged case: expected one of a run")
+    return found
+
+
+def fleet(report: dict[str, Any], profile: str, shards: int) -> Fleet:
+    """What the trials of a report would take under a profile, each in proportion to its cases, dealt as --shard does.
+
+    Raises:
+        UsageError: for a profile or a clause that this version of the suite does not have, or more shards than trials.
+    """
+    if report["profile"] not in PROFILES:
+        raise UsageError(f"the report's profile is {report['profile']!r}: expected one of {', '.join(PROFILES)}")
+    load_all()
+    seconds: dict[Key, float] = {}
+    plan = {**report, "clauses": [], "deviations": {}}
+    for clause in report["clauses"]:
+        trials = []
+        for result in clause["results"]:
+            if not result["examples"] + result["inconclusive"]:
+                continue
+            spent, wanted = (_cases(PROFILES[p], clause["id"], result["lane"]) for p in (report["profile"], profile))
+            seconds[clause["id"], result["subject"], result["dtype"]] = result["seconds"] * wanted / spent
+            trials.append({**result, "cases": wanted})
+        plan["clauses"].append({**clause, "trials": trials})
+    hands = [_of(part(plan, f"{number}/{shards}"), seconds) for number in range(1, shards + 1)]
+    whole = Cost(sum(hand.cases for hand in hands), sum(hand.seconds for hand in hands))
+    longest = max(seconds, key=lambda key: seconds[key])
+    return Fleet(profile, shards, whole, max(hands, key=lambda hand: hand.seconds), (longest, seconds[longest]))
+
+
+def _cases(profile: Profile, clause: str, lane: str) -> int:
+    if clause not in REGISTRY:
+        raise UsageError(f"the report has a clause {clause}, which this version of the suite has not")
+    declared = REGISTRY[clause]
+    return profile.cases(declared, lane) + profile.searched(declared, lane)
+
+
+def _of(plan: dict[str, Any], seconds: dict[Key, float]) -> Cost:
+    cost = Cost()
+    for clause in plan["clauses"]:
+        for trial in clause["trials"]:
+            cost.add(trial["cases"], seconds[clause["id"], trial["subject"], trial["dtype"]])
+    return cost

@@ -1,0 +1,203 @@
+"""The journal of a run: what it was asked and each result as it came, in the report folder, one JSON object a line.
+
+A run that was cut off continues from it, and the journals of shards make up the report of the whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from conformance.judgement.result import Result
+from conformance.report.report import Outcome, replace
+from conformance.run.selection import Selection, UsageError
+from conformance.run.shards import keys, part
+
+NAME = "events.jsonl"
+
+
+@dataclass
+class Recorded:
+    """What a journal says.
+
+    Attributes:
+        selection, plan: what was asked, and all trials planned for it, those of other shards too.
+        outcome: what is known so far.   devices: names of the devices it ran on.
+        seconds: time spent.   length: bytes that can be read; what follows was being written when it was cut off.
+    """
+
+    selection: Selection
+    plan: dict[str, Any]
+    outcome: Outcome = field(default_factory=Outcome)
+    devices: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    length: int = 0
+
+    @property
+    def left(self) -> list[tuple[str, str, str]]:
+        """Trials of its part that have no result."""
+        return [key for key in keys(part(self.plan, self.selection.shard)) if key not in self.outcome.results]
+
+
+class Journal:
+    """The journal that a run is writing."""
+
+    def __init__(self, folder: Path, recorded: Recorded) -> None:
+        self.path, self.recorded = folder / NAME, recorded
+        self.started = time.perf_counter()
+        self._written = set(recorded.outcome.results)
+        self._errors = len(recorded.outcome.errors)
+
+    @classmethod
+    def begin(cls, folder: Path, selection: Selection, plan: dict[str, Any]) -> Journal:
+        """Start a journal; an earlier run's is gone."""
+        header = {"selection": dataclasses.asdict(selection), "plan": plan}
+        replace(folder / NAME, json.dumps({"run": header}) + "\n")
+        return cls(folder, Recorded(selection, plan, devices=[plan["device_name"]]))
+
+    @classmethod
+    def resume(cls, folder: Path, selection: Selection, plan: dict[str, Any]) -> Journal:
+        """Continue a journal: its results are kept, its failures of the suite only where nothing is left to run.
+
+        Raises:
+            UsageError: if it is of another run, naming what differs.
+        """
+        recorded = read(folder)
+        if recorded is None:
+            return cls.begin(folder, selection, plan)
+        differing = differences(recorded, Recorded(selection, plan), "in the journal", "now")
+        if differing:
+            raise UsageError(listed(f"cannot resume the run in {str(folder)!r}, which differs:", differing))
+        os.truncate(folder / NAME, recorded.length)
+        journal = cls(folder, recorded)
+        if recorded.left:
+            recorded.outcome.errors.clear()
+            recorded.devices = list(dict.fromkeys([*recorded.devices, plan["device_name"]]))
+            journal._errors = 0
+            journal._append({"resumed": plan["device_name"]})
+        return journal
+
+    @property
+    def seconds(self) -> float:
+        """Time spent so far, before a resumption too."""
+        return round(self.recorded.seconds + time.perf_counter() - self.started, 1)
+
+    @property
+    def devices(self) -> str:
+        """Names of the devices that the run saw."""
+        return joined(self.recorded.devices)
+
+    def record(self, outcome: Outcome) -> None:
+        """Append the results and failures that are not written yet."""
+        new = [key for key in outcome.results if key not in self._written]
+        errors = outcome.errors[self._errors :]
+        events: list[dict[str, Any]] = [
+            {"result": dataclasses.asdict(outcome.results[key]), "script": outcome.scripts.get(key)} for key in new
+        ]
+        events += [{"error": text, "where": where} for where, text in errors]
+        if events:
+            events[-1]["seconds"] = self.seconds
+            self._append(*events)
+        self._written.update(new)
+        self._errors += len(errors)
+
+    def _append(self, *events: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(event) + "\n" for event in events)
+            file.flush()
+            os.fsync(file.fileno())  # the machine may go away
+
+
+def read(folder: Path) -> Recorded | None:
+    """The journal in a report folder; None where there is none, or not even its first line was written."""
+    events = _events(folder / NAME)
+    length, first = next(events, (0, {}))
+    if "run" not in first:
+        return None
+    header = first["run"]
+    try:
+        selection = Selection.from_dict(header["selection"])
+    except (TypeError, UsageError) as error:
+        raise UsageError(f"{str(folder / NAME)!r} is of another version of loraspec: {error}") from error
+    recorded = Recorded(selection, header["plan"], devices=[header["plan"]["device_name"]], length=length)
+    for recorded.length, event in events:
+        match event:
+            case {"result": dict(result), "script": script}:
+                recorded.outcome.add(Result(**result), script if isinstance(script, str) else None)
+            case {"error": str(text), "where": str(where)}:
+                recorded.outcome.errors.append((where, text))
+            case {"resumed": str(device)}:
+                recorded.outcome.errors.clear()
+                recorded.devices = list(dict.fromkeys([*recorded.devices, device]))
+        recorded.seconds = event.get("seconds", recorded.seconds)
+    return recorded
+
+
+def _events(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Each event, with where it ends, up to the first line that was not wholly written."""
+    end = 0
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            return
+        if not line.endswith(b"\n") or not isinstance(event, dict):
+            return
+        end += len(line)
+        yield end, event
+
+
+def differences(one: Recorded, other: Recorded, here: str, there: str) -> list[str]:
+    """What makes two journals those of different runs, as lines."""
+    a, b = _identity(one), _identity(other)
+    found = [
+        f"{name}: {a.get(name)} {here}, {b.get(name)} {there}" for name in {**a, **b} if a.get(name) != b.get(name)
+    ]
+    if found:
+        return found
+    planned, others = _trials(one), _trials(other)
+    only = [f"{' '.join(trial)} {here}" for trial in planned if trial not in others]
+    only += [f"{' '.join(trial)} {there}" for trial in others if trial not in planned]
+    return [f"{len(only)} trials are planned on one side only: {only[0]}"] if only else []
+
+
+def _identity(recorded: Recorded) -> dict[str, Any]:
+    selection, plan = recorded.selection, recorded.plan
+    asked = {name: ", ".join(value) or "all" for name, value in selection.lists()}
+    return {
+        "target": plan["target"]["spec"],
+        "name of the target": plan["target"]["name"],
+        "version of the target": plan["target"]["version"],
+        "source of the target": plan["target"]["fingerprint"],
+        **{f"version of {name}": version for name, version in plan["versions"].items()},
+        "spec": plan["spec"],
+        "profile": selection.profile,
+        "seed": selection.seed,
+        "device": selection.device,
+        # processors differ between machines of a kind; a GPU is what is tested
+        "name of the device": plan["device_name"] if selection.device != "cpu" else None,
+        "lane": selection.lane,
+        "shard": selection.shard,
+        **asked,
+    }
+
+
+def _trials(recorded: Recorded) -> dict[tuple[str, ...], None]:
+    clauses = recorded.plan["clauses"]
+    return {(c["id"], t["subject"], t["dtype"], t["lane"]): None for c in clauses for t in c["trials"]}
+
+
+def joined(names: list[str]) -> str:
+    """Several names as one, each once."""
+    return " and ".join(dict.fromkeys(names))
+
+
+def listed(title: str, lines: list[str]) -> str:
+    """A title and lines under it."""
+    return "\n".join([title, *(f"  {line}" for line in lines)])

@@ -1,0 +1,181 @@
+"""The smoke check: import the target, see what it claims and whether it binds, and plan the run.
+
+It runs in a process of its own (see `conformance.run.nursery`), since importing a target may do anything.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import sys
+import traceback
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from conformance.run.selection import SPECS, Selection, UsageError, known, set_interpreter
+from conformance.target.fingerprint import fingerprint
+from conformance.target.source_location import defined
+
+
+def plan(selection: Selection) -> dict[str, Any]:
+    """What a run of this selection will judge, as plain data.
+
+    Raises:
+        UsageError: if the target cannot be imported, binds wrongly or claims nothing that was chosen.
+    """
+    import torch
+
+    cuda = torch.cuda.is_available()
+    if selection.device != "cpu" and not cuda:
+        raise UsageError(f"device {selection.device!r} asked for but torch {torch.__version__} sees no CUDA GPU here")
+    interpreting = set_interpreter(selection.lane, selection.device, cuda)
+    from conformance.run.trial import loaded, trials
+    from conformance.specification.clause import GROUPS, load_all
+    from conformance.target.target import TargetError, elsewhere, uninstalled
+
+    clauses = load_all()
+    known(selection.clauses, clauses, "clause")
+    try:
+        target = loaded(selection.target, selection.device)
+    except TargetError as error:
+        raise UsageError(str(error)) from error
+    _check_claims(target, selection, list(clauses))
+    order = {group: position for position, group in enumerate(GROUPS)}
+    chosen = [c for c in clauses.values() if selection.includes(c.id, c.group)]
+    planned = []
+    for clause in sorted(chosen, key=lambda c: order[c.group]):
+        missing = list(target.lacking(clause))
+        offered = trials(clause, target, selection)
+        if offered or missing or not target.subjects(clause):
+            planned.append(
+                {
+                    "id": clause.id,
+                    "group": clause.group,
+                    "level": clause.level,
+                    "sentence": clause.sentence,
+                    "missing": missing,
+                    "uninstalled": list(uninstalled(clause)),
+                    "elsewhere": elsewhere(clause, selection.device),
+                    "trials": [_described(trial) for trial in offered],
+                }
+            )
+    _check_anything_runs(target, selection, chosen, planned)
+    groups = list(dict.fromkeys(str(c["group"]) for c in planned))
+    return {
+        "spec": SPECS[-1],
+        "target": {
+            "spec": target.spec,
+            "name": target.name,
+            "version": _version(target),
+            "fingerprint": fingerprint(target.spec),
+        },
+        "versions": versions(),
+        "device": selection.device,
+        "device_name": device_name(selection.device),
+        "interpreting": interpreting,
+        "groups": {g: {"claimed": g in target.claimed, "missing": list(target.missing(g))} for g in groups},
+        "clauses": planned,
+        "deviations": {k: v for k, v in target.deviations.items() if any(k == c["id"] for c in planned)},
+        "sources": _sources(target, planned),
+    }
+
+
+def _sources(target: Any, planned: list[dict[str, Any]]) -> dict[str, list[Any] | None]:
+    """By subject the file and line where the target defines it."""
+    module = sys.modules[target.spec.partition(":")[0]]
+    subjects = dict.fromkeys(trial["subject"] for clause in planned for trial in clause["trials"])
+    return {subject: defined(module, target.thing, subject) for subject in subjects}
+
+
+def _described(trial: Any) -> dict[str, Any]:
+    subject = trial.subject
+    return {
+        "subject": subject.name,
+        "dtype": trial.dtype,
+        "lane": subject.lane,
+        "declared": trial.declared,
+        "cases": trial.profile.cases(trial.clause, subject.lane) if trial.declared else 1,
+    }
+
+
+def _check_claims(target: Any, selection: Selection, ids: list[str]) -> None:
+    """Raise UsageError where the target contradicts itself or the selection."""
+    from conformance.target.target import REQUIRED, SUBJECTS
+
+    known(target.deviations, ids, f"clause in {target.spec}.CONFORMANCE['deviations']:")
+    kind = selection.device.partition(":")[0]
+    if kind not in target.devices:
+        raise UsageError(f"target {target.spec!r} declares the devices {', '.join(target.devices)}, not {kind!r}")
+    groups = selection.groups or tuple(REQUIRED)
+    names = {n.partition(".")[0].partition("(")[0] for g in groups for n in (*REQUIRED[g], *SUBJECTS[g])}
+    problems = [p for p in target.binding_errors() if p.partition("(")[0].partition(" ")[0] in names]
+    if problems:
+        raise UsageError("\n".join([f"target {target.spec!r} does not bind:", *(f"  {p}" for p in problems)]))
+
+
+def _check_anything_runs(target: Any, selection: Selection, chosen: list[Any], planned: list[dict[str, Any]]) -> None:
+    """Raise UsageError where no trial would judge anything."""
+    if any(trial["declared"] for clause in planned for trial in clause["trials"]):
+        return
+    if any(clause["trials"] for clause in planned):
+        asked = ", ".join(selection.dtypes) or "the clauses' dtypes"
+        raise UsageError(f"target {target.spec!r} declares {', '.join(target.dtypes)}: nothing to judge in {asked}")
+    if selection.lane and any(target.subjects(clause) for clause in chosen):
+        raise UsageError(f"target {target.spec!r} has no subject that runs in lane {selection.lane!r} here")
+    groups = list(dict.fromkeys(str(clause["group"]) for clause in planned))
+    lacking = {group: target.missing(group) for group in groups if target.missing(group)}
+    if lacking:
+        listed = "\n".join(f"  {group:<9} lacks {', '.join(names)}" for group, names in lacking.items())
+        raise UsageError(f"target {target.spec!r} claims none of the chosen groups:\n{listed}")
+    raise UsageError(f"target {target.spec!r} has nothing to judge in the chosen groups and clauses")
+
+
+def versions() -> dict[str, str | None]:
+    """The versions of Python and of what a run depends on; None where it is not installed."""
+    names = ("loraspec", "torch", "triton", "numpy", "hypothesis", "pytest")
+    return {"python": platform.python_version(), **{name: _installed(name) for name in names}}
+
+
+def _installed(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _version(target: Any) -> str | None:
+    if target.version is not None:
+        return str(target.version)
+    top = target.spec.partition(":")[0].partition(".")[0]
+    providers = distributions().get(top, [])
+    return _installed(providers[0]) if providers else None
+
+
+@cache
+def distributions() -> Mapping[str, list[str]]:
+    """Which installed distributions provide a top-level name."""
+    return importlib.metadata.packages_distributions()
+
+
+def device_name(device: str) -> str:
+    """The name of the processor or GPU."""
+    import torch
+
+    if device != "cpu":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.exists() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
+def found(selection: Selection) -> dict[str, Any]:
+    """`{"plan": …}`, `{"error": …}` for what the user must mend, or `{"failure": …}` for the suite's own."""
+    try:
+        return {"plan": plan(selection)}
+    except UsageError as error:
+        return {"error": str(error)}
+    except Exception:  # noqa: BLE001  (whatever it is, the command reports it as the suite's)
+        return {"failure": traceback.format_exc()}

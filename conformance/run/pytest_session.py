@@ -1,0 +1,216 @@
+"""One pytest session of the suite: trials as parameters, results carried to the controller, a summary."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Generator
+from functools import cached_property
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from conformance.judgement.result import CRASHED, FAIL, PASS, Result, without_addresses
+from conformance.report.report import Outcome, assemble, exit_code, finish, prepare, write
+from conformance.run.journal import Journal
+from conformance.run.selection import Selection, UsageError, key_of
+from conformance.run.shards import Key, keys, part
+from conformance.specification.clause import GROUPS
+
+if TYPE_CHECKING:
+    from conformance.run.trial import Trial
+
+
+class Session:
+    """The hooks of a session that runs the suite; in a worker of pytest-xdist those that run trials act."""
+
+    def __init__(self, config: pytest.Config, selection: Selection) -> None:
+        self.config, self.selection = config, selection
+        self.worker: str | None = getattr(config, "workerinput", {}).get("workerid")
+        self.reported = bool(config.option.loraspec_report_dir)
+        self.folder = _path(config.option.loraspec_report_dir) if self.worker is None else None
+        self.outcome = Outcome()
+        self.deviations: dict[str, str] = {}
+        self.journal: Journal | None = None
+        if self.folder is not None:
+            try:
+                prepare(self.folder)
+            except UsageError as error:
+                raise pytest.UsageError(str(error)) from error
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """One parameter for each trial of a clause; a skipped one where the target does not claim it."""
+        clause = getattr(metafunc.function, "clause", None)
+        if clause is None or "trial" not in metafunc.fixturenames:
+            return
+        found: list[Any] = []
+        if self.selection.includes(clause.id, clause.group):
+            from conformance.run.trial import trials
+
+            offered = trials(clause, self._target(), self.selection, reproduces=self.reported)
+            found = [pytest.param(trial, id=trial.id) for trial in offered]
+        skipped = pytest.param(None, id="not_claimed", marks=pytest.mark.skip(reason="not claimed"))
+        metafunc.parametrize("trial", found or [skipped])
+
+    def _target(self) -> Any:
+        from conformance.run.trial import loaded
+        from conformance.target.target import TargetError
+
+        try:
+            return loaded(self.selection.target, self.selection.device)
+        except TargetError as error:
+            raise pytest.UsageError(str(error)) from error
+
+    @cached_property
+    def _plan(self) -> dict[str, Any]:
+        """All trials of the selection, those of other shards too."""
+        from conformance.run.plan import plan
+
+        try:
+            return plan(self.selection)
+        except UsageError as error:
+            raise pytest.UsageError(str(error)) from error
+
+    @property
+    def _part(self) -> dict[str, Any]:
+        try:
+            return part(self._plan, self.selection.shard)
+        except UsageError as error:
+            raise pytest.UsageError(str(error)) from error
+
+    @pytest.hookimpl(tryfirst=True)  # before that of pytest-xdist, which lets no other follow
+    def pytest_collection(self) -> None:
+        """Start the journal of a session that writes a report."""
+        if self.folder is not None and not self.config.option.collectonly:
+            self.journal = Journal.begin(self.folder, self.selection, self._plan)
+
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        """Leave out clauses not chosen, and trials of other shards."""
+        wanted = set(keys(self._part)) if self.selection.shard is not None else None
+        out = [item for item in items if _is_trial(item) and not self._wanted(item, wanted)]
+        if out:
+            left_out = set(map(id, out))
+            items[:] = [item for item in items if id(item) not in left_out]
+            config.hook.pytest_deselected(items=out)
+
+    def _wanted(self, item: pytest.Item, wanted: set[Key] | None) -> bool:
+        clause = item.function.clause  # type: ignore[attr-defined]
+        chosen = self.selection.includes(clause.id, clause.group)
+        return chosen and (wanted is None or key_of(item.nodeid) in wanted)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Attach a trial's result to its report, as plain data that travels between processes."""
+        report = yield
+        trial: Trial | None = _trial(item)
+        if trial is not None and report.when == "call" and trial.result is not None:
+            report.loraspec = {  # type: ignore[attr-defined]
+                "result": dataclasses.asdict(trial.result),
+                "script": trial.reproducer,
+                "deviation": trial.deviation,
+            }
+        return report
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Collect results, crashes and failures of the suite itself."""
+        if self.worker is not None:
+            return
+        key, carried = key_of(report.nodeid), getattr(report, "loraspec", None)
+        if carried is not None:
+            if carried["deviation"]:
+                self.deviations[carried["result"]["clause"]] = carried["deviation"]
+            self._add(Result(**carried["result"]), carried["script"])
+        elif report.failed and _ours(report.nodeid):
+            if key and str(report.when) == "???":  # pytest-xdist's word for a worker that died
+                self._add(Result(*key, status=CRASHED, message="ended the process that judged it"))
+            else:
+                self._error(" ".join(key) if key else report.nodeid, str(report.longrepr))
+
+    def _add(self, result: Result, script: str | None = None) -> None:
+        self.outcome.add(result, script)
+        self._record()
+
+    def _error(self, where: str, text: str) -> None:
+        text = without_addresses(text)
+        self.outcome.errors.append((where, text))
+        self._record()
+
+    def _record(self) -> None:
+        if self.journal is not None:
+            self.journal.record(self.outcome)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """A clause file that does not import is a failure of the suite."""
+        if report.failed and self.worker is None and _ours(report.nodeid):
+            self._error(report.nodeid, str(report.longrepr))
+
+    def pytest_internalerror(self, excrepr: Any) -> None:
+        """Pytest itself failed."""
+        if self.worker is None:
+            self._error("pytest", str(excrepr))
+
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        """Fail where a deviation holds no longer; write the report where one is asked for."""
+        if self.worker is not None or self.config.option.collectonly:
+            return
+        if self._stale() and exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        finished = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+        if self.folder is not None and self.journal is not None and finished:
+            report = assemble(self._part, self.selection, self.outcome)
+            finish(report, self.journal.seconds)
+            write(self.folder, report, self.outcome.reproducers(self._part))
+            if exit_code(report) and session.exitstatus == pytest.ExitCode.OK:
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _stale(self) -> list[str]:
+        """Deviations none of whose trials failed."""
+        if self.selection.narrowed:
+            return []
+        bad = {r.clause for r in self.outcome.results.values() if r.status not in (PASS, "unsupported")}
+        return sorted(set(self.deviations) - bad)
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Say what was tested, the worst error ÷ budget, and which deviations are stale."""
+        results = list(self.outcome.results.values())
+        if not results:
+            return
+        failed = {r.clause for r in results if r.status in (FAIL, CRASHED)}
+        rated = [r for r in results if r.worst_ratio is not None]
+        clauses = {r.clause for r in results}
+        line = f"loraspec: {self.selection.target}, {len(clauses)} clauses, {len(failed)} failing"
+        if rated:
+            worst = max(rated, key=lambda r: r.worst_ratio or 0.0)
+            where = f"{worst.clause} {worst.subject} {worst.dtype}"
+            line += f"; worst error ÷ budget {worst.worst_ratio:.3g} ({where})"
+        interpreted = {r.clause for r in results if r.launches}
+        if interpreted:
+            line += f"; {len(interpreted)} clauses ran Triton kernels (interpreted)"
+        terminalreporter.write_line(line)
+        for clause in self._stale():
+            terminalreporter.write_line(
+                f"FAILED {clause}: a declared deviation ({self.deviations[clause]}) that no longer fails",
+                red=True,
+            )
+
+
+def _ours(nodeid: str) -> bool:
+    # the folder is not part of it where the session's root is the suite itself, nor the file where the session
+    # asks for one file that is outside its root
+    path = PurePath(nodeid.partition("::")[0])
+    if path == PurePath():
+        return key_of(nodeid) is not None
+    return path.parent.name in ("conformance", "") and path.stem.removeprefix("test_") in GROUPS
+
+
+def _path(option: str | None) -> Path | None:
+    return Path(option) if option else None
+
+
+def _is_trial(item: pytest.Item) -> bool:
+    return hasattr(getattr(item, "function", None), "clause")
+
+
+def _trial(item: pytest.Item) -> Trial | None:
+    callspec = getattr(item, "callspec", None)
+    return callspec.params.get("trial") if callspec is not None and _is_trial(item) else None

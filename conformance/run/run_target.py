@@ -1,0 +1,83 @@
+"""One target judged as a command asks: planned, run under a journal and a display of progress, reported in a folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from conformance.report import report
+from conformance.report.terminal import console
+from conformance.run import shards
+from conformance.run.execution import Run
+from conformance.run.journal import Journal
+from conformance.run.progress import Progress
+
+if TYPE_CHECKING:
+    from conformance.report.report import Outcome
+    from conformance.run.selection import Selection
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How trials are run.
+
+    Attributes:
+        workers, timeout, memory: as `Run.judge` takes them.
+        resume: keep the results of the same run, cut off.   quiet: say nothing on standard error.
+        title: said before any progress.
+    """
+
+    workers: int | None = None
+    timeout: float | None = None
+    memory: float | None = None
+    resume: bool = False
+    quiet: bool = False
+    title: str = ""
+
+
+def judge(selection: Selection, folder: Path, manner: Manner) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Write the report of a run; the report, and the plan that it follows.
+
+    Raises:
+        UsageError: if the target does not import, bind or claim anything chosen, or what is there cannot be resumed.
+        SuiteError: if the suite fails on its own.
+        KeyboardInterrupt: saying how to continue.
+    """
+    report.prepare(folder)
+    with Run(selection) as run:
+        plan = shards.part(run.plan, selection.shard)
+        journal = _journal(selection, folder, run.plan, manner)
+        progress = Progress(plan, title=manner.title, quiet=manner.quiet)
+
+        def watch(outcome: Outcome, _: int) -> None:
+            journal.record(outcome)
+            progress.update(outcome)
+
+        limits: dict[str, Any] = {"workers": manner.workers, "timeout": manner.timeout, "memory": manner.memory}
+        try:
+            outcome = run.judge(plan, known_before=journal.recorded.outcome, watcher=watch, **limits)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"the same command with --resume continues from {journal.path}") from None
+        finally:
+            progress.stop()
+    found = report.assemble({**plan, "device_name": journal.devices}, selection, outcome)
+    report.finish(found, journal.seconds)
+    report.write(folder, found, outcome.reproducers(plan))
+    return found, plan
+
+
+def _journal(selection: Selection, folder: Path, plan: dict[str, Any], manner: Manner) -> Journal:
+    """The journal to write, which an earlier run may have begun; says on standard error what it did."""
+    if not manner.resume:
+        return Journal.begin(folder, selection, plan)
+    journal = Journal.resume(folder, selection, plan)
+    done, left = len(journal.recorded.outcome.results), len(journal.recorded.left)
+    text = f"resuming: {done} trials have their result, {left} are left"
+    if not left:
+        text = f"nothing is left to do: all {done} trials have their result"
+    elif not done:
+        text = f"nothing to resume in {str(folder)!r}: all {left} trials are run"
+    if not manner.quiet:
+        console(stderr=True).print(manner.title + text)
+    return journal

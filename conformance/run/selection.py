@@ -1,0 +1,173 @@
+"""What a run is asked to do: which target, clauses, dtypes, device and lane; imports nothing heavy."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from conformance.run.profiles import PROFILES, Profile
+from conformance.specification.clause import FLOAT_DTYPES, GROUPS
+
+LANES = ("cpu", "interpreter", "gpu")
+SPECS = ("1.0",)
+
+
+class UsageError(Exception):
+    """What was asked for cannot be done; the message names what came and what was expected."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What to run.
+
+    Attributes:
+        target: `package.module` or `package.module:attribute`.
+        groups, clauses, dtypes: only these; all of them where empty.
+        lane: only subjects that run there; None for wherever each runs on this machine.
+        profile: name of the number of cases.   seed: which cases are drawn.
+        shard: `i/n` for the i-th of n parts of the trials; None for all.
+    """
+
+    target: str
+    groups: tuple[str, ...] = ()
+    clauses: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ()
+    device: str = "cpu"
+    lane: str | None = None
+    profile: str = "default"
+    seed: int = 0
+    shard: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check every name that can be checked without importing the target.
+
+        Raises:
+            UsageError: for an unknown group, dtype, lane or profile, a lane that excludes the device, or a shard
+                that is none.
+        """
+        known(self.groups, GROUPS, "group")
+        known(self.dtypes, FLOAT_DTYPES, "dtype")
+        known([self.profile], PROFILES, "profile")
+        if self.shard is not None:
+            shard_numbers(self.shard)
+        known([self.lane] if self.lane else [], LANES, "lane")
+        kind = self.device.partition(":")[0]
+        known([kind], ("cpu", "cuda"), "device")
+        if self.lane == "gpu" and kind == "cpu":
+            object.__setattr__(self, "device", "cuda")
+        elif self.lane in ("cpu", "interpreter") and kind != "cpu":
+            raise UsageError(f"lane {self.lane!r} runs on the CPU but the device is {self.device!r}")
+
+    @classmethod
+    def of(cls, target: str, **options: Any) -> Selection:
+        """A selection from options as typed: lists may hold commas, None means the default."""
+        given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+        for name in ("groups", "clauses", "dtypes"):
+            words = [word.strip() for item in given.get(name, ()) for word in item.split(",")]
+            given[name] = tuple(dict.fromkeys(word for word in words if word))
+        return cls(target, **given)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Selection:
+        """Read back what `dataclasses.asdict` gave, also after a passage through JSON."""
+        given: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
+        return cls(**given)
+
+    @property
+    def cases(self) -> Profile:
+        """The profile, with this run's seed."""
+        return dataclasses.replace(PROFILES[self.profile], seed=self.seed)
+
+    def includes(self, clause: str, group: str) -> bool:
+        """Whether a clause is chosen."""
+        return (not self.groups or group in self.groups) and (not self.clauses or clause in self.clauses)
+
+    @property
+    def narrowed(self) -> bool:
+        """Whether parts of clauses are left out, so that a clause passing here may still fail as a whole."""
+        return bool(self.dtypes or self.shard) or self.lane in ("cpu", "interpreter")
+
+    def arguments(self) -> list[str]:
+        """The pytest options that ask for this selection, of all shards."""
+        words = [f"--loraspec-target={self.target}", f"--loraspec-device={self.device}"]
+        words += [f"--loraspec-{name}={','.join(v)}" for name, v in self.lists() if v]
+        words += [f"--loraspec-lane={self.lane}"] if self.lane else []
+        return [*words, f"--loraspec-profile={self.profile}", f"--loraspec-seed={self.seed}"]
+
+    def lists(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """The names it is restricted to, by the option that does so; all where empty."""
+        return (("group", self.groups), ("clause", self.clauses), ("dtype", self.dtypes))
+
+
+def shard_numbers(shard: str) -> tuple[int, int]:
+    """The i and n of `i/n`.
+
+    Raises:
+        UsageError: if it is not of that form, or i is not one of 1 … n.
+    """
+    number, slash, count = shard.partition("/")
+    if slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
+        return int(number), int(count)
+    raise UsageError(f"shard {shard!r} is none: expected i/n with 1 ≤ i ≤ n, as in 2/5")
+
+
+MOST = 16  # names that are listed in full: all groups, for one
+
+
+def known(names: Iterable[str], expected: Iterable[str], what: str) -> None:
+    """Check that every name is one of those expected.
+
+    Raises:
+        UsageError: naming the first unknown one, with the nearest known ones.
+    """
+    choices = list(expected)
+    for name in names:
+        if name not in choices:
+            raise UsageError(f"unknown {what} {name!r}: {suggestion(name, choices)}")
+
+
+def suggestion(name: str, choices: list[str]) -> str:
+    """What was expected, or of a long list what is near."""
+    if len(choices) <= MOST:
+        return f"expected one of {', '.join(choices)}"
+    by_case = {choice.lower(): choice for choice in choices}
+    near = [by_case[word] for word in difflib.get_close_matches(name.lower(), by_case, n=4, cutoff=0.5)]
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"expected one of {', '.join(choices[:MOST])}, …"
+
+
+def key_of(nodeid: str) -> tuple[str, str, str] | None:
+    """Clause, subject and dtype from a test's id; None for a test that is no trial."""
+    _, bracket, label = nodeid.rpartition("[")
+    parts = label.rstrip("]").rsplit("-", 2)
+    return (parts[0], parts[1], parts[2]) if bracket and len(parts) == 3 else None
+
+
+def gpu_at_hand() -> bool:
+    """Whether there is a GPU, as far as can be told without importing torch."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return False
+    dev = Path("/dev")
+    return any(dev.glob("nvidia[0-9]*")) or (dev / "dxg").exists() or (dev / "kfd").exists()
+
+
+def set_interpreter(lane: str | None, device: str, gpu: bool) -> bool:
+    """Turn Triton's interpreter on or off, for this process and its children, before Triton is imported.
+
+    Without a lane it is on where there is no GPU, so that Triton subjects run their kernels; a setting that
+    is already in the environment stays.
+    """
+    variable = "TRITON_INTERPRET"
+    if lane == "interpreter" or (lane is None and device == "cpu" and not gpu):
+        os.environ.setdefault(variable, "1")
+        if lane == "interpreter":
+            os.environ[variable] = "1"
+    elif lane in ("cpu", "gpu") or device != "cpu":
+        os.environ.pop(variable, None)
+    return os.environ.get(variable) == "1"

@@ -1,0 +1,178 @@
+"""A trial: one clause on one subject and dtype of the chosen target, as pytest and the report know it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from conformance.judgement.result import (
+    ANY_DTYPE,
+    CRASHED,
+    FAIL,
+    INCONCLUSIVE,
+    PASS,
+    UNSUPPORTED,
+    Result,
+    without_addresses,
+)
+from conformance.report.report import rerun
+from conformance.reproducer.reproducer import script
+from conformance.run.case_search import Examination
+from conformance.run.profiles import Profile
+from conformance.run.selection import Selection
+from conformance.run.worker_status import Watch
+from conformance.specification.clause import GROUPS, SHOULD, Clause, load_all
+from conformance.target.subject import Subject
+from conformance.target.target import Target
+
+
+@dataclass
+class Trial:
+    """One clause on one subject and dtype.
+
+    Attributes:
+        declared: whether the target declares the dtype; where not, it is only seen whether it refuses.
+        deviation: the target's reason for not meeting the clause, where it gives one.
+        watch: follows it from outside.   reproduces: whether a failure is written as a script.
+        result, reproducer: what came of it, after `examine`.
+    """
+
+    clause: Clause
+    subject: Subject
+    dtype: str
+    target: str
+    profile: Profile
+    declared: bool = True
+    deviation: str | None = None
+    watch: Watch | None = None
+    reproduces: bool = False
+    result: Result | None = field(default=None, compare=False)
+    reproducer: str | None = field(default=None, compare=False)
+
+    @property
+    def id(self) -> str:
+        """The label from which `selection.key_of` reads clause, subject and dtype."""
+        return f"{self.clause.id}-{self.subject.name}-{self.dtype}"
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Clause, subject and dtype."""
+        return self.clause.id, self.subject.name, self.dtype
+
+    def examine(self) -> Result:
+        """Judge it; on a failure also write the script that reproduces it."""
+        torch.set_num_threads(1)  # so that sums, and with them worst ratios, are the same in every process
+        examination = Examination(self.clause, self.subject, self.dtype, self.profile)
+        if self.watch is not None:
+            examination.on_case = self.watch.note
+        with self.watch.over() if self.watch else nullcontext(), counted_launches() as launches:
+            self.result = examination.run() if self.declared else examination.probe()
+            self.result.message = self.result.message and without_addresses(self.result.message)
+            if self.reproduces and self.result.status == FAIL and self.result.case is not None:
+                self.reproducer = script(self.clause, self.subject, self.target, self.result)
+        self.result.launches = launches[0]
+        return self.result
+
+    def run(self) -> None:
+        """Judge it as a pytest test: passed, failed, skipped where unsupported, xfailed where expected."""
+        import pytest
+
+        result = self.examine()
+        title = f"{result.clause} {result.subject} {result.dtype}: {result.status}"
+        text = f"{title}\n{describe(result, self.target)}"
+        if result.status == UNSUPPORTED:
+            pytest.skip(result.message or f"{self.dtype} is not among the target's dtypes")
+        elif result.status != PASS and self.deviation is not None:
+            pytest.xfail(f"declared deviation: {self.deviation}")
+        elif result.status != PASS and self.clause.level == SHOULD:
+            pytest.xfail(f"SHOULD: {text}")
+        elif result.status in (FAIL, CRASHED, INCONCLUSIVE):
+            pytest.fail(text, pytrace=False)
+
+
+def describe(result: Result, target: str) -> str:
+    """What happened and how to see it again, as lines."""
+    lines = [result.message or ""]
+    if result.case is not None:
+        lines += [f"case     {result.case}", f"rerun    {rerun_line(result, target)}"]
+    return "\n".join(lines)
+
+
+def rerun_line(result: Result, target: str) -> str:
+    """The command that checks exactly the failing case again."""
+    return rerun(target, result.clause, result.subject, result.case or "", result.device, result.lane)
+
+
+def trials(
+    clause: Clause,
+    target: Target,
+    selection: Selection,
+    watch: Watch | None = None,
+    *,
+    reproduces: bool = False,
+) -> list[Trial]:
+    """The trials of one clause: each subject in the chosen lane, in each chosen dtype."""
+    dtypes = clause.dtypes or (ANY_DTYPE,)
+    return [
+        Trial(
+            clause,
+            subject,
+            dtype,
+            target.spec,
+            selection.cases,
+            declared=dtype == ANY_DTYPE or dtype in target.dtypes,
+            deviation=target.deviations.get(clause.id),
+            watch=watch,
+            reproduces=reproduces,
+        )
+        for subject in target.subjects(clause)
+        if selection.lane in (None, "gpu") or subject.lane == selection.lane
+        for dtype in dtypes
+        if dtype == ANY_DTYPE or not selection.dtypes or dtype in selection.dtypes
+    ]
+
+
+@lru_cache(maxsize=4)
+def loaded(spec: str, device: str, groups: tuple[str, ...] = GROUPS) -> Target:
+    """The target, imported once in a process, after the suite, or some groups of it: so it finds nothing half-made.
+
+    Raises:
+        TargetError: if it cannot be tested.
+    """
+    load_all(groups)
+    # a process's first backward pass imports it, for a second or more: not at the expense of one trial's time
+    importlib.import_module("torch.fx.experimental.symbolic_shapes")
+    return Target.load(spec, device)
+
+
+@contextmanager
+def counted_launches() -> Iterator[list[int]]:
+    """Count the kernels that Triton's interpreter runs meanwhile: the one element of the list."""
+    count = [0]
+    if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton"):
+        # the target may import it as late as in its first launch, which counts too
+        importlib.import_module("triton.runtime.interpreter")
+    interpreter: Any = sys.modules.get("triton.runtime.interpreter")
+    if interpreter is None:
+        yield count
+        return
+    original = interpreter.GridExecutor.__call__
+
+    def counting(self: Any, *args: Any, **kwargs: Any) -> Any:
+        count[0] += 1
+        return original(self, *args, **kwargs)
+
+    interpreter.GridExecutor.__call__ = counting
+    try:
+        yield count
+    finally:
+        interpreter.GridExecutor.__call__ = original

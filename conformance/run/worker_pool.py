@@ -1,0 +1,254 @@
+"""Workers: copies of a process that has the suite, and mostly the target, imported; each judges one trial at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import tempfile
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from conformance.isolation import processes
+from conformance.judgement.result import CRASHED, Result
+from conformance.run import expected_seconds
+from conformance.run.selection import Selection
+from conformance.run.shards import Key
+from conformance.run.time_limits import Limits
+from conformance.run.worker_status import Events, Watch, crashed, judged, last_word
+
+LEAVE = 5.0  # seconds in which a worker may end
+EVERY = 0.1  # seconds between looks for workers that died without a word
+GUARDED = 60.0  # seconds in which the guard, which looks some times a second, ends what it must
+FRUITLESS = 5  # workers in a row that end before they were given a trial
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which trials to judge, by how many workers, the seconds that one may take, and a folder for temporary files."""
+
+    keys: list[Key]
+    workers: int
+    limit: float
+    files: str
+
+    @classmethod
+    def read(cls, folder: Path) -> Request:
+        """The request that a command left in a folder."""
+        found = json.loads((folder / "request.json").read_text(encoding="utf-8"))
+        keys = [(clause, subject, dtype) for clause, subject, dtype in found["keys"]]
+        return cls(keys, found["workers"], found["limit"], found["files"])
+
+    def write(self, folder: Path) -> None:
+        """Leave it in a folder, whole or not at all."""
+        temporary = folder / "request.part"
+        temporary.write_text(json.dumps(vars(self)), encoding="utf-8")
+        temporary.replace(folder / "request.json")
+
+
+@dataclass
+class Worker:
+    """A worker as the pool knows it.
+
+    Attributes:
+        inbox, outbox: descriptors: trials are written to the one, a byte for each that is done is read from the other.
+        group: the group whose trials it takes.   trial, limit, since: what it does, None where it waits.
+    """
+
+    name: str
+    pid: int
+    inbox: int
+    outbox: int
+    group: str = ""
+    trial: Key | None = None
+    limit: float = 0.0
+    since: float = field(default_factory=time.monotonic)
+
+    def close(self) -> None:
+        """Let go of the descriptors."""
+        os.close(self.inbox)
+        os.close(self.outbox)
+
+
+class Trials:
+    """The trials left, by group: a worker stays with a group, which shares keys, servers and models, while it can."""
+
+    def __init__(self, keys: list[Key], group_of: Callable[[Key], str], seconds: Callable[[Key], float]) -> None:
+        self._seconds = seconds
+        self._left: dict[str, deque[Key]] = {}
+        for key in sorted(keys, key=lambda key: -seconds(key)):  # so that no long one is left over at the end
+            self._left.setdefault(group_of(key), deque()).append(key)
+        self._sums = {group: sum(map(seconds, left)) for group, left in self._left.items()}
+
+    def __bool__(self) -> bool:
+        return any(self._left.values())
+
+    def take(self, of: str, taken: set[str]) -> tuple[str, Key]:
+        """The next trial of a group, or of the largest that nobody has taken, or of the largest; with its group."""
+        group = of
+        if not self._left.get(of):
+            open_groups = [name for name, left in self._left.items() if left]
+            free = [name for name in open_groups if name not in taken]
+            group = max(free or open_groups, key=lambda name: self._sums[name])
+        key = self._left[group].popleft()
+        self._sums[group] -= self._seconds(key)
+        return group, key
+
+
+class Pool:
+    """Judges the requested trials by forked workers; what came of each is an event in the folder."""
+
+    def __init__(self, selection: Selection, folder: Path) -> None:
+        self.selection, self.folder, self.request = selection, folder, Request.read(folder)
+        self.events = Events(folder)
+        plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))["plan"]
+        seconds = expected_seconds.of(plan)
+        groups = {clause["id"]: clause["group"] for clause in plan["clauses"]}
+        self.limits = Limits(self.request.limit, self.request.workers, seconds)
+        done = judged(folder)
+        left = [key for key in self.request.keys if key not in done]
+        self.trials = Trials(left, lambda key: groups[key[0]], seconds)
+        self.workers: list[Worker] = []
+        self._named = self._fruitless = 0
+
+    def run(self) -> None:
+        """Return once every trial has its event."""
+        while self.trials or any(worker.trial for worker in self.workers):
+            self._fill()
+            self._hear()
+            self._bury()
+        self._dismiss()
+
+    def _dismiss(self) -> None:
+        """Have every worker end; one that a thread of the target's keeps from it is ended."""
+        for worker in self.workers:
+            with contextlib.suppress(BrokenPipeError):
+                os.write(worker.inbox, b"\n")
+        deadline = time.monotonic() + LEAVE
+        while self.workers:
+            for worker in list(self.workers):
+                if time.monotonic() > deadline:
+                    os.kill(worker.pid, signal.SIGKILL)
+                if os.waitpid(worker.pid, os.WNOHANG)[0]:
+                    self.workers.remove(worker)
+                    worker.close()
+            time.sleep(0.005)
+
+    def _fill(self) -> None:
+        """Give each waiting worker a trial, and fork workers that are missing."""
+        for worker in self.workers:
+            if worker.trial is None:
+                self._give(worker)
+        while self.trials and len(self.workers) < max(1, self.request.workers):
+            self.workers.append(self._forked())
+            self._give(self.workers[-1])
+
+    def _give(self, worker: Worker) -> None:
+        while self.trials:
+            taken = {other.group for other in self.workers if other is not worker}
+            worker.group, key = self.trials.take(worker.group, taken)
+            reason = self.limits.hopeless(key)
+            if reason is None:
+                worker.trial, worker.limit, worker.since = key, self.limits.seconds(key), time.monotonic()
+                os.write(worker.inbox, json.dumps([*key, worker.limit]).encode() + b"\n")
+                return
+            self._add(Result(*key, status=CRASHED, message=reason))
+
+    def _forked(self) -> Worker:
+        inbox, gives = os.pipe()
+        hears, outbox = os.pipe()
+        self._named += 1
+        name = f"worker-{self._named}"
+        foreign = [gives, hears, *(fd for worker in self.workers for fd in (worker.inbox, worker.outbox))]
+
+        def work() -> None:
+            for descriptor in foreign:
+                os.close(descriptor)
+            _keep_files_in(Path(self.request.files) / name)
+            judge_as_told(self.selection, self.folder, name, inbox, outbox)
+
+        pid = processes.fork(work)
+        os.close(inbox)
+        os.close(outbox)
+        return Worker(name, pid, gives, hears)
+
+    def _hear(self) -> None:
+        """Wait a moment for workers that are done with their trials."""
+        ready, _, _ = select.select([worker.outbox for worker in self.workers], [], [], EVERY)
+        for worker in self.workers:
+            if worker.outbox in ready and worker.trial and os.read(worker.outbox, 1):
+                self.limits.finished(worker.trial, time.monotonic() - worker.since)
+                worker.trial, self._fruitless = None, 0
+
+    def _bury(self) -> None:
+        """Record what came of the trials of workers that died."""
+        for worker in list(self.workers):
+            number, status = os.waitpid(worker.pid, os.WNOHANG)
+            if not number:
+                continue
+            self.workers.remove(worker)
+            worker.close()
+            self._fruitless += 1
+            if last_word(self.folder, worker.name) in ("import", "refused"):
+                time.sleep(GUARDED)  # that is no matter of its trial: the guard sees it too, and ends the run
+            if worker.trial is not None:
+                self._died(worker)
+            elif self._fruitless >= FRUITLESS:
+                code = processes.exit_code(status)
+                raise RuntimeError(f"{FRUITLESS} workers in a row ended on their own, the last with exit code {code}")
+
+    def _died(self, worker: Worker) -> None:
+        assert worker.trial is not None
+        result, late = crashed(self.folder, worker.name, worker.trial, worker.limit)
+        if late and result.message:
+            first, _, rest = result.message.partition("\n")
+            result.message = "\n".join(filter(None, (first + self.limits.said(worker.limit), rest)))
+        self.limits.died(worker.trial, time.monotonic() - worker.since if late else None)
+        self._add(result)
+
+    def _add(self, result: Result) -> None:
+        self.events.write(result=vars(result), script=None)
+
+
+def judge_as_told(selection: Selection, folder: Path, name: str, inbox: int, outbox: int) -> None:
+    """What a worker does: read trials, one a line, judge each and leave its events, and say so by a byte."""
+    from conformance.run.trial import loaded, trials
+    from conformance.specification.clause import REGISTRY
+    from conformance.target.target import TargetError
+
+    watch, events = Watch(folder, name, 0.0), Events(folder)
+    try:
+        with watch.importing():
+            target = loaded(selection.target, selection.device)
+    except TargetError as error:
+        watch.doing("refused", str(error))
+        time.sleep(GUARDED)
+        return
+    known: dict[Key, Any] = {}
+    with os.fdopen(inbox, encoding="utf-8") as lines:
+        for line in lines:
+            if not line.strip():
+                return
+            *words, watch.timeout = json.loads(line)
+            key: Key = (words[0], words[1], words[2])
+            if key not in known:
+                known = {t.key: t for t in trials(REGISTRY[key[0]], target, selection, watch, reproduces=True)}
+            try:
+                result = known[key].examine()
+                events.write(result=vars(result), script=known[key].reproducer)
+            except Exception:  # noqa: BLE001  (whatever it is, it is the suite's)
+                events.write(error=traceback.format_exc(), where=" ".join(key))
+            os.write(outbox, b".")
+
+
+def _keep_files_in(folder: Path) -> None:
+    """Have temporary files made in a folder that goes with the run, whatever the target leaves in it."""
+    folder.mkdir()
+    tempfile.tempdir = os.environ["TMPDIR"] = str(folder)

@@ -1,0 +1,1 @@
+"""The clauses as they are declared, and the page that lists them."""

@@ -1,0 +1,56 @@
+"""Expected errors: a call that must be refused, and what its message must name."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from conformance.judgement.judge import Violation, calling, require
+
+
+def refuses(
+    what: str, call: Callable[[], Any], *mentions: str, types: tuple[type[Exception], ...] = (ValueError,)
+) -> str:
+    """Make a call of the target that must raise; the error's message.
+
+    Args:
+        what: the call as the message shows it.   mentions: words that the error's message must contain.
+        types: the exceptions that count as refusing.
+    Raises:
+        Violation: if it returns, raises something else, or its message leaves a mention out.
+    """
+    expected = " or ".join(t.__name__ for t in types)
+    try:
+        with quiet():
+            result = call()
+    except types as error:
+        for word in mentions:
+            require(word in str(error), f"{what} raised {_shown(error)}: the message does not name {word}")
+        return str(error)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit included: it is the target's failure
+        raise Violation(f"{what} raised {_shown(error)}: expected {expected}") from error
+    raise Violation(f"{what} returned {type(result).__name__}: expected {expected}")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """A region in which warnings are neither shown nor turned into errors."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def calling_quietly(what: str) -> Iterator[None]:
+    """As `calling`, for a call that may warn."""
+    with quiet(), calling(what):
+        yield
+
+
+def _shown(error: BaseException) -> str:
+    first = next((line for line in str(error).splitlines() if line.strip()), "(no message)")
+    return f"{type(error).__name__}: {first[:300]}"

@@ -1,0 +1,208 @@
+"""A subject: one thing a target exposes (a function, a layer class), behind the few calls that checks need."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+
+from conformance.cases.linear_case import LinearCase
+from conformance.cases.operands import Operands
+from conformance.judgement.judge import calling, require
+from conformance.judgement.recording import note
+
+TRAINABLE = ("x", "lora_A", "lora_B")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is judged: a name of the target and the object behind it.
+
+    Attributes:
+        name: the public name (`lora_linear`, `TritonLinearLoRA`).
+        thing: the function, class or module itself.
+        target: the whole target, for checks that need other names of it.
+        device: where operands are placed.
+        lane: `cpu`, `interpreter` or `gpu`: how it runs there.
+        dropout_positions: where it can apply dropout.
+    """
+
+    name: str
+    thing: Any
+    target: Any = field(default_factory=SimpleNamespace)
+    device: str = "cpu"
+    lane: str = "cpu"
+    dropout_positions: tuple[str, ...] = ("pre", "post")
+
+    def operands(self, case: LinearCase) -> Operands:
+        """The case's operands on this subject's device.
+
+        A layer's scale is not negative, because alpha is not; dropout is where the subject can apply it.
+        """
+        if case.position not in self.dropout_positions:
+            case = dataclasses.replace(case, position=self.dropout_positions[0])
+        if self.is_layer and case.scale < 0:
+            case = dataclasses.replace(case, scale=-case.scale)
+        return Operands(case, self.device)
+
+    @property
+    def has_base(self) -> bool:
+        """Whether the subject computes the whole layer, or the adapter term alone."""
+        return self.name != "LoRATritonFunction"
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether the subject is built as a module."""
+        return self.name.endswith("LinearLoRA")
+
+    def build(self, operands: Operands, **options: Any) -> Instance:
+        """One layer (or one call) with the operands as its weights, ready to run.
+
+        Args:
+            options: further keyword arguments of the layer.
+        """
+        note(operands=operands, options=options)
+        if self.is_layer:
+            return _built_layer(self, operands, options)
+        return _bound_function(self, operands)
+
+
+@dataclass
+class Instance:
+    """A layer or function bound to its weights: `call(x) -> y`, and the tensors whose gradients are judged."""
+
+    call: Callable[[torch.Tensor], Any]
+    tensors: dict[str, torch.Tensor]
+    operands: Operands
+    module: Any = None
+
+    def require_grad(self, names: Sequence[str]) -> None:
+        """Ask for the gradients of exactly these operands."""
+        note(needs=tuple(names))
+        for name, tensor in self.tensors.items():
+            if name == "weight" or (name == "bias" and name not in names):
+                continue  # frozen by the implementation itself, which is what is judged
+            tensor.requires_grad_(name in names)
+
+    def forward(self) -> torch.Tensor:
+        """Run the target once on the case's x."""
+        with poisoned_memory(), calling("the forward pass"):
+            y: Any = self.call(self.tensors["x"])
+        require(isinstance(y, torch.Tensor), f"the forward pass returned {type(y).__name__}: expected a tensor")
+        return y  # type: ignore[no-any-return]
+
+    def backward(self, y: torch.Tensor, *, retain_graph: bool = False) -> None:
+        """Run backward from the case's upstream gradient."""
+        require(y.requires_grad, "the output does not require grad although an operand does")
+        upstream = self.operands.tensor("g")
+        assert upstream is not None
+        require(y.shape == upstream.shape, f"y has shape {list(y.shape)}: expected {list(upstream.shape)}")
+        with poisoned_memory(), calling("the backward pass"):
+            torch.autograd.backward([y], [upstream.to(y.dtype)], retain_graph=retain_graph)
+
+    def gradient(self, name: str) -> torch.Tensor | None:
+        """The accumulated gradient of an operand."""
+        return self.tensors[name].grad
+
+
+def run(subject: Subject, operands: Operands, needs: Sequence[str] = TRAINABLE, **options: Any) -> Instance:
+    """Forward and backward once, with gradients of exactly the operands in `needs`."""
+    instance = subject.build(operands, **options)
+    instance.require_grad(needs)
+    instance.backward(instance.forward())
+    return instance
+
+
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Fill what `torch.empty` returns with NaN, so that an output element nobody wrote shows."""
+    # not use_deterministic_algorithms: that imports all of torch._inductor, which takes seconds
+    mode = torch.get_deterministic_debug_mode()
+    memory: Any = torch.utils.deterministic
+    filled = memory.fill_uninitialized_memory
+    torch.set_deterministic_debug_mode("warn")
+    memory.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        if torch.get_deterministic_debug_mode() == 1:  # else the target changed it, which is to be seen
+            torch.set_deterministic_debug_mode(mode)
+        memory.fill_uninitialized_memory = filled
+
+
+def _bound_function(subject: Subject, operands: Operands) -> Instance:
+    case = operands.case
+    tensors = {name: placed.tensor for name, placed in operands.placed.items() if name != "g"}
+    lora_A, lora_B = tensors["lora_A"], tensors["lora_B"]
+    if subject.has_base:
+        weight, bias = tensors["weight"], tensors.get("bias")
+
+        def call(x: torch.Tensor) -> Any:
+            dropout = (
+                {"dropout": case.dropout, "dropout_position": case.position, "training": case.training}
+                if case.dropout
+                else {}
+            )
+            return subject.thing(x, weight, bias, lora_A, lora_B, operands.scale, **dropout)
+    else:
+
+        def call(x: torch.Tensor) -> Any:
+            return subject.thing.apply(x, lora_A, lora_B, operands.scale, x.dtype)
+
+    return Instance(call, tensors, operands)
+
+
+def _built_layer(subject: Subject, operands: Operands, options: dict[str, Any]) -> Instance:
+    case = operands.case
+    base = frozen_linear(operands)
+    alpha = operands.scale * case.r
+    arguments: dict[str, Any] = {
+        "dim": case.r,
+        "alpha": int(alpha) if float(alpha).is_integer() else alpha,
+        "dropout": case.dropout,
+        "dropout_position": case.position,
+        **options,
+    }
+    if operands.adapter_dtype != operands.dtype:
+        arguments["lora_dtype"] = operands.adapter_dtype
+    with calling(f"{subject.name}({', '.join(f'{k}={v}' for k, v in arguments.items())})"):
+        layer = subject.thing(base, **arguments)
+    with calling(f"{subject.name}.train({case.training})"):
+        layer.train(case.training)
+    with calling(f"reading {subject.name}.lora_A.weight and lora_B.weight"):
+        adapters = {"lora_A": layer.lora_A.weight, "lora_B": layer.lora_B.weight}
+        weight, bias = layer.weight, layer.bias
+    for name, parameter in adapters.items():
+        values = operands.tensor(name)
+        assert values is not None
+        require(
+            parameter.shape == values.shape,
+            f"{name}.weight has shape {list(parameter.shape)}: expected {list(values.shape)}",
+        )
+        require(
+            parameter.dtype == values.dtype,
+            f"{name}.weight has dtype {parameter.dtype}: expected {values.dtype}",
+        )
+        with torch.no_grad():
+            parameter.copy_(values)
+    tensors = {"x": operands.placed["x"].tensor, "weight": weight, **adapters}
+    if bias is not None:
+        tensors["bias"] = bias
+    return Instance(layer, tensors, operands, module=layer)
+
+
+def frozen_linear(operands: Operands) -> nn.Linear:
+    """An nn.Linear that holds the case's weight and bias, in place, inside their margins."""
+    case = operands.case
+    base = nn.Linear(case.k, case.n, bias=case.bias, device="meta", dtype=operands.dtype)
+    for name in ("weight", "bias"):
+        values = operands.tensor(name)
+        if values is not None:
+            setattr(base, name, nn.Parameter(values, requires_grad=False))
+    return base

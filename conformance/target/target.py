@@ -1,0 +1,324 @@
+"""A target: the module or object under test, which groups it claims, and the subjects it offers."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import os
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from conformance.isolation.monkeypatches import PRISTINE
+from conformance.isolation.process_state import ALLOWED_ON_IMPORT, SETTINGS, changes, restore, taken
+from conformance.specification.clause import FLOAT_DTYPES, GROUPS, Clause
+from conformance.target.subject import Subject
+
+REQUIRED: dict[str, tuple[str, ...]] = {
+    "linear": ("lora_linear",),
+    "layer": ("LinearLoRA",),
+    "merge": ("LinearLoRA", "LinearLoRA.merge", "LinearLoRA.unmerge"),
+    "dora": ("LinearLoRA", "LinearLoRA(use_dora)"),
+    "fused": ("lora_qkv", "lora_mlp"),
+    "model": ("patch_linear_module", "apply_lora_to_linear_modules"),
+    "config": ("PeftConfig", "PeftConfig.to_dict", "PeftConfig.from_dict"),
+    "gradnorm": ("clip_grad_norm_",),
+    "training": ("LoraTraining",),
+    "hybrid": ("CustomLinear", "ForwardModuleLinear", "BackwardModuleLinear", "ForwardBackwardModule"),
+    "fhe": ("HybridFHEMode", "HybridFHEModel"),
+    "remote": ("HybridFHEModel", "HybridFHEModel(backend)", "serve"),
+    "checkpoint": ("save_adapter", "load_adapter", "apply_lora_to_linear_modules"),
+    "distributed": ("LinearLoRA", "clip_grad_norm_"),
+}
+# What each group judges; the first is required, the others where present.
+SUBJECTS: dict[str, tuple[str, ...]] = {
+    "linear": ("lora_linear", "LoRATritonFunction"),
+    "layer": ("LinearLoRA", "TritonLinearLoRA"),
+    "merge": ("LinearLoRA", "TritonLinearLoRA"),
+    "dora": ("LinearLoRA",),
+    "fused": ("lora_qkv", "lora_mlp"),
+    "model": ("apply_lora_to_linear_modules",),
+    "config": ("PeftConfig",),
+    "gradnorm": ("clip_grad_norm_",),
+    "training": ("LoraTraining",),
+    "hybrid": ("CustomLinear",),
+    "fhe": ("HybridFHEModel", "fhe_backend"),
+    "remote": ("HybridFHEModel",),
+    "checkpoint": ("save_adapter",),
+    "distributed": ("LinearLoRA", "TritonLinearLoRA", "clip_grad_norm_"),
+}
+# Names that claim the clauses about themselves, whatever else of their group is there.
+ALONE: dict[str, tuple[str, ...]] = {"fhe": ("fhe_backend",)}
+DROPOUT_POSITIONS = ("pre", "post")
+TRITON = ("TritonLinearLoRA", "LoRATritonFunction")
+POSITIONAL: dict[str, int] = {
+    "lora_linear": 6,
+    "lora_qkv": 4,
+    "lora_mlp": 5,
+    "patch_linear_module": 8,
+    "apply_lora_to_linear_modules": 2,
+    "clip_grad_norm_": 2,
+    "LinearLoRA": 7,
+    "TritonLinearLoRA": 7,
+    "LoraTraining": 1,
+    "CustomLinear": 3,
+    "ForwardModuleLinear": 3,
+    "BackwardModuleLinear": 2,
+    "HybridFHEModel": 5,
+    "fhe_backend": 0,
+    "serve": 3,
+    "save_adapter": 3,
+    "load_adapter": 2,
+    "save_training": 3,
+    "load_training": 2,
+}
+
+
+class TargetError(Exception):
+    """The target cannot be tested: it does not import, or a claimed name does not bind its signature."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is tested, with what it declares about itself.
+
+    Attributes:
+        spec: how it was named, `package.module` or `package.module:attribute`.   thing: the module or object.
+        device: where it runs (`cpu`, `cuda`).
+    """
+
+    spec: str
+    thing: Any
+    device: str = "cpu"
+    declared: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, spec: str, device: str = "cpu") -> Target:
+        """Import a target by name.
+
+        Raises:
+            TargetError: if it does not import or the attribute is missing, with the cause.
+        """
+        module_name, _, attribute = spec.partition(":")
+        if not module_name or module_name.startswith(".") or "/" in spec or module_name.endswith(".py"):
+            raise TargetError(f"target {spec!r} is no importable name: expected package.module[:attribute]")
+        PRISTINE.begin()
+        try:
+            with PRISTINE.suspended(), settings_restored():
+                thing: Any = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name and module_name.split(".")[0] == error.name.split(".")[0]:
+                raise TargetError(f"target {spec!r} does not import: no module named {error.name!r}") from error
+            raise TargetError(f"target {spec!r} raised on import: {_described(error)}") from error
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            raise TargetError(f"target {spec!r} raised on import: {_described(error)}") from error
+        for part in attribute.split(".") if attribute else ():
+            if not hasattr(thing, part):
+                raise TargetError(f"target {spec!r}: {thing!r} has no attribute {part!r}")
+            thing = getattr(thing, part)
+        return cls._of(thing, spec, device)
+
+    @classmethod
+    def of(cls, thing: Any, spec: str = "", device: str = "cpu") -> Target:
+        """Wrap an object that exposes public names of `reference`.
+
+        Raises:
+            TargetError: if its `CONFORMANCE` declaration is malformed.
+        """
+        PRISTINE.begin()
+        return cls._of(thing, spec, device)
+
+    @classmethod
+    def _of(cls, thing: Any, spec: str, device: str) -> Target:
+        declared = getattr(thing, "CONFORMANCE", {})
+        _check_declaration(declared, spec)
+        return cls(spec or getattr(thing, "__name__", type(thing).__name__), thing, device, dict(declared))
+
+    @property
+    def name(self) -> str:
+        """The name it declares, or how it was named."""
+        return str(self.declared.get("name", self.spec))
+
+    @property
+    def version(self) -> str | None:
+        """The version of the distribution that provides it, where one is known."""
+        if "version" in self.declared:
+            return str(self.declared["version"])
+        return getattr(self.thing, "__version__", None)
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """The dtypes it declares; all of them unless it says otherwise."""
+        return tuple(self.declared.get("dtypes", FLOAT_DTYPES))
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices it declares; all unless it says otherwise."""
+        return tuple(self.declared.get("devices", ("cpu", "cuda")))
+
+    @property
+    def deviations(self) -> dict[str, str]:
+        """Clauses it declares not to meet, each with a reason."""
+        return dict(self.declared.get("deviations", {}))
+
+    @property
+    def dropout_positions(self) -> tuple[str, ...]:
+        """Where it can apply dropout: `pre` and `post` unless it says otherwise."""
+        return tuple(self.declared.get("dropout_positions", DROPOUT_POSITIONS))
+
+    def has(self, name: str) -> bool:
+        """Whether a public name is exposed: `f`, `Class.method`, or `Class(argument)`."""
+        if name.endswith(")"):
+            owner, _, argument = name[:-1].partition("(")
+            return self.has(owner) and _accepts(getattr(self.thing, owner), argument)
+        first, _, rest = name.partition(".")
+        thing = getattr(self.thing, first, None)
+        if rest and thing is not None and not isinstance(thing, type):
+            thing = self._built(first)  # a function that returns a module: ask the module
+        return thing is not None and (not rest or hasattr(thing, rest))
+
+    def _built(self, name: str) -> Any:
+        """A small layer from a callable that is no class; None if it cannot be built, which clauses will say."""
+        from torch import nn
+
+        try:
+            return getattr(self.thing, name)(nn.Linear(2, 2), 1)
+        except Exception:  # noqa: BLE001  (the clauses will report whatever it is)
+            return None
+
+    @cached_property
+    def claimed(self) -> tuple[str, ...]:
+        """The groups whose required names are all there, or one that claims clauses alone."""
+        return tuple(g for g in GROUPS if not self.missing(g) or any(map(self.has, ALONE.get(g, ()))))
+
+    def missing(self, group: str) -> tuple[str, ...]:
+        """The group's required names that the target lacks."""
+        return tuple(name for name in REQUIRED[group] if not self.has(name))
+
+    def lacking(self, clause: Clause) -> tuple[str, ...]:
+        """The names that the target lacks for this clause: of its group, or of a subject alone, and of its own."""
+        alone = clause.subjects if _is_alone(clause) else REQUIRED[clause.group]
+        return tuple(dict.fromkeys(name for name in (*alone, *clause.needs) if not self.has(name)))
+
+    def subjects(self, clause: Clause) -> tuple[Subject, ...]:
+        """What this clause judges on this target; none where the group or a needed name is not claimed."""
+        if self.lacking(clause):
+            return ()
+        if clause.position and clause.position not in self.dropout_positions:
+            return ()
+        if uninstalled(clause) or elsewhere(clause, self.device):
+            return ()
+        return tuple(
+            Subject(name, getattr(self.thing, name), self.thing, self.device, self.lane(name), self.dropout_positions)
+            for name in SUBJECTS[clause.group]
+            if self.has(name) and name in (clause.subjects or _together(clause.group))
+        )
+
+    def lane(self, subject: str) -> str:
+        """Where a subject runs: `gpu`, or on a CPU `interpreter` for Triton's names when that is on, else `cpu`."""
+        if self.device != "cpu":
+            return "gpu"
+        interpreting = os.environ.get("TRITON_INTERPRET") == "1"
+        return "interpreter" if subject in TRITON and interpreting else "cpu"
+
+    def binding_errors(self) -> list[str]:
+        """Claimed callables that cannot take the arguments that interface.md gives them."""
+        problems = []
+        for name, count in POSITIONAL.items():
+            if not self.has(name):
+                continue
+            if not callable(getattr(self.thing, name)):
+                kind = type(getattr(self.thing, name)).__name__
+                problems.append(f"{name} is of type {kind}: expected a callable")
+                continue
+            try:
+                signature = inspect.signature(getattr(self.thing, name))
+            except (TypeError, ValueError):
+                continue  # builtins and some wrappers have none to check
+            try:
+                signature.bind(*range(count))
+            except TypeError as error:
+                problems.append(f"{name}{signature} does not take its {count} positional arguments: {error}")
+        return problems
+
+
+@contextmanager
+def settings_restored() -> Iterator[None]:
+    """Note which settings of the process an import changes, and put them back: they are not the target's to choose."""
+    before = taken(tuple(name for name in SETTINGS if name not in ALLOWED_ON_IMPORT))
+    yield
+    PRISTINE.settings = changes(before)
+    restore(before)
+
+
+def elsewhere(clause: Clause, device: str) -> bool:
+    """Whether a clause is judged on the CPU alone: ranks are forked, and CUDA does not survive a fork."""
+    return clause.group == "distributed" and device != "cpu"
+
+
+def uninstalled(clause: Clause) -> tuple[str, ...]:
+    """The packages that a clause's cases need and that are not installed."""
+    return tuple(package for package in clause.library.split() if not _is_installed(*package.partition(">=")[::2]))
+
+
+def _is_installed(name: str, least: str) -> bool:
+    """Whether a package is, in that major version or a later one."""
+    if importlib.util.find_spec(name) is None:
+        return False
+    return not least or int(importlib.metadata.version(name).partition(".")[0]) >= int(least)
+
+
+def _is_alone(clause: Clause) -> bool:
+    return bool(clause.subjects) and set(clause.subjects) <= set(ALONE.get(clause.group, ()))
+
+
+def _together(group: str) -> tuple[str, ...]:
+    """The subjects of a clause that names none."""
+    return tuple(name for name in SUBJECTS[group] if name not in ALONE.get(group, ()))
+
+
+def _described(error: BaseException) -> str:
+    """Type, message and place of an exception."""
+    frames = traceback.extract_tb(error.__traceback__)
+    outside = [f for f in frames if f.filename != __file__ and "importlib" not in f.filename]
+    place = f" ({outside[-1].filename}, line {outside[-1].lineno})" if outside else ""
+    return f"{type(error).__name__}: {error}{place}"
+
+
+def _accepts(thing: Any, argument: str) -> bool:
+    try:
+        parameters = inspect.signature(thing).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    return any(p.name == argument or p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def _check_declaration(declared: Any, spec: str) -> None:
+    known: dict[str, Any] = {
+        "name": str,
+        "version": str,
+        "devices": (tuple, list),
+        "dtypes": (tuple, list),
+        "deviations": dict,
+        "dropout_positions": (tuple, list),
+    }
+    if not isinstance(declared, dict):
+        raise TargetError(f"{spec}.CONFORMANCE is a {type(declared).__name__}: expected a dict")
+    for key, value in declared.items():
+        if key not in known:
+            raise TargetError(f"{spec}.CONFORMANCE has the unknown key {key!r}: expected {', '.join(known)}")
+        if not isinstance(value, known[key]):
+            raise TargetError(f"{spec}.CONFORMANCE[{key!r}] is a {type(value).__name__}: {value!r}")
+    for key, allowed in (("dtypes", FLOAT_DTYPES), ("dropout_positions", DROPOUT_POSITIONS)):
+        unknown = set(declared.get(key, ())) - set(allowed)
+        if unknown:
+            raise TargetError(
+                f"{spec}.CONFORMANCE[{key!r}] names {', '.join(sorted(map(str, unknown)))}: "
+                f"expected some of {', '.join(allowed)}"
+            )

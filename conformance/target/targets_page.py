@@ -1,0 +1,102 @@
+"""The contract of every group as a table: the names a target exposes, their signatures, and what is judged.
+
+It is the table of TARGETS.md, which `loraspec spec` writes from the code: the names from the groups and the clauses,
+the signatures from `reference`; what is judged is said in the README's table of groups.
+"""
+
+from __future__ import annotations
+
+import enum
+import inspect
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from conformance.specification.clause import GROUPS
+from conformance.target.target import REQUIRED, SUBJECTS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from conformance.specification.clause import Clause
+
+ROOT = Path(__file__).resolve().parents[2]
+PATH = ROOT / "conformance" / "TARGETS.md"
+README = ROOT / "README.md"
+LONG = 60  # characters of a signature that is not written twice
+CLASS = r"<class '([\w.]+)'>"
+BOUNDS = ("<!-- contract: written by `loraspec spec` -->\n", "<!-- end of the contract -->\n")
+
+
+def page(text: str, readme: str, clauses: Iterable[Clause]) -> str:
+    """The text with its table as it should be.
+
+    Raises:
+        ValueError: if the bounds of the table are not there.
+    """
+    before, begin, rest = text.partition(BOUNDS[0])
+    _, end, after = rest.partition(BOUNDS[1])
+    if not begin or not end:
+        raise ValueError(f"TARGETS.md has no {BOUNDS[0].strip()} … {BOUNDS[1].strip()} for the table")
+    return f"{before}{begin}\n{table(readme, list(clauses))}\n{end}{after}"
+
+
+def table(readme: str, clauses: list[Clause]) -> str:
+    """A row for each name of each group: required or judged where it is there, its signature, and what is judged."""
+    judged = dict(re.findall(r"(?m)^\| `(\w+)` \| .* \| (.*) \|$", readme))
+    rows = ["| group | name | | signature | what is judged |", "|---|---|---|---|---|"]
+    shown: dict[str, str] = {}  # a name by its signature, which is written once
+    for group in GROUPS:
+        members = [clause for clause in clauses if clause.group == group]
+        about = f"{judged.get(group, '')} ({len(members)} clauses)"
+        for name, needed_by in _names(group, members).items():
+            status = "required" if name in REQUIRED[group] else "optional"
+            signature = _signature(name)
+            if len(signature) > LONG and signature in shown:
+                signature = f"as `{shown[signature]}`" if shown[signature] != name else "as above"
+            shown.setdefault(signature, name)
+            needed = f"{len(needed_by)} of the clauses" if len(needed_by) > 3 else ", ".join(needed_by)
+            first = name == REQUIRED[group][0]
+            cells = (f"`{group}`" if first else "", f"`{name}`", status, signature, about if first else needed)
+            rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
+def _names(group: str, members: list[Clause]) -> dict[str, list[str]]:
+    """The names of a group, the required ones first, each with the clauses that are judged only where it is there."""
+    found: dict[str, list[str]] = {name: [] for name in (*REQUIRED[group], *SUBJECTS[group])}
+    for clause in members:
+        for name in clause.needs:
+            found.setdefault(name, []).append(clause.id)
+    return found
+
+
+def _signature(name: str) -> str:
+    """How `reference` declares it, without annotations."""
+    import reference
+
+    owner, _, argument = name.rstrip(")").partition("(")
+    if argument:
+        return f"takes `{argument}`"
+    thing: Any = reference
+    for part in owner.split("."):
+        thing = getattr(thing, part, None)
+    if thing is None:
+        return "not in `reference`; see the group's clauses"
+    if isinstance(thing, type) and issubclass(thing, enum.Enum):
+        return ", ".join(f"`{member.name}`" for member in thing)
+    if isinstance(thing, property):
+        return "a property"
+    if not callable(thing):
+        return f"a {type(thing).__name__}"
+    method = ""
+    if isinstance(thing, type) and hasattr(thing, "apply") and hasattr(thing, "backward"):
+        thing, method = vars(thing)["forward"].__func__, ".apply"
+    parameters = list(inspect.signature(thing).parameters.values())
+    own = [p.replace(annotation=p.empty) for p in parameters if p.name not in ("self", "ctx")]
+    written = str(inspect.Signature(own)).replace("=<factory>", "=…")
+    return f"`{method}{re.sub(CLASS, _last_name, written)}`"
+
+
+def _last_name(found: re.Match[str]) -> str:
+    return found.group(1).rpartition(".")[2]

@@ -17,11 +17,11 @@ from typing import Any
 
 import jsonschema
 import pytest
-from conformance.clause import MUST, load_all
-from conformance.matrix import markdown, reading
 
 import conformance
-from conformance import matrix
+from conformance.report import matrix
+from conformance.report.matrix import markdown, reading
+from conformance.specification.clause import MUST, load_all
 
 PLACE = Path(conformance.__file__).parent
 REPORTS = sorted((PLACE / "reports").glob("*/*.json"))
@@ -78,7 +78,7 @@ def test_each_page_explains_what_a_report_fails(page: Path) -> None:
 @pytest.mark.parametrize("path", REPORTS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_a_report_is_valid_small_and_of_no_machine(path: Path) -> None:
     text = path.read_text()
-    jsonschema.validate(json.loads(text), json.loads((PLACE / "report.schema.json").read_text()))
+    jsonschema.validate(json.loads(text), json.loads((PLACE / "report" / "report.schema.json").read_text()))
     assert len(text) < LARGEST
     assert not re.search(r"/(?:home|root|tmp|work|Users)/|site-packages", text)
     assert json.loads(text)["errors"] == []

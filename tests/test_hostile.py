@@ -32,6 +32,7 @@ def judge(target: str, folder: Path, clauses: str, *options: str) -> tuple[str, 
     return ended.stdout + ended.stderr, report
 
 
+@pytest.mark.long
 def test_what_stalls_is_ended_whatever_holds_it(tmp_path: Path) -> None:
     clauses = "LIN-DROP-ALL,LIN-DROP-BWD,LIN-FWD,LIN-MEM-INPUTS"
     _, report = judge("stalling", tmp_path, clauses, "--timeout", "10")

@@ -69,6 +69,7 @@ def write_scripts(folder: Path, clauses: set[str], number: int) -> None:
         (folder / f"{clause.id}.py").write_text(replay(clause, subject, name, result, clause.id))
 
 
+@pytest.mark.long
 def test_every_clause_is_right_on_a_right_target_without_the_suite(tmp_path: Path) -> None:
     shutil.copytree(Path(reference.__file__).parent, tmp_path / "right_target")
     (tmp_path / "right_backend.py").write_text(Path(concrete.__file__).read_text().replace("reference", "right_target"))
@@ -89,9 +90,10 @@ def test_every_clause_is_right_on_a_right_target_without_the_suite(tmp_path: Pat
 
 
 def sampled(group: str) -> list[KnownBad]:
-    """A few known-bad twins of a group's clauses, spread over all of them."""
+    """A few known-bad twins of a group's clauses, spread over all of them; none whose script waits for a minute."""
     count = 3 if group in SLOWLY_SHRUNK else 5
-    twins = sorted((bad for bad in REGISTRY.values() if CLAUSES[bad.clause].group == group), key=lambda bad: bad.name)
+    of_group = (bad for bad in REGISTRY.values() if CLAUSES[bad.clause].group == group)
+    twins = sorted((bad for bad in of_group if "does not end within" not in bad.says), key=lambda bad: bad.name)
     return twins[:: max(1, len(twins) // count)][:count]
 
 

@@ -84,6 +84,7 @@ def compare(said: str, expected: str) -> None:
     assert re.fullmatch(pattern, clean), f"{said}\n--- is not\n{expected}"
 
 
+@pytest.mark.long
 def test_what_the_page_says_happens(tmp_path: Path) -> None:
     reader = Reader(tmp_path)
     done = []

@@ -126,8 +126,15 @@ def _ratios(got: Array, expected: Expected) -> Array:
         ratio: Array = np.abs(got - want) / expected.budget
     if np.isfinite(ratio).all():
         return ratio
-    same = (got == want) | (np.isnan(got) & np.isnan(want))
+    same = (got == want) | (np.isnan(got) & np.isnan(want)) | _overflowed(got, want, expected)
     return np.where(same, 0.0, np.where(np.isfinite(ratio), ratio, np.inf))
+
+
+def _overflowed(got: Array, want: Array, expected: Expected) -> Array:
+    """Where an infinity is right: a result within the budget is beyond the largest number of the dtype."""
+    reach = np.abs(want) + np.asarray(expected.budget)
+    beyond = reach > format_of(expected.dtype).largest
+    return np.asarray(np.isinf(got) & (np.sign(got) == np.sign(want)) & beyond)
 
 
 def certify(expected: Expected) -> None:

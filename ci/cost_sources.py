@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 TWINS = "tests/test_known_bad.py"
-CLAUSES = "conformance/test_"
+CLAUSES = "conformance/clauses/"
 KINDS = ("steps", "groups", "files", "trials", "tests", "twins")
 
 
@@ -43,7 +43,7 @@ class Costs:
         path, _, test = nodeid.partition("::")
         label = test.partition("[")[2].removesuffix("]")
         if path.startswith(CLAUSES):
-            self.add("groups", path.removeprefix(CLAUSES).removesuffix(".py"), cost)
+            self.add("groups", path.removeprefix(CLAUSES).partition("/")[0], cost)
             self.add("trials", label or test, cost)
             return
         self.add("files", path, cost)

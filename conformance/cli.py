@@ -9,13 +9,14 @@ import sys
 from collections.abc import Sequence
 
 from conformance.commands import COMMANDS, output
+from conformance.errors import UsageError
 from conformance.isolation import package_shadowing
-from conformance.run.selection import SPECS, UsageError
+from conformance.specification.versions import SPECS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    from conformance.run.execution import SuiteError
+    from conformance.errors import SuiteError
 
     options = _parser().parse_args(arguments)
     sys.path[:0] = [os.getcwd()] if os.getcwd() not in sys.path else []

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import argparse
 import os
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from conformance.errors import UsageError
 from conformance.isolation import package_shadowing
-from conformance.run.selection import Selection, UsageError, gpu_at_hand, set_interpreter
+from conformance.run.selection import Selection, gpu_at_hand, set_interpreter
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 HERE = Path(__file__).resolve().parent
+FOLDER = HERE / "clauses"
 OPTIONS: dict[str, tuple[str | None, str]] = {
     "target": ("optimized", "implementation to test: package.module or package.module:attribute"),
     "group": (None, "only these groups of clauses (comma or repeated)"),
@@ -84,6 +87,18 @@ def pytest_configure(config: pytest.Config) -> None:
     from conformance.run.pytest_session import Session
 
     config.pluginmanager.register(Session(config, selection), "loraspec-session")
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Module | None:
+    """Collect every file of clauses, whatever names the session expects of files of tests."""
+    if not hasattr(parent.config.option, "loraspec_target") or file_path.parent.parent != FOLDER:
+        return None
+    patterns = [*parent.config.getini("python_files"), "__init__.py"]
+    collected = parent.session.isinitpath(file_path) or any(fnmatch(file_path.name, each) for each in patterns)
+    if file_path.suffix != ".py" or collected:  # the session collects it anyway, or it has no clauses
+        return None
+    module: pytest.Module = pytest.Module.from_parent(parent, path=file_path)
+    return module
 
 
 def selected(config: pytest.Config) -> Selection:

@@ -16,7 +16,7 @@ import torch
 from conformance.bench.agreement import Agreement
 from conformance.bench.cases import CPU, Size, shape, sizes
 from conformance.bench.layers import Contender, Operands, Problem
-from conformance.judgement.judge import Violation
+from conformance.judgement.outcomes import Violation
 from conformance.target.target import Target
 
 DTYPES = ("float32", "bfloat16", "float16")

@@ -16,13 +16,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 
-from conformance.specification.clause import GROUPS, Clause
+from conformance.specification.clause import Clause
 from tests.twins import CLAUSES, REGISTRY, failed, others
 
 ROOT = Path(__file__).resolve().parent.parent
 SETS = ROOT / "tests" / "known_bad" / "recorded.json"
 DIGESTS = ROOT / "tests" / "known_bad" / "digests.json"
-GROUP_FOLDERS = (*GROUPS, "requirements")
 GATHERING = ("tests.known_bad", "tests.twins")  # what registers and loads all of them says nothing of one
 
 Sets = dict[str, list[str]]  # the clauses that a twin fails, by its name
@@ -142,7 +141,7 @@ def is_followed(module: str, origin: str) -> bool:
     first, _, rest = module.partition(".")
     if first != origin.partition(".")[0]:
         return False
-    return first == "tests" or rest.partition(".")[0] in GROUP_FOLDERS or rest.startswith("test_")
+    return first == "tests" or rest.startswith("clauses.")
 
 
 @lru_cache(maxsize=1024)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import reference
-from conformance.checkpoint.format import CONFIG, PREFIX, REST, TENSORS
+from conformance.clauses.checkpoint.peft_files import CONFIG, PREFIX, REST, TENSORS
 from tests.known_bad import record
 
 FIELDS = {

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from conformance.judgement.judge import Inconclusive, Violation
-from conformance.run.case_search import check_case
+from conformance.judgement.outcomes import Inconclusive, Violation
 from conformance.run.profiles import PROFILES
 from conformance.specification.clause import load_all
+from conformance.target.check_case import check_case
 from conformance.target.target import Target
 from tests.right import Right
 from tests.variants.products import ProductsBy

@@ -19,7 +19,7 @@ from conformance.bench.cases import Size
 from conformance.bench.layers import Contender, Operands, Problem
 from conformance.bench.measuring import FROZEN, MEASURED, UNRANKED, UNSUPPORTED
 from conformance.isolation.monkeypatches import PRISTINE
-from conformance.judgement.judge import Violation
+from conformance.judgement.outcomes import Violation
 from tests.benching import SIZE, K, M, N, R, contender, measured, plain, too_large, twice
 from tests.commands import TARGETS
 

@@ -6,6 +6,7 @@ import ast
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -103,12 +104,13 @@ def passes_a_module_on():
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A package `own`, taken for this distribution's."""
+    registered = SimpleNamespace(__module__="own.other", __qualname__="registered")
     (tmp_path / "own").mkdir()
     for name, text in FILES.items():
         (tmp_path / "own" / f"{name}.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(module_source, "PACKAGES", ("own",))
-    monkeypatch.setattr("conformance.reproducer.source_bundle.LEFT_OUT", ("own.other.registered",))
+    monkeypatch.setattr("conformance.reproducer.source_bundle.LEFT_OUT", [registered])
     source.cache_clear()
     yield
     source.cache_clear()

@@ -22,9 +22,9 @@ from torch import nn
 
 import optimized
 import reference
-from conformance.checkpoint.base import fill
-from conformance.checkpoint.format import CONFIG, REST, TENSORS
-from conformance.model.toys import Toy, Twice
+from conformance.clauses.checkpoint.peft_files import CONFIG, REST, TENSORS
+from conformance.clauses.checkpoint.target_calls import fill
+from conformance.clauses.model.small_models import Toy, Twice
 from reference.peft_format import PREFIX
 from reference.plain_values import flatten, same, unflatten
 from reference.tensor_file import encode

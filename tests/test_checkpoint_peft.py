@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 import optimized
 import reference
-from conformance.checkpoint.base import fill
-from conformance.checkpoint.format import tensors_in
-from conformance.model.toys import Toy
+from conformance.clauses.checkpoint.peft_files import tensors_in
+from conformance.clauses.checkpoint.target_calls import fill
+from conformance.clauses.model.small_models import Toy
 
 peft = pytest.importorskip("peft")
 

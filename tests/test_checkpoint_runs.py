@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import reference
-from conformance.checkpoint.format import TENSORS
+from conformance.clauses.checkpoint.peft_files import TENSORS
 from reference.plain_values import flatten, same, unflatten
 from reference.tensor_file import decode, digest, encode
 from reference.training_file import ABOUT, DIGEST, STATE

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from conformance import cli
+from conformance.errors import UsageError
 from conformance.run import plan
-from conformance.run.selection import Selection, UsageError
+from conformance.run.selection import Selection
 from tests.commands import TARGETS, judged, loraspec, python, run_target
 
 

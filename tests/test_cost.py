@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from conformance import cli
+from conformance.errors import UsageError
 from conformance.run import cost
 from conformance.run.profiles import PROFILES
-from conformance.run.selection import UsageError
 from conformance.specification.clause import load_all
 
 

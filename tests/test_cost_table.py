@@ -16,7 +16,7 @@ from tests.commands import python
 
 ROOT = Path(__file__).parent.parent
 TWIN = "tests/test_known_bad.py::test_a_twin_fails[Twin-a]"
-TRIAL = "conformance/test_linear.py::test_conformance[LIN-FWD-lora_linear-float32]"
+TRIAL = "conformance/clauses/linear_and_layer/forward.py::test_conformance[LIN-FWD-lora_linear-float32]"
 
 
 def folder_of(path: Path, *entries: dict[str, Any]) -> Path:
@@ -42,7 +42,7 @@ def test_each_line_is_counted_as_what_it_is(tmp_path: Path) -> None:
     found = cost_sources.read([folder_of(tmp_path, *lines)]).kinds
     assert found == {
         "steps": {"types": Cost(9.0, 10.0)},
-        "groups": {"linear": Cost(3.0, 4.5)},
+        "groups": {"linear_and_layer": Cost(3.0, 4.5)},
         "files": {"tests/test_known_bad.py": Cost(3.75, 1.5), "tests/test_a.py": Cost(4.0, 0.5)},
         "trials": {"LIN-FWD-lora_linear-float32": Cost(1.0, 4.0), "LIN-FWD-lora_linear-float64": Cost(2.0, 0.5)},
         "tests": {other: Cost(4.0, 0.5), TWIN.partition("[")[0]: Cost(0.25, 0.5)},

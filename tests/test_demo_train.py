@@ -224,8 +224,8 @@ def test_minilm_is_fine_tuned_from_the_same_start(tmp_path: Path) -> None:
 def test_peft_gives_the_same_gradients_in_float64() -> None:
     """The norms and softmax of a Llama are float32 whatever its dtype; BERT's are not."""
     peft = pytest.importorskip("peft")
-    from conformance.model.architectures import RealCase, batch, logits, loss_sum, real
-    from conformance.model.watching import fill
+    from conformance.clauses.model.architectures import RealCase, batch, logits, loss_sum, real
+    from conformance.clauses.model.layer_probe import fill
     from conformance.target.subject import Subject
 
     case, subject = RealCase(arch="bert", dtype="float64", rows=3, length=8), Subject("peft", None)

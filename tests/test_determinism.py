@@ -74,7 +74,9 @@ def test_the_order_of_tests_on_one_worker_changes_nothing(
     monkeypatch.setenv("PYTHONHASHSEED", "2")
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
     options = ("--target", "flawed", "--profile", "quick", *CHOSEN, "--report-dir", str(tmp_path), "-n", "1")
-    modules = [f"conformance.test_{group}" for group in ("linear", "layer", "config", "gradnorm")]
+    modules = [
+        f"conformance.clauses.{folder}" for folder in ("linear_and_layer", "linear", "layer", "config", "gradnorm")
+    ]
     words = ("-q", "-p", "no:cacheprovider", "-p", "shuffling", "--pyargs")
     ended = python("-m", "pytest", *words, *modules, *options)
     assert ended.returncode == 1, ended.stdout + ended.stderr
@@ -126,7 +128,7 @@ def test_addresses_are_taken_out_of_messages() -> None:
 
 def test_a_failure_of_the_suite_says_nothing_of_its_process(tmp_path: Path) -> None:
     options = ("--target", "sabotage", "--clause", "LIN-FWD-ZERO", "--report-dir", str(tmp_path), "-n", "1")
-    pytested("-q", "-p", "no:cacheprovider", "--pyargs", "conformance.test_linear", *options)
+    pytested("-q", "-p", "no:cacheprovider", "--pyargs", "conformance.clauses.linear_and_layer", *options)
     error = report_in(tmp_path)["errors"][0]
     assert "ZeroDivisionError" in error["traceback"]
     assert "[gw0]" not in error["traceback"]

@@ -21,11 +21,12 @@ import optimized
 import reference
 from conformance import cli
 from conformance.cases.case import Case
-from conformance.distributed.ranks import PATIENCE, on_ranks
-from conformance.judgement.judge import Inconclusive, Refused, Violation, calling
+from conformance.clauses.distributed.ranks import PATIENCE, on_ranks
+from conformance.judgement.outcomes import Inconclusive, Refused, Violation
 from conformance.run.case_search import Examination
 from conformance.run.profiles import PROFILES
 from conformance.specification.clause import load_all
+from conformance.target.calls import calling
 from conformance.target.target import Target
 from optimized.linear import why_not_fused
 from tests.commands import PATIENCE as SECONDS
@@ -155,7 +156,7 @@ def marked(mark: str) -> list[int]:
 
 FORKS_AND_WAITS = """
 import time
-from conformance.distributed.ranks import on_ranks
+from conformance.clauses.distributed.ranks import on_ranks
 
 def work(rank):
     open("rank-" + str(rank), "w").close()

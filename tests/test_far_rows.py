@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from conformance.cases.linear_case import LinearCase
-from conformance.judgement.judge import Inconclusive
-from conformance.requirements.surroundings import _check_torch
+from conformance.clauses.linear_and_layer.global_state import _check_torch
+from conformance.judgement.outcomes import Inconclusive
 from conformance.specification.clause import load_all
 from conformance.target.target import Target
 from tests.variants import VARIANTS

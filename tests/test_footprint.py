@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 import reference
-from conformance.requirements.surroundings import ROW, _mostly_absent
+from conformance.clauses.linear_and_layer.global_state import ROW, _mostly_absent
 from conformance.specification.clause import load_all
 from conformance.target.target import Target
 from tests.footprint import memory, needed

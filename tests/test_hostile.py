@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from conformance.errors import UsageError
 from conformance.isolation.monkeypatches import PRISTINE
 from conformance.run import execution, supervisor
-from conformance.run.selection import Selection, UsageError
+from conformance.run.selection import Selection
 from conformance.run.supervisor import LEAST, SILENCE, memory_for
 from tests.commands import TARGETS, judged, loraspec, run_target
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from conformance.judgement.judge import Violation, judge
+from conformance.judgement.judge import judge
 from conformance.judgement.linear_oracle import Expected
+from conformance.judgement.outcomes import Violation
 
 
 def expected(value: float, dtype: torch.dtype = torch.float16) -> Expected:

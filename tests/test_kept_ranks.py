@@ -13,10 +13,11 @@ from torch import distributed
 
 import optimized
 import reference
-from conformance.distributed import keeping
-from conformance.distributed.keeping import KEEPER, packed
-from conformance.distributed.ranks import PATIENCE, Answer, Work, on_ranks
-from conformance.judgement.judge import Violation
+from conformance.clauses.distributed import kept_ranks
+from conformance.clauses.distributed.kept_ranks import KEEPER, packed
+from conformance.clauses.distributed.rank_process import Answer, Work
+from conformance.clauses.distributed.ranks import PATIENCE, on_ranks
+from conformance.judgement.outcomes import Violation
 from conformance.run.supervisor import born
 from conformance.specification.clause import load_all
 from conformance.target.subject import Subject
@@ -144,13 +145,13 @@ def test_ranks_that_ended_since_are_replaced(subject: Subject) -> None:
 
 
 def test_ranks_do_so_many_works_and_no_more(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeping, "MOST", 2)
+    monkeypatch.setattr(kept_ranks, "MOST", 2)
     seen = [pids(on_ranks(1, telling(subject, number)))[0] for number in range(4)]
     assert [seen.index(pid) for pid in seen] == [0, 0, 2, 2]
 
 
 def test_ranks_that_are_given_nothing_more_end(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("conformance.distributed.ranks.IDLE", 0.1)
+    monkeypatch.setattr("conformance.clauses.distributed.rank_process.IDLE", 0.1)
     (pid,) = pids(on_ranks(1, telling(subject, 0)))
     assert eventually(lambda: not KEEPER.kept[1].alive())
     assert not KEEPER.kept[1].folder.exists()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from conformance.report.trial_keys import Key
 from conformance.run import time_limits
-from conformance.run.shards import Key
 from conformance.run.time_limits import IMPATIENT, LEAST, PATIENCE, PATIENT, SLACK, Limits
 
 A: Key = ("LIN-FWD", "f", "float32")

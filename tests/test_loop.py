@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from conformance import cli
+from conformance.errors import UsageError
 from conformance.run import watch_mode
-from conformance.run.selection import UsageError
 from tests.commands import PATIENCE, TARGETS
 from tests.looping import Loop
 

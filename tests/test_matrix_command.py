@@ -11,8 +11,8 @@ import jsonschema
 import pytest
 
 from conformance import cli
+from conformance.errors import UsageError
 from conformance.report.matrix import markdown, page, reading
-from conformance.run.selection import UsageError
 from tests.commands import loraspec
 from tests.matrices import a_report
 from tests.test_matrix import FAILS, SCHEMA, cells, made

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conformance.fhe import law
-from conformance.fhe.law import judge_columns, judge_rows, judge_unrelated, spread_of
-from conformance.judgement.judge import Violation
+from conformance.clauses.fhe import noise_statistics
+from conformance.clauses.fhe.noise_statistics import judge_columns, judge_rows, judge_unrelated, spread_of
+from conformance.judgement.outcomes import Violation
 
 ROWS, COLUMNS, SIGMA = 64, 8, 19.0
 Draw = Callable[[np.random.Generator], float]
@@ -23,11 +23,13 @@ def ratio(random: np.random.Generator) -> float:
 
 
 BOUNDS: dict[str, Draw] = {
-    "square": lambda r: law._of_squares(float((r.standard_normal(40) ** 2).mean()), 40),
-    "mean": lambda r: law._of_mean(float(r.standard_normal(40).mean()), 40, 0.0),
-    "ratio": lambda r: law._of_ratio(ratio(r), 40, 120),
-    "product": lambda r: law._of_product(float((r.standard_normal(40) * r.standard_normal(40)).mean()), 40),
-    "count": lambda r: law._of_count(float((r.random(40) < 0.1).mean()), 0.1, 40),
+    "square": lambda r: noise_statistics._of_squares(float((r.standard_normal(40) ** 2).mean()), 40),
+    "mean": lambda r: noise_statistics._of_mean(float(r.standard_normal(40).mean()), 40, 0.0),
+    "ratio": lambda r: noise_statistics._of_ratio(ratio(r), 40, 120),
+    "product": lambda r: noise_statistics._of_product(
+        float((r.standard_normal(40) * r.standard_normal(40)).mean()), 40
+    ),
+    "count": lambda r: noise_statistics._of_count(float((r.random(40) < 0.1).mean()), 0.1, 40),
 }
 
 

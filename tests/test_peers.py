@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from torch import nn
 
+from conformance.errors import TargetError
 from conformance.run.case_search import Examination
 from conformance.run.profiles import Profile
 from conformance.specification.clause import MUST, load_all
-from conformance.target.target import Target, TargetError
+from conformance.target.target import Target
 
 FINDINGS = {
     # a merged state_dict is the merged one; a 1-D x gains a dimension; a zero row gives NaN

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from conformance.errors import UsageError
 from conformance.isolation import package_shadowing
-from conformance.run.selection import Selection, UsageError, key_of
+from conformance.report.trial_keys import key_of
+from conformance.run.selection import Selection
 from tests.commands import PATIENCE, TARGETS, pytested
 
 FOREIGN = {
@@ -51,8 +53,16 @@ def test_the_plugin_does_nothing_in_a_session_of_others(tmp_path: Path) -> None:
 
 
 def suite(*options: str, cwd: Path = TARGETS) -> subprocess.CompletedProcess[str]:
-    """`pytest --pyargs conformance.test_linear` on one clause and dtype."""
-    words = ("-q", "--pyargs", "conformance.test_linear", "--profile", "quick", "--dtype", "float32")
+    """`pytest --pyargs conformance.clauses.linear_and_layer.forward` on one clause and dtype."""
+    words = (
+        "-q",
+        "--pyargs",
+        "conformance.clauses.linear_and_layer.forward",
+        "--profile",
+        "quick",
+        "--dtype",
+        "float32",
+    )
     return pytested("-p", "no:cacheprovider", *words, *options, cwd=cwd)
 
 
@@ -87,7 +97,15 @@ def test_a_wrong_target_fails_with_its_case_under_xdist(tmp_path: Path) -> None:
     ],
 )
 def test_deviations_are_strict(target: str, code: int, says: str) -> None:
-    words = ("-q", "-p", "no:cacheprovider", "--pyargs", "conformance.test_linear", "--profile", "quick")
+    words = (
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--pyargs",
+        "conformance.clauses.linear_and_layer.forward",
+        "--profile",
+        "quick",
+    )
     chosen = ("--target", f"deviating:{target}", "--clause", "LIN-FWD-SCALE")
     ended = pytested(*words, *chosen)
     assert ended.returncode == code, ended.stdout
@@ -114,7 +132,7 @@ def test_a_short_name_that_another_plugin_has_stays_its_own(tmp_path: Path) -> N
         "def pytest_addoption(parser):\n    parser.getgroup('other').addoption('--profile', default='theirs')\n"
     )
     ended = pytested(
-        "-q", "-p", "other", "--pyargs", "conformance.test_linear", "--collect-only",
+        "-q", "-p", "other", "--pyargs", "conformance.clauses.linear_and_layer.forward", "--collect-only",
         "--loraspec-profile", "quick", "--profile", "x", "--target", "reference", "--clause", "LIN-FWD",
         cwd=tmp_path,
     )  # fmt: skip
@@ -125,12 +143,12 @@ def test_a_short_name_that_another_plugin_has_stays_its_own(tmp_path: Path) -> N
     ("nodeid", "key"),
     [
         (
-            "conformance/test_linear.py::test_x[LIN-FWD-LEAD-lora_linear-float32]",
+            "conformance/clauses/linear_and_layer/forward.py::test_x[LIN-FWD-LEAD-lora_linear-float32]",
             ("LIN-FWD-LEAD", "lora_linear", "float32"),
         ),
         ("test_config.py::test_x[CFG-A-PeftConfig-any]", ("CFG-A", "PeftConfig", "any")),
-        ("conformance/test_linear.py::test_x[not_claimed]", None),
-        ("conformance/test_linear.py::test_x", None),
+        ("conformance/clauses/linear_and_layer/forward.py::test_x[not_claimed]", None),
+        ("conformance/clauses/linear_and_layer/forward.py::test_x", None),
     ],
 )
 def test_a_nodeid_says_clause_subject_and_dtype(nodeid: str, key: tuple[str, str, str] | None) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from conformance.report.trial_keys import Key
 from conformance.run import expected_seconds
-from conformance.run.shards import Key
 from conformance.run.worker_pool import Request, Trials
 
 SECONDS: dict[Key, float] = {

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from conformance import cli
+from conformance.errors import UsageError
 from conformance.judgement.result import Result
 from conformance.report.report import Outcome
 from conformance.run.progress import AFTER, Progress, duration
 from conformance.run.run_target import Manner
-from conformance.run.selection import UsageError
 from tests.commands import PATIENCE, TARGETS
 
 TRIALS = 100

@@ -11,7 +11,7 @@ from tests import recorded
 from tests.recorded import Digests, Sets, Sources
 from tests.twins import REGISTRY
 
-TWINS, CLAUSES = "tests.known_bad.config.checking", "conformance.config.saving"
+TWINS, CLAUSES = "tests.known_bad.config.checking", "conformance.clauses.config.round_trip"
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +61,11 @@ def test_a_changed_file_of_twins_is_noticed_with_all_clauses_and_so_is_what_it_i
 
 
 def test_an_import_of_the_same_group_is_followed(sets: Sets, fresh: Digests) -> None:
-    assert "conformance.config.base" in Sources().closure(CLAUSES)
+    assert "conformance.clauses.config.field_values" in Sources().closure(CLAUSES)
     assert "conformance.judgement.judge" not in Sources().closure(CLAUSES)
-    assert {clauses for _, clauses in stale(changed("conformance.config.base"), sets, fresh)} >= {CLAUSES}
+    assert {clauses for _, clauses in stale(changed("conformance.clauses.config.field_values"), sets, fresh)} >= {
+        CLAUSES
+    }
 
 
 def test_an_edited_set_is_noticed_and_said(sets: Sets, fresh: Digests) -> None:

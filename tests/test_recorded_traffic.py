@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from conformance.fhe.oracle import by_row
-from conformance.fhe.search import numbers_found, searchable, secret_found
-from conformance.remote.wire import Wire
+from conformance.clauses.fhe.leak_search import numbers_found, searchable, secret_found
+from conformance.clauses.fhe.oracle import by_row
+from conformance.clauses.remote.wire import Wire
 
 VALUES = np.random.default_rng(5).standard_normal((3, 8)).astype(np.float32).astype(np.float64)
 ROW = by_row(VALUES, 8).values[1]

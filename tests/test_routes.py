@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from conformance.judgement.judge import Inconclusive
-from conformance.run.case_search import Examination, check_case
+from conformance.judgement.outcomes import Inconclusive
+from conformance.run.case_search import Examination
 from conformance.run.profiles import PROFILES
 from conformance.specification.clause import load_all
+from conformance.target.check_case import check_case
 from conformance.target.target import Target
 from optimized import linear, matrices
 from optimized.philox import Kept

@@ -14,13 +14,15 @@ import jsonschema
 import pytest
 
 from conformance import cli
+from conformance.errors import UsageError
 from conformance.judgement.result import Result
 from conformance.report import report
 from conformance.report.report import Outcome
+from conformance.report.trial_keys import keys
 from conformance.run.journal import NAME, Journal, read
-from conformance.run.selection import Selection, UsageError
+from conformance.run.selection import Selection
 from conformance.run.shard_merge import merge_shards
-from conformance.run.shards import keys, part
+from conformance.run.shards import part
 from conformance.target.fingerprint import fingerprint
 from tests.test_report import SCHEMA, a_plan
 

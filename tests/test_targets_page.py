@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from conformance.specification.clause import GROUPS, REGISTRY, load_all
+from conformance.specification.clause import load_all
+from conformance.specification.groups import groups
 from conformance.target import targets_page
-from conformance.target.target import REQUIRED
 from tests.commands import PATIENCE
 from tests.looping import Loop
 
@@ -120,19 +120,19 @@ def test_the_workflow_on_the_page_uses_the_action_as_it_is() -> None:
 
 
 def test_the_contract_is_the_codes() -> None:
-    load_all()
+    assert targets_page.page(PAGE, load_all().values()) == PAGE, "run `loraspec spec`"
     readme = targets_page.README.read_text(encoding="utf-8")
-    assert targets_page.page(PAGE, readme, REGISTRY.values()) == PAGE, "run `loraspec spec`"
+    assert targets_page.readme(readme) == readme, "run `loraspec spec`"
     rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in PAGE.splitlines()]
     named = [row for row in rows if len(row) == 5 and row[2] in ("required", "optional")]
-    assert [row[0].strip("`") for row in named if row[0]] == list(GROUPS)
-    assert all(re.match(r"\w.* \(\d+ clauses\)$", row[4]) for row in named if row[0]), (
-        "a group has no row in the README"
-    )
+    assert [row[0].strip("`") for row in named if row[0]] == list(groups())
+    assert all(re.match(r"\w.* \(\d+ clauses\)$", row[4]) for row in named if row[0])
     required = [row[1].strip("`") for row in named if row[2] == "required"]
-    assert required == [name for group in GROUPS for name in REQUIRED[group]]
+    assert required == [name for group in groups().values() for name in group.required]
 
 
 def test_a_page_without_a_place_for_the_table_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"TARGETS\.md has no <!-- contract"):
-        targets_page.page("# Targets\n", "", [])
+        targets_page.page("# Targets\n", [])
+    with pytest.raises(ValueError, match=r"README\.md has no <!-- contract"):
+        targets_page.readme("# loraspec\n")

@@ -37,18 +37,18 @@ for module in pkgutil.iter_modules(known_bad.__path__):
 @contextmanager
 def begun(bad: KnownBad) -> Iterator[Target]:
     """A twin as a target: one that keeps state starts anew, and one that never ends is not waited for long."""
-    from conformance.remote import failing  # not before `load_all`, which has an order of its own
+    from conformance.clauses.remote import unreachable_server
 
     reset(bad)
-    bound, seconds = failing.BOUND, os.environ.get("LORASPEC_RANK_SECONDS")
-    failing.BOUND = 2.0 if "does not end within" in bad.says else bound
+    bound, seconds = unreachable_server.BOUND, os.environ.get("LORASPEC_RANK_SECONDS")
+    unreachable_server.BOUND = 2.0 if "does not end within" in bad.says else bound
     os.environ["LORASPEC_RANK_SECONDS"] = "3" if "not ended within" in bad.says else "60"
     try:
         yield Target.of(bad.target, bad.name)
     finally:
         with PRISTINE.suspended():
             pass  # and then nothing that it has replaced is left
-        failing.BOUND = bound
+        unreachable_server.BOUND = bound
         del os.environ["LORASPEC_RANK_SECONDS"]
         if seconds is not None:
             os.environ["LORASPEC_RANK_SECONDS"] = seconds

@@ -6,8 +6,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from conformance.errors import SuiteError
 from conformance.report import report
-from conformance.run.execution import Run, SuiteError
+from conformance.run.execution import Run
 from conformance.run.selection import Selection
 
 GROUPS = ("layer", "linear")  # the first that a target claims is judged, and timed

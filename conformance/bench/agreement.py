@@ -17,8 +17,9 @@ from conformance.bench.layers import SCALE, Problem
 from conformance.bench.layers import Operands as Timed
 from conformance.cases.linear_case import LinearCase
 from conformance.cases.operands import Operands
-from conformance.judgement.judge import compare, require
+from conformance.judgement.judge import compare
 from conformance.judgement.linear_oracle import Expected, LinearOracle
+from conformance.judgement.outcomes import require
 from conformance.numerics.formats import dtype_named, numbers
 
 PARTS = 8  # tokens, or features

@@ -16,7 +16,7 @@ from conformance.bench.agreement import Agreement
 from conformance.bench.ceilings import Ceilings
 from conformance.bench.layers import Contender, Operands, Problem, step
 from conformance.bench.memory import peak_bytes, saved_bytes
-from conformance.judgement.judge import Violation
+from conformance.judgement.outcomes import Violation
 from conformance.numerics.formats import dtype_named
 
 FROZEN = "nn.Linear, frozen"

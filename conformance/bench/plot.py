@@ -7,7 +7,7 @@ import io
 from typing import Any
 
 from conformance.bench.measuring import FROZEN, MEASURED
-from conformance.run.selection import UsageError
+from conformance.errors import UsageError
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 MARKERS = "osD^vPX"

@@ -16,8 +16,9 @@ from conformance.bench.admission import Admission, examined
 from conformance.bench.cases import Size
 from conformance.bench.layers import Contender, Problem
 from conformance.bench.measuring import MEASURED, UNSUPPORTED, Pace, measure
+from conformance.errors import UsageError
 from conformance.run.plan import device_name, versions
-from conformance.run.selection import UsageError, gpu_at_hand, set_interpreter
+from conformance.run.selection import gpu_at_hand, set_interpreter
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,11 @@ import math
 import numpy as np
 
 from conformance.cases.linear_case import LinearCase
+from conformance.cases.reproducer_marks import draws_values
 from conformance.numerics.formats import Array, dtype_named, format_of
 
 
+@draws_values
 def floats(case: LinearCase) -> dict[str, Array]:
     """Values of order one, scaled so that base, bias and update all weigh in the output."""
     random = np.random.default_rng([case.seed, case.m, case.k, case.n, case.r])
@@ -73,6 +75,7 @@ def _repeated(case: LinearCase, values: dict[str, Array]) -> dict[str, Array]:
     return values
 
 
+@draws_values
 def integers(case: LinearCase, limit: int) -> dict[str, Array]:
     """Small integers, thinned until every intermediate of every plan is an exact integer of the dtype."""
     fraction = max(1.0, 1 / (min(abs(case.scale), 1.0) or 1.0))  # a scale of 1/4 leaves quarters

@@ -9,7 +9,7 @@ from typing import Any
 
 from conformance.bench import cases
 from conformance.commands import output
-from conformance.run.selection import known
+from conformance.errors import known
 from conformance.specification.clause import FLOAT_DTYPES
 
 EXIT_CODES = """\

@@ -27,9 +27,9 @@ def execute(options: argparse.Namespace) -> int:
     """Run it; the exit code."""
     from pathlib import Path
 
+    from conformance.errors import UsageError
     from conformance.report.matrix import reading
     from conformance.run import cost, expected_seconds
-    from conformance.run.selection import UsageError
 
     found = reading.reports(Path(options.report))
     if len(found) > 1:

@@ -8,7 +8,7 @@ from pathlib import Path
 from conformance.commands import output
 from conformance.demo import train
 from conformance.demo.session import BACKENDS, MODELS, MODES
-from conformance.run.selection import UsageError
+from conformance.errors import UsageError
 
 
 def add(commands: output.Commands) -> None:

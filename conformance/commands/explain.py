@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 
 from conformance.commands import output
-from conformance.run.selection import UsageError, suggestion
-from conformance.specification.clause import GROUPS
+from conformance.errors import UsageError, suggestion
+from conformance.specification.groups import groups
 
 
 def add(commands: output.Commands) -> None:
@@ -31,7 +31,7 @@ def execute(options: argparse.Namespace) -> int:
             out.print(f"{entry.id:<20} {entry.level:<6} {entry.sentence}")
         return 0
     if options.id not in entries:
-        raise UsageError(f"unknown clause {options.id!r}: {suggestion(options.id, [*entries, *GROUPS])}")
+        raise UsageError(f"unknown clause {options.id!r}: {suggestion(options.id, [*entries, *groups()])}")
     for line in terminal.explanation(entries[options.id]):
         out.print(line)
     return 0

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from conformance.commands import output, run
-from conformance.run.selection import Selection, UsageError
+from conformance.errors import UsageError
+from conformance.run.selection import Selection
 
 if TYPE_CHECKING:
     from conformance.report.matrix.columns import Column
@@ -74,10 +75,10 @@ def _asked(options: argparse.Namespace) -> list[Selection | Column]:
 
 def _judged(selection: Selection, options: argparse.Namespace, title: str) -> Column:
     """The column of a target; one that cannot be judged says why, and the others go on."""
+    from conformance.errors import SuiteError
     from conformance.report.matrix import reading
     from conformance.report.matrix.columns import Column
     from conformance.run import run_target
-    from conformance.run.execution import SuiteError
 
     target, into = selection.target, options.report_dir
     folder = into / target.replace(":", "-")

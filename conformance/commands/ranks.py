@@ -7,7 +7,7 @@ import json
 import sys
 
 from conformance.commands import output
-from conformance.run.selection import UsageError
+from conformance.errors import UsageError
 
 WORLDS = (1, 2, 4)
 
@@ -24,17 +24,17 @@ def add(commands: output.Commands) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Run it: 0 if every cell passes, else 1."""
-    from conformance.distributed import table
-    from conformance.target.target import TargetError
+    from conformance.bench import distributed_table
+    from conformance.errors import TargetError
 
     try:
-        cells = table.judged(options.target, tuple(options.ranks), options.cases, options.clause)
+        cells = distributed_table.judged(options.target, tuple(options.ranks), options.cases, options.clause)
     except TargetError as error:
         raise UsageError(str(error)) from error
     if options.json:
         sys.stdout.write(json.dumps(cells, indent=1) + "\n")
     else:
-        sys.stdout.write(table.markdown(cells))
+        sys.stdout.write(distributed_table.markdown(cells))
     return int(any(cell["status"] != "pass" for cell in cells))
 
 

@@ -7,7 +7,8 @@ import dataclasses
 from pathlib import Path
 
 from conformance.commands import output
-from conformance.run.selection import LANES, UsageError
+from conformance.errors import UsageError
+from conformance.run.selection import LANES
 
 
 def add(commands: output.Commands) -> None:

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from conformance.commands import output
+from conformance.errors import UsageError
 from conformance.run.profiles import PROFILES
-from conformance.run.selection import LANES, SPECS, Selection, UsageError
-from conformance.specification.clause import FLOAT_DTYPES, GROUPS
+from conformance.run.selection import LANES, Selection
+from conformance.specification.clause import FLOAT_DTYPES
+from conformance.specification.groups import groups
+from conformance.specification.versions import SPECS
 
 if TYPE_CHECKING:
     from conformance.run.run_target import Manner
@@ -41,7 +44,7 @@ def add(commands: output.Commands) -> None:
 def add_selection(run: argparse.ArgumentParser) -> None:
     """The options that choose what is judged."""
     several = {"action": "append", "metavar": "NAME[,NAME…]"}
-    run.add_argument("--group", **several, help=f"only these: {', '.join(GROUPS)}")  # type: ignore[arg-type]
+    run.add_argument("--group", **several, help=f"only these: {', '.join(groups())}")  # type: ignore[arg-type]
     run.add_argument("--clause", **several, help="only these clauses")  # type: ignore[arg-type]
     run.add_argument("--dtype", **several, help=f"only these: {', '.join(FLOAT_DTYPES)}")  # type: ignore[arg-type]
     run.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conformance.commands import output
-from conformance.run.selection import UsageError
+from conformance.errors import UsageError
 
 if TYPE_CHECKING:
     from reference.remote import Limits

@@ -1,4 +1,4 @@
-"""`loraspec spec`: write SPEC.md, and the table of TARGETS.md, from the clauses."""
+"""`loraspec spec`: write SPEC.md, and the tables of TARGETS.md and README.md, from the clauses."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import argparse
 from pathlib import Path
 
 from conformance.commands import output
-from conformance.run.selection import UsageError
+from conformance.errors import UsageError
 
 
 def add(commands: output.Commands) -> None:
     """Its options."""
-    spec = commands.add_parser("spec", help="write SPEC.md, and the table of TARGETS.md, from the clauses")
+    spec = commands.add_parser(
+        "spec", help="write SPEC.md, and the tables of TARGETS.md and README.md, from the clauses"
+    )
     spec.add_argument("--check", action="store_true", help="only say whether they are up to date")
 
 
@@ -32,7 +34,7 @@ def execute(options: argparse.Namespace) -> int:
 
 
 def _documents() -> dict[Path, str]:
-    """What each generated file should be; TARGETS.md only in a checkout, since README.md is not installed."""
+    """What each generated file should be; the tables only in a checkout, since README.md is not installed."""
     from conformance.specification import spec_page
     from conformance.specification.clause import load_all
     from conformance.target import targets_page
@@ -40,6 +42,6 @@ def _documents() -> dict[Path, str]:
     clauses = list(load_all().values())
     found = {spec_page.PATH: spec_page.document(clauses)}
     if targets_page.README.exists():
-        text, readme = (path.read_text(encoding="utf-8") for path in (targets_page.PATH, targets_page.README))
-        found[targets_page.PATH] = targets_page.page(text, readme, clauses)
+        found[targets_page.PATH] = targets_page.page(targets_page.PATH.read_text(encoding="utf-8"), clauses)
+        found[targets_page.README] = targets_page.readme(targets_page.README.read_text(encoding="utf-8"))
     return found

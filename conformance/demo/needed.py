@@ -7,7 +7,7 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from conformance.run.selection import UsageError
+from conformance.errors import UsageError
 
 
 def packages(needed: Mapping[str, str]) -> None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from conformance.run.selection import UsageError
+from conformance.errors import UsageError
 
 START_SECONDS, STOP_SECONDS = 180, 15
 

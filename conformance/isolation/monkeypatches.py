@@ -23,7 +23,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from conformance.cases import memory_layout
 from conformance.isolation.dict_version import Version
+from conformance.judgement import error_pattern, judge, linear_oracle, outcomes
+from conformance.numerics import formats
 
 LIBRARIES: tuple[Any, ...] = (
     builtins,
@@ -46,16 +49,14 @@ LIBRARIES: tuple[Any, ...] = (
     torch.optim,
     torch.random,
 )
-JUDGES = (
-    "run.case_search",
-    "judgement.judge",
-    "numerics.formats",
-    "judgement.linear_oracle",
-    "judgement.error_pattern",
-)
-JUDGING = tuple(f"conformance.{name}" for name in (*JUDGES, "cases.memory_layout"))
+JUDGES: list[ModuleType] = [error_pattern, formats, judge, linear_oracle, memory_layout, outcomes]
 FOLLOWING = ("Storage",)  # which torch itself replaces with the default dtype
 GONE = object()  # in place of an attribute that is not there
+
+
+def protect(module: str) -> None:
+    """Keep the functions of a module that judges as they are, whatever a target replaces; called by the module."""
+    JUDGES.append(sys.modules[module])
 
 
 @dataclass
@@ -131,8 +132,7 @@ class Pristine:
 
     def begin(self) -> None:
         """Forget what was replaced; what is there now is the original."""
-        own = [sys.modules[name] for name in JUDGING if name in sys.modules]
-        self.spaces = [Space.of(owner) for owner in (*LIBRARIES, *own)]
+        self.spaces = [Space.of(owner) for owner in (*LIBRARIES, *JUDGES)]
         self.replaced, self.settings = {}, []
 
     @contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-from conformance.run.selection import UsageError
+from conformance.errors import UsageError
 
 PACKAGES = ("conformance", "reference", "optimized")
 HERE = Path(__file__).resolve().parents[2]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from conformance.isolation.monkeypatches import PRISTINE
-from conformance.judgement.judge import Violation
+from conformance.judgement.outcomes import Violation
 
 RANDOM = ("torch's random state", "the GPU's random state", "NumPy's random state", "Python's random state")
 MATMUL: Any = torch.backends.cuda.matmul

@@ -4,69 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 
-from conformance.isolation.monkeypatches import PRISTINE
 from conformance.judgement.error_pattern import describe
 from conformance.judgement.linear_oracle import Expected
+from conformance.judgement.outcomes import Inconclusive, Violation, require
 from conformance.judgement.recording import note
 from conformance.numerics.formats import Array, format_of, numbers
-
-
-class Violation(Exception):  # noqa: N818  (a verdict on the target, not an error of the suite)
-    """A target broke a clause: what was seen, what was expected, and the worst error ÷ budget.
-
-    is_slow: to see it again takes a time limit, so that no smaller case is looked for.
-    """
-
-    def __init__(self, message: str, ratio: float | None = None, *, is_slow: bool = False) -> None:
-        super().__init__(message)
-        self.ratio, self.is_slow = ratio, is_slow
-
-
-class Inconclusive(Exception):  # noqa: N818
-    """A case on which a wrong implementation could pass too; another one is drawn."""
-
-
-class Refused(Exception):  # noqa: N818
-    """The target raised NotImplementedError: it refuses this input."""
-
-
-@contextmanager
-def calling(what: str) -> Iterator[None]:
-    """Run the target's code: an exception inside is the target's failure, not the suite's.
-
-    Raises:
-        Refused: for NotImplementedError.   Violation: for any other exception, naming the call.
-    """
-    try:
-        with PRISTINE.suspended():
-            yield
-    except NotImplementedError as error:
-        raise Refused(f"{what} raised NotImplementedError: {error}") from error
-    except (Violation, Inconclusive, Refused, KeyboardInterrupt):
-        raise
-    except BaseException as error:  # SystemExit and PanicException included
-        raise Violation(f"{what} raised {type(error).__name__}: {_first_lines(error)}") from error
-
-
-def _first_lines(error: BaseException, most: int = 3) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return "\n         ".join(lines[:most])[:600] or "(no message)"
-
-
-def require(condition: bool, message: str) -> None:
-    """State a requirement that needs no budget.
-
-    Raises:
-        Violation: with the message, if the condition does not hold.
-    """
-    if not condition:
-        raise Violation(message)
 
 
 def worst(*ratios: float | None) -> float | None:

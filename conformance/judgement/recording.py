@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from conformance.cases.reproducer_marks import left_out
+
 if TYPE_CHECKING:
     from conformance.cases.operands import Operands
     from conformance.judgement.linear_oracle import Expected
@@ -36,6 +38,7 @@ def recording() -> Iterator[Recording]:
         _current.remove(recorded)
 
 
+@left_out
 def note(**seen: Any) -> None:
     """Add to the recordings that are on; costs nothing where there is none."""
     for recorded in _current:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from conformance.errors import UsageError
 from conformance.judgement.result import (
     CRASHED,
     DEVIATION,
@@ -25,9 +26,10 @@ from conformance.judgement.result import (
     WITHOUT,
     Result,
 )
-from conformance.run.selection import SPECS, Selection, UsageError
-from conformance.run.shards import keys
+from conformance.report.trial_keys import keys
+from conformance.run.selection import Selection
 from conformance.specification.clause import MUST
+from conformance.specification.versions import SPECS
 
 SCHEMA = Path(__file__).with_name("report.schema.json")
 LARGEST = 1e308  # an infinite ratio, as JSON can say it

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from conformance.judgement.result import CRASHED, DEVIATION, FAIL, INCONCLUSIVE, NOT_CLAIMED, PASS, UNSUPPORTED, WITHOUT
 from conformance.report.report import failing, gates, rerun
+from conformance.specification import addresses
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -222,6 +223,10 @@ def explanation(entry: Entry) -> list[str]:
     if entry.cases:
         lines.append("cases     any combination of")
         lines += [f"            {field}" for field in entry.cases.split()]
+    lines += [f"why       {entry.why}"] if entry.why else []
+    lines.append(f"checked in {addresses.checked_in(entry.id)}")
+    twins = addresses.twins_in(entry.id)
+    lines += ["twins in"] * bool(twins) + [f"            {place}" for place in twins]
     killers = known_bad(entry.id)
     lines += ["killed by"] * bool(killers) + [f"            {name}" for name in killers]
     return lines

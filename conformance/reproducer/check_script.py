@@ -6,7 +6,8 @@ import ast
 import dataclasses
 
 from conformance.cases.case import Case
-from conformance.judgement.judge import Inconclusive, Refused, Violation
+from conformance.cases.reproducer_marks import CONFIG_CLASS, full_name
+from conformance.judgement.outcomes import Inconclusive, Refused, Violation
 from conformance.judgement.result import Result
 from conformance.reproducer.drawn_values import is_drawing, looked_up
 from conformance.reproducer.module_source import Definition, Import, Lines, defined, literal, source
@@ -67,8 +68,10 @@ def importing(target: str) -> list[str]:
 def _own_config(subject: Subject) -> dict[str, Definition]:
     if not hasattr(subject.target, "PeftConfig"):
         return {}
-    where = source("conformance.model.base")
-    return {f"{where.name}.config_class": Definition(where, ast.parse(OWN_CONFIG).body[0], Lines(OWN_CONFIG))}
+    return {
+        full_name(chosen): Definition(source(chosen.__module__), ast.parse(OWN_CONFIG).body[0], Lines(OWN_CONFIG))
+        for chosen in CONFIG_CLASS
+    }
 
 
 def _main(clause: Clause, subject: Subject, case: Case, text: Text, check: Definition, kinds: list[Definition]) -> str:

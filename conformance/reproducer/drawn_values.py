@@ -5,9 +5,9 @@ from __future__ import annotations
 import ast
 import copy
 import dataclasses
-import importlib
 import pprint
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,23 +16,17 @@ import numpy as np
 
 import reference
 from conformance.cases.case import Case
-from conformance.judgement.judge import Inconclusive
+from conformance.cases.reproducer_marks import DRAWING, full_name
+from conformance.judgement.outcomes import Inconclusive
 from conformance.numerics.formats import Array
 from conformance.reproducer.module_source import Definition, Lines, literal, source
-from conformance.run.case_search import check_case
 from conformance.specification.clause import Clause
+from conformance.target.check_case import check_case
 from conformance.target.subject import Subject
 from conformance.target.target import Target
 
 Drawn = Array | dict[str, Array]
 MOST = 1000  # numbers in one script; beyond them it draws them from the seed, as the suite does
-# Functions that make the numbers of a case from it alone: by module, those of which each case needs one.
-DRAWING = {
-    "conformance.cases.operand_values": ("integers", "floats"),
-    "conformance.fused.values": ("drawn",),
-    "conformance.gradnorm.gradients": ("_values",),
-    "conformance.fhe.problem": ("_drawn",),
-}
 LOOKED_UP = '''
 def {name}({arguments}) -> {returns}:
     """{summary}
@@ -45,7 +39,7 @@ def {name}({arguments}) -> {returns}:
 
 def is_drawing(definitions: Iterable[Definition]) -> bool:
     """Whether any of `DRAWING` is among these."""
-    drawing = {f"{module}.{name}" for module, names in DRAWING.items() for name in names}
+    drawing = set(map(full_name, DRAWING))
     return not drawing.isdisjoint(definition.full_name for definition in definitions)
 
 
@@ -75,8 +69,8 @@ def looked_up(clause: Clause, subject: Subject, case: Case) -> dict[str, Definit
 @contextmanager
 def _recorded() -> Iterator[dict[str, dict[str, Drawn]]]:
     """What is drawn inside the block: by module, and by the case as text."""
-    tables: dict[str, dict[str, Drawn]] = {name: {} for name in DRAWING}
-    originals = [(importlib.import_module(module), name) for module, names in DRAWING.items() for name in names]
+    tables: dict[str, dict[str, Drawn]] = {name: {} for name in _by_module()}
+    originals = [(sys.modules[module], name) for module, names in _by_module().items() for name in names]
     before = [getattr(module, name) for module, name in originals]
 
     def noting(drawing: Any, table: dict[str, Drawn]) -> Any:
@@ -96,6 +90,14 @@ def _recorded() -> Iterator[dict[str, dict[str, Drawn]]]:
             setattr(module, name, drawing)
 
 
+def _by_module() -> dict[str, list[str]]:
+    """The names of the functions of `DRAWING` by their module; of one module's, each case needs one."""
+    found: dict[str, list[str]] = {}
+    for function in DRAWING:
+        found.setdefault(function.__module__, []).append(function.__name__)
+    return found
+
+
 def _size(drawn: Drawn) -> int:
     return drawn.size if isinstance(drawn, np.ndarray) else sum(values.size for values in drawn.values())
 
@@ -105,7 +107,7 @@ def _definitions(module: str, table: dict[str, Drawn]) -> Iterator[Definition]:
     rows = "".join(f"    {literal(case)}: {_expression(drawn)},\n" for case, drawn in table.items())
     text = f"DRAWN = {{\n{rows}}}\n"
     given = {"DRAWN": Definition(where, ast.parse(text).body[0], Lines(text))}
-    for name in DRAWING[module]:
+    for name in _by_module()[module]:
         found = where.find(name)
         assert isinstance(found, Definition)
         assert isinstance(found.node, ast.FunctionDef)

@@ -16,15 +16,15 @@ import numpy as np
 import torch
 
 from conformance.cases.operands import Operands
-from conformance.judgement.judge import Inconclusive, Refused, Violation
 from conformance.judgement.linear_oracle import Expected
+from conformance.judgement.outcomes import Inconclusive, Refused, Violation
 from conformance.judgement.recording import Recording, recording
 from conformance.judgement.result import Result
 from conformance.numerics.formats import Array
 from conformance.reproducer.check_script import importing, replay
 from conformance.reproducer.module_source import NoSource
-from conformance.run.case_search import check_case
 from conformance.specification.clause import Clause
+from conformance.target.check_case import check_case
 from conformance.target.subject import Subject
 
 LITERAL = 4096  # elements up to which an operand is written out as numbers

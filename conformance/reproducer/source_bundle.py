@@ -7,17 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from conformance.cases.reproducer_marks import LEFT_OUT, full_name
 from conformance.reproducer.free_names import Use, uses
 from conformance.reproducer.module_source import Definition, Import, Lines, NoSource, Source, is_own_import
 
 Target = Definition | Import
 Place = tuple[int, int]
-# What registers a check, and what records a run: neither is part of what is checked.
-LEFT_OUT = (
-    "conformance.specification.clause.clause",
-    "conformance.requirements.base.requirement",
-    "conformance.judgement.recording.note",
-)
 
 
 @dataclass(frozen=True)
@@ -177,7 +172,7 @@ def _is_left_out(definition: Definition, node: ast.expr) -> bool:
     if not isinstance(called, ast.Name):
         return False
     target = definition.find(called.id)
-    return isinstance(target, Definition) and target.full_name in LEFT_OUT
+    return isinstance(target, Definition) and target.full_name in set(map(full_name, LEFT_OUT))
 
 
 def extent(lines: Lines, node: ast.stmt) -> Place:

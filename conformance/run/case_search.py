@@ -3,37 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from conformance.cases.case import Case, shrink
-from conformance.cases.seeding import seed_torch
-from conformance.isolation import process_state
-from conformance.judgement.judge import Inconclusive, Refused, Violation
+from conformance.isolation.monkeypatches import protect
+from conformance.judgement.outcomes import Inconclusive, Refused, Violation
 from conformance.judgement.result import ANY_DTYPE, Result
 from conformance.run.profiles import Profile
 from conformance.specification.clause import Clause
+from conformance.target.check_case import check_case
 
-__all__ = ["Examination", "Result", "check_case"]
+protect(__name__)
+
 
 SHRINKING = 30.0  # seconds for the search for a smaller case: a slow target is not kept waiting for beauty
-
-
-def check_case(clause: Clause, subject: Any, case: Case) -> float | None:
-    """Check one case with the random generators seeded by it: the same alone as within a run, whatever ran before."""
-    before = process_state.taken(process_state.RESTORED)
-    random.seed(case.seed)
-    np.random.seed(case.seed % 2**32)
-    seed_torch(case.seed)
-    try:
-        return clause.check(subject, case)
-    finally:
-        process_state.restore(before)
 
 
 @dataclass

@@ -6,9 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from conformance.errors import UsageError
+from conformance.report.trial_keys import Key
 from conformance.run.profiles import PROFILES, Profile
-from conformance.run.selection import UsageError
-from conformance.run.shards import Key, part
+from conformance.run.shards import part
 from conformance.specification.clause import REGISTRY, load_all
 
 MILLION = 1_000_000

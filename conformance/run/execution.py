@@ -13,12 +13,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from conformance.errors import SuiteError, UsageError, known
 from conformance.isolation.memory_folder import in_memory
 from conformance.isolation.processes import Child
 from conformance.judgement.result import Result
 from conformance.report.report import Outcome
-from conformance.run.selection import Selection, UsageError, known
-from conformance.run.shards import keys
+from conformance.report.trial_keys import keys
+from conformance.run.selection import Selection
 from conformance.run.supervisor import Guard, Stopped, memory_for
 from conformance.run.time_limits import busy
 from conformance.run.worker_status import Events
@@ -28,10 +29,6 @@ IMPORT_TIMEOUT = 120.0
 EVERY = 0.05  # seconds between looks at a run
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 Watcher = Callable[[Outcome, int], None]
-
-
-class SuiteError(Exception):
-    """The suite itself failed; the message is its traceback or log."""
 
 
 class Run:

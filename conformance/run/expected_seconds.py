@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from conformance.run.shards import Key
+from conformance.report.trial_keys import Key
 
 MEASURED = Path(__file__).with_name("seconds.json")  # by clause, then by lane; `loraspec cost --record` writes it
 UNKNOWN = 1.0  # seconds a case of a clause that was not measured

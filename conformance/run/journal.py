@@ -14,10 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from conformance.errors import UsageError
 from conformance.judgement.result import Result
 from conformance.report.report import Outcome, replace
-from conformance.run.selection import Selection, UsageError
-from conformance.run.shards import keys, part
+from conformance.report.trial_keys import keys
+from conformance.run.selection import Selection
+from conformance.run.shards import part
 
 NAME = "events.jsonl"
 

@@ -14,7 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from conformance.run.selection import SPECS, Selection, UsageError, known, set_interpreter
+from conformance.errors import UsageError, known
+from conformance.run.selection import Selection, set_interpreter
+from conformance.specification.versions import SPECS
 from conformance.target.fingerprint import fingerprint
 from conformance.target.source_location import defined
 
@@ -31,9 +33,10 @@ def plan(selection: Selection) -> dict[str, Any]:
     if selection.device != "cpu" and not cuda:
         raise UsageError(f"device {selection.device!r} asked for but torch {torch.__version__} sees no CUDA GPU here")
     interpreting = set_interpreter(selection.lane, selection.device, cuda)
+    from conformance.errors import TargetError
     from conformance.run.trial import loaded, trials
-    from conformance.specification.clause import GROUPS, load_all
-    from conformance.target.target import TargetError, elsewhere, uninstalled
+    from conformance.specification.clause import load_all
+    from conformance.target.target import elsewhere, uninstalled
 
     clauses = load_all()
     known(selection.clauses, clauses, "clause")
@@ -42,10 +45,9 @@ def plan(selection: Selection) -> dict[str, Any]:
     except TargetError as error:
         raise UsageError(str(error)) from error
     _check_claims(target, selection, list(clauses))
-    order = {group: position for position, group in enumerate(GROUPS)}
     chosen = [c for c in clauses.values() if selection.includes(c.id, c.group)]
     planned = []
-    for clause in sorted(chosen, key=lambda c: order[c.group]):
+    for clause in chosen:
         missing = list(target.lacking(clause))
         offered = trials(clause, target, selection)
         if offered or missing or not target.subjects(clause):
@@ -102,14 +104,14 @@ def _described(trial: Any) -> dict[str, Any]:
 
 def _check_claims(target: Any, selection: Selection, ids: list[str]) -> None:
     """Raise UsageError where the target contradicts itself or the selection."""
-    from conformance.target.target import REQUIRED, SUBJECTS
+    from conformance.specification.groups import groups
 
     known(target.deviations, ids, f"clause in {target.spec}.CONFORMANCE['deviations']:")
     kind = selection.device.partition(":")[0]
     if kind not in target.devices:
         raise UsageError(f"target {target.spec!r} declares the devices {', '.join(target.devices)}, not {kind!r}")
-    groups = selection.groups or tuple(REQUIRED)
-    names = {n.partition(".")[0].partition("(")[0] for g in groups for n in (*REQUIRED[g], *SUBJECTS[g])}
+    chosen = [groups()[name] for name in selection.groups or groups()]
+    names = {n.partition(".")[0].partition("(")[0] for group in chosen for n in (*group.required, *group.subjects)}
     problems = [p for p in target.binding_errors() if p.partition("(")[0].partition(" ")[0] in names]
     if problems:
         raise UsageError("\n".join([f"target {target.spec!r} does not bind:", *(f"  {p}" for p in problems)]))

@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from conformance.errors import UsageError
 from conformance.judgement.result import CRASHED, FAIL, PASS, Result, without_addresses
 from conformance.report.report import Outcome, assemble, exit_code, finish, prepare, write
+from conformance.report.trial_keys import Key, key_of, keys
 from conformance.run.journal import Journal
-from conformance.run.selection import Selection, UsageError, key_of
-from conformance.run.shards import Key, keys, part
-from conformance.specification.clause import GROUPS
+from conformance.run.selection import Selection
+from conformance.run.shards import part
+from conformance.specification.groups import FOLDER, folders
 
 if TYPE_CHECKING:
     from conformance.run.trial import Trial
+    from conformance.specification.clause import Clause
 
 
 class Session:
@@ -40,21 +43,24 @@ class Session:
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """One parameter for each trial of a clause; a skipped one where the target does not claim it."""
-        clause = getattr(metafunc.function, "clause", None)
-        if clause is None or "trial" not in metafunc.fixturenames:
+        clauses = getattr(metafunc.function, "clauses", None)
+        if clauses is None or "trial" not in metafunc.fixturenames:
             return
-        found: list[Any] = []
-        if self.selection.includes(clause.id, clause.group):
-            from conformance.run.trial import trials
+        from conformance.run.trial import trials
 
-            offered = trials(clause, self._target(), self.selection, reproduces=self.reported)
-            found = [pytest.param(trial, id=trial.id) for trial in offered]
-        skipped = pytest.param(None, id="not_claimed", marks=pytest.mark.skip(reason="not claimed"))
-        metafunc.parametrize("trial", found or [skipped])
+        found: list[Any] = []
+        for clause in clauses:
+            if self._chosen(clause):
+                offered = trials(clause, self._target(), self.selection, reproduces=self.reported)
+                found += [pytest.param(trial, id=trial.id) for trial in offered] or [_skipped(clause)]
+        metafunc.parametrize("trial", found or [_skipped(clauses[0])])
+
+    def _chosen(self, clause: Clause) -> bool:
+        return self.selection.includes(clause.id, clause.group)
 
     def _target(self) -> Any:
+        from conformance.errors import TargetError
         from conformance.run.trial import loaded
-        from conformance.target.target import TargetError
 
         try:
             return loaded(self.selection.target, self.selection.device)
@@ -94,8 +100,8 @@ class Session:
             config.hook.pytest_deselected(items=out)
 
     def _wanted(self, item: pytest.Item, wanted: set[Key] | None) -> bool:
-        clause = item.function.clause  # type: ignore[attr-defined]
-        chosen = self.selection.includes(clause.id, clause.group)
+        clauses = item.function.clauses  # type: ignore[attr-defined]
+        chosen = any(map(self._chosen, clauses))
         return chosen and (wanted is None or key_of(item.nodeid) in wanted)
 
     @pytest.hookimpl(wrapper=True)
@@ -200,7 +206,13 @@ def _ours(nodeid: str) -> bool:
     path = PurePath(nodeid.partition("::")[0])
     if path == PurePath():
         return key_of(nodeid) is not None
-    return path.parent.name in ("conformance", "") and path.stem.removeprefix("test_") in GROUPS
+    return path.parent.name in folders() and path.parent.parent.name in (FOLDER.name, "")
+
+
+def _skipped(clause: Clause) -> Any:
+    # a label without hyphens, so that it is not taken for a trial's
+    label = f"not_claimed_{clause.id.replace('-', '_')}"
+    return pytest.param(None, id=label, marks=pytest.mark.skip(reason="not claimed"))
 
 
 def _path(option: str | None) -> Path | None:
@@ -208,7 +220,7 @@ def _path(option: str | None) -> Path | None:
 
 
 def _is_trial(item: pytest.Item) -> bool:
-    return hasattr(getattr(item, "function", None), "clause")
+    return hasattr(getattr(item, "function", None), "clauses")
 
 
 def _trial(item: pytest.Item) -> Trial | None:

@@ -14,8 +14,9 @@ import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
+from conformance.errors import UsageError
 from conformance.judgement.result import FAIL
-from conformance.run.selection import Selection, UsageError
+from conformance.run.selection import Selection
 from conformance.run.worker_status import Events, Watch
 from conformance.target.fingerprint import INSTALLED
 

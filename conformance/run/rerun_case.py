@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from conformance.errors import SuiteError, UsageError, known
 from conformance.report.report import failing
-from conformance.run.execution import SuiteError, check_names
-from conformance.run.selection import Selection, UsageError, gpu_at_hand, known, set_interpreter
+from conformance.run.execution import check_names
+from conformance.run.selection import Selection, gpu_at_hand, set_interpreter
 from conformance.specification import spec_page
 
 
@@ -79,9 +80,9 @@ def check(line: Line) -> tuple[str, str]:
     check_names(Selection(line.target, clauses=(line.clause,)))
     declared = spec_page.read()
     set_interpreter(selection.lane, selection.device, gpu_at_hand())
-    from conformance.judgement.judge import Inconclusive, Refused, Violation
-    from conformance.run.case_search import check_case
+    from conformance.judgement.outcomes import Inconclusive, Refused, Violation
     from conformance.specification.clause import load_all
+    from conformance.target.check_case import check_case
 
     clause = load_all((declared[line.clause].group,))[line.clause]  # the other groups take seconds to import
     try:
@@ -103,8 +104,8 @@ def check(line: Line) -> tuple[str, str]:
 
 
 def _subject(line: Line, clause: Any, selection: Selection) -> Any:
+    from conformance.errors import TargetError
     from conformance.run.trial import loaded
-    from conformance.target.target import TargetError
 
     try:
         target = loaded(line.target, selection.device, (clause.group,))

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from conformance.errors import UsageError, known
 from conformance.run.profiles import PROFILES, Profile
-from conformance.specification.clause import FLOAT_DTYPES, GROUPS
+from conformance.specification.clause import FLOAT_DTYPES
+from conformance.specification.groups import groups
 
 LANES = ("cpu", "interpreter", "gpu")
-SPECS = ("1.0",)
-
-
-class UsageError(Exception):
-    """What was asked for cannot be done; the message names what came and what was expected."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +45,7 @@ class Selection:
             UsageError: for an unknown group, dtype, lane or profile, a lane that excludes the device, or a shard
                 that is none.
         """
-        known(self.groups, GROUPS, "group")
+        known(self.groups, groups(), "group")
         known(self.dtypes, FLOAT_DTYPES, "dtype")
         known([self.profile], PROFILES, "profile")
         if self.shard is not None:
@@ -114,39 +109,6 @@ def shard_numbers(shard: str) -> tuple[int, int]:
     if slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
         return int(number), int(count)
     raise UsageError(f"shard {shard!r} is none: expected i/n with 1 ≤ i ≤ n, as in 2/5")
-
-
-MOST = 16  # names that are listed in full: all groups, for one
-
-
-def known(names: Iterable[str], expected: Iterable[str], what: str) -> None:
-    """Check that every name is one of those expected.
-
-    Raises:
-        UsageError: naming the first unknown one, with the nearest known ones.
-    """
-    choices = list(expected)
-    for name in names:
-        if name not in choices:
-            raise UsageError(f"unknown {what} {name!r}: {suggestion(name, choices)}")
-
-
-def suggestion(name: str, choices: list[str]) -> str:
-    """What was expected, or of a long list what is near."""
-    if len(choices) <= MOST:
-        return f"expected one of {', '.join(choices)}"
-    by_case = {choice.lower(): choice for choice in choices}
-    near = [by_case[word] for word in difflib.get_close_matches(name.lower(), by_case, n=4, cutoff=0.5)]
-    if near:
-        return f"did you mean {' or '.join(near)}?"
-    return f"expected one of {', '.join(choices[:MOST])}, …"
-
-
-def key_of(nodeid: str) -> tuple[str, str, str] | None:
-    """Clause, subject and dtype from a test's id; None for a test that is no trial."""
-    _, bracket, label = nodeid.rpartition("[")
-    parts = label.rstrip("]").rsplit("-", 2)
-    return (parts[0], parts[1], parts[2]) if bracket and len(parts) == 3 else None
 
 
 def gpu_at_hand() -> bool:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from conformance.errors import UsageError
 from conformance.report.report import Outcome, assemble, finish, write
 from conformance.run.journal import NAME, Journal, Recorded, differences, joined, listed, read
-from conformance.run.selection import UsageError, shard_numbers
+from conformance.run.selection import shard_numbers
 
 
 def merge_shards(folders: Sequence[Path], into: Path) -> dict[str, Any]:

@@ -6,16 +6,9 @@ import hashlib
 import heapq
 from typing import Any
 
-from conformance.run.selection import UsageError, shard_numbers
-
-Key = tuple[str, str, str]  # clause, subject, dtype
-
-
-def keys(plan: dict[str, Any]) -> list[Key]:
-    """The planned trials, in the plan's order."""
-    return [
-        (clause["id"], trial["subject"], trial["dtype"]) for clause in plan["clauses"] for trial in clause["trials"]
-    ]
+from conformance.errors import UsageError
+from conformance.report.trial_keys import Key, keys
+from conformance.run.selection import shard_numbers
 
 
 def costs(plan: dict[str, Any]) -> dict[Key, int]:

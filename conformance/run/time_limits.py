@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable
 
-from conformance.run.shards import Key
+from conformance.report.trial_keys import Key
 
 LEAST = 5.0  # seconds that any trial is given: what is imported or compiled on the way takes that on a busy machine
 SLACK = 20.0  # how much longer than expected a trial may take once others did not end

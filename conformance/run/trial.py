@@ -30,7 +30,7 @@ from conformance.run.case_search import Examination
 from conformance.run.profiles import Profile
 from conformance.run.selection import Selection
 from conformance.run.worker_status import Watch
-from conformance.specification.clause import GROUPS, SHOULD, Clause, load_all
+from conformance.specification.clause import SHOULD, Clause, load_all
 from conformance.target.subject import Subject
 from conformance.target.target import Target
 
@@ -142,7 +142,7 @@ def trials(
 
 
 @lru_cache(maxsize=4)
-def loaded(spec: str, device: str, groups: tuple[str, ...] = GROUPS) -> Target:
+def loaded(spec: str, device: str, groups: tuple[str, ...] | None = None) -> Target:
     """The target, imported once in a process, after the suite, or some groups of it: so it finds nothing half-made.
 
     Raises:

@@ -21,13 +21,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from conformance.errors import UsageError, known
 from conformance.judgement.result import CRASHED, FAIL, INCONCLUSIVE, PASS
 from conformance.report import terminal
 from conformance.report.report import assemble, exit_code
 from conformance.run import reload_worker
 from conformance.run.execution import IMPORT_TIMEOUT, ONE_THREAD, TIMEOUTS, Following, record_death
 from conformance.run.reload_worker import Stamps, stamps
-from conformance.run.selection import Selection, UsageError, gpu_at_hand, known, set_interpreter
+from conformance.run.selection import Selection, gpu_at_hand, set_interpreter
 from conformance.run.supervisor import Guard, Stopped, memory_for
 from conformance.specification import spec_page
 

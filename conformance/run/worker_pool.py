@@ -18,9 +18,9 @@ from typing import Any
 
 from conformance.isolation import processes
 from conformance.judgement.result import CRASHED, Result
+from conformance.report.trial_keys import Key
 from conformance.run import expected_seconds
 from conformance.run.selection import Selection
-from conformance.run.shards import Key
 from conformance.run.time_limits import Limits
 from conformance.run.worker_status import Events, Watch, crashed, judged, last_word
 
@@ -219,9 +219,9 @@ class Pool:
 
 def judge_as_told(selection: Selection, folder: Path, name: str, inbox: int, outbox: int) -> None:
     """What a worker does: read trials, one a line, judge each and leave its events, and say so by a byte."""
+    from conformance.errors import TargetError
     from conformance.run.trial import loaded, trials
     from conformance.specification.clause import REGISTRY
-    from conformance.target.target import TargetError
 
     watch, events = Watch(folder, name, 0.0), Events(folder)
     try:

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from types import ModuleType
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
+
+from conformance.cases.reproducer_marks import left_out
+from conformance.specification.groups import FOLDER, PACKAGE, folders_of, group_of, groups
 
 if TYPE_CHECKING:
     from conformance.cases.case import Space
 
 MUST, SHOULD = "MUST", "SHOULD"
-GROUPS = (
-    "linear",
-    "layer",
-    "merge",
-    "dora",
-    "fused",
-    "model",
-    "config",
-    "gradnorm",
-    "training",
-    "hybrid",
-    "fhe",
-    "remote",
-    "checkpoint",
-    "distributed",
-)
 FLOAT_DTYPES = ("float64", "float32", "bfloat16", "float16")
 # A check returns the worst error ÷ budget it saw (None where it compares no numbers) and raises Violation.
 Check = Callable[[Any, Any], "float | None"]
@@ -39,7 +28,6 @@ class Clause:
     Attributes:
         id: stable, never reused with another meaning (`LIN-BWD-DB`).
         sentence: what an implementation must do.
-        group: the group of names that claims it (`linear`, `layer`, …).
         check: called with the subject and a case; raises `Violation`.
         cases: where its cases are drawn from.
         level: MUST gates the verdict, SHOULD is reported.
@@ -49,11 +37,11 @@ class Clause:
         position: the dropout position without which it is not claimed; empty for either.
         library: packages that its cases need, as in ``transformers>=5 peft``; not claimed where one is not installed.
         weight: cases relative to an ordinary clause (0.1 for one that compiles, say); at least one runs.
+        why: the reason for the clause, where its sentence does not say it.
     """
 
     id: str
     sentence: str
-    group: str
     check: Check
     cases: Space[Any]
     level: str = MUST
@@ -63,67 +51,60 @@ class Clause:
     position: str = ""
     library: str = ""
     weight: float = 1.0
+    why: str = ""
     source: str = field(default="", compare=False)
+
+    @cached_property
+    def group(self) -> str:
+        """The group that its id's prefix names (`linear` for `LIN-FWD`)."""
+        return group_of(self.id)
 
 
 REGISTRY: dict[str, Clause] = {}
 
 
-def clause(
-    id: str,  # noqa: A002  (the field's own name)
-    sentence: str,
-    *,
-    group: str,
-    cases: Space[Any],
-    **options: Any,
-) -> Callable[[Check], Callable[[Any], None]]:
-    """Register a check as a clause and turn it into a pytest test that takes one `trial`.
+@left_out
+def clause(*ids: str, sentence: str, cases: Space[Any], **options: Any) -> Callable[[Check], Callable[[Any], None]]:
+    """Register a check as one clause or several, and turn it into a pytest test that takes one `trial`.
 
-    The test is parametrised by the plugin: one trial for each subject and dtype of the chosen target.
+    Several ids are the same sentence about several groups. The plugin parametrises the test: one trial for each
+    clause, subject and dtype of the chosen target.
 
     Raises:
-        ValueError: if the id is taken, or the group or an option is unknown.
+        ValueError: if an id is taken, no group has its prefix, or an option is unknown.
     """
 
     def register(check: Check) -> Callable[[Any], None]:
-        if id in REGISTRY and REGISTRY[id].source != check.__module__:
-            raise ValueError(f"clause {id} is declared in {REGISTRY[id].source} and again in {check.__module__}")
-        if group not in GROUPS:
-            raise ValueError(f"clause {id} names the group {group!r}: expected one of {', '.join(GROUPS)}")
-        declared = Clause(id, " ".join(sentence.split()), group, check, cases, source=check.__module__, **options)
-        REGISTRY[id] = declared
+        declared = tuple(
+            Clause(name, " ".join(sentence.split()), check, cases, source=check.__module__, **options) for name in ids
+        )
+        for one in declared:
+            known = REGISTRY.get(one.id, one)
+            if known.source != one.source:
+                raise ValueError(f"clause {one.id} is declared in {known.source} and again in {one.source}")
+            group_of(one.id)
+            REGISTRY[one.id] = one
 
         def test(trial: Any) -> None:
             trial.run()
 
         test.__name__ = check.__name__
-        test.__doc__ = declared.sentence
-        test.clause = declared  # type: ignore[attr-defined]
+        test.__doc__ = declared[0].sentence
+        test.clauses = declared  # type: ignore[attr-defined]
         return test
 
     return register
 
 
-def checks_of(*modules: ModuleType) -> dict[str, Any]:
-    """The test function of every clause in these modules, by name, in their order.
+def load_all(chosen: Iterable[str] | None = None) -> dict[str, Clause]:
+    """Import the clauses of these groups, or of all, and return those registered: by group, folder and file."""
+    every = list(groups())
+    for folder in dict.fromkeys(folder for group in chosen or every for folder in folders_of(group)):
+        for topic in pkgutil.iter_modules([str(FOLDER / folder)]):
+            importlib.import_module(f"{PACKAGE}.{folder}.{topic.name}")
 
-    Raises:
-        ValueError: if two tests have one name, as pytest would see only the last.
-    """
-    found: dict[str, Any] = {}
-    for module in modules:
-        for name, value in vars(module).items():
-            if not name.startswith("test_") or not hasattr(value, "clause"):
-                continue
-            if found.setdefault(name, value) is not value:
-                raise ValueError(f"{value.clause.id} and {found[name].clause.id} both have a test {name}")
-    return found
+    def place(clause: Clause) -> tuple[int, int, str]:
+        folder, topic = clause.source.split(".")[-2:]
+        return every.index(clause.group), folders_of(clause.group).index(folder), topic
 
-
-def load_all(groups: Iterable[str] = GROUPS) -> dict[str, Clause]:
-    """Import the clauses of these groups and return the registry, in declaration order by group."""
-    import importlib
-
-    for group in groups:
-        importlib.import_module(f"conformance.test_{group}")
-    return REGISTRY
+    return {clause.id: clause for clause in sorted(REGISTRY.values(), key=place)}

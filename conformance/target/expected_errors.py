@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from conformance.judgement.judge import Violation, calling, require
+from conformance.judgement.outcomes import Violation, require
+from conformance.target.calls import calling
 
 
 def refuses(

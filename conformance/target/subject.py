@@ -14,8 +14,9 @@ from torch import nn
 
 from conformance.cases.linear_case import LinearCase
 from conformance.cases.operands import Operands
-from conformance.judgement.judge import calling, require
+from conformance.judgement.outcomes import require
 from conformance.judgement.recording import note
+from conformance.target.calls import calling
 
 TRAINABLE = ("x", "lora_A", "lora_B")
 

@@ -13,73 +13,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from conformance.errors import TargetError
 from conformance.isolation.monkeypatches import PRISTINE
 from conformance.isolation.process_state import ALLOWED_ON_IMPORT, SETTINGS, changes, restore, taken
-from conformance.specification.clause import FLOAT_DTYPES, GROUPS, Clause
+from conformance.specification.clause import FLOAT_DTYPES, Clause
+from conformance.specification.groups import groups
 from conformance.target.subject import Subject
 
-REQUIRED: dict[str, tuple[str, ...]] = {
-    "linear": ("lora_linear",),
-    "layer": ("LinearLoRA",),
-    "merge": ("LinearLoRA", "LinearLoRA.merge", "LinearLoRA.unmerge"),
-    "dora": ("LinearLoRA", "LinearLoRA(use_dora)"),
-    "fused": ("lora_qkv", "lora_mlp"),
-    "model": ("patch_linear_module", "apply_lora_to_linear_modules"),
-    "config": ("PeftConfig", "PeftConfig.to_dict", "PeftConfig.from_dict"),
-    "gradnorm": ("clip_grad_norm_",),
-    "training": ("LoraTraining",),
-    "hybrid": ("CustomLinear", "ForwardModuleLinear", "BackwardModuleLinear", "ForwardBackwardModule"),
-    "fhe": ("HybridFHEMode", "HybridFHEModel"),
-    "remote": ("HybridFHEModel", "HybridFHEModel(backend)", "serve"),
-    "checkpoint": ("save_adapter", "load_adapter", "apply_lora_to_linear_modules"),
-    "distributed": ("LinearLoRA", "clip_grad_norm_"),
-}
-# What each group judges; the first is required, the others where present.
-SUBJECTS: dict[str, tuple[str, ...]] = {
-    "linear": ("lora_linear", "LoRATritonFunction"),
-    "layer": ("LinearLoRA", "TritonLinearLoRA"),
-    "merge": ("LinearLoRA", "TritonLinearLoRA"),
-    "dora": ("LinearLoRA",),
-    "fused": ("lora_qkv", "lora_mlp"),
-    "model": ("apply_lora_to_linear_modules",),
-    "config": ("PeftConfig",),
-    "gradnorm": ("clip_grad_norm_",),
-    "training": ("LoraTraining",),
-    "hybrid": ("CustomLinear",),
-    "fhe": ("HybridFHEModel", "fhe_backend"),
-    "remote": ("HybridFHEModel",),
-    "checkpoint": ("save_adapter",),
-    "distributed": ("LinearLoRA", "TritonLinearLoRA", "clip_grad_norm_"),
-}
-# Names that claim the clauses about themselves, whatever else of their group is there.
-ALONE: dict[str, tuple[str, ...]] = {"fhe": ("fhe_backend",)}
 DROPOUT_POSITIONS = ("pre", "post")
 TRITON = ("TritonLinearLoRA", "LoRATritonFunction")
-POSITIONAL: dict[str, int] = {
-    "lora_linear": 6,
-    "lora_qkv": 4,
-    "lora_mlp": 5,
-    "patch_linear_module": 8,
-    "apply_lora_to_linear_modules": 2,
-    "clip_grad_norm_": 2,
-    "LinearLoRA": 7,
-    "TritonLinearLoRA": 7,
-    "LoraTraining": 1,
-    "CustomLinear": 3,
-    "ForwardModuleLinear": 3,
-    "BackwardModuleLinear": 2,
-    "HybridFHEModel": 5,
-    "fhe_backend": 0,
-    "serve": 3,
-    "save_adapter": 3,
-    "load_adapter": 2,
-    "save_training": 3,
-    "load_training": 2,
-}
-
-
-class TargetError(Exception):
-    """The target cannot be tested: it does not import, or a claimed name does not bind its signature."""
 
 
 @dataclass(frozen=True)
@@ -195,15 +137,17 @@ class Target:
     @cached_property
     def claimed(self) -> tuple[str, ...]:
         """The groups whose required names are all there, or one that claims clauses alone."""
-        return tuple(g for g in GROUPS if not self.missing(g) or any(map(self.has, ALONE.get(g, ()))))
+        return tuple(
+            name for name, group in groups().items() if not self.missing(name) or any(map(self.has, group.alone))
+        )
 
     def missing(self, group: str) -> tuple[str, ...]:
         """The group's required names that the target lacks."""
-        return tuple(name for name in REQUIRED[group] if not self.has(name))
+        return tuple(name for name in groups()[group].required if not self.has(name))
 
     def lacking(self, clause: Clause) -> tuple[str, ...]:
         """The names that the target lacks for this clause: of its group, or of a subject alone, and of its own."""
-        alone = clause.subjects if _is_alone(clause) else REQUIRED[clause.group]
+        alone = clause.subjects if _is_alone(clause) else groups()[clause.group].required
         return tuple(dict.fromkeys(name for name in (*alone, *clause.needs) if not self.has(name)))
 
     def subjects(self, clause: Clause) -> tuple[Subject, ...]:
@@ -216,7 +160,7 @@ class Target:
             return ()
         return tuple(
             Subject(name, getattr(self.thing, name), self.thing, self.device, self.lane(name), self.dropout_positions)
-            for name in SUBJECTS[clause.group]
+            for name in groups()[clause.group].subjects
             if self.has(name) and name in (clause.subjects or _together(clause.group))
         )
 
@@ -230,7 +174,7 @@ class Target:
     def binding_errors(self) -> list[str]:
         """Claimed callables that cannot take the arguments that interface.md gives them."""
         problems = []
-        for name, count in POSITIONAL.items():
+        for name, count in _positional().items():
             if not self.has(name):
                 continue
             if not callable(getattr(self.thing, name)):
@@ -258,8 +202,8 @@ def settings_restored() -> Iterator[None]:
 
 
 def elsewhere(clause: Clause, device: str) -> bool:
-    """Whether a clause is judged on the CPU alone: ranks are forked, and CUDA does not survive a fork."""
-    return clause.group == "distributed" and device != "cpu"
+    """Whether a clause is judged on the CPU alone, and this is another device."""
+    return groups()[clause.group].cpu_only and device != "cpu"
 
 
 def uninstalled(clause: Clause) -> tuple[str, ...]:
@@ -275,12 +219,17 @@ def _is_installed(name: str, least: str) -> bool:
 
 
 def _is_alone(clause: Clause) -> bool:
-    return bool(clause.subjects) and set(clause.subjects) <= set(ALONE.get(clause.group, ()))
+    return bool(clause.subjects) and set(clause.subjects) <= set(groups()[clause.group].alone)
 
 
 def _together(group: str) -> tuple[str, ...]:
     """The subjects of a clause that names none."""
-    return tuple(name for name in SUBJECTS[group] if name not in ALONE.get(group, ()))
+    return tuple(name for name in groups()[group].subjects if name not in groups()[group].alone)
+
+
+def _positional() -> dict[str, int]:
+    """For each callable of every group, how many positional arguments it takes."""
+    return {name: count for group in groups().values() for name, count in group.positional.items()}
 
 
 def _described(error: BaseException) -> str:

@@ -1,7 +1,7 @@
 """The contract of every group as a table: the names a target exposes, their signatures, and what is judged.
 
-It is the table of TARGETS.md, which `loraspec spec` writes from the code: the names from the groups and the clauses,
-the signatures from `reference`; what is judged is said in the README's table of groups.
+`loraspec spec` writes the table of TARGETS.md, and the shorter one of README.md, from the code: the names from the
+groups' records and the clauses, the signatures from `reference`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conformance.specification.clause import GROUPS
-from conformance.target.target import REQUIRED, SUBJECTS
+from conformance.specification.groups import Group, groups
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,43 +27,59 @@ CLASS = r"<class '([\w.]+)'>"
 BOUNDS = ("<!-- contract: written by `loraspec spec` -->\n", "<!-- end of the contract -->\n")
 
 
-def page(text: str, readme: str, clauses: Iterable[Clause]) -> str:
-    """The text with its table as it should be.
+def page(text: str, clauses: Iterable[Clause]) -> str:
+    """TARGETS.md with its table as it should be.
 
     Raises:
         ValueError: if the bounds of the table are not there.
     """
+    return _between(text, PATH.name, table(list(clauses)))
+
+
+def readme(text: str) -> str:
+    """README.md with its table of groups as it should be.
+
+    Raises:
+        ValueError: if the bounds of the table are not there.
+    """
+    rows = ["| group | names | what is judged |", "|---|---|---|"]
+    for name, group in groups().items():
+        rows.append(f"| `{name}` | {group.names} | {group.judged} |")
+        rows += [f"| | `{subject}` alone | {judged} |" for subject, judged in group.alone.items()]
+    return _between(text, README.name, "\n".join(rows) + "\n")
+
+
+def _between(text: str, page: str, written: str) -> str:
     before, begin, rest = text.partition(BOUNDS[0])
     _, end, after = rest.partition(BOUNDS[1])
     if not begin or not end:
-        raise ValueError(f"TARGETS.md has no {BOUNDS[0].strip()} … {BOUNDS[1].strip()} for the table")
-    return f"{before}{begin}\n{table(readme, list(clauses))}\n{end}{after}"
+        raise ValueError(f"{page} has no {BOUNDS[0].strip()} … {BOUNDS[1].strip()} for its table")
+    return f"{before}{begin}\n{written}\n{end}{after}"
 
 
-def table(readme: str, clauses: list[Clause]) -> str:
+def table(clauses: list[Clause]) -> str:
     """A row for each name of each group: required or judged where it is there, its signature, and what is judged."""
-    judged = dict(re.findall(r"(?m)^\| `(\w+)` \| .* \| (.*) \|$", readme))
     rows = ["| group | name | | signature | what is judged |", "|---|---|---|---|---|"]
     shown: dict[str, str] = {}  # a name by its signature, which is written once
-    for group in GROUPS:
+    for group, record in groups().items():
         members = [clause for clause in clauses if clause.group == group]
-        about = f"{judged.get(group, '')} ({len(members)} clauses)"
-        for name, needed_by in _names(group, members).items():
-            status = "required" if name in REQUIRED[group] else "optional"
+        about = f"{record.judged} ({len(members)} clauses)"
+        for name, needed_by in _names(record, members).items():
+            status = "required" if name in record.required else "optional"
             signature = _signature(name)
             if len(signature) > LONG and signature in shown:
                 signature = f"as `{shown[signature]}`" if shown[signature] != name else "as above"
             shown.setdefault(signature, name)
             needed = f"{len(needed_by)} of the clauses" if len(needed_by) > 3 else ", ".join(needed_by)
-            first = name == REQUIRED[group][0]
+            first = name == record.required[0]
             cells = (f"`{group}`" if first else "", f"`{name}`", status, signature, about if first else needed)
             rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
 
 
-def _names(group: str, members: list[Clause]) -> dict[str, list[str]]:
+def _names(group: Group, members: list[Clause]) -> dict[str, list[str]]:
     """The names of a group, the required ones first, each with the clauses that are judged only where it is there."""
-    found: dict[str, list[str]] = {name: [] for name in (*REQUIRED[group], *SUBJECTS[group])}
+    found: dict[str, list[str]] = {name: [] for name in (*group.required, *group.subjects)}
     for clause in members:
         for name in clause.needs:
             found.setdefault(name, []).append(clause.id)

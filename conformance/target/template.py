@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from conformance.run.selection import UsageError
+from conformance.errors import UsageError
 
 TEMPLATE = '''"""Target of loraspec: put your implementation in, then `loraspec run {name} --group linear`."""
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import reference
-from conformance.checkpoint.format import CODES, TENSORS
+from conformance.clauses.checkpoint.peft_files import CODES, TENSORS
 from tests.right_checkpoint import MAGNITUDE, Right
 from tests.right_checkpoint import checkpoint_breaks as breaks
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from conformance.checkpoint.format import PREFIX
+from conformance.clauses.checkpoint.peft_files import PREFIX
 from tests.right_checkpoint import Right
 from tests.right_checkpoint import checkpoint_breaks as breaks
 

@@ -8,7 +8,7 @@ import struct
 import numpy as np
 import torch
 
-from conformance.checkpoint.format import CODES, CONFIG, TENSORS
+from conformance.clauses.checkpoint.peft_files import CODES, CONFIG, TENSORS
 from tests.right_checkpoint import Right, unpickled
 from tests.right_checkpoint import checkpoint_breaks as breaks
 

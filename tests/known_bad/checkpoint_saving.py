@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 import reference
-from conformance.checkpoint.format import CONFIG, REST, TENSORS
+from conformance.clauses.checkpoint.peft_files import CONFIG, REST, TENSORS
 from tests.right_checkpoint import MAGNITUDE, Right
 from tests.right_checkpoint import checkpoint_breaks as breaks
 

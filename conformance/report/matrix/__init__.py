@@ -18,7 +18,7 @@ from conformance.judgement.result import (
 )
 from conformance.report.matrix.columns import Column
 from conformance.report.report import DECIDING, failing, gates, rerun
-from conformance.specification.clause import GROUPS
+from conformance.specification.groups import groups
 
 SCHEMA = Path(__file__).with_name("matrix.schema.json")
 NOT_RUN = "not_run"  # the word for a cell that is null: the report of the target does not have the clause
@@ -32,7 +32,7 @@ def assemble(columns: Sequence[Column]) -> dict[str, Any]:
     """
     found = [{c["id"]: c for c in column.clauses} for column in columns]
     first = {name: clause for clauses in reversed(found) for name, clause in clauses.items()}
-    order = {group: position for position, group in enumerate(GROUPS)}
+    order = {group: position for position, group in enumerate(groups())}
     rows = sorted(_merged([list(clauses) for clauses in found]), key=lambda n: order.get(first[n]["group"], len(order)))
     clauses = []
     for name in rows:

@@ -8,10 +8,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from conformance.errors import UsageError
 from conformance.judgement.result import STATUSES
 from conformance.report.matrix import assemble
 from conformance.report.matrix.columns import Column
-from conformance.run.selection import UsageError
 
 _REQUIRED = ("target", "versions", "device", "spec", "profile", "verdict", "groups", "clauses")
 

@@ -1,0 +1,143 @@
+"""A save that fails, or that somebody reads meanwhile: the older files stay whole until the new ones are."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from conformance.clauses.checkpoint.peft_files import CONFIG, TENSORS, config_in, tensors_in
+from conformance.clauses.checkpoint.target_calls import (
+    ONE,
+    PLAIN,
+    FileCase,
+    equal_bits,
+    expected_tensors,
+    folder,
+    load,
+    output,
+    raised,
+    save,
+    trained,
+)
+from conformance.judgement.outcomes import Inconclusive, require
+from conformance.specification.clause import SHOULD, clause
+from conformance.target.subject import Subject
+
+LARGE = PLAIN.narrowed(chosen=("all", "wildcard"), r=(9, 6))
+
+
+@contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """A region in which writing a file beyond a size fails, as on a full disk, whatever does the writing."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    was = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, was)
+
+
+def saved_twice(subject: Subject, case: FileCase, path: Path) -> tuple[Any, Any, Any]:
+    """A folder with a saved adapter: the model it is of, another with other values and alpha, and that one's config."""
+    first, config = trained(subject, case)
+    second, other = trained(subject, case, alpha=case.alpha + 1)
+    with torch.no_grad():
+        for name, parameter in second.named_parameters():
+            if "lora_" in name:
+                parameter.add_(1)
+    save(subject, first, config, path)
+    return first, second, other
+
+
+def _files(path: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(path.iterdir())}
+
+
+@clause(
+    "CKP-WHOLE",
+    sentence="""A save that fails for want of space raises and leaves the older files bit for bit; where there
+    were none, it leaves no part of one.""",
+    cases=LARGE.narrowed(how=("older files", "an empty folder"), place=(4, 2, 1)),
+    dtypes=ONE,
+)
+def test_failed_save(subject: Subject, case: FileCase) -> None:
+    with folder() as path, folder() as empty:
+        first, second, config = saved_twice(subject, case, Path(path))
+        before = _files(Path(path)) if case.how == "older files" else {}
+        target = Path(path if case.how == "older files" else empty)
+        # the largest file does not fit, by so much of its size; a smaller one may
+        limit = max(len(data) for data in _files(Path(path)).values()) - len(_files(Path(path))[TENSORS]) // case.place
+        with files_up_to(max(limit, 16)):
+            error = raised(lambda: subject.target.save_adapter(second, config, str(target)))
+        if error is None and _files(target).get(TENSORS) != before.get(TENSORS):
+            _require_whole(target, second)
+            raise Inconclusive("the new files fit")
+        require(isinstance(error, Exception), f"save_adapter onto a full disk raised {error!r}: expected an error")
+        after = _files(target)
+        for name, data in before.items():
+            require(after.get(name) == data, f"{name} is no longer what it was before a save that failed")
+        parts = [name for name in after if name not in before and name in (CONFIG, TENSORS)]
+        require(not parts, f"a save that failed left {', '.join(parts)} where there was nothing")
+        if case.how == "older files":
+            model, _ = trained(subject, case)
+            load(subject, model, path)
+            require(equal_bits(output(model), output(first)), "what was saved before does not load any more")
+
+
+def _require_whole(path: Path, model: Any) -> None:
+    """Require that a save which raised nothing wrote all of a model's adapter."""
+    found, expected = tensors_in(path), expected_tensors(model)
+    config_in(path)
+    whole = set(found) == set(expected) and all(equal_bits(found[name], tensor) for name, tensor in expected.items())
+    require(whole, f"save_adapter onto a full disk raised nothing, and {TENSORS} is not what was to be saved")
+
+
+@clause(
+    "CKP-READER",
+    sentence="Whoever has a saved file open goes on reading it as it was: a later save puts another file in its place.",
+    cases=LARGE,
+    dtypes=ONE,
+    weight=0.5,
+)
+def test_open_files(subject: Subject, case: FileCase) -> None:
+    with folder() as path:
+        _, second, config = saved_twice(subject, case, Path(path))
+        before = _files(Path(path))[TENSORS]
+        with Path(path, TENSORS).open("rb") as handle:
+            save(subject, second, config, path)
+            seen = handle.read()
+        require(_files(Path(path))[TENSORS] != before, "the second save changed nothing")
+        require(seen == before, f"{TENSORS} was written in place: a reader of the older file sees the new one in it")
+
+
+@clause(
+    "CKP-LEFTOVERS",
+    sentence="Neither a save nor one that fails leaves temporary files behind.",
+    cases=LARGE.narrowed(how=("saved", "failed")),
+    dtypes=ONE,
+    level=SHOULD,
+    weight=0.5,
+)
+def test_leftovers(subject: Subject, case: FileCase) -> None:
+    with folder() as path:
+        _, second, config = saved_twice(subject, case, Path(path))
+        before = sorted(_files(Path(path)))
+        if case.how == "failed":
+            with files_up_to(16):
+                error = raised(lambda: subject.target.save_adapter(second, config, str(path)))
+            require(isinstance(error, Exception), f"save_adapter onto a full disk raised {error!r}: expected an error")
+        else:
+            save(subject, second, config, path)
+        left = sorted(set(_files(Path(path))) - set(before))
+        require(
+            not left, f"a save that {'failed' if case.how == 'failed' else 'was done'} left {', '.join(left)} behind"
+        )

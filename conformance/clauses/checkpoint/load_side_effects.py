@@ -1,0 +1,155 @@
+"""What loading keeps: all of the model but the adapters' values, its dtypes, and the state of the process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from conformance.clauses.checkpoint.peft_files import CONFIG, PREFIX, config_in, put, tensors_in
+from conformance.clauses.checkpoint.target_calls import (
+    FILES,
+    ONE,
+    PLAIN,
+    FileCase,
+    equal_bits,
+    expected_tensors,
+    fails,
+    folder,
+    load,
+    output,
+    require_same,
+    save,
+    snapshot,
+    trained,
+)
+from conformance.clauses.model.small_models import adapted
+from conformance.isolation.process_state import kept
+from conformance.judgement.outcomes import require
+from conformance.specification.clause import clause
+from conformance.target.subject import Subject
+
+
+@clause(
+    "CKP-LOAD-EFFECTS",
+    sentence="""Loading into a model with adapters changes the adapters' values and nothing else: not the base
+    weights and buffers, requires_grad, gradients, training flags, the Parameter objects, random states and
+    settings.""",
+    cases=FILES.narrowed(how=("training", "evaluating", "frozen adapters", "trainable norms")),
+    dtypes=("float32", "bfloat16"),
+    weight=0.67,
+)
+def test_loading_changes_adapters_only(subject: Subject, case: FileCase) -> None:
+    source, config = trained(subject, case)
+    model, _ = trained(subject, case)
+    model.train(case.how != "evaluating")
+    for name, parameter in model.named_parameters():
+        if case.how == "frozen adapters":
+            parameter.requires_grad_(False)
+        if case.how == "trainable norms" and "norm" in name:
+            parameter.requires_grad_(True)
+        if parameter.requires_grad:
+            parameter.grad = torch.ones_like(parameter)
+    with torch.no_grad():
+        for name, parameter in source.named_parameters():
+            # of another base: its adapters alone are saved
+            parameter.mul_(-2) if "lora_" in name else parameter.add_(1)
+    before = snapshot(model)
+    with folder() as path:
+        save(subject, source, config, path)
+        with kept("load_adapter"):
+            load(subject, model, path)
+    require_same(before, model, "load_adapter", lambda name: name.startswith("the value of ") and "lora_" in name)
+    for name, tensor in expected_tensors(source).items():
+        require(equal_bits(tensor, expected_tensors(model)[name]), f"{name} is not what was saved")
+
+
+@clause(
+    "CKP-FILES-KEPT",
+    sentence="Loading leaves the files as they are, and the model stays what it is when they are changed or removed.",
+    cases=PLAIN,
+    dtypes=ONE,
+    weight=0.5,
+)
+def test_loading_keeps_files(subject: Subject, case: FileCase) -> None:
+    source, config = trained(subject, case)
+    model, _ = trained(subject, case)
+    with folder() as path:
+        save(subject, source, config, path)
+        before = {p.name: p.read_bytes() for p in Path(path).iterdir()}
+        load(subject, model, path)
+        after = {p.name: p.read_bytes() for p in Path(path).iterdir()}
+        require(after == before, f"load_adapter changed the files: {sorted(after)}, and before {sorted(before)}")
+        for file in Path(path).iterdir():
+            with file.open("r+b") as handle:
+                handle.write(b"\xff" * len(before[file.name]))
+        y = output(model)
+    require(equal_bits(y, output(source)), "the model changed when the files that it was loaded from did")
+
+
+@clause(
+    "CKP-CAST",
+    sentence="A file of another floating-point dtype is cast to the adapter's dtype, rounded once, or refused.",
+    cases=PLAIN.narrowed(how=("float64", "float32", "bfloat16", "float16")),
+    weight=0.67,
+)
+def test_another_dtype(subject: Subject, case: FileCase) -> None:
+    model, config = trained(subject, case)
+    with folder() as path:
+        save(subject, model, config, path)
+        values = config_in(Path(path))
+        tensors = {
+            name: (t.double() * 1.001).to(getattr(torch, case.how)) for name, t in tensors_in(Path(path)).items()
+        }
+    before = snapshot(model)
+    with folder() as path:
+        put(Path(path), values, tensors)
+        try:
+            subject.target.load_adapter(model, path)
+        except Exception as error:  # noqa: BLE001  (refusing is right)
+            require(isinstance(error, ValueError), f"load_adapter of {case.how} raised {error!r}: expected ValueError")
+            require_same(before, model, f"load_adapter of {case.how}, which it refused,")
+            return
+    for name, found in expected_tensors(model).items():
+        require(found.dtype == getattr(torch, case.dtype), f"{name} is {found.dtype} after loading {case.how}")
+        require(equal_bits(found, tensors[name].to(found.dtype)), f"{name} is not the file's value rounded once")
+
+
+@clause(
+    "CKP-OVERFLOW",
+    sentence="""A value that is finite in the file and too large for the adapter's dtype is refused, not turned
+    into inf.""",
+    cases=PLAIN.narrowed(place=(0, 1)),
+    dtypes=("float16",),
+    weight=0.34,
+)
+def test_overflow(subject: Subject, case: FileCase) -> None:
+    model, config = trained(subject, case)
+    with folder() as path:
+        save(subject, model, config, path)
+        values = config_in(Path(path))
+        tensors = {name: t.float() for name, t in tensors_in(Path(path)).items()}
+    last = sorted(adapted(model))[-1]
+    tensors[f"{PREFIX}{last}.lora_{'AB'[case.place]}.weight"][0, 0] = 1e30
+    with folder() as path:
+        put(Path(path), values, tensors)
+        fails(subject, model, Path(path), "a value of 1e30 into float16", last)
+
+
+@clause(
+    "CKP-LORA-DTYPE",
+    sentence="Loaded into a model with adapters of another dtype than its layers', the adapters keep theirs.",
+    cases=PLAIN.narrowed(how=("float64", "float32")),
+    dtypes=("bfloat16",),
+    weight=0.5,
+)
+def test_adapter_dtype_kept(subject: Subject, case: FileCase) -> None:
+    model, config = trained(subject, case, lora_dtype=case.how)
+    other, _ = trained(subject, case, lora_dtype=case.how)
+    with folder() as path:
+        save(subject, model, config, path)
+        load(subject, other, path)
+        require(bool(config_in(Path(path))), f"{CONFIG} is empty")
+    for name, tensor in expected_tensors(other).items():
+        require(tensor.dtype == getattr(torch, case.how), f"{name} is {tensor.dtype}: expected torch.{case.how}")
+        require(equal_bits(tensor, expected_tensors(model)[name]), f"{name} is not what was saved")

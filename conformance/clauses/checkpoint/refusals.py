@@ -1,0 +1,238 @@
+"""What loading refuses, with the model as it was: tensors that do not fit, and fields that mean more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from conformance.clauses.checkpoint.peft_files import CONFIG, PREFIX, config_in, peft_config, put, tensors_in
+from conformance.clauses.checkpoint.target_calls import (
+    ONE,
+    PLAIN,
+    FileCase,
+    fails,
+    folder,
+    load,
+    require_same,
+    save,
+    snapshot,
+    trained,
+)
+from conformance.clauses.model.small_models import adapted
+from conformance.judgement.outcomes import require
+from conformance.specification.clause import SHOULD, clause
+from conformance.target.subject import Subject
+
+Tensors = dict[str, torch.Tensor]
+BROAD = PLAIN.narrowed(chosen=("q_proj", "all", "wildcard"), r=(2, 6, 9))
+
+
+def prepared(subject: Subject, case: FileCase) -> tuple[Any, dict[str, Any], Tensors]:
+    """A model, and what is in the file of an adapter for it that has other values."""
+    source, config = trained(subject, case)
+    with torch.no_grad():
+        for name, parameter in source.named_parameters():
+            if "lora_" in name:
+                parameter.add_(1)
+    with folder() as path:
+        save(subject, source, config, path)
+        tensors = tensors_in(Path(path))
+    model, _ = trained(subject, case)
+    return model, peft_config(case.r, case.alpha, adapted(model)), tensors
+
+
+def _refused(subject: Subject, case: FileCase, what: str, change: Callable[[dict[str, Any], Tensors], str]) -> None:
+    """Refuse a file in which something was changed; the message names what `change` returns."""
+    model, values, tensors = prepared(subject, case)
+    named = change(values, tensors)
+    with folder() as path:
+        put(Path(path), values, tensors)
+        fails(subject, model, Path(path), what, *([named] if named else []))
+
+
+def _last(tensors: Tensors) -> str:
+    """The name that comes last in every order: what comes before it may have been copied already."""
+    return max(tensors)
+
+
+@clause(
+    "CKP-MISSING",
+    sentence="A file without a tensor that the model's adapters need is refused by an error that names the layer.",
+    cases=BROAD.narrowed(how=("lora_A", "lora_B", "a layer")),
+    dtypes=ONE,
+)
+def test_missing(subject: Subject, case: FileCase) -> None:
+    def change(values: dict[str, Any], tensors: Tensors) -> str:
+        layer = _last(tensors).removeprefix(PREFIX).partition(".lora_")[0]
+        letters = "AB" if case.how == "a layer" else case.how[-1]
+        for letter in letters:
+            del tensors[f"{PREFIX}{layer}.lora_{letter}.weight"]
+        if case.how == "a layer":
+            values["target_modules"] = [name for name in values["target_modules"] if name != layer]
+        return layer
+
+    _refused(subject, case, f"a file without {case.how}", change)
+
+
+UNEXPECTED = {
+    "a layer that is not there": "blocks.7.q_proj.lora_A.weight",
+    "a layer without an adapter": "norm.lora_A.weight",
+    "a bias": "blocks.0.q_proj.lora_B.bias",
+    "a saved module": "head.weight",
+    "a magnitude": "blocks.0.q_proj.lora_magnitude_vector",
+    "an embedding": "embed.lora_embedding_A",
+    "the name of an adapter": "blocks.0.q_proj.lora_A.default.weight",
+}
+
+
+@clause(
+    "CKP-UNEXPECTED",
+    sentence="""A file with a tensor that the model has no place for is refused by an error that names it, never
+    ignored.""",
+    cases=BROAD.narrowed(how=tuple(UNEXPECTED), chosen=("q_proj",)),
+    dtypes=ONE,
+)
+def test_unexpected(subject: Subject, case: FileCase) -> None:
+    def change(_: dict[str, Any], tensors: Tensors) -> str:
+        name = UNEXPECTED[case.how]
+        tensors[PREFIX + name] = torch.ones(2, 6)
+        return name.partition(".lora_")[0].removesuffix(".weight")
+
+    _refused(subject, case, f"a file with {case.how}", change)
+
+
+@clause(
+    "CKP-PREFIX",
+    sentence="Tensors whose names lack PEFT's prefix base_model.model. are refused.",
+    cases=BROAD.narrowed(how=("", "model.", "base_model.")),
+    dtypes=ONE,
+    level=SHOULD,
+    weight=0.5,
+)
+def test_prefix(subject: Subject, case: FileCase) -> None:
+    def change(_: dict[str, Any], tensors: Tensors) -> str:
+        renamed = {case.how + name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+        tensors.clear()
+        tensors.update(renamed)
+        return ""
+
+    _refused(subject, case, "a file with other prefixes", change)
+
+
+@clause(
+    "CKP-SHAPE",
+    sentence="A tensor of another shape is refused by an error that names it, and no other tensor is loaded.",
+    cases=BROAD.narrowed(how=("transposed", "one row more", "one column", "flat", "empty", "broadcast")),
+    dtypes=ONE,
+)
+def test_shape(subject: Subject, case: FileCase) -> None:
+    def change(_: dict[str, Any], tensors: Tensors) -> str:
+        name = _last(tensors)
+        t = tensors[name]
+        tensors[name] = {
+            "transposed": t.T.contiguous() if t.shape[0] != t.shape[1] else t[:-1],
+            "one row more": torch.cat([t, t[:1]]),
+            "one column": t[:, :1] if t.shape[1] > 1 else t[:, :0],
+            "flat": t.flatten(),
+            "empty": t[:0],
+            "broadcast": t[:1],
+        }[case.how]
+        return name.removeprefix(PREFIX).partition(".lora_")[0]
+
+    _refused(subject, case, f"a tensor that is {case.how}", change)
+
+
+@clause(
+    "CKP-INTEGERS",
+    sentence="A tensor that is not floating point is refused by an error that names it.",
+    cases=BROAD.narrowed(how=("int64", "uint8", "bool")),
+    dtypes=ONE,
+    weight=0.5,
+)
+def test_integers(subject: Subject, case: FileCase) -> None:
+    def change(_: dict[str, Any], tensors: Tensors) -> str:
+        name = _last(tensors)
+        tensors[name] = (tensors[name].abs() * 9).to(getattr(torch, case.how))
+        return name.removeprefix(PREFIX).partition(".lora_")[0]
+
+    _refused(subject, case, f"a tensor of {case.how}", change)
+
+
+FIELDS: dict[str, Any] = {
+    "modules_to_save": ["head"],
+    "peft_type": "IA3",
+    "a_field_of_tomorrow": True,
+    "r": 5,
+    "lora_alpha": None,
+    "lora_dropout": 2.0,
+    "use_dora": "yes",
+    "bias": "everything",
+    "lora_bias": True,
+    "layer_replication": [[0, 2], [1, 2]],
+    "trainable_token_indices": [0, 1],
+}
+UNNAMED = ("r", "lora_bias", "layer_replication", "trainable_token_indices")  # the error may be of the tensors
+
+
+@clause(
+    "CKP-FIELDS",
+    sentence="""A field of adapter_config.json that nobody knows, has a wrong type or is out of range, another
+    peft_type than LORA, another r than the tensors', and modules_to_save whose tensors the file lacks are refused
+    by an error that names the field, never ignored.""",
+    cases=BROAD.narrowed(chosen=("q_proj",), place=tuple(range(len(FIELDS)))),
+    dtypes=ONE,
+)
+def test_fields(subject: Subject, case: FileCase) -> None:
+    def change(values: dict[str, Any], _: Tensors) -> str:
+        values[key] = FIELDS[key]
+        # of a mapped field the error may have the option's own name, or say that the model has another
+        return "" if key in UNNAMED else {"lora_alpha": "alpha", "lora_dropout": "dropout"}.get(key, key)
+
+    for offset in range(3):
+        key = list(FIELDS)[(case.place + 5 * offset) % len(FIELDS)]
+        _refused(subject, case, f"a file with {key} = {FIELDS[key]!r}", change)
+
+
+@clause(
+    "CKP-FIELDS-EMPTY",
+    sentence="""A field that is unknown, or not supported, and null, false or empty says nothing and is no
+    reason to refuse.""",
+    cases=BROAD.narrowed(place=(0, 1, 2, 3)),
+    dtypes=ONE,
+    weight=0.5,
+)
+def test_empty_fields(subject: Subject, case: FileCase) -> None:
+    model, values, tensors = prepared(subject, case)
+    nothing: Any = (None, False, [], {})[case.place]
+    values |= {"a_field_of_tomorrow": nothing, "modules_to_save": None, "rank_pattern": {}, "lora_bias": False}
+    with folder() as path:
+        load(subject, model, put(Path(path), values, tensors))
+    found = dict(model.named_parameters())
+    for name, tensor in tensors.items():
+        own = found[name.removeprefix(PREFIX)].detach().cpu()
+        require(torch.equal(own, tensor), f"{name} was not loaded beside an unknown field that is {nothing!r}")
+
+
+@clause(
+    "CKP-AGAIN",
+    sentence="A refused file leaves nothing behind: the right one, loaded after it, gives what was saved.",
+    cases=BROAD,
+    dtypes=ONE,
+    weight=0.34,
+)
+def test_load_after_a_refusal(subject: Subject, case: FileCase) -> None:
+    model, values, tensors = prepared(subject, case)
+    with folder() as path:
+        put(Path(path), values, {name: t[:0] if name == _last(tensors) else t for name, t in tensors.items()})
+        fails(subject, model, Path(path), "an empty tensor")
+        put(Path(path), values, tensors)
+        before = snapshot(model)
+        load(subject, model, path)
+        require_same(before, model, "load_adapter", lambda name: name.startswith("the value of ") and "lora_" in name)
+        require(config_in(Path(path)) == values, f"load_adapter changed {CONFIG}")
+    for name, tensor in tensors.items():
+        own = model.get_parameter(name.removeprefix(PREFIX)).detach().cpu()
+        require(torch.equal(own, tensor), f"{name} was not loaded after a refusal")

@@ -1,0 +1,216 @@
+"""How the clauses of group `checkpoint` reach a target: a model with adapters, saved and loaded."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from conformance.cases.case import Case, Space
+from conformance.clauses.checkpoint.peft_files import PREFIX
+from conformance.clauses.model.small_models import Toy, adapted, adapters
+from conformance.clauses.model.target_calls import make_config
+from conformance.isolation.memory_folder import in_memory
+from conformance.judgement.outcomes import require
+from conformance.target.calls import calling
+from conformance.target.expected_errors import calling_quietly, quiet
+from conformance.target.subject import Subject
+
+ONE = ("float32",)
+WIDTH = 6  # of the toy: its q_proj is square, its fc1 and fc2 are not
+CHOICES: dict[str, dict[str, Any]] = {
+    "q_proj": {"target_modules": ["q_proj"]},
+    "wildcard": {"target_modules": ["*.fc*", "head"]},
+    "one block": {"target_modules": ["blocks.1.*"]},
+    "exclude": {"exclude_modules": ["*.fc1"]},
+    "all": {"match_all_linear": True},
+}
+
+
+@dataclass(frozen=True)
+class FileCase(Case):
+    """An adapted model that is saved or loaded.
+
+    Fields:
+        r, alpha, rslora, dora, dropout, position: its options.   chosen: which layers have an adapter.
+        how: which of the clause's ways.   place: a position among several.
+    """
+
+    r: int = 1
+    alpha: int = 32
+    rslora: bool = False
+    dora: bool = False
+    dropout: float = 0.0
+    position: str = "post"
+    chosen: str = "q_proj"
+    how: str = ""
+    place: int = 0
+
+    def options(self) -> dict[str, Any]:
+        """The arguments of its config; flags that are off are left to their defaults."""
+        named = {"dim": self.r, "alpha": self.alpha, **CHOICES[self.chosen]}
+        if self.dropout:
+            named |= {"dropout": self.dropout, "dropout_position": self.position}
+        flags = {"use_rslora": self.rslora, "use_dora": self.dora}
+        return named | {key: True for key, flag in flags.items() if flag}
+
+
+FILES = Space(
+    FileCase,
+    r=(2, 1, 6, 9),
+    alpha=(3, 32, 1, 16),
+    rslora=(False, True),
+    dora=(False, True),
+    dropout=(0.0, 0.25),
+    position=("pre", "post"),
+    chosen=tuple(CHOICES),
+)
+PLAIN = FILES.narrowed(rslora=(False,), dora=(False,), dropout=(0.0,))
+
+
+def folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder of its own, removed when it is left."""
+    return tempfile.TemporaryDirectory(prefix="loraspec-", dir=in_memory(), ignore_cleanup_errors=True)
+
+
+def toy(subject: Subject, case: Case) -> nn.Module:
+    """A model without adapters; the same weights for the same case."""
+    torch.manual_seed(case.seed)
+    return Toy(WIDTH).to(subject.device, dtype=getattr(torch, case.dtype)).train()
+
+
+def adapt(subject: Subject, model: nn.Module, case: FileCase, **changed: Any) -> Any:
+    """Put adapters into a model: the config, after `apply_lora_to_linear_modules`."""
+    config = make_config(subject, **(case.options() | changed))
+    with calling_quietly("apply_lora_to_linear_modules(model, config)"):
+        subject.target.apply_lora_to_linear_modules(model, config)
+    return config
+
+
+def trained(subject: Subject, case: FileCase, **changed: Any) -> tuple[nn.Module, Any]:
+    """A model whose adapters hold values that training could have given them, and its config."""
+    model = toy(subject, case)
+    config = adapt(subject, model, case, **changed)
+    fill(model, case.seed)
+    return model, config
+
+
+@torch.no_grad()
+def fill(model: nn.Module, seed: int) -> None:
+    """Draw all values of the adapters; magnitudes stay near the lengths of the rows."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    for name, parameter in sorted(adapters(model).items()):
+        drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter.device)
+        parameter.copy_(parameter * (1 + drawn / 8) if name.endswith("lora_magnitude") else drawn / 2)
+
+
+def save(subject: Subject, model: nn.Module, config: Any, path: Any) -> None:
+    """`save_adapter(model, config, path)` of the target."""
+    with calling_quietly("save_adapter(model, config, path)"):
+        subject.target.save_adapter(model, config, str(path))
+
+
+def load(subject: Subject, model: nn.Module, path: Any) -> Any:
+    """`load_adapter(model, path)` of the target: the config it returns."""
+    with calling_quietly("load_adapter(model, path)"):
+        return subject.target.load_adapter(model, str(path))
+
+
+def output(model: nn.Module, seed: int = 0) -> torch.Tensor:
+    """What a toy computes for some tokens in evaluation; its training flag stays."""
+    tokens = torch.randint(0, 11, (3, 4), generator=torch.Generator().manual_seed(seed))
+    was = {module: module.training for module in model.modules()}
+    with torch.no_grad(), calling("the model's forward"):
+        y = model.eval()(tokens.to(next(model.parameters()).device))
+    for module, flag in was.items():
+        module.training = flag
+    return y  # type: ignore[no-any-return]
+
+
+def expected_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The adapters' values under the names that PEFT gives them."""
+    names = {
+        "lora_A.weight": "lora_A.weight",
+        "lora_B.weight": "lora_B.weight",
+        "lora_magnitude": "lora_magnitude_vector",
+    }
+    found = {}
+    for layer in adapted(model):
+        module = model.get_submodule(layer)
+        for own, theirs in names.items():
+            value = dict(module.named_parameters()).get(own)
+            if value is not None:
+                found[f"{PREFIX}{layer}.{theirs}"] = value.detach().clone()
+    return found
+
+
+def snapshot(model: nn.Module) -> dict[str, Any]:
+    """All that loading must not change where it fails: values, flags, gradients, and which objects hold them."""
+    return {
+        **{f"the parameter {name}": id(p) for name, p in model.named_parameters()},
+        **{f"the value of {name}": value.detach().clone() for name, value in model.state_dict().items()},
+        **{f"requires_grad of {name}": p.requires_grad for name, p in model.named_parameters()},
+        **{
+            f"the gradient of {name}": None if p.grad is None else p.grad.clone()
+            for name, p in model.named_parameters()
+        },
+        **{f"the class of {name or 'the model'}": type(m) for name, m in model.named_modules()},
+        **{f"the training flag of {name or 'the model'}": m.training for name, m in model.named_modules()},
+        **{f"the scale of {name}": m.scale for name, m in model.named_modules() if hasattr(m, "scale")},
+    }
+
+
+def require_same(before: dict[str, Any], model: nn.Module, what: str, but: Callable[[str], bool] | None = None) -> None:
+    """Require that a model is what it was.
+
+    Args:
+        but: tells of a name in `snapshot` whether it may change.
+    """
+    now = snapshot(model)
+    for name in {**before, **now}:
+        if but is not None and but(name):
+            continue
+        old, new = before.get(name, "not there"), now.get(name, "not there")
+        equal = equal_bits(old, new) if isinstance(old, torch.Tensor) else old is new or old == new
+        require(equal, f"{what} changed {name}")
+
+
+def equal_bits(a: Any, b: Any) -> bool:
+    """Whether two tensors have one dtype, shape and the same bits."""
+    if not isinstance(b, torch.Tensor) or a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    one, two = (t.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for t in (a, b))
+    return torch.equal(one, two)
+
+
+def fails(subject: Subject, model: nn.Module, path: Path, what: str, *mentions: str) -> None:
+    """Load what must be refused, with any error that names what it must, and leaves the model as it was."""
+    before = snapshot(model)
+    error = raised(lambda: subject.target.load_adapter(model, str(path)))
+    require(error is not None, f"load_adapter of {what} raised nothing: expected an error")
+    require(
+        isinstance(error, Exception), f"load_adapter of {what} raised {type(error).__name__}: expected an Exception"
+    )
+    require_same(before, model, f"load_adapter of {what}, which it refused,")
+    for word in mentions:
+        require(
+            word in str(error),
+            f"load_adapter of {what} raised {type(error).__name__}: {error}: it does not name {word}",
+        )
+
+
+def raised(call: Callable[[], Any]) -> BaseException | None:
+    """What a call raises."""
+    try:
+        with quiet():
+            call()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001  (what is raised is the answer)
+        return error
+    return None

@@ -1,0 +1,74 @@
+"""Names that hold other names, and parameters that are not packed: each tensor goes where it came from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from conformance.clauses.checkpoint.peft_files import TENSORS, tensors_in
+from conformance.clauses.checkpoint.target_calls import (
+    ONE,
+    PLAIN,
+    FileCase,
+    equal_bits,
+    expected_tensors,
+    fill,
+    folder,
+    load,
+    save,
+)
+from conformance.clauses.model.small_models import adapters, model_named
+from conformance.clauses.model.target_calls import make_config
+from conformance.judgement.outcomes import require
+from conformance.specification.clause import clause
+from conformance.target.expected_errors import calling_quietly
+from conformance.target.subject import Subject
+
+# Each holds another one, or a word that stands for something in a file or a library.
+NAMES = (
+    "proj",
+    "inner.proj",
+    "q_proj",
+    "Q_proj",
+    "default_proj",
+    "adapter.default.proj",
+    "blocks.1.fc",
+    "blocks.10.fc",
+    "base_model.model.proj",
+    "lora_model.fc",
+)
+
+
+@clause(
+    "CKP-NAMES",
+    sentence="""Each tensor is saved under, and loaded into, the layer of exactly its name, though the name ends
+    with, begins with or holds another's, `default`, `lora_` or `base_model.model.`, or differs in case; packed in
+    memory or not.""",
+    cases=PLAIN.narrowed(r=(2, 1), chosen=("all",)),
+    dtypes=ONE,
+    weight=0.5,
+)
+def test_names(subject: Subject, case: FileCase) -> None:
+    model, other = _adapted(subject, case), _adapted(subject, case)
+    fill(model, case.seed)
+    with folder() as path:
+        config = make_config(subject, **case.options())
+        save(subject, model, config, path)
+        found, expected = tensors_in(Path(path)), expected_tensors(model)
+        load(subject, other, path)
+    wrong = sorted(set(found) ^ set(expected))
+    require(not wrong, f"{TENSORS} lacks or should not have {', '.join(wrong)}")
+    for name, tensor in expected.items():
+        require(equal_bits(found[name], tensor), f"{name} has other values than the layer's parameter")
+        require(equal_bits(expected_tensors(other)[name], tensor), f"{name} was loaded with other values")
+
+
+def _adapted(subject: Subject, case: FileCase) -> nn.Module:
+    model = model_named(NAMES).to(subject.device)
+    config = make_config(subject, **case.options())
+    with calling_quietly("apply_lora_to_linear_modules(model, config)"):
+        subject.target.apply_lora_to_linear_modules(model, config)
+    for parameter in adapters(model).values():
+        parameter.data = parameter.detach().t().contiguous().t().fill_(0.25)  # a parameter need not be packed
+    return model

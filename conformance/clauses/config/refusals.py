@@ -1,0 +1,169 @@
+"""What a config refuses, and what the error names: the key, the value, and the nearest valid key."""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+from collections.abc import Iterator
+from typing import Any
+
+from conformance.clauses.config.field_values import CONFIGS, DEFAULTS, KEYS, ConfigCase, fields_of
+from conformance.specification.clause import clause
+from conformance.target.expected_errors import refuses
+from conformance.target.subject import Subject
+
+NUMBER: tuple[Any, ...] = ("8", None, [8], True, {})
+TEXT: tuple[Any, ...] = (3, None, True, ["post"])
+FLAG = ("true", 1, 0, None, "False", [True])
+PATTERNS = (3, [3], ["q_proj", None], {"q_proj": 1}, True, [["q_proj"]], 0)
+WRONG_TYPE: dict[str, tuple[Any, ...]] = {
+    "target_modules": PATTERNS,
+    "exclude_modules": PATTERNS,
+    "match_all_linear": FLAG,
+    "dim": (*NUMBER, 8.0, 7.5),
+    "alpha": NUMBER,
+    "dropout": ("0.1", None, [0.1], True, {}),
+    "dropout_position": TEXT,
+    "lora_A_init": TEXT,
+    "lora_dtype": (16, True, ["bfloat16"], float),
+    "use_triton": FLAG,
+    "use_dora": FLAG,
+    "use_rslora": FLAG,
+    "use_memory_efficient_lora": FLAG,
+}
+OUT_OF_RANGE: dict[str, tuple[Any, ...]] = {
+    "dim": (0, -1, -8),
+    "dropout": (-0.1, 1.5, math.inf, -math.inf, 100, 1.0000001, -1e-9),
+    "dropout_position": ("middle", "", "Post", "both"),
+    "lora_A_init": ("gaussian", "", "Xavier", "xavier_normal_"),
+    "lora_dtype": ("float17", "torch.bf16x", "", "int8", "Linear", "torch.nn", "complex64"),
+}
+EACH = CONFIGS.narrowed(bad=tuple(range(7)), chosen=("none",), set=(0,))
+# Fields to which a key with one letter too few, too many or elsewhere is nearest, whatever the measure.
+LONG = tuple(key for key in DEFAULTS if len(key) >= 5 and not key.startswith("use_"))
+
+
+@clause(
+    "CFG-UNKNOWN",
+    sentence="An unknown key is a ValueError that names the key, its value and the nearest valid key.",
+    cases=KEYS.narrowed(key=LONG, way=("doubled", "dropped", "swapped", "case")),
+    dtypes=(),
+)
+def test_unknown(subject: Subject, case: ConfigCase) -> None:
+    wrong, value = misspelt(case.key, case.way, case.seed), 1000 + case.seed
+    values: dict[str, Any] = {"dim": 4, wrong: value}
+    _refused(subject, values, wrong, value, case.key)
+
+
+def misspelt(key: str, way: str, seed: int) -> str:
+    """A key with one letter doubled, dropped, swapped with its neighbour, or of the other case."""
+    chance = random.Random(f"{key} {seed}")
+    i = chance.choice([j for j in range(1, len(key) - 1) if key[j] != key[j + 1] and key[j].isalpha()])
+    return {
+        "doubled": key[:i] + key[i] + key[i:],
+        "dropped": key[:i] + key[i + 1 :],
+        "swapped": key[:i] + key[i + 1] + key[i] + key[i + 2 :],
+    }.get(way, key[:i] + key[i].swapcase() + key[i + 1 :])
+
+
+@clause(
+    "CFG-UNKNOWN-FALSY",
+    sentence="An unknown key is refused whatever its value: None, False, 0, an empty list, and beside any other keys.",
+    cases=CONFIGS.narrowed(bad=(0, 1, 2, 3, 4)),
+    dtypes=(),
+    weight=0.5,
+)
+def test_unknown_falsy(subject: Subject, case: ConfigCase) -> None:
+    values = {key: value for key, value in case.options().items() if key in fields_of(subject)}
+    for key in ("modules_to_save", "_comment", "peft_type", "bias"):
+        given = values | {key: (None, False, 0, [], "")[case.bad]}
+        call = f"PeftConfig.from_dict({given!r})"
+        refuses(call, lambda given=given: subject.thing.from_dict(copy.deepcopy(given)), key)  # type: ignore[misc]
+
+
+@clause(
+    "CFG-TYPE",
+    sentence='A wrong type is a ValueError that names key and value: a bool is no number, 1 and "true" no bool.',
+    cases=EACH,
+    dtypes=(),
+)
+def test_type(subject: Subject, case: ConfigCase) -> None:
+    for key, value in _three_of_each(subject, case, WRONG_TYPE):
+        _refused(subject, {key: value}, key, value)
+
+
+@clause(
+    "CFG-RANGE",
+    sentence="A value out of range, or a name that does not exist, is a ValueError that names key and value.",
+    cases=EACH,
+    dtypes=(),
+)
+def test_range(subject: Subject, case: ConfigCase) -> None:
+    for key, value in _three_of_each(subject, case, OUT_OF_RANGE):
+        _refused(subject, {key: value}, key, value)
+
+
+@clause(
+    "CFG-NAN",
+    sentence="NaN is refused for every number, and an infinite alpha, by a ValueError that names the key.",
+    cases=KEYS.narrowed(key=("dropout", "alpha", "dim")),
+    dtypes=(),
+    weight=0.5,
+)
+def test_nan(subject: Subject, case: ConfigCase) -> None:
+    _refused(subject, {case.key: math.nan}, case.key, math.nan)
+    if case.key == "alpha":
+        for value in (math.inf, -math.inf):
+            _refused(subject, {"alpha": value}, "alpha", value)
+
+
+@clause(
+    "CFG-CONSTRUCTOR",
+    sentence="PeftConfig(…) refuses the same values as from_dict.",
+    cases=EACH,
+    level="SHOULD",
+    dtypes=(),
+)
+def test_constructor(subject: Subject, case: ConfigCase) -> None:
+    for table in (WRONG_TYPE, OUT_OF_RANGE):
+        for key, value in _three_of_each(subject, case, table):
+            refuses(
+                f"PeftConfig({key}={value!r})",
+                lambda given={key: value}: subject.thing(**given),  # type: ignore[misc]
+                key,
+                types=(ValueError, TypeError),
+            )
+
+
+@clause(
+    "CFG-NO-DICT",
+    sentence="from_dict of what is no dict, or has a key that is no string, is a ValueError.",
+    cases=CONFIGS.narrowed(bad=(0, 1, 2, 3, 4)),
+    level="SHOULD",
+    dtypes=(),
+    weight=0.5,
+)
+def test_no_dict(subject: Subject, case: ConfigCase) -> None:
+    value: Any = (None, [("dim", 8)], "dim", 8, {8: 8})[case.bad]
+    refuses(
+        f"PeftConfig.from_dict({value!r})",
+        lambda: subject.thing.from_dict(value),
+        types=(ValueError, TypeError),
+    )
+
+
+def _three_of_each(subject: Subject, case: ConfigCase, table: dict[str, tuple[Any, ...]]) -> Iterator[tuple[str, Any]]:
+    """Three bad values of each field, from the case's place on, so that few cases see them all."""
+    for key in fields_of(subject):
+        bad = table.get(key, ())
+        for offset in range(min(3, len(bad))):
+            yield key, copy.deepcopy(bad[(case.bad + offset) % len(bad)])
+
+
+def _refused(subject: Subject, values: dict[str, Any], key: str, value: Any, *also: str) -> None:
+    """Refuse a dict, with a message that names the key, the value, and what else it must."""
+    # a message may name the whole list or the wrong element of it
+    shown = "" if isinstance(value, list | dict) else value if isinstance(value, str) else repr(value)
+    shown = value.__name__ if isinstance(value, type) else shown
+    refuses(f"PeftConfig.from_dict({values!r})", lambda: subject.thing.from_dict(values), key, shown, *also)

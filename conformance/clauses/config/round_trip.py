@@ -1,0 +1,153 @@
+"""`to_dict` and `from_dict`: the round trip, JSON, and that neither shares or changes what it is given."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+from conformance.clauses.config.field_values import (
+    CONFIGS,
+    ConfigCase,
+    field_of,
+    fields_of,
+    from_dict,
+    make,
+    options_of,
+    same,
+    to_dict,
+)
+from conformance.judgement.outcomes import require
+from conformance.specification.clause import clause
+from conformance.target.calls import calling
+from conformance.target.subject import Subject
+
+TAKEN = CONFIGS.narrowed(chosen=("target_modules", "exclude_modules"))
+
+
+@clause(
+    "CFG-ROUND-TRIP",
+    sentence="from_dict(to_dict(c)) == c for every config, and once more.",
+    cases=CONFIGS,
+    dtypes=(),
+)
+def test_round_trip(subject: Subject, case: ConfigCase) -> None:
+    config = make(subject, **options_of(subject, case))
+    values = to_dict(config)
+    back = from_dict(subject, values)
+    _require_equal(subject, back, config, f"from_dict(to_dict(c)) for c = {config!r}")
+    require(to_dict(back) == values, f"to_dict of the config read back is {to_dict(back)}: expected {values}")
+
+
+@clause(
+    "CFG-JSON",
+    sentence="to_dict is JSON-serialisable, and the config read back from the JSON text is equal.",
+    cases=CONFIGS,
+    dtypes=(),
+)
+def test_json(subject: Subject, case: ConfigCase) -> None:
+    config = make(subject, **options_of(subject, case))
+    values = to_dict(config)
+    with calling(f"json.dumps(to_dict()) of {values}"):
+        text = json.dumps(values, allow_nan=False)
+    _require_equal(subject, from_dict(subject, json.loads(text)), config, f"the config read back from {text}")
+
+
+def _require_equal(subject: Subject, back: Any, config: Any, what: str) -> None:
+    for key in fields_of(subject):
+        got, wanted = field_of(back, key), field_of(config, key)
+        require(same(got, wanted), f"{what} has {key} = {got!r}: expected {wanted!r}")
+    require(type(back) is type(config), f"{what} is a {type(back).__name__}: expected a {type(config).__name__}")
+    require(back == config, f"{what} has the fields of the original but is not equal to it")
+
+
+@clause(
+    "CFG-DICT",
+    sentence="""to_dict holds every field under its name: lists as lists, lora_dtype as "bfloat16" or None.""",
+    cases=CONFIGS,
+    dtypes=(),
+)
+def test_dict(subject: Subject, case: ConfigCase) -> None:
+    options = options_of(subject, case)
+    config = make(subject, **options)
+    values = to_dict(config)
+    expected = {key: field_of(config, key) for key in fields_of(subject)} | options
+    missing, extra = sorted(set(expected) - set(values)), sorted(key for key in values if not hasattr(config, key))
+    require(not missing, f"to_dict() lacks {', '.join(missing)}")
+    require(not extra, f"to_dict() has {', '.join(extra)}, which the config has no field for")
+    for key, wanted in expected.items():
+        got = values[key]
+        require(same(got, wanted), f"to_dict()[{key!r}] is {got!r}: expected {wanted!r}")
+
+
+@clause(
+    "CFG-ORDER",
+    sentence="to_dict has the fields in the order of the dataclass, whatever order the options were given in.",
+    cases=CONFIGS,
+    level="SHOULD",
+    dtypes=(),
+    weight=0.5,
+)
+def test_order(subject: Subject, case: ConfigCase) -> None:
+    options, order = options_of(subject, case), fields_of(subject)
+    for shuffled in (options, dict(reversed(options.items()))):
+        keys = list(to_dict(from_dict(subject, shuffled)))
+        require(keys == order, f"to_dict() has its keys in the order {keys}: expected {order}")
+
+
+@clause(
+    "CFG-OWN-DICT",
+    sentence="to_dict shares no mutable object with the config: changing it changes no config, nor a second dict.",
+    cases=TAKEN,
+    dtypes=(),
+)
+def test_own_dict(subject: Subject, case: ConfigCase) -> None:
+    config = make(subject, **options_of(subject, case))
+    before, values = to_dict(config), to_dict(config)
+    expected = copy.deepcopy(before)
+    for key in ("target_modules", "exclude_modules"):
+        with calling(f"to_dict()[{key!r}].append('touched')"):
+            values[key].append("touched")
+    values["dim"] = -1
+    require(to_dict(config) == expected, f"appending to the lists of to_dict() changed the config: {config!r}")
+    require(before == expected, f"appending to the lists of one to_dict() changed another: {before}")
+
+
+@clause(
+    "CFG-OWN-LISTS",
+    sentence="A config keeps lists of its own: changing those it was made or read from changes no config.",
+    cases=TAKEN.narrowed(way=("dict", "keywords")),
+    dtypes=(),
+)
+def test_own_lists(subject: Subject, case: ConfigCase) -> None:
+    options = options_of(subject, case)
+    given = copy.deepcopy(options)
+    config = from_dict(subject, given) if case.way == "dict" else make(subject, **given)
+    for value in given.values():
+        if isinstance(value, list):
+            value.append("touched")
+    got = getattr(config, case.chosen, None)
+    wanted = options.get(case.chosen)
+    require(
+        case.chosen == "none" or got == wanted,
+        f"{case.chosen} is {got} after the caller appended to the list it gave: expected {wanted}",
+    )
+
+
+@clause(
+    "CFG-ARGUMENT",
+    sentence="from_dict does not modify its argument.",
+    cases=CONFIGS,
+    dtypes=(),
+)
+def test_argument(subject: Subject, case: ConfigCase) -> None:
+    values = to_dict(make(subject, **options_of(subject, case)))
+    if case.chosen != "target_modules":
+        values["target_modules"] = None
+    if case.seed % 2:
+        values["lora_dtype"] = "torch.bfloat16"
+    before = copy.deepcopy(values)
+    from_dict(subject, values)
+    changed = {key: values.get(key, "(gone)") for key in before if key not in values or values[key] != before[key]}
+    new = sorted(set(values) - set(before))
+    require(not changed and not new, f"from_dict changed its argument: {changed or new}; it was {before}")

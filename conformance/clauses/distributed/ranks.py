@@ -1,0 +1,219 @@
+"""Ranks: processes of one gloo group, forked for one case, that answer within a time limit or are ended.
+
+A fork has the target at once, whatever it is made of: four ranks start in a tenth of a second. They end with the
+process that forked them, in whatever way that ends. `kept_ranks` has them do more cases than one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from conformance.clauses.distributed.rank_process import Answer, Work, patience, work_and_answer
+from conformance.isolation.memory_folder import in_memory
+from conformance.judgement.outcomes import Inconclusive, Refused, Violation
+
+GRACE = 0.5  # seconds in which the others may answer once one rank has failed: it was the first of them
+PLACE = 2.0  # seconds in which a rank that does not end may say where it is
+# Imported before the fork, not once by each rank: DistributedDataParallel needs the last.
+LIBRARIES = (
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor.parallel",
+    "torch.distributed.checkpoint",
+    "torch._dynamo",
+)
+KEEPERS: list[Callable[[int, Work], list[Answer]]] = []  # what answers instead where it is there, see `kept_ranks`
+
+
+def prepare() -> None:
+    """Import what ranks need, which takes seconds the first time."""
+    for name in LIBRARIES:
+        importlib.import_module(name)
+
+
+def on_ranks(world: int, work: Work) -> list[Answer]:
+    """What `work(rank)` returns on each of `world` ranks, which it runs on at the same time.
+
+    Args:
+        work: returns a dict of plain tensors, numbers, texts and lists.
+    Raises:
+        Violation, Inconclusive, Refused: as the first rank raised it, which the message names.
+        Violation: for a rank that ends without an answer, or does not end.
+    """
+    prepare()
+    for keeper in KEEPERS:
+        return keeper(world, work)
+    ranks = Ranks(world, work)
+    try:
+        return ranks.answers()
+    finally:
+        ranks.end()
+
+
+class Ranks:
+    """Processes of one group, forked to do one work, and then what they are asked for.
+
+    Attributes:
+        folder: where they leave their answers, what they print and where they are.
+        life: an end of a pipe that is closed where this process ends, and they with it.
+        done: how many works they have answered.
+    """
+
+    def __init__(self, world: int, work: Work, read: Callable[[bytes], Work] | None = None, others: Any = ()) -> None:
+        """Fork them.
+
+        Args:
+            read: makes a work of the bytes given to `ask`.
+            others: the `Ranks` that this process has already, which the new ones let go of.
+        """
+        self.folder, self.done = Path(tempfile.mkdtemp(prefix="loraspec-", dir=in_memory())), 0
+        self._follow, self.life = os.pipe()
+        self._called, self._call = os.pipe()  # a byte for each rank and work
+        self._news, tell = os.pipe()  # a byte for each answer
+        open_here = (self.life, self._call, *(ranks.life for ranks in others))
+        context = multiprocessing.get_context("fork")
+        ends = (self._follow, self._called, tell, open_here)
+        given = [(rank, world, work, read, self.folder, ends) for rank in range(world)]
+        self.processes: list[Any] = [context.Process(target=work_and_answer, args=args, daemon=True) for args in given]
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads: it needs none of them
+                for process in self.processes:
+                    process.start()
+        except BaseException:
+            self.end()
+            raise
+        finally:
+            os.close(tell)
+
+    def alive(self) -> bool:
+        """Whether every one of them still runs."""
+        return all(process.is_alive() for process in self.processes)
+
+    def ask(self, work: bytes) -> list[Answer]:
+        """Give them another work; what they answer."""
+        (self.folder / f"work-{self.done}").write_bytes(work)
+        os.write(self._call, b"." * len(self.processes))
+        return self.answers()
+
+    def answers(self) -> list[Answer]:
+        """The answers of all, or what the first that failed says; a rank that died explains all others.
+
+        Raises:
+            Violation, Inconclusive, Refused: as `on_ranks` does; the ranks are then of no more use.
+        """
+        self._wait()
+        ranks, world = self.processes, len(self.processes)
+        answers = [self._answer(rank) for rank in range(world)]
+        for rank, process in enumerate(ranks):
+            if not answers[rank] and not process.is_alive():
+                code = process.exitcode
+                how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit status {code}"
+                raise Violation(f"rank {rank} of {world} ended {how} before it was done{_said(self.folder, rank)}")
+        wrong = [(a["time"], rank) for rank, a in enumerate(answers) if a.get("kind") != "right" and a]
+        if wrong:
+            rank = min(wrong)[1]
+            kind, text = answers[rank]["kind"], f"on rank {rank} of {world}: {answers[rank]['value']}"
+            kinds = {"violation": Violation, "refused": Refused, "inconclusive": Inconclusive}
+            error = kinds.get(kind, RuntimeError)(text)
+            raise error from RuntimeError(answers[rank]["cause"]) if answers[rank].get("cause") else None
+        self.done += 1
+        return [answer["value"] for answer in answers]
+
+    def end(self) -> None:
+        """End them with all that they started."""
+        for process in self.processes:
+            _end(process)
+        for number in (self.life, self._follow, self._called, self._call, self._news):
+            os.close(number)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _wait(self) -> None:
+        """Wait for the answers: for all, or after a failure of one for a moment, or until the time is up."""
+        limit, ranks = patience(), self.processes
+        deadline, failed = time.monotonic() + limit, False
+        while waiting := [rank for rank, p in enumerate(ranks) if p.is_alive() and not self._path(rank).exists()]:
+            ready = connection.wait(
+                [self._news, *(ranks[rank].sentinel for rank in waiting)], max(0.0, deadline - time.monotonic())
+            )
+            if self._news in ready:
+                os.read(self._news, len(ranks))
+            lost = [p for rank, p in enumerate(ranks) if not p.is_alive() and not self._path(rank).exists()]
+            if not failed and (
+                lost or any(a.get("kind", "right") != "right" for a in map(self._answer, range(len(ranks))))
+            ):
+                failed, deadline = True, min(deadline, time.monotonic() + GRACE)
+            if time.monotonic() >= deadline and failed:
+                return
+            if time.monotonic() >= deadline:
+                missing = [rank for rank in waiting if ranks[rank].is_alive() and not self._path(rank).exists()]
+                if missing:
+                    places = [f"rank {rank} is {_place(ranks[rank], self.folder, rank)}" for rank in missing]
+                    where = "".join(f"\n         {place}" for place in places)
+                    raise Violation(f"{_named(missing, len(ranks))} not ended within {limit:g} s{where}", is_slow=True)
+
+    def _path(self, rank: int) -> Path:
+        return self.folder / f"answer-{self.done}-{rank}"
+
+    def _answer(self, rank: int) -> Answer:
+        """What a rank left; empty if nothing."""
+        path = self._path(rank)
+        answer: Answer = torch.load(path, weights_only=True) if path.exists() else {}
+        return answer
+
+
+def _said(folder: Path, rank: int) -> str:
+    """The end of what it printed."""
+    lines = _text(folder / f"log-{rank}").strip().splitlines()
+    return "".join(f"\n         {line[:300]}" for line in lines[-3:])
+
+
+def _text(path: Path) -> str:
+    """What is in a file; nothing if the rank did not come to make it."""
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+
+
+def _named(ranks: list[int], world: int) -> str:
+    if len(ranks) == world > 1:
+        return f"all {world} ranks have"
+    many = len(ranks) > 1
+    return f"rank{'s' * many} {', '.join(map(str, ranks))} of {world} ha{'ve' if many else 's'}"
+
+
+def _place(process: Any, folder: Path, rank: int) -> str:
+    """Where a rank is that does not end, by the innermost frame of Python."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process.pid, signal.SIGUSR1)
+    path, deadline = folder / f"stack-{rank}", time.monotonic() + PLACE
+    while time.monotonic() < deadline:
+        _, _, stack = _text(path).rpartition("Current thread")
+        frame = re.search(r'^  File "(.*)", line .* in (.*)\n', stack, re.MULTILINE)
+        if frame is not None:
+            return f"in {frame[2]} ({os.path.basename(frame[1])})"
+        time.sleep(0.05)
+    return "where no signal reaches it"
+
+
+def _end(process: Any) -> None:
+    """End a rank with all that it started."""
+    if process.pid is None:
+        return
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()  # for one that has no group of its own yet
+    process.join()
+    process.close()

@@ -1,0 +1,95 @@
+"""Dropout in a DoRA layer: the base sees x whole, and what is dropped is the change of the base's output."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+
+from conformance.cases.linear_case import LinearCase
+from conformance.cases.seeding import seed_torch
+from conformance.clauses.dora.oracle import DORA, built
+from conformance.clauses.linear_and_layer.dropout import PROBE
+from conformance.judgement.judge import compare, judge
+from conformance.judgement.linear_oracle import Expected
+from conformance.judgement.outcomes import Inconclusive, Violation, require
+from conformance.numerics import budget
+from conformance.numerics.formats import numbers, rounded
+from conformance.specification.clause import clause
+from conformance.target.subject import Subject
+
+
+@clause(
+    "DORA-DROP",
+    sentence="""With dropout at p = 1 in training the base layer remains, after post dropout it or m′ ⊙ x Wᵀ + b;
+    outside training dropout does nothing.""",
+    cases=DORA.narrowed(dropout=(1.0, 0.5), position=("pre", "post"), training=(True, False)),
+    weight=0.5,
+)
+def test_dropout(subject: Subject, case: LinearCase) -> float | None:
+    case = dataclasses.replace(case, dropout=1.0 if case.training else case.dropout)
+    instance, oracle = built(subject, case)
+    y = instance.forward()
+    if not case.training:
+        return judge(y, oracle.y())
+    base = oracle.x @ oracle.weight.T + (0.0 if oracle.bias is None else oracle.bias)
+    alone = budget.row_chain(oracle.x, oracle.weight, oracle.bias, oracle.down, oracle.up, 0.0, oracle.how)
+    # (m′-1)·0 and m′·0 add nothing; what is left is the base layer with its own budget
+    try:
+        return judge(y, Expected("y at p = 1", base.reshape(y.shape), alone.reshape(y.shape), y.dtype))
+    except Violation:
+        if case.position == "pre":
+            raise
+        return judge(y, oracle.y(update=False))  # post dropout of the update alone, before the rows are rescaled
+
+
+@clause(
+    "DORA-DROP-PRE",
+    sentence="With pre dropout D, y = x Wᵀ + b + (m′-1) ⊙ D(x) Wᵀ + m′ ⊙ s·(D(x) Aᵀ) Bᵀ: the base sees x whole.",
+    cases=PROBE.narrowed(position=("pre",)),
+    weight=0.5,
+)
+def test_pre_dropout(subject: Subject, case: LinearCase) -> float | None:
+    return judge_mask(subject, case)
+
+
+@clause(
+    "DORA-DROP-POST",
+    sentence="""With post dropout D, y = x Wᵀ + b + D((m′-1) ⊙ x Wᵀ + m′ ⊙ s·(x Aᵀ) Bᵀ): what is dropped leaves
+    the base.""",
+    level="SHOULD",
+    cases=PROBE.narrowed(position=("post",)),
+    position="post",
+    weight=0.5,
+)
+def test_post_dropout(subject: Subject, case: LinearCase) -> float | None:
+    return judge_mask(subject, case)
+
+
+def judge_mask(subject: Subject, case: LinearCase) -> float | None:
+    """Judge the layer with W = A = B = I, where each y depends on one x, kept or dropped in either position."""
+    seed_torch(case.seed)
+    operands = subject.operands(case)
+    operands.values["weight"] = np.eye(case.k)
+    instance = subject.build(operands, use_dora=True)
+    norm, s = 1 + case.scale, case.scale
+    magnitude = rounded(np.linspace(0.5, 2.0, case.n), instance.module.lora_magnitude.dtype)
+    with torch.no_grad():
+        instance.module.lora_magnitude.copy_(torch.from_numpy(magnitude))
+    factor = magnitude / norm
+    x = operands.rows("x")
+    y = numbers(instance.forward()).reshape(x.shape)
+    kept = x + x / (1 - case.dropout) * ((factor - 1) + factor * s)
+    mask = np.abs(y - kept) < np.abs(y - x)
+    unit = operands.rounding.unit
+    # each of the three terms is rounded at most six times: factor, mask, product, scale, cast, sum
+    allowed = 8 * unit * (np.abs(x) + np.abs(kept - x) + 2 * np.abs(x * factor * s) / (1 - case.dropout))
+    if (np.abs(kept - x) <= 2 * allowed).mean() > 0.2:
+        raise Inconclusive("kept and dropped elements cannot be told apart")
+    dropped = 1 - mask.mean()
+    require(
+        abs(dropped - case.dropout) <= 6 * np.sqrt(case.dropout / mask.size) + 0.2,
+        f"{dropped:.0%} of x were dropped: expected {case.dropout:.0%}",
+    )
+    return compare(y, Expected("y of the probe", np.where(mask, kept, x), allowed, operands.dtype))

@@ -1,0 +1,153 @@
+"""Group `dora`: the adapted weight split into a trainable length of each row and its direction."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+
+from conformance.cases.linear_case import LinearCase
+from conformance.clauses.dora.oracle import DORA, NAMES, DoraOracle, built, ran
+from conformance.judgement.judge import judge, worst
+from conformance.judgement.linear_oracle import Expected
+from conformance.judgement.outcomes import Violation, require
+from conformance.numerics.formats import numbers, rounded
+from conformance.specification.clause import clause
+from conformance.target.subject import Subject
+
+
+@clause(
+    "DORA-FWD",
+    sentence="y = m/‖W + s·BA‖_row ⊙ (x Wᵀ + s·(x Aᵀ) Bᵀ) + b, norms taken over each output's row.",
+    cases=DORA,
+)
+def test_output(subject: Subject, case: LinearCase) -> float | None:
+    instance, oracle = built(subject, case)
+    with torch.set_grad_enabled(case.training):
+        return judge(instance.forward(), oracle.y())
+
+
+@clause("DORA-BWD-DX", sentence="dX = (m′ ⊙ g)(W + s·BA).", cases=DORA)
+def test_gradient_of_x(subject: Subject, case: LinearCase) -> float | None:
+    instance, oracle = ran(subject, case)
+    return judge(instance.gradient("x"), oracle.gradient("x"))
+
+
+@clause("DORA-BWD-DA", sentence="dA = s·((m′ ⊙ g) B)ᵀ x; the norm is a constant.", cases=DORA)
+def test_gradient_of_lora_A(subject: Subject, case: LinearCase) -> float | None:
+    instance, oracle = ran(subject, case)
+    return judge(instance.gradient("lora_A"), oracle.gradient("lora_A"))
+
+
+@clause("DORA-BWD-DB", sentence="dB = s·(m′ ⊙ g)ᵀ (x Aᵀ); the norm is a constant.", cases=DORA)
+def test_gradient_of_lora_B(subject: Subject, case: LinearCase) -> float | None:
+    instance, oracle = ran(subject, case)
+    return judge(instance.gradient("lora_B"), oracle.gradient("lora_B"))
+
+
+@clause("DORA-BWD-DM", sentence="dm = Σ g ⊙ (x Wᵀ + s·(x Aᵀ) Bᵀ)/‖W + s·BA‖_row over tokens.", cases=DORA)
+def test_gradient_of_magnitude(subject: Subject, case: LinearCase) -> float | None:
+    instance, oracle = ran(subject, case)
+    return judge(instance.gradient("lora_magnitude"), oracle.gradient("lora_magnitude"))
+
+
+@clause(
+    "DORA-LEAD",
+    sentence="x may have any leading dimensions, none and empty ones included, forward and backward.",
+    cases=DORA.narrowed(m=(2, 0, 3, 17), lead=("1d", "3d", "4d")),
+    weight=0.5,
+)
+def test_leading(subject: Subject, case: LinearCase) -> float | None:
+    instance, oracle = built(subject, case)
+    instance.require_grad(NAMES)
+    y = instance.forward()
+    instance.backward(y)
+    empty = not len(oracle.x)
+    expected = [oracle.gradient(name) for name in NAMES]
+    if empty:  # no token, no gradient: exact zeros
+        expected = [dataclasses.replace(e, budget=None, terms={}, certified=False) for e in expected]
+    ratios = [judge(instance.gradient(name), e) for name, e in zip(NAMES, expected, strict=True)]
+    return worst(judge(y, oracle.y()), *ratios)
+
+
+@clause(
+    "DORA-INIT",
+    sentence="A fresh layer has lora_magnitude = ‖W‖_row and computes what the linear layer computes.",
+    cases=DORA,
+    weight=0.5,
+)
+def test_fresh(subject: Subject, case: LinearCase) -> float | None:
+    operands = subject.operands(dataclasses.replace(case, special="zero-B"))
+    instance = subject.build(operands, use_dora=True)
+    parameter = instance.module.lora_magnitude
+    parameter = getattr(parameter, "weight", parameter)
+    norm = np.linalg.norm(operands.values["weight"], axis=1)
+    how = operands.rounding
+    allowed = norm * (2 * how.unit + how.accumulation(case.k))  # stored in the base's dtype, then in the adapter's
+    first = judge(parameter.detach(), Expected("a fresh lora_magnitude", norm, allowed, parameter.dtype))
+    oracle = DoraOracle(operands, numbers(parameter))
+    expected = dataclasses.replace(oracle.y(), terms={})
+    with torch.no_grad():
+        return worst(first, judge(instance.forward(), expected))
+
+
+@clause(
+    "DORA-TRAINABLE",
+    sentence="lora_magnitude, lora_A and lora_B require grad; W and b do not.",
+    cases=DORA.narrowed(bias=(True,)),
+    dtypes=("float32",),
+    weight=0.2,
+)
+def test_trainable(subject: Subject, case: LinearCase) -> float | None:
+    instance, _ = built(subject, case)
+    for name, tensor in instance.tensors.items():
+        if name != "x":
+            wanted = name not in ("weight", "bias")
+            require(
+                tensor.requires_grad is wanted,
+                f"{name}.requires_grad is {tensor.requires_grad}: expected {wanted}",
+            )
+    return None
+
+
+@clause(
+    "DORA-ZERO-ROW",
+    sentence="A weight with a zero row is refused: it has no direction.",
+    cases=DORA,
+    dtypes=("float32",),
+    weight=0.2,
+)
+def test_zero_row(subject: Subject, case: LinearCase) -> float | None:
+    operands = subject.operands(dataclasses.replace(case, special="zero-B"))
+    operands.values["weight"][case.seed % case.n] = 0
+    try:
+        y = subject.build(operands, use_dora=True).forward()
+    except Violation:
+        return None
+    finite = "finite" if bool(torch.isfinite(y).all()) else "non-finite"
+    raise Violation(f"row {case.seed % case.n} of W is zero and the layer returned {finite} values: expected an error")
+
+
+@clause(
+    "DORA-FINITE-SIZE",
+    sentence="The row norm neither overflows nor underflows for weights of ordinary 16-bit size.",
+    cases=DORA.narrowed(bias=(False,)),
+    dtypes=("float16",),
+    weight=0.5,
+)
+def test_norm_range(subject: Subject, case: LinearCase) -> float | None:
+    # 300 squared is beyond float16, 1e-4 squared below it; x shrinks as W grows, so that y stays in range
+    size = (300.0, 1e-3)[case.seed % 2]
+    operands = subject.operands(case)
+    for name in ("weight", "lora_B"):
+        operands.values[name] = rounded(operands.values[name] * size, operands.dtype)
+    operands.values["x"] = rounded(operands.values["x"] / max(size, 1.0), operands.dtype)
+    instance = subject.build(operands, use_dora=True)
+    parameter = instance.module.lora_magnitude
+    parameter = getattr(parameter, "weight", parameter)
+    norm = np.linalg.norm(operands.values["weight"], axis=1)
+    allowed = norm * (2 * operands.rounding.unit + operands.rounding.accumulation(case.k))
+    ratio = judge(parameter.detach(), Expected("a fresh lora_magnitude", norm, allowed, parameter.dtype))
+    with torch.no_grad():
+        return worst(ratio, judge(instance.forward(), DoraOracle(operands, numbers(parameter)).y()))

@@ -1,0 +1,177 @@
+"""Training a DoRA layer: layouts, dtypes, subsets, repeated and checkpointed passes, autocast, the layer's options."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from conformance.cases.linear_case import LinearCase
+from conformance.clauses.dora.oracle import DORA, NAMES, built
+from conformance.clauses.dora.side_effects import PLACED
+from conformance.clauses.linear_and_layer.case_spaces import partnered
+from conformance.judgement.judge import compare, judge, worst
+from conformance.judgement.outcomes import require
+from conformance.numerics.formats import numbers
+from conformance.specification.clause import clause
+from conformance.target.subject import Subject
+
+
+@clause(
+    "DORA-LAYOUT",
+    sentence="Neither y nor any gradient depends on the strides of x, g and W.",
+    cases=PLACED,
+    weight=0.5,
+)
+def test_layouts(subject: Subject, case: LinearCase) -> float | None:
+    instance, oracle = built(subject, case)
+    return oracle.judged_step(instance)
+
+
+@clause(
+    "DORA-MIXED",
+    sentence="With a wider adapter y and dX have the layer's dtype, and the adapter's gradients its own.",
+    cases=DORA,
+    dtypes=("bfloat16", "float16"),
+    weight=0.5,
+)
+def test_adapter_of_another_dtype(subject: Subject, case: LinearCase) -> float | None:
+    instance, oracle = built(subject, partnered(case))
+    return oracle.judged_step(instance)
+
+
+@clause(
+    "DORA-NEEDS",
+    sentence="Any subset of x, A, B and the magnitude may require grad: it gets its gradients, the rest none.",
+    cases=DORA,
+)
+def test_subsets(subject: Subject, case: LinearCase) -> float | None:
+    chosen = 1 + case.seed % (2 ** len(NAMES) - 2)  # neither none nor all
+    needs = tuple(name for i, name in enumerate(NAMES) if chosen >> i & 1)
+    instance, oracle = built(subject, case)
+    ratio = oracle.judged_step(instance, needs)
+    for name in NAMES:
+        if name not in needs:
+            require(instance.gradient(name) is None, f"{name} got a gradient although it does not require one")
+    return ratio
+
+
+@clause(
+    "DORA-BIAS",
+    sentence="A bias made trainable by requires_grad_(True) gets Σ g as its gradient.",
+    cases=DORA.narrowed(bias=(True,)),
+    weight=0.34,
+)
+def test_trainable_bias(subject: Subject, case: LinearCase) -> float | None:
+    instance, oracle = built(subject, case)
+    instance.require_grad((*NAMES, "bias"))
+    instance.backward(instance.forward())
+    gradient = instance.gradient("bias")
+    require(gradient is not None, "the bias requires grad and got none")
+    assert gradient is not None
+    how = oracle.how
+    allowed = how.stored(np.ones((1, len(oracle.g))), oracle.g)[0] * how.unit
+    allowed = (
+        allowed + np.abs(oracle.g).sum(0) * how.accumulation(len(oracle.g)) + 2 * how.unit * np.abs(oracle.g.sum(0))
+    )
+    expected = dataclasses.replace(oracle.gradient("lora_magnitude"), name="db", value=oracle.g.sum(0), budget=allowed)
+    return judge(gradient, dataclasses.replace(expected, dtype=oracle.operands.dtype))
+
+
+@clause(
+    "DORA-TWICE",
+    sentence="Two backward passes over a retained graph give the same gradients, which add up.",
+    cases=DORA,
+    weight=0.34,
+)
+def test_backward_twice(subject: Subject, case: LinearCase) -> float | None:
+    instance, oracle = built(subject, case)
+    instance.require_grad(NAMES)
+    y = instance.forward()
+    instance.backward(y, retain_graph=True)
+    instance.backward(y)
+    ratios = []
+    for name in NAMES:
+        once = oracle.gradient(name)
+        assert once.budget is not None
+        store = 2 * max(oracle.how.unit, oracle.how.adapter_unit) * np.abs(once.value)
+        terms = {term: 2 * part for term, part in once.terms.items()}
+        both = dataclasses.replace(once, value=2 * once.value, budget=2 * once.budget + store, terms=terms)
+        ratios.append(judge(instance.gradient(name), dataclasses.replace(both, name=f"twice {once.name}")))
+    return worst(*ratios)
+
+
+@clause(
+    "DORA-CKPT",
+    sentence="Under gradient checkpointing the gradients are the same.",
+    cases=DORA.narrowed(training=(True,)),
+    weight=0.25,
+)
+def test_checkpointed(subject: Subject, case: LinearCase) -> float | None:
+    instance, oracle = built(subject, case)
+    plain = instance.call
+    instance.call = lambda x: checkpoint(plain, x, use_reentrant=False)
+    return oracle.judged_step(instance)
+
+
+@clause(
+    "DORA-AMP",
+    sentence="""Under autocast the layer runs, its products in autocast's dtype or a wider one; each gradient
+    has its operand's.""",
+    cases=DORA.narrowed(autocast=("bfloat16",), training=(True,)),
+    dtypes=("float32",),
+)
+def test_autocast(subject: Subject, case: LinearCase) -> float | None:
+    instance, oracle = built(subject, case)
+    instance.require_grad(NAMES)
+    with torch.autocast(subject.device.partition(":")[0], dtype=oracle.operands.computed_in):
+        y = instance.forward()
+    # m′ is a float32 number: whether it raises what it multiplies to float32 is left open
+    require(y.dtype in (oracle.operands.computed_in, torch.float32), f"y has dtype {y.dtype} under autocast")
+    instance.backward(y)
+    ratio = judge(y, dataclasses.replace(oracle.y(), dtype=y.dtype))
+    return worst(ratio, *(judge(instance.gradient(name), oracle.gradient(name)) for name in NAMES))
+
+
+@clause(
+    "DORA-OPTIONS",
+    sentence="use_rslora and use_memory_efficient_lora mean for a DoRA layer what they mean for any other.",
+    cases=DORA.narrowed(r=(3, 4, 17)),
+    weight=0.5,
+)
+def test_options(subject: Subject, case: LinearCase) -> float | None:
+    rslora, efficient = case.seed % 3 > 0, case.seed % 3 != 1
+    alpha = (16, 3)[case.seed % 2]
+    scale = alpha / (math.sqrt(case.r) if rslora else case.r)
+    instance, oracle = built(
+        subject,
+        dataclasses.replace(case, scale=scale),
+        alpha=alpha,
+        use_rslora=rslora,
+        use_memory_efficient_lora=efficient,
+    )
+    return oracle.judged_step(instance)
+
+
+@clause(
+    "DORA-NONFINITE",
+    sentence="A NaN or infinity in one row of x reaches no other row of y.",
+    cases=DORA.narrowed(m=(2, 3, 17)),
+    dtypes=("float64", "float32"),
+    weight=0.34,
+)
+def test_nonfinite(subject: Subject, case: LinearCase) -> float | None:
+    instance, oracle = built(subject, case)
+    expected = oracle.y()
+    row = case.seed % case.m
+    with torch.no_grad():
+        instance.tensors["x"][row, case.seed % case.k] = math.nan if case.seed % 2 else math.inf
+        seen = numbers(instance.forward())
+    others = np.arange(case.m) != row
+    require(not np.isfinite(seen[row]).any(), f"y[{row}] has finite elements although x[{row}] is not finite")
+    assert expected.budget is not None
+    rest = dataclasses.replace(expected, value=expected.value[others], budget=expected.budget[others], terms={})
+    return compare(seen[others], rest)

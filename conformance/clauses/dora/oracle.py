@@ -1,0 +1,137 @@
+"""What a DoRA layer computes and its gradients, each with its budget; and a layer built from a case."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from conformance.cases.linear_case import LinearCase
+from conformance.cases.operands import Operands
+from conformance.clauses.linear_and_layer.case_spaces import SMALL
+from conformance.judgement.judge import judge, worst
+from conformance.judgement.linear_oracle import Expected
+from conformance.judgement.outcomes import require
+from conformance.numerics import budget
+from conformance.numerics.formats import Array, rounded
+from conformance.target.calls import calling
+from conformance.target.subject import TRAINABLE, Instance, Subject
+
+# the norm is a square root: no exact lane. Rank and width are moderate, so that no row comes near zero.
+DORA = SMALL.narrowed(values=("normal",), k=(17, 33, 70, 130), scale=(2.0, 0.5, 1.0), training=(True, False))
+NAMES = (*TRAINABLE, "lora_magnitude")
+
+
+class DoraOracle:
+    """Expected output and gradients of `y = m′ ⊙ (x Wᵀ + s·(x Aᵀ) Bᵀ) + b`, with `m′ = m/‖W + s·BA‖` detached.
+
+    The row factor m′ multiplies the result of a LoRA layer, so its budget is that layer's times |m′|, the factor's
+    own error, and one more store.
+    """
+
+    def __init__(self, operands: Operands, magnitude: Array) -> None:
+        values, self.operands, self.how = operands.values, operands, operands.rounding
+        self.x, self.g, self.magnitude = operands.rows("x"), operands.rows("g"), magnitude
+        self.weight, self.bias = values["weight"], values.get("bias")
+        self.down, self.up, self.scale = values["lora_A"], values["lora_B"], operands.scale
+        self.adapted = self.weight + self.scale * self.up @ self.down
+        self.norm = np.linalg.norm(self.adapted, axis=1)
+        self.factor = magnitude / self.norm
+        # a norm over K squares, its operand W + s·BA stored once in the base's dtype, and three stores of the factor
+        unit = max(self.how.unit, self.how.adapter_unit)
+        joined = abs(self.scale) * np.linalg.norm(np.abs(self.up) @ np.abs(self.down), axis=1) / self.norm
+        self.relative = unit * (4 + joined) + self.how.accumulation(self.weight.shape[1])
+
+    def _expected(self, name: str, value: Array, allowed: Array, **terms: Array) -> Expected:
+        shape = (*self.operands.case.leading, value.shape[-1]) if name in ("y", "dX") else value.shape
+        dtype = self.operands.dtype if name in ("y", "dX") else self.operands.adapter_dtype
+        terms = {term: part.reshape(shape) for term, part in terms.items()}
+        return Expected(name, value.reshape(shape), allowed.reshape(shape), dtype, terms)
+
+    @property
+    def product(self) -> Array:
+        return np.asarray(self.x @ self.adapted.T)
+
+    def y(self, *, update: bool = True) -> Expected:
+        """The output, with the adapter and the bias as its terms; `m′ ⊙ x Wᵀ + b` without the update."""
+        scaled = (self.product if update else self.x @ self.weight.T) * self.factor
+        bias = np.zeros_like(scaled) if self.bias is None else np.broadcast_to(self.bias, scaled.shape)
+        allowed = self._rows(self.x, self.weight, self.down, self.up) * np.abs(self.factor)
+        # the plan base + (m′-1)·base + m′·update stores each of them
+        parts = np.abs(self.x @ self.weight.T) * (1 + np.abs(self.factor - 1)) + np.abs(scaled) * 2 + np.abs(bias)
+        allowed = allowed + np.abs(scaled) * self.relative + self.how.unit * (parts + np.abs(scaled + bias))
+        terms = {"adapter": self.scale * (self.x @ self.down.T @ self.up.T) * self.factor} if update else {}
+        if self.bias is not None:
+            terms["bias"] = bias
+        return self._expected("y", scaled + bias, allowed, **terms)
+
+    def gradient(self, of: str) -> Expected:
+        """The gradient of `x`, `lora_A`, `lora_B` or `lora_magnitude`; the norm is a constant."""
+        g = self.g * self.factor
+        if of == "x":
+            allowed = self._rows(g, self.weight.T, self.up.T, self.down.T)
+            spread = (np.abs(g) * self.relative) @ np.abs(self.adapted)
+            value = g @ self.adapted
+            return self._expected("dX", value, allowed + spread, adapter=self.scale * (g @ self.up @ self.down))
+        if of == "lora_A":
+            allowed = budget.weight_chain(g, self.up, self.x, self.scale, self.how)
+            spread = abs(self.scale) * ((np.abs(g) * self.relative) @ np.abs(self.up)).T @ np.abs(self.x)
+            return self._expected("dA", self.scale * (g @ self.up).T @ self.x, allowed + spread)
+        if of == "lora_B":
+            allowed = budget.weight_chain(self.x, self.down.T, g, self.scale, self.how).T
+            spread = abs(self.scale) * (np.abs(g) * self.relative).T @ np.abs(self.x @ self.down.T)
+            return self._expected("dB", self.scale * g.T @ (self.x @ self.down.T), allowed + spread)
+        value = (self.g * self.product).sum(0) / self.norm
+        rows = self._rows(self.x, self.weight, self.down, self.up)
+        stored = self.how.stored(np.ones((1, len(self.x))), self.g * self.product)[0]
+        allowed = (np.abs(self.g) * rows).sum(0) / self.norm + self.how.unit * 2 * stored / self.norm
+        absolute = np.abs(self.g * self.product).sum(0) / self.norm
+        allowed = allowed + absolute * self.how.accumulation(len(self.x)) + np.abs(value) * self.relative
+        return self._expected("dm", value, allowed + 4 * self.how.step)
+
+    def judged(self, instance: Instance, y: torch.Tensor, names: tuple[str, ...] = NAMES) -> float | None:
+        """Judge an output, and the gradients of each operand that is named."""
+        gradients = (judge(instance.gradient(name), self.gradient(name)) for name in names)
+        return worst(judge(y, self.y()), *gradients)
+
+    def judged_step(self, instance: Instance, names: tuple[str, ...] = NAMES) -> float | None:
+        """Judge one forward and backward pass for which the operands that are named require grad."""
+        instance.require_grad(names)
+        y = instance.forward()
+        instance.backward(y)
+        return self.judged(instance, y, names)
+
+    def _rows(self, rows: Array, base: Array, down: Array, up: Array) -> Array:
+        return budget.row_chain(rows, base, None, down, up, self.scale, self.how)
+
+
+def built(subject: Subject, case: LinearCase, **options: Any) -> tuple[Instance, DoraOracle]:
+    """A DoRA layer with the case's operands and a magnitude that is not the norm, and its oracle.
+
+    Args:
+        options: further keyword arguments of the layer.
+    """
+    operands = subject.operands(case)
+    instance = subject.build(operands, use_dora=True, **options)
+    with calling(f"{subject.name}.lora_magnitude"):
+        parameter = instance.module.lora_magnitude
+    parameter = getattr(parameter, "weight", parameter)
+    require(
+        tuple(parameter.shape) == (case.n,), f"lora_magnitude has shape {list(parameter.shape)}: expected [{case.n}]"
+    )
+    random = np.random.default_rng([case.seed, case.n])
+    wanted = np.linalg.norm(operands.values["weight"], axis=1) * random.uniform(0.5, 2.0, case.n)
+    magnitude = rounded(wanted, parameter.dtype)
+    with torch.no_grad():
+        parameter.copy_(torch.from_numpy(magnitude))
+    instance.tensors["lora_magnitude"] = parameter
+    return instance, DoraOracle(operands, magnitude)
+
+
+def ran(subject: Subject, case: LinearCase) -> tuple[Instance, DoraOracle]:
+    """The same after a forward and a backward pass."""
+    instance, oracle = built(subject, case)
+    instance.require_grad(NAMES)
+    instance.backward(instance.forward())
+    return instance, oracle

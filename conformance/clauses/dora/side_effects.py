@@ -1,0 +1,113 @@
+"""Side effects of a DoRA layer: what it may touch and keep, and that it repeats to the bit."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from conformance.cases.linear_case import LinearCase
+from conformance.cases.memory_layout import LAYOUTS
+from conformance.clauses.dora.oracle import DORA, NAMES, DoraOracle, built, ran
+from conformance.isolation.process_state import kept
+from conformance.judgement.outcomes import require
+from conformance.numerics.formats import numbers
+from conformance.specification.clause import clause
+from conformance.target.calls import calling
+from conformance.target.subject import Subject
+
+PLACED = DORA.narrowed(x=LAYOUTS[:-1], g=LAYOUTS[:-1], w=LAYOUTS[:-1], lead=("2d", "3d"))
+
+
+@clause(
+    "DORA-MEM-INPUTS",
+    sentence="""Forward and backward leave x, g, W, b, A, B and the magnitude as they were, and write nothing
+    around them.""",
+    cases=PLACED,
+    weight=0.5,
+)
+def test_inputs_unmodified(subject: Subject, case: LinearCase) -> float | None:
+    instance, oracle = built(subject, case)
+    instance.require_grad(NAMES)
+    before = {name: tensor.detach().clone() for name, tensor in instance.tensors.items()}
+    instance.backward(instance.forward())
+    for name, tensor in instance.tensors.items():
+        require(torch.equal(tensor.detach(), before[name]), f"{name} was modified in place")
+    for name, placed in oracle.operands.placed.items():
+        require(not placed.contents_changed(), f"{name} was modified in place")
+        require(not placed.margins_changed(), f"memory around {name} was written")
+    return None
+
+
+@clause(
+    "DORA-MEM-LATER",
+    sentence="What a call returned or saved, and its gradients, are not changed by later calls.",
+    cases=DORA,
+    weight=0.34,
+)
+def test_later_calls(subject: Subject, case: LinearCase) -> float | None:
+    instance, oracle = built(subject, case)
+    instance.require_grad(NAMES)
+    y = instance.forward()
+    later = subject.operands(dataclasses.replace(case, seed=case.seed + 1))
+    other, upstream = later.placed["x"].tensor.requires_grad_(True), later.placed["g"].tensor
+    with calling("a second forward pass before the first's backward"):
+        y_other = instance.call(other)
+    instance.backward(y)
+    with calling("the backward pass of the second"):
+        torch.autograd.grad(y_other, other, upstream.to(y_other.dtype))
+    return oracle.judged(instance, y)
+
+
+@clause(
+    "DORA-MEM-REFILL",
+    sentence="Operands that get new values in place give the new result: neither the norm nor anything else is kept.",
+    cases=DORA,
+    weight=0.34,
+)
+def test_refilled(subject: Subject, case: LinearCase) -> float | None:
+    instance, oracle = ran(subject, case)
+    new = subject.operands(dataclasses.replace(case, seed=case.seed + 1))
+    magnitude = instance.tensors["lora_magnitude"]
+    filled = {**instance.tensors, "g": oracle.operands.placed["g"].tensor}
+    with torch.no_grad():
+        for name, tensor in filled.items():
+            tensor.copy_(magnitude * 2 if name == "lora_magnitude" else new.placed[name].tensor)
+            tensor.grad = None
+    y = instance.forward()
+    instance.backward(y)
+    return DoraOracle(new, numbers(magnitude)).judged(instance, y)
+
+
+@clause("DORA-DET-REPEAT", sentence="The same call gives the same bits every time.", cases=DORA, weight=0.25)
+def test_deterministic(subject: Subject, case: LinearCase) -> float | None:
+    runs = []
+    for _ in range(2):
+        instance, _oracle = built(subject, case)
+        instance.require_grad(NAMES)
+        y = instance.forward()
+        instance.backward(y)
+        found = {"y": y, **{f"the gradient of {name}": instance.gradient(name) for name in NAMES}}
+        runs.append({name: None if tensor is None else tensor.detach().clone() for name, tensor in found.items()})
+    for name, first in runs[0].items():
+        second = runs[1][name]
+        same = first is not None and second is not None and torch.equal(first, second)
+        require(same, f"{name} differs between two identical runs")
+    return None
+
+
+@clause(
+    "DORA-SIDE-GLOBAL",
+    sentence="Forward and backward change no setting of the process, and without dropout no random state.",
+    cases=DORA,
+    dtypes=("float32",),
+    weight=0.25,
+)
+def test_settings_kept(subject: Subject, case: LinearCase) -> float | None:
+    instance, _ = built(subject, case)
+    instance.require_grad(NAMES)
+    with kept("the forward pass"):
+        y = instance.forward()
+    with kept("the backward pass"):
+        instance.backward(y)
+    return None

@@ -1,0 +1,73 @@
+"""The state of a DoRA layer: saved and loaded, copied, and converted, the magnitude with it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import io
+import pickle
+
+import torch
+
+from conformance.cases.linear_case import LinearCase
+from conformance.clauses.dora.oracle import DORA, DoraOracle, built, ran
+from conformance.judgement.outcomes import require
+from conformance.numerics.formats import dtype_named, numbers
+from conformance.specification.clause import clause
+from conformance.target.calls import calling
+from conformance.target.subject import Instance, Subject
+
+
+def judged_as(instance: Instance, oracle: DoraOracle) -> float | None:
+    """Judge y and every gradient of a layer that should compute what the oracle says."""
+    layer, x = instance.module, oracle.operands.placed["x"].tensor
+    with calling("reading lora_A, lora_B and lora_magnitude"):
+        magnitude = getattr(layer.lora_magnitude, "weight", layer.lora_magnitude)
+        adapter = {"lora_A": layer.lora_A.weight, "lora_B": layer.lora_B.weight, "lora_magnitude": magnitude}
+    other = Instance(layer, {"x": x.detach().clone(), **adapter}, oracle.operands, module=layer)
+    for tensor in adapter.values():
+        tensor.grad = None
+    return oracle.judged_step(other)
+
+
+@clause(
+    "DORA-STATE",
+    sentence="""A state_dict loaded into another DoRA layer, a deepcopy and a pickled layer compute the same,
+    also after use.""",
+    cases=DORA,
+    weight=0.5,
+)
+def test_state(subject: Subject, case: LinearCase) -> float | None:
+    instance, oracle = ran(subject, case)
+    way = ("state_dict", "deepcopy", "pickle")[case.seed % 3]
+    other, _ = built(subject, dataclasses.replace(case, seed=case.seed + 1))
+    with calling(f"{way} of a DoRA layer"):
+        if way == "state_dict":
+            stored = io.BytesIO()
+            torch.save(instance.module.state_dict(), stored)
+            stored.seek(0)
+            other.module.load_state_dict(torch.load(stored, weights_only=True))
+        elif way == "deepcopy":
+            other.module = copy.deepcopy(instance.module)
+        else:
+            other.module = pickle.loads(pickle.dumps(instance.module))
+    return judged_as(other, oracle)
+
+
+@clause(
+    "DORA-TO",
+    sentence="After .to(dtype) a DoRA layer that was in use computes in that dtype, its magnitude too.",
+    cases=DORA,
+    dtypes=("bfloat16", "float16"),
+    weight=0.5,
+)
+def test_conversion(subject: Subject, case: LinearCase) -> float | None:
+    instance, _oracle = ran(subject, case)
+    wide = subject.operands(dataclasses.replace(case, dtype="float64"))
+    wide.values = instance.operands.values
+    magnitude = numbers(instance.tensors["lora_magnitude"])
+    with calling(f"{subject.name}(use_dora=True).to(torch.float64)"):
+        instance.module.to(dtype_named("float64"))
+    converted = getattr(instance.module.lora_magnitude, "weight", instance.module.lora_magnitude)
+    require(converted.dtype == wide.dtype, f"lora_magnitude has dtype {converted.dtype} after .to(torch.float64)")
+    return judged_as(instance, DoraOracle(wide, magnitude))

@@ -1,0 +1,129 @@
+"""What a backend's four methods compute together: integer products, with the noise that it declares and no other."""
+
+from __future__ import annotations
+
+import torch
+
+from conformance.clauses.fhe.noise_statistics import judge_columns, judge_row_to_row
+from conformance.clauses.fhe.target_backend import (
+    PRODUCT,
+    PRODUCTS,
+    SUBJECT,
+    BackendCase,
+    decrypted,
+    encrypted,
+    evaluated,
+    judge_product,
+    made,
+    offered,
+    operands,
+    product,
+)
+from conformance.isolation.process_state import kept
+from conformance.judgement.outcomes import require
+from conformance.specification.clause import clause
+from conformance.target.subject import Subject
+
+ROWS = 200
+
+
+@clause(
+    "FHE-BACKEND-PRODUCT",
+    sentence="""decrypt(evaluate(encrypt(q), W)) is q Wᵀ for every result that fits the range with eight
+    deviations of the declared noise: exactly where 8σ < 1/2, and otherwise within 8σ.""",
+    cases=PRODUCTS,
+    dtypes=(),
+    subjects=SUBJECT,
+)
+def test_backend_product(subject: Subject, case: BackendCase) -> float | None:
+    offer = offered(subject)
+    q, weight = operands(case, offer)
+    judge_product(offer, product(offer.backend, q, weight, offer.keys()), q, weight)
+    return None
+
+
+@clause(
+    "FHE-BACKEND-NOISE",
+    sentence="""The noise of results has mean zero and the declared deviation, and rows are independent; where it
+    nearly always rounds to zero, results are off no more often than that.""",
+    cases=PRODUCT.narrowed(m=(ROWS,), k=(2,), n=(2,)),
+    dtypes=(),
+    subjects=SUBJECT,
+    weight=0.01,
+)
+def test_backend_noise(subject: Subject, case: BackendCase) -> float | None:
+    offer = offered(subject)
+    q, weight = operands(case, offer)
+    noise = product(offer.backend, q, weight, offer.keys()) - (q @ weight.t()).numpy()
+    sigma = offer.sigma(weight.numpy())
+    judge_columns(noise, sigma, what="noise of results", spread=offer.spread)
+    judge_row_to_row(noise, sigma)
+    return None
+
+
+@clause(
+    "FHE-BACKEND-EMPTY",
+    sentence="A batch of no rows is encrypted, evaluated and decrypted to [0, N].",
+    cases=PRODUCT.narrowed(m=(0,)),
+    dtypes=(),
+    subjects=SUBJECT,
+    weight=0.34,
+)
+def test_backend_empty_batch(subject: Subject, case: BackendCase) -> float | None:
+    offer = offered(subject)
+    q, weight = operands(case, offer)
+    product(offer.backend, q, weight, offer.keys())
+    return None
+
+
+@clause(
+    "FHE-BACKEND-BYTES",
+    sentence="""A backend made anew evaluates and decrypts from the bytes alone: messages and keys hold all that
+    is needed.""",
+    cases=PRODUCT.narrowed(how=("evaluate", "decrypt")),
+    dtypes=(),
+    subjects=SUBJECT,
+    weight=0.34,
+)
+def test_backend_works_from_bytes(subject: Subject, case: BackendCase) -> float | None:
+    offer, other = offered(subject), made(subject)
+    q, weight = operands(case, offer)
+    keys = offer.keys()
+    ciphertext = encrypted(offer.backend, q, keys)
+    server, client = (other, offer.backend) if case.how == "evaluate" else (offer.backend, other)
+    result = evaluated(server, ciphertext, weight, bytes(bytearray(keys.evaluation)))
+    raw = decrypted(client, result, len(q), len(weight), keys)
+    judge_product(offer, raw, q, weight, f"the result of a backend made anew for {case.how}")
+    return None
+
+
+@clause(
+    "FHE-BACKEND-OPERANDS",
+    sentence="""q and W may have any strides, neither is modified, and no setting of the process or random state
+    changes.""",
+    cases=PRODUCT.narrowed(how=("transposed", "every other column", "packed")),
+    dtypes=(),
+    subjects=SUBJECT,
+    weight=0.5,
+)
+def test_backend_operands(subject: Subject, case: BackendCase) -> float | None:
+    offer = offered(subject)
+    given = operands(case, offer)
+    q, weight = (_strided(t, case.how) for t in given)
+    keys = offer.keys()
+    with kept("a product"):
+        raw = product(offer.backend, q, weight, keys)
+    for name, now, before in zip(("q", "weight"), (q, weight), given, strict=True):
+        require(torch.equal(now, before), f"{name} was modified in place")
+    judge_product(offer, raw, *given, f"the result of operands that are {case.how}")
+    return None
+
+
+def _strided(t: torch.Tensor, how: str) -> torch.Tensor:
+    if how == "transposed":
+        return t.t().contiguous().t()
+    if how == "every other column":
+        wide = torch.full((len(t), 2 * t.shape[1]), 77, dtype=torch.int64)
+        wide[:, ::2] = t
+        return wide[:, ::2]
+    return t.clone()

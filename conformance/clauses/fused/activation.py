@@ -1,0 +1,76 @@
+"""The activation of `lora_mlp`: that it is the one that is named, also where it is nearly flat, and no other name."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from conformance.clauses.fused.block import Block, bound
+from conformance.clauses.fused.case import FUSED, SMALL, FusedCase
+from conformance.clauses.fused.forward import judged_all
+from conformance.clauses.fused.oracle import Oracle
+from conformance.judgement.outcomes import Inconclusive, Refused, Violation
+from conformance.specification.clause import clause
+from conformance.target.calls import calling
+from conformance.target.subject import Subject
+
+TWINS = {"gelu": "gelu_tanh", "gelu_tanh": "gelu", "silu": "gelu", "relu2": "silu"}
+
+
+@clause(
+    "FUS-ACTIVATION",
+    sentence="""silu, gelu (by erf), gelu_tanh (by tanh) and relu2 and their slopes are told apart: none stands in for
+    another.""",
+    cases=SMALL.narrowed(values=("normal",), activation=("gelu", "gelu_tanh", "silu", "relu2"), n=(16, 35)),
+    subjects=("lora_mlp",),
+    dtypes=("float64", "float32"),
+)
+def test_activation_is_the_one_named(subject: Subject, case: FusedCase) -> float | None:
+    block = Block(subject, case)
+    oracle, twin = Oracle(block), TWINS[case.activation]
+    expected = oracle.output("y")
+    assert expected.budget is not None
+    if not (np.abs(oracle.under(twin, "y").reshape(expected.value.shape) - expected.value) > expected.budget).any():
+        raise Inconclusive(f"{twin} would pass as {case.activation}")
+    return judged_all(subject, block)
+
+
+@clause(
+    "FUS-SATURATED",
+    sentence="Where the activation is given large numbers of either sign, outputs and gradients are finite and right.",
+    cases=FUSED.narrowed(
+        m=(2, 5),
+        k=(17, 33),
+        n=(16, 35),
+        o=(3, 17),
+        r=(3, 4),
+        values=("normal",),
+        special=("saturated",),
+        training=(True,),
+    ),
+    subjects=("lora_mlp",),
+)
+def test_saturated_activation(subject: Subject, case: FusedCase) -> float | None:
+    return judged_all(subject, Block(subject, case))
+
+
+@clause(
+    "FUS-ACTIVATION-NAME",
+    sentence="An activation of an unknown name is refused.",
+    cases=SMALL.narrowed(activation=("swish2", "silugelu", "activation"), values=("normal",)),
+    subjects=("lora_mlp",),
+    dtypes=("float32",),
+    weight=0.5,
+)
+def test_unknown_activation(subject: Subject, case: FusedCase) -> float | None:
+    operands = Block(subject, case)
+    instance = bound(subject, operands)
+    try:
+        with calling("the forward pass"):
+            instance.call(instance.tensors["x"])
+    except Refused:
+        return None
+    except Violation as violation:
+        if violation.__cause__ is not None:  # the target's own exception; without one, it returned something odd
+            return None
+        raise
+    raise Violation(f"lora_mlp(…, {case.activation!r}) returned: expected a ValueError")

@@ -1,0 +1,151 @@
+"""Side effects of fused blocks: what a call may touch and keep, and that it repeats to the bit."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from conformance.clauses.fused.block import Block, bound, run
+from conformance.clauses.fused.case import LAYOUT, SMALL, FusedCase
+from conformance.clauses.fused.forward import judged_outputs
+from conformance.clauses.fused.oracle import Oracle
+from conformance.clauses.fused.widths_and_sizes import judged
+from conformance.isolation.process_state import kept
+from conformance.judgement.judge import judge, worst
+from conformance.judgement.outcomes import require
+from conformance.specification.clause import clause
+from conformance.target.calls import calling
+from conformance.target.subject import Subject
+
+
+@clause(
+    "FUS-MEM-INPUTS",
+    sentence="Forward and backward leave x, the upstream gradients and every operand as they were.",
+    cases=SMALL,
+    weight=0.5,
+)
+def test_fused_inputs_unmodified(subject: Subject, case: FusedCase) -> float | None:
+    block = Block(subject, case)
+    run(subject, block)
+    for name, placed in block.placed.items():
+        require(not placed.contents_changed(), f"{name} was modified in place")
+    return None
+
+
+@clause("FUS-MEM-MARGINS", sentence="Nothing is read or written outside the operands.", cases=LAYOUT, weight=0.5)
+def test_fused_margins_untouched(subject: Subject, case: FusedCase) -> float | None:
+    block = Block(subject, case)
+    instance = run(subject, block)
+    for name, placed in block.placed.items():
+        require(not placed.margins_changed(), f"memory around {name} was written")
+    for name in block.trainable:
+        gradient = instance.gradient(name)
+        require(gradient is not None, f"{name} has no gradient")
+        assert gradient is not None
+        require(not bool(torch.isnan(gradient).any()), f"NaN from outside an operand reached the gradient of {name}")
+    return None
+
+
+@clause(
+    "FUS-MEM-OUTPUT",
+    sentence="The caller may modify any output in place: no input and no other output changes, and gradients follow.",
+    cases=SMALL,
+    weight=0.5,
+)
+def test_fused_outputs_belong_to_the_caller(subject: Subject, case: FusedCase) -> float | None:
+    block = Block(subject, case)
+    instance = bound(subject, block)
+    instance.require_grad(block.trainable)
+    ys = instance.forward()
+    before = {name: y.detach().clone() for name, y in ys.items()}
+    chosen = tuple(ys)[case.seed % len(ys)]
+    with calling(f"{chosen}.zero_()"):
+        ys[chosen] = ys[chosen].zero_()
+    for name, y in ys.items():
+        if name != chosen:
+            require(torch.equal(y.detach(), before[name]), f"modifying {chosen} in place modified {name}")
+    for name, placed in block.placed.items():
+        require(not placed.contents_changed(), f"modifying {chosen} in place modified {name}")
+    instance.backward(ys)
+    oracle, ratios = Oracle(block).only(tuple(name for name in ys if name != chosen)), []
+    for name in block.trainable:
+        gradient, expected = instance.gradient(name), oracle.gradient(name)
+        if expected.value.any():
+            ratios.append(judge(gradient, expected))
+        elif gradient is not None:
+            require(not bool(gradient.any()), f"{name} got a gradient from {chosen}, which was set to zero")
+    return worst(*ratios)
+
+
+@clause(
+    "FUS-MEM-LATER",
+    sentence="What a call returned or saved, and its gradients, are not changed by later calls.",
+    cases=SMALL,
+    weight=0.34,
+)
+def test_fused_later_calls(subject: Subject, case: FusedCase) -> float | None:
+    block = Block(subject, case)
+    instance = bound(subject, block)
+    instance.require_grad(block.trainable)
+    ys = instance.forward()
+    run(subject, Block(subject, dataclasses.replace(case, seed=case.seed + 1)))
+    instance.backward(ys)
+    oracle = Oracle(block)
+    gradients = (judge(instance.gradient(name), oracle.gradient(name)) for name in block.trainable)
+    return worst(judged_outputs(ys, oracle), *gradients)
+
+
+@clause("FUS-DET", sentence="The same call gives the same bits every time.", cases=SMALL, weight=0.34)
+def test_fused_determinism(subject: Subject, case: FusedCase) -> float | None:
+    runs = []
+    for _ in range(2):
+        block = Block(subject, case)
+        instance = bound(subject, block)
+        instance.require_grad(block.trainable)
+        ys = instance.forward()
+        instance.backward(ys)
+        gradients = {f"the gradient of {name}": instance.gradient(name) for name in block.trainable}
+        # copies, since the second run may write over what the first gave
+        runs.append({name: None if t is None else t.detach().clone() for name, t in {**ys, **gradients}.items()})
+    for name, first in runs[0].items():
+        second = runs[1][name]
+        require(first is not None and second is not None, f"{name} is None")
+        assert first is not None
+        assert second is not None
+        require(torch.equal(first, second), f"{name} differs between two identical runs")
+    return None
+
+
+@clause(
+    "FUS-SIDE",
+    sentence="Running changes no setting of the process and no random state.",
+    cases=SMALL,
+    weight=0.25,
+)
+def test_fused_settings_kept(subject: Subject, case: FusedCase) -> float | None:
+    block = Block(subject, case)
+    instance = bound(subject, block)
+    instance.require_grad(block.trainable)
+    with kept("the forward pass"):
+        ys = instance.forward()
+    with kept("the backward pass"):
+        instance.backward(ys)
+    return None
+
+
+@clause(
+    "FUS-MEM-REFILL",
+    sentence="Operands that get new values in place give the new result: nothing is kept by address.",
+    cases=SMALL,
+    weight=0.34,
+)
+def test_fused_refilled(subject: Subject, case: FusedCase) -> float | None:
+    instance = run(subject, Block(subject, case))
+    new = Block(subject, dataclasses.replace(case, seed=case.seed + 1))
+    with torch.no_grad():
+        for name, placed in instance.block.placed.items():
+            placed.tensor.copy_(new.placed[name].tensor)
+            placed.tensor.grad = None
+    instance.block = new
+    return judged(instance)

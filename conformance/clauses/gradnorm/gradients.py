@@ -1,0 +1,190 @@
+"""Gradients to measure and clip: made from a case, with their exact norm and what clipping leaves."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import nn
+
+from conformance.cases.case import Case, Space
+from conformance.cases.memory_layout import Placed, place
+from conformance.cases.reproducer_marks import draws_values
+from conformance.judgement.linear_oracle import Expected
+from conformance.numerics.formats import Array, dtype_named, format_of, rounded
+
+MUST_BE_WITHIN = 1e-3  # relative error of the norm
+
+
+@dataclass(frozen=True)
+class GradientsCase(Case):
+    """The gradients of some parameters.
+
+    Fields:
+        elements: gradient elements in all.   tensors: the number of parameters they are spread over.
+        values: `normal`; `equal` (all roundings of a sum go one way); `wide` (over many orders of magnitude);
+            `large` (300 times as large: squares leave float16); `huge` and `tiny` (squares leave the dtype,
+            and float32 besides); `edge` (a norm half as large as the dtype's largest number); `small` (a norm
+            near 1e-5, where the 1e-6 in the clip factor shows); `zero`.
+        layout: of every gradient, in memory.
+        clip: max_norm ÷ norm.
+        beside: other parameters that are listed: `nothing`, with `none` or `empty` gradients, or `both`.
+        special: `nan` or `inf` in one element.
+        other: dtype of every second gradient, `same` or another.
+    """
+
+    elements: int = 1
+    tensors: int = 1
+    values: str = "normal"
+    layout: str = "packed"
+    clip: float = 0.5
+    beside: str = "nothing"
+    special: str = "none"
+    other: str = "same"
+
+
+def tamed(case: GradientsCase) -> GradientsCase:
+    """The case with no more tensors than elements, and its values in the range of its dtype."""
+    narrow = case.dtype == "float16" and case.values in ("edge", "small", "wide")
+    values = "normal" if narrow else case.values
+    return dataclasses.replace(case, tensors=min(case.tensors, case.elements), values=values)
+
+
+GRADIENTS = Space(
+    GradientsCase,
+    tame=tamed,
+    elements=(1, 2, 3, 17, 64, 257, 1000, 4099),
+    tensors=(1, 2, 3, 7, 40),
+    values=("normal", "equal", "wide", "normal", "large"),
+    beside=("nothing", "both"),
+)
+SIZES = {  # the typical element: its square is out of range while the norm of a few thousand is not
+    "huge": {"float64": 1e160, "float32": 1e20, "bfloat16": 1e20, "float16": 1e4},
+    "tiny": {"float64": 1e-170, "float32": 1e-30, "bfloat16": 1e-30, "float16": 1e-5},
+}
+
+
+class Gradients:
+    """The parameters of a case with their gradients, each in margins, and the exact values they hold.
+
+    With `finite_margins` the margins hold a number instead of NaN: scaling them shows too.
+    """
+
+    def __init__(self, case: GradientsCase, device: str = "cpu", *, finite_margins: bool = False) -> None:
+        self.case = case
+        self.dtypes = [
+            dtype_named(case.other if case.other != "same" and i % 2 else case.dtype) for i in range(case.tensors)
+        ]
+        flat = _values(case)
+        ends = np.linspace(0, case.elements, case.tensors + 1).astype(int)
+        self.values: list[Array] = []
+        for i, dtype in enumerate(self.dtypes):
+            chunk = flat[ends[i] : ends[i + 1]]
+            self.values.append(rounded(chunk.reshape(_shape(len(chunk), i)), dtype))
+        self.placed: list[Placed] = []
+        for values, dtype in zip(self.values, self.dtypes, strict=True):
+            placed = place(values, dtype, case.layout, device)
+            if finite_margins:
+                placed.buffer.nan_to_num_(nan=5.0)
+                placed = Placed(placed.tensor, placed.buffer, placed.buffer.clone())
+            self.placed.append(placed)
+        self.with_gradient = [_parameter(p.tensor) for p in self.placed]
+        self.parameters = [*self.with_gradient]
+        if case.beside in ("none", "both"):
+            without = nn.Parameter(torch.ones(3, dtype=self.dtypes[0], device=device))
+            self.parameters = [without, *self.parameters, without]
+        if case.beside in ("empty", "both"):
+            empty = torch.ones((0, 4), dtype=self.dtypes[0], device=device)
+            self.parameters.insert(len(self.parameters) // 2, _parameter(empty))
+
+    def __str__(self) -> str:
+        tensors = "one tensor" if self.case.tensors == 1 else f"{self.case.tensors} tensors"
+        what = f"gradients of {self.case.elements} elements in {tensors}"
+        return what if self.case.beside == "nothing" else f"{what}, and parameters with {self._beside}"
+
+    @property
+    def _beside(self) -> str:
+        return {"none": "no gradient", "empty": "an empty one"}.get(self.case.beside, "none or an empty one")
+
+    @property
+    def norm_dtype(self) -> torch.dtype:
+        """float64 for float64 gradients, else float32."""
+        return torch.float64 if torch.float64 in self.dtypes else torch.float32
+
+    @cached_property
+    def norm(self) -> float:
+        """The exact norm."""
+        largest = max(float(np.abs(v).max(initial=0)) for v in self.values)
+        if largest == 0 or not math.isfinite(largest):
+            return largest
+        wide = [(v / np.longdouble(largest)).astype(np.longdouble) for v in self.values]
+        return float(largest * np.sqrt(sum((w * w).sum() for w in wide)))
+
+    @property
+    def max_norm(self) -> float:
+        """The limit that the case's `clip` asks for."""
+        return self.case.clip * self.norm
+
+    def expected_norm(self, *, ulps: float | None = None) -> Expected:
+        """The norm within 1e-3 of itself, or within so many units in the last place."""
+        spacing = np.spacing(np.float32(self.norm)) if self.norm_dtype == torch.float32 else np.spacing(self.norm)
+        allowed = self.norm * MUST_BE_WITHIN if ulps is None else ulps * float(spacing)
+        return Expected("norm", np.array(self.norm), np.array(allowed), self.norm_dtype)
+
+    def expected_clipped(self, max_norm: float, *, tight: bool = False) -> list[Expected]:
+        """Each gradient times ``min(1, max_norm/(norm + 1e-6))``.
+
+        The budget admits the error the norm may have, the store of the result, and one of the factor.
+        """
+        factor = min(1.0, max_norm / (self.norm + 1e-6))
+        relative = 8 * format_of(self.norm_dtype).unit if tight else MUST_BE_WITHIN
+        expected = []
+        for i, (values, dtype) in enumerate(zip(self.values, self.dtypes, strict=True)):
+            clipped = values * factor
+            allowed = np.abs(clipped) * (relative + 3 * format_of(dtype).unit) + format_of(dtype).step
+            expected.append(Expected(f"gradient {i} after clipping", clipped, allowed, dtype))
+        return expected
+
+
+def _parameter(gradient: torch.Tensor) -> nn.Parameter:
+    parameter = nn.Parameter(torch.full(gradient.shape, 3.0, dtype=gradient.dtype, device=gradient.device))
+    parameter.grad = gradient
+    return parameter
+
+
+def _shape(length: int, index: int) -> tuple[int, ...]:
+    """A shape of so many elements: of one to three dimensions, or none."""
+    if length == 1:
+        return ((), (1,), (1, 1))[index % 3]
+    divisor = next((d for d in (8, 4, 3, 2, 5, 7, 17) if length % d == 0), 1)
+    return ((divisor, length // divisor), (length,), (divisor, 1, length // divisor))[index % 3]
+
+
+@draws_values
+def _values(case: GradientsCase) -> Array:
+    random = np.random.default_rng([case.seed, case.elements])
+    values = random.standard_normal(case.elements)
+    # never so small a norm by chance that nothing is decided
+    values = np.where(np.abs(values) < 0.1, 0.1, values)
+    if case.values == "equal":
+        # its square is 1.03, which a float32 sum near 2^20 rounds to 1 at every step
+        values = np.full(case.elements, 1.0149 * 2.0 ** random.integers(-3, 4))
+    elif case.values == "wide":
+        values *= 2.0 ** random.integers(-12, 13, case.elements)
+    elif case.values == "large":
+        values *= 300
+    elif case.values in SIZES:
+        values *= SIZES[case.values][case.dtype]
+    elif case.values == "edge":
+        values = values / np.linalg.norm(values) * (0.5 * torch.finfo(dtype_named(case.dtype)).max)
+    elif case.values == "small":
+        values *= 1e-5 / np.linalg.norm(values)
+    elif case.values == "zero":
+        values[:] = 0
+    if case.special != "none":
+        values[case.seed % case.elements] = float(case.special) * (-1) ** case.seed
+    return values

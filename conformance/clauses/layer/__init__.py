@@ -1,0 +1,13 @@
+"""LoRA layers as modules: `LinearLoRA` and `TritonLinearLoRA`."""
+
+from conformance.specification.groups import Group
+
+GROUP = Group(
+    prefix="LAY",
+    place=20,
+    judged="the same as modules; initialisation, state, copies, modes",
+    names="`LinearLoRA`, `TritonLinearLoRA`",
+    required=("LinearLoRA",),
+    subjects=("LinearLoRA", "TritonLinearLoRA"),
+    positional={"LinearLoRA": 7, "TritonLinearLoRA": 7},
+)

@@ -1,0 +1,180 @@
+"""Group `layer`: `LinearLoRA` and `TritonLinearLoRA` as modules."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from conformance.cases.linear_case import LinearCase
+from conformance.cases.operands import Operands
+from conformance.cases.seeding import seed_torch
+from conformance.clauses.linear_and_layer.case_spaces import SMALL
+from conformance.clauses.linear_and_layer.dropout import PROBE, read_mask
+from conformance.clauses.linear_and_layer.judged_results import judge_gradients, oracle_for
+from conformance.judgement.judge import judge, worst
+from conformance.judgement.outcomes import require
+from conformance.numerics.formats import numbers
+from conformance.specification.clause import clause
+from conformance.target.calls import calling
+from conformance.target.subject import TRAINABLE, Instance, Subject, frozen_linear, run
+
+WITH_BIAS = SMALL.narrowed(bias=(True,))
+INIT = SMALL.narrowed(m=(1,), k=(256, 300), n=(64, 33), r=(16, 64, 33), values=("normal",), bias=(False,))
+
+
+def fresh(subject: Subject, operands: Operands, **options: Any) -> Any:
+    """A layer as its constructor leaves it, over the case's frozen linear layer."""
+    seed_torch(operands.case.seed)
+    shown = ", ".join(f"{name}={value!r}" for name, value in options.items())
+    with calling(f"{subject.name}(linear, {shown})"):
+        return subject.thing(frozen_linear(operands), **options)
+
+
+@clause(
+    "LAY-SCALING",
+    sentence="scale is alpha/dim, or alpha/√dim with use_rslora, as an attribute and in y.",
+    cases=SMALL.narrowed(r=(2, 3, 4, 16), values=("normal",)),
+    weight=0.5,
+)
+def test_scaling(subject: Subject, case: LinearCase) -> float | None:
+    rslora = bool(case.seed % 2)
+    alpha = (16, 3, 32)[case.seed % 3]
+    scale = alpha / (math.sqrt(case.r) if rslora else case.r)
+    operands = subject.operands(dataclasses.replace(case, scale=scale))
+    instance = subject.build(operands, alpha=alpha, use_rslora=rslora)
+    with calling(f"{subject.name}.scale"):
+        seen = float(instance.module.scale)
+    require(
+        math.isclose(seen, scale, rel_tol=1e-6),
+        f"scale is {seen:.6g} for alpha={alpha}, dim={case.r}, use_rslora={rslora}: expected {scale:.6g}",
+    )
+    instance.require_grad(TRAINABLE)
+    return judge(instance.forward(), oracle_for(subject, operands).y)
+
+
+@clause(
+    "LAY-DEFAULTS",
+    sentence="A layer built without options has rank 8, alpha 32 and no dropout.",
+    cases=SMALL.narrowed(r=(8,), scale=(4.0,), training=(True,)),
+    weight=0.34,
+)
+def test_defaults(subject: Subject, case: LinearCase) -> float | None:
+    operands = subject.operands(dataclasses.replace(case, r=8, scale=4.0))
+    layer = fresh(subject, operands)
+    for name, shape in (("lora_A", [8, case.k]), ("lora_B", [case.n, 8])):
+        parameter = getattr(layer, name).weight
+        require(
+            list(parameter.shape) == shape, f"{name}.weight is {list(parameter.shape)} by default: expected {shape}"
+        )
+        with torch.no_grad():
+            parameter.copy_(operands.placed[name].tensor)
+    instance = Instance(layer, {"x": operands.placed["x"].tensor}, operands)
+    return judge(instance.forward(), oracle_for(subject, operands).y)
+
+
+@clause(
+    "LAY-INIT",
+    sentence="A fresh adapter has B = 0, and A as xavier_normal_ or kaiming_uniform_(a=√5) draws it.",
+    cases=INIT,
+    weight=0.5,
+)
+def test_initialisation(subject: Subject, case: LinearCase) -> float | None:
+    operands = subject.operands(case)
+    method = ("xavier", "uniform", "kaiming")[case.seed % 3]
+    layer = fresh(subject, operands, dim=case.r, lora_A_init_method=method)
+    require(not numbers(layer.lora_B.weight).any(), "a fresh lora_B is not zero")
+    values = numbers(layer.lora_A.weight)
+    bound = 1 / math.sqrt(case.k)
+    wanted = math.sqrt(2 / (case.k + case.r)) if method == "xavier" else bound / math.sqrt(3)
+    # the standard error of a standard deviation is at most 1/√(2n) of it; six of them, and 16-bit storage
+    slack = 6 / math.sqrt(2 * values.size) + 0.004
+    spread = float(values.std())
+    require(
+        abs(spread / wanted - 1) <= slack,
+        f"lora_A ({method}) has standard deviation {spread:.4g}: expected {wanted:.4g} within {slack:.0%}",
+    )
+    mean = abs(float(values.mean()))
+    require(mean <= 6 * wanted / math.sqrt(values.size), f"lora_A ({method}) has mean {mean:.3g}: expected 0")
+    # a uniform draw ends at its bound, √3 standard deviations; a normal one of this size always passes it
+    normal = float(np.abs(values).max()) > 1.01 * bound if method != "xavier" else None
+    require(not normal, f"lora_A ({method}) reaches {np.abs(values).max():.4g}: expected at most {bound:.4g}")
+    if method == "xavier":
+        kurtosis = float((values**4).mean() / spread**4)
+        require(
+            abs(kurtosis - 3) <= 6 * math.sqrt(24 / values.size) + 0.05,
+            f"lora_A (xavier) has kurtosis {kurtosis:.2f}: expected 3, a normal distribution",
+        )
+    return None
+
+
+@clause(
+    "LAY-FRESH",
+    sentence="A fresh layer computes what the linear layer it was built from computes.",
+    cases=SMALL,
+    weight=0.34,
+)
+def test_fresh_layer(subject: Subject, case: LinearCase) -> float | None:
+    operands = subject.operands(dataclasses.replace(case, special="zero-B"))
+    layer = fresh(subject, operands, dim=case.r, alpha=case.r)
+    instance = Instance(layer, {"x": operands.placed["x"].tensor}, operands)
+    return judge(instance.forward(), oracle_for(subject, operands).y)
+
+
+@clause(
+    "LAY-FREEZE",
+    sentence="W and b do not require grad and get none; lora_A and lora_B require grad.",
+    cases=WITH_BIAS,
+    weight=0.34,
+)
+def test_frozen(subject: Subject, case: LinearCase) -> float | None:
+    operands = subject.operands(case)
+    instance = subject.build(operands)
+    for name in ("weight", "bias"):
+        require(not instance.tensors[name].requires_grad, f"{name} requires grad: expected it frozen")
+    for name in ("lora_A", "lora_B"):
+        require(instance.tensors[name].requires_grad, f"{name}.weight does not require grad: expected it trainable")
+    instance.tensors["x"].requires_grad_()
+    instance.backward(instance.forward())
+    for name in ("weight", "bias"):
+        require(instance.gradient(name) is None, f"{name} is frozen and got a gradient")
+    return judge_gradients(instance, oracle_for(subject, operands))
+
+
+@clause(
+    "LAY-BIAS",
+    sentence="A bias made trainable by requires_grad_(True) gets Σ g as its gradient; the others stay right.",
+    cases=WITH_BIAS,
+    weight=0.5,
+)
+def test_trainable_bias(subject: Subject, case: LinearCase) -> float | None:
+    operands = subject.operands(case)
+    instance = run(subject, operands, (*TRAINABLE, "bias"))
+    return judge_gradients(instance, oracle_for(subject, operands), (*TRAINABLE, "bias"))
+
+
+@clause(
+    "LAY-TRAIN",
+    sentence="Dropout follows train() and eval(), switched at any time.",
+    cases=PROBE,
+    weight=0.34,
+)
+def test_modes(subject: Subject, case: LinearCase) -> float | None:
+    operands = subject.operands(case)
+    seed_torch(case.seed)
+    instance = subject.build(operands)
+    instance.require_grad(TRAINABLE)
+    plain = oracle_for(subject, operands).y
+    ratios = []
+    for training in (True, False, True):
+        with calling(f"{subject.name}.train({training})"):
+            instance.module.train(training)
+        y = instance.forward()
+        if training:
+            require(not read_mask(y, operands).all(), "nothing was dropped in training")
+        else:
+            ratios.append(judge(y, dataclasses.replace(plain, name="y in evaluation")))
+    return worst(*ratios)

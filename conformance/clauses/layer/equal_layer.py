@@ -1,0 +1,24 @@
+"""Judging a layer that should equal another one: its copy, what it was loaded or converted into."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from conformance.clauses.linear_and_layer.judged_results import judge_gradients, oracle_for
+from conformance.judgement.judge import judge, worst
+from conformance.target.calls import calling
+from conformance.target.subject import TRAINABLE, Instance, Subject
+
+
+def same_results(subject: Subject, instance: Instance, other: Any, what: str) -> float | None:
+    """Judge forward and gradients of a layer that should equal the instance's."""
+    with calling(f"reading the adapters of {what}"):
+        adapters = {"lora_A": other.lora_A.weight, "lora_B": other.lora_B.weight}
+    tensors = {"x": instance.operands.placed["x"].tensor.detach().clone().requires_grad_(), **adapters}
+    twin = Instance(other, tensors, instance.operands, module=other)
+    twin.require_grad(TRAINABLE)
+    y = twin.forward()
+    twin.backward(y)
+    oracle = oracle_for(subject, instance.operands)
+    return worst(judge(y, dataclasses.replace(oracle.y, name=f"y of {what}")), judge_gradients(twin, oracle))

@@ -1,0 +1,184 @@
+"""The state of a layer: saved and loaded, named, copied and converted, also after use."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import io
+import pickle
+from typing import Any
+
+import torch
+
+from conformance.cases.linear_case import LinearCase
+from conformance.clauses.layer.construction import WITH_BIAS
+from conformance.clauses.layer.equal_layer import same_results
+from conformance.clauses.linear_and_layer.case_spaces import SMALL
+from conformance.clauses.linear_and_layer.judged_results import oracle_for
+from conformance.judgement.judge import judge, worst
+from conformance.judgement.outcomes import require
+from conformance.numerics.formats import dtype_named
+from conformance.specification.clause import clause
+from conformance.target.calls import calling
+from conformance.target.subject import TRAINABLE, Instance, Subject
+
+
+@clause(
+    "LAY-STATE",
+    sentence="A state_dict loaded into another layer of the same shape makes it compute the same.",
+    cases=SMALL,
+    weight=0.34,
+)
+def test_state_dict(subject: Subject, case: LinearCase) -> float | None:
+    operands = subject.operands(case)
+    instance = subject.build(operands)
+    blank = subject.operands(dataclasses.replace(case, seed=case.seed + 1))
+    other = subject.build(blank)
+    with calling("state_dict, torch.save, torch.load and load_state_dict"):
+        stored = io.BytesIO()
+        torch.save(instance.module.state_dict(), stored)
+        stored.seek(0)
+        other.module.load_state_dict(torch.load(stored, weights_only=True))
+    return same_results(subject, instance, other.module, "the loaded layer")
+
+
+@clause(
+    "LAY-STATE-NAMES",
+    sentence="The state_dict holds weight, bias, lora_A.weight and lora_B.weight, and nothing else.",
+    cases=WITH_BIAS,
+    level="SHOULD",
+    dtypes=("float32",),
+    weight=0.2,
+)
+def test_state_dict_names(subject: Subject, case: LinearCase) -> float | None:
+    with calling("state_dict"):
+        names = sorted(subject.build(subject.operands(case)).module.state_dict())
+    wanted = ["bias", "lora_A.weight", "lora_B.weight", "weight"]
+    require(names == wanted, f"state_dict has the keys {names}: expected {wanted}")
+    return None
+
+
+@clause(
+    "LAY-COPY",
+    sentence="deepcopy and pickle give an equal layer that shares no memory with the first.",
+    cases=SMALL,
+    weight=0.5,
+)
+def test_copies(subject: Subject, case: LinearCase) -> float | None:
+    instance = subject.build(subject.operands(case))
+    with calling(f"copying a {subject.name}"):
+        deep = bool(case.seed % 2)
+        other = copy.deepcopy(instance.module) if deep else pickle.loads(pickle.dumps(instance.module))
+    ratio = same_results(subject, instance, other, "the copy")
+    with torch.no_grad():
+        other.lora_A.weight.add_(1)
+    expected = instance.operands.placed["lora_A"].tensor
+    same = torch.equal(instance.tensors["lora_A"].detach(), expected)
+    require(same, "changing the copy's lora_A changed the layer's")
+    return ratio
+
+
+@clause(
+    "LAY-TO",
+    sentence="After .to(dtype) the layer computes in that dtype.",
+    cases=SMALL.narrowed(values=("integers",)),
+    dtypes=("bfloat16", "float16"),
+    weight=0.34,
+)
+def test_conversion(subject: Subject, case: LinearCase) -> float | None:
+    instance = subject.build(subject.operands(case))
+    wide = subject.operands(dataclasses.replace(case, dtype="float64"))
+    # the small integers of the 16-bit case are the same numbers in float64
+    wide.values = instance.operands.values
+    with calling(f"{subject.name}.to(torch.float64)"):
+        module = instance.module.to(dtype_named("float64"))
+    converted = Instance(module, {"x": wide.placed["x"].tensor}, wide, module=module)
+    return same_results(subject, converted, module, "the converted layer")
+
+
+def used(subject: Subject, case: LinearCase) -> Instance:
+    """A layer after a forward pass without a graph, and one with a backward pass."""
+    instance = subject.build(subject.operands(case))
+    instance.require_grad(TRAINABLE)
+    with torch.no_grad():
+        instance.forward()
+    instance.backward(instance.forward())
+    return instance
+
+
+def without_a_graph(instance: Instance, layer: Any) -> Instance:
+    """The layer, asked without a graph."""
+
+    def call(x: torch.Tensor) -> Any:
+        with torch.no_grad():
+            return layer(x)
+
+    return dataclasses.replace(instance, call=call, module=layer)
+
+
+@clause(
+    "LAY-USED-COPY",
+    sentence="A layer that was in use is copied by deepcopy and pickle, and its state_dict has the keys it had before.",
+    cases=SMALL,
+    weight=0.5,
+)
+def test_copies_after_use(subject: Subject, case: LinearCase) -> float | None:
+    before = sorted(subject.build(subject.operands(case)).module.state_dict())
+    instance = used(subject, case)
+    after = sorted(instance.module.state_dict())
+    require(after == before, f"state_dict has the keys {after} after use: it had {before}")
+    with calling(f"copying a {subject.name} that was in use"):
+        deep = bool(case.seed % 2)
+        other = copy.deepcopy(instance.module) if deep else pickle.loads(pickle.dumps(instance.module))
+    for parameter in other.parameters():
+        parameter.grad = None
+    return same_results(subject, instance, other, "the copy")
+
+
+@clause(
+    "LAY-USED-LOAD",
+    sentence="""A state_dict loaded into a layer that was in use, in place or with assign=True, is what it
+    computes with from then on.""",
+    cases=SMALL,
+    weight=0.5,
+)
+def test_loading_after_use(subject: Subject, case: LinearCase) -> float | None:
+    instance = subject.build(subject.operands(case))
+    other = used(subject, dataclasses.replace(case, seed=case.seed + 1)).module
+    assign = bool(case.seed % 2)
+    with calling(f"load_state_dict(…, assign={assign}) of a {subject.name} that was in use"):
+        state = {name: value.clone() for name, value in instance.module.state_dict().items()}
+        other.load_state_dict(state, assign=assign)
+    for parameter in other.parameters():
+        parameter.grad = None
+    return _judged_twice(subject, instance, other, "the loaded layer")
+
+
+@clause(
+    "LAY-USED-TO",
+    sentence="After .to(dtype) a layer that was in use computes in that dtype.",
+    cases=SMALL.narrowed(values=("integers",)),
+    dtypes=("bfloat16", "float16"),
+    weight=0.34,
+)
+def test_conversion_after_use(subject: Subject, case: LinearCase) -> float | None:
+    instance = used(subject, case)
+    wide = subject.operands(dataclasses.replace(case, dtype="float64"))
+    # the small integers of the 16-bit case are the same numbers in float64
+    wide.values = instance.operands.values
+    with calling(f"{subject.name}.to(torch.float64)"):
+        module = instance.module.to(dtype_named("float64"))
+    for parameter in module.parameters():
+        parameter.grad = None
+    converted = Instance(module, {"x": wide.placed["x"].tensor}, wide, module=module)
+    return _judged_twice(subject, converted, module, "the converted layer")
+
+
+def _judged_twice(subject: Subject, instance: Instance, layer: Any, what: str) -> float | None:
+    """Judge y without a graph, then y and gradients with one."""
+    y = oracle_for(subject, instance.operands).y
+    asked = dataclasses.replace(
+        without_a_graph(instance, layer), tensors={"x": instance.operands.placed["x"].tensor.detach()}
+    )
+    plain = judge(asked.forward(), dataclasses.replace(y, name=f"y of {what} without a graph"))
+    return worst(plain, same_results(subject, instance, layer, what))

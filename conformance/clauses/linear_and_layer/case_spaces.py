@@ -1,0 +1,25 @@
+"""The case spaces that clauses on LoRA linears draw from."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from conformance.cases.case import Space
+from conformance.cases.linear_case import LINEAR, LinearCase
+from conformance.cases.memory_layout import LAYOUTS
+
+SMALL = LINEAR.narrowed(
+    m=(2, 3, 17, 33), k=(3, 17, 33, 70, 130), n=(2, 5, 16, 35, 67), r=(1, 3, 4, 17), scale=(1.0, 2.0, -1.0)
+)
+LAYOUT = SMALL.narrowed(x=LAYOUTS, g=LAYOUTS, w=LAYOUTS[:-1], ab=LAYOUTS[:-1], lead=("2d", "3d", "4d"))
+# not of rank 1: a gradient of rank 0, which an empty batch may make by mistake, autograd sums to the right shape
+LEADING = SMALL.narrowed(m=(2, 0, 3, 17, 1), r=(2, 3, 4, 17), lead=("1d", "3d", "4d", "2d", "3d"))
+
+
+def partnered(case: LinearCase) -> LinearCase:
+    """The case with an adapter dtype that differs from its own and commonly goes with it."""
+    partner = {"float64": "float32", "float32": "bfloat16", "bfloat16": "float32", "float16": "float32"}
+    return dataclasses.replace(LINEAR.tame(case), adapter=partner[case.dtype])
+
+
+MIXED = Space(LinearCase, tame=partnered, **SMALL.values)

@@ -1,0 +1,290 @@
+"""Dropout: on the adapter path only, in training only, inverted scaling, and backward with the forward's mask."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from conformance.cases.linear_case import LinearCase
+from conformance.cases.operands import Operands
+from conformance.cases.seeding import seed_torch
+from conformance.clauses.linear_and_layer.case_spaces import SMALL
+from conformance.clauses.linear_and_layer.judged_results import judge_gradients, oracle_for
+from conformance.judgement.judge import compare, judge, worst
+from conformance.judgement.linear_oracle import Expected, LinearOracle
+from conformance.judgement.outcomes import Inconclusive, require
+from conformance.numerics.formats import Array, format_of, numbers
+from conformance.specification.clause import clause
+from conformance.target.calls import calling
+from conformance.target.subject import TRAINABLE, Instance, Subject
+
+WITH_DROPOUT = ("lora_linear", "LinearLoRA", "TritonLinearLoRA")
+RATES = (0.5, 0.25, 0.1)
+# r = k = n with lora_A = lora_B = I and W = 0: y is the dropped x (pre), or the dropped update (post).
+PROBE = SMALL.narrowed(
+    special=("identity",),
+    values=("normal",),
+    k=(64, 33, 17),
+    m=(65, 33, 17),
+    scale=(1.0, 2.0),
+    dropout=RATES,
+    position=("post", "pre"),
+    training=(True,),
+)
+DROPPED = SMALL.narrowed(values=("normal",), dropout=RATES, position=("post", "pre"), training=(True,))
+
+
+def started(subject: Subject, operands: Operands, needs: tuple[str, ...] = TRAINABLE, **options: Any) -> Instance:
+    """An instance whose random mask depends on the case alone."""
+    seed_torch(operands.case.seed)
+    instance = subject.build(operands, **options)
+    instance.require_grad(needs)
+    return instance
+
+
+def read_mask(y: torch.Tensor, operands: Operands) -> Array:
+    """The mask of an identity probe, 0 or 1/(1-p) per element.
+
+    Raises:
+        Violation: if an element of y is neither zero nor the kept value.
+    """
+    kept = 1 / (1 - operands.case.dropout)
+    full = operands.scale * operands.rows("x") * kept
+    got = numbers(y).reshape(full.shape)
+    mask = np.where(got != 0, kept, 0.0)
+    # at most the roundings of 1/(1-p), of the scale, of each product and of three stores
+    allowed = 8 * format_of(operands.dtype).unit * np.abs(full) + 4 * format_of(operands.dtype).step
+    compare(got, Expected("y of the probe", np.where(mask > 0, full, 0.0), allowed, operands.dtype))
+    return mask
+
+
+@clause(
+    "LIN-DROP-MASK",
+    "LAY-DROP-MASK",
+    sentence="""Dropout zeroes each element on its own with probability p, divides the rest by 1-p, and draws
+    anew each call.""",
+    cases=PROBE,
+    subjects=WITH_DROPOUT,
+    weight=0.5,
+)
+def test_dropout_mask(subject: Subject, case: LinearCase) -> float | None:
+    operands = subject.operands(case)
+    instance = started(subject, operands)
+    masks = [read_mask(instance.forward(), operands) > 0 for _ in range(2)]
+    require(
+        not np.array_equal(masks[0], masks[1]), "two calls dropped the same elements: expected a new mask each call"
+    )
+    for mask in masks:
+        count, p = mask.size, case.dropout
+        # six standard deviations of a binomial: beyond them once in 5e8 masks
+        spread = 6 * np.sqrt(count * p * (1 - p)) + 1
+        dropped = count - int(mask.sum())
+        require(
+            abs(dropped - count * p) <= spread,
+            f"{dropped} of {count} elements were dropped: expected {count * p:.0f} ± {spread:.0f} for p = {p}",
+        )
+        for axis, name in ((0, "columns"), (1, "rows")):
+            # the kept counts of independent elements spread like a binomial; shared masks do so far wider
+            along = mask.shape[axis]
+            variance = float(mask.sum(axis).var())
+            require(
+                variance <= 4 * along * p * (1 - p) + 2,
+                f"the kept counts of the {name} vary by {variance:.3g}: expected about "
+                f"{along * p * (1 - p):.3g} for elements dropped independently",
+            )
+    return None
+
+
+@clause(
+    "LIN-DROP-BWD",
+    "LAY-DROP-BWD",
+    sentence="Backward uses the forward's mask, for every gradient, also under gradient checkpointing.",
+    cases=PROBE,
+    subjects=WITH_DROPOUT,
+    weight=0.5,
+)
+def test_dropout_gradients(subject: Subject, case: LinearCase) -> float | None:
+    operands = subject.operands(case)
+    instance = started(subject, operands)
+    if case.seed % 2:
+        plain = instance.call
+        instance.call = lambda x: checkpoint(plain, x, use_reentrant=False)
+    y = instance.forward()
+    torch.rand(3)  # a backward that draws again must not find the generator where the forward left it
+    instance.backward(y)
+    mask = read_mask(y, operands)
+    if mask.all() or not mask.any():
+        raise Inconclusive("the mask keeps everything, or nothing")
+    return judge_gradients(instance, oracle_for(subject, operands, mask=mask))
+
+
+@clause(
+    "LIN-DROP-REL",
+    "LAY-DROP-REL",
+    sentence="At any shape ⟨g, y - base⟩ = ⟨dA, A⟩ = ⟨dB, B⟩: forward and backward saw one mask, the base saw none.",
+    cases=DROPPED,
+    subjects=WITH_DROPOUT,
+    dtypes=("float64", "float32"),
+    weight=0.5,
+)
+def test_dropout_relation(subject: Subject, case: LinearCase) -> float | None:
+    operands = subject.operands(case)
+    return judge_relation(started(subject, operands), oracle_for(subject, operands))
+
+
+def judge_relation(instance: Instance, plain: LinearOracle) -> float | None:
+    """Judge ⟨g, y - base⟩ = ⟨dA, A⟩ = ⟨dB, B⟩ after a forward and a backward pass with dropout."""
+    operands = instance.operands
+    y = instance.forward()
+    instance.backward(y)
+    values, terms = operands.values, plain.y.terms
+    base = terms["base"] + terms.get("bias", 0.0)
+    update = float((operands.values["g"] * (numbers(y) - base)).sum())
+    allowed = _inner_budget(operands, plain.y, values["g"])
+    ratios = []
+    for name in ("lora_A", "lora_B"):
+        gradient = instance.gradient(name)
+        require(gradient is not None, f"{name} has no gradient")
+        assert gradient is not None
+        product = float((numbers(gradient) * values[name]).sum())
+        total = allowed + _inner_budget(operands, plain.gradient(name), values[name])
+        if abs(update) < 4 * total:
+            raise Inconclusive("the relation is within the budget of zero")
+        short = name[-1]
+        ratios.append(
+            compare(
+                np.array([product]),
+                Expected(f"⟨d{short}, {short}⟩ against ⟨g, y - base⟩", np.array([update]), np.array([total]), y.dtype),
+            )
+        )
+    return worst(*ratios)
+
+
+def _inner_budget(operands: Operands, expected: Expected, weights: Array) -> float:
+    # dropout multiplies what it keeps by at most 1/(1-p), and the operands' errors with it
+    assert expected.budget is not None
+    return float((np.abs(weights) * expected.budget).sum()) / (1 - operands.case.dropout)
+
+
+@clause(
+    "LIN-DROP-POST",
+    "LAY-DROP-POST",
+    sentence="""Post dropout acts on the adapter's output alone: each element of y is the base, or the base plus
+    s·U/(1-p).""",
+    cases=DROPPED.narrowed(position=("post",)),
+    subjects=WITH_DROPOUT,
+    position="post",
+    weight=0.5,
+)
+def test_dropout_on_the_output(subject: Subject, case: LinearCase) -> float | None:
+    operands = subject.operands(case)
+    instance = started(subject, operands)
+    y = instance.forward()
+    instance.backward(y)
+    plain = oracle_for(subject, operands)
+    update = plain.y.terms["adapter"] / (1 - case.dropout)
+    base = plain.y.value - plain.y.terms["adapter"]
+    got = numbers(y)
+    require(got.shape == base.shape, f"y has shape {list(got.shape)}: expected {list(base.shape)}")
+    kept = np.abs(got - base - update) < np.abs(got - base)
+    assert plain.y.budget is not None
+    unclear = np.abs(update) < 4 * plain.y.budget / (1 - case.dropout)
+    if unclear.mean() > 0.25:
+        raise Inconclusive("dropped and kept elements cannot be told apart")
+    mask = kept / (1 - case.dropout)
+    masked = oracle_for(subject, operands, mask=mask)
+    return judge(y, masked.y) if unclear.any() else worst(judge(y, masked.y), judge_gradients(instance, masked))
+
+
+@clause(
+    "LIN-DROP-ALL",
+    "LAY-DROP-ALL",
+    sentence="At p = 1 y has the base layer's values, dX is g W, and dA and dB are zero.",
+    cases=SMALL.narrowed(dropout=(1.0,), position=("post", "pre"), training=(True,)),
+    subjects=WITH_DROPOUT,
+    weight=0.34,
+)
+def test_dropout_of_everything(subject: Subject, case: LinearCase) -> float | None:
+    operands = subject.operands(case)
+    instance = started(subject, operands)
+    y = instance.forward()
+    if y.requires_grad:
+        instance.backward(y)
+    dropped = case.k if operands.case.position == "pre" else case.n
+    mask = np.zeros((*case.leading, dropped))
+    oracle = oracle_for(subject, operands, mask=mask)
+    remaining = {name: part for name, part in oracle.y.terms.items() if name != "adapter"}
+    expected = dataclasses.replace(oracle.y, terms=remaining if len(remaining) > 1 else {})
+    dX = dataclasses.replace(oracle.dX, terms={})
+    for name in ("lora_A", "lora_B"):
+        gradient = instance.gradient(name)
+        require(gradient is None or not numbers(gradient).any(), f"the gradient of {name} is not zero at p = 1")
+    return worst(judge(y, expected), judge(instance.gradient("x"), dX))
+
+
+@clause(
+    "LIN-DROP-EVAL",
+    "LAY-DROP-EVAL",
+    sentence="Outside training dropout does nothing.",
+    cases=DROPPED.narrowed(training=(False,), values=("integers", "normal")),
+    subjects=WITH_DROPOUT,
+    weight=0.34,
+)
+def test_no_dropout_in_evaluation(subject: Subject, case: LinearCase) -> float | None:
+    operands = subject.operands(case)
+    instance = started(subject, operands)
+    y = instance.forward()
+    instance.backward(y)
+    oracle = oracle_for(subject, operands)
+    return worst(judge(y, oracle.y), judge_gradients(instance, oracle))
+
+
+@clause(
+    "LIN-DROP-SEED",
+    "LAY-DROP-SEED",
+    sentence="The mask follows torch's seed: the same seed gives the same output.",
+    cases=PROBE,
+    subjects=WITH_DROPOUT,
+    level="SHOULD",
+    weight=0.25,
+)
+def test_dropout_follows_the_seed(subject: Subject, case: LinearCase) -> float | None:
+    operands = subject.operands(case)
+    first, second = (started(subject, operands).forward() for _ in range(2))
+    require(torch.equal(first, second), "two calls after torch.manual_seed with one seed differ")
+    return None
+
+
+@clause(
+    "LIN-BWD-GRAPH",
+    "LAY-BWD-GRAPH",
+    sentence="Gradients taken with create_graph=True are those taken without it, whether dropout acts or not.",
+    cases=SMALL.narrowed(
+        values=("integers",), dropout=(0.0, 0.5), position=("post", "pre"), training=(True,), lead=("2d", "3d")
+    ),
+    dtypes=("float64", "float32"),
+    weight=0.5,
+)
+def test_gradients_with_a_graph(subject: Subject, case: LinearCase) -> float | None:
+    if subject.name not in WITH_DROPOUT:
+        case = dataclasses.replace(case, dropout=0.0)
+    operands = subject.operands(case)
+    instance = started(subject, operands)
+    leaves = [instance.tensors[name] for name in TRAINABLE]
+    y = instance.forward()
+    upstream = operands.tensor("g")
+    with calling("torch.autograd.grad"):
+        plain = torch.autograd.grad(y, leaves, upstream, retain_graph=True)
+    with calling("torch.autograd.grad with create_graph=True"):
+        graphed = torch.autograd.grad(y, leaves, upstream, create_graph=True)
+    for name, one, other in zip(TRAINABLE, plain, graphed, strict=True):
+        wanted = numbers(one)
+        if not wanted.any():
+            raise Inconclusive(f"the gradient of {name} is zero")
+        # 1/(1-p) is 2 and the operands are small integers: nothing rounds
+        compare(numbers(other), Expected(f"the gradient of {name} with create_graph", wanted, None, other.dtype))
+    return None

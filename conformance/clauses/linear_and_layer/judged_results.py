@@ -1,0 +1,30 @@
+"""A subject's output and gradients, and their usual judgement by the oracle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from conformance.cases.operands import Operands
+from conformance.judgement.judge import judge, worst
+from conformance.judgement.linear_oracle import LinearOracle
+from conformance.target.subject import TRAINABLE, Instance, Subject
+
+
+def oracle_for(subject: Subject, operands: Operands, **options: Any) -> LinearOracle:
+    """The oracle of what this subject computes: with the base product, or the update alone."""
+    return LinearOracle(operands, base=subject.has_base, **options)
+
+
+def output(subject: Subject, operands: Operands) -> torch.Tensor:
+    """The subject's output, with grad mode as the case's `training` says."""
+    instance = subject.build(operands)
+    instance.require_grad(TRAINABLE)
+    with torch.set_grad_enabled(operands.case.training):
+        return instance.forward()
+
+
+def judge_gradients(instance: Instance, oracle: LinearOracle, names: tuple[str, ...] = TRAINABLE) -> float | None:
+    """Judge the gradient of each named operand."""
+    return worst(*(judge(instance.gradient(name), oracle.gradient(name)) for name in names))

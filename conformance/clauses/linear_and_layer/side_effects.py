@@ -1,0 +1,164 @@
+"""Side effects: what a call may touch, and that it repeats to the bit."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from conformance.cases.linear_case import LinearCase
+from conformance.clauses.linear_and_layer.case_spaces import LAYOUT, SMALL
+from conformance.clauses.linear_and_layer.judged_results import judge_gradients, oracle_for
+from conformance.judgement.judge import judge, worst
+from conformance.judgement.outcomes import require
+from conformance.specification.clause import clause
+from conformance.target.calls import calling
+from conformance.target.subject import TRAINABLE, Subject, run
+
+
+@clause(
+    "LIN-MEM-INPUTS",
+    "LAY-MEM-INPUTS",
+    sentence="Forward and backward leave x, g, W, b, A and B as they were.",
+    cases=SMALL,
+    weight=0.67,
+)
+def test_inputs_unmodified(subject: Subject, case: LinearCase) -> float | None:
+    operands = subject.operands(case)
+    instance = subject.build(operands)
+    instance.require_grad(TRAINABLE)
+    before = {name: tensor.detach().clone() for name, tensor in instance.tensors.items()}
+    instance.backward(instance.forward())
+    for name, tensor in instance.tensors.items():
+        require(torch.equal(tensor.detach(), before[name]), f"{name} was modified in place")
+    for name in operands.placed:
+        require(not operands.placed[name].contents_changed(), f"{name} was modified in place")
+    return None
+
+
+@clause(
+    "LIN-MEM-MARGINS",
+    "LAY-MEM-MARGINS",
+    sentence="Nothing is read or written outside the operands.",
+    cases=LAYOUT,
+    weight=0.5,
+)
+def test_margins_untouched(subject: Subject, case: LinearCase) -> float | None:
+    operands = subject.operands(case)
+    instance = run(subject, operands)
+    for name, placed in operands.placed.items():
+        require(not placed.margins_changed(), f"memory around {name} was written")
+    for name in TRAINABLE:
+        gradient = instance.gradient(name)
+        require(gradient is not None, f"{name} has no gradient")
+        assert gradient is not None
+        require(not bool(torch.isnan(gradient).any()), f"NaN from outside an operand reached the gradient of {name}")
+    return None
+
+
+@clause(
+    "LIN-MEM-OUTPUT",
+    "LAY-MEM-OUTPUT",
+    sentence="The caller may modify y in place: no input changes and gradients follow.",
+    cases=SMALL,
+    weight=0.5,
+)
+def test_output_belongs_to_caller(subject: Subject, case: LinearCase) -> float | None:
+    operands = subject.operands(case)
+    instance = subject.build(operands)
+    instance.require_grad(TRAINABLE)
+    y = instance.forward()
+    before = {name: tensor.detach().clone() for name, tensor in instance.tensors.items()}
+    with calling("y.mul_(2) and the backward pass after it"):
+        y = y.mul_(2.0)
+    for name, tensor in instance.tensors.items():
+        require(torch.equal(tensor.detach(), before[name]), f"modifying y in place modified {name}")
+    instance.backward(y)
+    oracle = oracle_for(subject, operands)
+    ratios = []
+    for name in TRAINABLE:
+        single = oracle.gradient(name)
+        double = dataclasses.replace(
+            single,
+            name=f"{single.name} through 2y",
+            value=2 * single.value,
+            budget=None if single.budget is None else 2 * single.budget,
+            terms={term: 2 * part for term, part in single.terms.items()},
+        )
+        ratios.append(judge(instance.gradient(name), double))
+    return worst(*ratios)
+
+
+@clause(
+    "LIN-DET-REPEAT",
+    "LAY-DET-REPEAT",
+    sentence="The same call gives the same bits every time.",
+    cases=SMALL,
+    weight=0.5,
+)
+def test_deterministic(subject: Subject, case: LinearCase) -> float | None:
+    runs: list[list[torch.Tensor | None]] = []
+    for _ in range(2):
+        instance = subject.build(subject.operands(case))
+        instance.require_grad(TRAINABLE)
+        y = instance.forward()
+        instance.backward(y)
+        # copies, since the second run may write over what the first gave
+        runs.append([_copy(tensor) for tensor in (y, *(instance.gradient(name) for name in TRAINABLE))])
+    for name, first, second in zip(("y", "dX", "dA", "dB"), *runs, strict=True):
+        require(first is not None and second is not None, f"{name} is None")
+        assert first is not None
+        assert second is not None
+        require(torch.equal(first, second), f"{name} differs between two identical runs")
+    return None
+
+
+def _copy(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    return None if tensor is None else tensor.detach().clone()
+
+
+@clause(
+    "LIN-MEM-LATER",
+    "LAY-MEM-LATER",
+    sentence="What a call returned or saved, and its gradients, are not changed by later calls.",
+    cases=SMALL,
+    weight=0.34,
+)
+def test_later_calls(subject: Subject, case: LinearCase) -> float | None:
+    operands = subject.operands(case)
+    instance = subject.build(operands)
+    instance.require_grad(TRAINABLE)
+    y = instance.forward()
+    later = subject.operands(dataclasses.replace(case, seed=case.seed + 1))
+    other, upstream = later.placed["x"].tensor.requires_grad_(True), later.placed["g"].tensor
+    with calling("a second forward pass before the first's backward"):
+        y_other = instance.call(other)
+    instance.backward(y)
+    with calling("the backward pass of the second"):
+        torch.autograd.grad(y_other, other, upstream.to(y_other.dtype))
+    oracle = oracle_for(subject, operands)
+    return worst(judge(y, oracle.y), judge_gradients(instance, oracle))
+
+
+@clause(
+    "LIN-MEM-REFILL",
+    "LAY-MEM-REFILL",
+    sentence="Operands that get new values in place give the new result: nothing is kept by address.",
+    cases=SMALL,
+    weight=0.34,
+)
+def test_refilled(subject: Subject, case: LinearCase) -> float | None:
+    operands = subject.operands(case)
+    instance = subject.build(operands)
+    instance.require_grad(TRAINABLE)
+    instance.backward(instance.forward())
+    new = subject.operands(dataclasses.replace(case, seed=case.seed + 1))
+    filled = {**instance.tensors, "g": operands.placed["g"].tensor}
+    with torch.no_grad():
+        for name, tensor in filled.items():
+            tensor.copy_(new.placed[name].tensor)
+            tensor.grad = None
+    y = instance.forward()
+    instance.backward(y)
+    oracle = oracle_for(subject, new)
+    return worst(judge(y, oracle.y), judge_gradients(instance, oracle))

@@ -1,0 +1,152 @@
+"""Group `merge`: adding the adapter to the weight, and taking it away again."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from conformance.cases.linear_case import LinearCase
+from conformance.clauses.linear_and_layer.judged_results import judge_gradients, oracle_for
+from conformance.clauses.merge.merged_layer import MERGE, judge_restored, merged, output, weight_allowance
+from conformance.judgement.judge import judge, worst
+from conformance.judgement.linear_oracle import Expected
+from conformance.judgement.outcomes import require
+from conformance.numerics.formats import numbers
+from conformance.specification.clause import clause
+from conformance.target.calls import calling
+from conformance.target.subject import TRAINABLE, Subject
+
+
+@clause("MRG-FWD", sentence="A merged layer computes the same y as the adapter path.", cases=MERGE, weight=0.5)
+def test_merged_output(subject: Subject, case: LinearCase) -> float | None:
+    instance = merged(subject, case)
+    return judge(output(instance), oracle_for(subject, instance.operands).y)
+
+
+@clause(
+    "MRG-WEIGHT",
+    sentence="Merging makes the weight W + s·B A and leaves bias, lora_A and lora_B as they were.",
+    cases=MERGE,
+)
+def test_merged_weight(subject: Subject, case: LinearCase) -> float | None:
+    instance = merged(subject, case)
+    operands, values = instance.operands, instance.operands.values
+    for name in ("lora_A", "lora_B", "bias"):
+        if name in values and name in instance.tensors:
+            same = np.array_equal(numbers(instance.tensors[name]), values[name])
+            require(same, f"merge() changed {name}")
+    update = operands.scale * (values["lora_B"] @ values["lora_A"])
+    how, s = operands.rounding, abs(operands.scale)
+    absolute = s * (np.abs(values["lora_B"]) @ np.abs(values["lora_A"]))
+    # B A accumulated onto W; or stored, scaled and stored, then the sum stored
+    allowed = how.accumulation(case.r) * (absolute + np.abs(values["weight"])) + how.unit * (
+        2 * np.abs(update) + np.abs(values["weight"] + update) + 2 * how.stored(values["lora_B"], values["lora_A"]) * s
+    )
+    allowed = allowed + 4 * max(s, 1) * how.step
+    terms = {"base": values["weight"], "adapter": update}
+    expected = Expected(
+        "the merged weight", values["weight"] + update, None if operands.exact else allowed, operands.dtype, terms
+    )
+    return judge(instance.module.weight.detach(), expected)
+
+
+@clause(
+    "MRG-TWICE",
+    sentence="Merging twice is merging once, and unmerging twice is unmerging once.",
+    cases=MERGE,
+    weight=0.5,
+)
+def test_idempotent(subject: Subject, case: LinearCase) -> float | None:
+    instance = merged(subject, case, times=2)
+    y = dataclasses.replace(oracle_for(subject, instance.operands).y, name="y after two merges")
+    first = judge(output(instance), y)
+    for _ in range(2):
+        with calling(f"{subject.name}.unmerge()"):
+            instance.module.unmerge()
+    restored = dataclasses.replace(y, name="y after two unmerges")
+    return worst(first, judge(output(instance), restored), judge_restored(instance, "the weight after two unmerges"))
+
+
+@clause(
+    "MRG-UNMERGE",
+    sentence="Unmerging restores W within 2u·(|W| + |ΔW|), and training goes on.",
+    cases=MERGE,
+    weight=0.5,
+)
+def test_unmerge(subject: Subject, case: LinearCase) -> float | None:
+    instance = merged(subject, case)
+    with calling(f"{subject.name}.unmerge()"):
+        instance.module.unmerge()
+    ratio = judge_restored(instance, "the unmerged weight")
+    instance.require_grad(TRAINABLE)
+    y = instance.forward()
+    instance.backward(y)
+    oracle = oracle_for(subject, instance.operands)
+    return worst(ratio, judge(y, oracle.y), judge_gradients(instance, oracle))
+
+
+@clause(
+    "MRG-UNTOUCHED",
+    sentence="Unmerging a layer that was not merged changes nothing.",
+    cases=MERGE,
+    weight=0.34,
+)
+def test_unmerge_alone(subject: Subject, case: LinearCase) -> float | None:
+    instance = subject.build(subject.operands(case))
+    with calling(f"{subject.name}.unmerge()"):
+        instance.module.unmerge()
+    same = np.array_equal(numbers(instance.module.weight), instance.operands.values["weight"])
+    require(same, "unmerge() of an unmerged layer changed the weight")
+    return judge(output(instance), oracle_for(subject, instance.operands).y)
+
+
+@clause(
+    "MRG-FLAG",
+    sentence="merged says whether the weight holds the update.",
+    cases=MERGE,
+    needs=("LinearLoRA.merged",),
+    dtypes=("float32",),
+    weight=0.2,
+)
+def test_flag(subject: Subject, case: LinearCase) -> float | None:
+    layer: Any = subject.build(subject.operands(case)).module
+    for step, wanted in (("the start", False), ("merge()", True), ("merge()", True), ("unmerge()", False)):
+        if step.endswith("()"):
+            with calling(f"{subject.name}.{step}"):
+                getattr(layer, step[:-2])()
+        require(bool(layer.merged) is wanted, f"merged is {layer.merged!r} after {step}: expected {wanted}")
+    return None
+
+
+@clause("MRG-STATE", sentence="The state_dict of a merged layer is the unmerged one.", cases=MERGE, weight=0.34)
+def test_state_dict_when_merged(subject: Subject, case: LinearCase) -> float | None:
+    instance = subject.build(subject.operands(case))
+    before = {name: value.detach().clone() for name, value in instance.module.state_dict().items()}
+    with calling(f"{subject.name}.merge() and state_dict()"):
+        instance.module.merge()
+        after = instance.module.state_dict()
+    same = sorted(after) == sorted(before)
+    require(same, f"the merged state_dict has keys {sorted(after)}: expected {sorted(before)}")
+    allowed = weight_allowance(instance)
+    ratios = []
+    for name, value in before.items():
+        wanted = numbers(value)
+        limit = allowed if wanted.shape == allowed.shape and name.endswith("weight") and "lora" not in name else None
+        if instance.operands.exact:
+            limit = None
+        expected = Expected(f"state_dict()[{name!r}] when merged", wanted, limit, value.dtype, certified=False)
+        ratios.append(judge(after[name], expected))
+    return worst(*ratios)
+
+
+@clause(
+    "MRG-MODE",
+    sentence="Dropout does not act on a merged layer, in training neither.",
+    cases=MERGE.narrowed(dropout=(0.5,), position=("post", "pre"), training=(True,)),
+    weight=0.34,
+)
+def test_merged_in_training(subject: Subject, case: LinearCase) -> float | None:
+    instance = merged(subject, case)
+    return judge(output(instance), oracle_for(subject, instance.operands).y)

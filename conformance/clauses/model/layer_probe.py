@@ -1,0 +1,198 @@
+"""The adapted layers of a model at work: what each was given and gave, and whether that was right.
+
+A layer is judged by the input and the upstream gradient that it really had, so that its error budget is that of one
+layer and no tolerance has to cover what a whole model does with a rounding error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from conformance.cases.linear_case import LinearCase
+from conformance.cases.operands import Operands
+from conformance.clauses.model.target_calls import require_adapter
+from conformance.judgement.judge import judge, worst
+from conformance.judgement.linear_oracle import Expected, LinearOracle
+from conformance.judgement.outcomes import require
+from conformance.numerics.formats import dtype_named, numbers, rounded
+
+SCALE = 2.0  # of every adapter here, see `RealCase.options`
+
+
+@dataclass
+class Call:
+    """One call of a layer: its input, its output, and once backward has come by their gradients."""
+
+    x: Tensor
+    y: Tensor | None = None
+    g: Tensor | None = None
+    dx: Tensor | None = None
+    wants_dx: bool = False
+
+
+@dataclass
+class Watched:
+    """The calls of each watched layer, by its name, in their order."""
+
+    layers: dict[str, Any]
+    calls: dict[str, list[Call]] = field(default_factory=dict)
+
+    def answered(self, name: str) -> list[Call]:
+        """The calls of a layer through which backward went: recomputing adds others."""
+        return [call for call in self.calls[name] if call.g is not None]
+
+
+@torch.no_grad()
+def fill(model: nn.Module, names: Iterable[str], seed: int) -> None:
+    """Give these layers' adapters values of which the update is as large as the base product."""
+    generator = torch.Generator().manual_seed(seed)
+    for name in names:
+        layer = require_adapter(model.get_submodule(name), name)
+        for part, width in ((layer.lora_A.weight, layer.in_features), (layer.lora_B.weight, 4)):
+            part.copy_(torch.randn(part.shape, generator=generator) / width**0.5)
+
+
+@contextmanager
+def watching(model: nn.Module, names: Iterable[str]) -> Iterator[Watched]:
+    """Watch these layers of a model within the block."""
+    layers = {name: require_adapter(model.get_submodule(name), name) for name in names}
+    watched = Watched(layers, {name: [] for name in layers})
+    handles = [handle for name, layer in layers.items() for handle in _hooks(layer, watched.calls[name])]
+    try:
+        yield watched
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hooks(layer: nn.Module, calls: list[Call]) -> list[Any]:
+    def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        call = Call(args[0].detach().clone(), wants_dx=args[0].requires_grad)
+        calls.append(call)
+        x = args[0]
+        if x.requires_grad:
+            x = x.view_as(x)  # of its own, so that its gradient is what this layer gives, and no other
+            x.register_hook(lambda gradient: setattr(call, "dx", gradient.detach().clone()))
+        return (x, *args[1:])
+
+    def after(_: nn.Module, __: Any, y: Any) -> None:
+        call = calls[-1]
+        require(isinstance(y, Tensor), f"an adapted layer returned a {type(y).__name__}: expected a tensor")
+        call.y = _kept(y.detach())
+        if y.requires_grad:
+            y.register_hook(lambda gradient: setattr(call, "g", gradient.detach().clone()))
+
+    return [layer.register_forward_pre_hook(before), layer.register_forward_hook(after)]
+
+
+def _kept(y: Tensor) -> Tensor:
+    """A copy in the same layout: what comes after may round by it."""
+    if 0 in y.stride() or not y.numel():
+        return y.clone()
+    return torch.empty_strided(y.shape, y.stride(), dtype=y.dtype, device=y.device).copy_(y)
+
+
+class Met(Operands):
+    """Operands that a layer met within a model, rather than drawn ones.
+
+    Args:
+        layer: with weight, bias, lora_A and lora_B.   call: one call of it.
+        autocast: the region's dtype, or `off`.
+    """
+
+    def __init__(self, layer: Any, call: Call, autocast: str) -> None:
+        rows = call.x.reshape(-1, call.x.shape[-1])
+        up, down = layer.lora_B.weight, layer.lora_A.weight
+        self.dtype, self.adapter_dtype = call.x.dtype, down.dtype
+        self.case = LinearCase(
+            m=len(rows),
+            k=rows.shape[1],
+            n=up.shape[0],
+            r=up.shape[1],
+            scale=SCALE,
+            bias=layer.bias is not None,
+            dtype=str(self.dtype).removeprefix("torch."),
+            values="normal",
+            special="none" if up.any() else "zero-B",
+            autocast=autocast,
+        )
+        self.device, self.scale, self.shape = str(rows.device), SCALE, (len(rows), up.shape[0])
+        self.computed_in = self.dtype if autocast == "off" else dtype_named(autocast)
+        g = rows.new_zeros(self.shape) if call.g is None else call.g.reshape(self.shape)
+        met = {"x": rows, "g": g, "weight": layer.weight, "bias": layer.bias, "lora_A": down, "lora_B": up}
+        self.values = {name: numbers(t) for name, t in met.items() if t is not None}
+        if autocast != "off":
+            self.values = {name: rounded(value, self.computed_in) for name, value in self.values.items()}
+
+
+def judge_outputs(watched: Watched) -> float | None:
+    """Judge what every call returned."""
+    ratios = []
+    for name, layer in watched.layers.items():
+        for call in watched.calls[name]:
+            if call.x.numel():
+                require(call.y is not None, f"{name} was called and did not return")
+                ratios.append(judge(call.y, _named(LinearOracle(Met(layer, call, "off")).y, name, call.x)))
+    return worst(*ratios)
+
+
+def judge_gradients(watched: Watched, autocast: str = "off") -> float | None:
+    """Judge each layer's dA and dB, summed over its calls, and the dX of each call."""
+    require_used(watched)
+    ratios = []
+    for name, layer in watched.layers.items():
+        calls = [call for call in watched.answered(name) if call.x.numel()]
+        oracles = [LinearOracle(Met(layer, call, autocast)) for call in calls]
+        for part in ("lora_A", "lora_B"):
+            gradient = getattr(layer, part).weight.grad
+            if not calls:  # an expert that no token was sent to
+                met = any(call.x.numel() for call in watched.calls[name])
+                require(not met, f"{name} was used and no gradient reached its output")
+                require(gradient is None or not gradient.any(), f"{name} was not used and has a gradient of {part}")
+                continue
+            require(gradient is not None, f"{name}.{part}.weight got no gradient")
+            ratios.append(judge(gradient, _summed([oracle.gradient(part) for oracle in oracles], name)))
+        for call, oracle in zip(calls, oracles, strict=True):
+            if call.wants_dx:
+                ratios.append(judge(call.dx, _named(oracle.dX, name, call.x)))
+    return worst(*ratios)
+
+
+def require_used(watched: Watched) -> None:
+    """Require that the batch came by every layer, experts apart."""
+    for name, calls in watched.calls.items():
+        require(bool(calls) or "expert" in name, f"{name} has an adapter and the model did not call it")
+
+
+def _named(expected: Expected, name: str, like: Tensor) -> Expected:
+    """Named by its layer, with the leading dimensions that x had."""
+    shape = (*like.shape[:-1], expected.value.shape[-1])
+    return dataclasses.replace(
+        expected,
+        name=f"{name}: {expected.name}",
+        value=expected.value.reshape(shape),
+        budget=None if expected.budget is None else expected.budget.reshape(shape),
+        terms={term: part.reshape(shape) for term, part in expected.terms.items()},
+    )
+
+
+def _summed(parts: list[Expected], name: str) -> Expected:
+    """A gradient accumulated over several calls: each partial sum is stored, and so is each part."""
+    values = np.cumsum([part.value for part in parts], axis=0)
+    unit = torch.finfo(parts[0].dtype).eps / 2
+    allowed = sum(part.budget for part in parts if part.budget is not None)
+    return dataclasses.replace(
+        parts[0],
+        name=f"{name}: {parts[0].name}",
+        value=values[-1],
+        budget=np.asarray(allowed + unit * np.abs(values[1:]).sum(0)),
+        terms={},
+    )

@@ -1,0 +1,160 @@
+"""What `patch_linear_module` refuses, and that a refused layer stays as it was."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from conformance.cases.case import Case, Space
+from conformance.clauses.model.target_calls import LAYER, PatchCase, linear, patch_case
+from conformance.judgement.outcomes import require
+from conformance.specification.clause import clause
+from conformance.target.expected_errors import refuses
+from conformance.target.subject import Subject
+
+ERRORS = (ValueError, TypeError, NotImplementedError, AssertionError)  # raised on purpose, not by accident
+NOT_LINEAR: dict[str, Any] = {
+    "Embedding": lambda: nn.Embedding(4, 4),
+    "Conv1d": lambda: nn.Conv1d(4, 4, 1),
+    "Bilinear": lambda: nn.Bilinear(4, 4, 4),
+    "LayerNorm": lambda: nn.LayerNorm(4),
+    "Identity": nn.Identity,
+    "Sequential": lambda: nn.Sequential(nn.Linear(4, 4)),
+}
+
+
+@dataclass(frozen=True)
+class BadArgument(Case):
+    """An argument of patch_linear_module, by its place in the clause's table of bad values."""
+
+    bad: int = 0
+
+
+@clause(
+    "MOD-TWICE",
+    sentence="Patching a patched layer is an error, with either value of use_triton.",
+    cases=LAYER,
+    dtypes=("float32",),
+    weight=0.5,
+)
+def test_twice(subject: Subject, case: PatchCase) -> None:
+    layer = patch_case(subject, case)
+    old = layer.lora_A.weight
+    refuses(
+        "patch_linear_module of a layer that is patched already",
+        lambda: subject.target.patch_linear_module(layer, dim=case.r, use_triton=case.seed % 2 == 0),
+        types=ERRORS,
+    )
+    require(layer.lora_A.weight is old, "the refused second patch replaced lora_A of the first")
+
+
+@clause(
+    "MOD-NOT-LINEAR",
+    sentence="Patching a module that is no nn.Linear is an error.",
+    cases=Space(PatchCase, how=tuple(NOT_LINEAR)),
+    dtypes=("float32",),
+    weight=0.5,
+)
+def test_not_linear(subject: Subject, case: PatchCase) -> None:
+    module = NOT_LINEAR[case.how]().to(subject.device)
+    refuses(f"patch_linear_module({case.how})", lambda: subject.target.patch_linear_module(module), types=ERRORS)
+
+
+def _bad_values(key: str, values: tuple[Any, ...], sentence: str, clause_id: str, level: str = "MUST") -> Any:
+    """A clause that patch_linear_module refuses each of these values of one argument."""
+
+    def refused(subject: Subject, case: BadArgument) -> None:
+        value = values[case.bad]
+        base = linear(subject, PatchCase(seed=case.seed, k=4, n=3))
+        refuses(
+            f"patch_linear_module(layer, {key}={value!r})",
+            lambda: subject.target.patch_linear_module(base, **{key: value}),
+            types=ERRORS,
+        )
+
+    refused.__name__ = f"test_{clause_id.lower().replace('-', '_')}"
+    return clause(
+        clause_id,
+        sentence=sentence,
+        cases=Space(BadArgument, bad=tuple(range(len(values)))),
+        level=level,
+        dtypes=("float32",),
+        weight=0.5,
+    )(refused)
+
+
+test_bad_dim = _bad_values("dim", (0, -1, -8), "A dim below 1 is an error.", "MOD-DIM")
+test_bad_dim_type = _bad_values(
+    "dim",
+    (True, 8.0, "8", None),
+    "A dim that is no int is an error; True is none.",
+    "MOD-DIM-TYPE",
+    level="SHOULD",
+)
+test_bad_alpha = _bad_values(
+    "alpha",
+    (math.nan, math.inf, "32", None),
+    "An alpha that is no finite number is an error.",
+    "MOD-ALPHA",
+    level="SHOULD",
+)
+test_bad_dropout = _bad_values(
+    "dropout",
+    (-0.1, 1.5, math.nan, 100),
+    "A dropout outside [0, 1] is an error when the layer is patched.",
+    "MOD-DROPOUT",
+)
+test_bad_position = _bad_values(
+    "dropout_position",
+    ("middle", "", "Post", None),
+    'A dropout_position other than "pre" and "post" is an error.',
+    "MOD-POSITION",
+)
+test_bad_init_name = _bad_values(
+    "lora_A_init_method",
+    ("gaussian", "", "xavier_normal_", "zeros"),
+    "An initialisation method without that name is an error.",
+    "MOD-INIT-UNKNOWN",
+)
+test_bad_dtype_name = _bad_values(
+    "lora_dtype",
+    ("float17", "torch.bf16x", "Linear", ""),
+    "A lora_dtype string that names no dtype is an error.",
+    "MOD-DTYPE-UNKNOWN",
+    level="SHOULD",
+)
+REFUSED: dict[str, dict[str, Any]] = {
+    "dim": {"dim": 0},
+    "dropout": {"dropout": 1.5},
+    "position": {"dropout_position": "middle"},
+    "method": {"lora_A_init_method": "gaussian"},
+}
+
+
+@clause(
+    "MOD-REFUSED-INTACT",
+    sentence="A layer whose patching was refused is as it was: class, names, values and requires_grad.",
+    cases=LAYER.narrowed(how=tuple(REFUSED)),
+    level="SHOULD",
+    dtypes=("float32",),
+)
+def test_refused_intact(subject: Subject, case: PatchCase) -> None:
+    base = linear(subject, case)
+    kind, flags = type(base), {name: p.requires_grad for name, p in base.named_parameters()}
+    values = {name: p.detach().clone() for name, p in base.named_parameters()}
+    what = ", ".join(f"{key}={value!r}" for key, value in REFUSED[case.how].items())
+    refuses(
+        f"patch_linear_module(layer, {what})",
+        lambda: subject.target.patch_linear_module(base, **REFUSED[case.how]),
+        types=ERRORS,
+    )
+    after = {name: p.requires_grad for name, p in base.named_parameters()}
+    require(type(base) is kind, f"{what} was refused but the layer became a {type(base).__name__}")
+    require(after == flags, f"{what} was refused but requires_grad went from {flags} to {after}")
+    require(not hasattr(base, "lora_A"), f"{what} was refused but the layer has lora_A")
+    for name, old in values.items():
+        require(torch.equal(getattr(base, name), old), f"{what} was refused but the values of {name} changed")

@@ -1,0 +1,201 @@
+"""How the clauses of group `model` reach a target: patch one layer, apply a config to a model."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+import reference
+from conformance.cases.case import Space
+from conformance.cases.linear_case import LinearCase, tamed
+from conformance.cases.operands import Operands
+from conformance.cases.reproducer_marks import chooses_config
+from conformance.cases.seeding import seed_torch
+from conformance.judgement.outcomes import require
+from conformance.target.calls import calling
+from conformance.target.expected_errors import calling_quietly
+from conformance.target.subject import Instance, Subject, frozen_linear
+
+
+@dataclass(frozen=True)
+class PatchCase(LinearCase):
+    """One linear layer and how it is patched.
+
+    Fields:
+        triton: `use_triton`.   rslora: `use_rslora`; alpha is then scale·√r.
+        spelling: of lora_dtype: `torch.dtype`, `name` ("bfloat16") or `torch.name` ("torch.bfloat16").
+        how: what is done to the patched layer, where a clause has several ways.
+    """
+
+    triton: bool = False
+    rslora: bool = False
+    spelling: str = "torch.dtype"
+    how: str = ""
+
+
+def _tamed(case: PatchCase) -> PatchCase:
+    fitted = tamed(case)
+    assert isinstance(fitted, PatchCase)
+    return fitted
+
+
+PATCH = Space(
+    PatchCase,
+    tame=_tamed,
+    m=(1, 2, 3, 17),
+    k=(1, 3, 16, 17, 33, 65),
+    n=(1, 2, 5, 16, 33),
+    r=(1, 2, 3, 4, 9),
+    scale=(1.0, 2.0, 0.5, 4.0),
+    bias=(False, True),
+    values=("integers", "normal", "integers", "huge-term"),
+    lead=("2d", "3d", "1d"),
+    training=(True, False),
+    triton=(False, True),
+)
+# where only names, flags and objects matter
+LAYER = Space(
+    PatchCase,
+    k=(4, 1, 33),
+    n=(4, 1, 5),
+    r=(2, 1, 8),
+    bias=(False, True),
+    training=(True, False),
+    triton=(False, True),
+)
+
+
+def linear(subject: Subject, case: LinearCase, kind: type[nn.Linear] = nn.Linear) -> nn.Linear:
+    """An ordinary, trainable linear layer of the case's sizes, dtype and training flag."""
+    seed_torch(case.seed)
+    made = kind(case.k, case.n, bias=case.bias).to(subject.device, dtype=getattr(torch, case.dtype))
+    return made.train(case.training)
+
+
+def patch(subject: Subject, base: nn.Module, *arguments: Any, **options: Any) -> Any:
+    """`patch_linear_module(base, …)` of the target."""
+    with calling_quietly(f"patch_linear_module({type(base).__name__}{shown(arguments, options)})"):
+        layer = subject.target.patch_linear_module(base, *arguments, **options)
+    return require_adapter(layer, "what patch_linear_module returned")
+
+
+def require_adapter(layer: Any, what: str) -> Any:
+    """The layer, which must be a module with weight, bias, lora_A.weight and lora_B.weight."""
+    require(isinstance(layer, nn.Module), f"{what} is a {type(layer).__name__}: expected a patched nn.Linear")
+    for path in ("weight", "lora_A.weight", "lora_B.weight"):
+        found: Any = layer
+        for name in path.split("."):
+            found = getattr(found, name, None)
+        require(isinstance(found, torch.Tensor), f"{what}, a {type(layer).__name__}, has no {path}")
+    require(hasattr(layer, "bias"), f"{what}, a {type(layer).__name__}, has no bias")
+    return layer
+
+
+def patch_case(subject: Subject, case: PatchCase, kind: type[nn.Linear] = nn.Linear, **options: Any) -> Any:
+    """An ordinary linear layer of the case's sizes, patched with the case's rank."""
+    return patch(subject, linear(subject, case, kind), dim=case.r, use_triton=case.triton, **options)
+
+
+def patched(subject: Subject, operands: Operands, **options: Any) -> Instance:
+    """A patched linear layer with the case's operands as weight, bias and adapter, ready to run."""
+    case = operands.case
+    assert isinstance(case, PatchCase)
+    base = frozen_linear(operands).requires_grad_(True).train(case.training)
+    alpha = operands.scale * (math.sqrt(case.r) if case.rslora else case.r)
+    arguments: dict[str, Any] = {"dim": case.r, "alpha": int(alpha) if alpha.is_integer() else alpha}
+    if case.rslora:
+        arguments["use_rslora"] = True
+    if case.adapter != "same":
+        arguments["lora_dtype"] = spelled(operands.adapter_dtype, case.spelling)
+    layer = patch(subject, base, **arguments, use_triton=case.triton, **options)
+    return bound(layer, operands)
+
+
+def bound(layer: Any, operands: Operands) -> Instance:
+    """A patched layer with the operands' lora_A and lora_B written into it."""
+    require_adapter(layer, "the patched layer")
+    tensors = {"lora_A": layer.lora_A.weight, "lora_B": layer.lora_B.weight, "weight": layer.weight}
+    if layer.bias is not None:
+        tensors["bias"] = layer.bias
+    for name in ("lora_A", "lora_B"):
+        values = operands.tensor(name)
+        assert values is not None
+        found, wanted = (list(tensors[name].shape), tensors[name].dtype), (list(values.shape), values.dtype)
+        require(found == wanted, f"{name}.weight is {found[0]} {found[1]}: expected {wanted[0]} {wanted[1]}")
+        with torch.no_grad():
+            tensors[name].copy_(values)
+    return Instance(layer, {"x": operands.placed["x"].tensor, **tensors}, operands, module=layer)
+
+
+def spelled(dtype: torch.dtype, spelling: str) -> torch.dtype | str:
+    """A dtype as a torch.dtype, as "bfloat16" or as "torch.bfloat16"."""
+    if spelling == "torch.dtype":
+        return dtype
+    return str(dtype).removeprefix("torch.") if spelling == "name" else str(dtype)
+
+
+@chooses_config
+def config_class(subject: Subject) -> Any:
+    """The target's PeftConfig, or the reference's where it exposes none."""
+    return getattr(subject.target, "PeftConfig", None) or reference.PeftConfig
+
+
+def make_config(subject: Subject, **options: Any) -> Any:
+    """A config of these options."""
+    kind = config_class(subject)
+    with calling_quietly(f"PeftConfig({shown((), options)[2:]})"):
+        return kind(**options)
+
+
+def apply(subject: Subject, model: nn.Module, **options: Any) -> Any:
+    """`apply_lora_to_linear_modules(model, PeftConfig(…))` of the target: what it returns."""
+    return apply_config(subject, model, make_config(subject, **options), shown((), options)[2:])
+
+
+def apply_config(subject: Subject, model: nn.Module, config: Any, what: str) -> Any:
+    """`apply_lora_to_linear_modules(model, config)` of the target; messages describe the config by `what`."""
+    with calling_quietly(applying(model, what)):
+        return subject.thing(model, config)
+
+
+def warned(subject: Subject, model: nn.Module, **options: Any) -> tuple[Any, str]:
+    """As `apply`, from the making of the config on: what it returns, and all warnings as one text, logged or not."""
+    logged, root = _Logged(), logging.getLogger()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        kind = config_class(subject)
+        root.addHandler(logged)
+        try:
+            with calling(applying(model, shown((), options)[2:])):
+                count = subject.thing(model, kind(**options))
+        finally:
+            root.removeHandler(logged)
+    return count, "\n".join([*(str(w.message) for w in caught), *logged.texts])
+
+
+class _Logged(logging.Handler):
+    """What is logged as a warning or worse."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+
+def applying(model: nn.Module, what: str) -> str:
+    """How messages show the application of a config."""
+    return f"apply_lora_to_linear_modules({type(model).__name__}, PeftConfig({what}))"
+
+
+def shown(arguments: tuple[Any, ...], options: dict[str, Any]) -> str:
+    """Arguments as they would be written after a first one."""
+    words = [repr(a) for a in arguments] + [f"{key}={value!r}" for key, value in options.items()]
+    return "".join(f", {word}" for word in words)

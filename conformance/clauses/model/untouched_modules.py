@@ -1,0 +1,114 @@
+"""What `apply_lora_to_linear_modules` leaves as it was: other modules, look-alikes, and a model that it refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from conformance.clauses.model.apply_to_model import CHOSEN, MODELS, ModelCase, named
+from conformance.clauses.model.small_models import Toy, adapted
+from conformance.clauses.model.target_calls import apply, make_config
+from conformance.judgement.outcomes import require
+from conformance.specification.clause import clause
+from conformance.target.calls import calling
+from conformance.target.expected_errors import refuses
+from conformance.target.subject import Subject
+
+KEPT = MODELS.narrowed(frozen=(False,))
+
+
+@clause(
+    "MOD-LEAVES-REST",
+    sentence="""apply_lora_to_linear_modules keeps every module object under its name, with its hooks, its own
+    training flag and its dtype, and every value: what a model has besides the new adapters, and what it computes,
+    is as it was.""",
+    cases=KEPT,
+    dtypes=("float32", "bfloat16"),
+    weight=0.5,
+)
+def test_leaves_the_rest(subject: Subject, case: ModelCase) -> None:
+    model = case.toy(subject).to(getattr(torch, case.dtype))
+    model.norm, model.drop = nn.LayerNorm(2).to(subject.device), nn.Dropout(0.5)  # float32, as is usual
+    model.blocks[1].train(not case.training)
+    ran: list[str] = []
+    for name in ("blocks.0.fc2", "embed"):
+        model.get_submodule(name).register_forward_hook(lambda *_, name=name: ran.append(name))
+    modules = dict(model.named_modules())
+    flags = {name: module.training for name, module in modules.items()}
+    values = {name: value.clone() for name, value in model.state_dict().items()}
+    tokens = torch.tensor([[1, 2, 3]], device=subject.device)
+    y = model(tokens)
+    apply(subject, model, **case.options)
+    said = f"applying {named(case)}"
+    for name, module in modules.items():
+        now: Any = dict(model.named_modules()).get(name)
+        require(now is module, f"{said} put another object in the place of {name}")
+        require(now.training == flags[name], f"{said} set the training flag of {name} to {now.training}")
+    require(model.drop.p == 0.5, f"{said} changed the rate of a dropout module of the model")
+    state = model.state_dict()
+    for name, value in values.items():
+        require(name in state, f"{said} took {name} out of the state_dict")
+        got = state[name]
+        same = got.dtype == value.dtype and torch.equal(got, value)
+        require(same, f"{said} changed {name}: it is {got.dtype}, expected {value.dtype} and equal values")
+    ran.clear()
+    with calling("the forward pass of the patched model"):
+        after = model(tokens)
+    require(sorted(ran) == ["blocks.0.fc2", "embed"], f"{said}: of the hooks on blocks.0.fc2 and embed, {ran} ran")
+    require(after.dtype == y.dtype, f"{said}: the output is {after.dtype}, of {y.dtype} before")
+
+
+@clause(
+    "MOD-LOOKALIKE",
+    sentence="""Names that merely hold `lora` mean nothing: layers called explorator or under a parent lora_model
+    are chosen as any other, and what is no adapter's parameter is frozen, whatever its name or number of
+    dimensions.""",
+    cases=MODELS.narrowed(targets=("",)),
+    dtypes=("float32",),
+    weight=0.5,
+)
+def test_lookalikes(subject: Subject, case: ModelCase) -> None:
+    model = case.toy(subject)
+    model.explorator = nn.Linear(3, 2).to(subject.device)
+    model.lora_model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)).to(subject.device)
+    model.lora_gate = nn.Parameter(torch.ones(2, device=subject.device))
+    model.logit_scale = nn.Parameter(torch.ones((), device=subject.device))
+    model.flora = nn.Embedding(2, 2).to(subject.device)
+    count = apply(subject, model, target_modules=["explorator", "lora_model.*", "fc1"], dim=case.dim)
+    expected = ["blocks.0.fc1", "blocks.1.fc1", "explorator", "lora_model.0"]
+    require(adapted(model) == expected, f"explorator, lora_model.* and fc1 chose {adapted(model)}: expected {expected}")
+    require(count == len(expected), f"explorator, lora_model.* and fc1 returned {count!r}: expected {len(expected)}")
+    parts = {id(p) for name in expected for p in _adapter_of(model.get_submodule(name))}
+    for name, parameter in model.named_parameters():
+        trained = id(parameter) in parts
+        state = "trainable" if parameter.requires_grad else "frozen"
+        require(parameter.requires_grad == trained, f"{name} is {state}: expected the opposite")
+
+
+def _adapter_of(layer: Any) -> tuple[Any, Any]:
+    return layer.lora_A.weight, layer.lora_B.weight
+
+
+@clause(
+    "MOD-REFUSED-MODEL",
+    sentence="""A model with one chosen layer that already has an adapter is refused as a whole: no other layer
+    is changed.""",
+    cases=KEPT.narrowed(targets=("", "*", "fc1", "head,blocks.0.fc2")),
+    level="SHOULD",
+    dtypes=("float32",),
+    weight=0.5,
+)
+def test_refused_model(subject: Subject, case: ModelCase) -> None:
+    model: Toy = case.toy(subject)
+    last = sorted(CHOSEN[case.targets])[-1]  # one that comes late: head, or a layer of the second block
+    apply(subject, model, target_modules=[f"{last}"], dim=case.dim)
+    model.requires_grad_(True)
+    config = make_config(subject, **case.options)
+    before = adapted(model)
+    what = f"apply_lora_to_linear_modules with {named(case)} to a model whose {last} has an adapter"
+    refuses(what, lambda: subject.thing(model, config), types=(ValueError, TypeError))
+    require(adapted(model) == before, f"{what} patched {sorted(set(adapted(model)) - set(before))} and then raised")
+    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+    require(not frozen, f"{what} froze {', '.join(frozen[:3])} and then raised")

@@ -1,0 +1,109 @@
+"""What crosses the wire: ciphertexts, results, names, and one evaluation key; nothing that the client keeps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from conformance.clauses.fhe.leak_search import numbers_found, searchable, secret_found
+from conformance.clauses.remote.clients import (
+    BATCHES,
+    BITS,
+    CUSTOM,
+    LIBRARIES,
+    LORA,
+    RemoteCase,
+    batch,
+    both,
+    connected,
+    server_of,
+    step,
+)
+from conformance.clauses.remote.wire import Wire
+from conformance.judgement.outcomes import require
+from conformance.specification.clause import clause
+from conformance.target.expected_errors import calling_quietly
+from conformance.target.subject import Subject
+
+CALLS = 3
+SAMPLES, SAMPLE = 64, 64  # how many pieces of what was sent are looked for again, and their bytes
+
+
+@clause(
+    "REM-TRAFFIC",
+    sentence="""Nothing that crosses the wire in a training step holds an activation, a gradient, a label, a bias,
+    an adapter or the secret key: as floats, integers, text, base64 or hexadecimal digits.""",
+    cases=BATCHES.narrowed(m=(3,), lead=("2d",)),
+    dtypes=("float32",),
+    needs=LORA,
+    library=LIBRARIES,
+    weight=0.08,
+)
+def test_nothing_private_crosses(subject: Subject, case: RemoteCase) -> float | None:
+    x, labels = batch(case, subject.device)
+    planted = {"an activation": x, "a label": labels}
+
+    def take(_: Any, given: tuple[torch.Tensor, ...]) -> None:
+        hidden: Any = given[0]
+        planted["a hidden activation"] = hidden.detach().clone()
+        if hidden.requires_grad:
+            hidden.register_hook(lambda g: planted.update({"a gradient": g.detach().clone()}))
+
+    with Wire(server_of(subject).port) as wire:
+        hybrid, net = step(subject, wire.address)
+        planted |= {f"the adapter {name}": p.detach().clone() for name, p in net.named_parameters() if "lora_" in name}
+        planted |= {"the bias": net.inner.base_layer.bias.detach().clone()}
+        net.outer.register_forward_pre_hook(take)
+        with calling_quietly("the step with fhe='remote'"):
+            returned = hybrid((x.clone(), labels.clone()), fhe="remote")
+        traffic = wire.traffic()
+        keys = getattr(hybrid, "keys", None)
+    secret, public = getattr(keys, "secret", None), getattr(keys, "evaluation", None)
+    text = searchable(traffic, public if isinstance(public, bytes) else b"")
+    require("a gradient" in planted, "the step gave no gradient to what lies between the layers")
+    require(bool(traffic), "mode remote sent nothing to the server")
+    loss = returned[0] if isinstance(returned, tuple) else returned
+    numbers = {name: tensor.double().cpu().numpy() for name, tensor in planted.items()}
+    found = numbers_found(text, numbers, BITS)
+    for name, form in found.items():
+        require(False, f"{name} crosses the wire: {form}")
+    if isinstance(loss, torch.Tensor) and abs(float(loss.detach())) > 1e-3:
+        require(not numbers_found(text, {"": np.array([float(loss.detach())])}, BITS), "the loss crosses the wire")
+    if isinstance(secret, bytes):
+        require(not secret_found(text, secret), "the secret key crosses the wire")
+    return None
+
+
+@clause(
+    "REM-KEY-ONCE",
+    sentence="""The evaluation key crosses once, for all calls and modules of a model: nothing large crosses twice, and
+    later calls use the same key.""",
+    cases=BATCHES.narrowed(m=(2,), lead=("2d",)),
+    dtypes=("float32",),
+    needs=CUSTOM,
+    library=LIBRARIES,
+    weight=0.08,
+)
+def test_key_crosses_once(subject: Subject, case: RemoteCase) -> float | None:
+    x, g = batch(case, subject.device)
+    with connected(subject) as (wire, hybrid):
+        keys = set()
+        for _ in range(CALLS):
+            both(hybrid, "remote", x, g)
+            keys.add(getattr(getattr(hybrid, "keys", None), "evaluation", None))
+        sent = wire.traffic()[: len(wire.sent)]
+    text = b"".join(sent)
+    require(bool(text), "mode remote sent nothing to the server")
+    require(len(keys) == 1, f"{CALLS} calls had {len(keys)} evaluation keys: one is to cross, once")
+    distance = max(SAMPLE, len(text) // SAMPLES)
+    pieces = [text[at : at + SAMPLE] for at in range(0, len(text) - SAMPLE, distance)]
+    times = [text.count(piece) for piece in pieces if len(set(piece)) > SAMPLE // 2]  # neither a header nor zeros
+    twice = sum(many > 1 for many in times)
+    require(
+        twice * 4 < len(times),
+        f"{twice} of {len(times)} samples of what was sent in {CALLS} calls crossed more than once, up to "
+        f"{max(times, default=0)} times: the evaluation key is to cross once",
+    )
+    return None

@@ -1,0 +1,43 @@
+"""Every exception of the suite that ends a command, and the check of a name with its "did you mean"."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+MOST = 16  # names that a message lists in full; all groups fit
+
+
+class UsageError(Exception):
+    """The command cannot do what was asked; the message names what came and what was expected."""
+
+
+class SuiteError(Exception):
+    """The suite itself failed; the message is its traceback or log."""
+
+
+class TargetError(Exception):
+    """The target cannot be tested: its import fails, or a claimed name does not take its arguments."""
+
+
+def known(names: Iterable[str], expected: Iterable[str], what: str) -> None:
+    """Check that every name is one of those expected.
+
+    Raises:
+        UsageError: for the first unknown name, with the nearest known ones.
+    """
+    choices = list(expected)
+    for name in names:
+        if name not in choices:
+            raise UsageError(f"unknown {what} {name!r}: {suggestion(name, choices)}")
+
+
+def suggestion(name: str, choices: list[str]) -> str:
+    """What was expected; for a long list, the names that are near."""
+    if len(choices) <= MOST:
+        return f"expected one of {', '.join(choices)}"
+    by_case = {choice.lower(): choice for choice in choices}
+    near = [by_case[word] for word in difflib.get_close_matches(name.lower(), by_case, n=4, cutoff=0.5)]
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"expected one of {', '.join(choices[:MOST])}, …"

@@ -1,0 +1,94 @@
+"""A group of clauses: what a target must expose to claim it, and what the pages say of it.
+
+Each folder of `conformance/clauses` that holds a group has one record, `GROUP`, in its `__init__.py`; all tables of
+names derive from these records. A folder without a record holds clauses that several groups share.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+FOLDER = Path(__file__).parents[1] / "clauses"
+PACKAGE = f"{__package__.partition('.')[0]}.{FOLDER.name}"
+
+
+@dataclass(frozen=True)
+class Group:
+    """One group of clauses.
+
+    Attributes:
+        prefix: how the ids of its clauses begin (`LIN` of `LIN-FWD`).
+        place: where the group stands among the others on pages and in reports.
+        judged: what its clauses judge, for the pages; by subject where a subject is judged on its own.
+        names: the names that the README shows for it, as Markdown.
+        required: names that a target must expose to claim the group: `f`, `Class.method` or `Class(argument)`.
+        subjects: names that the clauses judge, those that are not required only where the target has them.
+        alone: subjects that claim the clauses about themselves, whatever else of the group is missing.
+        positional: for each callable, how many positional arguments it takes.
+        cpu_only: whether the clauses are judged on the CPU alone.
+    """
+
+    prefix: str
+    place: int
+    judged: str
+    names: str
+    required: tuple[str, ...]
+    subjects: tuple[str, ...]
+    alone: Mapping[str, str] = field(default_factory=dict)
+    positional: Mapping[str, int] = field(default_factory=dict)
+    cpu_only: bool = False
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A folder whose clauses belong to several groups, each by the prefix of its id.
+
+    Attributes:
+        groups: the names of these groups.
+    """
+
+    groups: tuple[str, ...]
+
+
+@cache
+def groups() -> dict[str, Group]:
+    """Every group by name, in the order of the pages."""
+    found = {name: record for name in folders() if isinstance(record := _record(name), Group)}
+    return dict(sorted(found.items(), key=lambda item: item[1].place))
+
+
+@cache
+def folders() -> tuple[str, ...]:
+    """The folders of clauses, by name."""
+    return tuple(sorted(found.name for found in pkgutil.iter_modules([str(FOLDER)]) if found.ispkg))
+
+
+def folders_of(group: str) -> tuple[str, ...]:
+    """The folders that hold clauses of a group: those it shares with others, then its own."""
+    shared = [name for name in folders() if isinstance(record := _record(name), Shared) and group in record.groups]
+    return (*shared, group)
+
+
+def group_of(clause: str) -> str:
+    """The group of a clause, from the prefix of its id.
+
+    Raises:
+        ValueError: if no group has this prefix.
+    """
+    prefix = clause.partition("-")[0]
+    for name, group in groups().items():
+        if group.prefix == prefix:
+            return name
+    expected = ", ".join(group.prefix for group in groups().values())
+    raise ValueError(f"clause {clause} has the prefix {prefix!r}: expected one of {expected}")
+
+
+def _record(folder: str) -> Group | Shared:
+    module = importlib.import_module(f"{PACKAGE}.{folder}")
+    record: Group | Shared = getattr(module, "GROUP", None) or module.SHARED
+    return record

@@ -1,0 +1,3 @@
+"""The versions of the specification that this suite judges by, the newest last."""
+
+SPECS = ("1.0",)

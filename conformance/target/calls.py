@@ -1,0 +1,34 @@
+"""Calls of the target's code, whose exceptions are the target's failures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from conformance.isolation.monkeypatches import PRISTINE, protect
+from conformance.judgement.outcomes import Inconclusive, Refused, Violation
+
+protect(__name__)
+
+
+@contextmanager
+def calling(what: str) -> Iterator[None]:
+    """Run the target's code: an exception inside is the target's failure, not the suite's.
+
+    Raises:
+        Refused: for NotImplementedError.   Violation: for any other exception, naming the call.
+    """
+    try:
+        with PRISTINE.suspended():
+            yield
+    except NotImplementedError as error:
+        raise Refused(f"{what} raised NotImplementedError: {error}") from error
+    except (Violation, Inconclusive, Refused, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # SystemExit and PanicException included
+        raise Violation(f"{what} raised {type(error).__name__}: {_first_lines(error)}") from error
+
+
+def _first_lines(error: BaseException, most: int = 3) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return "\n         ".join(lines[:most])[:600] or "(no message)"

@@ -1,0 +1,31 @@
+"""One case of one clause on one subject, with the random generators seeded by the case."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from conformance.cases.seeding import seed_torch
+from conformance.isolation import process_state
+from conformance.isolation.monkeypatches import protect
+
+if TYPE_CHECKING:
+    from conformance.cases.case import Case
+    from conformance.specification.clause import Clause
+
+
+protect(__name__)
+
+
+def check_case(clause: Clause, subject: Any, case: Case) -> float | None:
+    """Check one case with the random generators seeded by it: the same alone as within a run, whatever ran before."""
+    before = process_state.taken(process_state.RESTORED)
+    random.seed(case.seed)
+    np.random.seed(case.seed % 2**32)
+    seed_torch(case.seed)
+    try:
+        return clause.check(subject, case)
+    finally:
+        process_state.restore(before)

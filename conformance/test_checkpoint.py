@@ -1,7 +1,0 @@
-"""Clauses of group `checkpoint`: adapters and training runs on disk."""
-
-from __future__ import annotations
-
-from conformance import checkpoint
-
-globals().update(checkpoint.tests())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -126,7 +127,7 @@ def failure(clause: dict[str, Any], report: dict[str, Any], folder: Path) -> lis
         lines.append(f"rerun    {again}")
     script = folder / f"repro_{clause['id']}.py"
     if script.exists():
-        alone = "conformance.cli" not in script.read_text(encoding="utf-8")
+        alone = not re.search(r"(?m)^from conformance\b", script.read_text(encoding="utf-8"))
         lines.append(f"script   {script}{' runs without the suite' if alone else ''}")
     return lines
 

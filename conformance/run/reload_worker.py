@@ -27,10 +27,11 @@ Stamps = dict[Path, Stamp | None]
 def prepare() -> None:
     """Import everything that a judgement needs but the target, so that a fork has it at once."""
     from conformance.run import plan as planning
+    from conformance.run import trial  # noqa: F401
     from conformance.specification.clause import load_all
 
     load_all()
-    late = ["conformance.run.trial", "hypothesis", "torch.fx.experimental.symbolic_shapes"]
+    late = ["hypothesis", "torch.fx.experimental.symbolic_shapes"]
     if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton"):
         late.append("triton.runtime.interpreter")
     for name in late:

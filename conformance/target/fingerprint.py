@@ -37,4 +37,5 @@ def _file(module: str) -> Path | None:
 
 def _of_the_suite(module: str) -> bool:
     # which of these are imported differs between the command and the plugin
-    return module.partition(".")[0] == "conformance" and not module.startswith("conformance.targets.")
+    suite, _, rest = module.partition(".")
+    return suite == __package__.partition(".")[0] and rest.partition(".")[0] != "targets"

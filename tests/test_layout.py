@@ -163,3 +163,13 @@ def test_generated_data_has_one_line_an_entry(path: str) -> None:
 def test_python_files_say_what_they_hold() -> None:
     without = [str(path) for path in modules().values() if not re.match(r"\S.*", ast.get_docstring(tree(path)) or "")]
     assert not without, f"no docstring in {', '.join(without)}"
+
+
+def test_the_index_of_budgets_names_every_file_that_derives_one() -> None:
+    page = ROOT / "conformance" / "numerics" / "README.md"
+    linked = {(page.parent / name).resolve() for name in re.findall(r"\]\(([^)]+\.py)\)", page.read_text())}
+    assert all(path.exists() for path in linked), "the index names a file that is not there"
+    deriving = {
+        path for path in FOLDER.rglob("*.py") if re.search(r"\ballowed =|def allowed\b", path.read_text("utf-8"))
+    }
+    assert deriving <= linked, f"not in the index: {', '.join(sorted(map(str, deriving - linked)))}"

@@ -1,6 +1,6 @@
 """The noise of encrypted products: a law has no faster variant, so this is the reference's."""
 
-from reference.noise import (
+from reference.encrypted.noise import (
     EXACT,
     FAST,
     PARAMETER_SETS,

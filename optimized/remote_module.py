@@ -5,14 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import reference.remote_module
+import reference.service.remote_module
 from optimized.quantization import QuantizedLinear
-from reference.remote_module import HybridFHEMode
+from reference.service.remote_module import HybridFHEMode
 
 __all__ = ["HybridFHEMode", "RemoteModule"]
 
 
-class RemoteModule(reference.remote_module.RemoteModule):
+class RemoteModule(reference.service.remote_module.RemoteModule):
     """`reference.RemoteModule` with fast integer products, and no noise drawn where none survives rounding."""
 
     quantized_linear = QuantizedLinear

@@ -38,7 +38,7 @@ from .checkpoint import load_adapter, load_training, save_adapter, save_training
 from .config import PeftConfig
 from .distributed import colwise_parallel_lora, rowwise_parallel_lora
 from .dora import dora_linear
-from .encryption import Backend, ConcreteBackend, EncryptionError, EncryptionParameters, Keys
+from .encrypted.encryption import Backend, ConcreteBackend, EncryptionError, EncryptionParameters, Keys
 from .gradnorm import clip_grad_norm_, grad_norm
 from .hybrid import (
     LINEAR_LAYERS,
@@ -62,8 +62,8 @@ from .quantization import (
     quantize_weight,
     quantize_weight_columns,
 )
-from .remote import RemoteClient, RemoteError, serve
-from .remote_module import HybridFHEMode, RemoteModule
+from .service.client import RemoteClient, RemoteError, serve
+from .service.remote_module import HybridFHEMode, RemoteModule
 from .splitting import HybridFHEModel
 from .training import LoraTraining
 

@@ -25,9 +25,9 @@ import reference
 from conformance.checkpoint.base import fill
 from conformance.checkpoint.format import CONFIG, REST, TENSORS
 from conformance.model.toys import Toy, Twice
-from reference.peft_format import PREFIX
-from reference.plain_values import flatten, same, unflatten
-from reference.tensor_file import encode
+from reference.files.peft_format import PREFIX
+from reference.files.plain_values import flatten, same, unflatten
+from reference.files.tensor_file import encode
 
 TOKENS = torch.tensor([[1, 4, 7], [2, 0, 10]])
 

@@ -16,7 +16,7 @@ import optimized
 import reference
 from optimized.quantization import QuantizedLinear, why_not_float32, why_not_int8
 from reference import HybridFHEModel, LoraTraining, PeftConfig, apply_lora_to_linear_modules, get_remote_names
-from reference.remote_module import _some_of
+from reference.service.remote_module import _some_of
 
 X, LABELS = torch.linspace(-1, 1, 30).reshape(5, 6), torch.tensor([0, 1, 2, 0, 1])
 

@@ -9,7 +9,7 @@ from torch import nn
 
 import reference
 from reference import HybridFHEMode as Mode
-from reference.remote_module import _Version, product_of
+from reference.service.remote_module import _Version, product_of
 from reference.splitting import _put
 from tests.known_bad.hybrid.effects import Kept
 from tests.right_fhe import Right, fhe_breaks

@@ -17,9 +17,9 @@ from typing import Any
 
 from torch import Tensor
 
+from ..encrypted.encryption import Backend, EncryptionError
+from ..encrypted.noise import EncryptionParameters
 from . import deployment
-from .encryption import Backend, EncryptionError
-from .noise import EncryptionParameters
 
 KEYS_AT_HAND = 2  # evaluation keys that one process keeps; the server has them all
 

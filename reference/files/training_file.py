@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..training import LoraTraining, check_training_arguments
 from .plain_values import flatten, same, unflatten
 from .tensor_file import decode, digest, encode, file_in
-from .training import LoraTraining, check_training_arguments
 from .whole_files import replace_files
 
 STATE = "training.safetensors"

@@ -24,8 +24,8 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
-from .encryption import Backend, ConcreteBackend
-from .noise import EncryptionParameters
+from ..encrypted.encryption import Backend, ConcreteBackend
+from ..encrypted.noise import EncryptionParameters
 
 PROTOCOL = "1"
 PROTOCOL_HEADER, KEY_HEADER = "Loraspec-Protocol", "Evaluation-Key"

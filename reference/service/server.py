@@ -24,8 +24,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .client import BYTES, KEY_HEADER, KEY_UNKNOWN, PROTOCOL, PROTOCOL_HEADER, Limits
 from .connection import Connection
-from .remote import BYTES, KEY_HEADER, KEY_UNKNOWN, PROTOCOL, PROTOCOL_HEADER, Limits
 from .worker import EvaluationError, MakeBackend, Model, RefusedError, TooLongError, Workers, load
 
 KEEP_ALIVE = 30  # seconds without a request; clients close earlier, so that none is sent into a closing connection

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .config import PeftConfig
+from ..config import PeftConfig
 
 PREFIX = "base_model.model."  # before the name of each module in a file of PEFT
 

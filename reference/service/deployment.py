@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .hybrid import CustomLinear
-from .layer import LinearLoRA
-from .noise import EncryptionParameters
-from .quantization import QuantizedLinear
+from ..encrypted.noise import EncryptionParameters
+from ..hybrid import CustomLinear
+from ..layer import LinearLoRA
+from ..quantization import QuantizedLinear
 from .remote_module import RemoteModule
 
 FORMAT = 1

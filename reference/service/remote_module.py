@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .encryption import Backend, ConcreteBackend, Keys, noise_of
-from .hybrid import BackwardModuleLinear, Conv1D, CustomLinear, ForwardModuleLinear
-from .noise import PARAMETER_SETS, EncryptionParameters, check_range, noise_std, simulate
-from .quantization import Quantized, QuantizedLinear
-from .remote import TIMEOUT, RemoteClient, check_seconds
+from ..encrypted.encryption import Backend, ConcreteBackend, Keys, noise_of
+from ..encrypted.noise import PARAMETER_SETS, EncryptionParameters, check_range, noise_std, simulate
+from ..hybrid import BackwardModuleLinear, Conv1D, CustomLinear, ForwardModuleLinear
+from ..quantization import Quantized, QuantizedLinear
+from .client import TIMEOUT, RemoteClient, check_seconds
 
 COMPARED = 1024  # values of a weight that each call compares with those that were compiled
 ROWS_AT_ONCE = 64  # rows in one ciphertext: bounds memory and a request's size, and lets a long run show progress

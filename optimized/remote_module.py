@@ -7,7 +7,7 @@ from torch import Tensor
 
 import reference.service.remote_module
 from optimized.quantization import QuantizedLinear
-from reference.service.remote_module import HybridFHEMode
+from reference.service.shared_state import HybridFHEMode
 
 __all__ = ["HybridFHEMode", "RemoteModule"]
 

@@ -14,7 +14,8 @@ from .hybrid import is_lora_module
 from .layer import LinearLoRA
 from .service import deployment
 from .service.client import TIMEOUT
-from .service.remote_module import HybridFHEMode, RemoteModule, Split
+from .service.remote_module import RemoteModule
+from .service.shared_state import HybridFHEMode, Split
 from .training import LoraTraining
 
 

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from conformance import cli
-from reference.service.client import Limits, RemoteClient, RemoteError
+from reference.service.client import RemoteClient, RemoteError
+from reference.service.protocol import Limits
 from tests.served_models import BACKEND, PLAIN, TAMED, WEIGHTS, Client, save_models
 from tests.serving import PATIENCE, PlainBackend, TamedBackend, save_model, serving, until
 
@@ -75,9 +76,9 @@ def test_a_product_that_takes_too_long_is_given_up(models: Path, tmp_path: Path,
 def test_keys_unused_for_longest_go_first_and_never_those_in_use() -> None:
     from starlette.exceptions import HTTPException
 
-    from reference.service.server import _Keys
+    from reference.service.key_store import KeyStore
 
-    keys = _Keys(Limits(keys=3, keys_bytes=100))
+    keys = KeyStore(Limits(keys=3, keys_bytes=100))
     for name in "abc":
         keys.add(name, bytes(30))
     with keys.in_use("a"), keys.in_use("a"):

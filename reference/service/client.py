@@ -1,14 +1,4 @@
-"""The client of a server that multiplies encrypted inputs by its weights, and the protocol between the two.
-
-Over HTTP, bodies being raw bytes:
-
-- ``GET /health``: JSON; the version, and the models with their modules.
-- ``PUT /keys/SHA256``: an evaluation key under the hash of its bytes; 204, or 422 if the hash is another.
-- ``POST /evaluate?model=…&module=…`` with the header ``Evaluation-Key: SHA256``: a ciphertext; 200 and the result, or
-  428 if the server does not have the key (any more), which is then uploaded.
-
-All else is an error: a fitting status, and JSON ``{"error": …}``. Every answer has ``Loraspec-Protocol: 1``.
-"""
+"""The client of a server that multiplies encrypted inputs by its weights."""
 
 import hashlib
 import json
@@ -17,58 +7,19 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..encrypted.encryption import Backend, ConcreteBackend
-from ..encrypted.noise import EncryptionParameters
-
-PROTOCOL = "1"
-PROTOCOL_HEADER, KEY_HEADER = "Loraspec-Protocol", "Evaluation-Key"
-BYTES = "application/octet-stream"
-KEY_UNKNOWN = 428
+from .protocol import BYTES, INSTALL, KEY_HEADER, KEY_UNKNOWN, PROTOCOL, PROTOCOL_HEADER
 
 TIMEOUT = 3600.0  # seconds for one evaluation
 _PIECE = 2**18  # bytes sent at once
-_INSTALL = "pip install 'loraspec[remote]'"
 
 
 class RemoteError(RuntimeError):
     """What was asked of which server, what came of it, and what was expected."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one server grants; it holds at most about ``keys_bytes + uploads·key_bytes + requests·ciphertext_bytes``.
-
-    Attributes:
-        ciphertext_bytes, key_bytes: of one body; more is refused with 413.
-        keys, keys_bytes: how many evaluation keys are kept, and their sum. The least recently used one goes; never
-            one that a request is using.
-        requests: evaluations running or waiting at once; more are refused with 503.
-        uploads: keys arriving at once; more wait, unread, for up to body_seconds.
-        connections: at once; more are refused with 503.
-        head_seconds: for a request line and headers, and for what is left of a body that was refused.
-        stall_seconds: between two pieces of a body, at either side.
-        body_seconds: for a whole body.
-        evaluation_seconds: for one product; its process is ended then.
-    """
-
-    ciphertext_bytes: int = 64 * 2**20
-    key_bytes: int = 512 * 2**20
-    keys: int = 16
-    keys_bytes: int = 4 * 2**30
-    requests: int = 32
-    uploads: int = 2
-    connections: int = 256
-    head_seconds: float = 20.0
-    stall_seconds: float = 30.0
-    body_seconds: float = 600.0
-    evaluation_seconds: float = 3600.0
 
 
 class RemoteClient:
@@ -242,50 +193,11 @@ def check_seconds(name: str, seconds: float) -> None:
         raise ValueError(f"{name} = {seconds}: expected a positive number of seconds")
 
 
-def serve(
-    model_dir: str | Path,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    *,
-    backend: Callable[[EncryptionParameters], Backend] = ConcreteBackend,
-    workers: int = 1,
-    limits: Limits | None = None,
-    grace: float = 600.0,
-    ready: Callable[[str, list[str]], object] | None = None,
-) -> None:
-    """Serve the models that `save_and_clear_private_info` wrote, until SIGTERM or SIGINT.
-
-    It holds integer weights, encryption parameters and evaluation keys, the latter in memory alone. Products are
-    evaluated in processes of their own, started as `multiprocessing` does it: a script that calls this needs the
-    usual ``if __name__ == "__main__"``. Running requests are finished at the end, new ones refused.
-
-    Args:
-        model_dir: the folder ``path/server``, or one model's folder in it.
-        host, port: where it listens; port 0 is a free one. There is no authentication: who reaches it can use it.
-        backend: makes a `Backend` from a model's parameters; a function or class that can be imported.
-        workers: how many products are evaluated at once; one uses all cores already.
-        limits: see `Limits`; its defaults if None.
-        grace: seconds that running requests get at the end.
-        ready: called with the address and the models' names once it listens.
-    Raises:
-        ImportError: without starlette and uvicorn, or the backend's library, with the command that installs it.
-        ValueError: naming the model's folder, if it is missing or damaged.
-        OSError: if it cannot listen there.
-    """
-    try:
-        from .server import run
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn", "h11"):
-            raise
-        raise ImportError(f"a server needs starlette and uvicorn: {_INSTALL}") from error
-    run(Path(model_dir), host, port, backend, workers, limits or Limits(), grace, ready)
-
-
 def _httpx() -> ModuleType:
     try:
         import httpx
     except ModuleNotFoundError as error:
-        raise ImportError(f"a client of a server needs httpx: {_INSTALL}") from error
+        raise ImportError(f"a client of a server needs httpx: {INSTALL}") from error
     return httpx
 
 

@@ -1,103 +1,19 @@
 """A linear product that runs as its model's mode says: in floats, in integers, encrypted, or on a server."""
 
-import enum
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..encrypted.encryption import Backend, ConcreteBackend, Keys, noise_of
-from ..encrypted.noise import PARAMETER_SETS, EncryptionParameters, check_range, noise_std, simulate
+from ..encrypted.noise import check_range, simulate
 from ..hybrid import BackwardModuleLinear, Conv1D, CustomLinear, ForwardModuleLinear
 from ..quantization import Quantized, QuantizedLinear
-from .client import TIMEOUT, RemoteClient, check_seconds
+from .shared_state import HybridFHEMode, Split
+from .weight_version import Version, versions
 
-COMPARED = 1024  # values of a weight that each call compares with those that were compiled
 ROWS_AT_ONCE = 64  # rows in one ciphertext: bounds memory and a request's size, and lets a long run show progress
-
-
-class HybridFHEMode(enum.Enum):
-    """What a remote module computes; the whole model follows one mode.
-
-    - torch: the float module.
-    - calibrate: the float module, recording the range of its inputs; before compiling.
-    - disable: the quantised module, in the clear.
-    - simulate: the quantised module as the encrypted one computes it, with its noise and its wrap.
-    - execute: encryption, evaluation and decryption in this process.
-    - remote: the same, evaluated by a server that never sees a secret key or an input.
-    """
-
-    TORCH = "torch"
-    CALIBRATE = "calibrate"
-    DISABLE = "disable"
-    SIMULATE = "simulate"
-    EXECUTE = "execute"
-    REMOTE = "remote"
-
-    @classmethod
-    def _missing_(cls, value: object) -> None:
-        raise ValueError(f"mode {value!r}: expected one of {', '.join(mode.value for mode in cls)}")
-
-
-@dataclass
-class Split:
-    """What the remote modules of one model share.
-
-    Only encryption needs the backend's library; compiling and simulating need its parameters alone.
-    """
-
-    chosen: str | Backend
-    model_name: str
-    server: str | None
-    verbose: int
-    timeout: float = TIMEOUT
-    noise_seed: int | None = None
-    mode: HybridFHEMode = HybridFHEMode.TORCH
-    keys: Keys | None = None
-    noise_drawn: int = 0  # how many products were simulated so far, each with noise of its own
-
-    def __post_init__(self) -> None:
-        if isinstance(self.chosen, str) and self.chosen not in PARAMETER_SETS:
-            raise ValueError(f"backend = {self.chosen!r}: expected one of {', '.join(PARAMETER_SETS)}, or a Backend")
-        check_seconds("timeout", self.timeout)
-        if self.noise_seed is None:
-            self.noise_seed = int(torch.randint(2**63 - 1, ()))
-        if isinstance(self.noise_seed, bool) or not isinstance(self.noise_seed, int) or self.noise_seed < 0:
-            raise ValueError(f"noise_seed = {self.noise_seed!r}: expected an int, at least 0, or None")
-
-    @property
-    def parameters(self) -> EncryptionParameters:
-        """The backend's parameters."""
-        return PARAMETER_SETS[self.chosen] if isinstance(self.chosen, str) else self.chosen.parameters
-
-    @cached_property
-    def backend(self) -> Backend:
-        """What encrypts; made when first needed."""
-        return ConcreteBackend(self.chosen) if isinstance(self.chosen, str) else self.chosen
-
-    @cached_property
-    def client(self) -> RemoteClient:
-        """The way to the server."""
-        assert self.server is not None
-        return RemoteClient(self.server, self.timeout)
-
-    def noise_std(self, weight: Tensor) -> Tensor:
-        """The deviation of the noise in products by an integer weight."""
-        if isinstance(self.chosen, str):  # its library may not be installed
-            return noise_std(self.parameters, weight)
-        return noise_of(self.chosen, weight)
-
-    def next_noise(self) -> torch.Generator:
-        """What the noise of one more product is drawn from: by the seed and how many there were before."""
-        seed: Any = self.noise_seed
-        mixed = np.random.SeedSequence(seed, spawn_key=(self.noise_drawn,)).generate_state(1, np.uint64)
-        self.noise_drawn += 1
-        return torch.Generator().manual_seed(int(mixed[0] >> 1))
 
 
 class RemoteModule(nn.Module):
@@ -129,7 +45,7 @@ class RemoteModule(nn.Module):
         self.quantized: QuantizedLinear | None = None
         self.input_range: tuple[float, float] | None = None
         self.noise_std: Tensor | None = None
-        self._compiled_from: list[_Version] | None = None
+        self._compiled_from: list[Version] | None = None
         self.train(private_module.training)
         hooked: Any = self
         hooked.register_state_dict_post_hook(_without_wrapper)
@@ -186,7 +102,7 @@ class RemoteModule(nn.Module):
     def take(self, quantized: QuantizedLinear, std: Tensor | None) -> None:
         """Run as this from now on."""
         self.quantized, self.noise_std, self.input_range = quantized, std, None
-        self._compiled_from = None if self.private_module is None else _versions(self.private_module)
+        self._compiled_from = None if self.private_module is None else versions(self.private_module)
 
     def clear(self) -> None:
         """Forget the weight, float and quantised: only remote is left."""
@@ -207,7 +123,7 @@ class RemoteModule(nn.Module):
         if self.quantized is None:
             raise RuntimeError(f"{self.module_name} is not compiled: call compile_model before this mode")
         if self.private_module is not None and self._compiled_from is not None:
-            now = _versions(self.private_module)
+            now = versions(self.private_module)
             for name, was, here in zip(("weight", "bias"), self._compiled_from, now, strict=True):
                 if was.differs(here):
                     raise RuntimeError(
@@ -272,50 +188,6 @@ class RemoteModule(nn.Module):
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, mode={self.split.mode.value}"
-
-
-@dataclass(frozen=True, eq=False)
-class _Version:
-    """A weight or a bias, and what changes when its values do; moving it to a device does not.
-
-    Writing through ``.data`` leaves no trace in autograd's count of changes: some of the values are compared.
-    """
-
-    tensor: Tensor | None
-    count: int = 0
-    dtype: torch.dtype | None = None
-    some: Tensor | None = None
-
-    @classmethod
-    def of(cls, tensor: Tensor | None) -> "_Version":
-        if tensor is None:
-            return cls(None)
-        if tensor.is_meta:
-            return cls(tensor, tensor._version, tensor.dtype)
-        return cls(tensor, tensor._version, tensor.dtype, _some_of(tensor.detach()).cpu())
-
-    def differs(self, now: "_Version") -> bool:
-        if self.tensor is not now.tensor or (self.count, self.dtype) != (now.count, now.dtype):
-            return True
-        if self.some is None or now.some is None:
-            return self.some is not now.some
-        return not torch.equal(self.some, now.some)
-
-
-def _some_of(t: Tensor) -> Tensor:
-    """Elements of a tensor, spread over its rows and columns; all of a small one. A copy."""
-    if t.numel() <= COMPARED:
-        return t.flatten().clone()
-    flat = t.view(-1) if t.is_contiguous() else t.t().view(-1) if t.t().is_contiguous() else t.reshape(-1)
-    number = torch.arange(COMPARED, device=t.device)
-    within = number % (t.numel() // COMPARED)  # so that it is not the same columns in every row
-    return flat[number * t.numel() // COMPARED + within]
-
-
-def _versions(module: Any) -> list[_Version]:
-    """Weight and bias of a product."""
-    bias = None if isinstance(module, BackwardModuleLinear) else module.bias
-    return [_Version.of(module.weight), _Version.of(bias)]
 
 
 def product_of(module: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:

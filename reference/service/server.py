@@ -1,358 +1,47 @@
-"""The server's end of the protocol that `remote` describes: keys and ciphertexts come in, encrypted results go out."""
+"""The server of split models; the packages that it needs are imported when it starts."""
 
-import asyncio
-import hashlib
-import importlib.metadata
-import logging
-import re
-import signal
-import socket
-import threading
-import time
-from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import uvicorn
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-from .client import BYTES, KEY_HEADER, KEY_UNKNOWN, PROTOCOL, PROTOCOL_HEADER, Limits
-from .connection import Connection
-from .worker import EvaluationError, MakeBackend, Model, RefusedError, TooLongError, Workers, load
-
-KEEP_ALIVE = 30  # seconds without a request; clients close earlier, so that none is sent into a closing connection
-CLIENT_GONE = 499  # as other servers log it; nobody receives it
-
-_log = logging.getLogger(__name__)
+from ..encrypted.encryption import Backend, ConcreteBackend
+from ..encrypted.noise import EncryptionParameters
+from .protocol import INSTALL, Limits
 
 
-def application(
-    model_dir: str | Path, backend: MakeBackend, workers: int = 1, limits: Limits | None = None
-) -> "Application":
-    """The server as an ASGI application that any ASGI server can run; `close` ends its processes.
-
-    Raises:
-        ValueError, ImportError: as `serve`.
-    """
-    limits = limits or Limits()
-    models = load(Path(model_dir), backend)
-    return Application(models, Workers(Path(model_dir), backend, workers, limits.evaluation_seconds), workers, limits)
-
-
-class Application:
-    """See `application`."""
-
-    def __init__(self, models: dict[str, Model], processes: Workers, workers: int, limits: Limits) -> None:
-        self.models = {name: _described(model) for name, model in models.items()}
-        self.limits = limits
-        self.keys = _Keys(limits)
-        self.processes = processes
-        self.requests = 0
-        self._uploads = asyncio.Semaphore(limits.uploads)
-        self._free = asyncio.Semaphore(workers)
-        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="evaluation")
-        routes = [
-            Route("/health", self._health, methods=["GET"]),
-            Route("/keys/{name}", self._take_key, methods=["PUT"]),
-            Route("/evaluate", self._evaluate, methods=["POST"]),
-        ]
-        answers: Any = {HTTPException: _explained, Exception: _explained}
-        self._app: ASGIApp = Starlette(routes=routes, exception_handlers=answers)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, and log one line about it."""
-        began, status, received, sent = time.monotonic(), CLIENT_GONE, 0, 0
-
-        async def counted_receive() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            return message
-
-        async def counted_send(message: Message) -> None:
-            nonlocal status, sent
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [*message["headers"], (PROTOCOL_HEADER.lower().encode(), PROTOCOL.encode())]
-            sent += len(message.get("body", b""))
-            await send(message)
-
-        try:
-            await self._app(scope, counted_receive, counted_send)
-        except ClientDisconnect:
-            status = CLIENT_GONE
-        except asyncio.CancelledError:  # the server's time to stop is up
-            stopped = HTTPException(503, "the server stops and could not wait for this request")
-            await _explained(None, stopped)(scope, counted_receive, counted_send)
-        except Exception as error:  # noqa: BLE001  (it is answered with 500; its text may hold anything)
-            _log.error("%s at %s", type(error).__name__, _place(error))
-        _log.info(
-            "%s %s %d %.3f s, %d bytes in, %d out",
-            scope["method"],
-            _shown(scope),
-            status,
-            time.monotonic() - began,
-            received,
-            sent,
-        )
-
-    def close(self) -> None:
-        """End all evaluations and their processes."""
-        self.processes.close()
-        self._threads.shutdown(cancel_futures=True)
-
-    async def _health(self, request: Request) -> Response:  # noqa: ARG002
-        return JSONResponse(
-            {"status": "ok", "version": _version(), "models": self.models, "requests": self.requests},
-            headers={"Cache-Control": "no-store"},
-        )
-
-    async def _take_key(self, request: Request) -> Response:
-        name = _key_name(request.path_params["name"], "the path")
-        if name in self.keys:
-            return Response(status_code=204)
-        try:
-            await asyncio.wait_for(self._uploads.acquire(), self.limits.body_seconds)
-        except TimeoutError:
-            raise _busy(f"{self.limits.uploads} evaluation keys are arriving") from None
-        try:
-            key = await _body(request, "an evaluation key", self.limits.key_bytes, self.limits)
-            if (await asyncio.to_thread(hashlib.sha256, key)).hexdigest() != name:
-                raise HTTPException(422, f"{len(key)} bytes came with another hash than announced: cut off or changed")
-            self.keys.add(name, key)
-        finally:
-            self._uploads.release()
-        return Response(status_code=204)
-
-    async def _evaluate(self, request: Request) -> Response:
-        model, module = (_parameter(request, name) for name in ("model", "module"))
-        if model not in self.models:
-            raise HTTPException(404, f"unknown model {model[:100]!r}: expected one of {', '.join(self.models)}")
-        modules = self.models[model]["modules"]
-        if module not in modules:
-            raise HTTPException(404, f"{model} has no module {module[:100]!r}: expected one of {', '.join(modules)}")
-        name = _key_name(request.headers.get(KEY_HEADER, ""), f"the header {KEY_HEADER}")
-        if self.requests >= self.limits.requests:
-            raise _busy(f"{self.requests} requests are running or waiting")
-        self.requests += 1
-        try:
-            with self.keys.in_use(name) as key:
-                ciphertext = await _body(request, "a ciphertext", self.limits.ciphertext_bytes, self.limits)
-                result = await self._product(request, model, module, name, key, ciphertext)
-        finally:
-            self.requests -= 1
-        return Response(result, media_type=BYTES, headers={"Cache-Control": "no-store"})
-
-    async def _product(self, request: Request, *job: Any) -> bytes:
-        async with self._free:
-            if await request.is_disconnected():
-                raise ClientDisconnect
-            try:
-                evaluate = self.processes.evaluate
-                return await asyncio.get_running_loop().run_in_executor(self._threads, evaluate, *job)
-            except RefusedError as error:
-                raise HTTPException(422, str(error)) from None
-            except TooLongError as error:
-                raise HTTPException(504, str(error)) from None
-            except EvaluationError as error:
-                _log.error("%s", error)
-                raise HTTPException(500, str(error)) from None
-
-
-def run(
-    model_dir: Path,
-    host: str,
-    port: int,
-    backend: MakeBackend,
-    workers: int,
-    limits: Limits,
-    grace: float,
-    ready: Callable[[str, list[str]], object] | None,
+def serve(
+    model_dir: str | Path,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    *,
+    backend: Callable[[EncryptionParameters], Backend] = ConcreteBackend,
+    workers: int = 1,
+    limits: Limits | None = None,
+    grace: float = 600.0,
+    ready: Callable[[str, list[str]], object] | None = None,
 ) -> None:
-    """See `remote.serve`."""
-    for name, value, least in (("workers", workers, 1), ("grace", grace, 0), ("port", port, 0)):
-        if value < least:
-            raise ValueError(f"{name} = {value}: expected at least {least}")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.create_server((host, port), family=family, backlog=128)
-    with listening, _closing(application(model_dir, backend, workers, limits)) as app:
-        config = uvicorn.Config(
-            app,
-            http=type("Connection", (Connection,), {"limits": limits}),
-            ws="none",
-            loop="asyncio",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            limit_concurrency=limits.connections,
-            timeout_keep_alive=KEEP_ALIVE,
-            timeout_graceful_shutdown=max(1, round(grace)),
-        )
-        server = uvicorn.Server(config)
-        with _stopped_by_signals(server):
-            if ready is not None:
-                shown = f"[{host}]" if ":" in host else host
-                ready(f"http://{shown}:{listening.getsockname()[1]}", list(app.models))
-            server.run(sockets=[listening])
+    """Serve the models that `save_and_clear_private_info` wrote, until SIGTERM or SIGINT.
 
+    It holds integer weights, encryption parameters and evaluation keys, the latter in memory alone. Products are
+    evaluated in processes of their own, started as `multiprocessing` does it: a script that calls this needs the
+    usual ``if __name__ == "__main__"``. Running requests are finished at the end, new ones refused.
 
-class _Keys:
-    """Evaluation keys by the hash of their bytes, least recently used first."""
-
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
-        self.held: OrderedDict[str, bytes] = OrderedDict()
-        self.users: Counter[str] = Counter()
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.held
-
-    def add(self, name: str, key: bytes) -> None:
-        """Keep a key, and let go of those unused for longest where there is no room."""
-        if name in self.held:
-            return
-        room, going = self.limits.keys_bytes - sum(map(len, self.held.values())), []
-        number = self.limits.keys - len(self.held)
-        for other, held in self.held.items():
-            if room >= len(key) and number >= 1:
-                break
-            if not self.users[other]:
-                going.append(other)
-                room, number = room + len(held), number + 1
-        if room < len(key) or number < 1:
-            raise HTTPException(507, "no room for another evaluation key while those here are in use: try again later")
-        for other in going:
-            del self.held[other]
-        self.held[name] = key
-
-    @contextmanager
-    def in_use(self, name: str) -> Iterator[bytes]:
-        """The key, which stays meanwhile."""
-        if name not in self.held:
-            raise HTTPException(KEY_UNKNOWN, "this evaluation key is not here: upload it first")
-        self.held.move_to_end(name)
-        self.users[name] += 1
-        try:
-            yield self.held[name]
-        finally:
-            self.users[name] -= 1
-            self.users += Counter()  # drops what nobody uses
-
-
-async def _body(request: Request, what: str, most: int, limits: Limits) -> bytes:
-    """The whole body, within its limits of bytes and seconds."""
-    too_large = HTTPException(413, f"{what} of more than {most} bytes: expected at most that")
-    if int(request.headers.get("content-length", 0)) > most:
-        raise too_large
-    pieces, size = [], 0
-    stream = request.stream()
+    Args:
+        model_dir: the folder ``path/server``, or one model's folder in it.
+        host, port: where it listens; port 0 is a free one. There is no authentication: who reaches it can use it.
+        backend: makes a `Backend` from a model's parameters; a function or class that can be imported.
+        workers: how many products are evaluated at once; one uses all cores already.
+        limits: see `Limits`; its defaults if None.
+        grace: seconds that running requests get at the end.
+        ready: called with the address and the models' names once it listens.
+    Raises:
+        ImportError: without starlette and uvicorn, or the backend's library, with the command that installs it.
+        ValueError: naming the model's folder, if it is missing or damaged.
+        OSError: if it cannot listen there.
+    """
     try:
-        async with asyncio.timeout(limits.body_seconds):
-            async for piece in _steady(stream, limits.stall_seconds):
-                pieces.append(piece)
-                size += len(piece)
-                if size > most:
-                    raise too_large
-    except TimeoutError:
-        raise HTTPException(
-            408,
-            f"{what} came too slowly, {size} bytes of it: expected the next piece within {limits.stall_seconds:g} s "
-            f"and all within {limits.body_seconds:g} s",
-            headers={"Connection": "close"},
-        ) from None
-    return b"".join(pieces)
-
-
-async def _steady(stream: AsyncIterator[bytes], seconds: float) -> AsyncIterator[bytes]:
-    while True:
-        try:
-            yield await asyncio.wait_for(anext(stream), seconds)
-        except StopAsyncIteration:
-            return
-
-
-def _parameter(request: Request, name: str) -> str:
-    values = request.query_params.getlist(name)
-    if len(values) != 1:
-        raise HTTPException(400, f"{len(values)} query parameters {name!r} came: expected one")
-    return values[0]
-
-
-def _key_name(text: str, where: str) -> str:
-    if not re.fullmatch(r"[0-9a-f]{64}", text):
-        raise HTTPException(400, f"{where} names no evaluation key: expected its SHA-256 as 64 hexadecimal digits")
-    return text
-
-
-def _busy(why: str) -> HTTPException:
-    return HTTPException(503, f"{why}: the server takes no more at once", headers={"Retry-After": "5"})
-
-
-def _explained(request: Request | None, error: Exception) -> JSONResponse:  # noqa: ARG001
-    """An error as an answer."""
-    if isinstance(error, HTTPException):
-        return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
-    return JSONResponse({"error": "the server failed, see its log"}, 500)
-
-
-def _described(model: Model) -> dict[str, Any]:
-    parameters = model.parameters
-    return {"parameters": parameters.name, "secure": parameters.secure, "modules": sorted(model.weights)}
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("loraspec")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
-
-
-def _shown(scope: Scope) -> str:
-    """Path and query for the log, as they came, percent-encoded; a key's name is cut."""
-    query = scope["query_string"].decode("ascii", "replace")
-    path = scope["raw_path"].decode("ascii", "replace")
-    path = re.sub(r"^/keys/([0-9a-f]{8})[0-9a-f]{56}$", r"/keys/\1…", path)
-    return f"{path}?{query}"[:300] if query else path[:300]
-
-
-def _place(error: BaseException) -> str:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return "?" if trace is None else f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
-
-
-@contextmanager
-def _closing(app: Application) -> Iterator[Application]:
-    try:
-        yield app
-    finally:
-        app.close()
-
-
-@contextmanager
-def _stopped_by_signals(server: uvicorn.Server) -> Iterator[None]:
-    """uvicorn handles them while it runs, and raises them again afterwards: then, and before, they mean no more."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: object) -> None:  # noqa: ARG001
-        server.should_exit = True
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        from .listener import run
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn", "h11"):
+            raise
+        raise ImportError(f"a server needs starlette and uvicorn: {INSTALL}") from error
+    run(Path(model_dir), host, port, backend, workers, limits or Limits(), grace, ready)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optimized.products import down, outer, sweep, up, why_not_triton
+from optimized.products import lora_expand, lora_shrink, shrink_and_grad, weight_grad, why_not_triton
 
 __all__ = ["LoRATritonFunction", "adapter_forward", "adapter_gradients", "why_not_triton"]
 
@@ -85,9 +85,9 @@ def adapter_forward(
     Returns: y [*, N] in `dtype`, S [M, r] in float32 (float64 for float64), M the product of the leading
     dimensions.
     """
-    s = down(_rows(x), lora_A, compute)
+    s = lora_shrink(_rows(x), lora_A, compute)
     y = x.new_empty(*x.shape[:-1], lora_B.shape[0], dtype=dtype)
-    up(s, lora_B, scale, compute, _rows(y))
+    lora_expand(s, lora_B, scale, compute, _rows(y))
     return y, s
 
 
@@ -111,24 +111,24 @@ def adapter_gradients(
     d_x = d_A = d_B = None
     if B_dtype is not None:
         if s is None:
-            s = down(_rows(_given(x)), _given(lora_A), compute)
+            s = lora_shrink(_rows(_given(x)), _given(lora_A), compute)
         d_B = g.new_empty(g.shape[1], s.shape[1], dtype=B_dtype)
         if x_dtype is None and A_dtype is None:
-            outer(g, s, scale, compute, d_B)
+            weight_grad(g, s, scale, compute, d_B)
             return None, None, d_B
-        t = sweep(g, _given(lora_B), s, scale, compute, d_B)
+        t = shrink_and_grad(g, _given(lora_B), s, scale, compute, d_B)
     elif x_dtype is None and A_dtype is None:
         return None, None, None
     else:
-        t = down(g, _given(lora_B).mT, compute)
+        t = lora_shrink(g, _given(lora_B).mT, compute)
     if A_dtype is not None:
         rows = _rows(_given(x))
         d_A = g.new_empty(t.shape[1], rows.shape[1], dtype=A_dtype)
-        outer(rows, t, scale, compute, d_A.mT)
+        weight_grad(rows, t, scale, compute, d_A.mT)
     if x_dtype is not None:
         factor = _given(lora_A).mT
         d_x = g.new_empty(*d_y.shape[:-1], factor.shape[0], dtype=x_dtype)
-        up(t, factor, scale, compute, _rows(d_x))
+        lora_expand(t, factor, scale, compute, _rows(d_x))
     return d_x, d_A, d_B
 
 

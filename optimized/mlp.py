@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from optimized import projections as fused
-from optimized.activations import lifted, lifted_gradients
+from optimized.activations import gated_activation, gated_activation_gradients
 from optimized.blocks import differentiable_gradients, flat, grouped, needs_of, operands_of
 from optimized.linear import why_not_fused
 from optimized.matrices import as_dtype, as_matrix, autocast_as, autocast_dtype, unflattened, without_autocast
@@ -43,7 +43,7 @@ class _LoRAMLP(torch.autograd.Function):
         (x2,) = autocast_as(autocast, as_matrix(x, inner[0].weight.shape[1]))
         with without_autocast(x):
             lifts, _ = fused.forward(x2, [p.autocast_as(autocast) for p in inner])
-            h = lifted(lifts, activation)
+            h = gated_activation(lifts, activation)
             (y,), _ = fused.forward(h, [down.autocast_as(autocast)])
         ctx.scales, ctx.activation, ctx.autocast = scales, activation, autocast
         ctx.save_for_backward(x, *lifts, *operands)
@@ -65,7 +65,7 @@ class _LoRAMLP(torch.autograd.Function):
             wants_lifts = needs_x or any(flag for need in inner_needs for flag in need)
             rows = as_matrix(g, down.weight.shape[0])
             d_h, T = fused.back_through([rows], [down], needs_x=wants_lifts)
-            h, d_lifts = lifted_gradients(d_h, lifts, ctx.activation)
+            h, d_lifts = gated_activation_gradients(d_h, lifts, ctx.activation)
             S = fused.middle(h, [down]) if down_needs.lora_B else None
             of_down = fused.of_operands([rows], h, S, T, [down], [down_needs], projections[-1:])
             del h, S, T, d_h

@@ -10,16 +10,17 @@ from optimized.dropout import CountedDropout
 from optimized.general import general_backward
 from optimized.matrices import add_product, as_matrix, autocast_dtype, linear, overreads, unflattened
 from optimized.philox import Kept
-from optimized.products import down, outer, sweep, up
+from optimized.products import lora_expand, lora_shrink, shrink_and_grad, weight_grad
 from optimized.routes import ONE_KERNEL, ONE_READING, why_not_one_kernel
 
 
 class TritonLoRALinear(torch.autograd.Function):
     """(x, W, b, A, B, scale, dropout, recompute, routes) → y for operands of one dtype; gradients for x, b, A and B.
 
-    Forward: ``S = x Aᵀ``, then ``y = x Wᵀ + b + scale · S Bᵀ`` by `joined`. Backward: T = g B and
-    ``dB = scale · gᵀ S`` by `sweep`, ``dX = g W + scale · T A`` by `joined`, ``dA = scale · Tᵀ x``. Saved beyond
-    operands is S, in float32 at least; with `recompute` nothing. `routes` are those to take whatever they cost.
+    Forward: ``S = x Aᵀ``, then ``y = x Wᵀ + b + scale · S Bᵀ`` by `linear_expand`. Backward: T = g B and
+    ``dB = scale · gᵀ S`` by `shrink_and_grad`, ``dX = g W + scale · T A`` by `linear_expand`, ``dA = scale · Tᵀ x``.
+    Saved beyond operands is S, in float32 at least; with `recompute` nothing. `routes` are those to take whatever they
+    cost.
 
     Dropout masks x as it is read and the update added to dX, or the update added to y and g as it is read on the way
     to T and dB; each kernel computes the mask. Its 1/(1-p) is a part of scale.
@@ -40,8 +41,8 @@ class TritonLoRALinear(torch.autograd.Function):
     ) -> Tensor:
         x2 = as_matrix(x, lora_A.shape[1])
         on_x, on_update = drop.split(drop.kept)
-        S = down(x2, lora_A, x.dtype, on_x)
-        y = joined(x2, weight, bias, S, lora_B, scale / (1.0 - drop.rate), routes, on_update)
+        S = lora_shrink(x2, lora_A, x.dtype, on_x)
+        y = linear_expand(x2, weight, bias, S, lora_B, scale / (1.0 - drop.rate), routes, on_update)
         needs_x, _, _, needs_A, needs_B, *_ = ctx.needs_input_grad
         ctx.scale, ctx.drop, ctx.shape, ctx.routes = scale, drop, x.shape, routes
         ctx.save_for_backward(
@@ -70,24 +71,24 @@ class TritonLoRALinear(torch.autograd.Function):
         if x is not None:
             x = as_matrix(x, lora_A.shape[1])
         if needs_B:
-            S = down(x, lora_A, g.dtype, on_x) if S is None else S
+            S = lora_shrink(x, lora_A, g.dtype, on_x) if S is None else S
             dB = torch.empty_like(lora_B)
             if needs_x or needs_A:
-                T = sweep(g, lora_B, S, scale, g.dtype, dB, ONE_READING in ctx.routes, on_g)
+                T = shrink_and_grad(g, lora_B, S, scale, g.dtype, dB, ONE_READING in ctx.routes, on_g)
             else:
-                outer(g, S, scale, g.dtype, dB, on_g)
+                weight_grad(g, S, scale, g.dtype, dB, on_g)
         elif needs_x or needs_A:
-            T = down(g, lora_B.mT, g.dtype, on_g)
+            T = lora_shrink(g, lora_B.mT, g.dtype, on_g)
         if needs_x:
-            dX = joined(g, weight.mT, None, T, lora_A.mT, scale, ctx.routes, on_x)
+            dX = linear_expand(g, weight.mT, None, T, lora_A.mT, scale, ctx.routes, on_x)
             dX = dX if len(ctx.shape) == 2 else dX.view(ctx.shape)
         if needs_A:
             dA = torch.empty_like(lora_A)
-            outer(x, T, scale, g.dtype, dA.mT, on_x)
+            weight_grad(x, T, scale, g.dtype, dA.mT, on_x)
         return dX, None, g.sum(0) if needs_bias else None, dA, dB, None, None, None, None
 
 
-def joined(
+def linear_expand(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -106,13 +107,13 @@ def joined(
     if why_not_one_kernel(x, weight, S.shape[1], ONE_KERNEL in routes, kept is not None) is None:
         from optimized import kernels
 
-        return kernels.joined(x, weight, bias, S, factor, scale, kept=kept)
+        return kernels.linear_expand(x, weight, bias, S, factor, scale, kept=kept)
     if bias is not None:
         y = linear(x, weight, bias)
-        up(S, factor, scale, x.dtype, y, added=True, kept=kept)
+        lora_expand(S, factor, scale, x.dtype, y, added=True, kept=kept)
         return y
     y = x.new_empty(x.shape[0], weight.shape[0])
-    up(S, factor, scale, x.dtype, y, kept=kept)
+    lora_expand(S, factor, scale, x.dtype, y, kept=kept)
     if x.dtype.itemsize == 2 and overreads(x, x.shape[1]):
         add_product(y, x.float(), weight.float().mT, 1.0)
     else:

@@ -1,6 +1,6 @@
 """The three products of a LoRA adapter, by the Triton kernels where they can run, otherwise by PyTorch.
 
-With `kept`, the large operand x or g, or of `up` the product, is what dropout keeps of it, not divided by 1-p.
+With `kept`, the large operand x or g, or of `lora_expand` the product, is what dropout keeps of it, not divided by 1-p.
 """
 
 import functools
@@ -37,17 +37,17 @@ def why_not_triton_on(device: torch.device) -> str | None:
     return _why_not_device(device.index)
 
 
-def down(x: Tensor, a: Tensor, compute: torch.dtype, kept: Kept | None = None) -> Tensor:
+def lora_shrink(x: Tensor, a: Tensor, compute: torch.dtype, kept: Kept | None = None) -> Tensor:
     """``X[M, K] · A[R, K]ᵀ``, unrounded."""
     if _runs_on_triton(x, a):
         from optimized import kernels
 
-        return kernels.down(x, a, compute, kept)
+        return kernels.lora_shrink(x, a, compute, kept)
     with _without_autocast(x):
         return _dropped(_wide(x, compute), kept) @ _wide(a, compute).mT
 
 
-def up(
+def lora_expand(
     s: Tensor,
     b: Tensor,
     scale: float,
@@ -60,25 +60,27 @@ def up(
     if _runs_on_triton(s, b, out):
         from optimized import kernels
 
-        kernels.up(s, b, scale, compute, out, added, kept)
+        kernels.lora_expand(s, b, scale, compute, out, added, kept)
         return
     with _without_autocast(s):
         update = _dropped(s @ _wide(b, compute).mT * scale, kept)
         out.copy_(update + out if added else update)
 
 
-def outer(g: Tensor, s: Tensor, scale: float, compute: torch.dtype, out: Tensor, kept: Kept | None = None) -> None:
+def weight_grad(
+    g: Tensor, s: Tensor, scale: float, compute: torch.dtype, out: Tensor, kept: Kept | None = None
+) -> None:
     """``scale · g[M, N]ᵀ · S[M, R]``, written to `out`."""
     if _runs_on_triton(g, s, out):
         from optimized import kernels
 
-        kernels.outer(g, s, scale, compute, out, kept)
+        kernels.weight_grad(g, s, scale, compute, out, kept)
         return
     with _without_autocast(g):
         out.copy_(_dropped(_wide(g, compute), kept).mT @ s * scale)
 
 
-def sweep(
+def shrink_and_grad(
     g: Tensor,
     b: Tensor,
     s: Tensor,
@@ -90,14 +92,14 @@ def sweep(
 ) -> Tensor:
     """``T = g[M, N] · B[N, R]``, unrounded, and ``scale · gᵀ · S[M, R]``, written to `out`.
 
-    Where `why_not_one_reading` gives a reason, by `down` and `outer`; `wanted` is as there.
+    Where `why_not_one_reading` gives a reason, by `lora_shrink` and `weight_grad`; `wanted` is as there.
     """
     if _runs_on_triton(g, b, s, out) and why_not_one_reading(g, b.shape[1], compute, wanted) is None:
         from optimized import kernels
 
-        return kernels.sweep(g, b, s, scale, compute, out, kept=kept)
-    outer(g, s, scale, compute, out, kept)
-    return down(g, b.mT, compute, kept)
+        return kernels.shrink_and_grad(g, b, s, scale, compute, out, kept=kept)
+    weight_grad(g, s, scale, compute, out, kept)
+    return lora_shrink(g, b.mT, compute, kept)
 
 
 def _runs_on_triton(*operands: Tensor) -> bool:

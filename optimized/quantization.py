@@ -135,14 +135,14 @@ class QuantizedLinear(reference.QuantizedLinear):
         return y
 
     def _by_kernel(self, x: Tensor, terms: tuple[Tensor, ...], columns: Tensor, dtype: torch.dtype) -> Tensor:
-        """`kernels.integers` of the centred x, padded as the weight is: in a dtype, from terms [M, 1] or [1, 1]."""
+        """`kernels.int8_linear` of the centred x, padded as the weight is: in a dtype, from terms [M, 1] or [1, 1]."""
         from optimized import kernels
 
         weight = self._weight_int8.t()[: self.out_features]
         padded = torch.nn.functional.pad(x.to(torch.int8), (0, weight.shape[1] - self.in_features))
         rows = torch.stack([term.double().expand(len(x), 1)[:, 0] for term in terms])
         y = torch.empty(len(x), self.out_features, dtype=dtype, device=x.device)
-        kernels.integers(padded, weight, rows, columns, y)
+        kernels.int8_linear(padded, weight, rows, columns, y)
         return y
 
     def _corrected(self, raw: Tensor, terms: Tensor, scale: Tensor) -> Tensor:

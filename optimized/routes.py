@@ -5,8 +5,9 @@ from torch import Tensor
 
 ONE_READING = "one reading"  # of g, for T and dB
 ONE_KERNEL = "one kernel"  # for the large product and the update
-JOINED, JOINED_BACKWARD = "joined", "joined, backward"  # in the table: W in rows, as forward reads it, or in columns
-MOST_SWEPT_RANK = 32
+# In the table: W in rows, as forward reads it, or in columns.
+LINEAR_EXPAND, LINEAR_EXPAND_BACKWARD = "linear_expand", "linear_expand, backward"
+MOST_ONE_READING_RANK = 32
 MOST_MASKED_WIDE_RANK = 32  # see `why_not_masking_kernels`
 CACHED_BYTES = 2**24  # a third of the second-level cache of an H100, 50 MB: other operands pass through it too
 
@@ -19,7 +20,7 @@ def why_not_one_reading(g: Tensor, rank: int, compute: torch.dtype, wanted: bool
     more launches. On the CPU, where Triton's kernels are interpreted, only the rank counts. Where `wanted`, reasons
     of cost do not.
     """
-    if rank > MOST_SWEPT_RANK:
+    if rank > MOST_ONE_READING_RANK:
         return f"at rank {rank} the partial sums of one reading are as many bytes as g"
     if g.device.type == "cpu":
         return None
@@ -27,7 +28,7 @@ def why_not_one_reading(g: Tensor, rank: int, compute: torch.dtype, wanted: bool
         return f"products in {compute} take as long as reading g"
     if wanted:
         return None
-    faster = _measured("sweep", g, compute, M=g.shape[0], N=g.shape[1], R=rank)
+    faster = _measured("shrink_and_grad", g, compute, M=g.shape[0], N=g.shape[1], R=rank)
     size = g.numel() * g.element_size()
     if faster is None and size <= CACHED_BYTES:
         return f"g, {size} bytes, is in the cache when it is read again"
@@ -49,14 +50,14 @@ def why_not_one_kernel(x: Tensor, weight: Tensor, rank: int, wanted: bool = Fals
         return "interpreted, nothing is faster"
     if masked:
         return "no measurement says what one kernel takes with a mask"
-    if not _measured(joined_entry(weight), x, x.dtype, M=x.shape[0], N=weight.shape[0], K=x.shape[1], R=rank):
+    if not _measured(linear_expand_entry(weight), x, x.dtype, M=x.shape[0], N=weight.shape[0], K=x.shape[1], R=rank):
         return "no measurement says that one kernel is faster here"
     return None
 
 
-def joined_entry(weight: Tensor) -> str:
+def linear_expand_entry(weight: Tensor) -> str:
     """The name that entries of `tuned.json` have for one kernel beside a weight [N, K] of this layout."""
-    return JOINED if weight.stride(1) == 1 else JOINED_BACKWARD
+    return LINEAR_EXPAND if weight.stride(1) == 1 else LINEAR_EXPAND_BACKWARD
 
 
 def why_not_kernels(x: Tensor, weight: Tensor, rank: int) -> str | None:
@@ -69,13 +70,13 @@ def why_not_kernels(x: Tensor, weight: Tensor, rank: int) -> str | None:
     rows, (features, K) = x.numel() // max(x.shape[-1], 1), weight.shape
     if x.device.type == "cpu" or (x.is_contiguous() and why_not_one_kernel(x.view(rows, K), weight, rank) is None):
         return None
-    if rank > MOST_SWEPT_RANK:
+    if rank > MOST_ONE_READING_RANK:
         return f"at rank {rank} the kernels read g as often as cuBLAS does"
     if x.dtype.itemsize > 2:
         return f"products in {x.dtype} take as long as reading g"
     if (size := rows * features * x.element_size()) <= CACHED_BYTES:
         return f"g, {size} bytes, is in the cache when it is read again"
-    if _measured("sweep", x, x.dtype, M=rows, N=features, R=rank) is False:
+    if _measured("shrink_and_grad", x, x.dtype, M=rows, N=features, R=rank) is False:
         return "two readings were measured to be faster here"
     return None
 

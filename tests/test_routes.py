@@ -34,7 +34,7 @@ def every_route() -> None:
     from optimized import kernels
 
     taken: set[tuple[bool, bool]] = set()
-    joined = kernels.joined
+    joined = kernels.linear_expand
 
     def watched(*operands: Any, kept: Kept | None) -> torch.Tensor:
         taken.add((operands[1].stride(1) == 1, kept is not None))
@@ -42,7 +42,7 @@ def every_route() -> None:
 
     clauses, judged = load_all(), 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "joined", watched)
+        patch.setattr(kernels, "linear_expand", watched)
         patch.setattr(sys, "path", [str(TARGETS), *sys.path])
         target = Target.load("routed", "cpu")
         for name in ("LAY-FWD", "LAY-BWD-DX", "LAY-DROP-POST"):
@@ -88,7 +88,7 @@ def compare_with_sums(
     wide_x, wide_w, wide_b = x.double(), w.double(), b.double()
     exact = wide_x @ wide_w.t() + 0.5 * s.double() @ wide_b.t()
     size = wide_x.abs() @ wide_w.abs().t() + 0.5 * s.double().abs() @ wide_b.abs().t()
-    y = kernels.joined(x, w, added, s, b, 0.5).double()
+    y = kernels.linear_expand(x, w, added, s, b, 0.5).double()
     want = exact if added is None else exact + added.double()
     off = (y - want).abs() - torch.finfo(x.dtype).eps / 2 * want.abs() - 2.0**-19 * (size + 4)
     assert (off <= 0).all(), (x.dtype, x.shape, w.shape, w.stride(), added is None, off.max())

@@ -42,7 +42,7 @@ GROUPS_OF = {
     "hybrid": ("hybrid", "training"),
     "training": ("training",),
     **dict.fromkeys(("quantization", "remote_module", "splitting", "noise", "layout", "envelope", "keys"), ("fhe",)),
-    **dict.fromkeys(("shared_state", "weight_version", "library", "encryption", "integers"), ("fhe",)),
+    **dict.fromkeys(("shared_state", "weight_version", "library", "encryption", "int8_linear"), ("fhe",)),
     **dict.fromkeys(("deployment", "protocol", "client", "server", "application"), ("remote",)),
     **dict.fromkeys(("key_store", "listener", "connection", "worker"), ("remote",)),
     **dict.fromkeys(("checkpoint", "peft_format", "tensor_file", "plain_values"), ("checkpoint",)),
@@ -51,7 +51,9 @@ GROUPS_OF = {
     "layer": ("layer", "merge", "dora", "model", "training"),
     "linear": ("linear", "layer", "merge", "dora", "model"),
     "adapter": ("linear", "layer"),
-    **dict.fromkeys(("projection", "projections", "blocks", "qkv", "mlp", "activations", "lifted"), ("fused",)),
+    **dict.fromkeys(
+        ("projection", "projections", "blocks", "qkv", "mlp", "activations", "gated_activation"), ("fused",)
+    ),
 }
 # files of which one part runs with interpreted kernels and another without
 BOTH_WAYS = ("quantization",)

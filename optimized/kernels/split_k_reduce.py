@@ -9,7 +9,7 @@ from optimized.kernels.tiles import INTERPRETED, TL_DTYPE, Config, as_stored, bl
 
 
 @triton.jit(do_not_specialize=["P"])
-def partials_kernel(
+def split_k_reduce_kernel(
     partials_ptr,
     out_ptr,
     scale: tl.float64,
@@ -38,21 +38,21 @@ def partials_kernel(
     tl.store(out_ptr + offs_n[:, None] * stride_on + offs_r[None, :] * stride_or, out, mask=inside)
 
 
-def sum_partials(partials: torch.Tensor, scale: float, out: torch.Tensor) -> None:
+def split_k_reduce(partials: torch.Tensor, scale: float, out: torch.Tensor) -> None:
     """``out[N, R] = scale · Σₚ partials[p, N, R]``, rounded once to the dtype of `out`.
 
     The grid is (tiles of N, tiles of R). Blocks are small, 1024 elements, because the partials come from L2
     and the programs have to be many to hide its latency.
     """
     P, N, R = partials.shape
-    config = partials_config(N, R)
+    config = split_k_reduce_config(N, R)
     grid = triton.cdiv(N, config.blocks["BLOCK_N"]), triton.cdiv(R, config.blocks["BLOCK_R"])
     strides = (*partials.stride(), *out.stride())
     acc = TL_DTYPE[partials.dtype]
-    launch(partials_kernel, grid, partials, out, float(scale), P, N, R, *strides, config=config, ACC=acc)
+    launch(split_k_reduce_kernel, grid, partials, out, float(scale), P, N, R, *strides, config=config, ACC=acc)
 
 
-def partials_config(N: int, R: int) -> Config:
+def split_k_reduce_config(N: int, R: int) -> Config:
     """Blocks by shape; up to 64 of R, and of N what makes up 1024 elements."""
     if INTERPRETED:
         return Config({"BLOCK_N": block(N, 16, 64, 128), "BLOCK_R": block(R, 16, 64)}, num_warps=1, num_stages=1)

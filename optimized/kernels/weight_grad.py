@@ -5,8 +5,8 @@ import torch
 import triton
 import triton.language as tl
 
-from optimized.kernels.kept import NONE_DROPPED, is_kept
-from optimized.kernels.partials import sum_partials
+from optimized.kernels.dropout_mask import NONE_DROPPED, is_kept
+from optimized.kernels.split_k_reduce import split_k_reduce
 from optimized.kernels.tiles import (
     INTERPRETED,
     Config,
@@ -23,7 +23,7 @@ from optimized.philox import Kept
 
 
 @triton.jit(do_not_specialize=["M", "seed", "limit"])
-def outer_kernel(
+def weight_grad_kernel(
     g_ptr,
     s_ptr,
     out_ptr,
@@ -77,7 +77,7 @@ def outer_kernel(
     tl.store(out_rows + offs_r.to(tl.int64)[None, :] * stride_or, out, mask=inside_n[:, None] & inside_r[None, :])
 
 
-def outer(
+def weight_grad(
     g: torch.Tensor,
     s: torch.Tensor,
     scale: float,
@@ -88,20 +88,20 @@ def outer(
     """``out[N, R] = scale · g[M, N]ᵀ · S[M, R]``; for dA give x, T and a transposed [R, K].
 
     Args:
-        g: [M, N], any strides; rounded to `compute` as it is read.   s: [M, R], as `down` gives it.
+        g: [M, N], any strides; rounded to `compute` as it is read.   s: [M, R], as `lora_shrink` gives it.
         out: [N, R], any strides, overwritten; the sum is rounded to its dtype once.
         kept: the elements of g that dropout keeps; the others count as 0.
 
     The grid is (tiles of N, tiles of R, splits of M). A tile holds the whole rank up to 64, so that g is
     read once; a 4096-wide g gives 32 tiles of 128, and splitting M makes 256 programs of them. Each split
-    writes its own partial sum and `sum_partials` adds them in order: two runs agree to the bit, which
+    writes its own partial sum and `split_k_reduce` adds them in order: two runs agree to the bit, which
     atomics do not promise.
     """
     (M, N), R = g.shape, s.shape[1]
     if 0 in (M, N, R):
         out.zero_()
         return
-    config = outer_config(M, N, R, compute, is_lean(g, compute), kept is not None)
+    config = weight_grad_config(M, N, R, compute, is_lean(g, compute), kept is not None)
     tiles = triton.cdiv(N, config.blocks["BLOCK_N"]), triton.cdiv(R, config.blocks["BLOCK_R"])
     splits = splits_of(M, tiles[0] * tiles[1], least=2 * config.blocks["BLOCK_M"])
     run = triton.cdiv(triton.cdiv(M, splits), config.blocks["BLOCK_M"]) * config.blocks["BLOCK_M"]
@@ -114,12 +114,12 @@ def outer(
     grid = (*tiles, splits)
     numbers = (factor, *(kept or NONE_DROPPED), M, N, R, run)
     constants = {"DROPPED": kept is not None, **mixed_dot(compute)}
-    launch(outer_kernel, grid, g, s, target, *numbers, *strides, config=config, **constants)
+    launch(weight_grad_kernel, grid, g, s, target, *numbers, *strides, config=config, **constants)
     if splits > 1:
-        sum_partials(target, scale, out)
+        split_k_reduce(target, scale, out)
 
 
-def outer_config(M: int, N: int, R: int, compute: torch.dtype, lean: bool, dropped: bool = False) -> Config:
+def weight_grad_config(M: int, N: int, R: int, compute: torch.dtype, lean: bool, dropped: bool = False) -> Config:
     """Blocks by shape; N plays a product's rows, and operands held in float32, or masked, get a smaller area."""
     if INTERPRETED:
         blocks = {

@@ -6,15 +6,15 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from optimized.kernels.kept import NONE_DROPPED, is_kept
+from optimized.kernels.dropout_mask import NONE_DROPPED, is_kept
 from optimized.kernels.tiles import INTERPRETED, TL_DTYPE, Config, as_operand, as_stored, block, launch
 from optimized.kernels.tuned import tuned
 from optimized.philox import Kept
-from optimized.routes import joined_entry
+from optimized.routes import linear_expand_entry
 
 
 @triton.jit(do_not_specialize=["M", "seed", "limit"])
-def joined_kernel(
+def linear_expand_kernel(
     bias_ptr,
     s_ptr,
     b_ptr,
@@ -87,7 +87,7 @@ def joined_kernel(
         y_desc.store([m, n], as_stored(acc, y_desc.dtype))
 
 
-def joined(
+def linear_expand(
     x: torch.Tensor,
     w: torch.Tensor,
     bias: torch.Tensor | None,
@@ -101,8 +101,8 @@ def joined(
 
     Args:
         x, w, bias, b: of one 16-bit dtype; x and w as `why_not_one_kernel` asks; w may be a transposed [K, N].
-        s: [M, R], as `down` gives it; scale · S is rounded to the dtype of x.
-        config: None for that of `tuned.json`, or without one there of `joined_config`.
+        s: [M, R], as `lora_shrink` gives it; scale · S is rounded to the dtype of x.
+        config: None for that of `tuned.json`, or without one there of `linear_expand_config`.
         kept: the elements of the update that dropout keeps.
     Returns:
         [M, N] in the dtype of x.
@@ -113,8 +113,8 @@ def joined(
     (M, K), N, R = x.shape, w.shape[0], s.shape[1]
     y = x.new_empty(M, N)
     if config is None and kept is None:  # measured without a mask
-        config = tuned(joined_entry(w), x.device, x.dtype, M=M, N=N, K=K, R=R)
-    config = config or joined_config(M, N, K, kept is not None)
+        config = tuned(linear_expand_entry(w), x.device, x.dtype, M=M, N=N, K=K, R=R)
+    config = config or linear_expand_config(M, N, K, kept is not None)
     BLOCK_M, BLOCK_N, BLOCK_K = (config.blocks[f"BLOCK_{axis}"] for axis in "MNK")
     k_first = w.stride(1) != 1
     stored = w.mT if k_first else w
@@ -125,7 +125,7 @@ def joined(
     )
     tiles = triton.cdiv(M, BLOCK_M) * triton.cdiv(N, BLOCK_N)
     launch(
-        joined_kernel,
+        linear_expand_kernel,
         (min(tiles, _programs(x.device)),),
         y if bias is None else bias.contiguous(),
         s,
@@ -149,7 +149,7 @@ def joined(
     return y
 
 
-def joined_config(M: int, N: int, K: int, dropped: bool = False) -> Config:
+def linear_expand_config(M: int, N: int, K: int, dropped: bool = False) -> Config:
     """Blocks by shape; 128 × 256 sums fill the registers of two warp groups, and three stages the shared memory.
 
     With a mask they would spill.

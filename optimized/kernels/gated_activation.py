@@ -38,7 +38,7 @@ def value_and_slope(t, ACTIVATION: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["SIZE"])
-def lifted_kernel(
+def gated_activation_kernel(
     gate_ptr,
     up_ptr,
     h_ptr,
@@ -61,7 +61,7 @@ def lifted_kernel(
 
 
 @triton.jit(do_not_specialize=["SIZE"])
-def lifted_gradients_kernel(
+def gated_activation_gradients_kernel(
     d_h_ptr,
     gate_ptr,
     up_ptr,
@@ -92,7 +92,7 @@ def lifted_gradients_kernel(
     tl.store(h_ptr + offs, as_stored(h, h_ptr.dtype.element_ty), mask=inside)
 
 
-def lifted(lifts: Sequence[torch.Tensor], activation: str) -> torch.Tensor:
+def gated_activation(lifts: Sequence[torch.Tensor], activation: str) -> torch.Tensor:
     """h from gate and up, or from up alone.
 
     Args:
@@ -106,31 +106,31 @@ def lifted(lifts: Sequence[torch.Tensor], activation: str) -> torch.Tensor:
     gate, up = _both(lifts)
     h = torch.empty_like(up)
     if h.numel():
-        config = lifted_config(h.numel())
+        config = gated_activation_config(h.numel())
         grid = (triton.cdiv(h.numel(), config.blocks["BLOCK"]),)
-        launch(lifted_kernel, grid, gate, up, h, h.numel(), config=config, **_constants(lifts, activation))
+        launch(gated_activation_kernel, grid, gate, up, h, h.numel(), config=config, **_constants(lifts, activation))
     return h
 
 
-def lifted_gradients(
+def gated_activation_gradients(
     d_h: torch.Tensor, lifts: Sequence[torch.Tensor], activation: str
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """h, and the gradients of gate and up, or of up alone, from one reading of all of them.
 
-    Args and grid as for `lifted`; d_h is of the lifts' shape and dtype.
+    Args and grid as for `gated_activation`; d_h is of the lifts' shape and dtype.
     """
     gate, up = _both(lifts)
     h, d_lifts = torch.empty_like(up), [torch.empty_like(up) for _ in lifts]
     if h.numel():
-        config = lifted_config(h.numel())
+        config = gated_activation_config(h.numel())
         grid = (triton.cdiv(h.numel(), config.blocks["BLOCK"]),)
         tensors = (d_h.contiguous(), gate, up, h, d_lifts[0], d_lifts[-1])
         constants = _constants(lifts, activation)
-        launch(lifted_gradients_kernel, grid, *tensors, h.numel(), config=config, **constants)
+        launch(gated_activation_gradients_kernel, grid, *tensors, h.numel(), config=config, **constants)
     return h, d_lifts
 
 
-def lifted_config(size: int) -> Config:
+def gated_activation_config(size: int) -> Config:
     """One block size on a GPU; interpreted, as few programs as can be."""
     if INTERPRETED:
         return Config({"BLOCK": block(size, 256, 4096, 16384)}, num_warps=1, num_stages=1)

@@ -5,8 +5,8 @@ import torch
 import triton
 import triton.language as tl
 
-from optimized.kernels.kept import NONE_DROPPED, is_kept
-from optimized.kernels.partials import sum_partials
+from optimized.kernels.dropout_mask import NONE_DROPPED, is_kept
+from optimized.kernels.split_k_reduce import split_k_reduce
 from optimized.kernels.tiles import (
     INTERPRETED,
     Config,
@@ -22,7 +22,7 @@ from optimized.philox import Kept
 
 
 @triton.jit(do_not_specialize=["M", "seed", "limit"])
-def down_kernel(
+def lora_shrink_kernel(
     x_ptr,
     a_ptr,
     s_ptr,
@@ -76,7 +76,7 @@ def down_kernel(
     tl.store(s_rows + offs_r[None, :] * stride_sr, acc, mask=inside_m[:, None] & inside_r[None, :])
 
 
-def down(x: torch.Tensor, a: torch.Tensor, compute: torch.dtype, kept: Kept | None = None) -> torch.Tensor:
+def lora_shrink(x: torch.Tensor, a: torch.Tensor, compute: torch.dtype, kept: Kept | None = None) -> torch.Tensor:
     """``S[M, R] = X[M, K] · A[R, K]ᵀ``.
 
     Args:
@@ -95,7 +95,7 @@ def down(x: torch.Tensor, a: torch.Tensor, compute: torch.dtype, kept: Kept | No
     if 0 in (M, K, R):
         return torch.zeros(M, R, dtype=dtype, device=x.device)
     lean = is_lean(x, compute) or (R > 16 and is_lean(a, compute))
-    config = down_config(M, K, R, compute, lean, kept is not None)
+    config = lora_shrink_config(M, K, R, compute, lean, kept is not None)
     tiles = triton.cdiv(M, config.blocks["BLOCK_M"]), triton.cdiv(R, config.blocks["BLOCK_R"])
     splits = splits_of(K, tiles[0] * tiles[1], least=4 * config.blocks["BLOCK_K"])
     run = triton.cdiv(triton.cdiv(K, splits), config.blocks["BLOCK_K"]) * config.blocks["BLOCK_K"]
@@ -103,7 +103,7 @@ def down(x: torch.Tensor, a: torch.Tensor, compute: torch.dtype, kept: Kept | No
     partials = torch.empty(splits, M, R, dtype=dtype, device=x.device)
     strides = (*x.stride(), *a.stride(), *partials.stride())
     launch(
-        down_kernel,
+        lora_shrink_kernel,
         (*tiles, splits),
         x,
         a,
@@ -121,11 +121,11 @@ def down(x: torch.Tensor, a: torch.Tensor, compute: torch.dtype, kept: Kept | No
     if splits == 1:
         return partials[0]
     s = torch.empty(M, R, dtype=dtype, device=x.device)
-    sum_partials(partials, 1.0, s)
+    split_k_reduce(partials, 1.0, s)
     return s
 
 
-def down_config(M: int, K: int, R: int, compute: torch.dtype, lean: bool, dropped: bool = False) -> Config:
+def lora_shrink_config(M: int, K: int, R: int, compute: torch.dtype, lean: bool, dropped: bool = False) -> Config:
     """Blocks by shape; 16-bit products fill a warp group's 64 rows, float32 ones run on FMA units."""
     if INTERPRETED:
         blocks = {

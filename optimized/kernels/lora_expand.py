@@ -5,7 +5,7 @@ import torch
 import triton
 import triton.language as tl
 
-from optimized.kernels.kept import NONE_DROPPED, is_kept
+from optimized.kernels.dropout_mask import NONE_DROPPED, is_kept
 from optimized.kernels.tiles import (
     INTERPRETED,
     Config,
@@ -20,7 +20,7 @@ from optimized.philox import Kept
 
 
 @triton.jit(do_not_specialize=["M", "seed", "limit"])
-def up_kernel(
+def lora_expand_kernel(
     s_ptr,
     b_ptr,
     y_ptr,
@@ -78,7 +78,7 @@ def up_kernel(
     tl.store(of_y, as_stored(y, y_ptr.dtype.element_ty), mask=inside)
 
 
-def up(
+def lora_expand(
     s: torch.Tensor,
     b: torch.Tensor,
     scale: float,
@@ -90,7 +90,7 @@ def up(
     """``out[M, N] = scale · S[M, R] · B[N, R]ᵀ``, and out itself added where `added`.
 
     Args:
-        s: [M, R], as `down` gives it.   b: [N, R], any strides; rounded to `compute` as it is read.
+        s: [M, R], as `lora_shrink` gives it.   b: [N, R], any strides; rounded to `compute` as it is read.
         scale: applied to the sum, before the one rounding.
         out: [M, N], any strides, overwritten; the sum is rounded to its dtype once.
         kept: the elements of the product that dropout keeps, the others being 0; before `added`.
@@ -104,15 +104,15 @@ def up(
         if not added:
             out.zero_()
         return
-    config = up_config(M, N, R, compute, R > 16 and is_lean(b, compute), kept is not None)
+    config = lora_expand_config(M, N, R, compute, R > 16 and is_lean(b, compute), kept is not None)
     grid = triton.cdiv(M, config.blocks["BLOCK_M"]), triton.cdiv(N, config.blocks["BLOCK_N"])
     strides = (*s.stride(), *b.stride(), *out.stride())
     numbers = (float(scale), *(kept or NONE_DROPPED), M, N, R)
     constants = {"ADDED": added, "DROPPED": kept is not None, **mixed_dot(compute)}
-    launch(up_kernel, grid, s, b, out, *numbers, *strides, config=config, **constants)
+    launch(lora_expand_kernel, grid, s, b, out, *numbers, *strides, config=config, **constants)
 
 
-def up_config(M: int, N: int, R: int, compute: torch.dtype, lean: bool, dropped: bool = False) -> Config:
+def lora_expand_config(M: int, N: int, R: int, compute: torch.dtype, lean: bool, dropped: bool = False) -> Config:
     """Blocks by shape; few rows get tiles of 16, and operands held in float32 a smaller area."""
     if INTERPRETED:
         blocks = {

@@ -9,7 +9,7 @@ from optimized.kernels.tiles import INTERPRETED, Config, as_stored, block, launc
 
 
 @triton.jit(do_not_specialize=["M"])
-def integers_kernel(
+def int8_linear_kernel(
     x_ptr,
     w_ptr,
     rows_ptr,
@@ -67,7 +67,9 @@ def integers_kernel(
         tl.store(y_ptrs, y.to(tl.int64), mask=inside)
 
 
-def integers(x: torch.Tensor, weight: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, y: torch.Tensor) -> None:
+def int8_linear(
+    x: torch.Tensor, weight: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, y: torch.Tensor
+) -> None:
     """``y = x · wᵀ - (rows₀·columns₀ + rows₁·columns₁)``, and ``· (rows₂·columns₂) + columns₃`` for a y of floats.
 
     The product is summed in int32, which holds sums over fewer than 2¹⁷ features; the rest is float64, exact as
@@ -85,20 +87,20 @@ def integers(x: torch.Tensor, weight: torch.Tensor, rows: torch.Tensor, columns:
     (M, K), N = x.shape, weight.shape[0]
     if 0 in (M, N):
         return
-    config = integers_config(M, N, K, _is_lean(x) or _is_lean(weight))
+    config = int8_linear_config(M, N, K, _is_lean(x) or _is_lean(weight))
     grid = triton.cdiv(M, config.blocks["BLOCK_M"]), triton.cdiv(N, config.blocks["BLOCK_N"])
     scaled = y.is_floating_point()
     tensors = (x, weight, rows.contiguous(), columns.contiguous(), y)
     strides = (*x.stride(), *weight.stride(), *y.stride())
     constants = {"SCALED": scaled, "BIASED": scaled and len(columns) == 4, **NOT_FUSED}
-    launch(integers_kernel, grid, *tensors, M, N, K, *strides, config=config, **constants)
+    launch(int8_linear_kernel, grid, *tensors, M, N, K, *strides, config=config, **constants)
 
 
 NOT_FUSED = {} if INTERPRETED else {"enable_fp_fusion": False}
 """An option of the launch: ``y · scale + bias`` is two roundings, as everywhere else."""
 
 
-def integers_config(M: int, N: int, K: int, lean: bool) -> Config:
+def int8_linear_config(M: int, N: int, K: int, lean: bool) -> Config:
     """Blocks by shape; operands gathered byte by byte get a smaller area, and few rows tiles of 16."""
     if INTERPRETED:
         blocks = {

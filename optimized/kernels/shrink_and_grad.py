@@ -5,8 +5,8 @@ import torch
 import triton
 import triton.language as tl
 
-from optimized.kernels.kept import NONE_DROPPED, is_kept
-from optimized.kernels.partials import sum_partials
+from optimized.kernels.dropout_mask import NONE_DROPPED, is_kept
+from optimized.kernels.split_k_reduce import split_k_reduce
 from optimized.kernels.tiles import (
     INTERPRETED,
     Config,
@@ -20,11 +20,11 @@ from optimized.kernels.tiles import (
 )
 from optimized.kernels.tuned import tuned
 from optimized.philox import Kept
-from optimized.routes import MOST_SWEPT_RANK
+from optimized.routes import MOST_ONE_READING_RANK
 
 
 @triton.jit(do_not_specialize=["M", "seed", "limit"])
-def sweep_kernel(
+def shrink_and_grad_kernel(
     g_ptr,
     b_ptr,
     s_ptr,
@@ -92,7 +92,7 @@ def sweep_kernel(
     tl.store(d_rows + offs_r[None, :] * stride_dr, acc, mask=inside_n[:, None] & inside_r[None, :])
 
 
-def sweep(
+def shrink_and_grad(
     g: torch.Tensor,
     b: torch.Tensor,
     s: torch.Tensor,
@@ -105,17 +105,17 @@ def sweep(
     """``T[M, R] = g[M, N] · B[N, R]``, returned, and ``out[N, R] = scale · gᵀ · S[M, R]``.
 
     Args:
-        g: [M, N].   b: [N, R], R at most `MOST_SWEPT_RANK`.   Any strides; rounded to `compute` as they are read.
-        s: [M, R], as `down` gives it.
+        g: [M, N].   b: [N, R], R at most `MOST_ONE_READING_RANK`.   Any strides; rounded to `compute` as they are read.
+        s: [M, R], as `lora_shrink` gives it.
         out: [N, R], any strides, overwritten; the sum is rounded to its dtype once.
-        config: None for that of `tuned.json`, or without one there of `sweep_config`.
+        config: None for that of `tuned.json`, or without one there of `shrink_and_grad_config`.
         kept: the elements of g that dropout keeps; the others count as 0.
     Returns:
-        [M, R], float32 (float64 for float64), as of `down`.
+        [M, R], float32 (float64 for float64), as of `lora_shrink`.
 
     The grid is (tiles of N, splits of M). A program keeps its part of dB in registers while it walks down its
     tokens, and its part of T is ready after each step: so both are partial sums, over tiles of N for T and over
-    splits of M for dB, and `sum_partials` adds them in order. Tiles are as wide and splits as long as
+    splits of M for dB, and `split_k_reduce` adds them in order. Tiles are as wide and splits as long as
     registers and 132 multiprocessors allow, because every partial sum is written and read again.
     """
     (M, N), R = g.shape, b.shape[1]
@@ -125,8 +125,8 @@ def sweep(
         return torch.zeros(M, R, dtype=dtype, device=g.device)
     lean = is_lean(g, compute)
     if config is None and not lean and kept is None:  # measured without a mask
-        config = tuned("sweep", g.device, compute, M=M, N=N, R=R)
-    config = config or sweep_config(M, N, R, compute, lean, kept is not None)
+        config = tuned("shrink_and_grad", g.device, compute, M=M, N=N, R=R)
+    config = config or shrink_and_grad_config(M, N, R, compute, lean, kept is not None)
     tiles = triton.cdiv(N, config.blocks["BLOCK_N"])
     splits = splits_of(M, 2 * tiles, least=2 * config.blocks["BLOCK_M"])
     run = triton.cdiv(triton.cdiv(M, splits), config.blocks["BLOCK_M"]) * config.blocks["BLOCK_M"]
@@ -136,21 +136,21 @@ def sweep(
     strides = (*g.stride(), *b.stride(), *s.stride(), *of_t.stride(), *of_d.stride())
     numbers = (*(kept or NONE_DROPPED), M, N, R, run)
     constants = {"DROPPED": kept is not None, **mixed_dot(compute)}
-    launch(sweep_kernel, (tiles, splits), g, b, s, of_t, of_d, *numbers, *strides, config=config, **constants)
-    sum_partials(of_d, scale, out)
+    launch(shrink_and_grad_kernel, (tiles, splits), g, b, s, of_t, of_d, *numbers, *strides, config=config, **constants)
+    split_k_reduce(of_d, scale, out)
     if tiles == 1:
         return of_t[0]
     t = torch.empty(M, R, dtype=dtype, device=g.device)
-    sum_partials(of_t, 1.0, t)
+    split_k_reduce(of_t, 1.0, t)
     return t
 
 
-def sweep_config(M: int, N: int, R: int, compute: torch.dtype, lean: bool, dropped: bool = False) -> Config:
+def shrink_and_grad_config(M: int, N: int, R: int, compute: torch.dtype, lean: bool, dropped: bool = False) -> Config:
     """Blocks by shape; the whole rank, and 256 or 512 columns of g where its tiles are read in 16-byte pieces.
 
     A mask takes registers, of which 512 columns leave none.
     """
-    block_r = block(R, 16, MOST_SWEPT_RANK)
+    block_r = block(R, 16, MOST_ONE_READING_RANK)
     if INTERPRETED:
         blocks = {"BLOCK_M": block(M, 16, 64, 128), "BLOCK_N": block(N, 16, 64, 128), "BLOCK_R": block_r}
         return Config(blocks, num_warps=1, num_stages=1)

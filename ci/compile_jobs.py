@@ -18,7 +18,7 @@ from optimized.kernels.shrink_and_grad import shrink_and_grad_config, shrink_and
 from optimized.kernels.split_k_reduce import split_k_reduce_config
 from optimized.kernels.tiles import Config, mixed_dot, native_dot
 from optimized.kernels.weight_grad import weight_grad_config, weight_grad_kernel
-from optimized.routes import MOST_ONE_READING_RANK
+from optimized.tuned_kernels import MOST_ONE_READING_RANK
 from reference.mlp import ACTIVATIONS
 
 ARCHITECTURES = (80, 90, 100)

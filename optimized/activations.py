@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from optimized.products import why_not_triton
+from optimized.dispatch.triton_kernels import why_not_triton
 from reference.mlp import activated
 
 

@@ -1,40 +1,18 @@
-"""The three products of a LoRA adapter, by the Triton kernels where they can run, otherwise by PyTorch.
+"""The products of a LoRA adapter, and the large product with its update, by Triton kernels or else by PyTorch.
 
 With `kept`, the large operand x or g, or of `lora_expand` the product, is what dropout keeps of it, not divided by 1-p.
 """
 
-import functools
-import importlib.util
-import os
+from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
+from optimized.dispatch.routes import ONE_KERNEL, why_not_one_kernel, why_not_one_reading
+from optimized.dispatch.triton_kernels import why_not_triton
+from optimized.matrices import add_product, linear, overreads
 from optimized.philox import Kept
-from optimized.routes import why_not_one_reading
-
-
-def why_not_triton(*operands: Tensor) -> str | None:
-    """Why PyTorch, and not the Triton kernels, multiplies these operands; None when Triton does.
-
-    Every product asks this of its own operands, and nothing else decides.
-    """
-    if reason := next(filter(None, map(_why_not_tensor, operands)), None):
-        return reason
-    device = operands[0].device
-    if device.type == "cuda" and any(operand.dtype == torch.float64 for operand in operands):
-        return "float64 on a GPU is left to cuBLAS"
-    return why_not_triton_on(device)
-
-
-def why_not_triton_on(device: torch.device) -> str | None:
-    """Why no Triton kernel runs on this device; None where they do."""
-    if device.type == "cpu":
-        return _why_not_interpret()
-    if device.type != "cuda":
-        return f"the kernels run on CUDA, and interpreted on the CPU, not on {device.type}"
-    return _why_not_device(device.index)
 
 
 def lora_shrink(x: Tensor, a: Tensor, compute: torch.dtype, kept: Kept | None = None) -> Tensor:
@@ -102,6 +80,39 @@ def shrink_and_grad(
     return lora_shrink(g, b.mT, compute, kept)
 
 
+def linear_expand(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    S: Tensor,
+    factor: Tensor,
+    scale: float,
+    routes: Collection[str] = (),
+    kept: Kept | None = None,
+) -> Tensor:
+    """``y[M, N] = x[M, K] · weight[N, K]ᵀ + bias + scale · S[M, R] · factor[N, R]ᵀ``, of the last what is `kept`.
+
+    In one kernel where `why_not_one_kernel` has no reason against it. Otherwise the update is written first and the
+    large product added in place, while it reads y anyway; with a bias the large product comes first, since
+    ``b + scale · S Bᵀ`` may be larger, and rounded more coarsely, than any term of the formula's order.
+    """
+    if why_not_one_kernel(x, weight, S.shape[1], ONE_KERNEL in routes, kept is not None) is None:
+        from optimized import kernels
+
+        return kernels.linear_expand(x, weight, bias, S, factor, scale, kept=kept)
+    if bias is not None:
+        y = linear(x, weight, bias)
+        lora_expand(S, factor, scale, x.dtype, y, added=True, kept=kept)
+        return y
+    y = x.new_empty(x.shape[0], weight.shape[0])
+    lora_expand(S, factor, scale, x.dtype, y, kept=kept)
+    if x.dtype.itemsize == 2 and overreads(x, x.shape[1]):
+        add_product(y, x.float(), weight.float().mT, 1.0)
+    else:
+        add_product(y, x, weight.mT, 1.0)
+    return y
+
+
 def _runs_on_triton(*operands: Tensor) -> bool:
     """Whether Triton can, and autograd does not record, as it does in backward with `create_graph`."""
     recorded = torch.is_grad_enabled() and any(operand.requires_grad for operand in operands)
@@ -121,55 +132,3 @@ def _dropped(x: Tensor, kept: Kept | None) -> Tensor:
 def _without_autocast(x: Tensor) -> AbstractContextManager[None]:
     kind = x.device.type
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
-
-
-def _why_not_tensor(operand: Tensor) -> str | None:
-    if type(operand) not in (Tensor, torch.nn.Parameter) or operand.layout != torch.strided:
-        return f"a {operand.layout} {type(operand).__name__} has no pointer and strides to give to a kernel"
-    # a compiled layer reaches the kernels through a custom operator, which torch.func does not enter
-    if not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(operand):
-        return "torch.func transforms the products"
-    if operand.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        return f"the kernels have no {operand.dtype}"
-    return None
-
-
-def _why_not_interpret() -> str | None:
-    if os.environ.get("TRITON_INTERPRET", "").lower() not in ("1", "true", "on", "yes", "y"):
-        return "the operands are on the CPU and TRITON_INTERPRET is not 1"
-    return _why_interpreter_fails()
-
-
-@functools.cache
-def _why_interpreter_fails() -> str | None:
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed"
-    import numpy as np
-    import triton
-
-    from optimized import kernels
-
-    if not kernels.INTERPRETED:
-        return "TRITON_INTERPRET was set after the kernels were imported"
-    if _version(triton.__version__) < (3, 8) and _version(np.__version__) >= (2, 4):
-        return f"the interpreter of triton {triton.__version__} does not work with numpy {np.__version__}"
-    return None
-
-
-@functools.cache
-def _why_not_device(index: int) -> str | None:
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed"
-    if torch.version.hip is not None:
-        return "the kernels are not tested on AMD GPUs"
-    from optimized import kernels
-
-    if kernels.INTERPRETED:
-        return "the operands are on a GPU and the kernels are interpreted on the CPU"
-    major, minor = torch.cuda.get_device_capability(index)
-    return f"compute capability {major}.{minor} is below 8.0" if major < 8 else None
-
-
-def _version(text: str) -> tuple[int, int]:
-    major, minor = text.split(".")[:2]
-    return int(major), int(minor)

@@ -15,11 +15,11 @@ import triton.language as tl
 from torch import Tensor, nn
 
 from optimized import TritonLinearLoRA, kernels
+from optimized.dispatch.routes import ONE_KERNEL, ONE_READING
 from optimized.dropout import CountedDropout
 from optimized.kernels.dropout_mask import is_kept
 from optimized.kernels.tiles import Config
 from optimized.philox import Kept, philox
-from optimized.routes import ONE_KERNEL, ONE_READING
 from tests.test_memory import saved_bytes
 
 KEPT = Kept(0x3A9F_0C11_D5E8_77B2, 45_000)

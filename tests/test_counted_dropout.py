@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from optimized import products
+from optimized.dispatch.routes import MOST_MASKED_WIDE_RANK, why_not_masking_kernels, why_not_one_kernel
 from optimized.dropout import CountedDropout
 from optimized.philox import Kept, philox
-from optimized.routes import MOST_MASKED_WIDE_RANK, why_not_masking_kernels, why_not_one_kernel
 from tests import interpreted_dropout
 from tests.interpreting import interpreted
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 import reference
-from optimized.quantization import QuantizedLinear, why_not_kernel
+from optimized.dispatch.integers import why_not_kernel
+from optimized.quantization import QuantizedLinear
 from tests.interpreting import interpreted
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

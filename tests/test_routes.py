@@ -18,13 +18,13 @@ from conformance.run.profiles import PROFILES
 from conformance.specification.clause import load_all
 from conformance.target.target import Target
 from optimized import linear, matrices
-from optimized.philox import Kept
-from optimized.routes import (
+from optimized.dispatch.routes import (
     CACHED_BYTES,
     why_not_kernels,
     why_not_one_kernel,
     why_not_one_reading,
 )
+from optimized.philox import Kept
 from tests.commands import TARGETS
 from tests.interpreting import interpreted
 
@@ -106,7 +106,7 @@ def test_one_kernel_gives_the_large_product_and_the_update() -> None:
 def test_the_update_first_conforms_too(clause: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     monkeypatch.setattr(matrices, "update_first", lambda _, bias: asked.append(1) or bias is None)
-    monkeypatch.setattr(linear, "plain_apply", linear._apply)  # which never asks
+    monkeypatch.setattr(linear, "plain_apply", linear.same_dtype_apply)  # which never asks
     target, found = Target.load("optimized", "cpu"), load_all()[clause]
     (subject,) = (s for s in target.subjects(found) if s.name == "lora_linear")
     for dtype in ("float32", "bfloat16", "float16"):

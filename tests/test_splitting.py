@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 import optimized
 import reference
-from optimized.quantization import QuantizedLinear, why_not_float32, why_not_int8
+from optimized.dispatch.integers import why_not_float32, why_not_int8
+from optimized.quantization import QuantizedLinear
 from reference import HybridFHEModel, LoraTraining, PeftConfig, apply_lora_to_linear_modules, get_remote_names
 from reference.service.weight_version import some_of
 

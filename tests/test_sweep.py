@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from optimized.routes import CACHED_BYTES, MOST_ONE_READING_RANK, why_not_one_reading
+from optimized.dispatch.routes import CACHED_BYTES, why_not_one_reading
+from optimized.tuned_kernels import MOST_ONE_READING_RANK
 from tests.interpreting import interpreted
 
 # Interpreted blocks are at most 128: several tiles of N and several splits of M, each with a tail.

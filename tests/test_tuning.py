@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from optimized import routes
+from optimized.dispatch import routes
+from optimized.dispatch.routes import why_not_one_kernel
 from optimized.kernels import tune, tuned
 from optimized.kernels.tiles import Config
-from optimized.routes import LINEAR_EXPAND, LINEAR_EXPAND_BACKWARD, why_not_one_kernel
+from optimized.tuned_kernels import LINEAR_EXPAND, LINEAR_EXPAND_BACKWARD
 from tests.interpreting import interpreted
 
 

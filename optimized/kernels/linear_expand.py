@@ -10,7 +10,7 @@ from optimized.kernels.dropout_mask import NONE_DROPPED, is_kept
 from optimized.kernels.tiles import INTERPRETED, TL_DTYPE, Config, as_operand, as_stored, block, launch
 from optimized.kernels.tuned import tuned
 from optimized.philox import Kept
-from optimized.routes import linear_expand_entry
+from optimized.tuned_kernels import linear_expand_entry
 
 
 @triton.jit(do_not_specialize=["M", "seed", "limit"])

@@ -20,7 +20,7 @@ from optimized.kernels.tiles import (
 )
 from optimized.kernels.tuned import tuned
 from optimized.philox import Kept
-from optimized.routes import MOST_ONE_READING_RANK
+from optimized.tuned_kernels import MOST_ONE_READING_RANK
 
 
 @triton.jit(do_not_specialize=["M", "seed", "limit"])

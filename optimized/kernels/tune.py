@@ -22,7 +22,7 @@ from optimized.kernels.shrink_and_grad import shrink_and_grad
 from optimized.kernels.tiles import Config
 from optimized.kernels.tuned import MEASURED, TABLE, bucket, entries, write
 from optimized.kernels.weight_grad import weight_grad
-from optimized.routes import LINEAR_EXPAND, LINEAR_EXPAND_BACKWARD, MOST_ONE_READING_RANK
+from optimized.tuned_kernels import LINEAR_EXPAND, LINEAR_EXPAND_BACKWARD, MOST_ONE_READING_RANK
 
 Clock = Callable[[Callable[[], Any]], float]
 MOST_ERROR = 2.0**-6  # of an element and of the usual one: four units of bfloat16's last place

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from optimized.dropout import NO_DROPOUT
-from optimized.general import general_backward
 from optimized.matrices import FEW_ELEMENTS, as_matrix, unflattened
+from optimized.nodes.general import general_backward
 
 
 class PlainLoRALinear(torch.autograd.Function):

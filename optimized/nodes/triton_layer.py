@@ -6,12 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optimized.dispatch.routes import ONE_READING
 from optimized.dropout import CountedDropout
-from optimized.general import general_backward
-from optimized.matrices import add_product, as_matrix, autocast_dtype, linear, overreads, unflattened
-from optimized.philox import Kept
-from optimized.products import lora_expand, lora_shrink, shrink_and_grad, weight_grad
-from optimized.routes import ONE_KERNEL, ONE_READING, why_not_one_kernel
+from optimized.matrices import as_matrix, autocast_dtype, unflattened
+from optimized.nodes.general import general_backward
+from optimized.products import linear_expand, lora_shrink, shrink_and_grad, weight_grad
 
 
 class TritonLoRALinear(torch.autograd.Function):
@@ -86,36 +85,3 @@ class TritonLoRALinear(torch.autograd.Function):
             dA = torch.empty_like(lora_A)
             weight_grad(x, T, scale, g.dtype, dA.mT, on_x)
         return dX, None, g.sum(0) if needs_bias else None, dA, dB, None, None, None, None
-
-
-def linear_expand(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    S: Tensor,
-    factor: Tensor,
-    scale: float,
-    routes: Collection[str] = (),
-    kept: Kept | None = None,
-) -> Tensor:
-    """``y[M, N] = x[M, K] · weight[N, K]ᵀ + bias + scale · S[M, R] · factor[N, R]ᵀ``, of the last what is `kept`.
-
-    In one kernel where `why_not_one_kernel` has no reason against it. Otherwise the update is written first and the
-    large product added in place, while it reads y anyway; with a bias the large product comes first, since
-    ``b + scale · S Bᵀ`` may be larger, and rounded more coarsely, than any term of the formula's order.
-    """
-    if why_not_one_kernel(x, weight, S.shape[1], ONE_KERNEL in routes, kept is not None) is None:
-        from optimized import kernels
-
-        return kernels.linear_expand(x, weight, bias, S, factor, scale, kept=kept)
-    if bias is not None:
-        y = linear(x, weight, bias)
-        lora_expand(S, factor, scale, x.dtype, y, added=True, kept=kept)
-        return y
-    y = x.new_empty(x.shape[0], weight.shape[0])
-    lora_expand(S, factor, scale, x.dtype, y, kept=kept)
-    if x.dtype.itemsize == 2 and overreads(x, x.shape[1]):
-        add_product(y, x.float(), weight.float().mT, 1.0)
-    else:
-        add_product(y, x, weight.mT, 1.0)
-    return y

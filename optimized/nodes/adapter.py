@@ -6,9 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optimized.products import lora_expand, lora_shrink, shrink_and_grad, weight_grad, why_not_triton
-
-__all__ = ["LoRATritonFunction", "adapter_forward", "adapter_gradients", "why_not_triton"]
+from optimized.products import lora_expand, lora_shrink, shrink_and_grad, weight_grad
 
 
 class LoRATritonFunction(torch.autograd.Function):

@@ -3,11 +3,10 @@
 import torch
 from torch import Tensor
 
+from optimized.tuned_kernels import MOST_ONE_READING_RANK, linear_expand_entry
+
 ONE_READING = "one reading"  # of g, for T and dB
 ONE_KERNEL = "one kernel"  # for the large product and the update
-# In the table: W in rows, as forward reads it, or in columns.
-LINEAR_EXPAND, LINEAR_EXPAND_BACKWARD = "linear_expand", "linear_expand, backward"
-MOST_ONE_READING_RANK = 32
 MOST_MASKED_WIDE_RANK = 32  # see `why_not_masking_kernels`
 CACHED_BYTES = 2**24  # a third of the second-level cache of an H100, 50 MB: other operands pass through it too
 
@@ -53,11 +52,6 @@ def why_not_one_kernel(x: Tensor, weight: Tensor, rank: int, wanted: bool = Fals
     if not _measured(linear_expand_entry(weight), x, x.dtype, M=x.shape[0], N=weight.shape[0], K=x.shape[1], R=rank):
         return "no measurement says that one kernel is faster here"
     return None
-
-
-def linear_expand_entry(weight: Tensor) -> str:
-    """The name that entries of `tuned.json` have for one kernel beside a weight [N, K] of this layout."""
-    return LINEAR_EXPAND if weight.stride(1) == 1 else LINEAR_EXPAND_BACKWARD
 
 
 def why_not_kernels(x: Tensor, weight: Tensor, rank: int) -> str | None:

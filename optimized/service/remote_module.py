@@ -9,8 +9,6 @@ import reference.service.remote_module
 from optimized.quantization import QuantizedLinear
 from reference.service.shared_state import HybridFHEMode
 
-__all__ = ["HybridFHEMode", "RemoteModule"]
-
 
 class RemoteModule(reference.service.remote_module.RemoteModule):
     """`reference.RemoteModule` with fast integer products, and no noise drawn where none survives rounding."""

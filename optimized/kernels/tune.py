@@ -1,7 +1,7 @@
 """Measure block configurations on the GPU at hand: ``python -m optimized.kernels.tune --device cuda --table FILE``.
 
 Each candidate is checked against float32 products before it is timed; one that is wrong or does not run is left out.
-The best becomes a measured entry of the table, with the time of what the kernel replaces, so that `optimized.routes`
+The best becomes a measured entry of the table, with the time of what the kernel replaces, so that `dispatch.routes`
 takes the kernel only where it is faster. Without ``--table`` it is the table of the package that is rewritten.
 """
 

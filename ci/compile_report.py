@@ -52,12 +52,12 @@ class Row:
         if measured.shared_bytes > SHARED_BYTES[job.arch]:
             limit = f"sm_{job.arch} has {SHARED_BYTES[job.arch]}"
             faults.append(f"wants {measured.shared_bytes} bytes of shared memory, {limit}")
-        if job.kernel == "joined" and not measured.descriptors:
+        if job.kernel == "linear_expand" and not measured.descriptors:
             faults.append("moves no tile by a tensor descriptor")
-        multiplies = job.kernel in (*KERNELS, "integers", "joined")
+        multiplies = job.kernel in (*KERNELS, "int8_linear", "linear_expand")
         if multiplies and job.compute != "float32" and measured.instructions == "fma":
             faults.append(f"multiplies {job.compute} tiles without a tensor core")
-        if job.kernel == "integers" and measured.fused:
+        if job.kernel == "int8_linear" and measured.fused:
             faults.append("fuses multiplications with additions, which rounds once where PyTorch rounds twice")
         return faults
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from ci.compile_jobs import KERNELS, LIFTED, Job
-from optimized.kernels.integers import NOT_FUSED, integers_kernel
-from optimized.kernels.joined import joined_kernel
-from optimized.kernels.partials import partials_kernel
+from ci.compile_jobs import ACTIVATION_KERNELS, KERNELS, Job
+from optimized.kernels.int8_linear import NOT_FUSED, int8_linear_kernel
+from optimized.kernels.linear_expand import linear_expand_kernel
+from optimized.kernels.split_k_reduce import split_k_reduce_kernel
 from optimized.kernels.tiles import TL_DTYPE
 
 # What a launch finds out: which strides are 1, and which other numbers are no multiples of 16. A swapped
@@ -45,7 +45,7 @@ def source_of(job: Job) -> Source:
     """What the compiler is given for this job."""
     kernel, constants = _kernel(job)
     options = {"num_warps": job.config.num_warps, "num_stages": job.config.num_stages}
-    if job.kernel == "integers":
+    if job.kernel == "int8_linear":
         options |= NOT_FUSED
     names = kernel.arg_names
     return Source(
@@ -60,27 +60,27 @@ def source_of(job: Job) -> Source:
 def _kernel(job: Job) -> tuple[Any, dict[str, Any]]:
     """The job's kernel and the arguments that are constant in it."""
     compute = getattr(torch, job.compute)
-    if job.kernel == "integers":
+    if job.kernel == "int8_linear":
         scaled = job.dtype != "int64"
         units = {} if job.layout == "strided" else {"stride_xk": 1, "stride_wk": 1, "stride_yn": 1}
-        return integers_kernel, {"SCALED": scaled, "BIASED": scaled, **job.config.blocks, **units}
-    if job.kernel in LIFTED:
+        return int8_linear_kernel, {"SCALED": scaled, "BIASED": scaled, **job.config.blocks, **units}
+    if job.kernel in ACTIVATION_KERNELS:
         name, _, gate = job.activation.partition(" ")
         constants = {"GATED": bool(gate), "ACTIVATION": name, "ACC": TL_DTYPE[torch.float32]}
-        return LIFTED[job.kernel], {**constants, **job.config.blocks}
-    if job.kernel == "joined":
+        return ACTIVATION_KERNELS[job.kernel], {**constants, **job.config.blocks}
+    if job.kernel == "linear_expand":
         backward = job.layout.startswith("backward")
         constants = {"OPERAND": TL_DTYPE[compute], "HAS_BIAS": True, "K_FIRST": backward, "GROUP_M": 8}
         units = {"stride_sr": 1, "stride_bn" if backward else "stride_br": 1}
-        return joined_kernel, {**constants, "DROPPED": job.dropped, **job.config.blocks, **units}
-    if job.kernel == "partials":
-        kernel, constants = partials_kernel, {"ACC": TL_DTYPE[torch.float32]}
+        return linear_expand_kernel, {**constants, "DROPPED": job.dropped, **job.config.blocks, **units}
+    if job.kernel == "split_k_reduce":
+        kernel, constants = split_k_reduce_kernel, {"ACC": TL_DTYPE[torch.float32]}
     else:
         kernel, _, dot = KERNELS[job.kernel]
         constants = {
             **dot(compute),
             "DROPPED": job.dropped,
-            **({"ADDED": job.layout != "strided"} if job.kernel == "up" else {}),
+            **({"ADDED": job.layout != "strided"} if job.kernel == "lora_expand" else {}),
         }
     units = {name: 1 for name in UNIT_STRIDES[job.layout] if name in kernel.arg_names}
     return kernel, {**constants, **job.config.blocks, **units}
@@ -94,7 +94,7 @@ def _type(name: str, job: Job, constants: dict[str, Any]) -> str:
         return _descriptor(name, job)
     if name in ("s_ptr", "t_ptr", "d_ptr", "partials_ptr"):
         return "*fp32"
-    if job.kernel == "integers" and name.endswith("_ptr"):
+    if job.kernel == "int8_linear" and name.endswith("_ptr"):
         return {"x_ptr": "*i8", "w_ptr": "*i8", "y_ptr": f"*{_triton_name(job.dtype)}"}.get(name, "*fp64")
     if name.endswith("_ptr"):
         return f"*{_triton_name(job.dtype)}"
@@ -102,7 +102,7 @@ def _type(name: str, job: Job, constants: dict[str, Any]) -> str:
 
 
 def _descriptor(name: str, job: Job) -> str:
-    """The type of a tensor descriptor, as `joined` makes it."""
+    """The type of a tensor descriptor, as `linear_expand` makes it."""
     axes = {"x_desc": "MK", "w_desc": "KN" if job.layout.startswith("backward") else "NK", "y_desc": "MN"}[name]
     sizes = ",".join(str(job.config.blocks[f"BLOCK_{axis}"]) for axis in axes)
     return f"tensordesc<{TL_DTYPE[getattr(torch, job.dtype)]}[{sizes}]>"

@@ -5,31 +5,33 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from optimized.products import why_not_triton
+from optimized.dispatch.triton_kernels import why_not_triton
 from reference.mlp import activated
 
 
-def lifted(lifts: Sequence[Tensor], activation: str) -> Tensor:
+def gated_activation(lifts: Sequence[Tensor], activation: str) -> Tensor:
     """h [M, I] from gate and up [M, I], or from up alone, in their dtype.
 
-    Where `why_not_triton(*lifts)` gives a reason, PyTorch computes it; so does it in `lifted_gradients`.
+    Where `why_not_triton(*lifts)` gives a reason, PyTorch computes it; so does it in `gated_activation_gradients`.
     """
     if why_not_triton(*lifts) is None:
         from optimized import kernels
 
-        return kernels.lifted(lifts, activation)
+        return kernels.gated_activation(lifts, activation)
     first = activated(lifts[0], activation)
     return first if len(lifts) == 1 else first.mul_(lifts[1])
 
 
-def lifted_gradients(d_h: Tensor | None, lifts: Sequence[Tensor], activation: str) -> tuple[Tensor, list[Tensor]]:
+def gated_activation_gradients(
+    d_h: Tensor | None, lifts: Sequence[Tensor], activation: str
+) -> tuple[Tensor, list[Tensor]]:
     """h again, and the gradients of the lifts; none of them where d_h is None. Nothing is written over."""
     if d_h is None:
-        return lifted(lifts, activation), []
+        return gated_activation(lifts, activation), []
     if why_not_triton(d_h, *lifts) is None:
         from optimized import kernels
 
-        return kernels.lifted_gradients(d_h, lifts, activation)
+        return kernels.gated_activation_gradients(d_h, lifts, activation)
     first = activated(lifts[0], activation)
     if len(lifts) == 1:
         return first, [_derived(d_h, lifts[0], activation)]

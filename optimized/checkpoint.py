@@ -4,8 +4,8 @@ import os
 
 from torch import nn
 
-from optimized.config import PeftConfig
 from optimized.model import patch_linear_module
+from reference import PeftConfig
 from reference.checkpoint import load_training, read_adapter, save_adapter, save_training
 
 __all__ = ["load_adapter", "load_training", "save_adapter", "save_training"]

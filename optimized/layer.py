@@ -8,13 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import reference
-from optimized.adapter import LoRATritonFunction, why_not_triton
+from optimized.dispatch.fused_node import why_not_fused
+from optimized.dispatch.routes import why_not_kernels, why_not_masking_kernels
+from optimized.dispatch.triton_kernels import why_not_triton
 from optimized.dora import dora_linear
 from optimized.dropout import CountedDropout
-from optimized.linear import fused_linear, why_not_fused
+from optimized.linear import fused_linear
 from optimized.matrices import autocast_dtype
-from optimized.node import TritonLoRALinear
-from optimized.routes import why_not_kernels, why_not_masking_kernels
+from optimized.nodes.adapter import LoRATritonFunction
+from optimized.nodes.triton_layer import TritonLoRALinear
 from reference.linear import check_operands, drop
 
 
@@ -68,8 +70,8 @@ class TritonLinearLoRA(LinearLoRA, reference.TritonLinearLoRA):
     computes as `LinearLoRA`.
 
     Attributes:
-        routes: of `optimized.routes`, those to take wherever they can be taken, whatever they are expected to cost;
-            with operands of one dtype.
+        routes: of `optimized.dispatch.routes`, those to take wherever they can be taken, whatever they are expected to
+            cost; with operands of one dtype.
     """
 
     routes: Collection[str] = ()

@@ -1,17 +1,10 @@
-"""The feed-forward block as one autograd node that keeps gate and up, and computes everything else again."""
+"""The feed-forward block by one autograd node, `nodes.mlp`."""
 
-from collections.abc import Sequence
-from typing import Any
-
-import torch
 from torch import Tensor
 
-from optimized import projections as fused
-from optimized.activations import lifted, lifted_gradients
-from optimized.blocks import differentiable_gradients, flat, grouped, needs_of, operands_of
-from optimized.linear import why_not_fused
-from optimized.matrices import as_dtype, as_matrix, autocast_as, autocast_dtype, unflattened, without_autocast
-from optimized.projections import Operands
+from optimized.dispatch.fused_node import why_not_fused
+from optimized.nodes.blocks import flat, operands_of
+from optimized.nodes.mlp import LoRAMLP
 from reference.mlp import check_mlp
 from reference.mlp import lora_mlp as plain_lora_mlp
 from reference.projection import Projection
@@ -30,62 +23,4 @@ def lora_mlp(x: Tensor, gate: Projection | None, up: Projection, down: Projectio
     projections = [*wide, *operands_of(x.new_empty(0, wide[0].weight.shape[0]), down=down)]
     if why_not_fused(x, *flat(projections)):
         return plain_lora_mlp(x, gate, up, down, activation)
-    return _LoRAMLP.apply([p.scale for p in projections], activation, x, *flat(projections))  # type: ignore[no-any-return,no-untyped-call]
-
-
-class _LoRAMLP(torch.autograd.Function):
-    """(scales, activation, x, and W, b, A, B of gate where there is one, up and down) → y."""
-
-    @staticmethod
-    def forward(ctx: Any, scales: Sequence[float], activation: str, x: Tensor, *operands: Tensor | None) -> Tensor:
-        *inner, down = grouped(operands, scales)
-        autocast = autocast_dtype(x)
-        (x2,) = autocast_as(autocast, as_matrix(x, inner[0].weight.shape[1]))
-        with without_autocast(x):
-            lifts, _ = fused.forward(x2, [p.autocast_as(autocast) for p in inner])
-            h = lifted(lifts, activation)
-            (y,), _ = fused.forward(h, [down.autocast_as(autocast)])
-        ctx.scales, ctx.activation, ctx.autocast = scales, activation, autocast
-        ctx.save_for_backward(x, *lifts, *operands)
-        return y if x.dim() == 2 else unflattened(y, x.shape)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        inputs = len(ctx.scales) - 1  # gate and up, or up alone
-        x, *saved = ctx.saved_tensors
-        lifts, operands = saved[:inputs], saved[inputs:]
-        projections, needs = grouped(operands, ctx.scales), needs_of(ctx.needs_input_grad[3:])
-        needs_x = ctx.needs_input_grad[2]
-        if torch.is_grad_enabled():
-            plain = _Plain(ctx.activation)
-            return None, None, *differentiable_gradients(plain, x, projections, needs_x, needs, [g], ctx.autocast)
-        with without_autocast(x):
-            *inner, down = (p.autocast_as(ctx.autocast) for p in projections)
-            *inner_needs, down_needs = needs
-            wants_lifts = needs_x or any(flag for need in inner_needs for flag in need)
-            rows = as_matrix(g, down.weight.shape[0])
-            d_h, T = fused.back_through([rows], [down], needs_x=wants_lifts)
-            h, d_lifts = lifted_gradients(d_h, lifts, ctx.activation)
-            S = fused.middle(h, [down]) if down_needs.lora_B else None
-            of_down = fused.of_operands([rows], h, S, T, [down], [down_needs], projections[-1:])
-            del h, S, T, d_h
-            dX, of_inner = None, list[Tensor | None]([None] * (4 * inputs))
-            if wants_lifts:
-                (x2,) = autocast_as(ctx.autocast, as_matrix(x, x.shape[-1]))
-                dX, T = fused.back_through(d_lifts, inner, needs_x=needs_x)
-                S = fused.middle(x2, inner) if any(need.lora_B for need in inner_needs) else None
-                of_inner = fused.of_operands(d_lifts, x2, S, T, inner, inner_needs, projections[:-1])
-        if dX is not None:
-            dX = as_dtype(x.dtype, dX)[0].view(x.shape)
-        return None, None, dX, *of_inner, *of_down
-
-
-class _Plain:
-    """The reference's output for x and the projections, as a sequence of one."""
-
-    def __init__(self, activation: str) -> None:
-        self.activation = activation
-
-    def __call__(self, x: Tensor, projections: Sequence[Operands]) -> tuple[Tensor]:
-        *gate, up, down = projections
-        return (plain_lora_mlp(x, gate[0] if gate else None, up, down, self.activation),)
+    return LoRAMLP.apply([p.scale for p in projections], activation, x, *flat(projections))  # type: ignore[no-any-return,no-untyped-call]

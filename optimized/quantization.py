@@ -1,43 +1,17 @@
 """A linear layer in integers, through the fastest product that is exact."""
 
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
 
 import reference
-from optimized.products import why_not_triton_on
-from reference.quantization import (
-    Quantized,
-    accumulate,
-    quantize_dynamic,
-    quantize_static,
-    quantize_weight,
-    quantize_weight_columns,
-    step_and_zero_point,
-)
+from optimized.dispatch.integers import why_not_float32, why_not_int8, why_not_kernel
+from reference.quantization import Quantized, quantize_dynamic, step_and_zero_point
 
 ELEMENTS_AT_ONCE = 2**15 - 1
 """Of a block of rows: its intermediate results stay in the cache, and PyTorch does not split work that small among
 threads, which on a busy machine wait for each other longer than they compute."""
-
-MOST_INTERPRETED = 2**14
-"""Multiplications up to which a CPU runs the kernel interpreted, as conformance asks: so a run judges it by the small
-cases, and by the others what a CPU computes by itself."""
-
-__all__ = [
-    "Quantized",
-    "QuantizedLinear",
-    "accumulate",
-    "quantize_dynamic",
-    "quantize_static",
-    "quantize_weight",
-    "quantize_weight_columns",
-    "why_not_float32",
-    "why_not_int8",
-    "why_not_kernel",
-]
 
 
 class QuantizedLinear(reference.QuantizedLinear):
@@ -135,14 +109,14 @@ class QuantizedLinear(reference.QuantizedLinear):
         return y
 
     def _by_kernel(self, x: Tensor, terms: tuple[Tensor, ...], columns: Tensor, dtype: torch.dtype) -> Tensor:
-        """`kernels.integers` of the centred x, padded as the weight is: in a dtype, from terms [M, 1] or [1, 1]."""
+        """`kernels.int8_linear` of the centred x, padded as the weight is: in a dtype, from terms [M, 1] or [1, 1]."""
         from optimized import kernels
 
         weight = self._weight_int8.t()[: self.out_features]
         padded = torch.nn.functional.pad(x.to(torch.int8), (0, weight.shape[1] - self.in_features))
         rows = torch.stack([term.double().expand(len(x), 1)[:, 0] for term in terms])
         y = torch.empty(len(x), self.out_features, dtype=dtype, device=x.device)
-        kernels.integers(padded, weight, rows, columns, y)
+        kernels.int8_linear(padded, weight, rows, columns, y)
         return y
 
     def _corrected(self, raw: Tensor, terms: Tensor, scale: Tensor) -> Tensor:
@@ -168,7 +142,8 @@ class QuantizedLinear(reference.QuantizedLinear):
         return int(2 ** (self.n_bits - 1))
 
     @cached_property
-    def _largest_product(self) -> int:
+    def largest_product(self) -> int:
+        """`largest_accumulator`, found once."""
         return self.largest_accumulator
 
     @cached_property
@@ -208,62 +183,3 @@ class QuantizedLinear(reference.QuantizedLinear):
     def _forget_copies(self) -> None:
         for name in ("_weight_int8", "_weight_float32", "_weight_float64", "_columns", "_scaled_columns"):
             vars(self).pop(name, None)
-
-
-def why_not_kernel(layer: reference.QuantizedLinear, x: Tensor) -> str | None:
-    """Why no Triton kernel multiplies int8 and takes the zero points out; None if one does, exactly.
-
-    Args:
-        layer: the layer.   x: [M, K], its input, of which device and size count.
-    """
-    if reason := _why_not_int32(layer) or why_not_triton_on(x.device):
-        return reason
-    if x.device.type == "cpu" and x.numel() * layer.out_features > MOST_INTERPRETED:
-        return f"interpreted, more than {MOST_INTERPRETED} multiplications take long"
-    return None
-
-
-def why_not_int8(layer: reference.QuantizedLinear, x: Tensor) -> str | None:
-    """Why PyTorch's int8 products with int32 sums would not be exact, or not fast; None if they are both.
-
-    Args:
-        layer: the layer.   x: [M, K], its quantised input.
-    """
-    if reason := _why_not_int32(layer):
-        return reason
-    if x.device.type == "cuda":
-        return None
-    if layer.in_features == 1:
-        return "torch's int8 product on the CPU reads a transposed weight of one feature wrongly"
-    # Without VNNI the CPU adds pairs of products in saturating int16.
-    if x.device.type != "cpu" or not _has_vnni():
-        return f"this {x.device.type} has no int8 dot product with int32 sums"
-    return None
-
-
-def why_not_float32(layer: reference.QuantizedLinear) -> str | None:
-    """Why float32 products would not be exact; None if every partial sum, in any order, is an integer below 2²⁴.
-
-    Args:
-        layer: the layer, with its weight.
-    """
-    largest: int = layer._largest_product if isinstance(layer, QuantizedLinear) else layer.largest_accumulator
-    if largest >= 2**24:
-        return f"sums of up to {largest} do not fit the 24 bits of float32"
-    if torch.get_float32_matmul_precision() != "highest":
-        return f"float32 products are set to {torch.get_float32_matmul_precision()!r} precision"
-    return None
-
-
-def _why_not_int32(layer: reference.QuantizedLinear) -> str | None:
-    """Why sums of products of int8 might leave int32; none of 2¹⁷ - 1 products of at most 2¹⁴ does."""
-    if layer.n_bits > 8:
-        return f"{layer.n_bits} bits do not fit int8"
-    if layer.in_features >= 2**17:
-        return f"sums over {layer.in_features} features may leave int32"
-    return None
-
-
-def _has_vnni() -> bool:
-    capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)
-    return bool(capabilities().get("avx512_vnni"))

@@ -1,9 +1,7 @@
-"""A model split in two, with the remote modules of `optimized.remote_module`."""
+"""A model split in two, with the remote modules of `optimized.service.remote_module`."""
 
 import reference.splitting
-from optimized.remote_module import HybridFHEMode, RemoteModule
-
-__all__ = ["HybridFHEMode", "HybridFHEModel", "RemoteModule"]
+from optimized.service.remote_module import RemoteModule
 
 
 class HybridFHEModel(reference.splitting.HybridFHEModel):

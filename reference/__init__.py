@@ -18,17 +18,22 @@ for the gradient of the output.
   a gradient that is spread over them.
 - `hybrid`: linear layers whose products run elsewhere, `CustomLinear`.
 - `training`: one training step of such a model, `LoraTraining`.
-- `checkpoint`: an adapter on disk, in PEFT's layout, `save_adapter` and `load_adapter`; `training_file`: a training
-  run, `save_training` and `load_training`; behind them `peft_format`, `tensor_file`, `plain_values` and `whole_files`.
+- `checkpoint`: an adapter on disk, in PEFT's layout, `save_adapter` and `load_adapter`. Behind it the package `files`:
+  `training_file`: a training run, `save_training` and `load_training`; `peft_format`, `tensor_file`, `plain_values`
+  and `whole_files`.
 - `quantization`: numbers as n-bit integers, and `QuantizedLinear`, a linear layer that multiplies them.
-- `remote_module`: a product as each `HybridFHEMode` computes it, `RemoteModule`.
 - `splitting`: a model whose products run remotely, `HybridFHEModel`.
-- `noise`: the parameter sets of the encryption, `EncryptionParameters`, and the noise of its results.
-- `envelope`, `layout`: what a message is checked for before it is used.
-- `keys`: a pair of keys, kept from view, `Keys`; `library`: what encrypts.
-- `encryption`: encrypted integer products, `Backend` and `ConcreteBackend`.
-- `remote`: the client of a server that evaluates them, `RemoteClient`, and the server, `serve`; behind it
-  `server`, `connection` and `worker`.
+- the package `encrypted`: encrypted integer products.
+  - `noise`: the parameter sets of the encryption, `EncryptionParameters`, and the noise of its results.
+  - `envelope`, `layout`: what a message is checked for before it is used.
+  - `keys`: a pair of keys, kept from view, `Keys`; `library`: what encrypts.
+  - `encryption`: the products, `Backend` and `ConcreteBackend`.
+- the package `service`: the client and the server of a split model.
+  - `remote_module`: a product as each `HybridFHEMode` computes it, `RemoteModule`; behind it `shared_state` and
+    `weight_version`.
+  - `protocol`: what client and server send each other; `client`: `RemoteClient`.
+  - `server`: `serve`; behind it `listener`, `connection`, `application`, `key_store` and `worker`.
+  - `deployment`: both parts of a split model on disk.
 
 Nothing here is fast. `optimized` has the same names, files and signatures, and is.
 """
@@ -38,7 +43,7 @@ from .checkpoint import load_adapter, load_training, save_adapter, save_training
 from .config import PeftConfig
 from .distributed import colwise_parallel_lora, rowwise_parallel_lora
 from .dora import dora_linear
-from .encryption import Backend, ConcreteBackend, EncryptionError, EncryptionParameters, Keys
+from .encrypted.encryption import Backend, ConcreteBackend, EncryptionError, EncryptionParameters, Keys
 from .gradnorm import clip_grad_norm_, grad_norm
 from .hybrid import (
     LINEAR_LAYERS,
@@ -62,8 +67,10 @@ from .quantization import (
     quantize_weight,
     quantize_weight_columns,
 )
-from .remote import RemoteClient, RemoteError, serve
-from .remote_module import HybridFHEMode, RemoteModule
+from .service.client import RemoteClient, RemoteError
+from .service.remote_module import RemoteModule
+from .service.server import serve
+from .service.shared_state import HybridFHEMode
 from .splitting import HybridFHEModel
 from .training import LoraTraining
 

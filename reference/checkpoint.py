@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from .config import PeftConfig
+from .files.peft_format import PREFIX, beside_peft, check_fields, from_peft, scale_of, to_peft
+from .files.plain_values import same
+from .files.tensor_file import DTYPES, decode, digest, encode, file_in, read_json, write_json
+from .files.training_file import load_training, save_training
+from .files.whole_files import replace_files
 from .layer import LinearLoRA, check_adaptable
 from .model import patch_linear_module
-from .peft_format import PREFIX, beside_peft, check_fields, from_peft, scale_of, to_peft
-from .plain_values import same
-from .tensor_file import DTYPES, decode, digest, encode, file_in, read_json, write_json
-from .training_file import load_training, save_training
-from .whole_files import replace_files
 
 __all__ = ["load_adapter", "load_training", "save_adapter", "save_training"]
 

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import deployment
-from .encryption import Backend, Keys
+from .encrypted.encryption import Backend, Keys
 from .hybrid import is_lora_module
 from .layer import LinearLoRA
-from .remote import TIMEOUT
-from .remote_module import HybridFHEMode, RemoteModule, Split
+from .service import deployment
+from .service.client import TIMEOUT
+from .service.remote_module import RemoteModule
+from .service.shared_state import HybridFHEMode, Split
 from .training import LoraTraining
 
 

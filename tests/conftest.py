@@ -78,7 +78,7 @@ def others() -> Keys:
 
 @pytest.fixture(scope="session")
 def exact_keys() -> Keys:
-    from reference.encryption import ConcreteBackend
+    from reference.encrypted.encryption import ConcreteBackend
 
     return ConcreteBackend().keygen()
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from reference.encryption import Backend, ConcreteBackend, Keys
-from reference.noise import TOY
+from reference.encrypted.encryption import Backend, ConcreteBackend, Keys
+from reference.encrypted.noise import TOY
 
 BACKEND = ConcreteBackend(TOY)
 INPUTS = torch.tensor([[1, 2, 3], [4, 5, 6]])

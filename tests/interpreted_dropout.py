@@ -15,11 +15,11 @@ import triton.language as tl
 from torch import Tensor, nn
 
 from optimized import TritonLinearLoRA, kernels
+from optimized.dispatch.routes import ONE_KERNEL, ONE_READING
 from optimized.dropout import CountedDropout
-from optimized.kernels.kept import is_kept
+from optimized.kernels.dropout_mask import is_kept
 from optimized.kernels.tiles import Config
 from optimized.philox import Kept, philox
-from optimized.routes import ONE_KERNEL, ONE_READING
 from tests.test_memory import saved_bytes
 
 KEPT = Kept(0x3A9F_0C11_D5E8_77B2, 45_000)
@@ -69,25 +69,26 @@ def products() -> None:
     held = wide * mask
     for m, c, r, x in ((16, 32, 16, wide), (64, 16, 32, wide.t().contiguous().t())):
         with _blocks(m, c, r):
-            assert torch.equal(kernels.down(x, narrow, torch.float64, KEPT), held @ narrow.t())
+            assert torch.equal(kernels.lora_shrink(x, narrow, torch.float64, KEPT), held @ narrow.t())
             for out in (torch.empty(C, R).double(), torch.empty(R, C).double().t()):
-                kernels.outer(x, middle, SCALE, torch.float64, out, KEPT)
+                kernels.weight_grad(x, middle, SCALE, torch.float64, out, KEPT)
                 assert torch.equal(out, SCALE * held.t() @ middle)
             assert torch.equal(
-                kernels.sweep(x, narrow.t(), middle, SCALE, torch.float64, out.zero_(), kept=KEPT), held @ narrow.t()
+                kernels.shrink_and_grad(x, narrow.t(), middle, SCALE, torch.float64, out.zero_(), kept=KEPT),
+                held @ narrow.t(),
             )
             assert torch.equal(out, SCALE * held.t() @ middle)
             update = mask * (SCALE * middle @ narrow)
             for added in (False, True):
                 y = wide.clone()
-                kernels.up(middle, narrow.t(), SCALE, torch.float64, y, added, KEPT)
+                kernels.lora_expand(middle, narrow.t(), SCALE, torch.float64, y, added, KEPT)
                 assert torch.equal(y, update + added * wide)
     x, w, b = torch.randint(-4, 5, (M, 24)), torch.randint(-4, 5, (80, 24)), torch.randint(-4, 5, (80, R))
     exact = (x @ w.t()).double() + KEPT.mask(M, 80) * (SCALE * middle @ b.t().double())
     for m, n in ((16, 32), (64, 16)):
         config = Config({"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": 16, "BLOCK_R": 16}, 1, 1)
         operands = x.bfloat16(), w.bfloat16(), None, middle.float(), b.bfloat16()
-        y = kernels.joined(*operands, SCALE, config, KEPT)
+        y = kernels.linear_expand(*operands, SCALE, config, KEPT)
         assert torch.equal(y.double(), exact.bfloat16().double())
 
 
@@ -96,7 +97,12 @@ def _blocks(m: int, c: int, r: int) -> Iterator[None]:
     """Every low-rank product in blocks of m rows, c columns and r of the rank."""
     sizes = {"M": m, "N": c, "K": c, "R": r}
     with contextlib.ExitStack() as stack:
-        for name, axes in (("down", "MRK"), ("up", "MNR"), ("outer", "MNR"), ("sweep", "MNR")):
+        for name, axes in (
+            ("lora_shrink", "MRK"),
+            ("lora_expand", "MNR"),
+            ("weight_grad", "MNR"),
+            ("shrink_and_grad", "MNR"),
+        ):
             config = Config({f"BLOCK_{axis}": sizes[axis] for axis in axes}, num_warps=1, num_stages=1)
             module = sys.modules[f"optimized.kernels.{name}"]
             stack.enter_context(mock.patch.object(module, f"{name}_config", return_value=config))
@@ -109,9 +115,9 @@ def layers() -> None:
     Also under a backward pass of one's own with autocast, and where one kernel computes product and update.
     """
     joined: list[bool] = []
-    one_kernel = kernels.joined
+    one_kernel = kernels.linear_expand
     with mock.patch.object(
-        kernels, "joined", lambda *a, **o: joined.append(o["kept"] is not None) or one_kernel(*a, **o)
+        kernels, "linear_expand", lambda *a, **o: joined.append(o["kept"] is not None) or one_kernel(*a, **o)
     ):
         for position, recompute in itertools.product(("pre", "post"), (False, True)):
             for dtype, routes in ((torch.float64, ()), (torch.bfloat16, (ONE_READING, ONE_KERNEL))):

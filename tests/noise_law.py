@@ -14,8 +14,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from reference.encryption import ConcreteBackend, Keys
-from reference.noise import EXACT, FAST, PARAMETER_SETS, EncryptionParameters, noise_std, wrap
+from reference.encrypted.encryption import ConcreteBackend, Keys
+from reference.encrypted.noise import EXACT, FAST, PARAMETER_SETS, EncryptionParameters, noise_std, wrap
 
 T = TypeVar("T")
 ALPHA = 1e-3

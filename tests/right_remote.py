@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import reference
-from reference.encryption import ConcreteBackend, EncryptionError
-from reference.worker import RefusedError, load
+from reference.encrypted.encryption import ConcreteBackend, EncryptionError
+from reference.service.worker import RefusedError, load
 from tests import right_fhe
 from tests.known_bad import record
 
@@ -18,9 +18,9 @@ def serve(
     model_dir: str, host: str = "127.0.0.1", port: int = 8000, *, backend: Callable[..., Any] = ConcreteBackend
 ) -> None:
     """`reference.serve` with `Here` in the place of processes."""
-    from reference import server
+    from reference.service import application
 
-    server.Workers = Here  # type: ignore[assignment,misc]
+    application.Workers = Here  # type: ignore[assignment,misc]
     reference.serve(model_dir, host, port, backend=backend)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from reference.remote import RemoteClient, RemoteError
+from reference.service.client import RemoteClient, RemoteError
 from tests.serving import PATIENCE, PlainBackend, Server, save_model
 
 PLAIN = ("--backend", "tests.serving:PlainBackend")

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from reference.encryption import EncryptionError, Keys
-from reference.noise import TOY, EncryptionParameters
+from reference.encrypted.encryption import EncryptionError, Keys
+from reference.encrypted.noise import TOY, EncryptionParameters
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 120.0  # seconds until a test gives up; only a failure waits so long

@@ -15,7 +15,7 @@ from conformance.run.profiles import PROFILES
 from conformance.specification.clause import REGISTRY, load_all
 from conformance.target.target import Target
 from reference import HybridFHEModel
-from reference.encryption import ConcreteBackend, noise_of
+from reference.encrypted.encryption import ConcreteBackend, noise_of
 from tests.commands import judged
 from tests.noise_law import TOY_FAST
 from tests.right_backend import Lattice, Right

@@ -25,9 +25,9 @@ import reference
 from conformance.clauses.checkpoint.peft_files import CONFIG, REST, TENSORS
 from conformance.clauses.checkpoint.target_calls import fill
 from conformance.clauses.model.small_models import Toy, Twice
-from reference.peft_format import PREFIX
-from reference.plain_values import flatten, same, unflatten
-from reference.tensor_file import encode
+from reference.files.peft_format import PREFIX
+from reference.files.plain_values import flatten, same, unflatten
+from reference.files.tensor_file import encode
 
 TOKENS = torch.tensor([[1, 4, 7], [2, 0, 10]])
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from reference.tensor_file import file_in
-from reference.whole_files import replace_files
+from reference.files.tensor_file import file_in
+from reference.files.whole_files import replace_files
 from tests.test_checkpoint import files
 
 

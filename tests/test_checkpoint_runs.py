@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 import reference
 from conformance.clauses.checkpoint.peft_files import TENSORS
-from reference.plain_values import flatten, same, unflatten
-from reference.tensor_file import decode, digest, encode
-from reference.training_file import ABOUT, DIGEST, STATE
+from reference.files.plain_values import flatten, same, unflatten
+from reference.files.tensor_file import decode, digest, encode
+from reference.files.training_file import ABOUT, DIGEST, STATE
 from tests.test_checkpoint import run, toy
 
 

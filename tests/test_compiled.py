@@ -155,9 +155,11 @@ def test_every_job_has_a_digest_of_its_own() -> None:
     wanted = jobs()
     assert len({compile_report.digest_of(job) for job in wanted}) == len(wanted) > 100
     of_kernels = {job.kernel: "\n".join(functions(source_of(job).kernel)) for job in wanted}
-    assert "def is_kept" in of_kernels["up"]
-    assert "def value_and_slope" in of_kernels["lifted"]
-    assert all("def as_stored" in text or kernel in ("down", "sweep") for kernel, text in of_kernels.items())
+    assert "def is_kept" in of_kernels["lora_expand"]
+    assert "def value_and_slope" in of_kernels["gated_activation"]
+    assert all(
+        "def as_stored" in text or kernel in ("lora_shrink", "shrink_and_grad") for kernel, text in of_kernels.items()
+    )
 
 
 GOOD = Measured(40, 0, 1024, "mma", descriptors=False, fused=False)
@@ -167,7 +169,7 @@ Run = Callable[..., tuple[int, list[Job], str]]
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs `ci/compile` on three jobs, whose compilations give what is said; its code, what it compiled and printed."""
-    chosen = [job for job in jobs() if job.kernel == "up" and job.compute != "float32"][:3]
+    chosen = [job for job in jobs() if job.kernel == "lora_expand" and job.compute != "float32"][:3]
 
     def command(*arguments: str, gives: Measured = GOOD, of: list[Job] | None = None) -> tuple[int, list[Job], str]:
         made: list[Job] = []

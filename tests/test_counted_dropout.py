@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from optimized import products
+from optimized.dispatch.routes import MOST_MASKED_WIDE_RANK, why_not_masking_kernels, why_not_one_kernel
 from optimized.dropout import CountedDropout
 from optimized.philox import Kept, philox
-from optimized.routes import MOST_MASKED_WIDE_RANK, why_not_masking_kernels, why_not_one_kernel
 from tests import interpreted_dropout
 from tests.interpreting import interpreted
 
@@ -112,15 +112,15 @@ def test_pytorch_masks_where_triton_does_not_run(monkeypatch: pytest.MonkeyPatch
     wide, narrow, middle = (torch.randint(-4, 5, shape).to(dtype) for shape in ((9, 21), (2, 21), (9, 2)))
     held, on_update = wide * kept.mask(9, 21), kept.mask(9, 21) * (0.5 * middle @ narrow)
     T, dB = held @ narrow.t(), 0.5 * held.t() @ middle
-    assert torch.equal(products.down(wide, narrow, dtype, kept), T)
+    assert torch.equal(products.lora_shrink(wide, narrow, dtype, kept), T)
     out = torch.empty_like(dB)
-    products.outer(wide, middle, 0.5, dtype, out, kept)
+    products.weight_grad(wide, middle, 0.5, dtype, out, kept)
     assert torch.equal(out, dB)
-    assert torch.equal(products.sweep(wide, narrow.t(), middle, 0.5, dtype, out.zero_(), kept=kept), T)
+    assert torch.equal(products.shrink_and_grad(wide, narrow.t(), middle, 0.5, dtype, out.zero_(), kept=kept), T)
     assert torch.equal(out, dB)
     for added in (False, True):
         y = wide.clone()
-        products.up(middle, narrow.t(), 0.5, dtype, y, added, kept)
+        products.lora_expand(middle, narrow.t(), 0.5, dtype, y, added, kept)
         assert torch.equal(y, on_update + added * wide)
 
 

@@ -25,8 +25,8 @@ import reference
 from conformance import cli
 from conformance.demo import output, session, tasks
 from conformance.demo.recording import RecordingBackend, Traffic
-from reference.encryption import Keys
-from reference.noise import PARAMETER_SETS
+from reference.encrypted.encryption import Keys
+from reference.encrypted.noise import PARAMETER_SETS
 from tests.commands import PATIENCE
 
 FILES = {"losses.png", "private-training.json", "private-training.md"}

@@ -28,7 +28,7 @@ from conformance.run.profiles import PROFILES
 from conformance.specification.clause import load_all
 from conformance.target.calls import calling
 from conformance.target.target import Target
-from optimized.linear import why_not_fused
+from optimized.dispatch.fused_node import why_not_fused
 from tests.commands import PATIENCE as SECONDS
 
 ROOT = Path(__file__).parent.parent

@@ -10,8 +10,8 @@ from torch import Tensor
 
 import optimized
 import reference
-from reference.encryption import ConcreteBackend, EncryptionError, Keys
-from reference.noise import EXACT, TOY
+from reference.encrypted.encryption import ConcreteBackend, EncryptionError, Keys
+from reference.encrypted.noise import EXACT, TOY
 from tests import encrypted
 from tests.encrypted import BACKEND, WEIGHT, product
 

@@ -6,7 +6,7 @@ from tests.commands import python
 
 CODE = """
 import optimized, reference, torch
-from optimized.quantization import why_not_kernel
+from optimized.dispatch.integers import why_not_kernel
 torch.manual_seed(0)
 operands = [torch.randn(shape, requires_grad=True) for shape in ((5, 3), (2, 3), (4, 2))]
 print(optimized.why_not_triton(*operands))

@@ -212,8 +212,8 @@ from optimized import activations, kernels
 from reference.mlp import ACTIVATIONS
 
 def computed(d_h, lifts, activation):
-    h, gradients = activations.lifted_gradients(d_h, lifts, activation)
-    return [activations.lifted(lifts, activation), h, *gradients]
+    h, gradients = activations.gated_activation_gradients(d_h, lifts, activation)
+    return [activations.gated_activation(lifts, activation), h, *gradients]
 
 torch.manual_seed(0)
 assert kernels.INTERPRETED

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from reference import envelope
-from reference.encryption import EncryptionError, Keys
-from reference.envelope import EVALUATION, INPUTS, RESULT, SECRET, Envelope
-from reference.noise import TOY
+from reference.encrypted import envelope
+from reference.encrypted.encryption import EncryptionError, Keys
+from reference.encrypted.envelope import EVALUATION, INPUTS, RESULT, SECRET, Envelope
+from reference.encrypted.noise import TOY
 from tests.encrypted import BACKEND, WEIGHT, product
 
 
@@ -145,7 +145,7 @@ class TestHostileBytes:
         assert BACKEND.decrypt(dataclasses.replace(sealed, rows=1, contents=row).seal(), 1, 2, keys).shape == (1, 2)
 
     def test_a_panic_is_an_error_and_the_next_call_works(self, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("reference.encryption.layout.follows", lambda *_: True)
+        monkeypatch.setattr("reference.encrypted.encryption.layout.follows", lambda *_: True)
         sealed = Envelope.open(keys.secret, SECRET, TOY)
         broken = dataclasses.replace(sealed, contents=sealed.contents[:-9]).seal()
         with pytest.raises(EncryptionError, match=r"encrypt: concrete-ml-extensions stopped at .*UnexpectedEof"):

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 import reference
-from optimized.quantization import QuantizedLinear, why_not_kernel
+from optimized.dispatch.integers import why_not_kernel
+from optimized.quantization import QuantizedLinear
 from tests.interpreting import interpreted
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -47,14 +48,14 @@ def compare(x: Tensor, w: Tensor, rows: Tensor, columns: Tensor, dtypes: tuple[t
     raw = x.long() @ w.long().t()
     corrected = raw.double() - (rows[0, :, None] * columns[0] + rows[1, :, None] * columns[1])
     y = torch.empty(M, N, dtype=torch.int64)
-    kernels.integers(x, w, rows[:2], columns[:2], y)
+    kernels.int8_linear(x, w, rows[:2], columns[:2], y)
     assert torch.equal(y, corrected.long()), (x.shape, w.shape)
-    kernels.integers(x, w, torch.zeros(2, M).double(), torch.zeros(2, N).double(), y)
+    kernels.int8_linear(x, w, torch.zeros(2, M).double(), torch.zeros(2, N).double(), y)
     assert torch.equal(y, raw), (x.shape, w.shape)
     scaled = corrected * (rows[2, :, None] * columns[2])
     for dtype, biased in itertools.product(dtypes, (False, True)):
         held, found = within((N, M), dtype)
-        kernels.integers(x, w, rows, columns[: 3 + biased], found.t())
+        kernels.int8_linear(x, w, rows, columns[: 3 + biased], found.t())
         assert torch.equal(found.t(), (scaled + columns[3] if biased else scaled).to(dtype)), (x.shape, dtype, biased)
         held[1:-1, 1:-1] = -7
         assert (held == -7).all(), "written beside the result"
@@ -66,12 +67,12 @@ def extreme_sums() -> None:
 
     for M, N in ((0, 3), (3, 0)):
         x, w = (torch.zeros(n, 4, dtype=torch.int8) for n in (M, N))
-        kernels.integers(x, w, torch.ones(2, M).double(), torch.ones(2, N).double(), torch.empty(M, N).long())
+        kernels.int8_linear(x, w, torch.ones(2, M).double(), torch.ones(2, N).double(), torch.empty(M, N).long())
     K = 2**17 - 1
     x = torch.full((2, K), -128, dtype=torch.int8)
     x[1, 0] = -127  # whose square is odd, so that the sum needs all of its 31 digits
     y = torch.empty(2, 3, dtype=torch.int64)
-    kernels.integers(x, torch.cat((x, -1 - x[:1])), torch.zeros(2, 2).double(), torch.zeros(2, 3).double(), y)
+    kernels.int8_linear(x, torch.cat((x, -1 - x[:1])), torch.zeros(2, 2).double(), torch.zeros(2, 3).double(), y)
     square = 2**14 * K
     assert y.tolist() == [[square, square - 128, -127 * 128 * K], [square - 128, square - 255, -127 * (128 * K - 1)]]
 
@@ -81,8 +82,8 @@ def layers() -> None:
     from optimized import kernels
 
     torch.manual_seed(0)
-    integers = kernels.integers
-    with mock.patch.object(kernels, "integers", side_effect=integers) as launched:
+    integers = kernels.int8_linear
+    with mock.patch.object(kernels, "int8_linear", side_effect=integers) as launched:
         for M, K, N in ((3, 5, 2), (17, 33, 20), (2, 1, 3), (0, 3, 2), (2, 3, 0), (2, 0, 3)):
             for n_bits, offset in itertools.product((2, 8, 9), (0.0, 1e3, 1e13)):
                 # beyond 1e12 the correction does not fit float64's integers

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from reference.encryption import ConcreteBackend, EncryptionError, Keys
-from reference.envelope import SECRET, Envelope
-from reference.noise import TOY
+from reference.encrypted.encryption import ConcreteBackend, EncryptionError, Keys
+from reference.encrypted.envelope import SECRET, Envelope
+from reference.encrypted.noise import TOY
 
 
 class TestKeys:

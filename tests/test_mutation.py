@@ -87,7 +87,7 @@ def test_a_mutant_is_the_file_with_one_edit_and_keeps_its_name(small: Path, tmp_
     ("name", "times"),  # where twice, the second run finds nothing left to judge
     [
         ("reference/linear.py low_rank_update arithmetic", 2),
-        ("optimized/kernels/up.py up_kernel dropped-term: acc * ", 1),
+        ("optimized/kernels/lora_expand.py lora_expand_kernel dropped-term: acc * ", 1),
     ],
 )
 def test_the_suite_kills_mutants_of_the_formula(name: str, times: int, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import math
 import pytest
 import torch
 
-from reference.noise import EXACT, FAST, TOY, EncryptionParameters, check_range, noise_std, simulate, wrap
+from reference.encrypted.noise import EXACT, FAST, TOY, EncryptionParameters, check_range, noise_std, simulate, wrap
 from tests import noise_law
 
 KEYS = 4

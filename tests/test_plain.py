@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 import optimized
 import reference
 from conformance.bench.memory import saved_bytes
-from optimized import linear, plain
+from optimized.nodes import plain, same_dtype
 
 M, K, N, R = 5, 6, 4, 2
 
@@ -38,7 +38,7 @@ def as_dtype(dtype: torch.dtype) -> dict[str, Any]:
         (operands(), "PlainLoRALinear"),
         (as_dtype(torch.float64), "PlainLoRALinear"),
         (operands(x=torch.ones(2, 5, K), bias=None), "PlainLoRALinear"),
-        (as_dtype(torch.bfloat16), "_LoRALinear"),
+        (as_dtype(torch.bfloat16), "SameDtypeLoRALinear"),
         (operands(lora_A=torch.ones(R, K).double(), lora_B=torch.ones(N, R, requires_grad=True).double()), "General"),
         (operands(scale=0.0), "General"),
         (operands(weight=None, bias=None), "General"),
@@ -137,7 +137,7 @@ def test_it_computes_what_the_node_of_choices_does(tokens: int, needed: str, rec
     leaves = [given[name].requires_grad_(name in needed.split()) for name in ("x", "bias", "lora_A", "lora_B")]
     leaves, g = [leaf for leaf in leaves if leaf.requires_grad], torch.ones(1).expand(tokens, 2, N)
     found = []
-    for apply in (plain.plain_apply, linear._apply):
+    for apply in (plain.plain_apply, same_dtype.same_dtype_apply):
         y = apply(*given.values())
         found.append([y, *torch.autograd.grad(y, leaves, g)])
     for ours, right in zip(*found, strict=True):

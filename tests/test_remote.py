@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from reference.remote import RemoteClient, RemoteError
+from reference.service.client import RemoteClient, RemoteError
 from reference.splitting import HybridFHEModel
 from tests.commands import python
 from tests.served_models import Client

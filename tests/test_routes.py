@@ -19,13 +19,13 @@ from conformance.specification.clause import load_all
 from conformance.target.check_case import check_case
 from conformance.target.target import Target
 from optimized import linear, matrices
-from optimized.philox import Kept
-from optimized.routes import (
+from optimized.dispatch.routes import (
     CACHED_BYTES,
     why_not_kernels,
     why_not_one_kernel,
     why_not_one_reading,
 )
+from optimized.philox import Kept
 from tests.commands import TARGETS
 from tests.interpreting import interpreted
 
@@ -35,7 +35,7 @@ def every_route() -> None:
     from optimized import kernels
 
     taken: set[tuple[bool, bool]] = set()
-    joined = kernels.joined
+    joined = kernels.linear_expand
 
     def watched(*operands: Any, kept: Kept | None) -> torch.Tensor:
         taken.add((operands[1].stride(1) == 1, kept is not None))
@@ -43,7 +43,7 @@ def every_route() -> None:
 
     clauses, judged = load_all(), 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "joined", watched)
+        patch.setattr(kernels, "linear_expand", watched)
         patch.setattr(sys, "path", [str(TARGETS), *sys.path])
         target = Target.load("routed", "cpu")
         for name in ("LAY-FWD", "LAY-BWD-DX", "LAY-DROP-POST"):
@@ -89,7 +89,7 @@ def compare_with_sums(
     wide_x, wide_w, wide_b = x.double(), w.double(), b.double()
     exact = wide_x @ wide_w.t() + 0.5 * s.double() @ wide_b.t()
     size = wide_x.abs() @ wide_w.abs().t() + 0.5 * s.double().abs() @ wide_b.abs().t()
-    y = kernels.joined(x, w, added, s, b, 0.5).double()
+    y = kernels.linear_expand(x, w, added, s, b, 0.5).double()
     want = exact if added is None else exact + added.double()
     off = (y - want).abs() - torch.finfo(x.dtype).eps / 2 * want.abs() - 2.0**-19 * (size + 4)
     assert (off <= 0).all(), (x.dtype, x.shape, w.shape, w.stride(), added is None, off.max())
@@ -107,7 +107,7 @@ def test_one_kernel_gives_the_large_product_and_the_update() -> None:
 def test_the_update_first_conforms_too(clause: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     monkeypatch.setattr(matrices, "update_first", lambda _, bias: asked.append(1) or bias is None)
-    monkeypatch.setattr(linear, "plain_apply", linear._apply)  # which never asks
+    monkeypatch.setattr(linear, "plain_apply", linear.same_dtype_apply)  # which never asks
     target, found = Target.load("optimized", "cpu"), load_all()[clause]
     (subject,) = (s for s in target.subjects(found) if s.name == "lora_linear")
     for dtype in ("float32", "bfloat16", "float16"):

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from reference import deployment
-from reference.noise import TOY
+from reference.encrypted.noise import TOY
 from reference.quantization import QuantizedLinear
+from reference.service import deployment
 from tests.commands import python
 from tests.serving import PlainBackend
 
@@ -48,7 +48,7 @@ def test_a_saved_model_is_complete_or_not_there(tmp_path: Path, monkeypatch: Any
 
 CUT_OFF = """
 import os, signal, sys, pathlib
-import reference.deployment as deployment
+import reference.service.deployment as deployment
 from tests.test_saving import _save
 deployment.os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 _save(pathlib.Path(sys.argv[1]))
@@ -56,7 +56,7 @@ _save(pathlib.Path(sys.argv[1]))
 
 
 def test_a_kill_while_saving_leaves_nothing_that_is_served(tmp_path: Path) -> None:
-    from reference.worker import load
+    from reference.service.worker import load
 
     ended = python("-c", CUT_OFF, str(tmp_path), cwd=Path(__file__).parents[1])
     assert ended.returncode == -signal.SIGKILL, ended.stderr

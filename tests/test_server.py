@@ -19,8 +19,9 @@ from typing import Any
 
 import pytest
 
-from reference.noise import TOY
-from reference.remote import Limits, RemoteClient, RemoteError
+from reference.encrypted.noise import TOY
+from reference.service.client import RemoteClient, RemoteError
+from reference.service.protocol import Limits
 from tests.served_models import A_KEY, BACKEND, EVALUATE, MODELS, TAMED, Client, http, save_models
 from tests.serving import PATIENCE, Server, exchange, serving, until
 

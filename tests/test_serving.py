@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from conformance import cli
-from reference.remote import Limits, RemoteClient, RemoteError
+from reference.service.client import RemoteClient, RemoteError
+from reference.service.protocol import Limits
 from tests.served_models import BACKEND, PLAIN, TAMED, WEIGHTS, Client, save_models
 from tests.serving import PATIENCE, PlainBackend, TamedBackend, save_model, serving, until
 
@@ -56,7 +57,7 @@ def _refuses(address: str) -> bool:
 
 
 def test_a_product_that_takes_too_long_is_given_up(models: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    from reference.worker import TooLongError, Workers
+    from reference.service.worker import TooLongError, Workers
 
     monkeypatch.setenv("TAMED", str(tmp_path))
     keys, q = BACKEND.keygen(), torch.arange(7).reshape(1, 7)
@@ -75,9 +76,9 @@ def test_a_product_that_takes_too_long_is_given_up(models: Path, tmp_path: Path,
 def test_keys_unused_for_longest_go_first_and_never_those_in_use() -> None:
     from starlette.exceptions import HTTPException
 
-    from reference.server import _Keys
+    from reference.service.key_store import KeyStore
 
-    keys = _Keys(Limits(keys=3, keys_bytes=100))
+    keys = KeyStore(Limits(keys=3, keys_bytes=100))
     for name in "abc":
         keys.add(name, bytes(30))
     with keys.in_use("a"), keys.in_use("a"):
@@ -179,7 +180,7 @@ def test_a_port_that_is_taken(models: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_one_models_folder_is_served_and_what_was_cut_off_is_not(models: Path, tmp_path: Path) -> None:
-    from reference.worker import load
+    from reference.service.worker import load
 
     assert list(load(models / "one", PlainBackend)) == ["one"]
     save_model(tmp_path / ".three-abc", WEIGHTS["one"])

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 import optimized
 import reference
-from optimized.quantization import QuantizedLinear, why_not_float32, why_not_int8
+from optimized.dispatch.integers import why_not_float32, why_not_int8
+from optimized.quantization import QuantizedLinear
 from reference import HybridFHEModel, LoraTraining, PeftConfig, apply_lora_to_linear_modules, get_remote_names
-from reference.remote_module import _some_of
+from reference.service.weight_version import some_of
 
 X, LABELS = torch.linspace(-1, 1, 30).reshape(5, 6), torch.tensor([0, 1, 2, 0, 1])
 
@@ -212,7 +213,7 @@ class TestChangedWeights:
     @pytest.mark.parametrize("shape", [(1025, 1), (2047, 1), (64, 64), (7, 1000), (5000, 3)])
     def test_what_is_compared_lies_in_every_part(self, shape: tuple[int, int]) -> None:
         t = torch.arange(math.prod(shape)).reshape(shape)
-        some = _some_of(t)
+        some = some_of(t)
         assert len(some) == 1024
         assert int(some[0]) < math.prod(shape) / 1024
         assert int(some.diff().min()) > 0

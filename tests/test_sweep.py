@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from optimized.routes import CACHED_BYTES, MOST_SWEPT_RANK, why_not_one_reading
+from optimized.dispatch.routes import CACHED_BYTES, why_not_one_reading
+from optimized.tuned_kernels import MOST_ONE_READING_RANK
 from tests.interpreting import interpreted
 
 # Interpreted blocks are at most 128: several tiles of N and several splits of M, each with a tail.
@@ -28,7 +29,7 @@ def both_products() -> None:
                 g = laid_out(torch.randn(M, N).to(dtype), layout)
                 b, s = torch.randn(R, N).to(dtype).t(), torch.randint(-8, 9, (M, R)).to(wide)
                 out = torch.full((R, N), torch.nan, dtype=dtype).t()
-                t = kernels.sweep(g, b, s, 1.5, dtype, out)
+                t = kernels.shrink_and_grad(g, b, s, 1.5, dtype, out)
                 assert t.dtype == wide
                 exact = g.double() @ b.double(), 1.5 * (g.double().t() @ s.double())
                 size = g.double().abs() @ b.double().abs(), 1.5 * (g.double().abs().t() @ s.double().abs())
@@ -37,7 +38,7 @@ def both_products() -> None:
                 assert ((out.double() - exact[1]).abs() <= allowed).all(), (dtype, M, N, R, layout)
     for M, N, R in ((0, 4, 2), (4, 0, 2), (4, 3, 0)):
         out = torch.full((N, R), torch.nan)
-        t = kernels.sweep(torch.ones(M, N), torch.ones(N, R), torch.ones(M, R), 1.0, torch.float32, out)
+        t = kernels.shrink_and_grad(torch.ones(M, N), torch.ones(N, R), torch.ones(M, R), 1.0, torch.float32, out)
         assert t.shape == (M, R)
         assert not t.any()
         assert not out.any()
@@ -59,9 +60,9 @@ def far_columns() -> None:
     torch.manual_seed(0)
     g, b, x, w = (torch.randint(-2, 3, shape).bfloat16() for shape in ((9, 16), (16, 3), (9, 8), (16, 8)))
     s, out = torch.randint(-2, 3, (9, 3)).float(), torch.empty(16, 3)
-    assert torch.equal(kernels.sweep(g, far(b), s, 1.0, g.dtype, out), g.float() @ b.float())
+    assert torch.equal(kernels.shrink_and_grad(g, far(b), s, 1.0, g.dtype, out), g.float() @ b.float())
     assert torch.equal(out, g.float().t() @ s)
-    y = kernels.joined(x, w, None, s, far(b), 1.0)
+    y = kernels.linear_expand(x, w, None, s, far(b), 1.0)
     assert torch.equal(y.float(), x.float() @ w.float().t() + s @ b.float().t())
 
 
@@ -84,8 +85,8 @@ def test_one_reading_of_g_gives_both_products() -> None:
 @pytest.mark.parametrize(
     ("device", "elements", "dtype", "rank", "reason"),
     [
-        ("cpu", 1, torch.float32, MOST_SWEPT_RANK, None),
-        ("cpu", 1, torch.float32, MOST_SWEPT_RANK + 1, "at rank 33 the partial sums"),
+        ("cpu", 1, torch.float32, MOST_ONE_READING_RANK, None),
+        ("cpu", 1, torch.float32, MOST_ONE_READING_RANK + 1, "at rank 33 the partial sums"),
         ("meta", CACHED_BYTES // 2 + 1, torch.bfloat16, 16, None),
         ("meta", CACHED_BYTES // 2, torch.bfloat16, 16, "16777216 bytes, is in the cache"),
         ("meta", CACHED_BYTES, torch.float32, 16, "products in torch.float32 take as long"),

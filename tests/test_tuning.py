@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from optimized import routes
+from optimized.dispatch import routes
+from optimized.dispatch.routes import why_not_one_kernel
 from optimized.kernels import tune, tuned
 from optimized.kernels.tiles import Config
-from optimized.routes import JOINED, JOINED_BACKWARD, why_not_one_kernel
+from optimized.tuned_kernels import LINEAR_EXPAND, LINEAR_EXPAND_BACKWARD
 from tests.interpreting import interpreted
 
 
@@ -31,15 +32,15 @@ def every_configuration() -> None:
         R = entry["R"] or R
         x, w, g = (torch.randint(-2, 3, shape).to(dtype) for shape in ((M, K), (N, K), (M, N)))
         b, s = torch.randint(-2, 3, (N, R)).to(dtype), torch.randint(-2, 3, (M, R)).float()
-        if entry["kernel"] == "sweep":
+        if entry["kernel"] == "shrink_and_grad":
             out = torch.empty(N, R)
-            t = kernels.sweep(g, b, s, 1.0, dtype, out, config)
+            t = kernels.shrink_and_grad(g, b, s, 1.0, dtype, out, config)
             assert torch.equal(t, g.float() @ b.float()), entry
             assert torch.equal(out, g.float().t() @ s), entry
         else:
-            if entry["kernel"] != "joined":
+            if entry["kernel"] != "linear_expand":
                 w, b = w.t().contiguous().t(), b.t().contiguous().t()
-            y = kernels.joined(x, w, None, s, b, 1.0, config)
+            y = kernels.linear_expand(x, w, None, s, b, 1.0, config)
             assert torch.equal(y, (x.float() @ w.float().t() + s @ b.float().t()).to(dtype)), entry
     assert len(tried) == 6
 
@@ -53,14 +54,16 @@ def test_one_kernel_is_tuned_for_each_pass(monkeypatch: pytest.MonkeyPatch) -> N
     x, weight, g, A, B, S = (torch.ones(shape) for shape in ((16, 32), (24, 32), (16, 24), (8, 32), (24, 8), (16, 8)))
     seen: list[tuple[bool, bool]] = []
 
-    def joined(_x: torch.Tensor, w: torch.Tensor, _bias: None, _S: torch.Tensor, b: torch.Tensor, *_: object) -> None:
+    def linear_expand(
+        _x: torch.Tensor, w: torch.Tensor, _bias: None, _S: torch.Tensor, b: torch.Tensor, *_: object
+    ) -> None:
         seen.append((w.stride(1) == 1, b.stride(1) == 1))
 
-    monkeypatch.setattr(tune, "joined", joined)
-    for kernel in (JOINED, JOINED_BACKWARD):
-        run, instead, exact, _ = tune._summed(kernel, x, weight, g, A, B, S)
+    monkeypatch.setattr(tune, "linear_expand", linear_expand)
+    for kernel in (LINEAR_EXPAND, LINEAR_EXPAND_BACKWARD):
+        run, instead, exact, _ = tune._linear_expand(kernel, x, weight, g, A, B, S)
         run(Config({}, 4, 2))
-        monkeypatch.setattr(tune, "up", lambda S, B, scale, _, y: y.copy_(S @ B.mT * scale))
+        monkeypatch.setattr(tune, "lora_expand", lambda S, B, scale, _, y: y.copy_(S @ B.mT * scale))
         instead()
         assert torch.equal(exact[0], x @ weight.mT + S @ B.mT)
     assert seen == [(True, True), (False, False)]
@@ -69,12 +72,20 @@ def test_one_kernel_is_tuned_for_each_pass(monkeypatch: pytest.MonkeyPatch) -> N
     x, weight = (torch.empty(sizes[a], sizes[b], dtype=torch.bfloat16, device="meta") for a, b in ("MK", "NK"))
     why_not_one_kernel(x, weight, 8)
     why_not_one_kernel(torch.empty(16, 24, dtype=torch.bfloat16, device="meta"), weight.mT, 8)
-    assert asked == [JOINED, JOINED_BACKWARD]
+    assert asked == [LINEAR_EXPAND, LINEAR_EXPAND_BACKWARD]
 
 
 def entry(**changed: object) -> dict[str, object]:
     """A measured entry for one bucket."""
-    plain = {"kernel": "joined", "device": "NVIDIA H100", "dtype": "bfloat16", "M": 8192, "N": 4096, "K": 4096, "R": 16}
+    plain = {
+        "kernel": "linear_expand",
+        "device": "NVIDIA H100",
+        "dtype": "bfloat16",
+        "M": 8192,
+        "N": 4096,
+        "K": 4096,
+        "R": 16,
+    }
     config = {"blocks": {"BLOCK_M": 64}, "num_warps": 4, "num_stages": 3}
     times = {"milliseconds": 0.5, "instead_milliseconds": 0.6, "versions": {}}
     return {**plain, **config, "origin": tuned.MEASURED, **times, **changed}
@@ -94,11 +105,11 @@ def test_only_a_measurement_of_its_bucket_makes_a_kernel_win(table: Path) -> Non
     wide, narrow = entry(M=None, blocks={"BLOCK_M": 32}, origin=tuned.MODELLED), entry(R=128, instead_milliseconds=0.4)
     tuned.write([wide, entry(), narrow], table)
     device, sizes = "NVIDIA H100 80GB HBM3", {"M": 8000, "N": 4096, "K": 4000, "R": 3}
-    assert tuned.wins("joined", device, torch.bfloat16, **sizes) is True
-    assert tuned.wins("joined", device, torch.bfloat16, **{**sizes, "R": 128}) is False
-    assert tuned.wins("joined", device, torch.bfloat16, **{**sizes, "M": 100}) is None
-    assert tuned.wins("joined", "NVIDIA H200", torch.bfloat16, **sizes) is None
-    assert tuned.wins("joined", device, torch.float16, **sizes) is None
+    assert tuned.wins("linear_expand", device, torch.bfloat16, **sizes) is True
+    assert tuned.wins("linear_expand", device, torch.bfloat16, **{**sizes, "R": 128}) is False
+    assert tuned.wins("linear_expand", device, torch.bfloat16, **{**sizes, "M": 100}) is None
+    assert tuned.wins("linear_expand", "NVIDIA H200", torch.bfloat16, **sizes) is None
+    assert tuned.wins("linear_expand", device, torch.float16, **sizes) is None
 
 
 @pytest.mark.parametrize(
@@ -119,7 +130,7 @@ def test_a_table_says_where_its_entries_come_from(table: Path, changed: dict[str
 def test_the_shipped_table_is_whole_and_claims_no_measurement_without_times() -> None:
     shipped = tuned.entries()
     assert {(e["kernel"], e["device"]) for e in shipped} >= {
-        (k, d) for k in ("sweep", "joined", "joined, backward") for d in ("H100", "H200")
+        (k, d) for k in ("shrink_and_grad", "linear_expand", "linear_expand, backward") for d in ("H100", "H200")
     }
 
 
@@ -134,10 +145,10 @@ def test_tuning_takes_the_fastest_right_candidate(monkeypatch: pytest.MonkeyPatc
         return (exact * torch.nan if config is tried[3] else exact,)
 
     monkeypatch.setattr(tune, "candidates", lambda *_: tried)
-    monkeypatch.setattr(tune, "_summed", lambda *_: (run, lambda: None, (exact,), []))
+    monkeypatch.setattr(tune, "_linear_expand", lambda *_: (run, lambda: None, (exact,), []))
     sizes = {"M": 8000, "N": 4096, "K": 4096, "R": 16}
     monkeypatch.setattr(tune, "_operands", lambda *_, **__: ())
-    found = tune.tune("joined", torch.bfloat16, "cpu", sizes, lambda _: next(times))
+    found = tune.tune("linear_expand", torch.bfloat16, "cpu", sizes, lambda _: next(times))
     assert found is not None
     assert (found["blocks"], found["milliseconds"], found["instead_milliseconds"]) == ({"BLOCK_M": 32}, 3.0, 7.0)
     assert (found["M"], found["origin"]) == (8192, tuned.MEASURED)
@@ -147,13 +158,15 @@ def test_tuning_takes_the_fastest_right_candidate(monkeypatch: pytest.MonkeyPatc
 
 def test_each_size_is_tuned_once() -> None:
     found = list(tune.runs(["bfloat16", "float16"]))
-    keys = [(d, k, *(tuned.bucket(a, s[a]) for a in ("MNR" if k == "sweep" else "MNKR"))) for d, k, s in found]
+    keys = [
+        (d, k, *(tuned.bucket(a, s[a]) for a in ("MNR" if k == "shrink_and_grad" else "MNKR"))) for d, k, s in found
+    ]
     assert len(set(keys)) == len(keys)
     assert {(d, k) for d, k, _ in found} == {
-        ("bfloat16", "sweep"),
-        ("bfloat16", "joined"),
-        ("bfloat16", "joined, backward"),
-        ("float16", "sweep"),
+        ("bfloat16", "shrink_and_grad"),
+        ("bfloat16", "linear_expand"),
+        ("bfloat16", "linear_expand, backward"),
+        ("float16", "shrink_and_grad"),
     }
 
 

@@ -13,7 +13,7 @@ from conformance.commands import output
 from conformance.errors import UsageError
 
 if TYPE_CHECKING:
-    from reference.remote import Limits
+    from reference.service.protocol import Limits
 
 MIB = 2**20
 
@@ -37,7 +37,7 @@ def add(commands: output.Commands) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT."""
-    from reference.remote import serve
+    from reference.service.server import serve
 
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO, stream=sys.stderr)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
@@ -66,7 +66,7 @@ def _ready(address: str, models: list[str]) -> None:
 
 
 def _limits(options: argparse.Namespace) -> Limits:
-    from reference.remote import Limits
+    from reference.service.protocol import Limits
 
     asked: dict[str, Any] = {
         "ciphertext_bytes": options.max_request and options.max_request * MIB,

@@ -11,7 +11,7 @@ import torch
 
 from conformance.demo.recording import RecordingBackend, Traffic
 from conformance.demo.tasks import Task
-from reference.encryption import Keys
+from reference.encrypted.encryption import Keys
 
 
 @dataclass

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from reference.encryption import Backend, Keys
-from reference.noise import EncryptionParameters
+from reference.encrypted.encryption import Backend, Keys
+from reference.encrypted.noise import EncryptionParameters
 
 
 @dataclass

@@ -58,7 +58,7 @@ def _serve(connection: Connection, model_dir: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to both; the demo says when to stop
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        from reference.remote import serve
+        from reference.service.server import serve
 
         serve(model_dir, port=0, grace=1.0, ready=lambda address, _: connection.send((True, address)))
     except Exception as error:  # noqa: BLE001  (it is told to the demo, whose error it becomes)

@@ -76,7 +76,7 @@ def run(wanted: Wanted) -> dict[str, Any]:
     from rich.progress import Progress
 
     from conformance.report.terminal import console
-    from reference.noise import PARAMETER_SETS
+    from reference.encrypted.noise import PARAMETER_SETS
 
     parts, parameters = implementation(wanted.implementation), PARAMETER_SETS[wanted.backend]
     screen = console(stderr=True)
@@ -98,7 +98,7 @@ class _Session:
 
     def __init__(self, wanted: Wanted, parts: Any, parameters: Any, progress: Any) -> None:
         from conformance.demo.recording import RecordingBackend
-        from reference.encryption import ConcreteBackend
+        from reference.encrypted.encryption import ConcreteBackend
 
         self.wanted, self.parts, self.progress = wanted, parts, progress
         self.recorder = RecordingBackend(parameters, ConcreteBackend)

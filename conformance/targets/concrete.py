@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 
-from reference.encryption import ConcreteBackend
+from reference.encrypted.encryption import ConcreteBackend
 
 if importlib.util.find_spec("concrete_ml_extensions") is None:
     raise ModuleNotFoundError(

@@ -7,13 +7,23 @@ is rounded to the compute dtype as it is read; intermediates between kernels are
 float64).
 """
 
-from optimized.kernels.down import down
-from optimized.kernels.integers import integers
-from optimized.kernels.joined import joined
-from optimized.kernels.lifted import lifted, lifted_gradients
-from optimized.kernels.outer import outer
-from optimized.kernels.sweep import sweep
+from optimized.kernels.gated_activation import gated_activation, gated_activation_gradients
+from optimized.kernels.int8_linear import int8_linear
+from optimized.kernels.linear_expand import linear_expand
+from optimized.kernels.lora_expand import lora_expand
+from optimized.kernels.lora_shrink import lora_shrink
+from optimized.kernels.shrink_and_grad import shrink_and_grad
 from optimized.kernels.tiles import INTERPRETED
-from optimized.kernels.up import up
+from optimized.kernels.weight_grad import weight_grad
 
-__all__ = ["INTERPRETED", "down", "integers", "joined", "lifted", "lifted_gradients", "outer", "sweep", "up"]
+__all__ = [
+    "INTERPRETED",
+    "gated_activation",
+    "gated_activation_gradients",
+    "int8_linear",
+    "linear_expand",
+    "lora_expand",
+    "lora_shrink",
+    "shrink_and_grad",
+    "weight_grad",
+]

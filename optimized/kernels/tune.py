@@ -1,7 +1,7 @@
 """Measure block configurations on the GPU at hand: ``python -m optimized.kernels.tune --device cuda --table FILE``.
 
 Each candidate is checked against float32 products before it is timed; one that is wrong or does not run is left out.
-The best becomes a measured entry of the table, with the time of what the kernel replaces, so that `optimized.routes`
+The best becomes a measured entry of the table, with the time of what the kernel replaces, so that `dispatch.routes`
 takes the kernel only where it is faster. Without ``--table`` it is the table of the package that is rewritten.
 """
 
@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optimized.kernels.down import down
-from optimized.kernels.joined import joined
-from optimized.kernels.outer import outer
-from optimized.kernels.sweep import sweep
+from optimized.kernels.linear_expand import linear_expand
+from optimized.kernels.lora_expand import lora_expand
+from optimized.kernels.lora_shrink import lora_shrink
+from optimized.kernels.shrink_and_grad import shrink_and_grad
 from optimized.kernels.tiles import Config
 from optimized.kernels.tuned import MEASURED, TABLE, bucket, entries, write
-from optimized.kernels.up import up
-from optimized.routes import JOINED, JOINED_BACKWARD, MOST_SWEPT_RANK
+from optimized.kernels.weight_grad import weight_grad
+from optimized.tuned_kernels import LINEAR_EXPAND, LINEAR_EXPAND_BACKWARD, MOST_ONE_READING_RANK
 
 Clock = Callable[[Callable[[], Any]], float]
 MOST_ERROR = 2.0**-6  # of an element and of the usual one: four units of bfloat16's last place
@@ -32,9 +32,9 @@ TOKENS, RANKS = (1024, 4096, 8192, 16384), (16, 32, 64, 128)
 
 def candidates(kernel: str, R: int) -> Iterator[Config]:
     """The configurations that are tried; what does not fit a device fails there and is left out."""
-    if kernel == "sweep":
+    if kernel == "shrink_and_grad":
         for m, n, warps, stages in itertools.product((32, 64), (256, 512), (4, 8), (2, 3)):
-            blocks = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_R": 16 if R <= 16 else MOST_SWEPT_RANK}
+            blocks = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_R": 16 if R <= 16 else MOST_ONE_READING_RANK}
             yield Config(blocks, warps, stages)
     else:
         for (m, n), stages in itertools.product(((128, 256), (256, 128), (128, 128), (64, 256)), (3, 4)):
@@ -48,7 +48,9 @@ def tune(kernel: str, dtype: torch.dtype, device: str, sizes: dict[str, int], cl
         sizes: M, N, K and R.   clock: the milliseconds of one call.
     """
     operands = _operands(dtype, device, **sizes)
-    run, instead, exact, written = _swept(*operands) if kernel == "sweep" else _summed(kernel, *operands)
+    run, instead, exact, written = (
+        _shrink_and_grad(*operands) if kernel == "shrink_and_grad" else _linear_expand(kernel, *operands)
+    )
     times: list[tuple[float, Config]] = []
     for config in candidates(kernel, sizes["R"]):
         _spoil(written, exact)
@@ -64,7 +66,7 @@ def tune(kernel: str, dtype: torch.dtype, device: str, sizes: dict[str, int], cl
     if not times:
         return None
     best, config = min(times, key=lambda timed: timed[0])
-    axes = "MNR" if kernel == "sweep" else "MNKR"
+    axes = "MNR" if kernel == "shrink_and_grad" else "MNKR"
     return {
         "kernel": kernel,
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
@@ -116,11 +118,11 @@ def runs(dtypes: list[str]) -> Iterator[tuple[str, str, dict[str, int]]]:
     """Dtype, kernel and sizes of every entry, each once: one reading of g does not depend on K."""
     for dtype, (K, N), M, R in itertools.product(dtypes, FEATURES, TOKENS, RANKS):
         sizes = {"M": M, "N": N, "K": K, "R": R}
-        if R <= MOST_SWEPT_RANK and N not in [n for _, n in FEATURES[: FEATURES.index((K, N))]]:
-            yield dtype, "sweep", sizes
+        if R <= MOST_ONE_READING_RANK and N not in [n for _, n in FEATURES[: FEATURES.index((K, N))]]:
+            yield dtype, "shrink_and_grad", sizes
         if dtype == "bfloat16":
-            yield dtype, JOINED, sizes
-            yield dtype, JOINED_BACKWARD, sizes
+            yield dtype, LINEAR_EXPAND, sizes
+            yield dtype, LINEAR_EXPAND_BACKWARD, sizes
 
 
 def _operands(dtype: torch.dtype, device: str, M: int, N: int, K: int, R: int) -> tuple[Tensor, ...]:
@@ -131,39 +133,39 @@ def _operands(dtype: torch.dtype, device: str, M: int, N: int, K: int, R: int) -
         return torch.randn(*shape, generator=draws, dtype=dtype, device=device)
 
     x, weight, g, A, B = drawn(M, K), drawn(N, K) / K**0.5, drawn(M, N), drawn(R, K) / K**0.5, drawn(N, R)
-    return x, weight, g, A, B, down(x, A, dtype)
+    return x, weight, g, A, B, lora_shrink(x, A, dtype)
 
 
-def _swept(
+def _shrink_and_grad(
     x: Tensor, _weight: Tensor, g: Tensor, _A: Tensor, B: Tensor, S: Tensor
 ) -> tuple[Any, Any, Any, list[Tensor]]:
-    """T and dB by `sweep`, by two kernels, and in float32; and what the kernel writes to."""
+    """T and dB by `shrink_and_grad`, by two kernels, and in float32; and what the kernel writes to."""
     out = torch.full_like(B, torch.nan)
 
     def run(config: Config) -> tuple[Tensor, Tensor]:
-        return sweep(g, B, S, 1.0, x.dtype, out, config), out
+        return shrink_and_grad(g, B, S, 1.0, x.dtype, out, config), out
 
     def instead() -> None:
-        outer(g, S, 1.0, x.dtype, out)
-        down(g, B.mT, x.dtype)
+        weight_grad(g, S, 1.0, x.dtype, out)
+        lora_shrink(g, B.mT, x.dtype)
 
     return run, instead, (g.float() @ B.float(), g.float().mT @ S), [out]
 
 
-def _summed(
+def _linear_expand(
     kernel: str, x: Tensor, weight: Tensor, _g: Tensor, _A: Tensor, B: Tensor, S: Tensor
 ) -> tuple[Any, Any, Any, list[Tensor]]:
-    """y by `joined`, by the update and the large product in place, and in float32; W and B as that pass has them."""
+    """y by `linear_expand`, by the update and the large product in place, and in float32; W, B as its pass has them."""
     exact = x.float() @ weight.float().mT + S @ B.float().mT
-    if kernel == JOINED_BACKWARD:
+    if kernel == LINEAR_EXPAND_BACKWARD:
         weight, B = weight.t().contiguous().t(), B.t().contiguous().t()
 
     def run(config: Config) -> tuple[Tensor]:
-        return (joined(x, weight, None, S, B, 1.0, config),)
+        return (linear_expand(x, weight, None, S, B, 1.0, config),)
 
     def instead() -> None:
         y = x.new_empty(x.shape[0], weight.shape[0])
-        up(S, B, 1.0, x.dtype, y)
+        lora_expand(S, B, 1.0, x.dtype, y)
         y.addmm_(x, weight.mT)
 
     return run, instead, (exact,), []

@@ -8,9 +8,9 @@ import time
 import torch
 
 import reference
-from reference.encryption import ConcreteBackend
+from reference import HybridFHEMode as Mode
+from reference.encrypted.encryption import ConcreteBackend
 from reference.hybrid import BackwardModuleLinear
-from reference.remote_module import HybridFHEMode as Mode
 from tests.right_remote import Right, remote_breaks, serve
 
 

@@ -39,21 +39,24 @@ GROUPS_OF = {
     "model": ("model",),
     "gradnorm": ("gradnorm", "training", "distributed"),
     **dict.fromkeys(("distributed", "sharded"), ("distributed",)),
-    "hybrid": ("hybrid", "training"),
+    **dict.fromkeys(("hybrid", "custom_linear"), ("hybrid", "training")),
     "training": ("training",),
     **dict.fromkeys(("quantization", "remote_module", "splitting", "noise", "layout", "envelope", "keys"), ("fhe",)),
-    **dict.fromkeys(("library", "encryption", "integers"), ("fhe",)),
-    **dict.fromkeys(("deployment", "remote", "server", "connection", "worker"), ("remote",)),
+    **dict.fromkeys(("shared_state", "weight_version", "library", "encryption", "int8_linear", "integers"), ("fhe",)),
+    **dict.fromkeys(("deployment", "protocol", "client", "server", "application"), ("remote",)),
+    **dict.fromkeys(("key_store", "listener", "connection", "worker"), ("remote",)),
     **dict.fromkeys(("checkpoint", "peft_format", "tensor_file", "plain_values"), ("checkpoint",)),
     **dict.fromkeys(("training_file", "whole_files"), ("checkpoint",)),
     "dora": ("dora", "model"),
     "layer": ("layer", "merge", "dora", "model", "training"),
     "linear": ("linear", "layer", "merge", "dora", "model"),
     "adapter": ("linear", "layer"),
-    **dict.fromkeys(("projection", "projections", "blocks", "qkv", "mlp", "activations", "lifted"), ("fused",)),
+    **dict.fromkeys(
+        ("projection", "projections", "blocks", "qkv", "mlp", "activations", "gated_activation"), ("fused",)
+    ),
 }
 # files of which one part runs with interpreted kernels and another without
-BOTH_WAYS = ("quantization",)
+BOTH_WAYS = ("quantization", "integers")
 
 
 @dataclass(frozen=True)

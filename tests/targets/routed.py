@@ -1,7 +1,7 @@
 """`optimized` with every route of its Triton layer taken wherever it can be."""
 
 import optimized
-from optimized.routes import ONE_KERNEL, ONE_READING
+from optimized.dispatch.routes import ONE_KERNEL, ONE_READING
 
 CONFORMANCE = {"name": "optimized, all routes"}
 LinearLoRA = optimized.LinearLoRA

@@ -9,7 +9,8 @@ from torch import nn
 
 import reference
 from reference import HybridFHEMode as Mode
-from reference.remote_module import _Version, product_of
+from reference.service.remote_module import product_of
+from reference.service.weight_version import Version
 from reference.splitting import _put
 from tests.known_bad.hybrid.effects import Kept
 from tests.right_fhe import Right, fhe_breaks
@@ -70,7 +71,7 @@ class KeepsAStaleBias(reference.RemoteModule):
     def _compiled(self):
         bias = getattr(self.private_module, "bias", None)
         if bias is not None and self._compiled_from is not None:
-            self._compiled_from[1] = _Version.of(bias)
+            self._compiled_from[1] = Version.of(bias)
         return super()._compiled()
 
 

@@ -6,7 +6,7 @@ import torch
 
 import reference
 from reference import HybridFHEMode as Mode
-from reference.noise import noise_std, simulate
+from reference.encrypted.noise import noise_std, simulate
 from tests.known_bad.fhe.layer import DOUBLE, SINGLE
 from tests.right_fhe import fhe_breaks
 

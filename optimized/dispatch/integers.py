@@ -1,0 +1,73 @@
+"""Which product of quantised integers is taken: by a kernel, in int8, float32 or float64."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import reference
+from optimized.dispatch.triton_kernels import why_not_triton_on
+
+MOST_INTERPRETED = 2**14
+"""Multiplications up to which a CPU runs the kernel interpreted, as conformance asks: so a run judges it by the small
+cases, and by the others what a CPU computes by itself."""
+
+
+def why_not_kernel(layer: reference.QuantizedLinear, x: Tensor) -> str | None:
+    """Why no Triton kernel multiplies int8 and takes the zero points out; None if one does, exactly.
+
+    Args:
+        layer: the layer.   x: [M, K], its input, of which device and size count.
+    """
+    if reason := _why_not_int32(layer) or why_not_triton_on(x.device):
+        return reason
+    if x.device.type == "cpu" and x.numel() * layer.out_features > MOST_INTERPRETED:
+        return f"interpreted, more than {MOST_INTERPRETED} multiplications take long"
+    return None
+
+
+def why_not_int8(layer: reference.QuantizedLinear, x: Tensor) -> str | None:
+    """Why PyTorch's int8 products with int32 sums would not be exact, or not fast; None if they are both.
+
+    Args:
+        layer: the layer.   x: [M, K], its quantised input.
+    """
+    if reason := _why_not_int32(layer):
+        return reason
+    if x.device.type == "cuda":
+        return None
+    if layer.in_features == 1:
+        return "torch's int8 product on the CPU reads a transposed weight of one feature wrongly"
+    # Without VNNI the CPU adds pairs of products in saturating int16.
+    if x.device.type != "cpu" or not _has_vnni():
+        return f"this {x.device.type} has no int8 dot product with int32 sums"
+    return None
+
+
+def why_not_float32(layer: reference.QuantizedLinear) -> str | None:
+    """Why float32 products would not be exact; None if every partial sum, in any order, is an integer below 2²⁴.
+
+    Args:
+        layer: the layer, with its weight.
+    """
+    kept: Any = layer  # that of `optimized` finds it once
+    largest: int = kept.largest_product if hasattr(layer, "largest_product") else layer.largest_accumulator
+    if largest >= 2**24:
+        return f"sums of up to {largest} do not fit the 24 bits of float32"
+    if torch.get_float32_matmul_precision() != "highest":
+        return f"float32 products are set to {torch.get_float32_matmul_precision()!r} precision"
+    return None
+
+
+def _why_not_int32(layer: reference.QuantizedLinear) -> str | None:
+    """Why sums of products of int8 might leave int32; none of 2¹⁷ - 1 products of at most 2¹⁴ does."""
+    if layer.n_bits > 8:
+        return f"{layer.n_bits} bits do not fit int8"
+    if layer.in_features >= 2**17:
+        return f"sums over {layer.in_features} features may leave int32"
+    return None
+
+
+def _has_vnni() -> bool:
+    capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)
+    return bool(capabilities().get("avx512_vnni"))

@@ -1,0 +1,1 @@
+"""The remote modules of a split model, faster where they compute here."""

@@ -1,0 +1,1 @@
+"""The files of adapters and training runs: PEFT's layout, safetensors, and whole replacement."""

@@ -1,0 +1,281 @@
+"""A training run on disk: what another process needs to go on with it, bit for bit as if nothing had happened."""
+
+import copy
+import json
+import os
+import random
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..training import LoraTraining, check_training_arguments
+from .plain_values import flatten, same, unflatten
+from .tensor_file import decode, digest, encode, file_in
+from .whole_files import replace_files
+
+STATE = "training.safetensors"
+ABOUT, DIGEST = "loraspec_training", "loraspec_sha256"  # in its metadata
+SETTINGS = ("gradient_accumulation_steps", "max_grad_norm", "run_optimizer", "calibrate")
+STEPPERS = ("optimizer", "lr_scheduler")
+MODEL = ("parameters", "gradients", "buffers")
+RANDOM = ("python", "numpy", "torch", "cuda")
+
+
+def save_training(training: LoraTraining, path: str | os.PathLike[str], step: int = 0) -> None:
+    """Save a training run, also within an accumulation window, so that `load_training` goes on with it.
+
+    One file, ``training.safetensors``, replaces an older one whole. It holds the trainable parameters, their
+    accumulated gradients and the model's buffers, the states of optimiser and scheduler, the settings of
+    `LoraTraining.update_training_parameters` and its switches, and the random states of Python, NumPy, torch
+    and, where it is in use, CUDA. Not the frozen parameters, the loss function and the data.
+
+    Args:
+        training: its optimizer and lr_scheduler have ``state_dict()``, or are None.
+        path: a folder, made if it is not there; its other files stay.
+        step: how many micro-batches are done, or whatever else says where the data go on.
+    Raises:
+        ValueError: if a state is neither numbers, strings, tensors, lists nor dicts, if an optimiser or scheduler
+            has no state_dict, or the optimiser has parameters that are not the model's.
+        OSError: if the file cannot be written; the older one is then whole.
+    """
+    if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+        raise ValueError(f"step = {step!r}: expected an int of at least 0")
+    tensors: dict[str, Tensor] = {}
+    state = {"step": step, **_layout(training)}
+    for name in STEPPERS:
+        state[name] = _state(training, name)
+    state["model"] = _model_state(training.inference_model)
+    state["settings"] = {key: getattr(training, key) for key in SETTINGS}
+    state["random"] = _random_state()
+    about = flatten(state, "state", tensors)
+    metadata = {ABOUT: json.dumps(about), DIGEST: digest(tensors, about)}
+    replace_files(Path(path), {STATE: encode(tensors, metadata)})
+
+
+def load_training(training: LoraTraining, path: str | os.PathLike[str]) -> int:
+    """Make a training run what it was when it was saved; all is checked before anything is changed.
+
+    Random states are restored too, so this is to be the last thing before going on.
+
+    Args:
+        training: of the same model, with an optimiser and a scheduler of the same kinds over the same parameters.
+        path: the folder.
+    Returns:
+        the step that `save_training` was given.
+    Raises:
+        ValueError: if the file is not whole, lacks something, or is of another run: other parameters, shapes,
+            dtypes, optimiser or scheduler; training is then as it was.
+        FileNotFoundError: if it is not there.
+    Warns:
+        UserWarning: if CUDA generators were saved and this process has another number of devices.
+    """
+    folder = Path(path)
+    try:
+        state = _read(folder)
+        _check(training, state)
+        _restore_steppers(training, state)
+    except ValueError as error:
+        raise ValueError(f"{folder / STATE}: {error}") from error
+    _restore_model(training.inference_model, state["model"])
+    for key in SETTINGS:
+        setattr(training, key, state["settings"][key])
+    _restore_random(state["random"])
+    return int(state["step"])
+
+
+def _layout(training: LoraTraining) -> dict[str, Any]:
+    """What must be the same where the run goes on: the kinds and the names of what is trained."""
+    kinds = {f"{name} kind": _kind(getattr(training, name)) for name in STEPPERS}
+    return kinds | {"optimizer parameters": _groups(training)}
+
+
+def _kind(thing: Any) -> str | None:
+    return None if thing is None else f"{type(thing).__module__}.{type(thing).__qualname__}"
+
+
+def _groups(training: LoraTraining) -> list[list[str]]:
+    """The names of the optimiser's parameters, by group."""
+    names = {id(p): name for name, p in training.inference_model.named_parameters()}
+    groups = [[names.get(id(p), "") for p in g["params"]] for g in getattr(training.optimizer, "param_groups", [])]
+    if any(not name for group in groups for name in group):
+        raise ValueError("the optimizer has a parameter that is not the model's: its state could not be told apart")
+    return groups
+
+
+def _state(training: LoraTraining, name: str) -> Any:
+    """The state of the optimiser or the scheduler."""
+    thing = getattr(training, name)
+    if thing is None:
+        return None
+    if not hasattr(thing, "state_dict") or not hasattr(thing, "load_state_dict"):
+        raise ValueError(f"the {name}, a {type(thing).__name__}, has no state_dict and load_state_dict")
+    return thing.state_dict()
+
+
+def _model_state(model: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """What training changes in the model."""
+    trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    persistent = model.state_dict()
+    return {
+        "parameters": trained,
+        "gradients": {name: p.grad for name, p in model.named_parameters() if p.requires_grad and p.grad is not None},
+        "buffers": {name: buffer for name, buffer in model.named_buffers() if name in persistent},
+    }
+
+
+def _random_state() -> dict[str, Any]:
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    return {
+        "python": random.getstate(),
+        "numpy": [str(kind), np.asarray(keys).tolist(), int(position), int(has_gauss), float(cached)],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None,  # type: ignore[no-untyped-call]
+    }
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    tensors, metadata = decode(file_in(folder, STATE))
+    try:
+        return _state_in(tensors, metadata)
+    except RecursionError:
+        raise ValueError(f"{ABOUT} in its metadata is nested too deeply") from None
+
+
+def _state_in(tensors: dict[str, Tensor], metadata: dict[str, str]) -> dict[str, Any]:
+    if ABOUT not in metadata:
+        raise ValueError(f"its metadata has no {ABOUT}: expected a file of save_training")
+    about = json.loads(metadata[ABOUT])
+    if metadata.get(DIGEST) != digest(tensors, about):
+        raise ValueError(f"its contents are not those that were saved: {DIGEST} differs")
+    state: dict[str, Any] = unflatten(about, tensors)
+    return state
+
+
+def _check(training: LoraTraining, state: dict[str, Any]) -> None:
+    """Refuse the state of another run, and one that lacks something or holds what cannot be restored."""
+    layout = _layout(training)
+    _check_keys("the state", state, ("step", *layout, *STEPPERS, "model", "settings", "random"))
+    for key, value in layout.items():
+        if not same(state[key], value):
+            raise ValueError(f"it has {key} {state[key]}: this training has {value}")
+    if isinstance(state["step"], bool) or not isinstance(state["step"], int) or state["step"] < 0:
+        raise ValueError(f"it has step = {state['step']!r}: expected an int of at least 0")
+    _check_settings(state["settings"])
+    _check_random(state["random"])
+    _check_keys("the model", state["model"], MODEL)
+    model = _model_state(training.inference_model)
+    for kind in ("parameters", "buffers"):
+        _check_keys(f"the model's {kind}", state["model"][kind], model[kind])
+        _check_tensors("", state["model"][kind], model[kind])
+    gradients = state["model"]["gradients"]
+    _check_keys("the model's gradients", gradients, [name for name in model["parameters"] if name in gradients])
+    _check_tensors("the gradient of ", gradients, model["parameters"])
+
+
+def _check_keys(what: str, found: Any, expected: Iterable[str]) -> None:
+    if not isinstance(found, dict):
+        raise ValueError(f"of {what} it has a {type(found).__name__}: expected a dict")
+    extra, missing = ([str(key) for key in keys] for keys in (set(found) - set(expected), set(expected) - set(found)))
+    if extra or missing:
+        raise ValueError(f"of {what} it has {sorted(extra)} too many, {sorted(missing)} missing")
+
+
+def _check_tensors(what: str, found: dict[str, Any], own: dict[str, Tensor]) -> None:
+    for name, tensor in found.items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{what}{name} is a {type(tensor).__name__}: expected a tensor")
+        got, wanted = (tensor.dtype, list(tensor.shape)), (own[name].dtype, list(own[name].shape))
+        if got != wanted:
+            raise ValueError(f"{what}{name} is {got[0]} {got[1]}: the model has {wanted[0]} {wanted[1]}")
+
+
+def _check_settings(settings: Any) -> None:
+    _check_keys("the settings", settings, SETTINGS)
+    try:
+        check_training_arguments(settings["gradient_accumulation_steps"], settings["max_grad_norm"])
+    except TypeError as error:
+        raise ValueError(f"its max_grad_norm is no number: {error}") from None
+    for key in ("run_optimizer", "calibrate"):
+        if not isinstance(settings[key], int):
+            raise ValueError(f"it has {key} = {settings[key]!r}: expected True or False")
+
+
+def _check_random(saved: Any) -> None:
+    """Try the random states on generators of their own."""
+    _check_keys("the random states", saved, RANDOM)
+    for name in RANDOM:
+        try:
+            _try_random(name, saved[name])
+        except Exception as error:
+            raise ValueError(f"its random state of {name} cannot be restored: {error}") from error
+
+
+def _try_random(name: str, state: Any) -> None:
+    if name == "python":
+        random.Random().setstate(state)
+    elif name == "numpy":
+        np.random.RandomState().set_state(_numpy_state(state))
+        if not 0 <= state[2] <= len(state[1]):  # which set_state takes unseen
+            raise ValueError(f"its position is {state[2]}")
+    elif name == "torch":
+        torch.Generator().set_state(state)
+    elif state is not None and len(state) == torch.cuda.device_count():
+        for device, own in enumerate(state):
+            torch.Generator(device=f"cuda:{device}").set_state(own)
+
+
+def _numpy_state(saved: list[Any]) -> tuple[Any, ...]:
+    kind, keys, position, has_gauss, cached = saved
+    return kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached
+
+
+def _restore_steppers(training: LoraTraining, state: dict[str, Any]) -> None:
+    """Load optimiser and scheduler; if either does not take exactly what was saved, both are as they were."""
+    before = {name: copy.deepcopy(_state(training, name)) for name in STEPPERS}
+    try:
+        for name in STEPPERS:
+            if before[name] is not None:
+                getattr(training, name).load_state_dict(state[name])
+                if not same(_state(training, name), state[name]):
+                    raise ValueError(f"the {name} does not take up the state that was saved")
+    except Exception as error:
+        for name in STEPPERS:
+            if before[name] is not None:
+                getattr(training, name).load_state_dict(before[name])
+        if isinstance(error, ValueError):
+            raise
+        raise ValueError(f"an optimizer or lr_scheduler does not take up its state: {error!r}") from error
+
+
+@torch.no_grad()
+def _restore_model(model: nn.Module, saved: dict[str, dict[str, Tensor]]) -> None:
+    for name, parameter in model.named_parameters():
+        if name not in saved["parameters"]:
+            continue
+        parameter.copy_(saved["parameters"][name])
+        gradient = saved["gradients"].get(name)
+        parameter.grad = None if gradient is None else gradient.to(parameter.device)
+    for name, buffer in model.named_buffers():
+        if name in saved["buffers"]:
+            buffer.copy_(saved["buffers"][name])
+
+
+def _restore_random(saved: dict[str, Any]) -> None:
+    random.setstate(saved["python"])
+    np.random.set_state(_numpy_state(saved["numpy"]))
+    torch.set_rng_state(saved["torch"])
+    if saved["cuda"] is None:
+        return
+    if len(saved["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(saved["cuda"])
+    else:
+        warnings.warn(
+            f"the states of {len(saved['cuda'])} CUDA generators are not restored: there are "
+            f"{torch.cuda.device_count()} devices here",
+            stacklevel=3,
+        )

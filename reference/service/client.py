@@ -1,0 +1,211 @@
+"""The client of a server that multiplies encrypted inputs by its weights."""
+
+import hashlib
+import json
+import socket
+import threading
+import time
+import weakref
+from collections import Counter
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+from urllib.parse import urlsplit
+
+from .protocol import BYTES, INSTALL, KEY_HEADER, KEY_UNKNOWN, PROTOCOL, PROTOCOL_HEADER
+
+TIMEOUT = 3600.0  # seconds for one evaluation
+_PIECE = 2**18  # bytes sent at once
+
+
+class RemoteError(RuntimeError):
+    """What was asked of which server, what came of it, and what was expected."""
+
+
+class RemoteClient:
+    """A server's linear products, for `RemoteModule`; several threads may share it.
+
+    It sends ciphertexts, evaluation keys and the names of models and modules, to this address alone: neither
+    redirects nor the proxies of the environment are followed.
+
+    Args:
+        address: ``http://host:port`` or ``https://…``.
+        timeout: seconds for one evaluation or the upload of a key, from beginning to end.
+        connect_timeout: seconds until the server has accepted a connection, and for its health.
+        transport: an httpx transport instead of the network's, to record what crosses or to set up TLS.
+    Raises:
+        ImportError: without httpx, with the command that installs it.
+        ValueError: for something else than an address.
+    """
+
+    def __init__(
+        self, address: str, timeout: float = TIMEOUT, *, connect_timeout: float = 10.0, transport: Any = None
+    ) -> None:
+        parts = urlsplit(address)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError(f"address {_without_password(address)!r}: expected http://host:port")
+        check_seconds("timeout", timeout)
+        check_seconds("connect_timeout", connect_timeout)
+        self.address = _without_password(address).rstrip("/")
+        self.timeout, self.connect_timeout = timeout, connect_timeout
+        self._made_of = address, transport
+        self._last_key: tuple[bytes, str] | None = None
+        self._uploading, self._uploads = threading.Lock(), Counter[str]()
+        httpx = _httpx()
+        if transport is None:
+            # A host that vanished during a long evaluation is noticed by its silence, minutes before the time-out.
+            alive = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+            for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6)):
+                if hasattr(socket, name):
+                    alive.append((socket.IPPROTO_TCP, getattr(socket, name), value))
+            transport = httpx.HTTPTransport(trust_env=False, socket_options=alive, limits=httpx.Limits())
+        self._http = httpx.Client(base_url=address, transport=transport, trust_env=False)
+        self._closing = weakref.finalize(self, self._http.close)  # models do not close what they are made of
+
+    def health(self) -> dict[str, Any]:
+        """What the server says of itself: ``status``, ``version``, ``models`` with their ``modules``.
+
+        Raises:
+            RemoteError: if none does.
+        """
+        what = f"health of {self.address}"
+        status, _, body = self._ask("GET", "/health", what, self.connect_timeout)
+        if status != 200:
+            raise self._refused(what, status, body)
+        try:
+            found = json.loads(body)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise RemoteError(f"{what}: {len(body)} bytes came that are no JSON object")
+        return found
+
+    def evaluate(self, model_name: str, module_name: str, ciphertext: bytes, evaluation: bytes) -> bytes:
+        """The encrypted result of a server's module; the evaluation key is uploaded if the server lacks it.
+
+        Args:
+            ciphertext: of the inputs, from `Backend.encrypt`.   evaluation: the key of the same pair.
+        Raises:
+            RemoteError: if the server refuses, cannot be reached, or takes longer than the time-out.
+        """
+        what = f"evaluate {model_name}/{module_name} at {self.address}"
+        query, key = {"model": model_name, "module": module_name}, self._name(evaluation)
+        for attempt in range(2):
+            uploads = self._uploads[key]
+            status, kind, body = self._ask(
+                "POST", "/evaluate", what, self.timeout, ciphertext, params=query, headers={KEY_HEADER: key}
+            )
+            if status != KEY_UNKNOWN or attempt:
+                break
+            with self._uploading:  # of several threads that learn of it, one uploads
+                if self._uploads[key] == uploads:
+                    self._upload(evaluation, key)
+                    self._uploads[key] += 1
+        if status != 200:
+            raise self._refused(what, status, body)
+        if kind != BYTES:
+            raise RemoteError(f"{what}: {kind or 'something unnamed'} came, expected {BYTES}")
+        return body
+
+    def close(self) -> None:
+        """Close its connections."""
+        self._closing()
+
+    def __reduce__(self) -> Any:
+        if self._made_of[1] is not None:
+            raise TypeError("a RemoteClient with a transport of its own cannot be copied or pickled")
+        return _again, (type(self), self._made_of[0], self.timeout, self.connect_timeout)
+
+    def __repr__(self) -> str:
+        return f"RemoteClient({self.address!r})"
+
+    def _name(self, evaluation: bytes) -> str:
+        last = self._last_key
+        if last is None or last[0] is not evaluation:
+            last = self._last_key = evaluation, hashlib.sha256(evaluation).hexdigest()
+        return last[1]
+
+    def _upload(self, evaluation: bytes, key: str) -> None:
+        what = f"upload of the evaluation key to {self.address}"
+        status, _, body = self._ask("PUT", f"/keys/{key}", what, self.timeout, evaluation)
+        if status != 204:
+            raise self._refused(what, status, body)
+
+    def _ask(
+        self, method: str, path: str, what: str, timeout: float, content: bytes = b"", **more: Any
+    ) -> tuple[int, str, bytes]:
+        """Status, content type and body of a loraspec server's answer."""
+        httpx = _httpx()
+        deadline = time.monotonic() + timeout
+        late = RemoteError(f"{what}: no answer within {timeout:g} s: expected one; a longer one needs a larger timeout")
+
+        def in_time(pieces: Iterator[bytes]) -> Iterator[bytes]:
+            for piece in pieces:
+                if time.monotonic() > deadline:
+                    raise late
+                yield piece
+
+        headers = {**more.pop("headers", {}), "Accept-Encoding": "identity"}
+        if content:
+            headers |= {"Content-Type": BYTES, "Content-Length": str(len(content))}
+            more["content"] = in_time(content[at : at + _PIECE] for at in range(0, len(content), _PIECE))
+        elif method != "GET":
+            headers["Content-Length"] = "0"
+        seconds = httpx.Timeout(timeout, connect=min(timeout, self.connect_timeout))
+        try:
+            with self._http.stream(method, path, headers=headers, timeout=seconds, **more) as answer:
+                if answer.headers.get(PROTOCOL_HEADER) != PROTOCOL:
+                    raise RemoteError(
+                        f"{what}: status {answer.status_code} came without the header {PROTOCOL_HEADER}: {PROTOCOL}: "
+                        f"expected a loraspec server of this version"
+                    )
+                body = b"".join(in_time(answer.iter_raw()))
+                return answer.status_code, answer.headers.get("Content-Type", ""), body
+        except httpx.ConnectTimeout:
+            raise RemoteError(
+                f"{what}: not connected within {min(timeout, self.connect_timeout):g} s: expected a running `loraspec "
+                f"serve`"
+            ) from None
+        except httpx.TimeoutException:
+            raise late from None
+        except httpx.ConnectError as error:
+            raise RemoteError(f"{what}: cannot connect ({error}): expected a running `loraspec serve`") from None
+        except httpx.RemoteProtocolError as error:
+            raise RemoteError(f"{what}: no whole HTTP answer came: {str(error)[:120]}") from None
+        except httpx.HTTPError as error:
+            raise RemoteError(f"{what}: the connection broke ({type(error).__name__}): {str(error)[:120]}") from None
+
+    def _refused(self, what: str, status: int, body: bytes) -> RemoteError:
+        try:
+            said = json.loads(body[:65536])["error"]
+        except (ValueError, KeyError, TypeError):
+            said = f"{len(body)} bytes that are no JSON error"
+        return RemoteError(f"{what}: refused with {status}: {str(said)[:500]}")
+
+
+def check_seconds(name: str, seconds: float) -> None:
+    """Refuse a time-out that is none.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if not 0 < seconds < float("inf"):
+        raise ValueError(f"{name} = {seconds}: expected a positive number of seconds")
+
+
+def _httpx() -> ModuleType:
+    try:
+        import httpx
+    except ModuleNotFoundError as error:
+        raise ImportError(f"a client of a server needs httpx: {INSTALL}") from error
+    return httpx
+
+
+def _again(kind: type[RemoteClient], address: str, timeout: float, connect_timeout: float) -> RemoteClient:
+    return kind(address, timeout, connect_timeout=connect_timeout)
+
+
+def _without_password(address: str) -> str:
+    start, separator, rest = address.partition("://")
+    before_path = rest.partition("/")[0]
+    return start + separator + rest[before_path.rfind("@") + 1 :]

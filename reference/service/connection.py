@@ -1,0 +1,61 @@
+"""A server's connections, given up where the other end neither finishes a request nor reads its answer."""
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from .protocol import Limits
+
+
+class Connection(H11Protocol):
+    """One connection; `limits` is set by a subclass."""
+
+    limits: Limits
+    _without_request: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for timer in (self._without_request, self._unread):
+            if timer is not None:
+                timer.cancel()
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._look(self.transport.get_write_buffer_size() + 1)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._unread is not None:
+            self._unread.cancel()
+
+    def _watch(self) -> None:
+        """What belongs to no running request has some seconds to become one, be it part of a head or unread body."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            if self._without_request is not None:
+                self._without_request.cancel()
+                self._without_request = None
+        elif self._without_request is None and not self.transport.is_closing():
+            self._without_request = self.loop.call_later(self.limits.head_seconds, self._give_up)
+
+    def _give_up(self) -> None:
+        self._without_request = None
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+
+    def _look(self, before: int) -> None:
+        """See that some of the answer was read since the last look."""
+        left = self.transport.get_write_buffer_size()
+        if left >= before:
+            self.transport.abort()
+        else:
+            self._unread = self.loop.call_later(self.limits.stall_seconds, self._look, left)

@@ -1,0 +1,82 @@
+"""A server that listens: its socket, its connections, and the signals that end it."""
+
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+
+from .application import Application, application
+from .connection import Connection
+from .protocol import Limits
+from .worker import MakeBackend
+
+KEEP_ALIVE = 30  # seconds without a request; clients close earlier, so that none is sent into a closing connection
+
+
+def run(
+    model_dir: Path,
+    host: str,
+    port: int,
+    backend: MakeBackend,
+    workers: int,
+    limits: Limits,
+    grace: float,
+    ready: Callable[[str, list[str]], object] | None,
+) -> None:
+    """See `server.serve`."""
+    for name, value, least in (("workers", workers, 1), ("grace", grace, 0), ("port", port, 0)):
+        if value < least:
+            raise ValueError(f"{name} = {value}: expected at least {least}")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.create_server((host, port), family=family, backlog=128)
+    with listening, _closing(application(model_dir, backend, workers, limits)) as app:
+        config = uvicorn.Config(
+            app,
+            http=type("Connection", (Connection,), {"limits": limits}),
+            ws="none",
+            loop="asyncio",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            limit_concurrency=limits.connections,
+            timeout_keep_alive=KEEP_ALIVE,
+            timeout_graceful_shutdown=max(1, round(grace)),
+        )
+        server = uvicorn.Server(config)
+        with _stopped_by_signals(server):
+            if ready is not None:
+                shown = f"[{host}]" if ":" in host else host
+                ready(f"http://{shown}:{listening.getsockname()[1]}", list(app.models))
+            server.run(sockets=[listening])
+
+
+@contextmanager
+def _closing(app: Application) -> Iterator[Application]:
+    try:
+        yield app
+    finally:
+        app.close()
+
+
+@contextmanager
+def _stopped_by_signals(server: uvicorn.Server) -> Iterator[None]:
+    """uvicorn handles them while it runs, and raises them again afterwards: then, and before, they mean no more."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:  # noqa: ARG001
+        server.should_exit = True
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

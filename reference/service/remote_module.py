@@ -1,0 +1,239 @@
+"""A linear product that runs as its model's mode says: in floats, in integers, encrypted, or on a server."""
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..encrypted.noise import check_range, simulate
+from ..hybrid import BackwardModuleLinear, Conv1D, CustomLinear, ForwardModuleLinear
+from ..quantization import Quantized, QuantizedLinear
+from .shared_state import HybridFHEMode, Split
+from .weight_version import Version, versions
+
+ROWS_AT_ONCE = 64  # rows in one ciphertext: bounds memory and a request's size, and lets a long run show progress
+
+
+class RemoteModule(nn.Module):
+    """A linear product in the place of the module that it takes over, computed as its model's mode says.
+
+    Args:
+        private_module: a `ForwardModuleLinear`, a `BackwardModuleLinear`, an nn.Linear or a Conv1D.
+        module_name: its name in the model.
+    Attributes:
+        private_module: the float module; None once its weight was cleared.
+        module_name: as given.
+        quantized: the compiled `QuantizedLinear`, or None. A weight or bias that changed since is an error where
+            autograd counts the change, or one of 1024 values spread over it differs; a write through ``.data`` to
+            none of these goes unnoticed.
+        input_range: (low, high) of all inputs while calibrating, or None.
+    Raises:
+        ValueError: for another module.
+    Source: Concrete ML `RemoteModule`.
+    """
+
+    quantized_linear = QuantizedLinear  # a faster variant of this class overrides it
+
+    def __init__(self, private_module: nn.Module, module_name: str, split: Any) -> None:
+        super().__init__()
+        self.out_features, self.in_features = product_of(private_module, module_name)[0].shape
+        self.private_module: nn.Module | None = private_module
+        self.module_name = module_name
+        self.split: Split = split
+        self.quantized: QuantizedLinear | None = None
+        self.input_range: tuple[float, float] | None = None
+        self.noise_std: Tensor | None = None
+        self._compiled_from: list[Version] | None = None
+        self.train(private_module.training)
+        hooked: Any = self
+        hooked.register_state_dict_post_hook(_without_wrapper)
+        hooked.register_load_state_dict_pre_hook(_with_wrapper)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x Wᵀ + b`` in this module's mode: [*, K] → [*, N], in the dtype of the float product.
+
+        Raises:
+            ValueError: if x does not have K features, or has NaN or infinite elements in a quantised mode.
+            RuntimeError: if the mode needs what is not there yet; if x needs a gradient that no module gives.
+        """
+        mode = self.split.mode
+        if mode is not HybridFHEMode.TORCH and torch.is_grad_enabled() and x.requires_grad:
+            raise RuntimeError(
+                f"{self.module_name} runs remotely and its input needs a gradient, which it cannot give: make it a "
+                f"CustomLinear (LoraTraining.replace_layers_with_custom), or leave it out of module_names"
+            )
+        if x.ndim == 0 or x.shape[-1] != self.in_features:
+            raise ValueError(f"{self.module_name}: x is {list(x.shape)}: its last dimension must be {self.in_features}")
+        if mode in (HybridFHEMode.TORCH, HybridFHEMode.CALIBRATE):
+            if self.private_module is None:
+                raise RuntimeError(f"{self.module_name}: mode {mode.value} needs the weight, which was cleared here")
+            if mode is HybridFHEMode.CALIBRATE:
+                self._observe(x)
+            return self.private_module(x)  # type: ignore[no-any-return]
+        with torch.no_grad():
+            return self._in_integers(x, self._compiled(), mode)
+
+    def compiled(self, n_bits: int, dynamic: bool) -> tuple[QuantizedLinear, Tensor]:
+        """This module in integers, and the noise that its encrypted products will have; changes nothing.
+
+        Raises:
+            ValueError: if its weight is not finite, or its products could wrap.
+            RuntimeError: if the weight was cleared; if static quantisation saw no input.
+        """
+        if self.private_module is None:
+            raise RuntimeError(f"{self.module_name} cannot be compiled: its weight was cleared here")
+        if not dynamic and self.input_range is None:
+            raise RuntimeError(
+                f"{self.module_name} has seen no input to take its range from: calibrate with inputs that reach it "
+                f"(a backward module: a LoraTraining with labels), or use dynamic quantization"
+            )
+        weight, bias = product_of(self.private_module, self.module_name)
+        try:
+            quantized = self.quantized_linear(weight, bias, n_bits, None if dynamic else self.input_range)
+            assert quantized.weight is not None
+            std, bits = self.split.noise_std(quantized.weight.cpu()), self.split.parameters.bits
+            check_range(quantized.largest_accumulator, std, bits, n_bits=n_bits, features=self.in_features)
+        except ValueError as error:
+            raise ValueError(f"{self.module_name}: {error}") from error
+        return quantized, std
+
+    def take(self, quantized: QuantizedLinear, std: Tensor | None) -> None:
+        """Run as this from now on."""
+        self.quantized, self.noise_std, self.input_range = quantized, std, None
+        self._compiled_from = None if self.private_module is None else versions(self.private_module)
+
+    def clear(self) -> None:
+        """Forget the weight, float and quantised: only remote is left."""
+        assert self.quantized is not None
+        self.quantized.clear()
+        self.private_module = self._compiled_from = None
+
+    def _observe(self, x: Tensor) -> None:
+        if not x.numel():
+            return
+        low, high = float(x.min()), float(x.max())
+        if not (abs(low) < float("inf") and abs(high) < float("inf")):
+            raise ValueError(f"{self.module_name}: x has elements that are NaN or infinite: expected none")
+        before = self.input_range or (low, high)
+        self.input_range = min(before[0], low), max(before[1], high)
+
+    def _compiled(self) -> QuantizedLinear:
+        if self.quantized is None:
+            raise RuntimeError(f"{self.module_name} is not compiled: call compile_model before this mode")
+        if self.private_module is not None and self._compiled_from is not None:
+            now = versions(self.private_module)
+            for name, was, here in zip(("weight", "bias"), self._compiled_from, now, strict=True):
+                if was.differs(here):
+                    raise RuntimeError(
+                        f"the {name} of {self.module_name} has changed since compile_model: compile again"
+                    )
+        return self.quantized
+
+    def _in_integers(self, x: Tensor, quantized: QuantizedLinear, mode: HybridFHEMode) -> Tensor:
+        kind = x.device.type
+        autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if autocast and x.dtype != torch.float64 else x.dtype
+        quantized.to(x.device)
+        clamped = quantized.clamped
+        try:
+            y = self._product(quantized, x.reshape(-1, self.in_features), mode, dtype)
+        except ValueError as error:
+            raise ValueError(f"{self.module_name}: {error}") from error
+        if clamped := quantized.clamped - clamped:
+            warnings.warn(
+                f"{self.module_name}: {clamped} of {x.numel()} input elements lie outside the calibrated range "
+                f"{list(quantized.input_range or ())} and were clamped to it",
+                stacklevel=2,
+            )
+        return y.reshape(*x.shape[:-1], self.out_features)
+
+    def _product(self, quantized: QuantizedLinear, x: Tensor, mode: HybridFHEMode, dtype: torch.dtype) -> Tensor:
+        if mode is HybridFHEMode.DISABLE:
+            return quantized(x, dtype)
+        rows = quantized.quantize(x)
+        if mode is HybridFHEMode.SIMULATE:
+            raw = self._with_noise(quantized.accumulate(rows.values))
+        else:
+            raw = self._encrypted(quantized, rows, mode).to(x.device)
+        return quantized.recover(raw, rows).to(dtype)
+
+    def _with_noise(self, raw: Tensor) -> Tensor:
+        """What decryption would give for these integer products."""
+        assert self.noise_std is not None
+        bits = self.split.parameters.bits
+        # drawn on the CPU: the same noise on every device
+        return simulate(raw.cpu(), self.noise_std, bits, self.split.next_noise()).to(raw.device)
+
+    def _encrypted(self, quantized: QuantizedLinear, x: Quantized, mode: HybridFHEMode) -> Tensor:
+        split, parts = self.split, []
+        if mode is HybridFHEMode.EXECUTE and quantized.weight is None:
+            raise RuntimeError(f"{self.module_name}: mode execute needs the weight, which was cleared here")
+        if split.keys is None:
+            split.keys = split.backend.keygen()
+        evaluation = split.keys.evaluation
+        blocks = torch.split(x.values.cpu(), ROWS_AT_ONCE)
+        for rows in _shown(blocks, self.module_name, split.verbose):
+            if not len(rows):
+                continue
+            ciphertext = split.backend.encrypt(rows, split.keys)
+            if mode is HybridFHEMode.EXECUTE:
+                assert quantized.weight is not None
+                result = split.backend.evaluate(ciphertext, quantized.weight.cpu(), evaluation)
+            else:
+                result = split.client.evaluate(split.model_name, self.module_name, ciphertext, evaluation)
+            parts.append(split.backend.decrypt(result, len(rows), self.out_features, split.keys))
+        return torch.cat(parts) if parts else x.values.new_zeros(0, self.out_features)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, mode={self.split.mode.value}"
+
+
+def product_of(module: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
+    """The product that a module computes, ``y = x Mᵀ + b``: M [N, K] and b.
+
+    Raises:
+        ValueError: naming the module, if it computes something else.
+    """
+    weight: Any = getattr(module, "weight", None)
+    bias: Any = getattr(module, "bias", None)
+    if isinstance(module, ForwardModuleLinear):
+        return (weight.t() if module.weight_transposed else weight), bias
+    if isinstance(module, BackwardModuleLinear):
+        return (weight if module.weight_transposed else weight.t()), None
+    if isinstance(module, Conv1D):
+        return weight.t(), bias
+    if type(module) is nn.Linear:
+        return weight, bias
+    hint = ""
+    if isinstance(module, CustomLinear):
+        hint = ": name its forward_module and its backward_module"
+    elif hasattr(module, "lora_A"):
+        hint = ": its adapter stays with the client; name the modules of its base_layer"
+    raise ValueError(
+        f"{name} is a {type(module).__name__}: expected a ForwardModuleLinear, a BackwardModuleLinear, an nn.Linear "
+        f"or a Conv1D{hint}"
+    )
+
+
+def _without_wrapper(_: nn.Module, state: dict[str, Any], prefix: str, __: Any) -> None:
+    """A checkpoint has the names of the model before it was split."""
+    inner = f"{prefix}private_module."
+    for key in [key for key in state if key.startswith(inner)]:
+        state[prefix + key.removeprefix(inner)] = state.pop(key)
+
+
+def _with_wrapper(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -> None:
+    for key in [key for key in state if key.startswith(prefix)]:
+        state[f"{prefix}private_module.{key.removeprefix(prefix)}"] = state.pop(key)
+
+
+def _shown(blocks: Any, name: str, verbose: int) -> Iterator[Any]:
+    """The blocks, with a progress bar if asked for."""
+    if not verbose:
+        yield from blocks
+        return
+    from rich.progress import track
+
+    yield from track(blocks, description=name, transient=True)

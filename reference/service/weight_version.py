@@ -1,0 +1,55 @@
+"""Whether a weight or a bias has changed since its module was compiled."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..hybrid import BackwardModuleLinear
+
+COMPARED = 1024  # values of a weight that each call compares with those that were compiled
+
+
+@dataclass(frozen=True, eq=False)
+class Version:
+    """A weight or a bias, and what changes when its values do; moving it to a device does not.
+
+    Writing through ``.data`` leaves no trace in autograd's count of changes: some of the values are compared.
+    """
+
+    tensor: Tensor | None
+    count: int = 0
+    dtype: torch.dtype | None = None
+    some: Tensor | None = None
+
+    @classmethod
+    def of(cls, tensor: Tensor | None) -> "Version":
+        if tensor is None:
+            return cls(None)
+        if tensor.is_meta:
+            return cls(tensor, tensor._version, tensor.dtype)
+        return cls(tensor, tensor._version, tensor.dtype, some_of(tensor.detach()).cpu())
+
+    def differs(self, now: "Version") -> bool:
+        if self.tensor is not now.tensor or (self.count, self.dtype) != (now.count, now.dtype):
+            return True
+        if self.some is None or now.some is None:
+            return self.some is not now.some
+        return not torch.equal(self.some, now.some)
+
+
+def some_of(t: Tensor) -> Tensor:
+    """Elements of a tensor, spread over its rows and columns; all of a small one. A copy."""
+    if t.numel() <= COMPARED:
+        return t.flatten().clone()
+    flat = t.view(-1) if t.is_contiguous() else t.t().view(-1) if t.t().is_contiguous() else t.reshape(-1)
+    number = torch.arange(COMPARED, device=t.device)
+    within = number % (t.numel() // COMPARED)  # so that it is not the same columns in every row
+    return flat[number * t.numel() // COMPARED + within]
+
+
+def versions(module: Any) -> list[Version]:
+    """Weight and bias of a product."""
+    bias = None if isinstance(module, BackwardModuleLinear) else module.bias
+    return [Version.of(module.weight), Version.of(bias)]

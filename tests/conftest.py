@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests import costs
+from tests.support import costs
 
 if TYPE_CHECKING:
     from reference import Keys
@@ -50,30 +50,32 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Record it, where that was asked for."""
     if session.config.getoption("--record-known-bad", default=False) and not hasattr(session.config, "workerinput"):
-        from tests import recorded
+        from tests.support import recorded_failures
 
-        held = recorded.updated(JUDGED, recorded.sets_in(), recorded.digests_in())
-        for path, entries in zip((recorded.SETS, recorded.DIGESTS), held, strict=True):
-            recorded.write(path, entries)
+        held = recorded_failures.updated(JUDGED, recorded_failures.sets_in(), recorded_failures.digests_in())
+        for path, entries in zip((recorded_failures.SETS, recorded_failures.DIGESTS), held, strict=True):
+            recorded_failures.write(path, entries)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Note what each test takes where $COSTS says where (see costs.py)."""
+    """Note what each test takes where $COSTS says where (see support/costs.py)."""
     costs.begin(config)
 
 
 @pytest.fixture(scope="session")
 def keys() -> Keys:
-    from tests import encrypted, noise_law
+    from tests.campaigns import noise_law
+    from tests.support import encrypted_products
 
-    return noise_law.new_keys(encrypted.BACKEND)
+    return noise_law.new_keys(encrypted_products.BACKEND)
 
 
 @pytest.fixture(scope="session")
 def others() -> Keys:
-    from tests import encrypted, noise_law
+    from tests.campaigns import noise_law
+    from tests.support import encrypted_products
 
-    return noise_law.new_keys(encrypted.BACKEND)
+    return noise_law.new_keys(encrypted_products.BACKEND)
 
 
 @pytest.fixture(scope="session")
@@ -85,13 +87,13 @@ def exact_keys() -> Keys:
 
 @pytest.fixture(scope="session")
 def ciphertext(keys: Keys) -> bytes:
-    from tests import encrypted
+    from tests.support import encrypted_products
 
-    return encrypted.BACKEND.encrypt(encrypted.INPUTS, keys)
+    return encrypted_products.BACKEND.encrypt(encrypted_products.INPUTS, keys)
 
 
 @pytest.fixture(scope="session")
 def result(ciphertext: bytes, keys: Keys) -> bytes:
-    from tests import encrypted
+    from tests.support import encrypted_products
 
-    return encrypted.BACKEND.evaluate(ciphertext, encrypted.WEIGHT, keys.evaluation)
+    return encrypted_products.BACKEND.evaluate(ciphertext, encrypted_products.WEIGHT, keys.evaluation)

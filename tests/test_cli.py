@@ -11,7 +11,7 @@ import pytest
 from conformance import cli
 from conformance.run import plan
 from conformance.run.selection import Selection, UsageError
-from tests.commands import TARGETS, judged, loraspec, python, run_target
+from tests.support.commands import TARGETS, judged, loraspec, python, run_target
 
 
 @pytest.fixture

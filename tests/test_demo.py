@@ -27,7 +27,7 @@ from conformance.demo import output, session, tasks
 from conformance.demo.recording import RecordingBackend, Traffic
 from reference.encryption import Keys
 from reference.noise import PARAMETER_SETS
-from tests.commands import PATIENCE
+from tests.support.commands import PATIENCE
 
 FILES = {"losses.png", "private-training.json", "private-training.md"}
 FORWARD, BACKWARD_TOO, TOKENS_IN_A_BATCH = 23, 21, 8 * 32  # linear layers of 384 to 384 in MiniLM, one at the client

@@ -10,7 +10,7 @@ from conformance.judgement.judge import Inconclusive
 from conformance.requirements.surroundings import _check_torch
 from conformance.specification.clause import load_all
 from conformance.target.target import Target
-from tests.variants import VARIANTS
+from tests.campaigns.variants import VARIANTS
 
 
 def test_rows_that_torch_multiplies_wrongly_are_not_judged() -> None:

@@ -17,7 +17,7 @@ from reference import envelope
 from reference.encryption import EncryptionError, Keys
 from reference.envelope import EVALUATION, INPUTS, RESULT, SECRET, Envelope
 from reference.noise import TOY
-from tests.encrypted import BACKEND, WEIGHT, product
+from tests.support.encrypted_products import BACKEND, WEIGHT, product
 
 
 def damaged(message: bytes) -> Iterator[bytes]:

@@ -11,7 +11,7 @@ import pytest
 
 from conformance.isolation import package_shadowing
 from conformance.run.selection import Selection, UsageError, key_of
-from tests.commands import PATIENCE, TARGETS, pytested
+from tests.support.commands import PATIENCE, TARGETS, pytested
 
 FOREIGN = {
     "conftest.py": """

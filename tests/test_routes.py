@@ -25,8 +25,8 @@ from optimized.routes import (
     why_not_one_kernel,
     why_not_one_reading,
 )
-from tests.commands import TARGETS
-from tests.interpreting import interpreted
+from tests.support.commands import TARGETS
+from tests.support.interpreter import interpreted
 
 
 def every_route() -> None:

@@ -13,8 +13,8 @@ import torch
 from reference import deployment
 from reference.noise import TOY
 from reference.quantization import QuantizedLinear
-from tests.commands import python
-from tests.serving import PlainBackend
+from tests.support.commands import python
+from tests.support.server import PlainBackend
 
 
 class _Compiled:

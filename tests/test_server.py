@@ -21,8 +21,8 @@ import pytest
 
 from reference.noise import TOY
 from reference.remote import Limits, RemoteClient, RemoteError
-from tests.served_models import A_KEY, BACKEND, EVALUATE, MODELS, TAMED, Client, http, save_models
-from tests.serving import PATIENCE, Server, exchange, serving, until
+from tests.support.served_models import A_KEY, BACKEND, EVALUATE, MODELS, TAMED, Client, http, save_models
+from tests.support.server import PATIENCE, Server, exchange, serving, until
 
 STALL = 4.0  # seconds that the shared server grants a client that sends nothing
 

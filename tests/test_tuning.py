@@ -13,7 +13,7 @@ from optimized import routes
 from optimized.kernels import tune, tuned
 from optimized.kernels.tiles import Config
 from optimized.routes import JOINED, JOINED_BACKWARD, why_not_one_kernel
-from tests.interpreting import interpreted
+from tests.support.interpreter import interpreted
 
 
 def every_configuration() -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from tests.baselines.linear import Right
 from tests.known_bad import both
-from tests.right import Right
 
 ALL = ("float64", "float32", "bfloat16", "float16")
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.baselines.linear import Right
 from tests.known_bad import both
-from tests.right import Right
 
 ALL = ("float64", "float32", "bfloat16", "float16")
 GENERATOR = torch.Generator().manual_seed(1)  # a random source that torch.manual_seed does not reach

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.baselines.linear import Right
 from tests.known_bad import both
-from tests.right import Right
 
 
 @both("FWD", says="the adapter term", source="Blaizzy/mlx-vlm #845, rasbt/LLMs-from-scratch #821 (SC1)")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tests.baselines.linear import Right
 from tests.known_bad import both
-from tests.right import Right
 
 
 @both("REL-PERMUTE", says="worst", source="a row index taken from the program id")

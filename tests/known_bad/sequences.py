@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.baselines.linear import Right
 from tests.known_bad import both
-from tests.right import Right
 
 
 @both("BWD-MICRO", says="3 micro-batches", source="one workspace for all calls, which a parameter's gradient then is")

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tests.baselines.linear import Right
 from tests.known_bad import both
-from tests.right import Right
 
 
 def changing(

@@ -11,8 +11,8 @@ import reference
 from reference import HybridFHEMode as Mode
 from reference.remote_module import _Version, product_of
 from reference.splitting import _put
+from tests.baselines.fhe import Right, fhe_breaks
 from tests.known_bad.hybrid.effects import Kept
-from tests.right_fhe import Right, fhe_breaks
 
 SINGLE = ("float32",)
 

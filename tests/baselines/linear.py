@@ -3,12 +3,36 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tests.baselines.layer import Layer
+
+
+@dataclass(frozen=True)
+class UpdateOperands:
+    """The operands of the update: x after a dropout before it, in the adapter's dtype."""
+
+    x: Tensor
+    lora_A: Tensor
+    lora_B: Tensor
+    scale: float
+
+
+@dataclass(frozen=True)
+class BackwardOperands(UpdateOperands):
+    """The operands of the gradients: g in the output's dtype, g_adapter in the adapter's and after a post mask.
+
+    `mask` is the pre mask.
+    """
+
+    g: Tensor
+    g_adapter: Tensor
+    weight: Tensor | None = None
+    mask: Tensor | None = None
 
 
 class Right:
@@ -25,45 +49,36 @@ class Right:
         """`x Wᵀ + b`."""
         return nn.functional.linear(x, weight, bias)
 
-    def update(self, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
+    def update(self, o: UpdateOperands) -> Tensor:
         """`s·(x Aᵀ) Bᵀ`."""
-        return (x @ lora_A.T * scale) @ lora_B.T
+        return (o.x @ o.lora_A.T * o.scale) @ o.lora_B.T
 
     def total(self, base: Tensor, update: Tensor) -> Tensor:
         """The sum, in the dtype of the base."""
         return base + update.to(base.dtype)
 
-    def gradient_of_x(
-        self,
-        g: Tensor,
-        weight: Tensor | None,
-        g_adapter: Tensor,
-        lora_A: Tensor,
-        lora_B: Tensor,
-        scale: float,
-        mask: Tensor | None,
-    ) -> Tensor:
+    def gradient_of_x(self, o: BackwardOperands) -> Tensor:
         """`g W + s·(g B) A`, the second part through the pre mask."""
-        part = self.back_through_update(g_adapter, lora_A, lora_B, scale)
-        if mask is not None:
-            part = part * mask
-        return part.to(g.dtype) if weight is None else self.back_through_base(g, weight) + part.to(g.dtype)
+        part = self.back_through_update(o)
+        if o.mask is not None:
+            part = part * o.mask
+        return part.to(o.g.dtype) if o.weight is None else self.back_through_base(o.g, o.weight) + part.to(o.g.dtype)
 
     def back_through_base(self, g: Tensor, weight: Tensor) -> Tensor:
         """`g W`."""
         return g @ weight
 
-    def back_through_update(self, g: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
+    def back_through_update(self, o: BackwardOperands) -> Tensor:
         """`s·(g B) A`."""
-        return (g @ lora_B) @ lora_A * scale
+        return (o.g_adapter @ o.lora_B) @ o.lora_A * o.scale
 
-    def gradient_of_lora_A(self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
+    def gradient_of_lora_A(self, o: BackwardOperands) -> Tensor:
         """`s·(g B)ᵀ x`."""
-        return (g @ lora_B).T @ x * scale
+        return (o.g_adapter @ o.lora_B).T @ o.x * o.scale
 
-    def gradient_of_lora_B(self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
+    def gradient_of_lora_B(self, o: BackwardOperands) -> Tensor:
         """`s·gᵀ (x Aᵀ)`."""
-        return g.T @ (x @ lora_A.T) * scale
+        return o.g_adapter.T @ (o.x @ o.lora_A.T) * o.scale
 
     def gradient_of_bias(self, g: Tensor) -> Tensor:
         """`Σ g`."""
@@ -179,7 +194,7 @@ class Call(torch.autograd.Function):
         pre = right.mask(adapter_x, p) if p and position == "pre" else None
         if pre is not None:
             adapter_x = adapter_x * pre
-        update = right.update(adapter_x, lora_A, lora_B, scale)
+        update = right.update(UpdateOperands(adapter_x, lora_A, lora_B, scale))
         post = right.mask(update, p) if p and position == "post" else None
         if post is not None:
             update = update * post
@@ -191,13 +206,13 @@ class Call(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g: Tensor) -> Any:
         x, weight, lora_A, lora_B, pre, post = ctx.saved_tensors
-        right, s = ctx.right, ctx.scale
+        right, needs = ctx.right, ctx.needs_input_grad
         g_adapter = g.to(lora_A.dtype) if post is None else g.to(lora_A.dtype) * post
         adapter_x = x.to(lora_A.dtype) if pre is None else x.to(lora_A.dtype) * pre
-        needs = ctx.needs_input_grad
-        dx = right.gradient_of_x(g, weight, g_adapter, lora_A, lora_B, s, pre) if needs[1] else None
-        da = right.gradient_of_lora_A(g_adapter, adapter_x, lora_A, lora_B, s) if needs[4] else None
-        db = right.gradient_of_lora_B(g_adapter, adapter_x, lora_A, lora_B, s) if needs[5] else None
+        o = BackwardOperands(adapter_x, lora_A, lora_B, ctx.scale, g, g_adapter, weight, pre)
+        dx = right.gradient_of_x(o) if needs[1] else None
+        da = right.gradient_of_lora_A(o) if needs[4] else None
+        db = right.gradient_of_lora_B(o) if needs[5] else None
         dbias = right.gradient_of_bias(g) if needs[3] else None
         return None, dx, None, dbias, da, db, None, None, None
 

@@ -2,47 +2,48 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from tests.baselines.linear import Right
+from tests.baselines.linear import BackwardOperands, Right, UpdateOperands
 
 
 class ScalesX(Right):
-    def update(self, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
-        return ((x * scale) @ lora_A.T) @ lora_B.T
+    def update(self, o: UpdateOperands) -> Tensor:
+        return ((o.x * o.scale) @ o.lora_A.T) @ o.lora_B.T
 
 
 class ScalesA(Right):
-    def update(self, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
-        return (x @ (lora_A * scale).T) @ lora_B.T
+    def update(self, o: UpdateOperands) -> Tensor:
+        return (o.x @ (o.lora_A * o.scale).T) @ o.lora_B.T
 
-    def gradient_of_lora_B(self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
-        return g.T @ (x @ (lora_A * scale).T)
+    def gradient_of_lora_B(self, o: BackwardOperands) -> Tensor:
+        return o.g_adapter.T @ (o.x @ (o.lora_A * o.scale).T)
 
 
 class ScalesB(Right):
-    def update(self, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
-        return (x @ lora_A.T) @ (lora_B * scale).T
+    def update(self, o: UpdateOperands) -> Tensor:
+        return (o.x @ o.lora_A.T) @ (o.lora_B * o.scale).T
 
-    def gradient_of_lora_A(self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
-        return (g @ (lora_B * scale)).T @ x
+    def gradient_of_lora_A(self, o: BackwardOperands) -> Tensor:
+        return (o.g_adapter @ (o.lora_B * o.scale)).T @ o.x
 
 
 class ScalesLast(Right):
-    def update(self, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
-        return (x @ lora_A.T) @ lora_B.T * scale
+    def update(self, o: UpdateOperands) -> Tensor:
+        return (o.x @ o.lora_A.T) @ o.lora_B.T * o.scale
 
 
 class ScalesG(Right):
-    def gradient_of_lora_A(self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
-        return ((g * scale) @ lora_B).T @ x
+    def gradient_of_lora_A(self, o: BackwardOperands) -> Tensor:
+        return ((o.g_adapter * o.scale) @ o.lora_B).T @ o.x
 
-    def gradient_of_lora_B(self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
-        return (g * scale).T @ (x @ lora_A.T)
+    def gradient_of_lora_B(self, o: BackwardOperands) -> Tensor:
+        return (o.g_adapter * o.scale).T @ (o.x @ o.lora_A.T)
 
 
 class AddsTheBaseLast(Right):
@@ -56,14 +57,14 @@ class AddsInPlace(Right):
 
 
 class MultipliesTheAdaptersFirst(Right):
-    def update(self, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
-        return x @ (scale * (lora_B @ lora_A)).T
+    def update(self, o: UpdateOperands) -> Tensor:
+        return o.x @ (o.scale * (o.lora_B @ o.lora_A)).T
 
-    def gradient_of_lora_A(self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
-        return lora_B.T @ (g.T @ x) * scale
+    def gradient_of_lora_A(self, o: BackwardOperands) -> Tensor:
+        return o.lora_B.T @ (o.g_adapter.T @ o.x) * o.scale
 
-    def gradient_of_lora_B(self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
-        return (g.T @ x) @ lora_A.T * scale
+    def gradient_of_lora_B(self, o: BackwardOperands) -> Tensor:
+        return (o.g_adapter.T @ o.x) @ o.lora_A.T * o.scale
 
 
 class Merges(Right):
@@ -119,9 +120,9 @@ class AddsInto(Right):
     def base(self, x: Tensor, weight: Tensor, bias: Any) -> Tensor:
         return x @ weight.T if bias is None else torch.addmm(bias, x, weight.T)
 
-    def update(self, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
-        start = x.new_zeros(len(x), len(lora_B))
-        return torch.addmm(start, x @ lora_A.T, lora_B.T, alpha=scale)
+    def update(self, o: UpdateOperands) -> Tensor:
+        start = o.x.new_zeros(len(o.x), len(o.lora_B))
+        return torch.addmm(start, o.x @ o.lora_A.T, o.lora_B.T, alpha=o.scale)
 
 
 class AddsTheBiasLast(Right):
@@ -144,40 +145,40 @@ class RoundsOnce(Right):
         y = _wide(x) @ _wide(weight).T
         return y if bias is None else y + bias
 
-    def update(self, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
-        return _wide(x) @ _wide(lora_A).T @ _wide(lora_B).T * scale
+    def update(self, o: UpdateOperands) -> Tensor:
+        return _wide(o.x) @ _wide(o.lora_A).T @ _wide(o.lora_B).T * o.scale
 
     def total(self, base: Tensor, update: Tensor) -> Tensor:
         return (base + update).to(self.kind)
 
     # The mask is wide, as what it masks, so the gradient that comes through it is too.
-    def back_through_update(self, g: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
-        return super().back_through_update(_wide(g), _wide(lora_A), _wide(lora_B), scale)
+    def back_through_update(self, o: BackwardOperands) -> Tensor:
+        return super().back_through_update(_widened(o))
 
-    def gradient_of_lora_A(self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
-        return super().gradient_of_lora_A(_wide(g), _wide(x), _wide(lora_A), _wide(lora_B), scale).to(lora_A.dtype)
+    def gradient_of_lora_A(self, o: BackwardOperands) -> Tensor:
+        return super().gradient_of_lora_A(_widened(o)).to(o.lora_A.dtype)
 
-    def gradient_of_lora_B(self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
-        return super().gradient_of_lora_B(_wide(g), _wide(x), _wide(lora_A), _wide(lora_B), scale).to(lora_B.dtype)
+    def gradient_of_lora_B(self, o: BackwardOperands) -> Tensor:
+        return super().gradient_of_lora_B(_widened(o)).to(o.lora_B.dtype)
 
 
 class KeepsTheMiddleWide(Right):
     """S in float32, everything else in the dtype of the adapter."""
 
-    def update(self, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
-        middle = _wide(x) @ _wide(lora_A).T
-        return (middle * scale @ _wide(lora_B).T).to(x.dtype)
+    def update(self, o: UpdateOperands) -> Tensor:
+        middle = _wide(o.x) @ _wide(o.lora_A).T
+        return (middle * o.scale @ _wide(o.lora_B).T).to(o.x.dtype)
 
 
 class SumsRankByRank(Right):
     """The update as r outer products, summed in float32."""
 
-    def update(self, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
-        middle, up = _wide(x) @ _wide(lora_A).T, _wide(lora_B)
-        total = middle.new_zeros(len(x), len(lora_B))
-        for j in range(len(lora_A)):
-            total += scale * middle[:, j, None] * up[:, j]
-        return total.to(x.dtype)
+    def update(self, o: UpdateOperands) -> Tensor:
+        middle, up = _wide(o.x) @ _wide(o.lora_A).T, _wide(o.lora_B)
+        total = middle.new_zeros(len(o.x), len(o.lora_B))
+        for j in range(len(o.lora_A)):
+            total += o.scale * middle[:, j, None] * up[:, j]
+        return total.to(o.x.dtype)
 
 
 class Flattens(Eager):
@@ -223,3 +224,8 @@ class Compiled(Eager):
 
 def _wide(t: Tensor) -> Tensor:
     return t.to(torch.promote_types(t.dtype, torch.float32))
+
+
+def _widened(o: BackwardOperands) -> BackwardOperands:
+    wide = {name: _wide(getattr(o, name)) for name in ("g_adapter", "x", "lora_A", "lora_B")}
+    return replace(o, **wide)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.baselines.linear import Right
+from tests.baselines.linear import BackwardOperands, Right, UpdateOperands
 
 Product = Callable[[Tensor, Tensor], Tensor]
 
@@ -119,17 +119,17 @@ class ProductsBy(Right):
         y = self.product(x, weight)
         return y if bias is None else y + bias
 
-    def update(self, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
-        return self.product(self.product(x, lora_A) * scale, lora_B)
+    def update(self, o: UpdateOperands) -> Tensor:
+        return self.product(self.product(o.x, o.lora_A) * o.scale, o.lora_B)
 
     def back_through_base(self, g: Tensor, weight: Tensor) -> Tensor:
         return self.product(g, weight.T)
 
-    def back_through_update(self, g: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
-        return self.product(self.product(g, lora_B.T), lora_A.T) * scale
+    def back_through_update(self, o: BackwardOperands) -> Tensor:
+        return self.product(self.product(o.g_adapter, o.lora_B.T), o.lora_A.T) * o.scale
 
-    def gradient_of_lora_A(self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
-        return self.product(self.product(g, lora_B.T).T, x.T) * scale
+    def gradient_of_lora_A(self, o: BackwardOperands) -> Tensor:
+        return self.product(self.product(o.g_adapter, o.lora_B.T).T, o.x.T) * o.scale
 
-    def gradient_of_lora_B(self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
-        return self.product(g.T, self.product(x, lora_A).T) * scale
+    def gradient_of_lora_B(self, o: BackwardOperands) -> Tensor:
+        return self.product(o.g_adapter.T, self.product(o.x, o.lora_A).T) * o.scale

@@ -1,9 +1,12 @@
-"""Options of the suite's own tests, and keys, which take long to make."""
+"""Options of the suite's own tests, and what takes long to make: keys, and a server."""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +15,7 @@ from tests.support import costs
 
 if TYPE_CHECKING:
     from reference import Keys
+    from tests.support.server import Server
 
 # The tensors are small, and pytest runs on each core: threads would mostly wait for each other, at full speed.
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -97,3 +101,38 @@ def result(ciphertext: bytes, keys: Keys) -> bytes:
     from tests.support import encrypted_products
 
     return encrypted_products.BACKEND.evaluate(ciphertext, encrypted_products.WEIGHT, keys.evaluation)
+
+
+@pytest.fixture(scope="module")
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Path]]:
+    """One server for all tests that leave it running, with the folder that tames its backend."""
+    from tests.support.served_models import STALL, TAMED, save_models
+    from tests.support.server import serving
+
+    models, folder = save_models(tmp_path_factory.mktemp("server")), tmp_path_factory.mktemp("tamed")
+    limits = ("--max-request", "1", "--max-key", "1", "--stall", str(STALL))
+    with serving(models, *TAMED, *limits, TAMED=str(folder)) as server:
+        yield server, folder
+        server.stop(signal.SIGINT)
+        code, said = server.ended()
+        assert code == 0, said
+        assert "Traceback" not in said
+
+
+@pytest.fixture
+def server(shared_server: tuple[Server, Path]) -> Iterator[Server]:
+    """The shared server, which must answer rightly after each test."""
+    from tests.support.served_models import Client
+
+    running, folder = shared_server
+    yield running
+    for name in ("hold", "holding", "die", "panic"):
+        (folder / name).unlink(missing_ok=True)
+    assert running.process.poll() is None, "the server has ended"
+    assert Client(running.address).is_right()
+
+
+@pytest.fixture
+def tame(shared_server: tuple[Server, Path]) -> Path:
+    """The folder whose files say what the shared server's backend does."""
+    return shared_server[1]

@@ -15,6 +15,7 @@ from tests.support.server import PATIENCE, PlainBackend, Server, save_model
 
 PLAIN = ("--backend", "tests.support.server:PlainBackend")
 TAMED = ("--backend", "tests.support.server:TamedBackend")
+STALL = 4.0  # seconds that the shared server grants a client that sends nothing
 
 generator = torch.Generator().manual_seed(7)
 MODELS = {

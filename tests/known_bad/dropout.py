@@ -11,7 +11,6 @@ from torch import Tensor
 from tests.baselines.linear import BackwardOperands, Right
 from tests.known_bad import both
 
-ALL = ("float64", "float32", "bfloat16", "float16")
 GENERATOR = torch.Generator().manual_seed(1)  # a random source that torch.manual_seed does not reach
 
 

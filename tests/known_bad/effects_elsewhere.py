@@ -13,7 +13,8 @@ from tests.baselines.training import Step, step_breaks
 from tests.known_bad import breaks
 from tests.known_bad.dora import twin
 
-HYBRID, GRADNORM = ("hybrid",), ("gradnorm",)
+HYBRID = ("hybrid",)
+GRADNORM = ("gradnorm",)
 
 
 @twin("DORA-MEM-INPUTS", says="lora_magnitude was modified in place", source="a magnitude normalised in place")

@@ -1,17 +1,21 @@
-"""Options of the suite's own tests, and keys, which take long to make."""
+"""Options of the suite's own tests, and what takes long to make: keys, and a server."""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests import costs
+from tests.support import costs
 
 if TYPE_CHECKING:
     from reference import Keys
+    from tests.support.server import Server
 
 # The tensors are small, and pytest runs on each core: threads would mostly wait for each other, at full speed.
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -50,30 +54,32 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Record it, where that was asked for."""
     if session.config.getoption("--record-known-bad", default=False) and not hasattr(session.config, "workerinput"):
-        from tests import recorded
+        from tests.support import recorded_failures
 
-        held = recorded.updated(JUDGED, recorded.sets_in(), recorded.digests_in())
-        for path, entries in zip((recorded.SETS, recorded.DIGESTS), held, strict=True):
-            recorded.write(path, entries)
+        held = recorded_failures.updated(JUDGED, recorded_failures.sets_in(), recorded_failures.digests_in())
+        for path, entries in zip((recorded_failures.SETS, recorded_failures.DIGESTS), held, strict=True):
+            recorded_failures.write(path, entries)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Note what each test takes where $COSTS says where (see costs.py)."""
+    """Note what each test takes where $COSTS says where (see support/costs.py)."""
     costs.begin(config)
 
 
 @pytest.fixture(scope="session")
 def keys() -> Keys:
-    from tests import encrypted, noise_law
+    from tests.campaigns import noise_law
+    from tests.support import encrypted_products
 
-    return noise_law.new_keys(encrypted.BACKEND)
+    return noise_law.new_keys(encrypted_products.BACKEND)
 
 
 @pytest.fixture(scope="session")
 def others() -> Keys:
-    from tests import encrypted, noise_law
+    from tests.campaigns import noise_law
+    from tests.support import encrypted_products
 
-    return noise_law.new_keys(encrypted.BACKEND)
+    return noise_law.new_keys(encrypted_products.BACKEND)
 
 
 @pytest.fixture(scope="session")
@@ -85,13 +91,48 @@ def exact_keys() -> Keys:
 
 @pytest.fixture(scope="session")
 def ciphertext(keys: Keys) -> bytes:
-    from tests import encrypted
+    from tests.support import encrypted_products
 
-    return encrypted.BACKEND.encrypt(encrypted.INPUTS, keys)
+    return encrypted_products.BACKEND.encrypt(encrypted_products.INPUTS, keys)
 
 
 @pytest.fixture(scope="session")
 def result(ciphertext: bytes, keys: Keys) -> bytes:
-    from tests import encrypted
+    from tests.support import encrypted_products
 
-    return encrypted.BACKEND.evaluate(ciphertext, encrypted.WEIGHT, keys.evaluation)
+    return encrypted_products.BACKEND.evaluate(ciphertext, encrypted_products.WEIGHT, keys.evaluation)
+
+
+@pytest.fixture(scope="module")
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Path]]:
+    """One server for all tests that leave it running, with the folder that tames its backend."""
+    from tests.support.served_models import STALL, TAMED, save_models
+    from tests.support.server import serving
+
+    models, folder = save_models(tmp_path_factory.mktemp("server")), tmp_path_factory.mktemp("tamed")
+    limits = ("--max-request", "1", "--max-key", "1", "--stall", str(STALL))
+    with serving(models, *TAMED, *limits, TAMED=str(folder)) as server:
+        yield server, folder
+        server.stop(signal.SIGINT)
+        code, said = server.ended()
+        assert code == 0, said
+        assert "Traceback" not in said
+
+
+@pytest.fixture
+def server(shared_server: tuple[Server, Path]) -> Iterator[Server]:
+    """The shared server, which must answer rightly after each test."""
+    from tests.support.served_models import Client
+
+    running, folder = shared_server
+    yield running
+    for name in ("hold", "holding", "die", "panic"):
+        (folder / name).unlink(missing_ok=True)
+    assert running.process.poll() is None, "the server has ended"
+    assert Client(running.address).is_right()
+
+
+@pytest.fixture
+def tame(shared_server: tuple[Server, Path]) -> Path:
+    """The folder whose files say what the shared server's backend does."""
+    return shared_server[1]

@@ -16,9 +16,9 @@ from conformance.specification.clause import REGISTRY, load_all
 from conformance.target.target import Target
 from reference import HybridFHEModel
 from reference.encrypted.encryption import ConcreteBackend, noise_of
-from tests.commands import judged
-from tests.noise_law import TOY_FAST
-from tests.right_backend import Lattice, Right
+from tests.baselines.fhe_backend import Lattice, Right
+from tests.campaigns.noise_law import TOY_FAST
+from tests.support.commands import judged
 
 load_all()
 OF_BACKENDS = [clause for clause in REGISTRY.values() if clause.subjects == ("fhe_backend",)]

@@ -16,8 +16,8 @@ from conformance import cli
 from conformance.bench import admission, cases, plot, session, table
 from conformance.bench.cases import Size
 from conformance.bench.measuring import FROZEN, MEASURED, UNRANKED, UNSUPPORTED
-from tests.benching import K, M, N, R
-from tests.commands import TARGETS
+from tests.support.commands import TARGETS
+from tests.support.timed_targets import K, M, N, R
 
 
 @pytest.mark.parametrize("text", ["64x256x128", "64,256,128"])

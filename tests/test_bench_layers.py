@@ -20,8 +20,8 @@ from conformance.bench.layers import Contender, Operands, Problem
 from conformance.bench.measuring import FROZEN, MEASURED, UNRANKED, UNSUPPORTED
 from conformance.isolation.monkeypatches import PRISTINE
 from conformance.judgement.outcomes import Violation
-from tests.benching import SIZE, K, M, N, R, contender, measured, plain, too_large, twice
-from tests.commands import TARGETS
+from tests.support.commands import TARGETS
+from tests.support.timed_targets import SIZE, K, M, N, R, contender, measured, plain, too_large, twice
 
 
 def test_a_layer_holds_the_same_adapter_as_every_other() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from conformance.bench import clock, measuring, memory, work
 from conformance.bench.layers import Operands, Problem
 from conformance.bench.measuring import Pace, Turn
-from tests.benching import CEILINGS, SIZE, K, M, N, R, contender, layer_of, measured, twice
+from tests.support.timed_targets import CEILINGS, SIZE, K, M, N, R, contender, layer_of, measured, twice
 
 
 def test_the_formulas_operations_are_those_that_torch_counts() -> None:

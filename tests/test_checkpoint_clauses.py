@@ -11,7 +11,7 @@ from conformance.run.case_search import Examination
 from conformance.run.profiles import PROFILES
 from conformance.specification.clause import load_all
 from conformance.target.target import Target
-from tests.right_checkpoint import Right
+from tests.baselines.checkpoint import Right
 
 PROFILE = dataclasses.replace(PROFILES["quick"], volume=1)
 

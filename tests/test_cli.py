@@ -12,7 +12,7 @@ from conformance import cli
 from conformance.errors import UsageError
 from conformance.run import plan
 from conformance.run.selection import Selection
-from tests.commands import TARGETS, judged, loraspec, python, run_target
+from tests.support.commands import TARGETS, judged, loraspec, python, run_target
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ from conformance.run.case_search import Examination
 from conformance.run.profiles import PROFILES
 from conformance.specification.clause import FLOAT_DTYPES, MUST, load_all
 from conformance.target.target import Target
-from tests.variants import VARIANTS
-from tests.variants.choices import CHOICES
+from tests.campaigns.variants import VARIANTS
+from tests.campaigns.variants.choices import CHOICES
 
 # what only repeats the formulas under another mode, or by the hundred, says nothing more about an order of summation
 SAME_FORMULA = ("COMPILE", "CKPT", "SHAPES", "DROP", "LEAK")
-# each recompiles for every new kind of operand: `tests.alarms` runs it in all clauses
+# each recompiles for every new kind of operand: `tests.campaigns.alarms` runs it in all clauses
 SLOW = {"compiled": ("LIN-FWD", "LIN-BWD")}
 # of each variant other cases: together more than any quick run draws
 PROFILES_OF = {

@@ -12,7 +12,7 @@ import pytest
 
 from ci import cost_sources, cost_table
 from ci.cost_sources import Cost, Costs
-from tests.commands import python
+from tests.support.commands import python
 
 ROOT = Path(__file__).parent.parent
 TWIN = "tests/test_known_bad.py::test_a_twin_fails[Twin-a]"
@@ -156,7 +156,7 @@ def test_waiting():
 def test_a_session_notes_what_tests_and_their_children_take(tmp_path: Path) -> None:
     (tmp_path / "test_spending.py").write_text(SPENDING)
     (tmp_path / "conftest.py").write_text(
-        "import os\nfrom tests import costs\ndef pytest_configure(config):\n    costs.begin(config)\n"
+        "import os\nfrom tests.support import costs\ndef pytest_configure(config):\n    costs.begin(config)\n"
         "def pytest_unconfigure():\n    print('left' if 'COSTS' in os.environ else 'taken')\n"
     )
     command = ["-m", "pytest", "-q", "-p", "no:loraspec", "-p", "no:cacheprovider", "-n", "0", "test_spending.py"]

@@ -11,8 +11,8 @@ from optimized import products
 from optimized.dispatch.routes import MOST_MASKED_WIDE_RANK, why_not_masking_kernels, why_not_one_kernel
 from optimized.dropout import CountedDropout
 from optimized.philox import Kept, philox
-from tests import interpreted_dropout
-from tests.interpreting import interpreted
+from tests.support import interpreted_dropout
+from tests.support.interpreter import interpreted
 
 ONES = 0xFFFFFFFF
 PI = (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344)

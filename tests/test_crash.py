@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.commands import run_target, without_times
+from tests.support.commands import run_target, without_times
 
 LIMIT = 5  # seconds: the trials that end take a tenth of one, but a busy machine may take ten times as long
 SEEN = {

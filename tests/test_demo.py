@@ -1,4 +1,4 @@
-"""`loraspec demo private-training`: what its runs show, what it leaves behind, and what it refuses."""
+"""`loraspec demo private-training`: what its runs show, and what it leaves behind."""
 
 from __future__ import annotations
 
@@ -21,13 +21,9 @@ import pytest
 import torch
 
 import optimized
-import reference
 from conformance import cli
-from conformance.demo import output, session, tasks
-from conformance.demo.recording import RecordingBackend, Traffic
-from reference.encrypted.encryption import Keys
-from reference.encrypted.noise import PARAMETER_SETS
-from tests.commands import PATIENCE
+from conformance.demo import output, tasks
+from tests.support.commands import PATIENCE
 
 FILES = {"losses.png", "private-training.json", "private-training.md"}
 FORWARD, BACKWARD_TOO, TOKENS_IN_A_BATCH = 23, 21, 8 * 32  # linear layers of 384 to 384 in MiniLM, one at the client
@@ -134,76 +130,6 @@ def test_minilm_learns_in_integers_and_is_estimated_where_encrypted(tmp_path: Pa
     assert "an estimate, no encrypted step was run" in printed
 
 
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        (["--model", "bert"], "unknown model 'bert': expected one of mlp, minilm"),
-        (["--modes", "torch,fast"], "unknown mode 'fast': expected one of torch, disable, simulate, execute, remote"),
-        (["--modes", ""], "unknown mode ''"),
-        (["--backend", "rot13"], "unknown backend 'rot13': expected one of toy, exact, fast"),
-        (["--implementation", "nowhere"], "implementation 'nowhere' does not import: No module named 'nowhere'"),
-        (["--implementation", "json"], "implementation 'json' has no HybridFHEModel, LoraTraining"),
-    ],
-)
-def test_a_mistake_is_one_message_and_leaves_no_folder(
-    options: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "new" / "out"
-    assert cli.main(["demo", "private-training", "--out", str(out), "--model", "mlp", *options]) == 2
-    said = capsys.readouterr().err
-    assert says in said
-    assert said.count("\n") == 1
-    assert not any(tmp_path.iterdir())
-
-
-def test_a_number_of_steps_is_at_least_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        cli.main(["demo", "private-training", "--out", str(tmp_path), "--steps", "0"])
-    assert "'0' is no number of steps" in capsys.readouterr().err
-
-
-def test_a_file_is_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "file"
-    out.write_text("mine")
-    assert cli.main(["demo", "private-training", "--out", str(out)]) == 2
-    assert f"cannot write reports to {str(out)!r}" in capsys.readouterr().err
-    assert out.read_text() == "mine"
-
-
-def test_what_is_missing_comes_with_the_command_that_installs_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    there, missing = importlib.util.find_spec, ("sklearn", "uvicorn", "concrete_ml_extensions")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in missing else there(name))
-    assert cli.main(["demo", "private-training", "--out", str(tmp_path / "out"), "--model", "mlp"]) == 2
-    assert capsys.readouterr().err == (
-        "loraspec: the demo needs sklearn, concrete_ml_extensions, uvicorn: pip install 'loraspec[demo,fhe,remote]'\n"
-    )
-    assert not any(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        reference.EncryptionError("encrypted inputs came with a wrong checksum:\nit was cut off"),
-        reference.RemoteError("evaluate mlp/fc at http://127.0.0.1:9: cannot connect"),
-    ],
-    ids=["encryption", "server"],
-)
-def test_encryption_and_a_server_that_fail_are_one_line_and_exit_1(
-    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def fail(*_: Any) -> None:
-        raise error
-
-    monkeypatch.setattr(session._Session, "model", fail)
-    monkeypatch.setattr(session, "check_installed", lambda _: None)
-    out = tmp_path / "new" / "out"
-    assert cli.main(["demo", "private-training", "--out", str(out), "--model", "mlp", "--modes", "execute"]) == 1
-    assert capsys.readouterr().err == f"loraspec: the demo stopped: {' '.join(str(error).split())}\n"
-    assert not any(tmp_path.iterdir())
-
-
 def test_an_interrupted_run_stops_its_server_and_leaves_nothing(tmp_path: Path) -> None:
     temporary = tmp_path / "temporary"
     temporary.mkdir()
@@ -267,35 +193,3 @@ def test_a_write_that_fails_leaves_the_earlier_files(tmp_path: Path, monkeypatch
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"private-training.md": "earlier"}
     output.write(tmp_path, found)
     assert {path.name for path in tmp_path.iterdir()} == FILES
-
-
-class Plain:
-    """A backend that encrypts nothing, eight bytes a number."""
-
-    parameters = PARAMETER_SETS["toy"]
-
-    def keygen(self) -> Keys:
-        return Keys(b"secret", b"evaluation")
-
-    def encrypt(self, q: torch.Tensor, keys: Keys, **_: Any) -> bytes:
-        return q.numpy().tobytes()
-
-    def evaluate(self, ciphertext: bytes, weight: torch.Tensor, evaluation: bytes, **_: Any) -> bytes:
-        q = torch.frombuffer(bytearray(ciphertext), dtype=torch.int64).reshape(-1, weight.shape[1])
-        return (q @ weight.t()).numpy().tobytes()
-
-    def decrypt(self, result: bytes, rows: int, columns: int, keys: Keys, **_: Any) -> torch.Tensor:
-        return torch.frombuffer(bytearray(result), dtype=torch.int64).reshape(rows, columns)
-
-
-def test_recording_counts_and_changes_nothing() -> None:
-    made = []
-    recorder = RecordingBackend(Plain.parameters, lambda parameters: made.append(parameters) or Plain())
-    assert not made
-    keys = recorder.keygen()
-    q, weight = torch.arange(6).reshape(2, 3), torch.arange(12).reshape(4, 3)
-    for count in (1, 2):
-        result = recorder.evaluate(recorder.encrypt(q, keys), weight, keys.evaluation)
-        assert torch.equal(recorder.decrypt(result, 2, 4, keys), q @ weight.t())
-        assert recorder.traffic == Traffic(up=48 * count, down=64 * count, products=count)
-    assert made == [Plain.parameters]

@@ -13,7 +13,7 @@ import pytest
 from conformance.cases.case import Case, Space
 from conformance.judgement.result import without_addresses
 from conformance.specification.clause import FLOAT_DTYPES
-from tests.commands import pytested, python, report_in, run_target, without_times
+from tests.support.commands import pytested, python, report_in, run_target, without_times
 
 CLAUSES = (
     "LIN-FWD",

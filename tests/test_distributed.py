@@ -29,7 +29,7 @@ from conformance.specification.clause import load_all
 from conformance.target.calls import calling
 from conformance.target.target import Target
 from optimized.dispatch.fused_node import why_not_fused
-from tests.commands import PATIENCE as SECONDS
+from tests.support.commands import PATIENCE as SECONDS
 
 ROOT = Path(__file__).parent.parent
 MARK = "LORASPEC_TEST_RANK"
@@ -267,5 +267,5 @@ def test_the_table_says_what_fails_and_ends_with_1(capsys: pytest.CaptureFixture
 
 
 def test_the_table_needs_a_target_that_claims_something(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["ranks", "tests.right_gradnorm:Right"]) == 2
+    assert cli.main(["ranks", "tests.baselines.gradnorm:Right"]) == 2
     assert "claims no clause of group distributed: it has no LinearLoRA" in capsys.readouterr().err

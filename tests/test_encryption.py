@@ -12,8 +12,8 @@ import optimized
 import reference
 from reference.encrypted.encryption import ConcreteBackend, EncryptionError, Keys
 from reference.encrypted.noise import EXACT, TOY
-from tests import encrypted
-from tests.encrypted import BACKEND, WEIGHT, product
+from tests.support import encrypted_products
+from tests.support.encrypted_products import BACKEND, WEIGHT, product
 
 SHAPES = [(1, 1, 1), (3, 1, 2), (1, 5, 1), (4, 1, 1), (2, 7, 3), (0, 5, 4), (1, 255, 2), (1, 256, 2), (1, 257, 2),
           (2, 700, 2), (1, 3, 256), (1, 2, 257), (1, 2, 513)]  # fmt: skip
@@ -54,7 +54,7 @@ class TestResults:
         assert torch.equal(product(BACKEND, q[:, ::2], weight[:, 1::2], keys), q[:, ::2] @ weight[:, 1::2].T)
 
     def test_two_encryptions_of_one_matrix_differ(self, keys: Keys, ciphertext: bytes) -> None:
-        again = BACKEND.encrypt(encrypted.INPUTS, keys)
+        again = BACKEND.encrypt(encrypted_products.INPUTS, keys)
         assert len(again) == len(ciphertext)
         assert again != ciphertext
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.commands import python
+from tests.support.commands import python
 
 CODE = """
 import optimized, reference, torch

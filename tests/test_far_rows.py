@@ -10,7 +10,7 @@ from conformance.clauses.linear_and_layer.global_state import _check_torch
 from conformance.judgement.outcomes import Inconclusive
 from conformance.specification.clause import load_all
 from conformance.target.target import Target
-from tests.variants import VARIANTS
+from tests.campaigns.variants import VARIANTS
 
 
 def test_rows_that_torch_multiplies_wrongly_are_not_judged() -> None:

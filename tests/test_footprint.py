@@ -10,7 +10,7 @@ import reference
 from conformance.clauses.linear_and_layer.global_state import ROW, _mostly_absent
 from conformance.specification.clause import load_all
 from conformance.target.target import Target
-from tests.footprint import memory, needed
+from tests.support.footprint import memory, needed
 
 GROWN = 64  # MiB, of buffers and caches of anything
 

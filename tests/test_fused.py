@@ -16,8 +16,8 @@ from conformance.run.case_search import Examination
 from conformance.run.profiles import PROFILES
 from conformance.specification.clause import FLOAT_DTYPES, load_all
 from conformance.target.target import Target
-from tests.commands import python
-from tests.right_fused import Right
+from tests.baselines.fused import Right
+from tests.support.commands import python
 
 JUDGED = ("FUS-QKV", "FUS-MLP", "FUS-LAYOUT", "FUS-MIXED", "FUS-SATURATED", "FUS-BWD-DX", "FUS-BWD-DA", "FUS-BWD-DB")
 

@@ -15,7 +15,7 @@ import yaml
 
 from conformance.report import github_actions
 from conformance.target import source_location
-from tests.commands import PATIENCE, TARGETS, report_in
+from tests.support.commands import PATIENCE, TARGETS, report_in
 
 ROOT = Path(__file__).resolve().parent.parent
 ACTION = ROOT / "ci" / "action"

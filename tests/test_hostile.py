@@ -13,7 +13,7 @@ from conformance.isolation.monkeypatches import PRISTINE
 from conformance.run import execution, supervisor
 from conformance.run.selection import Selection
 from conformance.run.supervisor import LEAST, SILENCE, memory_for
-from tests.commands import TARGETS, judged, loraspec, run_target
+from tests.support.commands import TARGETS, judged, loraspec, run_target
 
 
 def statuses(report: dict[str, Any]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from reference.encrypted import envelope
 from reference.encrypted.encryption import EncryptionError, Keys
 from reference.encrypted.envelope import EVALUATION, INPUTS, RESULT, SECRET, Envelope
 from reference.encrypted.noise import TOY
-from tests.encrypted import BACKEND, WEIGHT, product
+from tests.support.encrypted_products import BACKEND, WEIGHT, product
 
 
 def damaged(message: bytes) -> Iterator[bytes]:

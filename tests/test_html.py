@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from conformance.report.matrix import page
 from conformance.report.matrix.columns import Column
-from tests.matrices import CLAUSES, HOSTILE
+from tests.support.matrices import CLAUSES, HOSTILE
 from tests.test_matrix import hostile, three
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

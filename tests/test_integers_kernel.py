@@ -11,7 +11,7 @@ from torch import Tensor
 import reference
 from optimized.dispatch.integers import why_not_kernel
 from optimized.quantization import QuantizedLinear
-from tests.interpreting import interpreted
+from tests.support.interpreter import interpreted
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # Interpreted blocks are at most 128, of K 512: the second shape has two tiles in each direction, the last two steps.

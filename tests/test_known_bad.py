@@ -7,9 +7,9 @@ import dataclasses
 import pytest
 
 from conformance.run.profiles import PROFILES, Profile
-from tests import deaths, recorded
-from tests.recorded import Sources
-from tests.twins import CLAUSES, REGISTRY, KnownBad, others, own_failure
+from tests.support import deaths, recorded_failures
+from tests.support.recorded_failures import Sources
+from tests.support.twins import CLAUSES, REGISTRY, KnownBad, others, own_failure
 
 SHRINKS = 60
 # groups of which each attempt writes files, or starts processes
@@ -37,21 +37,23 @@ def test_a_twin_fails_its_own_clause_and_is_told_why(bad: KnownBad, request: pyt
     assert bad.says in message, f"{bad.clause} does not say {bad.says!r} but:\n{message}"
 
 
-@pytest.mark.parametrize("twins", recorded.meetings())
+@pytest.mark.parametrize("twins", recorded_failures.meetings())
 def test_twins_fail_the_other_clauses_that_are_recorded(twins: str, request: pytest.FixtureRequest) -> None:
-    sets = recorded.sets_in()
+    sets = recorded_failures.sets_in()
     whole, recording = (request.config.getoption(f"--{option}-known-bad") for option in ("whole", "record"))
-    files = recorded.meetings()[twins] if whole else Sources().stale(twins, sets, recorded.digests_in())
-    judged = recorded.judged(twins, files)
+    files = (
+        recorded_failures.meetings()[twins] if whole else Sources().stale(twins, sets, recorded_failures.digests_in())
+    )
+    judged = recorded_failures.judged(twins, files)
     if recording:
         request.node.user_properties.append(("known_bad", [[*pair, fails] for pair, fails in judged.items()]))
     else:
-        lines = recorded.differences(judged, sets)
+        lines = recorded_failures.differences(judged, sets)
         assert not lines, "\n".join([*lines, "right? then `pytest tests/test_known_bad.py --record-known-bad`"])
 
 
 def test_what_is_recorded_are_twins_and_clauses_they_are_judged_by() -> None:
-    sets = recorded.sets_in()
+    sets = recorded_failures.sets_in()
     assert set(sets) == set(REGISTRY)
     unknown = {
         name: found
@@ -69,4 +71,4 @@ def test_every_clause_has_a_known_bad_twin() -> None:
 def test_the_cases_at_which_twins_die_are_recorded() -> None:
     twins = [bad.clause for bad in REGISTRY.values()]
     found = {name: count for name, (_, count) in deaths.read().items()}
-    assert found == {name: twins.count(name) for name in CLAUSES}, "run `python -m tests.deaths --measure`"
+    assert found == {name: twins.count(name) for name in CLAUSES}, "run `python -m tests.support.deaths --measure`"

@@ -11,8 +11,8 @@ import pytest
 from conformance import cli
 from conformance.errors import UsageError
 from conformance.run import watch_mode
-from tests.commands import PATIENCE, TARGETS
-from tests.looping import Loop
+from tests.support.commands import PATIENCE, TARGETS
+from tests.support.watch_loop import Loop
 
 RIGHT = (TARGETS / "right.py").read_text()
 HELPED = """

@@ -13,7 +13,7 @@ import pytest
 from conformance.report import matrix, report
 from conformance.report.matrix import markdown, page, table
 from conformance.report.matrix.columns import Column
-from tests.matrices import CLAUSES, HOSTILE, a_column, a_report
+from tests.support.matrices import CLAUSES, HOSTILE, a_column, a_report
 
 SCHEMA = json.loads(matrix.SCHEMA.read_text())
 FAILS = {"LIN_FWD": (("fail", 2.0), ("pass", 0.5)), "LIN_DET": (("pass", 0.1), ("fail", 3.0))}

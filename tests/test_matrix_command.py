@@ -13,8 +13,8 @@ import pytest
 from conformance import cli
 from conformance.errors import UsageError
 from conformance.report.matrix import markdown, page, reading
-from tests.commands import loraspec
-from tests.matrices import a_report
+from tests.support.commands import loraspec
+from tests.support.matrices import a_report
 from tests.test_matrix import FAILS, SCHEMA, cells, made
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutation import mutants, summary, verdict
-from tests.mutation.operators import OPERATORS
+from tests.campaigns.mutation import mutants, summary, verdict
+from tests.campaigns.mutation.operators import OPERATORS
 
 EDITS = {
     "arithmetic": ("a + b", ["a - b"]),
@@ -92,7 +92,7 @@ def test_a_mutant_is_the_file_with_one_edit_and_keeps_its_name(small: Path, tmp_
 )
 def test_the_suite_kills_mutants_of_the_formula(name: str, times: int, tmp_path: Path) -> None:
     journal = tmp_path / "journal.jsonl"
-    command = [sys.executable, "-m", "tests.mutation", "run", "--only", name, "--journal", str(journal)]
+    command = [sys.executable, "-m", "tests.campaigns.mutation", "run", "--only", name, "--journal", str(journal)]
     for _ in range(times):
         subprocess.run(command, check=True, cwd=mutants.ROOT, capture_output=True)
         entries = [json.loads(line) for line in journal.read_text().splitlines()]

@@ -1,7 +1,7 @@
 """The noise of encrypted products: the law term by term against real encryption, its simulation, and the range.
 
 Variances are compared at five standard deviations: a false alarm once in 10^5 runs at most, the skewness of
-χ² with 500 degrees of freedom counted. `python -m tests.noise_law` has sharper, slower measurements.
+χ² with 500 degrees of freedom counted. `python -m tests.campaigns.noise_law` has sharper, slower measurements.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from reference.encrypted.noise import EXACT, FAST, TOY, EncryptionParameters, check_range, noise_std, simulate, wrap
-from tests import noise_law
+from tests.campaigns import noise_law
 
 KEYS = 4
 ROWS = 500

@@ -8,9 +8,9 @@ from unittest import mock
 import pytest
 import torch
 
-from tests import paths
-from tests.commands import TARGETS
-from tests.interpreting import interpreted
+from tests.campaigns import paths
+from tests.support.commands import TARGETS
+from tests.support.interpreter import interpreted
 
 
 def every_path() -> None:

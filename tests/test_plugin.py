@@ -13,7 +13,7 @@ from conformance.errors import UsageError
 from conformance.isolation import package_shadowing
 from conformance.report.trial_keys import key_of
 from conformance.run.selection import Selection
-from tests.commands import PATIENCE, TARGETS, pytested
+from tests.support.commands import PATIENCE, TARGETS, pytested
 
 FOREIGN = {
     "conftest.py": """

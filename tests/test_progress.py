@@ -21,7 +21,7 @@ from conformance.judgement.result import Result
 from conformance.report.report import Outcome
 from conformance.run.progress import AFTER, Progress, duration
 from conformance.run.run_target import Manner
-from tests.commands import PATIENCE, TARGETS
+from tests.support.commands import PATIENCE, TARGETS
 
 TRIALS = 100
 

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from tests import recorded
-from tests.recorded import Digests, Sets, Sources
-from tests.twins import REGISTRY
+from tests.support import recorded_failures
+from tests.support.recorded_failures import Digests, Sets, Sources
+from tests.support.twins import REGISTRY
 
 TWINS, CLAUSES = "tests.known_bad.config.checking", "conformance.clauses.config.round_trip"
 
 
 @pytest.fixture(scope="module")
 def sets() -> Sets:
-    return recorded.sets_in()
+    return recorded_failures.sets_in()
 
 
 @pytest.fixture(scope="module")
@@ -25,14 +25,14 @@ def fresh(sets: Sets) -> Digests:
     sources = Sources()
     return {
         twins: {clauses: sources.digest(twins, clauses, sets) for clauses in met}
-        for twins, met in recorded.meetings().items()
+        for twins, met in recorded_failures.meetings().items()
         if met
     }
 
 
 def stale(sources: Sources, sets: Sets, digests: Digests) -> set[tuple[str, str]]:
     """The pairs of files that must be judged again."""
-    return {(twins, name) for twins in recorded.meetings() for name in sources.stale(twins, sets, digests)}
+    return {(twins, name) for twins in recorded_failures.meetings() for name in sources.stale(twins, sets, digests)}
 
 
 def changed(module: str) -> Sources:
@@ -45,7 +45,7 @@ def test_nothing_is_judged_again_while_nothing_changes(sets: Sets, fresh: Digest
 
 
 def test_a_changed_file_of_clauses_is_noticed_by_all_twins_of_its_group(sets: Sets, fresh: Digests) -> None:
-    meeting = {(twins, CLAUSES) for twins, met in recorded.meetings().items() if CLAUSES in met}
+    meeting = {(twins, CLAUSES) for twins, met in recorded_failures.meetings().items() if CLAUSES in met}
     assert len(meeting) > 1
     assert stale(changed(CLAUSES), sets, fresh) == meeting
 
@@ -53,11 +53,11 @@ def test_a_changed_file_of_clauses_is_noticed_by_all_twins_of_its_group(sets: Se
 def test_a_changed_file_of_twins_is_noticed_with_all_clauses_and_so_is_what_it_imports(
     sets: Sets, fresh: Digests
 ) -> None:
-    own = {(TWINS, clauses) for clauses in recorded.meetings()[TWINS]}
+    own = {(TWINS, clauses) for clauses in recorded_failures.meetings()[TWINS]}
     assert len(own) > 1
     assert stale(changed(TWINS), sets, fresh) == own
     assert stale(changed("tests.known_bad.config.making"), sets, fresh) > own
-    assert stale(changed("tests.right_model"), sets, fresh) & own == set()
+    assert stale(changed("tests.baselines.model"), sets, fresh) & own == set()
 
 
 def test_an_import_of_the_same_group_is_followed(sets: Sets, fresh: Digests) -> None:
@@ -69,31 +69,31 @@ def test_an_import_of_the_same_group_is_followed(sets: Sets, fresh: Digests) -> 
 
 
 def test_an_edited_set_is_noticed_and_said(sets: Sets, fresh: Digests) -> None:
-    met = recorded.meetings()[TWINS][CLAUSES]
-    lost = recorded.said(met, sets)[0]
-    added = next(pair for pair in met if pair not in recorded.said(met, sets))
+    met = recorded_failures.meetings()[TWINS][CLAUSES]
+    lost = recorded_failures.said(met, sets)[0]
+    added = next(pair for pair in met if pair not in recorded_failures.said(met, sets))
     edited = {name: set(found) for name, found in sets.items()}
     edited[lost[0]].discard(lost[1])
     edited[added[0]].add(added[1])
     listed = {name: sorted(found) for name, found in edited.items()}
     assert stale(Sources(), listed, fresh) == {(TWINS, CLAUSES)}
-    judged = recorded.judged(TWINS, [CLAUSES])
+    judged = recorded_failures.judged(TWINS, [CLAUSES])
     said = {f"{lost[0]} fails, which is not recorded: {lost[1]}", f"{added[0]} no longer fails: {added[1]}"}
-    assert set(recorded.differences(judged, listed)) == said
-    assert recorded.differences(judged, sets) == []
+    assert set(recorded_failures.differences(judged, listed)) == said
+    assert recorded_failures.differences(judged, sets) == []
 
 
 def test_recording_changes_what_was_judged_and_nothing_else(sets: Sets, fresh: Digests) -> None:
-    assert recorded.updated({}, sets, fresh) == (sets, fresh)
+    assert recorded_failures.updated({}, sets, fresh) == (sets, fresh)
     wrong = {name: [bad.clause] for name, bad in REGISTRY.items()}  # as of twins that are all new
-    right = recorded.said(recorded.meetings()[TWINS][CLAUSES], sets)
-    new, digests = recorded.updated({(TWINS, CLAUSES): right}, wrong, {})
+    right = recorded_failures.said(recorded_failures.meetings()[TWINS][CLAUSES], sets)
+    new, digests = recorded_failures.updated({(TWINS, CLAUSES): right}, wrong, {})
     assert {(name, clause) for name, found in new.items() for clause in found if clause not in wrong[name]} == {*right}
     assert digests == {TWINS: {CLAUSES: fresh[TWINS][CLAUSES]}}
 
 
 def test_an_entry_is_a_line_in_the_order_of_names(sets: Sets, tmp_path: Path) -> None:
-    recorded.write(tmp_path / "sets.json", sets)
-    assert recorded.SETS.read_text() == (tmp_path / "sets.json").read_text()
-    lines = recorded.SETS.read_text().splitlines()[1:-1]
+    recorded_failures.write(tmp_path / "sets.json", sets)
+    assert recorded_failures.SETS.read_text() == (tmp_path / "sets.json").read_text()
+    lines = recorded_failures.SETS.read_text().splitlines()[1:-1]
     assert [json.loads(f"{{{line.rstrip(',')}}}") for line in lines] == [{name: sets[name]} for name in sorted(sets)]

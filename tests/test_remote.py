@@ -15,9 +15,9 @@ import torch
 
 from reference.service.client import RemoteClient, RemoteError
 from reference.splitting import HybridFHEModel
-from tests.commands import python
-from tests.served_models import Client
-from tests.serving import PlainBackend, answering, serving
+from tests.support.commands import python
+from tests.support.served_models import Client
+from tests.support.server import PlainBackend, answering, serving
 
 
 def test_a_split_model_runs_remotely(tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ from conformance.target.check_case import check_case
 from conformance.target.subject import Subject
 from conformance.target.target import Target
 from conformance.targets import concrete
-from tests.commands import WITHOUT_SUITE, python
-from tests.twins import CLAUSES, REGISTRY, KnownBad, pairs, reset
+from tests.support.commands import WITHOUT_SUITE, python
+from tests.support.twins import CLAUSES, REGISTRY, KnownBad, pairs, reset
 
 IMPORT = re.compile(r"^ *(?:import|from) (\w+)[\w.]*(?: import .*| as \w+)?(?:  # .*)?$", re.MULTILINE)
 # a case as it was drawn, whose numbers a script draws too, and one so small that it may hold them

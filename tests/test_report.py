@@ -21,7 +21,7 @@ from conformance.run import plan as planning
 from conformance.run.selection import Selection
 from conformance.specification.clause import load_all
 from conformance.target.target import Target, uninstalled
-from tests.commands import judged
+from tests.support.commands import judged
 
 SCHEMA = json.loads(report.SCHEMA.read_text())
 DTYPES = ("float32", "bfloat16")

@@ -18,7 +18,7 @@ from conformance.run.case_search import Examination
 from conformance.run.profiles import PROFILES
 from conformance.specification.clause import REGISTRY, load_all
 from conformance.target.target import Target
-from tests.commands import TARGETS, WITHOUT_SUITE, loraspec, python
+from tests.support.commands import TARGETS, WITHOUT_SUITE, loraspec, python
 
 load_all()
 ALONE = """

@@ -26,8 +26,8 @@ from optimized.dispatch.routes import (
     why_not_one_reading,
 )
 from optimized.philox import Kept
-from tests.commands import TARGETS
-from tests.interpreting import interpreted
+from tests.support.commands import TARGETS
+from tests.support.interpreter import interpreted
 
 
 def every_route() -> None:

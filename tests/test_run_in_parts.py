@@ -15,7 +15,7 @@ import pytest
 
 from conformance.report import report
 from conformance.run.journal import NAME, read
-from tests.commands import PATIENCE, TARGETS, loraspec, pytested, report_in, run_target, without_times
+from tests.support.commands import PATIENCE, TARGETS, loraspec, pytested, report_in, run_target, without_times
 from tests.test_report import SCHEMA
 
 CHOSEN = ("--clause", "LIN-FWD,LIN-BWD-DB,LIN-MEM-INPUTS", "--dtype", "float32,bfloat16")

@@ -13,8 +13,8 @@ import torch
 from reference.encrypted.noise import TOY
 from reference.quantization import QuantizedLinear
 from reference.service import deployment
-from tests.commands import python
-from tests.serving import PlainBackend
+from tests.support.commands import python
+from tests.support.server import PlainBackend
 
 
 class _Compiled:

@@ -6,7 +6,7 @@ import pytest
 
 from conformance.run.profiles import PROFILES
 from conformance.specification.clause import load_all
-from tests.sensitivity import DEFECTS, Defect, seen
+from tests.campaigns.sensitivity import DEFECTS, Defect, seen
 
 
 @pytest.mark.parametrize(

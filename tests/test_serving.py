@@ -17,8 +17,8 @@ import torch
 from conformance import cli
 from reference.service.client import RemoteClient, RemoteError
 from reference.service.protocol import Limits
-from tests.served_models import BACKEND, PLAIN, TAMED, WEIGHTS, Client, save_models
-from tests.serving import PATIENCE, PlainBackend, TamedBackend, save_model, serving, until
+from tests.support.served_models import BACKEND, PLAIN, TAMED, WEIGHTS, Client, save_models
+from tests.support.server import PATIENCE, PlainBackend, TamedBackend, save_model, serving, until
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +160,10 @@ def test_a_damaged_model_is_not_served(
         (["nowhere", *PLAIN], "nowhere is no folder: expected one that holds MODEL/model.json"),
         ([".", *PLAIN], " holds no model: expected MODEL/model.json in it"),
         ([".", "--backend", "nowhere:Backend"], "backend 'nowhere:Backend': expected an importable module:name"),
-        ([".", "--backend", "tests.serving"], "backend 'tests.serving': expected an importable module:name"),
+        (
+            [".", "--backend", "tests.support.server"],
+            "backend 'tests.support.server': expected an importable module:name",
+        ),
         ([".", "--host", "256.0.0.1"], "cannot listen on 256.0.0.1 port 0"),
     ],
 )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from optimized.dispatch.routes import CACHED_BYTES, why_not_one_reading
 from optimized.tuned_kernels import MOST_ONE_READING_RANK
-from tests.interpreting import interpreted
+from tests.support.interpreter import interpreted
 
 # Interpreted blocks are at most 128: several tiles of N and several splits of M, each with a tail.
 SHAPES = ((5, 7, 3), (130, 200, 16), (600, 150, 32), (16, 16, 1))

@@ -14,8 +14,8 @@ import yaml
 from conformance.specification.clause import load_all
 from conformance.specification.groups import groups
 from conformance.target import targets_page
-from tests.commands import PATIENCE
-from tests.looping import Loop
+from tests.support.commands import PATIENCE
+from tests.support.watch_loop import Loop
 
 PAGE = targets_page.PATH.read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(\w+)(?: file=(\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -14,7 +14,7 @@ from optimized.dispatch.routes import why_not_one_kernel
 from optimized.kernels import tune, tuned
 from optimized.kernels.tiles import Config
 from optimized.tuned_kernels import LINEAR_EXPAND, LINEAR_EXPAND_BACKWARD
-from tests.interpreting import interpreted
+from tests.support.interpreter import interpreted
 
 
 def every_configuration() -> None:

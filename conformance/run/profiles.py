@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from conformance.specification.clause import Clause
 
 # By clause: the number, from 0, of the case at which the last of its known-bad twins dies (null where one outlives
-# them), and how many twins it has. `python -m tests.deaths --measure` writes it.
+# them), and how many twins it has. `python -m tests.support.deaths --measure` writes it.
 DEATHS = Path(__file__).with_name("deaths.json")
 
 

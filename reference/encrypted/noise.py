@@ -86,7 +86,7 @@ def noise_std(parameters: EncryptionParameters, weight: Tensor) -> Tensor:
     Raises:
         ValueError: if the weight is not a matrix.
     Source: Chillotti et al., TFHE (2020), sections 3 and 4, for modulus switching and key switching of
-        binary keys; checked against measurements (`python -m tests.noise_law`).
+        binary keys; checked against measurements (`python -m tests.campaigns.noise_law`).
     """
     if weight.ndim != 2:
         raise ValueError(f"weight is {list(weight.shape)}: expected [N, K]")

@@ -10,8 +10,8 @@ from torch import nn
 
 import reference
 from conformance.clauses.checkpoint.peft_files import CODES, TENSORS
-from tests.right_checkpoint import MAGNITUDE, Right
-from tests.right_checkpoint import checkpoint_breaks as breaks
+from tests.baselines.checkpoint import MAGNITUDE, Right
+from tests.baselines.checkpoint import checkpoint_breaks as breaks
 
 
 @breaks("CKP-FRESH", says="load_adapter adapted []")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from conformance.clauses.checkpoint.peft_files import PREFIX
-from tests.right_checkpoint import Right
-from tests.right_checkpoint import checkpoint_breaks as breaks
+from tests.baselines.checkpoint import Right
+from tests.baselines.checkpoint import checkpoint_breaks as breaks
 
 
 class Renames(Right):

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from conformance.clauses.checkpoint.peft_files import CODES, CONFIG, TENSORS
-from tests.right_checkpoint import Right, unpickled
-from tests.right_checkpoint import checkpoint_breaks as breaks
+from tests.baselines.checkpoint import Right, unpickled
+from tests.baselines.checkpoint import checkpoint_breaks as breaks
 
 
 @breaks("CKP-MISSING", says="raised nothing: expected an error")

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tests.right_checkpoint import Right, trained_tensors, unpickled
-from tests.right_checkpoint import checkpoint_breaks as breaks
+from tests.baselines.checkpoint import Right, trained_tensors, unpickled
+from tests.baselines.checkpoint import checkpoint_breaks as breaks
 
 
 class Forgets(Right):

@@ -12,8 +12,8 @@ import torch
 
 import reference
 from conformance.clauses.checkpoint.peft_files import CONFIG, REST, TENSORS
-from tests.right_checkpoint import MAGNITUDE, Right
-from tests.right_checkpoint import checkpoint_breaks as breaks
+from tests.baselines.checkpoint import MAGNITUDE, Right
+from tests.baselines.checkpoint import checkpoint_breaks as breaks
 
 
 @breaks("CKP-LAYOUT", says="has other values than the layer's parameter")

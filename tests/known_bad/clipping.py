@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from tests.baselines.gradnorm import Right
 from tests.known_bad import breaks
-from tests.right_gradnorm import Right
 
 GRADNORM = ("gradnorm",)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from tests.right_training import Step
-from tests.right_training import step_breaks as breaks
+from tests.baselines.training import Step
+from tests.baselines.training import step_breaks as breaks
 
 
 @breaks("TRN-ARGS", says="after training_args as a namespace: expected")

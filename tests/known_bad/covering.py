@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 import reference
-from tests.right_training import Step
-from tests.right_training import step_breaks as breaks
+from tests.baselines.training import Step
+from tests.baselines.training import step_breaks as breaks
 
 DOUBLE = ("float64",)
 

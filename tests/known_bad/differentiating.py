@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.baselines.linear import Right
 from tests.known_bad import both
-from tests.right import Right
 
 EXACT = ("float64", "float32")
 

@@ -11,7 +11,7 @@ from torch import distributed, nn
 
 import reference
 from reference.sharded import local_part
-from tests.right_distributed import Right, distributed_breaks, followed
+from tests.baselines.distributed import Right, distributed_breaks, followed
 
 
 def is_first():

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tests.baselines.layer import Layer
+from tests.baselines.linear import Right
 from tests.known_bad.dora import twin
-from tests.right import Right
-from tests.right_layer import Layer
 
 
 @twin("DORA-LAYOUT", says="worst    y", source="Dao-AILab/flash-attention #355 (ST3)")

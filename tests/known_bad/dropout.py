@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tests.baselines.linear import BackwardOperands, Right
 from tests.known_bad import both
-from tests.right import Right
 
-ALL = ("float64", "float32", "bfloat16", "float16")
 GENERATOR = torch.Generator().manual_seed(1)  # a random source that torch.manual_seed does not reach
 
 
@@ -41,10 +41,10 @@ class DropsTheSameEachTime(Right):
 
 @both("DROP-BWD", says="worst", source="a mask drawn again in backward")
 class DrawsANewMaskInBackward(Right):
-    def gradient_of_lora_B(self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
-        kept = (torch.rand(g.shape) >= 0.5).to(g.dtype) * 2
-        dropped = bool((g == 0).any()) or bool((x == 0).any())
-        return super().gradient_of_lora_B(g * kept if dropped else g, x, lora_A, lora_B, scale)
+    def gradient_of_lora_B(self, o: BackwardOperands) -> Tensor:
+        kept = (torch.rand(o.g_adapter.shape) >= 0.5).to(o.g_adapter.dtype) * 2
+        dropped = bool((o.g_adapter == 0).any()) or bool((o.x == 0).any())
+        return super().gradient_of_lora_B(replace(o, g_adapter=o.g_adapter * kept if dropped else o.g_adapter))
 
 
 @both("DROP-REL", says="worst", dtypes=("float64", "float32"), source="KohakuBlueleaf/LyCORIS #23 (SC4)")

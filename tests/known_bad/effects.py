@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tests.baselines.linear import BackwardOperands, Right, UpdateOperands
 from tests.known_bad import both
-from tests.right import Right
 
 GENERATOR = torch.Generator().manual_seed(1)  # a random source that torch.manual_seed does not reach
 
@@ -31,17 +32,8 @@ class KeepsOutput(torch.autograd.Function):
 
 @both("MEM-INPUTS", says="x was modified in place", source="unslothai/unsloth (AL1)")
 class WritesDXOverX(Right):
-    def gradient_of_x(
-        self,
-        g: Tensor,
-        weight: Any,
-        g_adapter: Tensor,
-        lora_A: Tensor,
-        lora_B: Tensor,
-        scale: float,
-        mask: Any,
-    ) -> Tensor:
-        dx = super().gradient_of_x(g, weight, g_adapter, lora_A, lora_B, scale, mask)
+    def gradient_of_x(self, o: BackwardOperands) -> Tensor:
+        dx = super().gradient_of_x(o)
         self.x.data.copy_(dx)
         return dx
 
@@ -52,9 +44,9 @@ class WritesDXOverX(Right):
 
 @both("MEM-INPUTS", says="g was modified in place", source="an in-place scale of g")
 class ScalesGInPlace(Right):
-    def gradient_of_lora_B(self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
-        g.data.mul_(scale)
-        return g.T @ (x @ lora_A.T)
+    def gradient_of_lora_B(self, o: BackwardOperands) -> Tensor:
+        o.g_adapter.data.mul_(o.scale)
+        return o.g_adapter.T @ (o.x @ o.lora_A.T)
 
 
 @both("MEM-MARGINS", says="memory around x was written", source="a store without a mask")
@@ -80,14 +72,15 @@ class SumsInRandomOrder(Right):
     def reset(self) -> None:
         GENERATOR.manual_seed(1)
 
-    def gradient_of_lora_A(self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
-        order = torch.randperm(len(g), generator=GENERATOR)
+    def gradient_of_lora_A(self, o: BackwardOperands) -> Tensor:
+        order = torch.randperm(len(o.g_adapter), generator=GENERATOR)
         return super().gradient_of_lora_A(
-            g[order],
-            x[order],
-            lora_A,
-            lora_B,
-            scale * (1 + 2.0**-7 * float(torch.rand((), generator=GENERATOR))),
+            replace(
+                o,
+                g_adapter=o.g_adapter[order],
+                x=o.x[order],
+                scale=o.scale * (1 + 2.0**-7 * float(torch.rand((), generator=GENERATOR))),
+            )
         )
 
 
@@ -108,6 +101,6 @@ class CannotRunInsideBackward(Right):
 
 @both("COMPILE", says="worst", source="a Python value burnt in while tracing")
 class FreezesItsScaleWhenTraced(Right):
-    def update(self, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
-        traced = torch.compiler.is_compiling() or isinstance(x, torch._subclasses.FakeTensor)
-        return super().update(x, lora_A, lora_B, 1.0 if traced else scale)
+    def update(self, o: UpdateOperands) -> Tensor:
+        traced = torch.compiler.is_compiling() or isinstance(o.x, torch._subclasses.FakeTensor)
+        return super().update(replace(o, scale=1.0 if traced else o.scale))

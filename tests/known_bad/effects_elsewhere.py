@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests import right_gradnorm, right_hybrid
+from tests.baselines import gradnorm, hybrid
+from tests.baselines.layer import Layer
+from tests.baselines.training import Step, step_breaks
 from tests.known_bad import breaks
 from tests.known_bad.dora import twin
-from tests.right_layer import Layer
-from tests.right_training import Step, step_breaks
 
-HYBRID, GRADNORM = ("hybrid",), ("gradnorm",)
+HYBRID = ("hybrid",)
+GRADNORM = ("gradnorm",)
 
 
 @twin("DORA-MEM-INPUTS", says="lora_magnitude was modified in place", source="a magnitude normalised in place")
@@ -68,7 +69,7 @@ class DrawsWithoutDropout(Layer):
 
 
 @breaks("HYB-MEM-LATER", says="worst    y", groups=HYBRID, source="a receive buffer that is used again")
-class AnswersFromOneBuffer(right_hybrid.Right):
+class AnswersFromOneBuffer(hybrid.Right):
     def reset(self) -> None:
         self.buffers: dict[Any, Tensor] = {}
 
@@ -81,7 +82,7 @@ class AnswersFromOneBuffer(right_hybrid.Right):
 
 
 @breaks("HYB-MEM-REFILL", says="worst    y", groups=HYBRID, source="results cached by data pointer")
-class RemembersByAddress(right_hybrid.Right):
+class RemembersByAddress(hybrid.Right):
     def reset(self) -> None:
         self.known: dict[Any, tuple[Any, Tensor]] = {}
 
@@ -95,21 +96,21 @@ class RemembersByAddress(right_hybrid.Right):
 
 
 @breaks("HYB-SIDE-GLOBAL", says="the backward pass changed torch's random state", groups=HYBRID)
-class SeedsItsNoise(right_hybrid.Right):
+class SeedsItsNoise(hybrid.Right):
     def backward_product(self, g: Tensor, weight: Tensor, transposed: bool) -> Tensor:
         torch.manual_seed(1)
         return super().backward_product(g, weight, transposed)
 
 
 @breaks("GRN-SIDE-GLOBAL", says="clip_grad_norm_ changed deterministic algorithms", groups=GRADNORM)
-class SetsDeterminism(right_gradnorm.Right):
+class SetsDeterminism(gradnorm.Right):
     def norm(self, gradients: list[Tensor]) -> Tensor:
         torch.set_deterministic_debug_mode(1)
         return super().norm(gradients)
 
 
 @breaks("GRN-LATER", says="worst    the norm of 1 g", groups=GRADNORM, source="one workspace for every norm")
-class ReturnsItsWorkspace(right_gradnorm.Right):
+class ReturnsItsWorkspace(gradnorm.Right):
     def returned(self, norm: Tensor, gradients: list[Tensor]) -> Any:
         value = super().returned(norm, gradients)
         if not hasattr(self, "workspace"):

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tests.baselines.linear import Right, UpdateOperands
 from tests.known_bad import both
-from tests.right import Right
 
 
 @both("FWD", says="the adapter term", source="Blaizzy/mlx-vlm #845, rasbt/LLMs-from-scratch #821 (SC1)")
 class MultipliesByAlphaAlone(Right):
-    def update(self, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
-        return super().update(x, lora_A, lora_B, scale * lora_A.shape[0])
+    def update(self, o: UpdateOperands) -> Tensor:
+        return super().update(replace(o, scale=o.scale * o.lora_A.shape[0]))
 
 
 @both("FWD", says="as if the adapter term were added twice", source="huggingface/peft #878 (FW1)")
@@ -37,8 +38,8 @@ class ForgetsTheAdapter(Right):
 
 @both("FWD", says="the last", source="a tail mask over N")
 class LosesTheLastColumn(Right):
-    def update(self, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
-        y = super().update(x, lora_A, lora_B, scale)
+    def update(self, o: UpdateOperands) -> Tensor:
+        y = super().update(o)
         if y.shape[1] % 16 == 1 and y.shape[1] > 16:
             y[:, -1] = 0
         return y
@@ -46,24 +47,24 @@ class LosesTheLastColumn(Right):
 
 @both("FWD", says="k=64", source="NVIDIA-NeMo/Automodel #217 (MK1): a tail mask over K")
 class LosesTheTailOfK(Right):
-    def update(self, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
-        block = 64
-        if x.shape[1] > block and x.shape[1] % block and x.shape[0] > 1:
-            x = x[:, : x.shape[1] // block * block]
-            lora_A = lora_A[:, : x.shape[1]]
-        return super().update(x, lora_A, lora_B, scale)
+    def update(self, o: UpdateOperands) -> Tensor:
+        block, (m, k) = 64, o.x.shape
+        if k > block and k % block and m > 1:
+            whole = k // block * block
+            o = replace(o, x=o.x[:, :whole], lora_A=o.lora_A[:, :whole])
+        return super().update(o)
 
 
 @both("FWD", says="worst", source="rank padded to a power of two")
 class LosesRanksBeyondSixteen(Right):
-    def update(self, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
-        return super().update(x, lora_A[:16], lora_B[:, :16], scale)
+    def update(self, o: UpdateOperands) -> Tensor:
+        return super().update(replace(o, lora_A=o.lora_A[:16], lora_B=o.lora_B[:, :16]))
 
 
 @both("FWD", says="worst", dtypes=("float64", "float32"), source="a TF32 or half-precision product")
 class MultipliesInHalfPrecision(Right):
-    def update(self, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
-        return super().update(x.half(), lora_A.half(), lora_B.half(), scale).to(x.dtype)
+    def update(self, o: UpdateOperands) -> Tensor:
+        return super().update(replace(o, x=o.x.half(), lora_A=o.lora_A.half(), lora_B=o.lora_B.half())).to(o.x.dtype)
 
 
 @both("FWD", says="worst", dtypes=("bfloat16", "float16"), source="accumulation in the storage dtype")
@@ -118,10 +119,10 @@ class ReturnsTheAdapterDtype(Right):
 
 @both("FWD-MIXED", says="raised RuntimeError", source="NVIDIA-NeMo/Automodel memory-efficient path (DT1)")
 class CannotMixDtypes(Right):
-    def update(self, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
-        if x.dtype != self.seen:
+    def update(self, o: UpdateOperands) -> Tensor:
+        if o.x.dtype != self.seen:
             raise RuntimeError("expected m1 and m2 to have the same dtype")
-        return super().update(x, lora_A, lora_B, scale)
+        return super().update(o)
 
     def lora_linear(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
         self.seen = x.dtype
@@ -130,8 +131,8 @@ class CannotMixDtypes(Right):
 
 @both("FWD-SCALE", says="worst", source="a falsy scale replaced by its default")
 class TakesScaleZeroForOne(Right):
-    def update(self, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
-        return super().update(x, lora_A, lora_B, scale or 1.0)
+    def update(self, o: UpdateOperands) -> Tensor:
+        return super().update(replace(o, scale=o.scale or 1.0))
 
 
 @both("FWD-SCALE", says="worst", source="KohakuBlueleaf/LyCORIS #23 (SC4)")
@@ -158,8 +159,8 @@ class SpreadsNaNOverRows(Right):
 
 @both("FWD-ZERO", says="worst", source="an epsilon where none belongs")
 class AddsAnEpsilon(Right):
-    def update(self, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
-        return super().update(x, lora_A, lora_B, scale) + 2.0**-6
+    def update(self, o: UpdateOperands) -> Tensor:
+        return super().update(o) + 2.0**-6
 
 
 @both("FWD-DENORMAL", says="zeros", dtypes=("float32", "float16"), source="flush to zero")
@@ -179,5 +180,5 @@ class OverflowsInPartialSums(Right):
 
 @both("FWD-OVERFLOW-ORDER", says="infinite", dtypes=("float16",), source="scale applied last in float16")
 class ScalesAfterOverflow(Right):
-    def update(self, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
-        return (x @ lora_A.T) @ lora_B.T * scale
+    def update(self, o: UpdateOperands) -> Tensor:
+        return (o.x @ o.lora_A.T) @ o.lora_B.T * o.scale

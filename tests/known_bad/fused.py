@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.baselines.fused import Right
 from tests.known_bad import breaks
 from tests.known_bad.effects import KeepsOutput
-from tests.right_fused import Right
 
 FUSED = ("fused",)
 GENERATOR = torch.Generator().manual_seed(1)  # a random source that torch.manual_seed does not reach

@@ -7,8 +7,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from tests.baselines.fused import Right
 from tests.known_bad import breaks
-from tests.right_fused import Right
 
 FUSED = ("fused",)
 

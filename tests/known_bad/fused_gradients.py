@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.baselines.fused import Call, Right, gradients, wide
 from tests.known_bad import breaks
-from tests.right_fused import Call, Right, gradients, wide
 
 FUSED = ("fused",)
 

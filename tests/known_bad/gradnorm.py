@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from tests.baselines.gradnorm import Right
 from tests.known_bad import breaks, clipping  # noqa: F401  (the group's other twins)
-from tests.right_gradnorm import Right
 
 GRADNORM = ("gradnorm",)
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tests.baselines.layer import Layer
+from tests.baselines.linear import Right
 from tests.known_bad import breaks, record
-from tests.right import Right
-from tests.right_layer import Layer
 
 
 def twin(clause: str, **options: Any) -> Any:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.baselines.linear import Alone as RightAlone
+from tests.baselines.linear import Right
 from tests.known_bad import breaks, record
-from tests.right import Alone as RightAlone
-from tests.right import Right
 
 
 @breaks(

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tests.baselines.layer import Layer
+from tests.baselines.linear import Right
 from tests.known_bad import record
-from tests.right import Right
-from tests.right_layer import Layer
 
 
 def twin(clause: str, **options: Any) -> Any:

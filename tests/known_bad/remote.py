@@ -11,7 +11,7 @@ import reference
 from reference import HybridFHEMode as Mode
 from reference.encrypted.encryption import ConcreteBackend
 from reference.hybrid import BackwardModuleLinear
-from tests.right_remote import Right, remote_breaks, serve
+from tests.baselines.remote import Right, remote_breaks, serve
 
 
 @remote_breaks("REM-RESULT", says="sent nothing to the server for the forward product")

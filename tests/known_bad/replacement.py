@@ -7,8 +7,8 @@ import warnings
 from torch import nn
 
 import reference
-from tests.right_training import Replacing
-from tests.right_training import replacing_breaks as breaks
+from tests.baselines.training import Replacing
+from tests.baselines.training import replacing_breaks as breaks
 
 
 @breaks("TRN-REP-WHOLE", says="did not replace", source="zama-ai/concrete-ml HEAD: `lora` anywhere in a name (HY1)")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import threading
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tests.baselines.linear import BackwardOperands, Right, UpdateOperands
 from tests.known_bad import both
-from tests.right import Right
 
 
 @both("BWD-MICRO", says="3 micro-batches", source="one workspace for all calls, which a parameter's gradient then is")
@@ -18,10 +19,10 @@ class HandsOutItsWorkspace(Right):
     def reset(self) -> None:
         self.buffers: dict[Any, Tensor] = {}
 
-    def gradient_of_lora_A(self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
+    def gradient_of_lora_A(self, o: BackwardOperands) -> Tensor:
         if not hasattr(self, "buffers"):
             self.reset()
-        found = super().gradient_of_lora_A(g, x, lora_A, lora_B, scale)
+        found = super().gradient_of_lora_A(o)
         buffer = self.buffers.setdefault((found.shape, found.dtype), torch.empty_like(found))
         return buffer.copy_(found).view_as(buffer)
 
@@ -68,9 +69,9 @@ class KnowsOneThread(Right):
         assert LOCAL.workspace
         return super().base(x, weight, bias)
 
-    def update(self, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
+    def update(self, o: UpdateOperands) -> Tensor:
         assert LOCAL.workspace
-        return super().update(x, lora_A, lora_B, scale)
+        return super().update(o)
 
 
 class Referring(torch.autograd.Function):
@@ -81,17 +82,15 @@ class Referring(torch.autograd.Function):
         ctx: Any, right: Right, x: Tensor, weight: Any, bias: Any, lora_A: Tensor, lora_B: Tensor, scale: float
     ) -> Tensor:
         ctx.kept, ctx.right = (x.detach(), weight, lora_A.detach(), lora_B.detach(), scale), right
-        update = right.update(x, lora_A, lora_B, scale)
+        update = right.update(UpdateOperands(x, lora_A, lora_B, scale))
         return update if weight is None else right.total(right.base(x, weight, bias), update)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g: Tensor) -> Any:
         (x, weight, lora_A, lora_B, scale), right = ctx.kept, ctx.right
-        d_x = right.gradient_of_x(g, weight, g, lora_A, lora_B, scale, None)
-        d_A = right.gradient_of_lora_A(g, x, lora_A, lora_B, scale)
-        d_B = right.gradient_of_lora_B(g, x, lora_A, lora_B, scale)
-        needs = ctx.needs_input_grad
+        o, needs = BackwardOperands(x, lora_A, lora_B, scale, g, g, weight), ctx.needs_input_grad
+        d_x, d_A, d_B = right.gradient_of_x(o), right.gradient_of_lora_A(o), right.gradient_of_lora_B(o)
         wanted = (d_x, None, right.gradient_of_bias(g), d_A, d_B)
         return None, *(d if need else None for d, need in zip(wanted, needs[1:6], strict=True)), None
 
@@ -143,31 +142,32 @@ class KeepsAutocastsCopy(Right):
 
 @both("SIZE-LONG", says="worst", source="a rank that one block must hold")
 class LosesRanksBeyond128(Right):
-    def update(self, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
-        return super().update(x, lora_A[:128], lora_B[:, :128], scale)
+    def update(self, o: UpdateOperands) -> Tensor:
+        return super().update(replace(o, lora_A=o.lora_A[:128], lora_B=o.lora_B[:, :128]))
 
 
 @both("SIZE-LONG", says="worst", source="split-K from 2048 features on, its last part not looped over")
 class LosesTheTailWhereItSplitsK(Right):
-    def update(self, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
-        whole = x.shape[1] // 256 * 256 if x.shape[1] > 2048 else x.shape[1]
-        return super().update(x[:, :whole], lora_A[:, :whole], lora_B, scale)
+    def update(self, o: UpdateOperands) -> Tensor:
+        whole = o.x.shape[1] // 256 * 256 if o.x.shape[1] > 2048 else o.x.shape[1]
+        return super().update(replace(o, x=o.x[:, :whole], lora_A=o.lora_A[:, :whole]))
 
 
 @both("SIZE-LONG", says="worst    dA", source="a grid that is capped at 1024 rows")
 class SumsTheFirst1024Tokens(Right):
-    def gradient_of_lora_A(self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
-        return super().gradient_of_lora_A(g[:1024], x[:1024], lora_A, lora_B, scale)
+    def gradient_of_lora_A(self, o: BackwardOperands) -> Tensor:
+        return super().gradient_of_lora_A(replace(o, g_adapter=o.g_adapter[:1024], x=o.x[:1024]))
 
 
 @both("LAYOUT-SHARED", says="worst    dB", source="the gradient of y.sum() read from its one element on")
 class ReadsANumberAsAMatrix(Right):
-    def gradient_of_lora_B(self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
+    def gradient_of_lora_B(self, o: BackwardOperands) -> Tensor:
+        g = o.g_adapter
         if g.numel() > 1 and set(g.stride()) == {0}:
             first = torch.zeros(g.shape, dtype=g.dtype)
             first[0, 0] = g[0, 0]
             g = first
-        return super().gradient_of_lora_B(g, x, lora_A, lora_B, scale)
+        return super().gradient_of_lora_B(replace(o, g_adapter=g))
 
 
 @both("LAYOUT-SHARED", says="worst    y", source="stride(0) == 1 taken for a transposed matrix")
@@ -190,14 +190,14 @@ class TakesOneNumberForARow(Right):
     "BWD-NONFINITE", says="finite elements although", dtypes=("float32",), source="nan_to_num, which hides an overflow"
 )
 class HidesWhatIsNoNumber(Right):
-    def gradient_of_lora_A(self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
-        return super().gradient_of_lora_A(g.nan_to_num(), x, lora_A, lora_B, scale)
+    def gradient_of_lora_A(self, o: BackwardOperands) -> Tensor:
+        return super().gradient_of_lora_A(replace(o, g_adapter=o.g_adapter.nan_to_num()))
 
 
 @both("BWD-NONFINITE", says="worst", dtypes=("float32",), source="a tail masked by multiplying with zero")
 class SpreadsWhatIsNoNumber(Right):
-    def back_through_update(self, g: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
-        return super().back_through_update(g, lora_A, lora_B, scale) + 0 * g.sum()
+    def back_through_update(self, o: BackwardOperands) -> Tensor:
+        return super().back_through_update(o) + 0 * o.g_adapter.sum()
 
 
 @both("DROP-INDEPENDENT", says="in itself", source="the offset of a random number taken from the row within its block")

@@ -7,14 +7,15 @@ import os
 import random
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tests.baselines.linear import BackwardOperands, Right, UpdateOperands
 from tests.known_bad import both
-from tests.right import Right
 
 
 def changing(
@@ -34,13 +35,13 @@ def changing(
                 change()
             return super().base(x, weight, bias)
 
-        def update(self, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
+        def update(self, o: UpdateOperands) -> Tensor:
             if not backward:
                 change()
-            return super().update(x, lora_A, lora_B, scale)
+            return super().update(o)
 
-        def gradient_of_lora_B(self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
-            found = super().gradient_of_lora_B(g, x, lora_A, lora_B, scale)
+        def gradient_of_lora_B(self, o: BackwardOperands) -> Tensor:
+            found = super().gradient_of_lora_B(o)
             if backward:  # last, so that it changes no number of this call
                 change()
             return found
@@ -109,11 +110,11 @@ class KeepsEveryInput(Right):
     def reset(self) -> None:
         self.seen: list[Tensor] = []
 
-    def update(self, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
+    def update(self, o: UpdateOperands) -> Tensor:
         if not hasattr(self, "seen"):
             self.reset()
-        self.seen.append(x.detach().flatten()[:1].clone())  # all of it would be gigabytes, where rows lie far apart
-        return super().update(x, lora_A, lora_B, scale)
+        self.seen.append(o.x.detach().flatten()[:1].clone())  # all of it would be gigabytes, where rows lie far apart
+        return super().update(o)
 
 
 @both("MEM-LEAK", says="objects", source="a cache keyed by the number of the call")
@@ -121,18 +122,18 @@ class CountsItsCalls(Right):
     def reset(self) -> None:
         self.seen: dict[Any, Any] = {}
 
-    def update(self, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
+    def update(self, o: UpdateOperands) -> Tensor:
         if not hasattr(self, "seen"):
             self.reset()
-        self.seen[f"call {len(self.seen)}"] = [list(x.shape) for _ in range(8)]
-        return super().update(x, lora_A, lora_B, scale)
+        self.seen[f"call {len(self.seen)}"] = [list(o.x.shape) for _ in range(8)]
+        return super().update(o)
 
 
 @both("MEM-LEAK", says="bytes", source="a workspace of a C extension that is never freed")
 class NeverFrees(Right):
-    def update(self, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
+    def update(self, o: UpdateOperands) -> Tensor:
         ctypes.CDLL(None).malloc(4096)
-        return super().update(x, lora_A, lora_B, scale)
+        return super().update(o)
 
 
 @both("MEM-LATER", says="worst    y", source="an output buffer that is used again")
@@ -149,13 +150,13 @@ class ReturnsItsBuffer(Right):
 
 @both("MEM-LATER", says="worst    d", source="an intermediate kept for backward in a buffer that is used again")
 class KeepsOnlyTheLastInput(Right):
-    def update(self, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
-        self.last = x.detach()
-        return super().update(x, lora_A, lora_B, scale)
+    def update(self, o: UpdateOperands) -> Tensor:
+        self.last = o.x.detach()
+        return super().update(o)
 
-    def gradient_of_lora_A(self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
-        last = self.last if self.last.shape == x.shape else x
-        return super().gradient_of_lora_A(g, last.to(x.dtype), lora_A, lora_B, scale)
+    def gradient_of_lora_A(self, o: BackwardOperands) -> Tensor:
+        last = self.last if self.last.shape == o.x.shape else o.x
+        return super().gradient_of_lora_A(replace(o, x=last.to(o.x.dtype)))
 
 
 @both("MEM-REFILL", says="worst    y", source="results cached by data pointer")
@@ -163,21 +164,21 @@ class RemembersByAddress(Right):
     def reset(self) -> None:
         self.known: dict[Any, tuple[Any, Tensor]] = {}
 
-    def update(self, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
+    def update(self, o: UpdateOperands) -> Tensor:
         if not hasattr(self, "known"):
             self.reset()
-        key = (x.data_ptr(), lora_A.data_ptr(), lora_B.data_ptr(), x.shape, lora_B.shape, scale, x.dtype)
+        key = (o.x.data_ptr(), o.lora_A.data_ptr(), o.lora_B.data_ptr(), o.x.shape, o.lora_B.shape, o.scale, o.x.dtype)
         if key not in self.known:  # what it was computed from is held, so that no other gets the address
-            self.known[key] = (x, lora_A, lora_B), super().update(x, lora_A, lora_B, scale)
+            self.known[key] = (o.x, o.lora_A, o.lora_B), super().update(o)
         return self.known[key][1]
 
 
 @both("MEM-REFILL", says="worst    y", source="a product of the adapters that is kept while they are trained")
 class KeepsTheProduct(Right):
-    def update(self, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
-        if not hasattr(lora_B, "product"):
-            lora_B.product = lora_B.detach() @ lora_A.detach()
-        return x @ lora_B.product.to(x.dtype).T * scale
+    def update(self, o: UpdateOperands) -> Tensor:
+        if not hasattr(o.lora_B, "product"):
+            o.lora_B.product = o.lora_B.detach() @ o.lora_A.detach()
+        return o.x @ o.lora_B.product.to(o.x.dtype).T * o.scale
 
 
 def wrapped(matrix: Tensor) -> Tensor:
@@ -194,11 +195,11 @@ class WrapsOffsetsInX(Right):
     def base(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return super().base(wrapped(x), weight, bias)
 
-    def update(self, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
-        return super().update(wrapped(x), lora_A, lora_B, scale)
+    def update(self, o: UpdateOperands) -> Tensor:
+        return super().update(replace(o, x=wrapped(o.x)))
 
 
 @both("MEM-FAR", says="worst    dB", source="linkedin/Liger-Kernel #1248, fla-org/flash-linear-attention #1080 (MK4)")
 class WrapsOffsetsInG(Right):
-    def gradient_of_lora_B(self, g: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
-        return super().gradient_of_lora_B(wrapped(g), x, lora_A, lora_B, scale)
+    def gradient_of_lora_B(self, o: BackwardOperands) -> Tensor:
+        return super().gradient_of_lora_B(replace(o, g_adapter=wrapped(o.g_adapter)))

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tests.baselines.training import Step
+from tests.baselines.training import step_breaks as breaks
 from tests.known_bad import configuring, covering, replacement, stepping  # noqa: F401  (the group's other twins)
-from tests.right_training import Step
-from tests.right_training import step_breaks as breaks
 
 
 @breaks("TRN-LOSS", says="got 0", dtypes=("float32", "bfloat16"))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from tests.baselines.layer import Layer
 from tests.known_bad.layer import twin
-from tests.right_layer import Layer
 
 
 @twin("LAY-USED-COPY", says="raised RuntimeError", source="the last output kept on the layer")

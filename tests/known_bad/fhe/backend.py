@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from tests.right_backend import HEAD, Lattice, backend_breaks
+from tests.baselines.fhe_backend import HEAD, Lattice, backend_breaks
 
 
 @backend_breaks("FHE-BACKEND-PRODUCT", says="the result differs in")

@@ -10,8 +10,8 @@ import torch
 import reference
 from reference.hybrid import BackwardModuleLinear
 from reference.quantization import Quantized, quantize_dynamic
+from tests.baselines.fhe import fhe_breaks
 from tests.known_bad.fhe.layer import DOUBLE, Layer, over, rows
-from tests.right_fhe import fhe_breaks
 
 
 @fhe_breaks("FHE-DISABLE", says="as if the bias term were added twice")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 import reference
+from tests.baselines.fhe import fhe_breaks
 from tests.known_bad.fhe.layer import DOUBLE, SINGLE
-from tests.right_fhe import fhe_breaks
 
 
 @fhe_breaks("FHE-EXECUTE", says="of mode execute differs from that of disable", dtypes=SINGLE)

@@ -8,7 +8,7 @@ import struct
 import numpy as np
 import torch
 
-from tests.right_backend import HEAD, Keys, Lattice, backend_breaks
+from tests.baselines.fhe_backend import HEAD, Keys, Lattice, backend_breaks
 
 
 @backend_breaks("FHE-BACKEND-RANGE", says="returned bytes: expected ValueError")

@@ -12,8 +12,8 @@ from reference import HybridFHEMode as Mode
 from reference.service.remote_module import product_of
 from reference.service.weight_version import Version
 from reference.splitting import _put
+from tests.baselines.fhe import Right, fhe_breaks
 from tests.known_bad.hybrid.effects import Kept
-from tests.right_fhe import Right, fhe_breaks
 
 SINGLE = ("float32",)
 

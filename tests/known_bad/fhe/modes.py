@@ -7,8 +7,8 @@ import torch
 import reference
 from reference import HybridFHEMode as Mode
 from reference.hybrid import BackwardModuleLinear
+from tests.baselines.fhe import fhe_breaks
 from tests.known_bad.fhe.layer import DOUBLE, GR2, SINGLE
-from tests.right_fhe import fhe_breaks
 
 
 @fhe_breaks("FHE-TORCH", says="elements wrong", dtypes=SINGLE)

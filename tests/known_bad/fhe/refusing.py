@@ -6,7 +6,7 @@ from torch import nn
 
 import reference
 from reference import HybridFHEMode as Mode
-from tests.right_fhe import fhe_breaks
+from tests.baselines.fhe import fhe_breaks
 
 SINGLE = ("float32",)
 

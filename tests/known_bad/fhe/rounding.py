@@ -8,8 +8,8 @@ import torch
 
 import reference
 from reference.quantization import Quantized
+from tests.baselines.fhe import Right, fhe_breaks
 from tests.known_bad.fhe.layer import DOUBLE, HY4, Layer, half_away, half_up, over, rows
-from tests.right_fhe import Right, fhe_breaks
 
 
 @fhe_breaks("FHE-CONSTANT", says="elements wrong", source=HY4)

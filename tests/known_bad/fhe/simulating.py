@@ -7,8 +7,8 @@ import torch
 import reference
 from reference import HybridFHEMode as Mode
 from reference.encrypted.noise import noise_std, simulate
+from tests.baselines.fhe import fhe_breaks
 from tests.known_bad.fhe.layer import DOUBLE, SINGLE
-from tests.right_fhe import fhe_breaks
 
 
 @fhe_breaks("FHE-SIM-EXACT", says="of mode simulate differs from that of disable", dtypes=SINGLE)

@@ -6,8 +6,8 @@ import torch
 
 import reference
 from reference.quantization import Quantized
+from tests.baselines.fhe import fhe_breaks
 from tests.known_bad.fhe.layer import HY4, Layer, over
-from tests.right_fhe import fhe_breaks
 
 
 class SharesARange(reference.RemoteModule):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from tests.baselines.hybrid import Right
 from tests.known_bad import breaks
-from tests.right_hybrid import Right
 
 HYBRID = ("hybrid",)
 

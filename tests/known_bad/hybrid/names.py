@@ -6,8 +6,8 @@ import warnings
 
 from torch import nn
 
+from tests.baselines.hybrid import Right
 from tests.known_bad import breaks
-from tests.right_hybrid import Right
 
 HYBRID = ("hybrid",)
 CONCRETE = "zama-ai/concrete-ml HEAD 1c356a957 lora.get_remote_names (HY1)"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from tests.baselines.hybrid import Right
 from tests.known_bad import breaks
-from tests.right_hybrid import Right
 
 HYBRID = ("hybrid",)
 

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 import reference
+from tests.baselines.hybrid import Right
 from tests.known_bad import breaks
-from tests.right_hybrid import Right
 
 HYBRID = ("hybrid",)
 

@@ -6,8 +6,8 @@ import copy
 
 from torch import nn
 
+from tests.baselines.hybrid import Layer, Right
 from tests.known_bad import breaks
-from tests.right_hybrid import Layer, Right
 
 HYBRID = ("hybrid",)
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from tests.baselines.model import RightModel
 from tests.known_bad import breaks
 from tests.known_bad.model.computing import Computes, update
 from tests.known_bad.model.keeping import MODEL, AfterPatching, reclassed
-from tests.right_model import RightModel
 
 
 @breaks("MOD-COUNT", says="returned None", **MODEL)

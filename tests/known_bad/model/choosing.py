@@ -8,9 +8,9 @@ from typing import Any
 from torch import nn
 
 import reference
+from tests.baselines.model import RightMatcher, RightModel
 from tests.known_bad import breaks
 from tests.known_bad.model.keeping import MODEL
-from tests.right_model import RightMatcher, RightModel
 
 
 def with_matcher(matcher: type[RightMatcher]) -> Any:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import reference
+from tests.baselines.model import RightModel
 from tests.known_bad import breaks
 from tests.known_bad.model.computing import Computes
 from tests.known_bad.model.keeping import MODEL, AfterPatching, reclassed
-from tests.right_model import RightModel
 
 
 @breaks("MOD-META", says="lora_A.weight is on cpu after patching a meta layer", **MODEL)

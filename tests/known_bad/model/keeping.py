@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import reference
+from tests.baselines.model import RightModel
 from tests.known_bad import breaks
-from tests.right_model import RightModel
 
 MODEL = {"groups": ("model",), "dtypes": ("float32",)}
 HALF = {"groups": ("model",), "dtypes": ("bfloat16",)}

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from tests.baselines.model import RightModel
 from tests.known_bad import breaks
 from tests.known_bad.model.keeping import HALF, MODEL
-from tests.right_model import RightModel
 
 
 @breaks("MOD-LEAVES-REST", says="put another object in the place of", source="PEFT replaces modules", **MODEL)

@@ -6,9 +6,9 @@ import fnmatch
 import re
 
 import reference
+from tests.baselines.model import RightModel
 from tests.known_bad import breaks
 from tests.known_bad.model.keeping import MODEL
-from tests.right_model import RightModel
 
 
 class Matches(RightModel):

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 import reference
+from tests.baselines.model import RightModel
 from tests.known_bad import breaks
 from tests.known_bad.model.computing import Computes, update
 from tests.known_bad.model.keeping import MODEL, AfterPatching, reclassed
-from tests.right_model import RightModel
 
 ALL = {**MODEL, "dtypes": ("float64", "float32", "bfloat16")}
 

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import reference
+from tests.baselines.model import RightModel
 from tests.known_bad import breaks
 from tests.known_bad.model.keeping import MODEL
-from tests.right_model import RightModel
 
 
 class Accepts(RightModel):

@@ -1,0 +1,63 @@
+"""`python -m tests.campaigns.mutation run` judges mutants into a journal; `… table` sums it up."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+from tests.campaigns.mutation import summary
+from tests.campaigns.mutation.mutants import Mutant, all_mutants
+
+
+def main() -> int:
+    """Parse the command line and run it."""
+    parser = argparse.ArgumentParser(prog="python -m tests.campaigns.mutation", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="judge mutants; those already in the journal are not judged again")
+    run.add_argument("--journal", type=Path, default=Path("mutation.jsonl"))
+    run.add_argument("--share", type=float, default=1.0, help="a fixed random part of the mutants, 0 to 1")
+    run.add_argument("--shard", default="1/1", help="i/n: every n-th of them, starting with the i-th")
+    run.add_argument("--only", default="", help="mutants whose name contains this")
+    table = commands.add_parser("table", help="scores by group of clauses, and survivors with their reasons")
+    table.add_argument("journals", type=Path, nargs="+")
+    table.add_argument("--json", type=Path, help="write the table there as well")
+    options = parser.parse_args()
+    if options.command == "table":
+        return summary.show(options.journals, options.json)
+    return _run(options)
+
+
+def _run(options: argparse.Namespace) -> int:
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton
+    from tests.campaigns.mutation import verdict
+
+    done = {entry["mutant"] for entry in summary.read([options.journal])} if options.journal.exists() else set()
+    chosen = [m for m in all_mutants() if _share_of(m) < options.share and options.only in m.id]
+    index, count = map(int, options.shard.split("/"))
+    chosen = [m for m in chosen[index - 1 :: count] if m.id not in done]
+    verdict.prepare()
+    with options.journal.open("a", encoding="utf-8") as journal:
+        for number, mutant in enumerate(chosen, 1):
+            if not mutant.valid:
+                continue
+            found = verdict.verdict(mutant)
+            entry = dataclasses.asdict(found) | {"file": mutant.file, "operator": mutant.operator}
+            journal.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            journal.flush()
+            if found.status == "survived":
+                print(f"{number}/{len(chosen)} survived: {mutant.id}", file=sys.stderr)
+    return 0
+
+
+def _share_of(mutant: Mutant) -> float:
+    """A number from 0 to 1 that depends on the mutant's name alone."""
+    return int.from_bytes(hashlib.sha256(mutant.id.encode()).digest()[:6], "big") / 2**48
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""The mutants of a source file, each with a name that outlives edits elsewhere, and a copy of the packages with one."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.campaigns.mutation.operators import OPERATORS
+
+ROOT = Path(__file__).resolve().parents[3]
+PACKAGES = ("reference", "optimized")
+EXEMPT = ("__init__.py",)  # a list of exports is no computation
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One small edit of one file.
+
+    Attributes:
+        file: relative to the root.   function: the qualified name around the edit, empty at module level.
+        operator: its name.   before, after: the source of the edited node.   line: where it is now.
+        ordinal: tells apart equal edits in one function.   text: the whole file as it is.
+        span: where the edited node lies in it, in bytes.   new: what takes its place.
+    """
+
+    file: str
+    function: str
+    operator: str
+    before: str
+    after: str
+    line: int
+    ordinal: int
+    text: str
+    span: tuple[int, int]
+    new: str
+
+    @property
+    def id(self) -> str:
+        """A name that does not change when lines are added elsewhere."""
+        again = f" #{self.ordinal}" if self.ordinal else ""
+        return f"{self.file} {self.function or '<module>'} {self.operator}: {self.before} → {self.after}{again}"
+
+    @property
+    def source(self) -> str:
+        """The whole edited file."""
+        raw, (start, end) = self.text.encode(), self.span
+        return (raw[:start] + self.new.encode() + raw[end:]).decode()
+
+    @property
+    def valid(self) -> bool:
+        """Whether the edited file is Python at all: a node may stand where its replacement cannot."""
+        try:
+            compile(self.source, self.file, "exec")
+        except SyntaxError:
+            return False
+        return True
+
+    @property
+    def package(self) -> str:
+        """The package that the edit is in."""
+        return self.file.partition("/")[0]
+
+
+def mutants_of(path: Path) -> list[Mutant]:
+    """Every mutant of one file, in source order."""
+    text = path.read_text(encoding="utf-8")
+    file = path.relative_to(ROOT).as_posix()
+    starts = list(itertools.accumulate((len(line.encode()) for line in text.splitlines(keepends=True)), initial=0))
+    found: list[Mutant] = []
+    counts: dict[tuple[str, ...], int] = {}
+    for function, node in _walk(ast.parse(text), ""):
+        span = (starts[node.lineno - 1] + node.col_offset, starts[node.end_lineno - 1] + node.end_col_offset)
+        for operator, apply in OPERATORS.items():
+            for edited in apply(node):
+                before, new = ast.unparse(node), ast.unparse(ast.fix_missing_locations(edited))
+                key = (function, operator, _short(before), _short(new))
+                counts[key] = counts.get(key, -1) + 1
+                if before != new:
+                    placed = _placed(node, new)
+                    found.append(Mutant(file, *key, node.lineno, counts[key], text, span, placed))
+    return found
+
+
+def all_mutants(packages: tuple[str, ...] = PACKAGES) -> list[Mutant]:
+    """The mutants of every file of the packages."""
+    files = [p for package in packages for p in sorted((ROOT / package).rglob("*.py")) if p.name not in EXEMPT]
+    return [mutant for path in files for mutant in mutants_of(path)]
+
+
+def write_copy(folder: Path, mutant: Mutant | None) -> None:
+    """Copy both packages into a folder, with the mutant in place of its file."""
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    if mutant is not None:
+        (folder / mutant.file).write_text(mutant.source, encoding="utf-8")
+
+
+def _walk(node: ast.AST, function: str) -> Iterator[tuple[str, Any]]:
+    """Every node that is computed with: no annotation, docstring, message or list of exports."""
+    for field, value in ast.iter_fields(node):
+        if field in ("annotation", "returns", "decorator_list", "bases", "type_params", "ctx", "op", "ops"):
+            continue
+        children = value if isinstance(value, list) else [value]
+        for child in children:
+            if not isinstance(child, ast.AST) or _said_not_done(child):
+                continue
+            inside = function
+            if isinstance(child, ast.FunctionDef | ast.ClassDef):
+                inside = f"{function}.{child.name}".lstrip(".")
+            if isinstance(child, ast.expr | ast.stmt) and not isinstance(child, ast.FunctionDef | ast.ClassDef):
+                yield function, child
+            if not isinstance(child, ast.Raise):
+                yield from _walk(child, inside)
+
+
+def _said_not_done(node: ast.AST) -> bool:
+    """Docstrings, imports, exports, formatted text and warnings: words, which clauses judge by pattern alone."""
+    if isinstance(node, ast.Import | ast.ImportFrom | ast.JoinedStr):
+        return True
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+        return True
+    if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets):
+        return True
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def _placed(node: Any, new: str) -> str:
+    """The new source as it must stand in the node's place: statements indented, expressions in parentheses."""
+    return new.replace("\n", "\n" + " " * node.col_offset) if isinstance(node, ast.stmt) else f"({new})"
+
+
+def _short(source: str, most: int = 90) -> str:
+    line = " ".join(source.split())
+    return line if len(line) <= most else line[: most - 1] + "…"

@@ -1,0 +1,180 @@
+"""The suite's verdict on one mutant, in a process forked from one that has torch and the suite loaded."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import os
+import resource
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from conformance.judgement.result import ANY_DTYPE
+from conformance.run.case_search import Examination
+from conformance.run.profiles import PROFILES, Profile
+from conformance.specification.clause import REGISTRY, Clause, load_all
+from conformance.target.target import TRITON, Target
+from tests.campaigns.mutation.mutants import PACKAGES, Mutant, write_copy
+
+LIMIT = 240  # CPU seconds after which a mutant that is neither killed nor through counts as hanging
+IDLE_LIMIT = 10 * LIMIT  # seconds by the clock, for one that waits for what does not come
+# torch.compile takes seconds for each mutant, and sees what the plain call shows
+SLOW = ("LIN-COMPILE", "LAY-COMPILE", "FUS-COMPILE")
+FIRST = Profile("first", volume=1, interpreted=1, shrinks=0)
+QUICK = Profile("quick", PROFILES["quick"].volume, PROFILES["quick"].interpreted, shrinks=0)
+NUMERIC = ("linear", "layer", "merge", "dora", "model")
+# which groups see a file at all, the likeliest first; a file not named here is seen by the numeric groups
+GROUPS_OF = {
+    "config": ("config", "model"),
+    "matching": ("model", "hybrid"),
+    "model": ("model",),
+    "gradnorm": ("gradnorm", "training", "distributed"),
+    **dict.fromkeys(("distributed", "sharded"), ("distributed",)),
+    **dict.fromkeys(("hybrid", "custom_linear"), ("hybrid", "training")),
+    "training": ("training",),
+    **dict.fromkeys(("quantization", "remote_module", "splitting", "noise", "layout", "envelope", "keys"), ("fhe",)),
+    **dict.fromkeys(("shared_state", "weight_version", "library", "encryption", "int8_linear", "integers"), ("fhe",)),
+    **dict.fromkeys(("deployment", "protocol", "client", "server", "application"), ("remote",)),
+    **dict.fromkeys(("key_store", "listener", "connection", "worker"), ("remote",)),
+    **dict.fromkeys(("checkpoint", "peft_format", "tensor_file", "plain_values"), ("checkpoint",)),
+    **dict.fromkeys(("training_file", "whole_files"), ("checkpoint",)),
+    "dora": ("dora", "model"),
+    "layer": ("layer", "merge", "dora", "model", "training"),
+    "linear": ("linear", "layer", "merge", "dora", "model"),
+    "adapter": ("linear", "layer"),
+    **dict.fromkeys(
+        ("projection", "projections", "blocks", "qkv", "mlp", "activations", "gated_activation"), ("fused",)
+    ),
+}
+# files of which one part runs with interpreted kernels and another without
+BOTH_WAYS = ("quantization", "integers")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a mutant.
+
+    Attributes:
+        status: `killed` by a clause, `crashed` or `hung` (both noticed too), or `survived`.
+        clause: the first clause that failed, `import` where the package no longer imports.
+        seconds: CPU time that the verdict took, which other work on the machine does not lengthen.
+    """
+
+    mutant: str
+    status: str
+    clause: str = ""
+    message: str = ""
+    seconds: float = 0.0
+
+
+def verdict(mutant: Mutant | None, package: str = "") -> Verdict:
+    """Judge a mutant (or the unchanged `package`) until a clause fails or all have passed."""
+    name = mutant.id if mutant else package
+    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+        write_copy(Path(folder), mutant)
+        out = Path(folder) / "verdict.json"
+        child = os.fork()
+        if child == 0:
+            _in_child(Path(folder), mutant, package, out)
+        died, seconds = _waited(child)
+        if out.exists():
+            return Verdict(name, seconds=seconds, **json.loads(out.read_text()))
+    return Verdict(name, "hung" if died == "timeout" else "crashed", message=died, seconds=seconds)
+
+
+def _waited(child: int) -> tuple[str, float]:
+    """How a child ended, and its CPU time in seconds."""
+    deadline = time.monotonic() + IDLE_LIMIT
+    late = False
+    while True:
+        ended, status, used = os.wait4(child, os.WNOHANG)
+        if ended:
+            seconds = round(used.ru_utime + used.ru_stime, 2)
+            code = os.waitstatus_to_exitcode(status)
+            return "timeout" if late or code == -signal.SIGXCPU else f"exit status {code}", seconds
+        if not late and time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+            late = True
+        time.sleep(0.02)
+
+
+def _in_child(folder: Path, mutant: Mutant | None, package: str, out: Path) -> None:
+    """Import the mutated package in place of the real one and judge it; never returns."""
+    resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, resource.RLIM_INFINITY))
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, 1)
+    os.dup2(quiet, 2)
+    try:
+        sys.path.insert(0, str(folder))
+        for name in [n for n in sys.modules if n.partition(".")[0] in PACKAGES]:
+            del sys.modules[name]
+        importlib.invalidate_caches()
+        found = {"status": "survived"}
+        try:
+            target = Target.of(importlib.import_module(mutant.package if mutant else package))
+            missing = set(_expected_claims()) - set(target.claimed)
+        except BaseException as error:  # noqa: BLE001  (a mutant may raise anything)
+            found = {"status": "killed", "clause": "import", "message": f"{type(error).__name__}: {error}"[:300]}
+        else:
+            if missing:
+                found = {"status": "killed", "clause": "import", "message": f"no longer claims {sorted(missing)}"}
+            else:
+                found = _first_failure(target, mutant) or found
+        out.with_suffix(".part").write_text(json.dumps(found))
+        out.with_suffix(".part").rename(out)
+    finally:
+        os._exit(0)
+
+
+def _expected_claims() -> tuple[str, ...]:
+    return tuple(dict.fromkeys(clause.group for clause in REGISTRY.values()))
+
+
+def _first_failure(target: Target, mutant: Mutant | None) -> dict[str, str] | None:
+    as_it_is = os.environ["TRITON_INTERPRET"]
+    for interpreting in ("0", "1") if mutant and Path(mutant.file).stem in BOTH_WAYS else (as_it_is,):
+        os.environ["TRITON_INTERPRET"] = interpreting
+        for profile, clause, subject, dtype in _planned(target, mutant):
+            result = Examination(clause, subject, dtype, profile).run()
+            if result.status != "pass":
+                return {"status": "killed", "clause": clause.id, "message": (result.message or "")[:300]}
+    return None
+
+
+def _planned(target: Target, mutant: Mutant | None) -> Iterator[tuple[Profile, Clause, Any, str]]:
+    """One case for every clause that may see the file, then the quick profile for every subject and dtype."""
+    groups = groups_of(mutant)
+    clauses = [c for group in groups for c in REGISTRY.values() if c.group == group and c.id not in SLOW]
+    in_kernels = mutant is not None and "/kernels/" in mutant.file
+    for profile in (FIRST, QUICK):
+        for clause in clauses:
+            dtypes = clause.dtypes or (ANY_DTYPE,)
+            chosen = dtypes if profile is QUICK else [d for d in dtypes if d in ("float32", ANY_DTYPE)] or dtypes[:1]
+            for subject, dtype in itertools.product(target.subjects(clause), chosen):
+                if not in_kernels or subject.name in (*TRITON, "lora_mlp", "HybridFHEModel"):
+                    yield profile, clause, subject, dtype
+
+
+def groups_of(mutant: Mutant | None) -> tuple[str, ...]:
+    """The groups of clauses that see the mutant's file."""
+    if mutant is None:
+        return _expected_claims()
+    return GROUPS_OF.get(Path(mutant.file).stem, ("linear", "layer") if "/kernels/" in mutant.file else NUMERIC)
+
+
+def prepare() -> None:
+    """Load what every mutant needs, once; with one thread, since a fork keeps no others."""
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+    torch.set_num_threads(1)
+    load_all()
+    for heavy in ("triton", "triton.language", "transformers.pytorch_utils", "torch._dynamo"):
+        importlib.import_module(heavy)

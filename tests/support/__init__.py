@@ -1,0 +1,1 @@
+"""Helpers of the tests: processes, servers, small targets, the twins and what is recorded of them."""

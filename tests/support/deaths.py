@@ -1,0 +1,108 @@
+"""`python -m tests.support.deaths`: at which of its clause's cases each known-bad twin dies, and how many are spent.
+
+The small defects of `tests.campaigns.sensitivity` count among the twins: of each size the case at which a clause sees
+them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Iterable
+
+from conformance.run.case_search import Examination
+from conformance.run.profiles import DEATHS, PROFILES, Profile
+from conformance.specification.clause import Clause
+from tests.campaigns.sensitivity import DEFECTS, seen
+from tests.support.twins import CLAUSES, REGISTRY, KnownBad, begun, pairs
+
+MOST = 30  # cases of a clause of weight 1
+LOOKING = Profile("deaths", volume=MOST, interpreted=MOST, shrinks=0)
+# By clause: the highest number of a case, counted from 0, at which one of its twins dies, and how many twins it has.
+Deaths = dict[str, tuple[int | None, int]]
+
+
+def death(bad: KnownBad) -> int | None:
+    """The number, from 0, of the counted case at which a twin fails its own clause; None if it does not.
+
+    Of its subjects and dtypes the one that takes fewest cases: a run judges all of them.
+    """
+    clause, least = CLAUSES[bad.clause], None
+    with begun(bad) as target:
+        for subject, dtype in pairs(bad, target, clause):
+            drawn: list[object] = []
+            volume = LOOKING.volume if least is None else least / clause.weight
+            profile = dataclasses.replace(LOOKING, volume=volume)
+            result = Examination(clause, subject, dtype, profile, drawn.append).run()
+            if result.status != "pass":
+                least = min(len(drawn) - 1 - result.inconclusive, MOST if least is None else least)
+            if least == 0:
+                break
+    return least
+
+
+def measured(clauses: Iterable[Clause]) -> Deaths:
+    """The deaths of the twins of these clauses; a line for each on standard error."""
+    found: Deaths = {}
+    for clause in clauses:
+        numbers = []
+        for bad in (bad for bad in REGISTRY.values() if bad.clause == clause.id):
+            numbers.append(death(bad))
+            sys.stderr.write(f"{bad.name} {numbers[-1]}\n")
+        twins = len(numbers)
+        numbers += small_defects(clause)
+        known = [number for number in numbers if number is not None]
+        found[clause.id] = (max(known) if len(known) == len(numbers) else None, twins)
+    return found
+
+
+def small_defects(clause: Clause) -> list[int | None]:
+    """The number of the decided case at which the clause sees each small defect, size by size."""
+    return [
+        next((number for number, shows in enumerate(seen(defect, clause.id, size, MOST)) if shows), None)
+        for defect in DEFECTS
+        if clause.id in defect.clauses
+        for size in defect.sizes
+    ]
+
+
+def read() -> Deaths:
+    """What is recorded."""
+    return {name: (number, twins) for name, (number, twins) in json.loads(DEATHS.read_text()).items()}
+
+
+def write(deaths: Deaths) -> None:
+    """Record them, a clause a line."""
+    lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(deaths[name])}" for name in sorted(deaths))
+    DEATHS.write_text(f"{{\n{lines}\n}}\n")
+
+
+def table(deaths: Deaths) -> list[str]:
+    """A line for each clause: its twins, the cases after which all are dead, and the cases that profiles spend."""
+    lines = [f"{'clause':<28} {'twins':>5} {'cases':>5} {'quick':>5} {'default':>7}"]
+    for name, (number, twins) in sorted(deaths.items()):
+        quick, default = (PROFILES[profile].cases(CLAUSES[name], "cpu") for profile in ("quick", "default"))
+        needed = f"> {round(MOST * CLAUSES[name].weight)}" if number is None else number + 1
+        lines.append(f"{name:<28} {twins:>5} {needed:>5} {quick:>5} {default:>7}")
+    return lines
+
+
+def main() -> int:
+    """Measure the chosen groups where asked, and print the table."""
+    parser = argparse.ArgumentParser(prog="python -m tests.support.deaths", description=__doc__)
+    parser.add_argument("--measure", action="store_true", help="judge the twins again, and record what is found")
+    parser.add_argument("--group", action="append", help="measure the clauses of this group alone; may be repeated")
+    chosen = parser.parse_args()
+    deaths = read() if DEATHS.exists() else {}
+    if chosen.measure:
+        clauses = [clause for clause in CLAUSES.values() if not chosen.group or clause.group in chosen.group]
+        deaths = {name: found for name, found in deaths.items() if name in CLAUSES} | measured(clauses)
+        write(deaths)
+    sys.stdout.write("\n".join(table(deaths)) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,223 @@
+"""A server in a process of its own, models for it, and a backend that is quick and no secret to anybody."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import queue
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from reference.encrypted.encryption import EncryptionError, Keys
+from reference.encrypted.noise import TOY, EncryptionParameters
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 120.0  # seconds until a test gives up; only a failure waits so long
+
+_HEAD = struct.Struct("<4s32sQQ")  # magic, whose key, rows, columns
+
+
+class PlainBackend:
+    """A stand-in for encryption: inputs and results are masked by the key, which the evaluation key gives away."""
+
+    def __init__(self, parameters: EncryptionParameters = TOY) -> None:
+        self.parameters = parameters
+
+    def keygen(self) -> Keys:
+        secret = os.urandom(32)
+        return Keys(secret, _evaluation(secret))
+
+    def encrypt(self, q: torch.Tensor, keys: Keys, *, progress: Any = None) -> bytes:
+        return _sealed(b"IN01", q, keys.evaluation)
+
+    def evaluate(self, ciphertext: bytes, weight: torch.Tensor, evaluation: bytes, *, progress: Any = None) -> bytes:
+        q = _opened(b"IN01", ciphertext, evaluation)
+        if q.shape[1] != weight.shape[1]:
+            raise ValueError(f"the ciphertext has {q.shape[1]} features: expected {weight.shape[1]}")
+        return _sealed(b"OUT1", q @ weight.t(), evaluation)
+
+    def decrypt(self, result: bytes, rows: int, columns: int, keys: Keys, *, progress: Any = None) -> torch.Tensor:
+        return _opened(b"OUT1", result, keys.evaluation)
+
+
+class TamedBackend(PlainBackend):
+    """Does what files in the folder TAMED say: `hold` keeps it waiting, `die` ends its process, `panic` raises."""
+
+    def evaluate(self, ciphertext: bytes, weight: torch.Tensor, evaluation: bytes, *, progress: Any = None) -> bytes:
+        folder = Path(os.environ["TAMED"])
+        if (folder / "hold").exists():
+            (folder / "holding").touch()
+            until(lambda: not (folder / "hold").exists(), "leave to go on")
+        if (folder / "die").exists():
+            (folder / "die").unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if (folder / "panic").exists():
+            raise Panic("PLANTED-VALUE")
+        return super().evaluate(ciphertext, weight, evaluation)
+
+
+class Panic(BaseException):
+    """As a library in Rust raises it."""
+
+
+class Server:
+    """`loraspec serve` on a free port; its address, its log, and its end."""
+
+    def __init__(self, models: Path, *options: str, port: int = 0, **environment: str) -> None:
+        command = [sys.executable, "-m", "conformance", "serve", str(models), "--port", str(port), *options]
+        self.process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self.log: list[str] = []
+        lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, args=(lines,), daemon=True)
+        self._reader.start()
+        line = lines.get(timeout=PATIENCE)
+        assert line.startswith("serving "), line + self.ended()[1]
+        self.address = line.split()[-1]
+        self.port = int(self.address.rpartition(":")[2])
+
+    def _read(self, lines: queue.SimpleQueue[str]) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.log.append(line)
+            lines.put(line)
+        lines.put("")
+
+    def stop(self, number: int) -> None:
+        """As a terminal or an init system does it: to all of its processes."""
+        os.killpg(self.process.pid, number)
+
+    def logged(self) -> list[str]:
+        """The log lines of all requests that were answered until now."""
+        mark = f"/{time.monotonic_ns()}"
+        exchange(self.port, f"GET {mark} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n".encode())
+        until(lambda: any(mark in line for line in self.log), "a mark in the log")
+        return list(self.log)
+
+    def sockets(self) -> set[str]:
+        """The sockets that it holds."""
+        held = set()
+        for entry in Path(f"/proc/{self.process.pid}/fd").iterdir():
+            with suppress(FileNotFoundError):
+                held.add(os.readlink(entry))
+        return {name for name in held if name.startswith("socket:")}
+
+    def ended(self) -> tuple[int, str]:
+        """Exit code and all that it said, once it has ended."""
+        code = self.process.wait(PATIENCE)
+        self._reader.join(PATIENCE)
+        return code, "".join(self.log)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(PATIENCE)
+        assert self.process.stdout is not None
+        self._reader.join(PATIENCE)
+        self.process.stdout.close()
+
+
+@contextmanager
+def serving(models: Path, *options: str, **environment: Any) -> Iterator[Server]:
+    """A server that is gone afterwards, whatever happened."""
+    server = Server(models, *options, **environment)
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+def save_model(folder: Path, weights: dict[str, torch.Tensor], parameters: EncryptionParameters = TOY) -> None:
+    """A server's part of a model, as `deployment.save` writes it."""
+    folder.mkdir(parents=True)
+    files = {}
+    for number, (name, weight) in enumerate(weights.items()):
+        files[name] = f"{number}.npz"
+        np.savez(folder / files[name], weight=weight.numpy().astype(np.int8))
+    about = {"format": 1, "model": folder.name, "modules": files, "parameters": asdict(parameters)}
+    (folder / "model.json").write_text(json.dumps(about))
+
+
+def until(happened: Callable[[], Any], what: str) -> Any:
+    """Wait until something is so, and return it."""
+    deadline = time.monotonic() + PATIENCE
+    while not (found := happened()):
+        assert time.monotonic() < deadline, f"waited {PATIENCE} s for {what}"
+        time.sleep(0.01)
+    return found
+
+
+def exchange(port: int, request: bytes) -> bytes:
+    """Send bytes to a port of this machine; what comes until the other end closes."""
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
+        connection.sendall(request)
+        came = b""
+        while piece := connection.recv(65536):
+            came += piece
+        return came
+
+
+@contextmanager
+def answering(answer: Callable[[socket.socket], object]) -> Iterator[str]:
+    """The address of something that takes one connection and does this with it."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(PATIENCE)
+
+        def take() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.settimeout(PATIENCE)
+                answer(connection)
+
+        thread = threading.Thread(target=take, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        thread.join(PATIENCE)
+
+
+def _evaluation(secret: bytes) -> bytes:
+    return b"EVAL" + hashlib.sha256(secret).digest() + b"\0" * 4096
+
+
+def _mask(key: bytes, kind: bytes, number: int) -> np.ndarray[Any, Any]:
+    seed = int.from_bytes(hashlib.sha256(kind + key).digest()[:8], "little")
+    return np.random.default_rng(seed).integers(-(2**40), 2**40, number)
+
+
+def _sealed(kind: bytes, q: torch.Tensor, key: bytes) -> bytes:
+    values = q.numpy().reshape(-1) + _mask(key, kind, q.numel())
+    return _HEAD.pack(kind, hashlib.sha256(key).digest(), *q.shape) + values.astype("<i8").tobytes()
+
+
+def _opened(kind: bytes, sealed: bytes, key: bytes) -> torch.Tensor:
+    if not key.startswith(b"EVAL"):
+        raise EncryptionError("an evaluation key came with contents that are none")
+    if len(sealed) < _HEAD.size or sealed[:4] != kind:
+        raise EncryptionError(f"{len(sealed)} bytes came that are no ciphertext")
+    _, whose, rows, columns = _HEAD.unpack_from(sealed)
+    if len(sealed) != _HEAD.size + 8 * rows * columns:
+        raise EncryptionError(f"a ciphertext came as {len(sealed)} bytes: it was cut off")
+    if whose != hashlib.sha256(key).digest():
+        raise EncryptionError("a ciphertext came under other keys: use the same pair")
+    values = np.frombuffer(sealed, "<i8", offset=_HEAD.size) - _mask(key, kind, rows * columns)
+    return torch.from_numpy(values.reshape(rows, columns).copy())

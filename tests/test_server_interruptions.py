@@ -1,0 +1,133 @@
+"""A server in a process of its own: clients that are slow, wait or are killed, and evaluations that end or panic."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+from reference.remote import Limits, RemoteClient
+
+from tests.support.served_models import BACKEND, EVALUATE, STALL, Client, http
+from tests.support.server import PATIENCE, Server, exchange, until
+
+
+def test_slow_clients_are_given_up(server: Server) -> None:
+    """One sends nothing, one half a head, one half a body; all are told or closed, in about the time granted."""
+    key = b"EVAL" + os.urandom(4000)
+    body = http(f"/keys/{hashlib.sha256(key).hexdigest()}", "Content-Length: 4004", method="PUT", body=key[:99])
+    began = time.monotonic()
+    with ThreadPoolExecutor(3) as pool:
+        came = list(pool.map(lambda request: exchange(server.port, request), [b"", b"GET /health HTTP/1.1\r\n", body]))
+    assert time.monotonic() - began >= STALL
+    assert came[:2] == [b"", b""]
+    assert came[2].startswith(b"HTTP/1.1 408 ")
+    assert b"an evaluation key came too slowly, 99 bytes of it: expected the next piece within 4 s" in came[2]
+
+
+def test_keys_wait_for_their_turn_to_arrive(server: Server) -> None:
+    client = Client(server.address)
+    slow = http(f"/keys/{'1' * 64}", "Content-Length: 99", method="PUT", body=b"EVAL")
+    assert Client(server.address).is_right()
+    began = time.monotonic()
+    with ExitStack() as stack:
+        for _ in range(Limits().uploads):
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.port))).sendall(slow)
+        server.logged()  # by now those are being taken, until they are given up
+        assert client.is_right()
+        assert time.monotonic() - began > 0.9 * STALL
+
+
+def test_an_answer_that_is_not_read_is_given_up(server: Server) -> None:
+    client = Client(server.address)
+    assert client.is_right()
+    body = BACKEND.encrypt(client.inputs("two", "wide", 40000), client.keys)  # to 20 MB, more than any buffer takes
+    key = f"Evaluation-Key: {hashlib.sha256(client.keys.evaluation).hexdigest()}"
+    request = http("/evaluate?model=two&module=wide", key, f"Content-Length: {len(body)}", body=body)
+    before = server.sockets()
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", server.port))
+        connection.sendall(request)
+        until(lambda: any(f" {len(body)} bytes in" in line for line in server.log), "the answer")
+        held = server.sockets() - before
+        assert held
+        until(lambda: not held & server.sockets(), "the end of the connection")
+
+
+def test_health_answers_while_a_product_is_evaluated(server: Server, tame: Path) -> None:
+    client = Client(server.address)
+    (tame / "hold").touch()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(client.is_right)
+        until((tame / "holding").exists, "the evaluation")
+        assert RemoteClient(server.address).health()["requests"] == 1
+        assert not running.done()
+        (tame / "hold").unlink()
+        assert running.result(PATIENCE)
+
+
+KILLED = """
+import socket, sys
+connection = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+connection.sendall(bytes.fromhex(sys.argv[2]))
+connection.recv(1)
+"""
+
+
+def test_a_client_killed_midrequest(server: Server, tame: Path) -> None:
+    client = Client(server.address)
+    assert client.is_right()
+    body = BACKEND.encrypt(client.inputs(), client.keys)
+    key = f"Evaluation-Key: {hashlib.sha256(client.keys.evaluation).hexdigest()}"
+    request = http(EVALUATE, key, f"Content-Length: {len(body)}", body=body)
+    gone = sum(" 499 " in line for line in server.logged())
+    (tame / "hold").touch()
+    for number, sent in (
+        (1, request),
+        (2, request),
+        (3, request[:-20]),
+    ):  # while evaluated; while waiting; while sending
+        with subprocess.Popen([sys.executable, "-c", KILLED, str(server.port), sent.hex()]) as killed:
+            until(partial(_has_requests, server, number), "the request")
+            until((tame / "holding").exists, "the evaluation")
+            killed.kill()
+    (tame / "hold").unlink()
+    until(partial(_has_requests, server, 0), "the end of all")
+    assert sum(" 499 " in line for line in server.logged()) == gone + 2  # what waited was not evaluated
+    assert client.is_right()
+
+
+def _has_requests(server: Server, number: int) -> bool:
+    return bool(RemoteClient(server.address).health()["requests"] == number)
+
+
+def test_a_client_that_does_not_wait(server: Server, tame: Path) -> None:
+    client, hasty = Client(server.address), Client(server.address, 0.5)
+    assert hasty.remote.health()
+    (tame / "hold").touch()
+    said = hasty.refusal()
+    assert said.startswith((f"evaluate one/fc.forward_module at {server.address}: no answer within 0.5 s", "upload"))
+    (tame / "hold").unlink()
+    assert client.is_right()
+
+
+def test_an_evaluation_that_ends_its_process(server: Server, tame: Path) -> None:
+    client = Client(server.address)
+    (tame / "die").touch()
+    assert "refused with 500: the process that evaluates ended with exit code -9" in client.refusal()
+    assert client.is_right()
+
+
+def test_an_evaluation_that_panics_tells_no_values(server: Server, tame: Path) -> None:
+    (tame / "panic").touch()
+    said = Client(server.address).refusal()
+    assert said.endswith("refused with 500: the backend stopped with Panic")
+    assert "PLANTED" not in "".join(server.log)

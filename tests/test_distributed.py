@@ -21,7 +21,8 @@ import optimized
 import reference
 from conformance import cli
 from conformance.cases.case import Case
-from conformance.clauses.distributed.ranks import PATIENCE, on_ranks
+from conformance.clauses.distributed.rank_process import PATIENCE
+from conformance.clauses.distributed.ranks import on_ranks
 from conformance.judgement.outcomes import Inconclusive, Refused, Violation
 from conformance.run.case_search import Examination
 from conformance.run.profiles import PROFILES

@@ -15,8 +15,8 @@ import optimized
 import reference
 from conformance.clauses.distributed import kept_ranks
 from conformance.clauses.distributed.kept_ranks import KEEPER, packed
-from conformance.clauses.distributed.rank_process import Answer, Work
-from conformance.clauses.distributed.ranks import PATIENCE, on_ranks
+from conformance.clauses.distributed.rank_process import PATIENCE, Answer, Work
+from conformance.clauses.distributed.ranks import on_ranks
 from conformance.judgement.outcomes import Violation
 from conformance.run.supervisor import born
 from conformance.specification.clause import load_all

@@ -13,8 +13,8 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from reference.remote import Limits, RemoteClient
-
+from reference.service.client import RemoteClient
+from reference.service.protocol import Limits
 from tests.support.served_models import BACKEND, EVALUATE, STALL, Client, http
 from tests.support.server import PATIENCE, Server, exchange, until
 

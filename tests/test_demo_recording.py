@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from reference.noise import PARAMETER_SETS
+from reference.encrypted.noise import PARAMETER_SETS
 
 from conformance.demo.recording import RecordingBackend, Traffic
 from reference.encrypted.encryption import Keys

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from reference.encrypted.noise import PARAMETER_SETS
 
 from conformance.demo.recording import RecordingBackend, Traffic
 from reference.encrypted.encryption import Keys
+from reference.encrypted.noise import PARAMETER_SETS
 
 
 class Plain:

@@ -259,7 +259,7 @@ def test_the_table_has_a_cell_for_each_clause_strategy_and_number_of_ranks(capsy
 
 
 def test_the_table_says_what_fails_and_ends_with_1(capsys: pytest.CaptureFixture[str]) -> None:
-    target = "tests.known_bad.distributed:TakesTheNormOfItsOwnPart"
+    target = "tests.known_bad.distributed.grad_norm:TakesTheNormOfItsOwnPart"
     assert cli.main(["ranks", target, "--ranks", "2", "--clause", "DIS-CLIP", "--json"]) == 1
     cells = {cell["strategy"]: cell for cell in json.loads(capsys.readouterr().out)}
     assert cells["copies"]["status"] == "pass"

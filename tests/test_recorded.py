@@ -11,7 +11,7 @@ from tests.support import recorded_failures
 from tests.support.recorded_failures import Digests, Sets, Sources
 from tests.support.twins import REGISTRY
 
-TWINS, CLAUSES = "tests.known_bad.config.checking", "conformance.clauses.config.round_trip"
+TWINS, CLAUSES = "tests.known_bad.config.refusals", "conformance.clauses.config.round_trip"
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_a_changed_file_of_twins_is_noticed_with_all_clauses_and_so_is_what_it_i
     own = {(TWINS, clauses) for clauses in recorded_failures.meetings()[TWINS]}
     assert len(own) > 1
     assert stale(changed(TWINS), sets, fresh) == own
-    assert stale(changed("tests.known_bad.config.making"), sets, fresh) > own
+    assert stale(changed("tests.known_bad.config.config_classes"), sets, fresh) > own
     assert stale(changed("tests.baselines.model"), sets, fresh) & own == set()
 
 

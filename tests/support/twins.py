@@ -30,8 +30,8 @@ WHOLE = "MOD-ARCH-"  # likewise clauses that make models of transformers
 # of a clause that is not the twin's own, one case tells whether the defect shows there too
 OTHER = dataclasses.replace(PROFILES["quick"], volume=1, shrinks=0)
 load_all()
-for module in pkgutil.iter_modules(known_bad.__path__):
-    importlib.import_module(f"tests.known_bad.{module.name}")
+for module in pkgutil.walk_packages(known_bad.__path__, f"{known_bad.__name__}."):
+    importlib.import_module(module.name)
 
 
 @contextmanager

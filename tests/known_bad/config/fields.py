@@ -1,4 +1,4 @@
-"""Known-bad twins of the fields of a config: names, defaults, values, equality, copies."""
+"""Known-bad twins of fields: the config has wrong fields, defaults or values."""
 
 from __future__ import annotations
 
@@ -8,17 +8,9 @@ from typing import Any
 
 import reference
 from tests.known_bad import breaks
-from tests.known_bad.config.making import (
-    ADDED,
-    CONFIG,
-    NAMES,
-    Right,
-    accepting,
-    read,
-    reading,
-    refusing,
-    remade,
-)
+from tests.known_bad.config.config_classes import CONFIG, NAMES, Right, accepting, read, reading, refusing, remade
+
+ADDED = ("use_dora", "use_rslora", "use_memory_efficient_lora")
 
 
 @breaks("CFG-DEFAULTS", says="alpha = 16: expected 32", **CONFIG)

@@ -1,7 +1,1 @@
-"""Known-bad twins of the group hybrid; importing this registers them all."""
-
-from __future__ import annotations
-
-from tests.known_bad.hybrid import computing, effects, names, products, routing, several, state
-
-__all__ = ["computing", "effects", "names", "products", "routing", "several", "state"]
+"""Known-bad twins of the clauses in conformance/clauses/hybrid, each file those of the file of its name."""

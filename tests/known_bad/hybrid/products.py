@@ -1,4 +1,4 @@
-"""Known-bad twins of group `hybrid`: the two products."""
+"""Known-bad twins of products: one of the two product modules multiplies wrongly."""
 
 from __future__ import annotations
 

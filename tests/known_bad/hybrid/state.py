@@ -1,4 +1,4 @@
-"""Known-bad twins of group `hybrid`: what CustomLinear exposes, saves, loads, and how it is copied."""
+"""Known-bad twins of state: `CustomLinear` exposes, saves or copies the wrong tensors."""
 
 from __future__ import annotations
 

@@ -1,0 +1,136 @@
+"""Known-bad twins of refusals: loading accepts what it must refuse, or changes the model before it refuses."""
+
+from __future__ import annotations
+
+from tests.baselines.checkpoint import Right
+from tests.baselines.checkpoint import checkpoint_breaks as breaks
+
+
+class IgnoresAField(Right):
+    """Does not look at one field."""
+
+    field = ""
+
+    def check_fields(self, values):
+        super().check_fields({key: value for key, value in values.items() if key != self.field})
+
+
+@breaks("CKP-FIELDS", says="raised nothing: expected an error", source="huggingface/peft 37f8dc345 (#2489)")
+class IgnoresLoraBias(IgnoresAField):
+    field = "lora_bias"
+
+
+@breaks("CKP-FIELDS", says="raised nothing: expected an error")
+class IgnoresBias(IgnoresAField):
+    field = "bias"
+
+
+@breaks("CKP-FIELDS", says="raised nothing: expected an error")
+class IgnoresReplication(IgnoresAField):
+    field = "layer_replication"
+
+
+@breaks("CKP-MISSING", says="raised nothing: expected an error")
+class LoadsWhatIsThere(Right):
+    def meets_names(self, name):
+        pass
+
+    def copy_one(self, layer, part, own, value):
+        if value is not None:
+            own.copy_(value)
+
+    def copy(self, layers, named):
+        held = {name: dict.fromkeys(self.parts(layer)) | named.get(name, {}) for name, layer in layers.items()}
+        super().copy(layers, held)
+
+
+@breaks("CKP-MISSING", says="it does not name")
+class SaysNothing(Right):
+    def meets_names(self, name):
+        raise ValueError("missing keys")
+
+
+class CopiesUntilItFails(Right):
+    """Lets copy_ find out what does not fit."""
+
+    def check(self, layers, named, config):
+        pass
+
+    def copy(self, layers, named):
+        try:
+            super().copy(layers, named)
+        except (KeyError, RuntimeError) as error:
+            raise ValueError(f"does not fit: {error} {sorted(layers)}") from None
+
+
+breaks("CKP-SHAPE", says="which it refused, changed the value")(CopiesUntilItFails)
+
+
+@breaks("CKP-MISSING", says="which it refused, changed the value")
+class CopiesUntilOneIsMissing(CopiesUntilItFails):
+    pass
+
+
+@breaks("CKP-SHAPE", says="raised nothing: expected an error")
+class SkipsWhatDoesNotFit(Right):
+    def check_tensor(self, name, tensor, own):
+        pass
+
+    def copy_one(self, layer, part, own, value):
+        if value.shape == own.shape:
+            own.copy_(value)
+
+
+@breaks("CKP-INTEGERS", says="raised nothing: expected an error")
+class CastsIntegers(Right):
+    def check_tensor(self, name, tensor, own):
+        super().check_tensor(name, tensor.float(), own)
+
+
+@breaks("CKP-FIELDS", says="raised nothing: expected an error")
+class ReadsWhatItNeeds(Right):
+    def check_fields(self, values):
+        pass
+
+
+@breaks("CKP-FIELDS", says="it does not name")
+class NamesNoField(Right):
+    def meets_field(self, key, value):
+        raise ValueError("this adapter is not supported")
+
+
+@breaks("CKP-FIELDS-EMPTY", says="raised ValueError")
+class RefusesWhatSaysNothing(Right):
+    def meets_unknown(self, key, value):
+        self.meets_field(key, value)
+
+
+@breaks("CKP-AGAIN", says="raised ValueError: refused before")
+class RemembersARefusal(Right):
+    refused = False
+
+    def reset(self):
+        self.refused = False
+
+    def check(self, layers, named, config):
+        if self.refused:
+            self.refused = False
+            raise ValueError("refused before")
+        self.refused = True
+        super().check(layers, named, config)
+        self.refused = False
+
+
+@breaks("CKP-AGAIN", says="was not loaded after a refusal")
+class KeepsWhatItReadFirst(Right):
+    first = None
+
+    def reset(self):
+        KeepsWhatItReadFirst.first = None
+
+    def tensors(self, folder):
+        found = super().tensors(folder)
+        if all(t.numel() for t in found.values()) and self.first is not None:
+            return {name: t + 1 for name, t in found.items()}
+        KeepsWhatItReadFirst.first = found
+        return found

@@ -1,0 +1,47 @@
+"""Known-bad twins of dropout: a DoRA layer drops the base, or scales it while it drops."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from tests.baselines.layer import Layer
+from tests.known_bad.dora.registration import twin
+
+
+@twin("DORA-DROP", says="worst", source="post dropout on the whole output")
+class DropsTheWholeOutput(Layer):
+    def dora(self, x: Tensor) -> Tensor:
+        training, self.training = self.training, False
+        y = super().dora(x)
+        self.training = training
+        return self.dropped(y)
+
+
+@twin("DORA-DROP-PRE", says="worst", source="the base given the dropped x")
+class GivesTheBaseTheDroppedX(Layer):
+    def dora(self, x: Tensor) -> Tensor:
+        training, self.training = self.training, False
+        y = super().dora(nn.functional.dropout(x, self.dropout, training))
+        self.training = training
+        return y
+
+
+@twin("DORA-DROP-POST", says="y of the probe")
+class DropsBaseAndUpdate(Layer):
+    def dora(self, x: Tensor) -> Tensor:
+        if not self.training or self.position == "pre":
+            return super().dora(x)
+        p, self.dropout = self.dropout, 0.0
+        y = super().dora(x)
+        self.dropout = p
+        return self.dropped(y)
+
+
+@twin("DORA-DROP-POST", says="y of the probe")
+class ScalesTheBaseByTheMagnitudeWhenDropping(Layer):
+    def dora(self, x: Tensor) -> Tensor:
+        if not self.training or self.position == "pre":
+            return super().dora(x)
+        m, a, b = self.factor(), self.lora_A.weight, self.lora_B.weight
+        y = m * nn.functional.linear(x, self.weight) + self.dropped(m * self.scale * ((x @ a.T) @ b.T))
+        return (y if self.bias is None else y + self.bias).to(x.dtype)

@@ -1,0 +1,206 @@
+"""Known-bad twins of forward and gradients: the norm is wrong, or a gradient is zero, negated or doubled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tests.baselines.layer import Layer
+from tests.known_bad.dora.registration import twin
+
+ALL = ("float64", "float32", "bfloat16", "float16")
+
+
+class Weighed(torch.autograd.Function):
+    """The identity, whose gradient is multiplied by a factor."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        return g * ctx.factor, None
+
+
+def weighed(x: Tensor, factor: float) -> Tensor:
+    """x, with a wrong gradient."""
+    return Weighed.apply(x, factor)  # type: ignore[no-any-return]
+
+
+@twin("DORA-FWD", says="worst", source="the norm taken over columns")
+class NormalisesColumns(Layer):
+    def row_norm(self, weight: Tensor) -> Tensor:
+        wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+        norm = torch.linalg.vector_norm(wide, dim=0)
+        return norm[torch.arange(len(weight)) % len(norm)]
+
+
+@twin("DORA-FWD", says="worst", source="the norm of W alone")
+class LeavesTheUpdateOutOfTheNorm(Layer):
+    def factor(self) -> Tensor:
+        return self.lora_magnitude.float() / self.row_norm(self.weight).float()
+
+
+@twin("DORA-FWD", says="worst", source="the bias scaled by the magnitude")
+class ScalesTheBias(Layer):
+    def dora(self, x: Tensor) -> Tensor:
+        y = super().dora(x)
+        return y if self.bias is None else y + ((self.factor() - 1) * self.bias).to(y.dtype)
+
+
+@twin("DORA-BWD-DX", says="worst", source="x detached on the base path")
+class DetachesXOnTheBase(Layer):
+    def dora(self, x: Tensor) -> Tensor:
+        part = self.factor().detach() * nn.functional.linear(x, self.weight).float()
+        return super().dora(x) - (part - part.detach()).to(x.dtype)
+
+
+@twin("DORA-BWD-DX", says="zeros", dtypes=ALL, source="gradients nobody compared")
+class ZeroesDX(Layer):
+    def dora(self, x: Tensor) -> Tensor:
+        return super().dora(weighed(x, 0.0))
+
+
+@twin("DORA-BWD-DX", says="constant ratio -1", dtypes=ALL, source="gradients nobody compared")
+class NegatesDX(Layer):
+    def dora(self, x: Tensor) -> Tensor:
+        return super().dora(weighed(x, -1.0))
+
+
+@twin("DORA-BWD-DX", says="constant ratio 2", dtypes=ALL, source="gradients nobody compared")
+class DoublesDX(Layer):
+    def dora(self, x: Tensor) -> Tensor:
+        return super().dora(weighed(x, 2.0))
+
+
+@twin("DORA-BWD-DA", says="zeros", dtypes=ALL, source="gradients nobody compared")
+class ZeroesDA(Layer):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if self.use_dora:
+            self.lora_A.weight.register_hook(lambda g: g * 0.0)
+
+
+@twin("DORA-BWD-DA", says="constant ratio -1", dtypes=ALL, source="gradients nobody compared")
+class NegatesDA(Layer):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if self.use_dora:
+            self.lora_A.weight.register_hook(lambda g: g * -1.0)
+
+
+@twin("DORA-BWD-DA", says="constant ratio 2", dtypes=ALL, source="gradients nobody compared")
+class DoublesDA(Layer):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if self.use_dora:
+            self.lora_A.weight.register_hook(lambda g: g * 2.0)
+
+
+@twin("DORA-BWD-DB", says="zeros", dtypes=ALL, source="gradients nobody compared")
+class ZeroesDB(Layer):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if self.use_dora:
+            self.lora_B.weight.register_hook(lambda g: g * 0.0)
+
+
+@twin("DORA-BWD-DB", says="constant ratio -1", dtypes=ALL, source="gradients nobody compared")
+class NegatesDB(Layer):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if self.use_dora:
+            self.lora_B.weight.register_hook(lambda g: g * -1.0)
+
+
+@twin("DORA-BWD-DB", says="constant ratio 2", dtypes=ALL, source="gradients nobody compared")
+class DoublesDB(Layer):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if self.use_dora:
+            self.lora_B.weight.register_hook(lambda g: g * 2.0)
+
+
+@twin("DORA-BWD-DM", says="zeros", dtypes=ALL, source="gradients nobody compared")
+class ZeroesDM(Layer):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if self.use_dora:
+            self.lora_magnitude.register_hook(lambda g: g * 0.0)
+
+
+@twin("DORA-BWD-DM", says="constant ratio -1", dtypes=ALL, source="gradients nobody compared")
+class NegatesDM(Layer):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if self.use_dora:
+            self.lora_magnitude.register_hook(lambda g: g * -1.0)
+
+
+@twin("DORA-BWD-DM", says="constant ratio 2", dtypes=ALL, source="gradients nobody compared")
+class DoublesDM(Layer):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if self.use_dora:
+            self.lora_magnitude.register_hook(lambda g: g * 2.0)
+
+
+@twin("DORA-BWD-DB", says="worst", source="the norm not detached")
+class DifferentiatesTheNorm(Layer):
+    def factor(self) -> Tensor:
+        wide = torch.promote_types(self.weight.dtype, torch.float32)
+        a, b = self.lora_A.weight.to(wide), self.lora_B.weight.to(wide)
+        return self.lora_magnitude.to(wide) / self.row_norm(self.weight.to(wide) + self.scale * b @ a)
+
+
+@twin("DORA-BWD-DA", says="worst", source="the norm not detached, A alone")
+class DifferentiatesTheNormByA(Layer):
+    def factor(self) -> Tensor:
+        wide = torch.promote_types(self.weight.dtype, torch.float32)
+        a, b = self.lora_A.weight.to(wide), self.lora_B.weight.detach().to(wide)
+        return self.lora_magnitude.to(wide) / self.row_norm(self.weight.to(wide) + self.scale * b @ a)
+
+
+@twin("DORA-LEAD", says="raised", source="three dimensions only")
+class NeedsThreeDimensions(Layer):
+    def dora(self, x: Tensor) -> Tensor:
+        if x.dim() == 1:
+            raise RuntimeError("expected at least two dimensions")
+        return super().dora(x)
+
+
+@twin("DORA-INIT", says="a fresh lora_magnitude", source="the magnitude left at one")
+class StartsWithMagnitudeOne(Layer):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if self.use_dora:
+            nn.init.ones_(self.lora_magnitude)
+
+
+@twin(
+    "DORA-TRAINABLE",
+    says="lora_magnitude.requires_grad is False",
+    dtypes=("float32",),
+    source="a magnitude kept as a buffer",
+)
+class FreezesTheMagnitude(Layer):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if self.use_dora:
+            self.lora_magnitude.requires_grad_(False)
+
+
+@twin("DORA-ZERO-ROW", says="expected an error", dtypes=("float32",), source="an epsilon in place of an error")
+class DividesByAnEpsilon(Layer):
+    def row_norm(self, weight: Tensor) -> Tensor:
+        return super().row_norm(weight).clamp_min(1e-6)
+
+
+@twin("DORA-FINITE-SIZE", says="worst", dtypes=("float16",), source="squares summed in float16")
+class SquaresInHalfPrecision(Layer):
+    def row_norm(self, weight: Tensor) -> Tensor:
+        return (weight.half() * weight.half()).sum(1).sqrt().float()

@@ -1,0 +1,21 @@
+"""The decorator that registers a wrong DoRA layer as a known-bad twin."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.baselines.layer import Layer
+from tests.baselines.linear import Right
+from tests.known_bad import record
+
+
+def twin(clause: str, **options: Any) -> Any:
+    """Register a layer class as a known-bad twin."""
+
+    def register(kind: type[Layer]) -> type[Layer]:
+        target: Any = Right(kind)
+        target.reset = getattr(kind, "reset", lambda: None)  # a layer that keeps state across layers starts anew
+        record(kind.__name__, target, clause, groups=("dora",), **options)
+        return kind
+
+    return register

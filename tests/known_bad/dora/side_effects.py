@@ -1,0 +1,60 @@
+"""Known-bad twins of side effects: a DoRA layer changes its inputs, keeps a buffer, or does not repeat to the bit."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tests.baselines.layer import Layer
+from tests.known_bad.dora.registration import twin
+
+
+@twin("DORA-MEM-INPUTS", says="lora_magnitude was modified in place", source="a magnitude normalised in place")
+class RoundsTheMagnitudeInPlace(Layer):
+    def dora(self, x: Tensor) -> Tensor:
+        y = super().dora(x)
+        self.lora_magnitude.data.mul_(1 + 2.0**-5)
+        return y
+
+
+@twin("DORA-MEM-LATER", says="worst    y", source="an output buffer that is used again")
+class ReturnsItsBuffer(Layer):
+    def dora(self, x: Tensor) -> Tensor:
+        y = super().dora(x)
+        if not hasattr(self, "buffer") or self.buffer.shape != y.shape:
+            self.buffer = torch.empty_like(y.data)
+        y.data = self.buffer.copy_(y.data)
+        return y
+
+
+@twin("DORA-MEM-REFILL", says="worst    y", source="a norm that is kept while the adapter is trained")
+class KeepsTheNorm(Layer):
+    def row_norm(self, weight: Tensor) -> Tensor:
+        if not hasattr(self, "lora_magnitude"):
+            return super().row_norm(weight)
+        if not hasattr(self, "norm"):
+            self.norm = super().row_norm(weight)
+        return self.norm
+
+
+@twin("DORA-DET-REPEAT", says="y differs between two identical runs", source="atomic accumulation")
+class SumsInRandomOrder(Layer):
+    calls = 0
+
+    @classmethod
+    def reset(cls) -> None:
+        cls.calls = 0
+
+    def dora(self, x: Tensor) -> Tensor:
+        type(self).calls += 1
+        return super().dora(x) * (1 + 2.0**-6 * (type(self).calls % 2))
+
+
+@twin("DORA-SIDE-GLOBAL", says="the forward pass changed torch's random state")
+class DrawsWithoutDropout(Layer):
+    def dropped(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.dropout(x, self.dropout, self.training)
+
+    def dora(self, x: Tensor) -> Tensor:
+        torch.rand(1)
+        return super().dora(x)

@@ -1,0 +1,124 @@
+"""Known-bad twins of side effects: a fused block changes its operands, keeps memory, or does not repeat to the bit."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tests.baselines.fused import Right
+from tests.known_bad import breaks
+from tests.known_bad.linear_and_layer.kept_output import KeepsOutput
+
+FUSED = ("fused",)
+GENERATOR = torch.Generator().manual_seed(1)  # a random source that torch.manual_seed does not reach
+
+
+@breaks("FUS-MEM-INPUTS", says="x was modified in place", groups=FUSED, source="unslothai/unsloth (AL1)")
+class WritesDXOverX(Right):
+    def back_qkv(self, x, projections, gs):
+        dx, pairs = super().back_qkv(x, projections, gs)
+        x.data.copy_(dx)
+        return dx, pairs
+
+
+@breaks("FUS-MEM-INPUTS", says="g of", groups=FUSED, source="an in-place scale of g")
+class ScalesGInPlace(Right):
+    def d_B(self, g, x, p):
+        g.data.mul_(p.scale)
+        return g.to(p.A.dtype).T @ self.middle(x, p)
+
+
+@breaks("FUS-MEM-MARGINS", says="memory around x was written", groups=FUSED, source="a store without a mask")
+class WritesBeyondX(Right):
+    def call(self, activation, x, named):
+        end = x.storage_offset() + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True)) + 1
+        x.data.as_strided((1,), (1,), end).fill_(0)
+        return super().call(activation, x, named)
+
+
+class Joined(torch.autograd.Function):
+    """The outputs in one tensor, which is saved for backward."""
+
+    @staticmethod
+    def forward(ctx: Any, *ys: Tensor) -> Tensor:
+        ctx.widths = [y.shape[-1] for y in ys]
+        joined = torch.cat(ys, -1)
+        ctx.save_for_backward(joined)
+        return joined
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, g: Tensor) -> Any:
+        (joined,) = ctx.saved_tensors
+        return (g + 0 * joined).split(ctx.widths, -1)
+
+
+@breaks("FUS-MEM-OUTPUT", says="modif", groups=FUSED, source="q, k and v as views of one product")
+class ReturnsPartsOfOneTensor(Right):
+    def lora_qkv(self, x, q, k, v):
+        ys = super().lora_qkv(x, q, k, v)
+        return Joined.apply(*ys).split([y.shape[-1] for y in ys], -1)
+
+
+@breaks("FUS-MEM-OUTPUT", says="modif", groups=FUSED, source="the output saved for backward")
+class SavesItsOutput(Right):
+    def lora_mlp(self, *args, **options):
+        return KeepsOutput.apply(super().lora_mlp(*args, **options))
+
+
+@breaks("FUS-MEM-LATER", says="elements wrong", groups=FUSED, source="one workspace for all calls")
+class KeepsOneWorkspace(Right):
+    def kept(self, x, outputs):
+        old = getattr(self, "workspace", None)
+        if old is None or old.shape != x.shape or old.dtype != x.dtype:
+            self.workspace = x.clone()
+        else:
+            old.data.copy_(x)
+        return (self.workspace, *outputs)
+
+
+@breaks("FUS-DET", says="differs between two identical runs", groups=FUSED, source="atomic accumulation")
+class SumsInRandomOrder(Right):
+    def reset(self):
+        GENERATOR.manual_seed(1)
+
+    def d_A(self, g, x, p):
+        return super().d_A(g, x, p) * (1 + 2.0**-7 * float(torch.rand((), generator=GENERATOR)))
+
+
+@breaks("FUS-SIDE", says="random", groups=FUSED, source="a seed drawn although nothing is dropped")
+class DrawsARandomNumber(Right):
+    def base(self, x, p):
+        torch.rand(())
+        return super().base(x, p)
+
+
+@breaks("FUS-MEM-REFILL", says="worst", groups=FUSED, source="adapters stacked once and kept by their address")
+class KeepsStackedAdapters(Right):
+    def reset(self):
+        self.known = {}
+
+    def project(self, x, p):
+        if not hasattr(self, "known"):
+            self.reset()
+        if p.A is not None:
+            key = (p.A.data_ptr(), p.A.shape, p.A.stride(), p.A.dtype, p.B.data_ptr())
+            # what it was made from is held, so that no other gets the address
+            p, kept = copy.copy(p), self.known.setdefault(key, (p.A, p.B, p.A.detach().clone()))
+            p.A = kept[2]
+        return super().project(x, p)
+
+
+@breaks("FUS-MEM-REFILL", says="worst", groups=FUSED, source="weights packed once and kept by their address")
+class KeepsPackedWeights(Right):
+    def reset(self):
+        self.known = {}
+
+    def base(self, x, p):
+        if not hasattr(self, "known"):
+            self.reset()
+        key = (p.weight.data_ptr(), p.weight.shape, p.weight.stride(), p.weight.dtype)
+        return nn.functional.linear(x, self.known.setdefault(key, (p.weight, p.weight.detach().clone()))[1], p.bias)

@@ -1,0 +1,119 @@
+"""Known-bad twins of state: a layer saves, copies or converts the wrong tensors, also after use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tests.baselines.layer import Layer
+from tests.known_bad.layer.registration import twin
+
+
+@twin("LAY-STATE", says="worst", source="the adapter left out of the checkpoint")
+class DoesNotSaveB(Layer):
+    def state_dict(self, *args: Any, **options: Any) -> Any:
+        found = super().state_dict(*args, **options)
+        return {name: value for name, value in found.items() if not name.startswith("lora_B")}
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        return super().load_state_dict(state_dict, strict=False, assign=assign)
+
+
+@twin(
+    "LAY-STATE-NAMES",
+    says="state_dict has the keys",
+    dtypes=("float32",),
+    source="huggingface/peft #3282 (SD1)",
+)
+class KeepsAnExtraTensor(Layer):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.register_buffer("scaling", torch.ones(()))
+
+
+@twin("LAY-COPY", says="changing the copy", source="a cache shared by copies")
+class SharesItsAdapterWithCopies(Layer):
+    def __deepcopy__(self, memo: Any) -> Any:
+        other = Layer.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
+
+
+@twin("LAY-COPY", says="raised", source="a lambda kept on the layer")
+class CannotBePickled(Layer):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.hook = lambda x: x
+
+
+@twin("LAY-TO", says="raised", dtypes=("bfloat16",), source="a dtype remembered from construction")
+class RemembersItsFirstDtype(Layer):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.kind = self.weight.dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype != self.kind:
+            raise RuntimeError(f"expected {self.kind}, got {x.dtype}")
+        return super().forward(x)
+
+
+@twin("LAY-USED-COPY", says="raised RuntimeError", source="the last output kept on the layer")
+class KeepsItsLastOutput(Layer):
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = super().forward(x)
+        return self.last
+
+
+@twin("LAY-USED-COPY", says="after use: it had", source="a cache registered as a buffer at the first call")
+class RegistersItsCache(Layer):
+    def forward(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "cache"):
+            self.register_buffer("cache", self.lora_A.weight.detach().clone())
+        return super().forward(x)
+
+
+class Kept(Layer):
+    """A layer whose calls go through other weights than its own."""
+
+    def computed(self, x: Tensor, lora_A: Tensor, lora_B: Tensor) -> Tensor:
+        return self.right.lora_linear(
+            x,
+            self.weight,
+            self.bias,
+            lora_A,
+            lora_B,
+            self.scale,
+            dropout=self.dropout,
+            dropout_position=self.position,
+            training=self.training,
+        )
+
+
+@twin("LAY-USED-LOAD", says="worst", source="parameters kept in a list at the first call")
+class HoldsItsFirstParameters(Kept):
+    def forward(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "held"):
+            self.held = [(self.lora_A.weight, self.lora_B.weight)]
+        return self.computed(x, *self.held[0])
+
+
+@twin(
+    "LAY-USED-TO",
+    says="without a graph",
+    dtypes=("bfloat16",),
+    source="a cache whose key is _version, which .to() keeps",
+)
+class KeepsACopyByVersion(Layer):
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or self.merged or self.use_dora:
+            return super().forward(x)
+        weights = (self.weight, self.lora_A.weight, self.lora_B.weight)
+        key = tuple((id(w), w._version) for w in weights)
+        if getattr(self, "key", None) != key:
+            self.key, self.kept = key, self.weight + self.delta()
+        return nn.functional.linear(
+            x.to(self.kept.dtype), self.kept, None if self.bias is None else self.bias.to(self.kept.dtype)
+        )

@@ -1,0 +1,114 @@
+"""Known-bad twins of side effects: a call changes its operands, keeps a buffer, or does not repeat to the bit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.baselines.linear import BackwardOperands, Right, UpdateOperands
+from tests.known_bad import both
+from tests.known_bad.linear_and_layer.kept_output import KeepsOutput
+
+GENERATOR = torch.Generator().manual_seed(1)  # a random source that torch.manual_seed does not reach
+
+
+@both("MEM-INPUTS", says="x was modified in place", source="unslothai/unsloth (AL1)")
+class WritesDXOverX(Right):
+    def gradient_of_x(self, o: BackwardOperands) -> Tensor:
+        dx = super().gradient_of_x(o)
+        self.x.data.copy_(dx)
+        return dx
+
+    def lora_linear(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
+        self.x = x.reshape(-1, x.shape[-1])
+        return super().lora_linear(x, *args, **options)
+
+
+@both("MEM-INPUTS", says="g was modified in place", source="an in-place scale of g")
+class ScalesGInPlace(Right):
+    def gradient_of_lora_B(self, o: BackwardOperands) -> Tensor:
+        o.g_adapter.data.mul_(o.scale)
+        return o.g_adapter.T @ (o.x @ o.lora_A.T)
+
+
+@both("MEM-MARGINS", says="memory around x was written", source="a store without a mask")
+class WritesBeyondX(Right):
+    def lora_linear(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
+        storage = x.data.as_strided(
+            (1,),
+            (1,),
+            x.storage_offset() + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True)) + 1,
+        )
+        storage.fill_(0)
+        return super().lora_linear(x, *args, **options)
+
+
+@both("MEM-OUTPUT", says="modif", source="the output saved for backward")
+class SavesItsOutput(Right):
+    def lora_linear(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
+        return KeepsOutput.apply(super().lora_linear(x, *args, **options))
+
+
+@both("DET-REPEAT", says="differs between two identical runs", source="atomic accumulation")
+class SumsInRandomOrder(Right):
+    def reset(self) -> None:
+        GENERATOR.manual_seed(1)
+
+    def gradient_of_lora_A(self, o: BackwardOperands) -> Tensor:
+        order = torch.randperm(len(o.g_adapter), generator=GENERATOR)
+        return super().gradient_of_lora_A(
+            replace(
+                o,
+                g_adapter=o.g_adapter[order],
+                x=o.x[order],
+                scale=o.scale * (1 + 2.0**-7 * float(torch.rand((), generator=GENERATOR))),
+            )
+        )
+
+
+@both("MEM-LATER", says="worst    y", source="an output buffer that is used again")
+class ReturnsItsBuffer(Right):
+    def reset(self) -> None:
+        self.buffers: dict[Any, Tensor] = {}
+
+    def total(self, base: Tensor, update: Tensor) -> Tensor:
+        if not hasattr(self, "buffers"):
+            self.reset()
+        buffer = self.buffers.setdefault((base.shape, base.dtype), torch.empty_like(base))
+        return buffer.data.copy_(super().total(base, update))
+
+
+@both("MEM-LATER", says="worst    d", source="an intermediate kept for backward in a buffer that is used again")
+class KeepsOnlyTheLastInput(Right):
+    def update(self, o: UpdateOperands) -> Tensor:
+        self.last = o.x.detach()
+        return super().update(o)
+
+    def gradient_of_lora_A(self, o: BackwardOperands) -> Tensor:
+        last = self.last if self.last.shape == o.x.shape else o.x
+        return super().gradient_of_lora_A(replace(o, x=last.to(o.x.dtype)))
+
+
+@both("MEM-REFILL", says="worst    y", source="results cached by data pointer")
+class RemembersByAddress(Right):
+    def reset(self) -> None:
+        self.known: dict[Any, tuple[Any, Tensor]] = {}
+
+    def update(self, o: UpdateOperands) -> Tensor:
+        if not hasattr(self, "known"):
+            self.reset()
+        key = (o.x.data_ptr(), o.lora_A.data_ptr(), o.lora_B.data_ptr(), o.x.shape, o.lora_B.shape, o.scale, o.x.dtype)
+        if key not in self.known:  # what it was computed from is held, so that no other gets the address
+            self.known[key] = (o.x, o.lora_A, o.lora_B), super().update(o)
+        return self.known[key][1]
+
+
+@both("MEM-REFILL", says="worst    y", source="a product of the adapters that is kept while they are trained")
+class KeepsTheProduct(Right):
+    def update(self, o: UpdateOperands) -> Tensor:
+        if not hasattr(o.lora_B, "product"):
+            o.lora_B.product = o.lora_B.detach() @ o.lora_A.detach()
+        return o.x @ o.lora_B.product.to(o.x.dtype).T * o.scale

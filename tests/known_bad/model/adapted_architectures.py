@@ -1,0 +1,136 @@
+"""Known-bad twins of adapted architectures: a model of transformers gets wrong adapters, or loses what it computed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.nn.functional import linear
+
+import reference
+from tests.baselines.model import RightModel
+from tests.known_bad import breaks
+from tests.known_bad.model.spoiled_patch import ALL, MODEL, AfterPatching, ByName, reclassed
+
+
+@breaks("MOD-ARCH-COUNT", says="no adapter in model.layers.0.self_attn.k_proj", **MODEL)
+class MissesKProj(RightModel):
+    def may_patch(self, name: str) -> bool:
+        return super().may_patch(name) and not name.endswith("k_proj")
+
+
+@breaks("MOD-ARCH-COUNT", says="which was not to have one", **MODEL)
+class AdaptsAHeadWhateverTheModel(RightModel):
+    def apply_lora_to_linear_modules(self, model: nn.Module, peft_config: Any) -> Any:
+        count = super().apply_lora_to_linear_modules(model, peft_config)
+        head = getattr(model, "lm_head", None)
+        if peft_config.match_all_linear and head is not None and not hasattr(head, "lora_A"):
+            self.patch(head, peft_config)
+            count += 1
+        return count
+
+
+@breaks("MOD-ARCH-COUNT", says="an adapter in transformer.h.0.attn.c_attn", **MODEL)
+class TakesConv1D(RightModel):
+    """Takes whatever has a matrix for a weight and a name that matches."""
+
+    def chosen(self, model: nn.Module, config: Any) -> list[nn.Module]:
+        found = super().chosen(model, config)
+        return found + [
+            m
+            for name, m in model.named_modules()
+            if type(m).__name__ == "Conv1D" and any(reference.wildcard_match(p, name) for p in config.target_modules)
+        ]
+
+    def patch(self, module: nn.Module, config: Any) -> None:
+        if isinstance(module, nn.Linear):
+            super().patch(module, config)
+            return
+        K, N = module.weight.shape  # type: ignore[misc, union-attr]
+        module.lora_A = nn.Linear(K, config.dim, bias=False)  # type: ignore[arg-type]
+        module.lora_B = nn.Linear(config.dim, N, bias=False)  # type: ignore[arg-type]
+
+
+@breaks("MOD-ARCH-FREEZE", says="norm.weight is trainable", **MODEL)
+class TrainsNorms(RightModel):
+    def trains(self, name: str) -> bool:
+        return super().trains(name) or "norm" in name.lower()
+
+
+@breaks("MOD-ARCH-FREEZE", says="is trainable in a", **MODEL)
+class FreezesWhatItKnows(RightModel):
+    """Freezes layers by their class, and experts, routers and Conv1D are of none that it knows."""
+
+    def freeze(self, model: nn.Module, chosen: list[nn.Module]) -> None:
+        for module in model.modules():
+            if isinstance(module, nn.Linear | nn.Embedding | nn.LayerNorm) or "Norm" in type(module).__name__:
+                module.requires_grad_(False)
+
+
+@breaks("MOD-ARCH-FREEZE", says="numbers are trainable in a", **MODEL)
+class MakesLargerAdapters(RightModel):
+    """In a layer whose output is narrower than its input, as with grouped keys and values."""
+
+    def patch(self, module: Any, config: Any) -> None:
+        super().patch(module, config)
+        if module.out_features < module.in_features:
+            module.lora_A = nn.Linear(module.in_features, 2 * config.dim, bias=False)
+
+
+@breaks("MOD-ARCH-TIED", says="no longer have one weight", **MODEL)
+class UntiesTheHead(AfterPatching):
+    def spoil(self, layer: Any, options: Any) -> None:
+        layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
+
+
+@breaks("MOD-ARCH-FWD", says="as if the adapter term were missing", **ALL)
+class LeavesExpertsToTheBase(ByName):
+    def struck(self, name: str) -> bool:
+        return "expert" in name
+
+    def strike(self, layer: Any) -> None:
+        reclassed(layer, forward=lambda layer, x: linear(x, layer.weight, layer.bias))
+
+
+@breaks("MOD-ARCH-FWD", says="something else in it has changed", **ALL)
+class DrawsNormsAgain(RightModel):
+    def apply_lora_to_linear_modules(self, model: nn.Module, peft_config: Any) -> Any:
+        count = super().apply_lora_to_linear_modules(model, peft_config)
+        for name, parameter in model.named_parameters():
+            if "norm" in name.lower() or "ln_" in name:
+                parameter.data.mul_(1.01)
+        return count
+
+
+def _with(module: Any, layer: Any) -> Any:
+    forward = type(module).forward
+
+    def call(*args: Any, **options: Any) -> Any:
+        plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+        plain.weight, plain.bias = layer.weight, layer.bias
+        module.k_proj = plain
+        try:
+            return forward(module, *args, **options)
+        finally:
+            module.k_proj = layer
+
+    return call
+
+
+@breaks("MOD-ARCH-FWD", says="the model did not call it", **ALL)
+class AdaptsACopyOfALayer(RightModel):
+    """The model goes on calling the one that it had."""
+
+    def apply_lora_to_linear_modules(self, model: nn.Module, peft_config: Any) -> Any:
+        count = super().apply_lora_to_linear_modules(model, peft_config)
+        for module in model.modules():
+            if type(module).__name__.endswith("Attention") and hasattr(module, "k_proj"):
+                layer: Any = module.k_proj
+                module.forward = _with(module, layer)  # type: ignore[assignment]
+        return count
+
+
+@breaks("MOD-ARCH-MINILM", says="no adapter in encoder.layer.", **MODEL)
+class AdaptsThirtyLayersAtMost(RightModel):
+    def chosen(self, model: nn.Module, config: Any) -> list[nn.Module]:
+        return super().chosen(model, config)[:30]

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from conformance.specification.groups import group_of
+
 
 @dataclass(frozen=True)
 class KnownBad:
@@ -41,15 +43,17 @@ def record(
     clause: str,
     *,
     says: str,
-    groups: tuple[str, ...],
+    groups: tuple[str, ...] = (),
     dtypes: tuple[str, ...] = ("float32", "bfloat16"),
     source: str = "",
 ) -> None:
-    """Register a target with one defect as a known-bad twin of a clause."""
+    """Register a target with one defect as a known-bad twin of a clause, run against the clause's own group by default."""
     name = f"{clause}__{defect}"
     if name in REGISTRY:
         raise ValueError(f"two known-bad twins are named {name}")
-    REGISTRY[name] = KnownBad(name, target, clause, says, groups, dtypes, source, _being_imported())
+    REGISTRY[name] = KnownBad(
+        name, target, clause, says, groups or (group_of(clause),), dtypes, source, _being_imported()
+    )
 
 
 def _being_imported() -> str:
@@ -60,24 +64,15 @@ def _being_imported() -> str:
     return str(frame.f_globals["__name__"])
 
 
-def breaks(clause: str, **options: Any) -> Callable[[type], type]:
-    """Register a class as a known-bad twin of a clause; an instance of it is the target.
+def breaks(*clauses: str, **options: Any) -> Callable[[type], type]:
+    """Register a class as a known-bad twin of each of these clauses; an instance of it is the target.
 
     The class name says the defect; it inherits from a right implementation and overrides one thing.
     """
 
     def register(kind: type) -> type:
-        record(kind.__name__, kind(), clause, **options)
+        for clause in clauses:
+            record(kind.__name__, kind(), clause, **options)
         return kind
-
-    return register
-
-
-def both(suffix: str, **options: Any) -> Callable[[type], type]:
-    """Register a twin of the same requirement of functions and layers: `LIN-<suffix>` and `LAY-<suffix>`."""
-
-    def register(kind: type) -> type:
-        breaks(f"LIN-{suffix}", groups=("linear",), **options)(kind)
-        return breaks(f"LAY-{suffix}", groups=("layer",), **options)(kind)
 
     return register

@@ -15,7 +15,7 @@ def twin(clause: str, **options: Any) -> Any:
     def register(kind: type[Layer]) -> type[Layer]:
         target: Any = Right(kind)
         target.reset = getattr(kind, "reset", lambda: None)  # a layer that keeps state across layers starts anew
-        record(kind.__name__, target, clause, groups=("dora",), **options)
+        record(kind.__name__, target, clause, **options)
         return kind
 
     return register

@@ -7,28 +7,26 @@ import torch
 from tests.baselines.fused import Right
 from tests.known_bad import breaks
 
-FUSED = ("fused",)
 
-
-@breaks("FUS-ACTIVATION", says="error ÷ budget", groups=FUSED, dtypes=("float32",), source="one gelu for both")
+@breaks("FUS-ACTIVATION", says="error ÷ budget", dtypes=("float32",), source="one gelu for both")
 class TakesTanhForErf(Right):
     def activated(self, t, activation):
         return super().activated(t, "gelu_tanh" if activation == "gelu" else activation)
 
 
-@breaks("FUS-ACTIVATION", says="error ÷ budget", groups=FUSED, dtypes=("float32",), source="one gelu for both")
+@breaks("FUS-ACTIVATION", says="error ÷ budget", dtypes=("float32",), source="one gelu for both")
 class TakesErfForTanh(Right):
     def activated(self, t, activation):
         return super().activated(t, "gelu" if activation == "gelu_tanh" else activation)
 
 
-@breaks("FUS-SATURATED", says="NaN", groups=FUSED, source="x·eˣ/(1 + eˣ), which is ∞/∞ from 89 on")
+@breaks("FUS-SATURATED", says="NaN", source="x·eˣ/(1 + eˣ), which is ∞/∞ from 89 on")
 class ExponentiatesLargeNumbers(Right):
     def activated(self, t, activation):
         return t * t.exp() / (1 + t.exp()) if activation == "silu" else super().activated(t, activation)
 
 
-@breaks("FUS-SATURATED", says="NaN", groups=FUSED, source="the slope from e⁻ˣ/(1 + e⁻ˣ)²")
+@breaks("FUS-SATURATED", says="NaN", source="the slope from e⁻ˣ/(1 + e⁻ˣ)²")
 class ExponentiatesInTheSlope(Right):
     def slope(self, t, activation):
         if activation != "silu":
@@ -37,16 +35,14 @@ class ExponentiatesInTheSlope(Right):
         return share + t * small / (1 + small) ** 2
 
 
-@breaks("FUS-ACTIVATION-NAME", says="expected a ValueError", groups=FUSED, dtypes=("float32",))
+@breaks("FUS-ACTIVATION-NAME", says="expected a ValueError", dtypes=("float32",))
 class TakesAnUnknownNameForSilu(Right):
     def lora_mlp(self, x, gate, up, down, activation="silu"):
         known = activation in ("silu", "gelu", "gelu_tanh", "relu2")
         return super().lora_mlp(x, gate, up, down, activation if known else "silu")
 
 
-@breaks(
-    "FUS-ACTIVATION", says="error ÷ budget", groups=FUSED, dtypes=("float32",), source="σ for the derivative of t·σ(t)"
-)
+@breaks("FUS-ACTIVATION", says="error ÷ budget", dtypes=("float32",), source="σ for the derivative of t·σ(t)")
 class TakesTheSigmoidForTheSlope(Right):
     def slope(self, t, activation):
         return torch.sigmoid(t) if activation == "silu" else super().slope(t, activation)

@@ -10,16 +10,14 @@ from torch import Tensor
 from tests.baselines.fused import Call, Right, gradients, wide
 from tests.known_bad import breaks
 
-FUSED = ("fused",)
 
-
-@breaks("FUS-BWD-DX", says="error ÷ budget", groups=FUSED, source="one branch of a sum left out")
+@breaks("FUS-BWD-DX", says="error ÷ budget", source="one branch of a sum left out")
 class ForgetsTheLastBranch(Right):
     def sum_back(self, parts):
         return super().sum_back(parts[:-1] or parts)
 
 
-@breaks("FUS-BWD-DX", says="the v adapter term", groups=FUSED, source="a sum over q, k and v of the adapters' parts")
+@breaks("FUS-BWD-DX", says="the v adapter term", source="a sum over q, k and v of the adapters' parts")
 class AddsNoPartOfTheLastAdapter(Right):
     def back_qkv(self, x, projections, gs):
         dx, pairs = super().back_qkv(x, projections, gs)
@@ -29,7 +27,7 @@ class AddsNoPartOfTheLastAdapter(Right):
         return dx, pairs
 
 
-@breaks("FUS-BWD-DA", says="dA of", groups=FUSED, source="the gradients of gate and up exchanged")
+@breaks("FUS-BWD-DA", says="dA of", source="the gradients of gate and up exchanged")
 class SwapsTheGradientsOfGateAndUp(Right):
     def back_mlp(self, x, lifts, projections, g, activation):
         dx, pairs = super().back_mlp(x, lifts, projections, g, activation)
@@ -38,7 +36,7 @@ class SwapsTheGradientsOfGateAndUp(Right):
         return dx, pairs
 
 
-@breaks("FUS-BWD-DA", says="dA of down", groups=FUSED, source="x for h, where both have the same width")
+@breaks("FUS-BWD-DA", says="dA of down", source="x for h, where both have the same width")
 class RecomputesHWithoutUp(Right):
     def back_mlp(self, x, lifts, projections, g, activation):
         dx, pairs = super().back_mlp(x, lifts, projections, g, activation)
@@ -46,13 +44,13 @@ class RecomputesHWithoutUp(Right):
         return dx, [*pairs[:-1], (h, g)]
 
 
-@breaks("FUS-BWD-DA", says="error ÷ budget", groups=FUSED, dtypes=("float32",), source="activations kept in bfloat16")
+@breaks("FUS-BWD-DA", says="error ÷ budget", dtypes=("float32",), source="activations kept in bfloat16")
 class KeepsGateAndUpInSixteenBits(Right):
     def kept(self, x, outputs):
         return (x, *(y.to(torch.bfloat16).to(y.dtype) for y in outputs))
 
 
-@breaks("FUS-BWD-DB", says="dB of", groups=FUSED, source="S of the first projection used for all")
+@breaks("FUS-BWD-DB", says="dB of", source="S of the first projection used for all")
 class UsesTheMiddleOfTheFirst(Right):
     def d_B(self, g, x, p):
         if p.name in ("q", "gate") and p.A is not None:
@@ -62,31 +60,31 @@ class UsesTheMiddleOfTheFirst(Right):
         return super().d_B(g, x, p)
 
 
-@breaks("FUS-BWD-DB", says="constant ratio", groups=FUSED, source="a scale left out")
+@breaks("FUS-BWD-DB", says="constant ratio", source="a scale left out")
 class ForgetsTheScaleOfUp(Right):
     def d_B(self, g, x, p):
         return super().d_B(g, x, p) / (p.scale if p.name in ("up", "k") else 1.0)
 
 
-@breaks("FUS-BWD-DBIAS", says="constant ratio", groups=FUSED, source="a mean for a sum")
+@breaks("FUS-BWD-DBIAS", says="constant ratio", source="a mean for a sum")
 class AveragesTheGradientOfTheBias(Right):
     def d_bias(self, g):
         return g.mean(0)
 
 
-@breaks("FUS-BWD-DBIAS", says="is None", groups=FUSED, source="a bias taken for frozen")
+@breaks("FUS-BWD-DBIAS", says="is None", source="a bias taken for frozen")
 class FreezesTheBias(Right):
     def d_bias(self, g):
         return None
 
 
-@breaks("FUS-BWD-ALONE", says="raised", groups=FUSED, source="a gradient taken for granted")
+@breaks("FUS-BWD-ALONE", says="raised", source="a gradient taken for granted")
 class NeedsEveryGradient(Right):
     def back_qkv(self, x, projections, gs):
         return super().back_qkv(x, projections, [g.contiguous() for g in gs])
 
 
-@breaks("FUS-BWD-ALONE", says="got a gradient from", groups=FUSED, source="a workspace that was not cleared")
+@breaks("FUS-BWD-ALONE", says="got a gradient from", source="a workspace that was not cleared")
 class UsesAnotherGradientForAMissingOne(Right):
     def back_qkv(self, x, projections, gs):
         dx, pairs = super().back_qkv(x, projections, gs)
@@ -107,14 +105,14 @@ class StopsWithoutX(Call):
         return gradients(ctx, gs) if ctx.needs_input_grad[4] else (None,) * len(ctx.needs_input_grad)
 
 
-@breaks("FUS-BWD-NEEDS", says="is None", groups=FUSED, source="a backward pass cut short where x is frozen")
+@breaks("FUS-BWD-NEEDS", says="is None", source="a backward pass cut short where x is frozen")
 class NeedsXToRequireGrad(Right):
     @property
     def node(self):
         return StopsWithoutX
 
 
-@breaks("FUS-BWD-FROZEN", says="although it is frozen", groups=FUSED)
+@breaks("FUS-BWD-FROZEN", says="although it is frozen")
 class TrainsTheWeights(Right):
     def d_weight(self, g, x):
         return g.T @ x
@@ -125,7 +123,7 @@ def forgotten(leaf: Tensor) -> None:
     leaf.grad.zero_()
 
 
-@breaks("FUS-BWD-ACCUM", says="as if the existing term were missing", groups=FUSED)
+@breaks("FUS-BWD-ACCUM", says="as if the existing term were missing")
 class OverwritesGradients(Right):
     def call(self, activation, x, named):
         for leaf in (t for projection in named.values() for t in projection[2:4]):
@@ -134,7 +132,7 @@ class OverwritesGradients(Right):
         return super().call(activation, x, named)
 
 
-@breaks("FUS-BWD-TWICE", says="second", groups=FUSED, source="the gradient of gate written over the saved gate")
+@breaks("FUS-BWD-TWICE", says="second", source="the gradient of gate written over the saved gate")
 class WritesTheGradientOverTheGate(Right):
     def d_gate(self, d_h, gate, up, activation):
         gate.data.copy_(super().d_gate(d_h, gate, up, activation))
@@ -156,7 +154,7 @@ class Forgets(Call):
         return found
 
 
-@breaks("FUS-BWD-TWICE", says="raised", groups=FUSED, source="what was saved is freed")
+@breaks("FUS-BWD-TWICE", says="raised", source="what was saved is freed")
 class FreesWhatItSaved(Right):
     @property
     def node(self):
@@ -171,7 +169,7 @@ class Again(Call):
         return gradients(ctx, gs)
 
 
-@breaks("FUS-BWD-DOUBLE", says="second derivative", groups=FUSED, dtypes=("float64",))
+@breaks("FUS-BWD-DOUBLE", says="second derivative", dtypes=("float64",))
 class CutsTheGraphAtS(Right):
     @property
     def node(self):

@@ -9,16 +9,14 @@ import torch
 from tests.baselines.fused import Right
 from tests.known_bad import breaks
 
-FUSED = ("fused",)
 
-
-@breaks("FUS-QKV", says="elements wrong", groups=FUSED, source="k and v of one shape, taken for each other")
+@breaks("FUS-QKV", says="elements wrong", source="k and v of one shape, taken for each other")
 class SwapsKeyAndValue(Right):
     def lora_qkv(self, x, q, k, v):
         return super().lora_qkv(x, q, v, k)
 
 
-@breaks("FUS-QKV", says="worst    k", groups=FUSED, source="one S for all, of which only the first part is used")
+@breaks("FUS-QKV", says="worst    k", source="one S for all, of which only the first part is used")
 class UsesTheMiddleOfQForK(Right):
     def qkv(self, x, projections):
         q, k, v = copy.copy(projections)
@@ -28,7 +26,7 @@ class UsesTheMiddleOfQForK(Right):
         return super().qkv(x, [q, k, v])
 
 
-@breaks("FUS-QKV", says="adapter term is 0.5 times what it should be", groups=FUSED, source="one scale for all")
+@breaks("FUS-QKV", says="adapter term is 0.5 times what it should be", source="one scale for all")
 class UsesTheScaleOfQForAll(Right):
     def qkv(self, x, projections):
         return tuple(
@@ -37,25 +35,25 @@ class UsesTheScaleOfQForAll(Right):
         )
 
 
-@breaks("FUS-MLP", says="elements wrong", groups=FUSED, source="f applied to the wrong half of a joined product")
+@breaks("FUS-MLP", says="elements wrong", source="f applied to the wrong half of a joined product")
 class SwapsGateAndUp(Right):
     def lift(self, gate, up, activation):
         return super().lift(up, gate, activation) if gate is not None else super().lift(gate, up, activation)
 
 
-@breaks("FUS-MLP", says="as if the gate adapter term were missing", groups=FUSED)
+@breaks("FUS-MLP", says="as if the gate adapter term were missing")
 class ForgetsTheAdapterOfTheGate(Right):
     def project(self, x, p):
         return self.base(x, p) if p.name == "gate" else super().project(x, p)
 
 
-@breaks("FUS-MLP", says="error ÷ budget", groups=FUSED, dtypes=("float32",), source="f in the dtype of tensor cores")
+@breaks("FUS-MLP", says="error ÷ budget", dtypes=("float32",), source="f in the dtype of tensor cores")
 class ActivatesInSixteenBits(Right):
     def activated(self, t, activation):
         return super().activated(t.to(torch.bfloat16), activation).to(t.dtype)
 
 
-@breaks("FUS-LEAD", says="raised", groups=FUSED, source="NVIDIA-NeMo/Automodel LoRATritonFunction (ST5)")
+@breaks("FUS-LEAD", says="raised", source="NVIDIA-NeMo/Automodel LoRATritonFunction (ST5)")
 class FlattensThreeDimensionsOnly(Right):
     def call(self, activation, x, named):
         if x.dim() not in (2, 3):
@@ -63,13 +61,13 @@ class FlattensThreeDimensionsOnly(Right):
         return super().call(activation, x, named)
 
 
-@breaks("FUS-LEAD", says="shape", groups=FUSED, source="NVIDIA-NeMo/Megatron-Bridge #1628 (ML5)")
+@breaks("FUS-LEAD", says="shape", source="NVIDIA-NeMo/Megatron-Bridge #1628 (ML5)")
 class ReturnsMatrices(Right):
     def call(self, activation, x, named):
         return tuple(y.reshape(-1, y.shape[-1]) for y in super().call(activation, x, named))
 
 
-@breaks("FUS-LAYOUT", says="worst", groups=FUSED, source="Dao-AILab/flash-attention #355 (ST3), forward")
+@breaks("FUS-LAYOUT", says="worst", source="Dao-AILab/flash-attention #355 (ST3), forward")
 class WalksXAsIfPacked(Right):
     def call(self, activation, x, named):
         if x.dim() > 1 and not x.is_contiguous() and x.stride(-1) == 1 and 0 not in x.stride():
@@ -77,7 +75,7 @@ class WalksXAsIfPacked(Right):
         return super().call(activation, x, named)
 
 
-@breaks("FUS-LAYOUT", says="dA of", groups=FUSED, source="Dao-AILab/flash-attention #355 (ST3)")
+@breaks("FUS-LAYOUT", says="dA of", source="Dao-AILab/flash-attention #355 (ST3)")
 class WalksGAsIfPacked(Right):
     def d_A(self, g, x, p):
         if not g.is_contiguous() and 0 not in g.stride():
@@ -85,20 +83,20 @@ class WalksGAsIfPacked(Right):
         return super().d_A(g, x, p)
 
 
-@breaks("FUS-MIXED", says="dtype", groups=FUSED, source="unslothai/unsloth (DT1)")
+@breaks("FUS-MIXED", says="dtype", source="unslothai/unsloth (DT1)")
 class ReturnsTheAdapterDtype(Right):
     def lora_qkv(self, x, q, k, v):
         ys = super().lora_qkv(x, q, k, v)
         return tuple(y.to(q[2].dtype) for y in ys)
 
 
-@breaks("FUS-MIXED", says="raised RuntimeError", groups=FUSED, source="NVIDIA-NeMo/Automodel (DT1)")
+@breaks("FUS-MIXED", says="raised RuntimeError", source="NVIDIA-NeMo/Automodel (DT1)")
 class CannotMixDtypes(Right):
     def middle(self, x, p):
         return x @ p.A.T
 
 
-@breaks("FUS-ADAPTERS", says="raised AttributeError", groups=FUSED)
+@breaks("FUS-ADAPTERS", says="raised AttributeError")
 class NeedsEveryAdapter(Right):
     def call(self, activation, x, named):
         for projection in named.values():
@@ -106,7 +104,7 @@ class NeedsEveryAdapter(Right):
         return super().call(activation, x, named)
 
 
-@breaks("FUS-ADAPTERS", says="adapter term were missing", groups=FUSED, source="a fast path for all or nothing")
+@breaks("FUS-ADAPTERS", says="adapter term were missing", source="a fast path for all or nothing")
 class DropsAllWhereOneIsMissing(Right):
     def call(self, activation, x, named):
         if any(p[2] is None for p in named.values()):
@@ -114,22 +112,20 @@ class DropsAllWhereOneIsMissing(Right):
         return super().call(activation, x, named)
 
 
-@breaks("FUS-NONFINITE", says="finite", groups=FUSED, source="a NaN guard that hides the fault")
+@breaks("FUS-NONFINITE", says="finite", source="a NaN guard that hides the fault")
 class ReplacesNaN(Right):
     def call(self, activation, x, named):
         return super().call(activation, torch.nan_to_num(x), named)
 
 
-@breaks("FUS-NONFINITE", says="NaN", groups=FUSED, source="a mask by multiplication")
+@breaks("FUS-NONFINITE", says="NaN", source="a mask by multiplication")
 class SpreadsNaNOverRows(Right):
     def base(self, x, p):
         y = super().base(x, p)
         return y + 0 * y.sum(0)
 
 
-@breaks(
-    "FUS-SHAPES", says="expected an error", groups=FUSED, dtypes=("float32",), source="a kernel that trusts its shapes"
-)
+@breaks("FUS-SHAPES", says="expected an error", dtypes=("float32",), source="a kernel that trusts its shapes")
 class TrimsToTheCommonSize(Right):
     def refuse(self, x, projections, activation):
         pass

@@ -12,11 +12,10 @@ from tests.baselines.fused import Right
 from tests.known_bad import breaks
 from tests.known_bad.linear_and_layer.kept_output import KeepsOutput
 
-FUSED = ("fused",)
 GENERATOR = torch.Generator().manual_seed(1)  # a random source that torch.manual_seed does not reach
 
 
-@breaks("FUS-MEM-INPUTS", says="x was modified in place", groups=FUSED, source="unslothai/unsloth (AL1)")
+@breaks("FUS-MEM-INPUTS", says="x was modified in place", source="unslothai/unsloth (AL1)")
 class WritesDXOverX(Right):
     def back_qkv(self, x, projections, gs):
         dx, pairs = super().back_qkv(x, projections, gs)
@@ -24,14 +23,14 @@ class WritesDXOverX(Right):
         return dx, pairs
 
 
-@breaks("FUS-MEM-INPUTS", says="g of", groups=FUSED, source="an in-place scale of g")
+@breaks("FUS-MEM-INPUTS", says="g of", source="an in-place scale of g")
 class ScalesGInPlace(Right):
     def d_B(self, g, x, p):
         g.data.mul_(p.scale)
         return g.to(p.A.dtype).T @ self.middle(x, p)
 
 
-@breaks("FUS-MEM-MARGINS", says="memory around x was written", groups=FUSED, source="a store without a mask")
+@breaks("FUS-MEM-MARGINS", says="memory around x was written", source="a store without a mask")
 class WritesBeyondX(Right):
     def call(self, activation, x, named):
         end = x.storage_offset() + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True)) + 1
@@ -56,20 +55,20 @@ class Joined(torch.autograd.Function):
         return (g + 0 * joined).split(ctx.widths, -1)
 
 
-@breaks("FUS-MEM-OUTPUT", says="modif", groups=FUSED, source="q, k and v as views of one product")
+@breaks("FUS-MEM-OUTPUT", says="modif", source="q, k and v as views of one product")
 class ReturnsPartsOfOneTensor(Right):
     def lora_qkv(self, x, q, k, v):
         ys = super().lora_qkv(x, q, k, v)
         return Joined.apply(*ys).split([y.shape[-1] for y in ys], -1)
 
 
-@breaks("FUS-MEM-OUTPUT", says="modif", groups=FUSED, source="the output saved for backward")
+@breaks("FUS-MEM-OUTPUT", says="modif", source="the output saved for backward")
 class SavesItsOutput(Right):
     def lora_mlp(self, *args, **options):
         return KeepsOutput.apply(super().lora_mlp(*args, **options))
 
 
-@breaks("FUS-MEM-LATER", says="elements wrong", groups=FUSED, source="one workspace for all calls")
+@breaks("FUS-MEM-LATER", says="elements wrong", source="one workspace for all calls")
 class KeepsOneWorkspace(Right):
     def kept(self, x, outputs):
         old = getattr(self, "workspace", None)
@@ -80,7 +79,7 @@ class KeepsOneWorkspace(Right):
         return (self.workspace, *outputs)
 
 
-@breaks("FUS-DET", says="differs between two identical runs", groups=FUSED, source="atomic accumulation")
+@breaks("FUS-DET", says="differs between two identical runs", source="atomic accumulation")
 class SumsInRandomOrder(Right):
     def reset(self):
         GENERATOR.manual_seed(1)
@@ -89,14 +88,14 @@ class SumsInRandomOrder(Right):
         return super().d_A(g, x, p) * (1 + 2.0**-7 * float(torch.rand((), generator=GENERATOR)))
 
 
-@breaks("FUS-SIDE", says="random", groups=FUSED, source="a seed drawn although nothing is dropped")
+@breaks("FUS-SIDE", says="random", source="a seed drawn although nothing is dropped")
 class DrawsARandomNumber(Right):
     def base(self, x, p):
         torch.rand(())
         return super().base(x, p)
 
 
-@breaks("FUS-MEM-REFILL", says="worst", groups=FUSED, source="adapters stacked once and kept by their address")
+@breaks("FUS-MEM-REFILL", says="worst", source="adapters stacked once and kept by their address")
 class KeepsStackedAdapters(Right):
     def reset(self):
         self.known = {}
@@ -112,7 +111,7 @@ class KeepsStackedAdapters(Right):
         return super().project(x, p)
 
 
-@breaks("FUS-MEM-REFILL", says="worst", groups=FUSED, source="weights packed once and kept by their address")
+@breaks("FUS-MEM-REFILL", says="worst", source="weights packed once and kept by their address")
 class KeepsPackedWeights(Right):
     def reset(self):
         self.known = {}

@@ -7,10 +7,8 @@ import copy
 from tests.baselines.fused import Right
 from tests.known_bad import breaks
 
-FUSED = ("fused",)
 
-
-@breaks("FUS-WIDTHS", says="raised RuntimeError", groups=FUSED, source="k and v split off in halves of one product")
+@breaks("FUS-WIDTHS", says="raised RuntimeError", source="k and v split off in halves of one product")
 class SplitsKeyAndValueInHalves(Right):
     def qkv(self, x, projections):
         q, k, v = super().qkv(x, projections)
@@ -19,7 +17,7 @@ class SplitsKeyAndValueInHalves(Right):
         return q, k, v
 
 
-@breaks("FUS-ADAPTERS-PAIR", says="worst", groups=FUSED, source="stacked adapters taken by the projection's place")
+@breaks("FUS-ADAPTERS-PAIR", says="worst", source="stacked adapters taken by the projection's place")
 class TakesAStackedAdapterByItsPlace(Right):
     def project(self, x, p):
         return super().project(x, p)
@@ -40,13 +38,13 @@ class TakesAStackedAdapterByItsPlace(Right):
         return [bare if p is having[1] else p for p in projections]
 
 
-@breaks("FUS-SIZE-LONG", says="worst", groups=FUSED, source="a rank that one block must hold")
+@breaks("FUS-SIZE-LONG", says="worst", source="a rank that one block must hold")
 class LosesRanksBeyond128(Right):
     def update(self, x, p):
         return self.middle(x, p)[:, :128] @ p.B[:, :128].T * p.scale
 
 
-@breaks("FUS-SIZE-LONG", says="worst", groups=FUSED, source="a grid capped at 128 columns")
+@breaks("FUS-SIZE-LONG", says="worst", source="a grid capped at 128 columns")
 class LosesColumnsOfUpBeyond128(Right):
     def d_up(self, d_h, gate, up, activation):
         found = super().d_up(d_h, gate, up, activation)

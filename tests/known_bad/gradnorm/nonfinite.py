@@ -7,23 +7,21 @@ import torch
 from tests.baselines.gradnorm import Right
 from tests.known_bad import breaks
 
-GRADNORM = ("gradnorm",)
 
-
-@breaks("GRN-NONFINITE-RAISE", says="returned", groups=GRADNORM)
+@breaks("GRN-NONFINITE-RAISE", says="returned")
 class IgnoresErrorIfNonfinite(Right):
     def refuse(self, _norm, _parameters):
         pass
 
 
-@breaks("GRN-NONFINITE-RAISE", says="returned", groups=GRADNORM)
+@breaks("GRN-NONFINITE-RAISE", says="returned")
 class RaisesForNaNOnly(Right):
     def refuse(self, norm, _parameters):
         if torch.isnan(norm):
             raise RuntimeError("the norm is nan")
 
 
-@breaks("GRN-NONFINITE-KEEP", says="before clip_grad_norm_ raised", groups=GRADNORM)
+@breaks("GRN-NONFINITE-KEEP", says="before clip_grad_norm_ raised")
 class ClipsBeforeItRaises(Right):
     def refuse(self, norm, parameters):
         for p in parameters:
@@ -31,7 +29,7 @@ class ClipsBeforeItRaises(Right):
         super().refuse(norm, parameters)
 
 
-@breaks("GRN-NONFINITE-RETURN", says="raised RuntimeError", groups=GRADNORM)
+@breaks("GRN-NONFINITE-RETURN", says="raised RuntimeError")
 class AlwaysRaises(Right):
     def norm(self, gradients):
         norm = super().norm(gradients)
@@ -39,13 +37,13 @@ class AlwaysRaises(Right):
         return norm
 
 
-@breaks("GRN-NONFINITE-RETURN", says="expected", groups=GRADNORM)
+@breaks("GRN-NONFINITE-RETURN", says="expected")
 class CountsNaNAsZero(Right):
     def norm(self, gradients):
         return super().norm([g.nan_to_num(0.0, 0.0, 0.0) for g in gradients])
 
 
-@breaks("GRN-FINITE", says="raised RuntimeError", groups=GRADNORM)
+@breaks("GRN-FINITE", says="raised RuntimeError")
 class RaisesForLargeNorms(Right):
     def refuse(self, norm, _parameters):
         if not norm < 100:

@@ -8,40 +8,38 @@ import torch
 from tests.baselines.gradnorm import Right
 from tests.known_bad import breaks
 
-GRADNORM = ("gradnorm",)
 
-
-@breaks("GRN-NORM", says="error ÷ budget", groups=GRADNORM)
+@breaks("GRN-NORM", says="error ÷ budget")
 class AddsTheNormsOfTheTensors(Right):
     def norm(self, gradients):
         return sum((Right.norm(self, [g]) for g in gradients), torch.zeros(()).double())
 
 
-@breaks("GRN-NORM", says="error ÷ budget", groups=GRADNORM)
+@breaks("GRN-NORM", says="error ÷ budget")
 class LeavesOutTheLastTensor(Right):
     def norm(self, gradients):
         return super().norm(gradients[:-1] or gradients)
 
 
-@breaks("GRN-NORM", says="error ÷ budget", groups=GRADNORM)
+@breaks("GRN-NORM", says="error ÷ budget")
 class ReturnsTheSquareOfTheNorm(Right):
     def returned(self, norm, gradients):
         return super().returned(norm**2, gradients)
 
 
-@breaks("GRN-NORM", says="got 0", groups=GRADNORM)
+@breaks("GRN-NORM", says="got 0")
 class ReturnsZero(Right):
     def returned(self, norm, gradients):
         return super().returned(norm * 0, gradients)
 
 
-@breaks("GRN-NORM", says="error ÷ budget", groups=GRADNORM)
+@breaks("GRN-NORM", says="error ÷ budget")
 class TakesTheLargestElement(Right):
     def norm(self, gradients):
         return max((g.abs().max().double() for g in gradients), default=torch.zeros(()).double())
 
 
-@breaks("GRN-NORM-LARGE", says="error ÷ budget", groups=GRADNORM)
+@breaks("GRN-NORM-LARGE", says="error ÷ budget")
 class AddsOneByOneInFloat32(Right):
     def norm(self, gradients):
         if not gradients or not all(torch.isfinite(g).all() for g in gradients):
@@ -50,7 +48,7 @@ class AddsOneByOneInFloat32(Right):
         return torch.tensor(sum(squares)).double().sqrt()
 
 
-@breaks("GRN-NORM-LARGE", says="error ÷ budget", groups=GRADNORM)
+@breaks("GRN-NORM-LARGE", says="error ÷ budget")
 class SeesTheFirst65536Elements(Right):
     def norm(self, gradients):
         return super().norm([g.flatten()[: 2**16] for g in gradients])
@@ -59,7 +57,6 @@ class SeesTheFirst65536Elements(Right):
 @breaks(
     "GRN-NORM-ULP",
     says="error ÷ budget",
-    groups=GRADNORM,
     source="torch.nn.utils.clip_grad_norm_: off by 4e-4 on 2^20 equal values",
 )
 class LosesAPartIn3000(Right):
@@ -67,27 +64,27 @@ class LosesAPartIn3000(Right):
         return super().norm(gradients) * (1 + 3e-4)
 
 
-@breaks("GRN-RANGE", says="got inf", groups=GRADNORM, source="NVIDIA-NeMo/Automodel f85d2ba86 (#3136)")
+@breaks("GRN-RANGE", says="got inf", source="NVIDIA-NeMo/Automodel f85d2ba86 (#3136)")
 class SquaresInFloat32(Right):
     def norm(self, gradients):
         return sum((g.float().square().sum() for g in gradients), torch.zeros(())).sqrt().double()
 
 
-@breaks("GRN-RANGE", says="got 0", groups=GRADNORM)
+@breaks("GRN-RANGE", says="got 0")
 class FlushesSmallSquares(Right):
     def norm(self, gradients):
         norm = super().norm(gradients)
         return norm if norm > 1e-19 else norm * 0
 
 
-@breaks("GRN-WIDE", says="error ÷ budget", groups=GRADNORM, dtypes=("bfloat16", "float16"))
+@breaks("GRN-WIDE", says="error ÷ budget", dtypes=("bfloat16", "float16"))
 class SquaresInTheGradientsDtype(Right):
     def norm(self, gradients):
         squares = [g.square().flatten().double().sum() for g in gradients]
         return torch.stack(squares).sum().sqrt() if squares else super().norm(gradients)
 
 
-@breaks("GRN-WIDE", says="error ÷ budget", groups=GRADNORM, dtypes=("bfloat16", "float16"))
+@breaks("GRN-WIDE", says="error ÷ budget", dtypes=("bfloat16", "float16"))
 class SumsInTheGradientsDtype(Right):
     def norm(self, gradients):
         if not gradients or gradients[0].dtype.itemsize > 2:
@@ -100,37 +97,37 @@ class SumsInTheGradientsDtype(Right):
         )
 
 
-@breaks("GRN-DTYPE", says="dtype torch.bfloat16", groups=GRADNORM, dtypes=("bfloat16",))
+@breaks("GRN-DTYPE", says="dtype torch.bfloat16", dtypes=("bfloat16",))
 class ReturnsTheGradientsDtype(Right):
     def returned(self, norm, gradients):
         return norm.to(gradients[0].dtype if gradients else torch.float32)
 
 
-@breaks("GRN-DTYPE", says="is a float", groups=GRADNORM)
+@breaks("GRN-DTYPE", says="is a float")
 class ReturnsAPythonNumber(Right):
     def returned(self, norm, _gradients):
         return norm.item()
 
 
-@breaks("GRN-DTYPE", says="has shape [1]", groups=GRADNORM)
+@breaks("GRN-DTYPE", says="has shape [1]")
 class ReturnsAVector(Right):
     def returned(self, norm, gradients):
         return super().returned(norm, gradients).reshape(1)
 
 
-@breaks("GRN-SKIP", says="raised", groups=GRADNORM)
+@breaks("GRN-SKIP", says="raised")
 class StumblesOverMissingGradients(Right):
     def chosen(self, parameters):
         return [p for p in parameters if p.grad.numel()]
 
 
-@breaks("GRN-SKIP", says="raised", groups=GRADNORM)
+@breaks("GRN-SKIP", says="raised")
 class StumblesOverEmptyGradients(Right):
     def chosen(self, parameters):
         return list({id(p): p for p in parameters if p.grad is not None}.values())
 
 
-@breaks("GRN-SKIP", says="had no gradient before", groups=GRADNORM)
+@breaks("GRN-SKIP", says="had no gradient before")
 class MakesUpMissingGradients(Right):
     def chosen(self, parameters):
         listed = list(parameters)
@@ -139,19 +136,19 @@ class MakesUpMissingGradients(Right):
         return super().chosen(listed)
 
 
-@breaks("GRN-NOTHING", says="raised", groups=GRADNORM)
+@breaks("GRN-NOTHING", says="raised")
 class NeedsAGradient(Right):
     def norm(self, gradients):
         return torch.stack([super(NeedsAGradient, self).norm([g]) for g in gradients]).square().sum().sqrt()
 
 
-@breaks("GRN-NOTHING", says="is None", groups=GRADNORM)
+@breaks("GRN-NOTHING", says="is None")
 class ReturnsNothingForNothing(Right):
     def returned(self, norm, gradients):
         return super().returned(norm, gradients) if gradients else None
 
 
-@breaks("GRN-ZERO", says="NaN", groups=GRADNORM)
+@breaks("GRN-ZERO", says="NaN")
 class DividesByTheLargest(Right):
     def norm(self, gradients):
         largest = max((g.abs().max().double() for g in gradients), default=torch.ones(()).double())
@@ -160,19 +157,19 @@ class DividesByTheLargest(Right):
         )
 
 
-@breaks("GRN-SHARED", says="error ÷ budget", groups=GRADNORM, source="torch.nn.utils.clip_grad_norm_")
+@breaks("GRN-SHARED", says="error ÷ budget", source="torch.nn.utils.clip_grad_norm_")
 class CountsTiedParametersTwice(Right):
     def chosen(self, parameters):
         return [p for p in parameters if p.grad is not None and p.grad.numel()]
 
 
-@breaks("GRN-FUNCTION", says="modified gradient", groups=GRADNORM)
+@breaks("GRN-FUNCTION", says="modified gradient")
 class ClipsWhileItMeasures(Right):
     def grad_norm(self, parameters):
         return self.clip_grad_norm_(parameters, 1e-3)
 
 
-@breaks("GRN-FUNCTION", says="error ÷ budget", groups=GRADNORM)
+@breaks("GRN-FUNCTION", says="error ÷ budget")
 class MeasuresTheSquare(Right):
     def grad_norm(self, parameters):
         return super().grad_norm(parameters) ** 2

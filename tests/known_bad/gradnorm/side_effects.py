@@ -10,17 +10,15 @@ from torch import Tensor
 from tests.baselines.gradnorm import Right
 from tests.known_bad import breaks
 
-GRADNORM = ("gradnorm",)
 
-
-@breaks("GRN-SIDE-GLOBAL", says="clip_grad_norm_ changed deterministic algorithms", groups=GRADNORM)
+@breaks("GRN-SIDE-GLOBAL", says="clip_grad_norm_ changed deterministic algorithms")
 class SetsDeterminism(Right):
     def norm(self, gradients: list[Tensor]) -> Tensor:
         torch.set_deterministic_debug_mode(1)
         return super().norm(gradients)
 
 
-@breaks("GRN-LATER", says="worst    the norm of 1 g", groups=GRADNORM, source="one workspace for every norm")
+@breaks("GRN-LATER", says="worst    the norm of 1 g", source="one workspace for every norm")
 class ReturnsItsWorkspace(Right):
     def returned(self, norm: Tensor, gradients: list[Tensor]) -> Any:
         value = super().returned(norm, gradients)
@@ -29,7 +27,7 @@ class ReturnsItsWorkspace(Right):
         return self.workspace.setdefault(value.dtype, torch.empty_like(value)).copy_(value)
 
 
-@breaks("GRN-MARGINS", says="memory beside gradient", groups=GRADNORM)
+@breaks("GRN-MARGINS", says="memory beside gradient")
 class ScalesTheWholeBuffer(Right):
     def store(self, parameter, gradient):
         span = sum((n - 1) * s for n, s in zip(gradient.shape, parameter.grad.stride(), strict=True)) + 1
@@ -38,33 +36,33 @@ class ScalesTheWholeBuffer(Right):
         super().store(parameter, gradient)
 
 
-@breaks("GRN-INPLACE", says="another gradient tensor", groups=GRADNORM)
+@breaks("GRN-INPLACE", says="another gradient tensor")
 class AssignsANewGradient(Right):
     def store(self, parameter, gradient):
         parameter.grad = gradient
 
 
-@breaks("GRN-INPLACE", says="moved in memory", groups=GRADNORM)
+@breaks("GRN-INPLACE", says="moved in memory")
 class AssignsNewMemory(Right):
     def store(self, parameter, gradient):
         parameter.grad.data = gradient
 
 
-@breaks("GRN-PARAMETERS", says="modified a parameter", groups=GRADNORM)
+@breaks("GRN-PARAMETERS", says="modified a parameter")
 class ScalesTheParameterToo(Right):
     def store(self, parameter, gradient):
         super().store(parameter, gradient)
         parameter.data.mul_(0.5)
 
 
-@breaks("GRN-PARAMETERS", says="no longer requires grad", groups=GRADNORM)
+@breaks("GRN-PARAMETERS", says="no longer requires grad")
 class FreezesWhatItClips(Right):
     def store(self, parameter, gradient):
         super().store(parameter, gradient)
         parameter.requires_grad_(False)
 
 
-@breaks("GRN-ITERABLE", says="differs from that of a list", groups=GRADNORM)
+@breaks("GRN-ITERABLE", says="differs from that of a list")
 class ReadsAGeneratorTwice(Right):
     def clip_grad_norm_(self, parameters, max_norm, error_if_nonfinite=False):
         norm = self.grad_norm(parameters)
@@ -72,13 +70,13 @@ class ReadsAGeneratorTwice(Right):
         return norm
 
 
-@breaks("GRN-ITERABLE", says="raised", groups=GRADNORM)
+@breaks("GRN-ITERABLE", says="raised")
 class NeedsAList(Right):
     def chosen(self, parameters):
         return super().chosen(parameters[: len(parameters)])
 
 
-@breaks("GRN-REPEAT", says="two identical calls", groups=GRADNORM)
+@breaks("GRN-REPEAT", says="two identical calls")
 class AddsInRandomOrder(Right):
     def returned(self, norm, gradients):
         return super().returned(norm * (1 + 1e-6 * torch.rand(())), gradients)

@@ -7,10 +7,8 @@ import torch
 from tests.baselines.hybrid import Right
 from tests.known_bad import breaks
 
-HYBRID = ("hybrid",)
 
-
-@breaks("HYB-SEVERAL", says="the backward pass of one of several calls", groups=HYBRID, dtypes=("float32",))
+@breaks("HYB-SEVERAL", says="the backward pass of one of several calls", dtypes=("float32",))
 class RemembersTheLastLayer(Right):
     def run_forward(self, ctx, x, there):
         self.last = ctx.back
@@ -21,7 +19,7 @@ class RemembersTheLastLayer(Right):
         return super().run_backward(ctx, g)
 
 
-@breaks("HYB-SEVERAL", says="the backward pass of one of several calls", groups=HYBRID, dtypes=("float32",))
+@breaks("HYB-SEVERAL", says="the backward pass of one of several calls", dtypes=("float32",))
 class RemembersTheLastShape(Right):
     def run_forward(self, ctx, x, there):
         ctx.back.shape = x.shape
@@ -31,7 +29,7 @@ class RemembersTheLastShape(Right):
         return super().run_backward(ctx, g).reshape(ctx.back.shape)
 
 
-@breaks("HYB-NO-GRADIENT", says="made x require grad", groups=HYBRID, dtypes=("float32",))
+@breaks("HYB-NO-GRADIENT", says="made x require grad", dtypes=("float32",))
 class MakesTheInputRequireGrad(Right):
     def layer_forward(self, layer, x):
         y = super().layer_forward(layer, x)
@@ -40,13 +38,13 @@ class MakesTheInputRequireGrad(Right):
         return y
 
 
-@breaks("HYB-NO-GRADIENT", says="y requires grad although", groups=HYBRID, dtypes=("float32",))
+@breaks("HYB-NO-GRADIENT", says="y requires grad although", dtypes=("float32",))
 class AlwaysKeepsAGraph(Right):
     def layer_forward(self, layer, x):
         return super().layer_forward(layer, x if x.requires_grad else x.detach().requires_grad_(True))
 
 
-@breaks("HYB-NO-GRADIENT", says="y requires grad under no_grad", groups=HYBRID, dtypes=("float32",))
+@breaks("HYB-NO-GRADIENT", says="y requires grad under no_grad", dtypes=("float32",))
 class SwitchesGradModeOn(Right):
     def layer_forward(self, layer, x):
         with torch.enable_grad():

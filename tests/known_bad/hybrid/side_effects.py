@@ -11,10 +11,8 @@ from tests.baselines.hybrid import Right
 from tests.known_bad import breaks
 from tests.known_bad.hybrid.kept_result import Kept
 
-HYBRID = ("hybrid",)
 
-
-@breaks("HYB-MEM-LATER", says="worst    y", groups=HYBRID, source="a receive buffer that is used again")
+@breaks("HYB-MEM-LATER", says="worst    y", source="a receive buffer that is used again")
 class AnswersFromOneBuffer(Right):
     def reset(self) -> None:
         self.buffers: dict[Any, Tensor] = {}
@@ -27,7 +25,7 @@ class AnswersFromOneBuffer(Right):
         return y
 
 
-@breaks("HYB-MEM-REFILL", says="worst    y", groups=HYBRID, source="results cached by data pointer")
+@breaks("HYB-MEM-REFILL", says="worst    y", source="results cached by data pointer")
 class RemembersByAddress(Right):
     def reset(self) -> None:
         self.known: dict[Any, tuple[Any, Tensor]] = {}
@@ -41,14 +39,14 @@ class RemembersByAddress(Right):
         return self.known[key][1].clone()
 
 
-@breaks("HYB-SIDE-GLOBAL", says="the backward pass changed torch's random state", groups=HYBRID)
+@breaks("HYB-SIDE-GLOBAL", says="the backward pass changed torch's random state")
 class SeedsItsNoise(Right):
     def backward_product(self, g: Tensor, weight: Tensor, transposed: bool) -> Tensor:
         torch.manual_seed(1)
         return super().backward_product(g, weight, transposed)
 
 
-@breaks("HYB-INPUTS", says="x was modified in place", groups=HYBRID, source="unslothai/unsloth c3d6def64a (AL1)")
+@breaks("HYB-INPUTS", says="x was modified in place", source="unslothai/unsloth c3d6def64a (AL1)")
 class WritesDXOverX(Right):
     def run_forward(self, ctx, x, there):
         ctx.x = x.detach()
@@ -61,32 +59,32 @@ class WritesDXOverX(Right):
         return d_x
 
 
-@breaks("HYB-INPUTS", says="memory around", groups=HYBRID)
+@breaks("HYB-INPUTS", says="memory around")
 class WritesPastTheEndOfX(Right):
     def run_forward(self, ctx, x, there):
         x.detach().as_strided((1,), (1,), x.storage_offset() - 1).fill_(7)
         return super().run_forward(ctx, x, there)
 
 
-@breaks("HYB-OUTPUT", says="raised RuntimeError", groups=HYBRID)
+@breaks("HYB-OUTPUT", says="raised RuntimeError")
 class ReturnsAView(Right):
     def run_forward(self, ctx, x, there):
         return super().run_forward(ctx, x, there).view(-1).view(*x.shape[:-1], -1)
 
 
-@breaks("HYB-OUTPUT", says="raised RuntimeError", groups=HYBRID)
+@breaks("HYB-OUTPUT", says="raised RuntimeError")
 class KeepsItsOutputForBackward(Right):
     def layer_forward(self, layer, x):
         return Kept.apply(super().layer_forward(layer, x))
 
 
-@breaks("HYB-CHANGED", says="returned", groups=HYBRID)
+@breaks("HYB-CHANGED", says="returned")
 class DoesNotNoticeANewWeight(Right):
     def BackwardModuleLinear(self, weight, weight_transposed=False):
         return super().BackwardModuleLinear(weight.data, weight_transposed)
 
 
-@breaks("HYB-REPEAT", says="differs between two identical runs", groups=HYBRID)
+@breaks("HYB-REPEAT", says="differs between two identical runs")
 class AddsNoise(Right):
     def run_forward(self, ctx, x, there):
         y = super().run_forward(ctx, x, there)

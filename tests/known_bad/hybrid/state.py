@@ -9,10 +9,8 @@ from torch import nn
 from tests.baselines.hybrid import Layer, Right
 from tests.known_bad import breaks
 
-HYBRID = ("hybrid",)
 
-
-@breaks("HYB-ATTRIBUTES", says="in_features is", groups=HYBRID)
+@breaks("HYB-ATTRIBUTES", says="in_features is")
 class SwapsTheFeaturesOfTransposedWeights(Right):
     def CustomLinear(self, weight, bias=None, weight_transposed=False):
         layer = super().CustomLinear(weight, bias, weight_transposed)
@@ -20,7 +18,7 @@ class SwapsTheFeaturesOfTransposedWeights(Right):
         return layer
 
 
-@breaks("HYB-ATTRIBUTES", says="raised AttributeError", groups=HYBRID)
+@breaks("HYB-ATTRIBUTES", says="raised AttributeError")
 class HasNoWeight(Right):
     def CustomLinear(self, weight, bias=None, weight_transposed=False):
         layer = super().CustomLinear(weight, bias, weight_transposed)
@@ -31,7 +29,6 @@ class HasNoWeight(Right):
 @breaks(
     "HYB-STATE",
     says="holds the weight 2 times",
-    groups=HYBRID,
     source="zama-ai/concrete-ml HEAD: CustomLinear",
 )
 class RegistersTheWeightAgain(Right):
@@ -41,7 +38,7 @@ class RegistersTheWeightAgain(Right):
         return module
 
 
-@breaks("HYB-STATE", says="expected 1 tensors", groups=HYBRID)
+@breaks("HYB-STATE", says="expected 1 tensors")
 class SavesAnEmptyBias(Right):
     def CustomLinear(self, weight, bias=None, weight_transposed=False):
         layer = super().CustomLinear(weight, bias, weight_transposed)
@@ -50,19 +47,19 @@ class SavesAnEmptyBias(Right):
         return layer
 
 
-@breaks("HYB-LOAD", says="elements wrong", groups=HYBRID)
+@breaks("HYB-LOAD", says="elements wrong")
 class CopiesTheWeightForBackward(Right):
     def BackwardModuleLinear(self, weight, weight_transposed=False):
         return super().BackwardModuleLinear(weight.detach().clone(), weight_transposed)
 
 
-@breaks("HYB-LOAD", says="elements wrong", groups=HYBRID)
+@breaks("HYB-LOAD", says="elements wrong")
 class CopiesTheWeightForForward(Right):
     def ForwardModuleLinear(self, weight, bias=None, weight_transposed=False):
         return super().ForwardModuleLinear(weight.detach().clone(), bias, weight_transposed)
 
 
-@breaks("HYB-COPY", says="of CustomLinear raised", groups=HYBRID)
+@breaks("HYB-COPY", says="of CustomLinear raised")
 class CannotBePickled(Right):
     def CustomLinear(self, weight, bias=None, weight_transposed=False):
         layer = super().CustomLinear(weight, bias, weight_transposed)
@@ -82,13 +79,13 @@ class KeepsBackward(Layer):
         return kept
 
 
-@breaks("HYB-COPY", says="elements wrong", groups=HYBRID)
+@breaks("HYB-COPY", says="elements wrong")
 class SharesBackwardWithItsCopies(Right):
     def CustomLinear(self, weight, bias=None, weight_transposed=False):
         return KeepsBackward(self, weight, bias, weight_transposed)
 
 
-@breaks("HYB-TO", says="raised", groups=HYBRID)
+@breaks("HYB-TO", says="raised")
 class ConvertsForwardOnly(Right):
     def BackwardModuleLinear(self, weight, weight_transposed=False):
         return super().BackwardModuleLinear(weight.detach(), weight_transposed)

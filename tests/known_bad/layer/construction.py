@@ -15,7 +15,6 @@ from tests.known_bad.layer.registration import twin
 @breaks(
     "LAY-SCALING",
     says="expected",
-    groups=("layer",),
     source="NVIDIA/TensorRT-LLM #1668, exllamav2 #619 (SC2)",
 )
 class IgnoresRsLora(Right):
@@ -26,7 +25,6 @@ class IgnoresRsLora(Right):
 @breaks(
     "LAY-INIT",
     says="standard deviation",
-    groups=("layer",),
     source="NVIDIA-NeMo/Automodel, an older release: A from U(0, 1)",
 )
 class FillsAFromTheUnitInterval(Right):
@@ -35,7 +33,7 @@ class FillsAFromTheUnitInterval(Right):
         nn.init.uniform_(lora_A)
 
 
-@breaks("LAY-INIT", says="kurtosis", groups=("layer",), source="xavier_uniform_ for xavier_normal_")
+@breaks("LAY-INIT", says="kurtosis", source="xavier_uniform_ for xavier_normal_")
 class DrawsXavierUniformly(Right):
     def initialise(self, lora_A: Tensor, lora_B: Tensor, method: str) -> None:
         super().initialise(lora_A, lora_B, method)
@@ -43,20 +41,20 @@ class DrawsXavierUniformly(Right):
             nn.init.xavier_uniform_(lora_A)
 
 
-@breaks("LAY-FRESH", says="worst", groups=("layer",), source="B initialised like A")
+@breaks("LAY-FRESH", says="worst", source="B initialised like A")
 class StartsWithNonZeroB(Right):
     def initialise(self, lora_A: Tensor, lora_B: Tensor, method: str) -> None:
         super().initialise(lora_A, lora_B, method)
         nn.init.normal_(lora_B)
 
 
-@breaks("LAY-DEFAULTS", says="by default", groups=("layer",), source="a default stated in two places")
+@breaks("LAY-DEFAULTS", says="by default", source="a default stated in two places")
 class HasRankSixteenByDefault(Right):
     def LinearLoRA(self, orig_linear: nn.Linear, dim: int = 16, alpha: float = 32, *args: Any, **options: Any) -> Any:
         return super().LinearLoRA(orig_linear, dim, alpha, *args, **options)
 
 
-@breaks("LAY-BIAS", says="worst", groups=("layer",), source="the bias gradient averaged over tokens")
+@breaks("LAY-BIAS", says="worst", source="the bias gradient averaged over tokens")
 class AveragesTheBiasGradient(Right):
     def gradient_of_bias(self, g: Tensor) -> Tensor:
         return g.mean(0)

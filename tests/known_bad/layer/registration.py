@@ -13,7 +13,7 @@ def twin(clause: str, **options: Any) -> Any:
     """Register a layer class as a known-bad twin."""
 
     def register(kind: type[Layer]) -> type[Layer]:
-        record(kind.__name__, Right(kind), clause, groups=("layer",), **options)
+        record(kind.__name__, Right(kind), clause, **options)
         return kind
 
     return register

@@ -17,7 +17,6 @@ from tests.known_bad import breaks, record
 @breaks(
     "LIN-SHAPES",
     says="expected an error",
-    groups=("linear",),
     dtypes=("float32",),
     source="a kernel that trusts its shapes",
 )
@@ -35,7 +34,6 @@ class TrimsToTheCommonSize(Right):
 @breaks(
     "LIN-DROP-RANGE",
     says="expected a ValueError",
-    groups=("linear",),
     dtypes=("float32",),
     source="a probability clamped in silence",
 )
@@ -50,7 +48,7 @@ def breaks_alone(says: str) -> Callable[[type[RightAlone]], type[RightAlone]]:
 
     def register(kind: type[RightAlone]) -> type[RightAlone]:
         right = type(kind.__name__, (Right,), {"LoRATritonFunction": property(kind)})
-        record(kind.__name__, right(), "LIN-DTYPE", says=says, groups=("linear",))
+        record(kind.__name__, right(), "LIN-DTYPE", says=says)
         return kind
 
     return register

@@ -9,27 +9,27 @@ import torch
 from torch import Tensor
 
 from tests.baselines.linear import BackwardOperands, Right
-from tests.known_bad import both
+from tests.known_bad import breaks
 
 ALL = ("float64", "float32", "bfloat16", "float16")
 EXACT = ("float64", "float32")
 
 
-@both("BWD-DX", says="as if the base term were missing", source="zama-ai/concrete-ml #765 (GR2)")
+@breaks("LIN-BWD-DX", "LAY-BWD-DX", says="as if the base term were missing", source="zama-ai/concrete-ml #765 (GR2)")
 class LosesTheBaseInDX(Right):
     def gradient_of_x(self, o: BackwardOperands) -> Tensor:
         whole = super().gradient_of_x(o)
         return whole if o.weight is None else whole - o.g @ o.weight
 
 
-@both("BWD-DX", says="as if the adapter term were missing", source="x detached on the adapter path")
+@breaks("LIN-BWD-DX", "LAY-BWD-DX", says="as if the adapter term were missing", source="x detached on the adapter path")
 class LosesTheAdapterInDX(Right):
     def gradient_of_x(self, o: BackwardOperands) -> Tensor:
         whole = super().gradient_of_x(o)
         return whole if o.weight is None else o.g @ o.weight
 
 
-@both("BWD-DX", says="worst", source="NVIDIA-NeMo/Automodel #217 (MK1)")
+@breaks("LIN-BWD-DX", "LAY-BWD-DX", says="worst", source="NVIDIA-NeMo/Automodel #217 (MK1)")
 class OverwritesRowsOfDX(Right):
     def gradient_of_x(self, o: BackwardOperands) -> Tensor:
         dx = super().gradient_of_x(o)
@@ -39,98 +39,103 @@ class OverwritesRowsOfDX(Right):
         return dx
 
 
-@both("BWD-DX", says="zeros", dtypes=ALL, source="tolerances that accept a gradient of zero")
+@breaks("LIN-BWD-DX", "LAY-BWD-DX", says="zeros", dtypes=ALL, source="tolerances that accept a gradient of zero")
 class ZeroesDX(Right):
     def gradient_of_x(self, o: BackwardOperands) -> Tensor:
         return 0 * super().gradient_of_x(o)
 
 
-@both("BWD-DX", says="constant ratio -1", dtypes=ALL, source="a sign")
+@breaks("LIN-BWD-DX", "LAY-BWD-DX", says="constant ratio -1", dtypes=ALL, source="a sign")
 class NegatesDX(Right):
     def gradient_of_x(self, o: BackwardOperands) -> Tensor:
         return -super().gradient_of_x(o)
 
 
-@both("BWD-DX", says="constant ratio 2", dtypes=ALL, source="a term counted twice")
+@breaks("LIN-BWD-DX", "LAY-BWD-DX", says="constant ratio 2", dtypes=ALL, source="a term counted twice")
 class DoublesDX(Right):
     def gradient_of_x(self, o: BackwardOperands) -> Tensor:
         return 2 * super().gradient_of_x(o)
 
 
-@both("BWD-DA", says="zeros", dtypes=ALL, source="tolerances that accept a gradient of zero")
+@breaks("LIN-BWD-DA", "LAY-BWD-DA", says="zeros", dtypes=ALL, source="tolerances that accept a gradient of zero")
 class ZeroesDA(Right):
     def gradient_of_lora_A(self, o: BackwardOperands) -> Tensor:
         return 0 * super().gradient_of_lora_A(o)
 
 
-@both("BWD-DA", says="constant ratio -1", dtypes=ALL, source="a sign")
+@breaks("LIN-BWD-DA", "LAY-BWD-DA", says="constant ratio -1", dtypes=ALL, source="a sign")
 class NegatesDA(Right):
     def gradient_of_lora_A(self, o: BackwardOperands) -> Tensor:
         return -super().gradient_of_lora_A(o)
 
 
-@both("BWD-DA", says="constant ratio 2", dtypes=ALL, source="a term counted twice")
+@breaks("LIN-BWD-DA", "LAY-BWD-DA", says="constant ratio 2", dtypes=ALL, source="a term counted twice")
 class DoublesDA(Right):
     def gradient_of_lora_A(self, o: BackwardOperands) -> Tensor:
         return 2 * super().gradient_of_lora_A(o)
 
 
-@both("BWD-DB", says="zeros", dtypes=ALL, source="tolerances that accept a gradient of zero")
+@breaks("LIN-BWD-DB", "LAY-BWD-DB", says="zeros", dtypes=ALL, source="tolerances that accept a gradient of zero")
 class ZeroesDB(Right):
     def gradient_of_lora_B(self, o: BackwardOperands) -> Tensor:
         return 0 * super().gradient_of_lora_B(o)
 
 
-@both("BWD-DB", says="constant ratio -1", dtypes=ALL, source="a sign")
+@breaks("LIN-BWD-DB", "LAY-BWD-DB", says="constant ratio -1", dtypes=ALL, source="a sign")
 class NegatesDB(Right):
     def gradient_of_lora_B(self, o: BackwardOperands) -> Tensor:
         return -super().gradient_of_lora_B(o)
 
 
-@both("BWD-DB", says="constant ratio 2", dtypes=ALL, source="a term counted twice")
+@breaks("LIN-BWD-DB", "LAY-BWD-DB", says="constant ratio 2", dtypes=ALL, source="a term counted twice")
 class DoublesDB(Right):
     def gradient_of_lora_B(self, o: BackwardOperands) -> Tensor:
         return 2 * super().gradient_of_lora_B(o)
 
 
-@both("BWD-DA", says="constant ratio", source="scale applied in forward only")
+@breaks("LIN-BWD-DA", "LAY-BWD-DA", says="constant ratio", source="scale applied in forward only")
 class ForgetsTheScaleInDA(Right):
     def gradient_of_lora_A(self, o: BackwardOperands) -> Tensor:
         return super().gradient_of_lora_A(replace(o, scale=1.0))
 
 
-@both("BWD-DA", says="worst", source="a tail mask over M in the reduction")
+@breaks("LIN-BWD-DA", "LAY-BWD-DA", says="worst", source="a tail mask over M in the reduction")
 class LosesTheTailOfMInDA(Right):
     def gradient_of_lora_A(self, o: BackwardOperands) -> Tensor:
         whole = len(o.g_adapter) // 16 * 16 or len(o.g_adapter)
         return super().gradient_of_lora_A(replace(o, g_adapter=o.g_adapter[:whole], x=o.x[:whole]))
 
 
-@both("BWD-DA", says="worst", source="averaging over tokens")
+@breaks("LIN-BWD-DA", "LAY-BWD-DA", says="worst", source="averaging over tokens")
 class AveragesDA(Right):
     def gradient_of_lora_A(self, o: BackwardOperands) -> Tensor:
         return super().gradient_of_lora_A(o) / max(len(o.g_adapter), 1)
 
 
-@both("BWD-DB", says="constant ratio", source="scale applied in forward only")
+@breaks("LIN-BWD-DB", "LAY-BWD-DB", says="constant ratio", source="scale applied in forward only")
 class ForgetsTheScaleInDB(Right):
     def gradient_of_lora_B(self, o: BackwardOperands) -> Tensor:
         return super().gradient_of_lora_B(replace(o, scale=1.0))
 
 
-@both("BWD-DB", says="constant ratio", source="scale applied to S, and again to dB")
+@breaks("LIN-BWD-DB", "LAY-BWD-DB", says="constant ratio", source="scale applied to S, and again to dB")
 class ScalesDBTwice(Right):
     def gradient_of_lora_B(self, o: BackwardOperands) -> Tensor:
         return super().gradient_of_lora_B(replace(o, scale=o.scale * o.scale))
 
 
-@both("BWD-DB", says="worst", source="split partials summed in the storage dtype, one lost")
+@breaks("LIN-BWD-DB", "LAY-BWD-DB", says="worst", source="split partials summed in the storage dtype, one lost")
 class LosesAPartialOfDB(Right):
     def gradient_of_lora_B(self, o: BackwardOperands) -> Tensor:
         return super().gradient_of_lora_B(replace(o, g_adapter=o.g_adapter[:64], x=o.x[:64]))
 
 
-@both("BWD-LAYOUT", says="worst", source="Dao-AILab/flash-attention #355, traveller59/spconv #384 (ST3)")
+@breaks(
+    "LIN-BWD-LAYOUT",
+    "LAY-BWD-LAYOUT",
+    says="worst",
+    source="Dao-AILab/flash-attention #355, traveller59/spconv #384 (ST3)",
+)
 class WalksGAsIfPacked(Right):
     def gradient_of_lora_B(self, o: BackwardOperands) -> Tensor:
         g = o.g_adapter
@@ -139,14 +144,14 @@ class WalksGAsIfPacked(Right):
         return super().gradient_of_lora_B(replace(o, g_adapter=g))
 
 
-@both("BWD-LAYOUT", says="raised RuntimeError", source="NVIDIA/apex #1601 (ST1)")
+@breaks("LIN-BWD-LAYOUT", "LAY-BWD-LAYOUT", says="raised RuntimeError", source="NVIDIA/apex #1601 (ST1)")
 class NeedsContiguousG(Right):
     def gradient_of_lora_A(self, o: BackwardOperands) -> Tensor:
         o.g_adapter.view(-1)
         return super().gradient_of_lora_A(o)
 
 
-@both("BWD-LEAD", says="raised", source="NVIDIA-NeMo/Automodel (ST5): an empty batch")
+@breaks("LIN-BWD-LEAD", "LAY-BWD-LEAD", says="raised", source="NVIDIA-NeMo/Automodel (ST5): an empty batch")
 class CannotReduceNothing(Right):
     def gradient_of_lora_A(self, o: BackwardOperands) -> Tensor:
         if not len(o.g_adapter):
@@ -154,25 +159,27 @@ class CannotReduceNothing(Right):
         return super().gradient_of_lora_A(o)
 
 
-@both("BWD-MIXED", says="worst", dtypes=("float64",), source="g cast to bfloat16 for every adapter")
+@breaks(
+    "LIN-BWD-MIXED", "LAY-BWD-MIXED", says="worst", dtypes=("float64",), source="g cast to bfloat16 for every adapter"
+)
 class RoundsGToSixteenBits(Right):
     def gradient_of_lora_B(self, o: BackwardOperands) -> Tensor:
         return super().gradient_of_lora_B(replace(o, g_adapter=o.g_adapter.bfloat16().to(o.g_adapter.dtype)))
 
 
-@both("BWD-SCALE", says="worst", source="the absolute scale")
+@breaks("LIN-BWD-SCALE", "LAY-BWD-SCALE", says="worst", source="the absolute scale")
 class TakesALargeScaleForOne(Right):
     def gradient_of_lora_A(self, o: BackwardOperands) -> Tensor:
         return super().gradient_of_lora_A(replace(o, scale=o.scale if abs(o.scale) < 100 else 1.0))
 
 
-@both("BWD-SCALE", says="worst", source="scale kept as an integer")
+@breaks("LIN-BWD-SCALE", "LAY-BWD-SCALE", says="worst", source="scale kept as an integer")
 class RoundsTheScale(Right):
     def gradient_of_lora_B(self, o: BackwardOperands) -> Tensor:
         return super().gradient_of_lora_B(replace(o, scale=float(round(o.scale))))
 
 
-@both("BWD-ACCUM", says="worst", source="a gradient written, not accumulated")
+@breaks("LIN-BWD-ACCUM", "LAY-BWD-ACCUM", says="worst", source="a gradient written, not accumulated")
 class OverwritesTheGradient(Right):
     def gradient_of_lora_A(self, o: BackwardOperands) -> Tensor:
         self.lora_A.grad = None
@@ -183,8 +190,9 @@ class OverwritesTheGradient(Right):
         return super().lora_linear(x, *args, **options)
 
 
-@both(
-    "BWD-TWICE",
+@breaks(
+    "LIN-BWD-TWICE",
+    "LAY-BWD-TWICE",
     says="second",
     source="unslothai/unsloth, axolotl #3800 (AL1): a saved tensor overwritten by backward",
 )
@@ -195,7 +203,9 @@ class OverwritesXInBackward(Right):
         return result
 
 
-@both("BWD-NEEDS", says="raised", source="a gradient computed through one that was not asked for")
+@breaks(
+    "LIN-BWD-NEEDS", "LAY-BWD-NEEDS", says="raised", source="a gradient computed through one that was not asked for"
+)
 class NeedsAllGradients(Right):
     def gradient_of_lora_B(self, o: BackwardOperands) -> Tensor:
         if not o.lora_A.requires_grad:
@@ -218,7 +228,7 @@ class PretendsToBeLinear(torch.autograd.Function):
         return g, 0 * x * x.sum(), 0 * lora_A * lora_A.sum(), 0 * lora_B * lora_B.sum()
 
 
-@both("BWD-DOUBLE", says="second derivative", dtypes=EXACT, source="a backward that detaches")
+@breaks("LIN-BWD-DOUBLE", "LAY-BWD-DOUBLE", says="second derivative", dtypes=EXACT, source="a backward that detaches")
 class ForgetsSecondDerivatives(Right):
     def lora_linear(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
         return PretendsToBeLinear.apply(super().lora_linear(x, *args, **options), x, *args[2:4])

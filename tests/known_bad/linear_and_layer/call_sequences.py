@@ -10,10 +10,15 @@ import torch
 from torch import Tensor
 
 from tests.baselines.linear import BackwardOperands, Right, UpdateOperands
-from tests.known_bad import both
+from tests.known_bad import breaks
 
 
-@both("BWD-MICRO", says="3 micro-batches", source="one workspace for all calls, which a parameter's gradient then is")
+@breaks(
+    "LIN-BWD-MICRO",
+    "LAY-BWD-MICRO",
+    says="3 micro-batches",
+    source="one workspace for all calls, which a parameter's gradient then is",
+)
 class HandsOutItsWorkspace(Right):
     def reset(self) -> None:
         self.buffers: dict[Any, Tensor] = {}
@@ -26,7 +31,12 @@ class HandsOutItsWorkspace(Right):
         return buffer.copy_(found).view_as(buffer)
 
 
-@both("BWD-MICRO", says="dA of 2 micro-batches is None", source="which gradients are wanted, asked at the first call")
+@breaks(
+    "LIN-BWD-MICRO",
+    "LAY-BWD-MICRO",
+    says="dA of 2 micro-batches is None",
+    source="which gradients are wanted, asked at the first call",
+)
 class AsksOnceWhatIsTrained(Right):
     def lora_linear(
         self, x: Tensor, weight: Any, bias: Any, lora_A: Tensor, lora_B: Tensor, *args: Any, **o: Any
@@ -38,7 +48,12 @@ class AsksOnceWhatIsTrained(Right):
         return super().lora_linear(x, weight, bias, lora_A, lora_B, *args, **o)
 
 
-@both("MODE-INFERENCE", says="y of new values under", source="W + s·B A kept from the first call without a graph on")
+@breaks(
+    "LIN-MODE-INFERENCE",
+    "LAY-MODE-INFERENCE",
+    says="y of new values under",
+    source="W + s·B A kept from the first call without a graph on",
+)
 class KeepsTheProductWithoutAGraph(Right):
     def lora_linear(self, x: Tensor, weight: Any, bias: Any, lora_A: Tensor, *args: Any, **options: Any) -> Tensor:
         if not torch.is_grad_enabled():
@@ -48,7 +63,12 @@ class KeepsTheProductWithoutAGraph(Right):
         return super().lora_linear(x, weight, bias, lora_A, *args, **options)
 
 
-@both("MODE-INFERENCE", says="raised RuntimeError", source="a packed copy of A made under inference_mode, trained with")
+@breaks(
+    "LIN-MODE-INFERENCE",
+    "LAY-MODE-INFERENCE",
+    says="raised RuntimeError",
+    source="a packed copy of A made under inference_mode, trained with",
+)
 class TrainsWithAnInferenceTensor(Right):
     def lora_linear(self, x: Tensor, weight: Any, bias: Any, lora_A: Tensor, *args: Any, **options: Any) -> Tensor:
         if getattr(lora_A, "packed_at", None) is None:
@@ -62,7 +82,7 @@ LOCAL = threading.local()
 LOCAL.workspace = "made where this is imported"
 
 
-@both("MODE-THREAD", says="raised AttributeError", source="a threading.local set at import")
+@breaks("LIN-MODE-THREAD", "LAY-MODE-THREAD", says="raised AttributeError", source="a threading.local set at import")
 class KnowsOneThread(Right):
     def base(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         assert LOCAL.workspace
@@ -94,7 +114,12 @@ class Referring(torch.autograd.Function):
         return None, *(d if need else None for d, need in zip(wanted, needs[1:6], strict=True)), None
 
 
-@both("MEM-SAVED", says="worst    d", source="unslothai/unsloth, in kind: tensors kept as attributes of ctx")
+@breaks(
+    "LIN-MEM-SAVED",
+    "LAY-MEM-SAVED",
+    says="worst    d",
+    source="unslothai/unsloth, in kind: tensors kept as attributes of ctx",
+)
 class KeepsOperandsOnCtx(Right):
     def lora_linear(
         self, x: Tensor, weight: Any, bias: Any, lora_A: Tensor, lora_B: Tensor, scale: float, **options: Any
@@ -107,7 +132,13 @@ class KeepsOperandsOnCtx(Right):
         return y.reshape(*x.shape[:-1], len(lora_B))
 
 
-@both("AMP-ENTRY", says="raised RuntimeError", dtypes=("float32",), source="operands asked to be of one dtype")
+@breaks(
+    "LIN-AMP-ENTRY",
+    "LAY-AMP-ENTRY",
+    says="raised RuntimeError",
+    dtypes=("float32",),
+    source="operands asked to be of one dtype",
+)
 class WantsOneDtypeUnderAutocast(Right):
     def lora_linear(self, x: Tensor, weight: Any, bias: Any, lora_A: Tensor, *args: Any, **options: Any) -> Tensor:
         if torch.is_autocast_enabled(x.device.type) and x.dtype != lora_A.dtype:
@@ -115,7 +146,9 @@ class WantsOneDtypeUnderAutocast(Right):
         return super().lora_linear(x, weight, bias, lora_A, *args, **options)
 
 
-@both("AMP-ENTRY", says="dtype", dtypes=("float32",), source="custom_fwd(cast_inputs=torch.bfloat16)")
+@breaks(
+    "LIN-AMP-ENTRY", "LAY-AMP-ENTRY", says="dtype", dtypes=("float32",), source="custom_fwd(cast_inputs=torch.bfloat16)"
+)
 class TakesAutocastForBfloat16(Right):
     def lora_linear(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
         if not torch.is_autocast_enabled(x.device.type):
@@ -124,8 +157,9 @@ class TakesAutocastForBfloat16(Right):
             return super().lora_linear(x, *args, **options)
 
 
-@both(
-    "AMP-ENTRY",
+@breaks(
+    "LIN-AMP-ENTRY",
+    "LAY-AMP-ENTRY",
     says="y after autocast",
     dtypes=("float32",),
     source="autocast's copy of a weight kept after its region",

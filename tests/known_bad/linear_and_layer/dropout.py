@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.baselines.linear import BackwardOperands, Right
-from tests.known_bad import both
+from tests.known_bad import breaks
 
 EXACT = ("float64", "float32")
 GENERATOR = torch.Generator().manual_seed(1)  # a random source that torch.manual_seed does not reach
@@ -27,7 +27,13 @@ class HalvesUnderAGraph(torch.autograd.Function):
         return g / 2 if torch.is_grad_enabled() else g
 
 
-@both("BWD-GRAPH", says="constant ratio 0.5", dtypes=EXACT, source="a second path for create_graph=True")
+@breaks(
+    "LIN-BWD-GRAPH",
+    "LAY-BWD-GRAPH",
+    says="constant ratio 0.5",
+    dtypes=EXACT,
+    source="a second path for create_graph=True",
+)
 class HasAnotherPathUnderAGraph(Right):
     def lora_linear(self, *args: Any, **options: Any) -> Tensor:
         return HalvesUnderAGraph.apply(super().lora_linear(*args, **options))  # type: ignore[no-any-return]
@@ -46,39 +52,47 @@ class DrawsUnderAGraph(torch.autograd.Function):
         return torch.nn.functional.dropout(g, ctx.p) if torch.is_grad_enabled() else g, None
 
 
-@both("BWD-GRAPH", says="with create_graph", dtypes=EXACT, source="a mask drawn again instead of kept")
+@breaks(
+    "LIN-BWD-GRAPH",
+    "LAY-BWD-GRAPH",
+    says="with create_graph",
+    dtypes=EXACT,
+    source="a mask drawn again instead of kept",
+)
 class DropsOutAnewUnderAGraph(Right):
     def lora_linear(self, *args: Any, **options: Any) -> Tensor:
         y = super().lora_linear(*args, **options)
         return DrawsUnderAGraph.apply(y, options.get("dropout", 0.0))  # type: ignore[no-any-return]
 
 
-@both("DROP-MASK", says="same elements", source="pytorch/torchtune #995, paiml/aprender #2170 (DR1)")
+@breaks(
+    "LIN-DROP-MASK", "LAY-DROP-MASK", says="same elements", source="pytorch/torchtune #995, paiml/aprender #2170 (DR1)"
+)
 class NeverDrops(Right):
     def mask(self, like: Tensor, p: float) -> Tensor:
         return torch.ones_like(like) / (1 - p)
 
 
-@both("DROP-MASK", says="worst", source="no inverted scaling")
+@breaks("LIN-DROP-MASK", "LAY-DROP-MASK", says="worst", source="no inverted scaling")
 class DoesNotRescaleTheKept(Right):
     def mask(self, like: Tensor, p: float) -> Tensor:
         return (torch.rand(like.shape) >= p).to(like.dtype)
 
 
-@both("DROP-MASK", says="dropped", source="one mask for every row")
+@breaks("LIN-DROP-MASK", "LAY-DROP-MASK", says="dropped", source="one mask for every row")
 class SharesOneMaskForAllRows(Right):
     def mask(self, like: Tensor, p: float) -> Tensor:
         return super().mask(like[:1], p).expand_as(like).contiguous()
 
 
-@both("DROP-MASK", says="same elements", source="a seed fixed at import")
+@breaks("LIN-DROP-MASK", "LAY-DROP-MASK", says="same elements", source="a seed fixed at import")
 class DropsTheSameEachTime(Right):
     def mask(self, like: Tensor, p: float) -> Tensor:
         kept = torch.rand(like.shape, generator=torch.Generator().manual_seed(0)) >= p
         return kept.to(like.dtype) / (1 - p)
 
 
-@both("DROP-BWD", says="worst", source="a mask drawn again in backward")
+@breaks("LIN-DROP-BWD", "LAY-DROP-BWD", says="worst", source="a mask drawn again in backward")
 class DrawsANewMaskInBackward(Right):
     def gradient_of_lora_B(self, o: BackwardOperands) -> Tensor:
         kept = (torch.rand(o.g_adapter.shape) >= 0.5).to(o.g_adapter.dtype) * 2
@@ -86,32 +100,38 @@ class DrawsANewMaskInBackward(Right):
         return super().gradient_of_lora_B(replace(o, g_adapter=o.g_adapter * kept if dropped else o.g_adapter))
 
 
-@both("DROP-REL", says="worst", dtypes=("float64", "float32"), source="KohakuBlueleaf/LyCORIS #23 (SC4)")
+@breaks(
+    "LIN-DROP-REL",
+    "LAY-DROP-REL",
+    says="worst",
+    dtypes=("float64", "float32"),
+    source="KohakuBlueleaf/LyCORIS #23 (SC4)",
+)
 class DropsTheBaseToo(Right):
     def total(self, base: Tensor, update: Tensor) -> Tensor:
         kept = (update != 0).to(base.dtype)
         return super().total(base * kept, update)
 
 
-@both("DROP-POST", says="worst", source="KohakuBlueleaf/LyCORIS #23 (SC4)")
+@breaks("LIN-DROP-POST", "LAY-DROP-POST", says="worst", source="KohakuBlueleaf/LyCORIS #23 (SC4)")
 class DropsTheBaseWithTheUpdate(Right):
     def total(self, base: Tensor, update: Tensor) -> Tensor:
         return super().total(base * (update != 0).to(base.dtype), update)
 
 
-@both("DROP-ALL", says="not zero", source="1/(1-p) at p = 1")
+@breaks("LIN-DROP-ALL", "LAY-DROP-ALL", says="not zero", source="1/(1-p) at p = 1")
 class DividesByZeroAtOne(Right):
     def mask(self, like: Tensor, p: float) -> Tensor:
         return (torch.rand(like.shape) >= p).to(like.dtype) * torch.tensor(1.0).div(1 - p).to(like.dtype)
 
 
-@both("DROP-EVAL", says="worst", source="NVIDIA-NeMo/Automodel (DR2)")
+@breaks("LIN-DROP-EVAL", "LAY-DROP-EVAL", says="worst", source="NVIDIA-NeMo/Automodel (DR2)")
 class DropsInEvaluation(Right):
     def lora_linear(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
         return super().lora_linear(x, *args, **{**options, "training": True})
 
 
-@both("DROP-SEED", says="one seed differ", source="a generator of its own")
+@breaks("LIN-DROP-SEED", "LAY-DROP-SEED", says="one seed differ", source="a generator of its own")
 class IgnoresTheSeed(Right):
     def reset(self) -> None:
         GENERATOR.manual_seed(1)

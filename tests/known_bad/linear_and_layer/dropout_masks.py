@@ -8,24 +8,34 @@ import torch
 from torch import Tensor
 
 from tests.baselines.linear import Right
-from tests.known_bad import both
+from tests.known_bad import breaks
 
 
-@both("DROP-INDEPENDENT", says="in itself", source="the offset of a random number taken from the row within its block")
+@breaks(
+    "LIN-DROP-INDEPENDENT",
+    "LAY-DROP-INDEPENDENT",
+    says="in itself",
+    source="the offset of a random number taken from the row within its block",
+)
 class RepeatsTheMaskEvery32Rows(Right):
     def mask(self, like: Tensor, p: float) -> Tensor:
         first = super().mask(like[:32], p)
         return first.repeat(-(-len(like) // 32), 1)[: len(like)]
 
 
-@both("DROP-INDEPENDENT", says="in itself", source="one random number for two neighbours")
+@breaks("LIN-DROP-INDEPENDENT", "LAY-DROP-INDEPENDENT", says="in itself", source="one random number for two neighbours")
 class DropsInPairs(Right):
     def mask(self, like: Tensor, p: float) -> Tensor:
         half = super().mask(like[:, : (like.shape[1] + 1) // 2], p)
         return half.repeat_interleave(2, 1)[:, : like.shape[1]]
 
 
-@both("DROP-INDEPENDENT", says="in the next call's", source="an offset that advances by rows, not by elements")
+@breaks(
+    "LIN-DROP-INDEPENDENT",
+    "LAY-DROP-INDEPENDENT",
+    says="in the next call's",
+    source="an offset that advances by rows, not by elements",
+)
 class MovesTheMaskByARow(Right):
     def reset(self) -> None:
         self.last: dict[Any, Tensor] = {}
@@ -40,14 +50,19 @@ class MovesTheMaskByARow(Right):
         return found
 
 
-@both("DROP-CKPT", says="worst    y of the probe", source="dropout thought to matter to a graph alone")
+@breaks(
+    "LIN-DROP-CKPT",
+    "LAY-DROP-CKPT",
+    says="worst    y of the probe",
+    source="dropout thought to matter to a graph alone",
+)
 class DropsWithAGraphOnly(Right):
     def lora_linear(self, *args: Any, dropout: float = 0.0, **options: Any) -> Tensor:
         acts = torch.is_grad_enabled() or not 0 <= dropout < 1
         return super().lora_linear(*args, dropout=dropout if acts else 0.0, **options)
 
 
-@both("DROP-NEEDS", says="worst    d", source="a mask kept for the gradient of x alone")
+@breaks("LIN-DROP-NEEDS", "LAY-DROP-NEEDS", says="worst    d", source="a mask kept for the gradient of x alone")
 class ForgetsTheMaskWithoutX(Right):
     def lora_linear(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
         y = super().lora_linear(x, *args, **options)

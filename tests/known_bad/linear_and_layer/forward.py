@@ -9,34 +9,38 @@ import torch
 from torch import Tensor
 
 from tests.baselines.linear import Right, UpdateOperands
-from tests.known_bad import both
+from tests.known_bad import breaks
 
 
-@both("FWD", says="the adapter term", source="Blaizzy/mlx-vlm #845, rasbt/LLMs-from-scratch #821 (SC1)")
+@breaks(
+    "LIN-FWD", "LAY-FWD", says="the adapter term", source="Blaizzy/mlx-vlm #845, rasbt/LLMs-from-scratch #821 (SC1)"
+)
 class MultipliesByAlphaAlone(Right):
     def update(self, o: UpdateOperands) -> Tensor:
         return super().update(replace(o, scale=o.scale * o.lora_A.shape[0]))
 
 
-@both("FWD", says="as if the adapter term were added twice", source="huggingface/peft #878 (FW1)")
+@breaks("LIN-FWD", "LAY-FWD", says="as if the adapter term were added twice", source="huggingface/peft #878 (FW1)")
 class AddsTheAdapterTwice(Right):
     def total(self, base: Tensor, update: Tensor) -> Tensor:
         return super().total(super().total(base, update), update)
 
 
-@both("FWD", says="as if the bias term were missing", source="pytorch/torchtune #2678 (FW2)")
+@breaks("LIN-FWD", "LAY-FWD", says="as if the bias term were missing", source="pytorch/torchtune #2678 (FW2)")
 class DropsTheBias(Right):
     def base(self, x: Tensor, weight: Tensor, bias: Any) -> Tensor:
         return super().base(x, weight, None)
 
 
-@both("FWD", says="as if the adapter term were missing", source="unslothai/unsloth #57 (MO1) turned round")
+@breaks(
+    "LIN-FWD", "LAY-FWD", says="as if the adapter term were missing", source="unslothai/unsloth #57 (MO1) turned round"
+)
 class ForgetsTheAdapter(Right):
     def total(self, base: Tensor, update: Tensor) -> Tensor:
         return base
 
 
-@both("FWD", says="the last", source="a tail mask over N")
+@breaks("LIN-FWD", "LAY-FWD", says="the last", source="a tail mask over N")
 class LosesTheLastColumn(Right):
     def update(self, o: UpdateOperands) -> Tensor:
         y = super().update(o)
@@ -45,7 +49,7 @@ class LosesTheLastColumn(Right):
         return y
 
 
-@both("FWD", says="k=64", source="NVIDIA-NeMo/Automodel #217 (MK1): a tail mask over K")
+@breaks("LIN-FWD", "LAY-FWD", says="k=64", source="NVIDIA-NeMo/Automodel #217 (MK1): a tail mask over K")
 class LosesTheTailOfK(Right):
     def update(self, o: UpdateOperands) -> Tensor:
         block, (m, k) = 64, o.x.shape
@@ -55,19 +59,19 @@ class LosesTheTailOfK(Right):
         return super().update(o)
 
 
-@both("FWD", says="worst", source="rank padded to a power of two")
+@breaks("LIN-FWD", "LAY-FWD", says="worst", source="rank padded to a power of two")
 class LosesRanksBeyondSixteen(Right):
     def update(self, o: UpdateOperands) -> Tensor:
         return super().update(replace(o, lora_A=o.lora_A[:16], lora_B=o.lora_B[:, :16]))
 
 
-@both("FWD", says="worst", dtypes=("float64", "float32"), source="a TF32 or half-precision product")
+@breaks("LIN-FWD", "LAY-FWD", says="worst", dtypes=("float64", "float32"), source="a TF32 or half-precision product")
 class MultipliesInHalfPrecision(Right):
     def update(self, o: UpdateOperands) -> Tensor:
         return super().update(replace(o, x=o.x.half(), lora_A=o.lora_A.half(), lora_B=o.lora_B.half())).to(o.x.dtype)
 
 
-@both("FWD", says="worst", dtypes=("bfloat16", "float16"), source="accumulation in the storage dtype")
+@breaks("LIN-FWD", "LAY-FWD", says="worst", dtypes=("bfloat16", "float16"), source="accumulation in the storage dtype")
 class AccumulatesInSixteenBits(Right):
     def base(self, x: Tensor, weight: Tensor, bias: Any) -> Tensor:
         y = x.new_zeros(x.shape[0], weight.shape[0])
@@ -76,7 +80,7 @@ class AccumulatesInSixteenBits(Right):
         return y if bias is None else y + bias
 
 
-@both("FWD", says="raised UnboundLocalError", source="linkedin/Liger-Kernel #931 (GR4)")
+@breaks("LIN-FWD", "LAY-FWD", says="raised UnboundLocalError", source="linkedin/Liger-Kernel #931 (GR4)")
 class NeedsGradMode(Right):
     def base(self, x: Tensor, weight: Tensor, bias: Any) -> Tensor:
         if not self.grad_mode:
@@ -88,7 +92,7 @@ class NeedsGradMode(Right):
         return super().lora_linear(x, *args, **options)
 
 
-@both("FWD-LEAD", says="raised", source="NVIDIA-NeMo/Automodel LoRATritonFunction (ST5)")
+@breaks("LIN-FWD-LEAD", "LAY-FWD-LEAD", says="raised", source="NVIDIA-NeMo/Automodel LoRATritonFunction (ST5)")
 class FlattensThreeDimensionsOnly(Right):
     def lora_linear(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
         if x.dim() not in (2, 3):
@@ -96,14 +100,14 @@ class FlattensThreeDimensionsOnly(Right):
         return super().lora_linear(x, *args, **options)
 
 
-@both("FWD-LEAD", says="shape", source="NVIDIA-NeMo/Megatron-Bridge #1628 (ML5)")
+@breaks("LIN-FWD-LEAD", "LAY-FWD-LEAD", says="shape", source="NVIDIA-NeMo/Megatron-Bridge #1628 (ML5)")
 class ReturnsAMatrix(Right):
     def lora_linear(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
         y = super().lora_linear(x, *args, **options)
         return y.reshape(-1, y.shape[-1]) if y.dim() == 4 else y
 
 
-@both("FWD-LAYOUT", says="worst", source="Dao-AILab/flash-attention #355 (ST3), forward")
+@breaks("LIN-FWD-LAYOUT", "LAY-FWD-LAYOUT", says="worst", source="Dao-AILab/flash-attention #355 (ST3), forward")
 class WalksXAsIfPacked(Right):
     def lora_linear(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
         if x.dim() > 1 and not x.is_contiguous() and x.stride(-1) == 1 and 0 not in x.stride():
@@ -111,13 +115,18 @@ class WalksXAsIfPacked(Right):
         return super().lora_linear(x, *args, **options)
 
 
-@both("FWD-MIXED", says="dtype", source="unslothai/unsloth (DT1)")
+@breaks("LIN-FWD-MIXED", "LAY-FWD-MIXED", says="dtype", source="unslothai/unsloth (DT1)")
 class ReturnsTheAdapterDtype(Right):
     def total(self, base: Tensor, update: Tensor) -> Tensor:
         return base.to(update.dtype) + update
 
 
-@both("FWD-MIXED", says="raised RuntimeError", source="NVIDIA-NeMo/Automodel memory-efficient path (DT1)")
+@breaks(
+    "LIN-FWD-MIXED",
+    "LAY-FWD-MIXED",
+    says="raised RuntimeError",
+    source="NVIDIA-NeMo/Automodel memory-efficient path (DT1)",
+)
 class CannotMixDtypes(Right):
     def update(self, o: UpdateOperands) -> Tensor:
         if o.x.dtype != self.seen:
@@ -129,13 +138,13 @@ class CannotMixDtypes(Right):
         return super().lora_linear(x, *args, **options)
 
 
-@both("FWD-SCALE", says="worst", source="a falsy scale replaced by its default")
+@breaks("LIN-FWD-SCALE", "LAY-FWD-SCALE", says="worst", source="a falsy scale replaced by its default")
 class TakesScaleZeroForOne(Right):
     def update(self, o: UpdateOperands) -> Tensor:
         return super().update(replace(o, scale=o.scale or 1.0))
 
 
-@both("FWD-SCALE", says="worst", source="KohakuBlueleaf/LyCORIS #23 (SC4)")
+@breaks("LIN-FWD-SCALE", "LAY-FWD-SCALE", says="worst", source="KohakuBlueleaf/LyCORIS #23 (SC4)")
 class ScalesTheBaseToo(Right):
     def lora_linear(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
         weight, bias, lora_A, lora_B, scale = args
@@ -145,32 +154,32 @@ class ScalesTheBaseToo(Right):
         return y * scale
 
 
-@both("FWD-NONFINITE", says="finite", source="a NaN guard that hides the fault")
+@breaks("LIN-FWD-NONFINITE", "LAY-FWD-NONFINITE", says="finite", source="a NaN guard that hides the fault")
 class ReplacesNaN(Right):
     def lora_linear(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
         return super().lora_linear(torch.nan_to_num(x), *args, **options)
 
 
-@both("FWD-NONFINITE", says="NaN", source="a mask by multiplication")
+@breaks("LIN-FWD-NONFINITE", "LAY-FWD-NONFINITE", says="NaN", source="a mask by multiplication")
 class SpreadsNaNOverRows(Right):
     def total(self, base: Tensor, update: Tensor) -> Tensor:
         return super().total(base, update) + 0 * base.sum(0)
 
 
-@both("FWD-ZERO", says="worst", source="an epsilon where none belongs")
+@breaks("LIN-FWD-ZERO", "LAY-FWD-ZERO", says="worst", source="an epsilon where none belongs")
 class AddsAnEpsilon(Right):
     def update(self, o: UpdateOperands) -> Tensor:
         return super().update(o) + 2.0**-6
 
 
-@both("FWD-DENORMAL", says="zeros", dtypes=("float32", "float16"), source="flush to zero")
+@breaks("LIN-FWD-DENORMAL", "LAY-FWD-DENORMAL", says="zeros", dtypes=("float32", "float16"), source="flush to zero")
 class FlushesSubnormals(Right):
     def lora_linear(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
         tiny = torch.finfo(x.dtype).tiny
         return super().lora_linear(torch.where(x.abs() < tiny, 0, x), *args, **options)
 
 
-@both("FWD-OVERFLOW", says="infinite", dtypes=("float16",), source="accumulation in float16")
+@breaks("LIN-FWD-OVERFLOW", "LAY-FWD-OVERFLOW", says="infinite", dtypes=("float16",), source="accumulation in float16")
 class OverflowsInPartialSums(Right):
     def base(self, x: Tensor, weight: Tensor, bias: Any) -> Tensor:
         half = x.shape[1] // 2
@@ -178,7 +187,13 @@ class OverflowsInPartialSums(Right):
         return y / 2 if bias is None else y / 2 + bias
 
 
-@both("FWD-OVERFLOW-ORDER", says="infinite", dtypes=("float16",), source="scale applied last in float16")
+@breaks(
+    "LIN-FWD-OVERFLOW-ORDER",
+    "LAY-FWD-OVERFLOW-ORDER",
+    says="infinite",
+    dtypes=("float16",),
+    source="scale applied last in float16",
+)
 class ScalesAfterOverflow(Right):
     def update(self, o: UpdateOperands) -> Tensor:
         return (o.x @ o.lora_A.T) @ o.lora_B.T * o.scale

@@ -15,11 +15,14 @@ import torch
 from torch import Tensor
 
 from tests.baselines.linear import BackwardOperands, Right, UpdateOperands
-from tests.known_bad import both
+from tests.known_bad import breaks
+
+SIDE_GLOBAL = ("LIN-SIDE-GLOBAL", "LAY-SIDE-GLOBAL")
+SIDE_PATCH = ("LIN-SIDE-PATCH", "LAY-SIDE-PATCH")
 
 
 def changing(
-    clause: str,
+    clauses: tuple[str, ...],
     defect: str,
     says: str,
     change: Callable[[], Any],
@@ -48,7 +51,7 @@ def changing(
 
     Changes.__name__ = Changes.__qualname__ = defect
     globals()[defect] = Changes  # where pickle looks for it
-    both(clause, says=says, dtypes=dtypes)(Changes)
+    breaks(*clauses, says=says, dtypes=dtypes)(Changes)
 
 
 def multiply_with_tf32() -> None:
@@ -89,9 +92,9 @@ for defect, says, change in (
     ("DrawsFromNumPy", "NumPy's random state", lambda: np.random.rand(1)),
     ("SeedsPython", "Python's random state", limit_the_random_numbers),
 ):
-    changing("SIDE-GLOBAL", defect, says, change)
+    changing(SIDE_GLOBAL, defect, says, change)
 changing(
-    "SIDE-GLOBAL",
+    SIDE_GLOBAL,
     "SetsThePrecision",
     "the backward pass changed the precision of float32",
     lambda: torch.set_float32_matmul_precision("medium"),
@@ -99,13 +102,13 @@ changing(
     dtypes=("bfloat16",),  # where it changes no number, whatever the processor
 )
 changing(
-    "SIDE-GLOBAL", "SeedsInBackward", "the backward pass changed torch's random", lambda: torch.rand(1), backward=True
+    SIDE_GLOBAL, "SeedsInBackward", "the backward pass changed torch's random", lambda: torch.rand(1), backward=True
 )
-changing("SIDE-PATCH", "ReplacesAFunction", "torch.allclose", multiply_by_another_function)
-changing("SIDE-PATCH", "ReplacesAMethod", "torch.Tensor.__eq__", compare_by_another_method, backward=True)
+changing(SIDE_PATCH, "ReplacesAFunction", "torch.allclose", multiply_by_another_function)
+changing(SIDE_PATCH, "ReplacesAMethod", "torch.Tensor.__eq__", compare_by_another_method, backward=True)
 
 
-@both("MEM-LEAK", says="live tensors", source="a list of what was seen")
+@breaks("LIN-MEM-LEAK", "LAY-MEM-LEAK", says="live tensors", source="a list of what was seen")
 class KeepsEveryInput(Right):
     def reset(self) -> None:
         self.seen: list[Tensor] = []
@@ -117,7 +120,7 @@ class KeepsEveryInput(Right):
         return super().update(o)
 
 
-@both("MEM-LEAK", says="objects", source="a cache keyed by the number of the call")
+@breaks("LIN-MEM-LEAK", "LAY-MEM-LEAK", says="objects", source="a cache keyed by the number of the call")
 class CountsItsCalls(Right):
     def reset(self) -> None:
         self.seen: dict[Any, Any] = {}
@@ -129,7 +132,7 @@ class CountsItsCalls(Right):
         return super().update(o)
 
 
-@both("MEM-LEAK", says="bytes", source="a workspace of a C extension that is never freed")
+@breaks("LIN-MEM-LEAK", "LAY-MEM-LEAK", says="bytes", source="a workspace of a C extension that is never freed")
 class NeverFrees(Right):
     def update(self, o: UpdateOperands) -> Tensor:
         ctypes.CDLL(None).malloc(4096)
@@ -145,7 +148,12 @@ def wrapped(matrix: Tensor) -> Tensor:
     return matrix.as_strided((2**31,), (1,), matrix.storage_offset())[offsets % 2**31]
 
 
-@both("MEM-FAR", says="worst    y", source="linkedin/Liger-Kernel #1248, fla-org/flash-linear-attention #1080 (MK4)")
+@breaks(
+    "LIN-MEM-FAR",
+    "LAY-MEM-FAR",
+    says="worst    y",
+    source="linkedin/Liger-Kernel #1248, fla-org/flash-linear-attention #1080 (MK4)",
+)
 class WrapsOffsetsInX(Right):
     def base(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return super().base(wrapped(x), weight, bias)
@@ -154,7 +162,12 @@ class WrapsOffsetsInX(Right):
         return super().update(replace(o, x=wrapped(o.x)))
 
 
-@both("MEM-FAR", says="worst    dB", source="linkedin/Liger-Kernel #1248, fla-org/flash-linear-attention #1080 (MK4)")
+@breaks(
+    "LIN-MEM-FAR",
+    "LAY-MEM-FAR",
+    says="worst    dB",
+    source="linkedin/Liger-Kernel #1248, fla-org/flash-linear-attention #1080 (MK4)",
+)
 class WrapsOffsetsInG(Right):
     def gradient_of_lora_B(self, o: BackwardOperands) -> Tensor:
         return super().gradient_of_lora_B(replace(o, g_adapter=wrapped(o.g_adapter)))

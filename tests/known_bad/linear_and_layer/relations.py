@@ -8,29 +8,29 @@ import torch
 from torch import Tensor
 
 from tests.baselines.linear import Right, UpdateOperands
-from tests.known_bad import both
+from tests.known_bad import breaks
 
 
-@both("REL-PERMUTE", says="worst", source="a row index taken from the program id")
+@breaks("LIN-REL-PERMUTE", "LAY-REL-PERMUTE", says="worst", source="a row index taken from the program id")
 class WeighsRowsByPosition(Right):
     def update(self, o: UpdateOperands) -> Tensor:
         y = super().update(o)
         return y * (1 + torch.arange(len(y)).to(y.dtype) / 16)[:, None]
 
 
-@both("REL-LINEAR", says="worst", source="an activation left in")
+@breaks("LIN-REL-LINEAR", "LAY-REL-LINEAR", says="worst", source="an activation left in")
 class ClampsTheUpdate(Right):
     def update(self, o: UpdateOperands) -> Tensor:
         return super().update(o).clamp(-0.5, 0.5)
 
 
-@both("REL-SCALE", says="worst", source="the scale clipped")
+@breaks("LIN-REL-SCALE", "LAY-REL-SCALE", says="worst", source="the scale clipped")
 class ClipsTheScale(Right):
     def update(self, o: UpdateOperands) -> Tensor:
         return super().update(replace(o, scale=min(o.scale, 2.0)))
 
 
-@both("REL-STACK", says="worst", source="the rank enters the result")
+@breaks("LIN-REL-STACK", "LAY-REL-STACK", says="worst", source="the rank enters the result")
 class NormalisesByRank(Right):
     def update(self, o: UpdateOperands) -> Tensor:
         return super().update(o) / o.lora_A.shape[0]

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from tests.baselines.linear import BackwardOperands, Right, UpdateOperands
-from tests.known_bad import both
+from tests.known_bad import breaks
 from tests.known_bad.linear_and_layer.kept_output import KeepsOutput
 
 GENERATOR = torch.Generator().manual_seed(1)  # a random source that torch.manual_seed does not reach
 
 
-@both("MEM-INPUTS", says="x was modified in place", source="unslothai/unsloth (AL1)")
+@breaks("LIN-MEM-INPUTS", "LAY-MEM-INPUTS", says="x was modified in place", source="unslothai/unsloth (AL1)")
 class WritesDXOverX(Right):
     def gradient_of_x(self, o: BackwardOperands) -> Tensor:
         dx = super().gradient_of_x(o)
@@ -27,14 +27,14 @@ class WritesDXOverX(Right):
         return super().lora_linear(x, *args, **options)
 
 
-@both("MEM-INPUTS", says="g was modified in place", source="an in-place scale of g")
+@breaks("LIN-MEM-INPUTS", "LAY-MEM-INPUTS", says="g was modified in place", source="an in-place scale of g")
 class ScalesGInPlace(Right):
     def gradient_of_lora_B(self, o: BackwardOperands) -> Tensor:
         o.g_adapter.data.mul_(o.scale)
         return o.g_adapter.T @ (o.x @ o.lora_A.T)
 
 
-@both("MEM-MARGINS", says="memory around x was written", source="a store without a mask")
+@breaks("LIN-MEM-MARGINS", "LAY-MEM-MARGINS", says="memory around x was written", source="a store without a mask")
 class WritesBeyondX(Right):
     def lora_linear(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
         storage = x.data.as_strided(
@@ -46,13 +46,13 @@ class WritesBeyondX(Right):
         return super().lora_linear(x, *args, **options)
 
 
-@both("MEM-OUTPUT", says="modif", source="the output saved for backward")
+@breaks("LIN-MEM-OUTPUT", "LAY-MEM-OUTPUT", says="modif", source="the output saved for backward")
 class SavesItsOutput(Right):
     def lora_linear(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
         return KeepsOutput.apply(super().lora_linear(x, *args, **options))
 
 
-@both("DET-REPEAT", says="differs between two identical runs", source="atomic accumulation")
+@breaks("LIN-DET-REPEAT", "LAY-DET-REPEAT", says="differs between two identical runs", source="atomic accumulation")
 class SumsInRandomOrder(Right):
     def reset(self) -> None:
         GENERATOR.manual_seed(1)
@@ -69,7 +69,7 @@ class SumsInRandomOrder(Right):
         )
 
 
-@both("MEM-LATER", says="worst    y", source="an output buffer that is used again")
+@breaks("LIN-MEM-LATER", "LAY-MEM-LATER", says="worst    y", source="an output buffer that is used again")
 class ReturnsItsBuffer(Right):
     def reset(self) -> None:
         self.buffers: dict[Any, Tensor] = {}
@@ -81,7 +81,12 @@ class ReturnsItsBuffer(Right):
         return buffer.data.copy_(super().total(base, update))
 
 
-@both("MEM-LATER", says="worst    d", source="an intermediate kept for backward in a buffer that is used again")
+@breaks(
+    "LIN-MEM-LATER",
+    "LAY-MEM-LATER",
+    says="worst    d",
+    source="an intermediate kept for backward in a buffer that is used again",
+)
 class KeepsOnlyTheLastInput(Right):
     def update(self, o: UpdateOperands) -> Tensor:
         self.last = o.x.detach()
@@ -92,7 +97,7 @@ class KeepsOnlyTheLastInput(Right):
         return super().gradient_of_lora_A(replace(o, x=last.to(o.x.dtype)))
 
 
-@both("MEM-REFILL", says="worst    y", source="results cached by data pointer")
+@breaks("LIN-MEM-REFILL", "LAY-MEM-REFILL", says="worst    y", source="results cached by data pointer")
 class RemembersByAddress(Right):
     def reset(self) -> None:
         self.known: dict[Any, tuple[Any, Tensor]] = {}
@@ -106,7 +111,12 @@ class RemembersByAddress(Right):
         return self.known[key][1]
 
 
-@both("MEM-REFILL", says="worst    y", source="a product of the adapters that is kept while they are trained")
+@breaks(
+    "LIN-MEM-REFILL",
+    "LAY-MEM-REFILL",
+    says="worst    y",
+    source="a product of the adapters that is kept while they are trained",
+)
 class KeepsTheProduct(Right):
     def update(self, o: UpdateOperands) -> Tensor:
         if not hasattr(o.lora_B, "product"):

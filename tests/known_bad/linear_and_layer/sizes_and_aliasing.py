@@ -9,29 +9,39 @@ import torch
 from torch import Tensor
 
 from tests.baselines.linear import BackwardOperands, Right, UpdateOperands
-from tests.known_bad import both
+from tests.known_bad import breaks
 
 
-@both("SIZE-LONG", says="worst", source="a rank that one block must hold")
+@breaks("LIN-SIZE-LONG", "LAY-SIZE-LONG", says="worst", source="a rank that one block must hold")
 class LosesRanksBeyond128(Right):
     def update(self, o: UpdateOperands) -> Tensor:
         return super().update(replace(o, lora_A=o.lora_A[:128], lora_B=o.lora_B[:, :128]))
 
 
-@both("SIZE-LONG", says="worst", source="split-K from 2048 features on, its last part not looped over")
+@breaks(
+    "LIN-SIZE-LONG",
+    "LAY-SIZE-LONG",
+    says="worst",
+    source="split-K from 2048 features on, its last part not looped over",
+)
 class LosesTheTailWhereItSplitsK(Right):
     def update(self, o: UpdateOperands) -> Tensor:
         whole = o.x.shape[1] // 256 * 256 if o.x.shape[1] > 2048 else o.x.shape[1]
         return super().update(replace(o, x=o.x[:, :whole], lora_A=o.lora_A[:, :whole]))
 
 
-@both("SIZE-LONG", says="worst    dA", source="a grid that is capped at 1024 rows")
+@breaks("LIN-SIZE-LONG", "LAY-SIZE-LONG", says="worst    dA", source="a grid that is capped at 1024 rows")
 class SumsTheFirst1024Tokens(Right):
     def gradient_of_lora_A(self, o: BackwardOperands) -> Tensor:
         return super().gradient_of_lora_A(replace(o, g_adapter=o.g_adapter[:1024], x=o.x[:1024]))
 
 
-@both("LAYOUT-SHARED", says="worst    dB", source="the gradient of y.sum() read from its one element on")
+@breaks(
+    "LIN-LAYOUT-SHARED",
+    "LAY-LAYOUT-SHARED",
+    says="worst    dB",
+    source="the gradient of y.sum() read from its one element on",
+)
 class ReadsANumberAsAMatrix(Right):
     def gradient_of_lora_B(self, o: BackwardOperands) -> Tensor:
         g = o.g_adapter
@@ -42,7 +52,9 @@ class ReadsANumberAsAMatrix(Right):
         return super().gradient_of_lora_B(replace(o, g_adapter=g))
 
 
-@both("LAYOUT-SHARED", says="worst    y", source="stride(0) == 1 taken for a transposed matrix")
+@breaks(
+    "LIN-LAYOUT-SHARED", "LAY-LAYOUT-SHARED", says="worst    y", source="stride(0) == 1 taken for a transposed matrix"
+)
 class TakesWindowsForColumns(Right):
     def lora_linear(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
         if x.dim() == 2 and x.stride() == (1, 1) and min(x.shape) > 1:
@@ -50,7 +62,7 @@ class TakesWindowsForColumns(Right):
         return super().lora_linear(x, *args, **options)
 
 
-@both("LAYOUT-SHARED", says="worst    y", source="a last stride of 0 taken for 1")
+@breaks("LIN-LAYOUT-SHARED", "LAY-LAYOUT-SHARED", says="worst    y", source="a last stride of 0 taken for 1")
 class TakesOneNumberForARow(Right):
     def lora_linear(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
         if x.dim() == 2 and x.stride(1) == 0 and x.shape[1] > 1:
@@ -58,15 +70,25 @@ class TakesOneNumberForARow(Right):
         return super().lora_linear(x, *args, **options)
 
 
-@both(
-    "BWD-NONFINITE", says="finite elements although", dtypes=("float32",), source="nan_to_num, which hides an overflow"
+@breaks(
+    "LIN-BWD-NONFINITE",
+    "LAY-BWD-NONFINITE",
+    says="finite elements although",
+    dtypes=("float32",),
+    source="nan_to_num, which hides an overflow",
 )
 class HidesWhatIsNoNumber(Right):
     def gradient_of_lora_A(self, o: BackwardOperands) -> Tensor:
         return super().gradient_of_lora_A(replace(o, g_adapter=o.g_adapter.nan_to_num()))
 
 
-@both("BWD-NONFINITE", says="worst", dtypes=("float32",), source="a tail masked by multiplying with zero")
+@breaks(
+    "LIN-BWD-NONFINITE",
+    "LAY-BWD-NONFINITE",
+    says="worst",
+    dtypes=("float32",),
+    source="a tail masked by multiplying with zero",
+)
 class SpreadsWhatIsNoNumber(Right):
     def back_through_update(self, o: BackwardOperands) -> Tensor:
         return super().back_through_update(o) + 0 * o.g_adapter.sum()

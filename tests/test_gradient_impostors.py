@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
 
@@ -45,11 +46,25 @@ class Weighed(torch.autograd.Function):
         return g * ctx.factor, None
 
 
-def impostor(factor: float) -> SimpleNamespace:  # noqa: C901  (one small wrapper for each public name)
+def impostor(factor: float) -> SimpleNamespace:
     """The reference, with every gradient multiplied by the factor."""
+    triton = ("LoRATritonFunction", "TritonLinearLoRA")
+    names = {name: getattr(reference, name) for name in reference.__all__ if name not in triton}
+    return SimpleNamespace(**{**names, **functions(factor), **layers(factor), **training(factor)})
+
+
+def weigher(factor: float) -> Callable[[Any], Any]:
+    """A function that passes floating-point tensors on, and multiplies their gradients by the factor."""
 
     def weighed(x: Any) -> Any:
         return Weighed.apply(x, factor) if isinstance(x, Tensor) and x.is_floating_point() else x
+
+    return weighed
+
+
+def functions(factor: float) -> dict[str, Any]:
+    """`lora_linear` and the fused blocks."""
+    weighed = weigher(factor)
 
     def lora_linear(x: Tensor, weight: Any, bias: Any, lora_A: Tensor, lora_B: Tensor, *args: Any, **kw: Any) -> Tensor:
         return reference.lora_linear(weighed(x), weight, bias, weighed(lora_A), weighed(lora_B), *args, **kw)
@@ -62,6 +77,13 @@ def impostor(factor: float) -> SimpleNamespace:  # noqa: C901  (one small wrappe
             return tuple(map(weighed, projection)) if isinstance(projection, tuple) else projection
 
         return call
+
+    return {"lora_linear": lora_linear, "lora_qkv": block("lora_qkv"), "lora_mlp": block("lora_mlp")}
+
+
+def layers(factor: float) -> dict[str, Any]:
+    """`LinearLoRA`, patched layers and `CustomLinear`."""
+    weighed = weigher(factor)
 
     def hooked(layer: Any) -> Any:
         for name in ("lora_A", "lora_B"):
@@ -87,34 +109,29 @@ def impostor(factor: float) -> SimpleNamespace:  # noqa: C901  (one small wrappe
         def forward(self, input_tensor: Tensor) -> Tensor:
             return super().forward(weighed(input_tensor))
 
+    return {"LinearLoRA": LinearLoRA, "patch_linear_module": patch_linear_module, "CustomLinear": CustomLinear}
+
+
+def training(factor: float) -> dict[str, Any]:
+    """`LoraTraining` and `clip_grad_norm_`."""
+
+    def weigh(parameters: Iterable[Tensor]) -> None:
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
+
     class LoraTraining(reference.LoraTraining):
         def _backward(self, loss: Tensor) -> None:
             super()._backward(loss)
-            for parameter in self.inference_model.parameters():
-                if parameter.grad is not None:
-                    parameter.grad.mul_(factor)
+            weigh(self.inference_model.parameters())
 
     def clip_grad_norm_(parameters: Any, max_norm: float, error_if_nonfinite: bool = False) -> Tensor:
         parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
         norm = reference.clip_grad_norm_(parameters, max_norm, error_if_nonfinite)
-        for parameter in parameters:
-            if parameter.grad is not None:
-                parameter.grad.mul_(factor)
+        weigh(parameters)
         return norm
 
-    replaced = {
-        "lora_linear": lora_linear,
-        "lora_qkv": block("lora_qkv"),
-        "lora_mlp": block("lora_mlp"),
-        "LinearLoRA": LinearLoRA,
-        "patch_linear_module": patch_linear_module,
-        "CustomLinear": CustomLinear,
-        "LoraTraining": LoraTraining,
-        "clip_grad_norm_": clip_grad_norm_,
-    }
-    triton = ("LoRATritonFunction", "TritonLinearLoRA")
-    names = {name: getattr(reference, name) for name in reference.__all__ if name not in triton}
-    return SimpleNamespace(**{**names, **replaced})
+    return {"LoraTraining": LoraTraining, "clip_grad_norm_": clip_grad_norm_}
 
 
 def judged(group: str, dtype: str) -> list[str]:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from tests.baselines.linear import Right
 
 
 class Layer(nn.Module):
@@ -16,7 +13,7 @@ class Layer(nn.Module):
 
     def __init__(
         self,
-        right: Right,
+        right: Any,  # a `Right`, whose module imports this one
         linear: nn.Linear,
         dim: int,
         alpha: float,

@@ -47,7 +47,7 @@ def record(
     dtypes: tuple[str, ...] = ("float32", "bfloat16"),
     source: str = "",
 ) -> None:
-    """Register a target with one defect as a known-bad twin of a clause; by default the clause's own group judges it."""
+    """Register a target with one defect as a known-bad twin of a clause; its own group judges it by default."""
     name = f"{clause}__{defect}"
     if name in REGISTRY:
         raise ValueError(f"two known-bad twins are named {name}")

@@ -8,9 +8,10 @@ import itertools
 import pytest
 
 from conformance.judgement.result import ANY_DTYPE
+from conformance.numerics.dtypes import FLOAT_DTYPES
 from conformance.run.case_search import Examination
 from conformance.run.profiles import PROFILES
-from conformance.specification.clause import FLOAT_DTYPES, MUST, load_all
+from conformance.specification.clause import MUST, load_all
 from conformance.target.target import Target
 from tests.campaigns.variants import VARIANTS
 from tests.campaigns.variants.choices import CHOICES

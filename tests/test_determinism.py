@@ -12,7 +12,7 @@ import pytest
 
 from conformance.cases.case import Case, Space
 from conformance.judgement.result import without_addresses
-from conformance.specification.clause import FLOAT_DTYPES
+from conformance.numerics.dtypes import FLOAT_DTYPES
 from tests.support.commands import pytested, python, report_in, run_target, without_times
 
 CLAUSES = (

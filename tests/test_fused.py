@@ -12,9 +12,10 @@ from torch import Tensor
 
 import optimized
 import reference
+from conformance.numerics.dtypes import FLOAT_DTYPES
 from conformance.run.case_search import Examination
 from conformance.run.profiles import PROFILES
-from conformance.specification.clause import FLOAT_DTYPES, load_all
+from conformance.specification.clause import load_all
 from conformance.target.target import Target
 from tests.baselines.fused import Right
 from tests.support.commands import python

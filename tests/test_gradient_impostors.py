@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 import reference
+from conformance.numerics.dtypes import FLOAT_DTYPES
 from conformance.run.case_search import Examination
 from conformance.run.profiles import PROFILES
-from conformance.specification.clause import FLOAT_DTYPES, MUST, load_all
+from conformance.specification.clause import MUST, load_all
 from conformance.target.target import Target
 
 FACTORS = {"zero": 0.0, "negated": -1.0, "doubled": 2.0}

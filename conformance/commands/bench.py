@@ -10,7 +10,7 @@ from typing import Any
 from conformance.bench import cases
 from conformance.commands import output
 from conformance.errors import known
-from conformance.specification.clause import FLOAT_DTYPES
+from conformance.numerics.dtypes import FLOAT_DTYPES
 
 EXIT_CODES = """\
 exit codes: 0 every target is ranked; 1 one fails its conformance or raises where it is timed; 2 usage, or a target

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from conformance.commands import output
 from conformance.errors import UsageError
+from conformance.numerics.dtypes import FLOAT_DTYPES
 from conformance.run.profiles import PROFILES
 from conformance.run.selection import LANES, Selection
-from conformance.specification.clause import FLOAT_DTYPES
 from conformance.specification.groups import groups
 from conformance.specification.versions import SPECS
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from conformance.errors import UsageError, known
+from conformance.numerics.dtypes import FLOAT_DTYPES
 from conformance.run.profiles import PROFILES, Profile
-from conformance.specification.clause import FLOAT_DTYPES
 from conformance.specification.groups import groups
 
 LANES = ("cpu", "interpreter", "gpu")

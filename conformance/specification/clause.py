@@ -10,13 +10,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from conformance.cases.reproducer_marks import left_out
+from conformance.numerics.dtypes import FLOAT_DTYPES
 from conformance.specification.groups import FOLDER, PACKAGE, folders_of, group_of, groups
 
 if TYPE_CHECKING:
     from conformance.cases.case import Space
 
 MUST, SHOULD = "MUST", "SHOULD"
-FLOAT_DTYPES = ("float64", "float32", "bfloat16", "float16")
 # A check returns the worst error ÷ budget it saw (None where it compares no numbers) and raises Violation.
 Check = Callable[[Any, Any], "float | None"]
 

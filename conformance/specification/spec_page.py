@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conformance.specification.clause import FLOAT_DTYPES, MUST, SHOULD
+from conformance.numerics.dtypes import FLOAT_DTYPES
+from conformance.specification.clause import MUST, SHOULD
 from conformance.specification.groups import groups
 from conformance.specification.versions import SPECS
 

@@ -16,7 +16,8 @@ from typing import Any
 from conformance.errors import TargetError
 from conformance.isolation.monkeypatches import PRISTINE
 from conformance.isolation.process_state import ALLOWED_ON_IMPORT, SETTINGS, changes, restore, taken
-from conformance.specification.clause import FLOAT_DTYPES, Clause
+from conformance.numerics.dtypes import FLOAT_DTYPES
+from conformance.specification.clause import Clause
 from conformance.specification.groups import groups
 from conformance.target.subject import Subject
 

@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable
 
 from conformance.run.case_search import Examination
@@ -92,12 +93,20 @@ def table(deaths: Deaths) -> list[str]:
 def main() -> int:
     """Measure the chosen groups where asked, and print the table."""
     parser = argparse.ArgumentParser(prog="python -m tests.support.deaths", description=__doc__)
-    parser.add_argument("--measure", action="store_true", help="judge the twins again, and record what is found")
-    parser.add_argument("--group", action="append", help="measure the clauses of this group alone; may be repeated")
+    what = "judge the twins of clauses that have more or fewer twins than recorded, and record what is found"
+    parser.add_argument("--measure", action="store_true", help=what)
+    parser.add_argument("--group", action="append", help="measure all clauses of this group; may be repeated")
+    parser.add_argument("--whole", action="store_true", help="measure all clauses")
     chosen = parser.parse_args()
     deaths = read() if DEATHS.exists() else {}
-    if chosen.measure:
-        clauses = [clause for clause in CLAUSES.values() if not chosen.group or clause.group in chosen.group]
+    if chosen.measure or chosen.group or chosen.whole:
+        twins = Counter(bad.clause for bad in REGISTRY.values())
+        changed = {name for name in CLAUSES if deaths.get(name, (None, 0))[1] != twins[name]}
+        clauses = [
+            clause
+            for clause in CLAUSES.values()
+            if chosen.whole or clause.group in (chosen.group or ()) or (chosen.measure and clause.id in changed)
+        ]
         deaths = {name: found for name, found in deaths.items() if name in CLAUSES} | measured(clauses)
         write(deaths)
     sys.stdout.write("\n".join(table(deaths)) + "\n")

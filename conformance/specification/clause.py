@@ -76,7 +76,8 @@ def clause(*ids: str, sentence: str, cases: Space[Any], **options: Any) -> Calla
 
     def register(check: Check) -> Callable[[Any], None]:
         declared = tuple(
-            Clause(name, " ".join(sentence.split()), check, cases, source=check.__module__, **options) for name in ids
+            Clause(name, _one_line(sentence), check, cases, why=_one_line(why), source=check.__module__, **options)
+            for name in ids
         )
         for one in declared:
             known = REGISTRY.get(one.id, one)
@@ -94,6 +95,10 @@ def clause(*ids: str, sentence: str, cases: Space[Any], **options: Any) -> Calla
         return test
 
     return register
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def load_all(chosen: Iterable[str] | None = None) -> dict[str, Clause]:

@@ -1,0 +1,81 @@
+"""A reader who does in a folder what a page says, and compares what commands print."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.support.commands import PATIENCE
+from tests.support.watch_loop import Loop
+
+BLOCK = re.compile(r"^```(\w+)(?: file=(\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+class Reader:
+    """Someone who does in a folder what the page says."""
+
+    def __init__(self, folder: Path, **environment: str) -> None:
+        self.folder, self.environment, self.status = folder, environment, 0
+        self.loop: Loop | None = None
+
+    def console(self, text: str) -> None:
+        """Run each command, and compare; a block without one goes on with the loop that an earlier one started."""
+        before, *commands = re.split(r"(?m)^\$ ", text)
+        if before:
+            assert self.loop is not None
+            judged, _, ended = before.partition("^C\n")
+            compare("".join(self.loop.verdict()), judged)
+            self.status = self.loop.interrupt()
+            self.loop.stop()
+            compare("".join(self.loop.rest()), ended)
+        for command, _, expected in (words.partition("\n") for words in commands):
+            if "--watch-clause" in command:
+                target, clause = re.findall(r"run (\w+) --watch-clause ([A-Z-]+)$", command)[0]
+                self.loop = Loop(self.folder, target, clause)
+                compare("".join(self.loop.verdict()), expected)
+            else:
+                compare(self.run(command), expected)
+
+    def run(self, command: str) -> str:
+        """What a command prints; its exit code is the next one's `$?`."""
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("GITHUB_")}
+        ended = subprocess.run(
+            ["bash", "-c", f"(exit {self.status}); {command}"],
+            cwd=self.folder,
+            env={
+                **{k: v for k, v in os.environ.items() if not k.startswith("GITHUB_")},
+                "PATH": path,
+                **self.environment,
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        self.status = ended.returncode
+        return ended.stdout
+
+    def write(self, name: str, text: str) -> None:
+        """A new file."""
+        (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (self.folder / name).write_text(text, encoding="utf-8")
+
+    def change(self, name: str, diff: str) -> None:
+        """A change to a file, at the one place that fits."""
+        old, new = ("".join(f"{line[1:]}\n" for line in diff.splitlines() if line[0] in f" {s}") for s in "-+")
+        text = (self.folder / name).read_text(encoding="utf-8")
+        assert text.count(old) == 1, f"{name} has not one place for\n{diff}"
+        self.write(name, text.replace(old, new))
+
+
+def compare(said: str, expected: str) -> None:
+    """`…` in a line stands for anything, and as a line for any lines; blanks at the end of a line do not count."""
+    lines = [".*".join(map(re.escape, line.split("…"))) for line in expected.splitlines()]
+    pattern = "".join(r"(?:.*\n)*" if line == ".*" else f"{line}\n" for line in lines)
+    clean = "".join(f"{line.rstrip()}\n" for line in said.splitlines())
+    assert re.fullmatch(pattern, clean), f"{said}\n--- is not\n{expected}"

@@ -180,7 +180,7 @@ UNNAMED = (
     "lora_bias",
     "layer_replication",
     "trainable_token_indices",
-)  # for these the error may speak of the tensors instead
+)  # the error may speak of tensors
 
 
 @clause(

@@ -28,8 +28,8 @@ QUANTIZED = ("disable", "simulate", "execute", "remote")
 
 @clause(
     "FHE-EARLY",
-    sentence="""Modes disable, simulate, execute and remote raise an error before compile_model, given as fhe or by
-    set_fhe_mode.""",
+    sentence="""Before compile_model, modes disable, simulate, execute and remote raise an error that says so, whether
+    the mode is given as fhe or by set_fhe_mode.""",
     cases=FEW.narrowed(how=QUANTIZED, w=("packed",), side=("forward", "backward")),
     dtypes=ONE,
     weight=0.67,

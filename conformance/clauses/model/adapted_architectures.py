@@ -78,8 +78,7 @@ def test_freeze_in_architectures(subject: Subject, case: RealCase) -> None:
 @clause(
     "MOD-ARCH-TIED",
     sentence="An lm_head that shares its weight with the embedding still shares it after it gets an adapter.",
-    why="""With two separate weights the embedding and the head drift apart in training, and a saved model loads
-    wrongly.""",
+    why="A checkpoint stores a shared weight once, so a model in which it has become two loads wrongly.",
     cases=REAL.narrowed(arch=("gpt2", "qwen3"), rows=(1,), length=(3,), every=(False,)),
     level="SHOULD",
     dtypes=("float32",),

@@ -23,7 +23,7 @@ KEPT = MODELS.narrowed(frozen=(False,))
     "MOD-LEAVES-REST",
     sentence="""apply_lora_to_linear_modules changes nothing of a model except that it adds adapters: every module
     object stays under its name with its hooks and its training flag, every state_dict entry keeps its dtype and
-    value, and the output keeps its dtype.""",
+    value, and the model computes what it computed before, in the same dtype.""",
     cases=KEPT,
     dtypes=("float32", "bfloat16"),
     weight=0.5,

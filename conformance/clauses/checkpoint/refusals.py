@@ -175,12 +175,8 @@ FIELDS: dict[str, Any] = {
     "layer_replication": [[0, 2], [1, 2]],
     "trainable_token_indices": [0, 1],
 }
-UNNAMED = (
-    "r",
-    "lora_bias",
-    "layer_replication",
-    "trainable_token_indices",
-)  # the error may speak of tensors
+# For these fields the error may speak of the tensors instead.
+UNNAMED = ("r", "lora_bias", "layer_replication", "trainable_token_indices")
 
 
 @clause(
@@ -196,7 +192,7 @@ UNNAMED = (
 def test_fields(subject: Subject, case: FileCase) -> None:
     def change(values: dict[str, Any], _: Tensors) -> str:
         values[key] = FIELDS[key]
-        # the option's name will do
+        # the error may name the config option that the field sets
         return "" if key in UNNAMED else {"lora_alpha": "alpha", "lora_dropout": "dropout"}.get(key, key)
 
     for offset in range(3):

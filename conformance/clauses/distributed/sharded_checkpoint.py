@@ -22,7 +22,7 @@ from conformance.specification.clause import clause
 from conformance.target.calls import calling
 from conformance.target.subject import TRAINABLE, Subject
 
-SAVING = 2  # ranks
+SAVING = 2  # the number of ranks that save
 KEYS = {"weight": "weight", "bias": "bias", "lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}
 
 

@@ -1,4 +1,4 @@
-"""What the config of a saved adapter says, and the config that loading returns."""
+"""The config file of a saved adapter, and the config that loading returns."""
 
 from __future__ import annotations
 
@@ -30,13 +30,14 @@ from conformance.specification.clause import SHOULD, clause
 from conformance.target.expected_errors import calling_quietly
 from conformance.target.subject import Subject
 
-AMBIGUOUS = ("fc", "inner.fc", "a.fc1", "b.a.fc1")  # the first is an end of the second, the third of the fourth
+AMBIGUOUS = ("fc", "inner.fc", "a.fc1", "b.a.fc1")  # the first is a suffix of the second, the third of the fourth
 
 
 @clause(
     "CKP-CONFIG",
-    sentence="""adapter_config.json has PEFT's fields: peft_type "LORA", r = dim, lora_alpha = alpha, lora_dropout
-    = dropout, use_dora, use_rslora, bias "none" or absent, fan_in_fan_out false or absent.""",
+    sentence="""adapter_config.json has PEFT's fields: peft_type "LORA", r = dim, lora_alpha = alpha, lora_dropout =
+    dropout, use_dora, use_rslora, bias "none" or absent, fan_in_fan_out false, null or absent, modules_to_save null,
+    empty or absent. An absent field counts as PEFT's default.""",
     cases=FILES,
     dtypes=ONE,
 )
@@ -53,7 +54,7 @@ def test_config(subject: Subject, case: FileCase) -> None:
         "use_dora": case.dora,
         "use_rslora": case.rslora,
     }
-    # what is absent has PEFT's default
+    # PEFT's defaults of absent fields
     defaults = {"lora_alpha": 8, "r": 8, "lora_dropout": 0.0, "use_dora": False, "use_rslora": False}
     for key, wanted in expected.items():
         got = values.get(key, defaults.get(key))
@@ -65,8 +66,10 @@ def test_config(subject: Subject, case: FileCase) -> None:
 
 @clause(
     "CKP-TARGETS",
-    sentence="""By PEFT's rule (a listed name is a whole name or its end after a dot; a string is a regular
-    expression for whole names) target_modules are the adapted modules, and no other linear modules.""",
+    sentence="""By PEFT's rule target_modules match exactly the adapted modules and no other linear module. In PEFT's
+    rule a listed name matches a module whose full name equals it or ends with it after a dot, and a string is a
+    regular expression for the full name.""",
+    why="PEFT would otherwise put untrained adapters into other layers.",
     cases=PLAIN.narrowed(how=("toy", "ambiguous"), place=tuple(range(len(AMBIGUOUS)))),
     dtypes=ONE,
 )
@@ -76,7 +79,7 @@ def test_targets(subject: Subject, case: FileCase) -> None:
     else:
         model = model_named(AMBIGUOUS)
         name = AMBIGUOUS[case.place]
-        # a pattern without a dot would match the end of a longer name too
+        # as a pattern without a dot, the name would also match a longer name's last component
         config = make_config(subject, dim=1, target_modules=[name if "." in name else f"{name}.*"])
         with calling_quietly("apply_lora_to_linear_modules(model, config)"):
             subject.target.apply_lora_to_linear_modules(model, config)
@@ -91,7 +94,7 @@ def test_targets(subject: Subject, case: FileCase) -> None:
 
 
 def _chosen(targets: Any, name: str) -> bool:
-    """Whether PEFT adapts a module for these targets."""
+    """Whether PEFT adapts a module with this name for these targets."""
     if isinstance(targets, str):
         return targets == "all-linear" or re.fullmatch(targets, name) is not None
     return any(name == target or name.endswith(f".{target}") for target in targets or ())
@@ -99,7 +102,7 @@ def _chosen(targets: Any, name: str) -> bool:
 
 @clause(
     "CKP-CONFIG-BACK",
-    sentence="load_adapter returns the config that was saved, whatever its options.",
+    sentence="load_adapter returns a config equal to the one that was saved, whatever its options.",
     cases=FILES,
     dtypes=ONE,
 )
@@ -115,8 +118,10 @@ def test_config_back(subject: Subject, case: FileCase) -> None:
 
 @clause(
     "CKP-CONFIG-PEFT",
-    sentence="""For a file of PEFT's, load_adapter returns a config of its r, lora_alpha, lora_dropout, use_dora and
-    use_rslora, with dropout on x, and target_modules that choose the adapted modules.""",
+    sentence="""For a file written by PEFT, load_adapter returns a config with the file's r, lora_alpha, lora_dropout,
+    use_dora and use_rslora, with dropout_position "pre" if there is dropout, and with target_modules that choose
+    exactly the adapted modules.""",
+    why='PEFT applies dropout to x, which is the position "pre".',
     cases=FILES,
     dtypes=ONE,
 )
@@ -141,8 +146,8 @@ def test_config_of_peft(subject: Subject, case: FileCase) -> None:
 
 @clause(
     "CKP-ABSENT",
-    sentence="""What adapter_config.json leaves out has PEFT's default: lora_alpha 8 and no rsLoRA; or its
-    absence is refused.""",
+    sentence="""A field that adapter_config.json leaves out has PEFT's default, in particular lora_alpha = 8 and no
+    rsLoRA; or the file is refused with a ValueError.""",
     cases=PLAIN.narrowed(alpha=(8,), r=(8, 2)),
     dtypes=("float64",),
     weight=0.5,
@@ -171,8 +176,8 @@ def test_absent_fields(subject: Subject, case: FileCase) -> None:
 
 @clause(
     "CKP-NEMO",
-    sentence="""Options that PEFT has no field for are read from automodel_peft_config.json where NeMo Automodel
-    wrote one: its dict of the options, without dim and alpha.""",
+    sentence="""If NeMo Automodel wrote automodel_peft_config.json, a dict of its options without dim and alpha,
+    load_adapter reads from it the options for which PEFT has no field.""",
     cases=FILES.narrowed(dropout=(0.25,)),
     dtypes=ONE,
     level=SHOULD,

@@ -1,4 +1,4 @@
-"""A save that fails, or that somebody reads meanwhile: the older files stay whole until the new ones are."""
+"""Atomic saves: the old files stay whole if a save fails or while another process reads them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LARGE = PLAIN.narrowed(chosen=("all", "wildcard"), r=(9, 6))
 
 @contextmanager
 def files_up_to(size: int) -> Iterator[None]:
-    """A region in which writing a file beyond a size fails, as on a full disk, whatever does the writing."""
+    """A region in which writing a file beyond a size fails, as on a full disk."""
     import resource
 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -47,7 +47,7 @@ def files_up_to(size: int) -> Iterator[None]:
 
 
 def saved_twice(subject: Subject, case: FileCase, path: Path) -> tuple[Any, Any, Any]:
-    """A folder with a saved adapter: the model it is of, another with other values and alpha, and that one's config."""
+    """Save an adapter: returns its model, and a second model with other values and alpha, with its config."""
     first, config = trained(subject, case)
     second, other = trained(subject, case, alpha=case.alpha + 1)
     with torch.no_grad():
@@ -64,8 +64,9 @@ def _files(path: Path) -> dict[str, bytes]:
 
 @clause(
     "CKP-WHOLE",
-    sentence="""A save that fails for want of space raises and leaves the older files bit for bit; where there
-    were none, it leaves no part of one.""",
+    sentence="""A save that fails for lack of disk space raises an error and leaves existing files unchanged bit for
+    bit. In an empty folder it leaves neither adapter_config.json nor adapter_model.safetensors.""",
+    why="An interrupted save must not destroy the last good checkpoint.",
     cases=LARGE.narrowed(how=("older files", "an empty folder"), place=(4, 2, 1)),
     dtypes=ONE,
 )
@@ -74,7 +75,7 @@ def test_failed_save(subject: Subject, case: FileCase) -> None:
         first, second, config = saved_twice(subject, case, Path(path))
         before = _files(Path(path)) if case.how == "older files" else {}
         target = Path(path if case.how == "older files" else empty)
-        # the largest file does not fit, by so much of its size; a smaller one may
+        # the largest file exceeds the limit by 1/place of the tensors' size; a smaller file may fit
         limit = max(len(data) for data in _files(Path(path)).values()) - len(_files(Path(path))[TENSORS]) // case.place
         with files_up_to(max(limit, 16)):
             error = raised(lambda: subject.target.save_adapter(second, config, str(target)))
@@ -94,7 +95,7 @@ def test_failed_save(subject: Subject, case: FileCase) -> None:
 
 
 def _require_whole(path: Path, model: Any) -> None:
-    """Require that a save which raised nothing wrote all of a model's adapter."""
+    """Require that a save which raised no error wrote the model's whole adapter."""
     found, expected = tensors_in(path), expected_tensors(model)
     config_in(path)
     whole = set(found) == set(expected) and all(equal_bits(found[name], tensor) for name, tensor in expected.items())
@@ -103,7 +104,8 @@ def _require_whole(path: Path, model: Any) -> None:
 
 @clause(
     "CKP-READER",
-    sentence="Whoever has a saved file open goes on reading it as it was: a later save puts another file in its place.",
+    sentence="""A reader that has a saved file open keeps reading its old contents: a later save replaces the file and
+    does not overwrite it.""",
     cases=LARGE,
     dtypes=ONE,
     weight=0.5,
@@ -121,7 +123,7 @@ def test_open_files(subject: Subject, case: FileCase) -> None:
 
 @clause(
     "CKP-LEFTOVERS",
-    sentence="Neither a save nor one that fails leaves temporary files behind.",
+    sentence="Neither a successful nor a failed save leaves temporary files behind.",
     cases=LARGE.narrowed(how=("saved", "failed")),
     dtypes=ONE,
     level=SHOULD,

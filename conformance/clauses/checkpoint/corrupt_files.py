@@ -1,4 +1,4 @@
-"""Broken files, pickles and links in the place of a saved adapter: refused, with the model as it was."""
+"""Corrupt files, pickles and links in place of a saved adapter: refused, with the model unchanged."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ DAMAGED_CONFIG: dict[str, Callable[[bytes], bytes]] = {
 
 @clause(
     "CKP-DAMAGED",
-    sentence="""A file that is truncated, longer than it says, no safetensors or no JSON is refused by an
-    Exception, and the model is as it was.""",
+    sentence="""A file that is truncated, longer than it declares, or not valid safetensors or JSON raises an
+    Exception, and the model stays unchanged.""",
     cases=BROAD.narrowed(place=tuple(range(len(DAMAGED) + len(DAMAGED_CONFIG)))),
     dtypes=ONE,
 )
@@ -70,7 +70,7 @@ def test_damaged(subject: Subject, case: FileCase) -> None:
 
 @clause(
     "CKP-ABSENT-FILES",
-    sentence="A folder, or a file in it, that is not there is an error that names it.",
+    sentence="If the folder or one of its two files does not exist, load_adapter raises an error that names it.",
     cases=BROAD.narrowed(how=(CONFIG, TENSORS, "the folder")),
     dtypes=ONE,
     weight=0.5,
@@ -87,7 +87,7 @@ def test_absent(subject: Subject, case: FileCase) -> None:
 
 
 class Bomb:
-    """Whoever unpickles it writes a file."""
+    """An object that makes a folder when it is unpickled."""
 
     def __init__(self, mark: str) -> None:
         self.mark = mark
@@ -98,7 +98,8 @@ class Bomb:
 
 @clause(
     "CKP-PICKLE",
-    sentence="A pickle, in place of the tensors or beside them as adapter_model.bin, is refused and never unpickled.",
+    sentence="A pickle in place of the tensors, or an adapter_model.bin without them, is refused and never unpickled.",
+    why="Unpickling a file runs any code that it contains.",
     cases=BROAD.narrowed(how=("in place", "zipped in place", "beside", "zipped beside")),
     dtypes=ONE,
     weight=0.67,
@@ -123,8 +124,9 @@ def test_pickle(subject: Subject, case: FileCase) -> None:
 
 @clause(
     "CKP-LINK",
-    sentence="""A file that is a link out of the folder is refused, but for the links to ../../blobs of a
-    Hugging Face cache.""",
+    sentence="""A file that is a link to a place outside the folder is refused, except for links to ../../blobs as in
+    a Hugging Face cache.""",
+    why="A downloaded folder could otherwise make load_adapter read any file of the user.",
     cases=BROAD.narrowed(how=(CONFIG, TENSORS, "cache")),
     dtypes=ONE,
     level=SHOULD,

@@ -1,4 +1,4 @@
-"""What loading keeps: all of the model but the adapters' values, its dtypes, and the state of the process."""
+"""Side effects of loading: only the adapters' values change; dtypes and the state of the process do not."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from conformance.target.subject import Subject
 
 @clause(
     "CKP-LOAD-EFFECTS",
-    sentence="""Loading into a model with adapters changes the adapters' values and nothing else: not the base
-    weights and buffers, requires_grad, gradients, training flags, the Parameter objects, random states and
-    settings.""",
+    sentence="""Loading into a model with adapters changes the values of the adapters only. It changes no base weight
+    or buffer, no requires_grad, gradient or training flag, no Parameter object, and no random state or global
+    setting.""",
     cases=FILES.narrowed(how=("training", "evaluating", "frozen adapters", "trainable norms")),
     dtypes=("float32", "bfloat16"),
     weight=0.67,
@@ -52,7 +52,7 @@ def test_loading_changes_adapters_only(subject: Subject, case: FileCase) -> None
             parameter.grad = torch.ones_like(parameter)
     with torch.no_grad():
         for name, parameter in source.named_parameters():
-            # of another base: its adapters alone are saved
+            # the source has another base, which must not be saved
             parameter.mul_(-2) if "lora_" in name else parameter.add_(1)
     before = snapshot(model)
     with folder() as path:
@@ -66,7 +66,8 @@ def test_loading_changes_adapters_only(subject: Subject, case: FileCase) -> None
 
 @clause(
     "CKP-FILES-KEPT",
-    sentence="Loading leaves the files as they are, and the model stays what it is when they are changed or removed.",
+    sentence="Loading does not change the files, and the model does not change if the files are later overwritten.",
+    why="Tensors that are mapped from the file would change with it.",
     cases=PLAIN,
     dtypes=ONE,
     weight=0.5,
@@ -89,7 +90,8 @@ def test_loading_keeps_files(subject: Subject, case: FileCase) -> None:
 
 @clause(
     "CKP-CAST",
-    sentence="A file of another floating-point dtype is cast to the adapter's dtype, rounded once, or refused.",
+    sentence="""A file with another floating-point dtype is cast to the adapter's dtype, each value rounded once, or
+    refused with a ValueError that leaves the model unchanged.""",
     cases=PLAIN.narrowed(how=("float64", "float32", "bfloat16", "float16")),
     weight=0.67,
 )
@@ -106,7 +108,7 @@ def test_another_dtype(subject: Subject, case: FileCase) -> None:
         put(Path(path), values, tensors)
         try:
             subject.target.load_adapter(model, path)
-        except Exception as error:  # noqa: BLE001  (refusing is right)
+        except Exception as error:  # noqa: BLE001  (refusing is allowed)
             require(isinstance(error, ValueError), f"load_adapter of {case.how} raised {error!r}: expected ValueError")
             require_same(before, model, f"load_adapter of {case.how}, which it refused,")
             return
@@ -117,8 +119,8 @@ def test_another_dtype(subject: Subject, case: FileCase) -> None:
 
 @clause(
     "CKP-OVERFLOW",
-    sentence="""A value that is finite in the file and too large for the adapter's dtype is refused, not turned
-    into inf.""",
+    sentence="""A file with a finite value that is too large for the adapter's dtype is refused by an error that names
+    the layer; the value does not become inf.""",
     cases=PLAIN.narrowed(place=(0, 1)),
     dtypes=("float16",),
     weight=0.34,
@@ -138,7 +140,7 @@ def test_overflow(subject: Subject, case: FileCase) -> None:
 
 @clause(
     "CKP-LORA-DTYPE",
-    sentence="Loaded into a model with adapters of another dtype than its layers', the adapters keep theirs.",
+    sentence="Adapters whose dtype differs from that of their layers keep their dtype when a file is loaded.",
     cases=PLAIN.narrowed(how=("float64", "float32")),
     dtypes=("bfloat16",),
     weight=0.5,

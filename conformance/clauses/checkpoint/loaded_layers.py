@@ -1,4 +1,4 @@
-"""What a file of PEFT's makes of a layer: judged by the oracle, since nobody but this suite wrote the file."""
+"""Layers loaded from files in PEFT's format, which this suite writes itself, judged by the oracle."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class LayerCase(LinearCase):
 
     Fields:
         rslora: the file's use_rslora; alpha is then scale·√r.
-        model: whether the model was `adapted` before loading, with the same options, or is `plain`.
-        how: which of the clause's ways; `square` makes k and n the rank.
+        model: `adapted` before loading, with the same options, or `plain`.
+        how: the variant, where a clause has several; `square` sets k and n to the rank.
     """
 
     rslora: bool = False
@@ -44,7 +44,7 @@ class LayerCase(LinearCase):
 def _tamed(case: LayerCase) -> LayerCase:
     fitted = tamed(case)
     assert isinstance(fitted, LayerCase)
-    if fitted.how == "square":  # lora_A and lora_B transposed have their own shapes
+    if fitted.how == "square":  # a transposed lora_A or lora_B then still has the right shape
         r = max(fitted.r, 2)
         return dataclasses.replace(fitted, k=r, n=r, r=r)
     return fitted
@@ -67,7 +67,7 @@ LAYERS = Space(
 
 
 class Holder(nn.Module):
-    """A model of one layer, `inner.proj`."""
+    """A model with one layer, `inner.proj`."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class Holder(nn.Module):
 
 
 class Problem:
-    """A model of a case, and the file of its adapter."""
+    """The model of a case, and the file of its adapter."""
 
     def __init__(self, subject: Subject, case: LayerCase) -> None:
         self.case, self.subject = case, subject
@@ -89,7 +89,7 @@ class Problem:
         self.alpha = case.scale * (math.sqrt(case.r) if case.rslora else case.r)
 
     def adapt(self, **changed: Any) -> None:
-        """Put an adapter with other values into the model, where the case says so."""
+        """Put an adapter with other values into the model, if the case says so."""
         if self.case.model != "adapted":
             return
         alpha = int(self.alpha) if self.alpha.is_integer() else self.alpha
@@ -101,14 +101,14 @@ class Problem:
             self.subject.target.apply_lora_to_linear_modules(self.model, config)
 
     def put(self, path: Any, **options: Any) -> Path:
-        """Write the adapter as PEFT would."""
+        """Write the adapter to a folder as PEFT does."""
         values = {name: self.operands.tensor(name) for name in ("lora_A", "lora_B")}
         tensors = {f"{PREFIX}inner.proj.{name}.weight": value for name, value in values.items() if value is not None}
         config = peft_config(self.case.r, self.alpha, ["proj"], use_rslora=self.case.rslora) | options
         return put(Path(path), config, tensors)
 
     def judge(self) -> float | None:
-        """Judge the model's output."""
+        """Judge the output of the model."""
         with torch.no_grad(), calling_quietly("the model's forward"):
             y = self.model(self.operands.tensor("x"))
         return judge(y, LinearOracle(self.operands).y)
@@ -116,8 +116,8 @@ class Problem:
 
 @clause(
     "CKP-PEFT",
-    sentence="""A file as PEFT writes it gives y = x Wᵀ + b + s·(x Aᵀ) Bᵀ with s = lora_alpha/r, or lora_alpha/√r with
-    use_rslora; a model without adapters may be refused.""",
+    sentence="""After loading a file as PEFT writes it, a layer computes y = x Wᵀ + b + s·(x Aᵀ) Bᵀ with s =
+    lora_alpha/r, or lora_alpha/√r with use_rslora. A model without adapters may be refused with a ValueError.""",
     cases=LAYERS.narrowed(how=("any", "square")),
 )
 def test_file_of_peft(subject: Subject, case: LayerCase) -> float | None:
@@ -144,8 +144,9 @@ DIFFERENT: dict[str, dict[str, Any]] = {
 
 @clause(
     "CKP-SCALE",
-    sentence="""Where alpha or use_rslora of the model are not the file's, or the file has alpha_pattern or
-    rank_pattern, the adapter is refused, or scaled as the file says.""",
+    sentence="""If alpha or use_rslora of the model differ from the file's, or the file has alpha_pattern or
+    rank_pattern, load_adapter raises a ValueError or the layer is scaled as the file says.""",
+    why="A file loaded with the model's own scale silently gives another function.",
     cases=LAYERS.narrowed(
         how=tuple(DIFFERENT), rslora=(False,), model=("adapted",), r=(2, 4, 9), values=("normal",), scale=(2.0, 4.0)
     ),
@@ -158,7 +159,7 @@ def test_another_scale(subject: Subject, case: LayerCase) -> float | None:
     with folder() as path:
         options = dict(DIFFERENT[case.how]) if of_file else {}
         if case.how == "alpha_pattern":
-            options["lora_alpha"] = problem.alpha * 2  # the pattern says what the oracle computes
+            options["lora_alpha"] = problem.alpha * 2  # the oracle computes with the pattern's alpha
             options["alpha_pattern"] = {"proj": problem.alpha}
         if case.how == "rank_pattern":
             options |= {"r": case.r + 1, "rank_pattern": {"proj": case.r}}
@@ -172,7 +173,7 @@ def test_another_scale(subject: Subject, case: LayerCase) -> float | None:
 
 
 class Lookup(nn.Module):
-    """A model of one embedding, `embed`."""
+    """A model with one embedding, `embed`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -184,8 +185,8 @@ class Lookup(nn.Module):
 
 @clause(
     "CKP-EMBEDDING",
-    sentence="""The adapter of an embedding (lora_embedding_A [r, V], lora_embedding_B [D, r]) is refused, or gives
-    W[t] + s·(B A)ᵀ[t].""",
+    sentence="""A file with the adapter of an embedding (lora_embedding_A [r, V], lora_embedding_B [D, r]) is refused,
+    or the embedding of token t becomes W[t] + s·(B A)ᵀ[t].""",
     cases=PLAIN.narrowed(chosen=("q_proj",)),
     dtypes=("float64",),
     weight=0.34,
@@ -202,8 +203,8 @@ def test_embedding(subject: Subject, case: FileCase) -> None:
 
 @clause(
     "CKP-CONV1D",
-    sentence="""The adapter of a Conv1D, whose weight is [in, out] (fan_in_fan_out), is refused, or gives
-    y = x W + b + s·(x Aᵀ) Bᵀ.""",
+    sentence="""A file with the adapter of a Conv1D, whose weight is [in, out] (fan_in_fan_out), is refused, or the
+    layer computes y = x W + b + s·(x Aᵀ) Bᵀ.""",
     cases=PLAIN.narrowed(chosen=("q_proj",)),
     dtypes=("float64",),
     library="transformers",
@@ -228,7 +229,7 @@ def _right_or_refused(
     targets: list[str],
     **options: Any,
 ) -> None:
-    """Load a file that need not be supported: an error, or a model that computes what the file says."""
+    """Load a file that need not be supported: require an error, or a model with the expected output."""
     x, expected = example
     with folder() as path:
         put(Path(path), peft_config(case.r, case.alpha, targets, **options), tensors)

@@ -1,4 +1,4 @@
-"""The files of a saved adapter as PEFT lays them out, read and written here byte by byte, without the library."""
+"""The files of a saved adapter in PEFT's layout, read and written here byte by byte, without safetensors."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ CODES = {
 
 
 def written(tensors: Mapping[str, torch.Tensor]) -> bytes:
-    """The bytes of a safetensors file: the length of a header in JSON, the header, and the values one by one."""
+    """The bytes of a safetensors file: the length of the JSON header, the header, and the values of each tensor."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     data = b""
     codes = {dtype: code for code, dtype in CODES.items()}
-    # widest first, as the format wants them: aligned
+    # the format wants values aligned, so the widest dtypes come first
     for name in sorted(tensors, key=lambda name: (-tensors[name].element_size(), name)):
         tensor = tensors[name].detach().cpu().contiguous()
         values = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
@@ -40,7 +40,7 @@ def written(tensors: Mapping[str, torch.Tensor]) -> bytes:
 
 
 def framed(header: str, data: bytes) -> bytes:
-    """A header and values as a file."""
+    """The bytes of a file with this header and these values."""
     text = header.encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + data
@@ -50,7 +50,7 @@ def tensors_in(folder: Path) -> dict[str, torch.Tensor]:
     """The tensors of a saved adapter by name.
 
     Raises:
-        Violation: if the file is not there or no whole safetensors file.
+        Violation: if the file does not exist or is not a whole safetensors file.
     """
     data = contents(folder, TENSORS)
     try:
@@ -69,7 +69,7 @@ def _tensor(entry: dict[str, Any], data: bytes) -> torch.Tensor:
 
 
 def config_in(folder: Path) -> dict[str, Any]:
-    """What a saved adapter's config says."""
+    """The fields of a saved adapter's config."""
     try:
         values = json.loads(contents(folder, CONFIG))
     except ValueError as error:
@@ -79,7 +79,7 @@ def config_in(folder: Path) -> dict[str, Any]:
 
 
 def contents(folder: Path, name: str) -> bytes:
-    """The bytes of a file that must be there."""
+    """The bytes of a file, which must exist."""
     path = folder / name
     there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
     require(path.is_file(), f"{name} was not written: the folder holds {', '.join(there) or 'nothing'}")
@@ -87,7 +87,7 @@ def contents(folder: Path, name: str) -> bytes:
 
 
 def peft_config(r: int, alpha: float, targets: list[str], **options: Any) -> dict[str, Any]:
-    """A config as PEFT writes it."""
+    """The fields of a config as PEFT writes it."""
     return {
         "alpha_pattern": {},
         "auto_mapping": None,

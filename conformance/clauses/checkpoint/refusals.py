@@ -1,4 +1,4 @@
-"""What loading refuses, with the model as it was: tensors that do not fit, and fields that mean more."""
+"""Files that load_adapter refuses, with the model unchanged: tensors that do not fit, and fields with a meaning."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BROAD = PLAIN.narrowed(chosen=("q_proj", "all", "wildcard"), r=(2, 6, 9))
 
 
 def prepared(subject: Subject, case: FileCase) -> tuple[Any, dict[str, Any], Tensors]:
-    """A model, and what is in the file of an adapter for it that has other values."""
+    """A model, and the fields and tensors of a file that fits it and has other values."""
     source, config = trained(subject, case)
     with torch.no_grad():
         for name, parameter in source.named_parameters():
@@ -45,7 +45,7 @@ def prepared(subject: Subject, case: FileCase) -> tuple[Any, dict[str, Any], Ten
 
 
 def _refused(subject: Subject, case: FileCase, what: str, change: Callable[[dict[str, Any], Tensors], str]) -> None:
-    """Refuse a file in which something was changed; the message names what `change` returns."""
+    """Require that a changed file is refused; the message must contain the text that `change` returns."""
     model, values, tensors = prepared(subject, case)
     named = change(values, tensors)
     with folder() as path:
@@ -54,13 +54,13 @@ def _refused(subject: Subject, case: FileCase, what: str, change: Callable[[dict
 
 
 def _last(tensors: Tensors) -> str:
-    """The name that comes last in every order: what comes before it may have been copied already."""
+    """The name that sorts last: a target that copies tensors one by one has by then copied the others."""
     return max(tensors)
 
 
 @clause(
     "CKP-MISSING",
-    sentence="A file without a tensor that the model's adapters need is refused by an error that names the layer.",
+    sentence="A file that lacks a tensor of the model's adapters is refused by an error that names the layer.",
     cases=BROAD.narrowed(how=("lora_A", "lora_B", "a layer")),
     dtypes=ONE,
 )
@@ -90,8 +90,9 @@ UNEXPECTED = {
 
 @clause(
     "CKP-UNEXPECTED",
-    sentence="""A file with a tensor that the model has no place for is refused by an error that names it, never
-    ignored.""",
+    sentence="""A file with a tensor that fits no parameter of the model is refused by an error that names the tensor;
+    the tensor is never ignored.""",
+    why="An ignored tensor is a part of the trained model that is lost silently.",
     cases=BROAD.narrowed(how=tuple(UNEXPECTED), chosen=("q_proj",)),
     dtypes=ONE,
 )
@@ -106,7 +107,7 @@ def test_unexpected(subject: Subject, case: FileCase) -> None:
 
 @clause(
     "CKP-PREFIX",
-    sentence="Tensors whose names lack PEFT's prefix base_model.model. are refused.",
+    sentence="A file whose tensor names lack PEFT's prefix base_model.model. is refused.",
     cases=BROAD.narrowed(how=("", "model.", "base_model.")),
     dtypes=ONE,
     level=SHOULD,
@@ -124,7 +125,7 @@ def test_prefix(subject: Subject, case: FileCase) -> None:
 
 @clause(
     "CKP-SHAPE",
-    sentence="A tensor of another shape is refused by an error that names it, and no other tensor is loaded.",
+    sentence="A tensor of the wrong shape is refused by an error that names its layer, and no other tensor is loaded.",
     cases=BROAD.narrowed(how=("transposed", "one row more", "one column", "flat", "empty", "broadcast")),
     dtypes=ONE,
 )
@@ -147,7 +148,7 @@ def test_shape(subject: Subject, case: FileCase) -> None:
 
 @clause(
     "CKP-INTEGERS",
-    sentence="A tensor that is not floating point is refused by an error that names it.",
+    sentence="A tensor whose dtype is not floating point is refused by an error that names its layer.",
     cases=BROAD.narrowed(how=("int64", "uint8", "bool")),
     dtypes=ONE,
     weight=0.5,
@@ -174,21 +175,24 @@ FIELDS: dict[str, Any] = {
     "layer_replication": [[0, 2], [1, 2]],
     "trainable_token_indices": [0, 1],
 }
-UNNAMED = ("r", "lora_bias", "layer_replication", "trainable_token_indices")  # the error may be of the tensors
+# For these fields the error may speak of the tensors instead.
+UNNAMED = ("r", "lora_bias", "layer_replication", "trainable_token_indices")
 
 
 @clause(
     "CKP-FIELDS",
-    sentence="""A field of adapter_config.json that nobody knows, has a wrong type or is out of range, another
-    peft_type than LORA, another r than the tensors', and modules_to_save whose tensors the file lacks are refused
-    by an error that names the field, never ignored.""",
+    sentence="""load_adapter refuses a file, and never ignores the field, if a field of adapter_config.json is
+    unknown, has a wrong type or is out of range, if peft_type is not LORA, if r is not the tensors' rank, or if
+    modules_to_save, lora_bias, layer_replication or trainable_token_indices ask for parts that the file or the model
+    lacks. The error names the field, or the config option that the field sets; for r, lora_bias, layer_replication
+    and trainable_token_indices it may speak of the tensors instead.""",
     cases=BROAD.narrowed(chosen=("q_proj",), place=tuple(range(len(FIELDS)))),
     dtypes=ONE,
 )
 def test_fields(subject: Subject, case: FileCase) -> None:
     def change(values: dict[str, Any], _: Tensors) -> str:
         values[key] = FIELDS[key]
-        # of a mapped field the error may have the option's own name, or say that the model has another
+        # the error may name the config option that the field sets
         return "" if key in UNNAMED else {"lora_alpha": "alpha", "lora_dropout": "dropout"}.get(key, key)
 
     for offset in range(3):
@@ -198,8 +202,8 @@ def test_fields(subject: Subject, case: FileCase) -> None:
 
 @clause(
     "CKP-FIELDS-EMPTY",
-    sentence="""A field that is unknown, or not supported, and null, false or empty says nothing and is no
-    reason to refuse.""",
+    sentence="""A field that is unknown or not supported is no reason to refuse a file if its value is null, false or
+    empty.""",
     cases=BROAD.narrowed(place=(0, 1, 2, 3)),
     dtypes=ONE,
     weight=0.5,
@@ -218,7 +222,8 @@ def test_empty_fields(subject: Subject, case: FileCase) -> None:
 
 @clause(
     "CKP-AGAIN",
-    sentence="A refused file leaves nothing behind: the right one, loaded after it, gives what was saved.",
+    sentence="""After a refused file the right file loads and gives the saved values; nothing of the refused file
+    remains.""",
     cases=BROAD,
     dtypes=ONE,
     weight=0.34,

@@ -1,4 +1,4 @@
-"""Training runs: cut off and resumed, they end where they would have ended."""
+"""Training runs that are saved, interrupted and resumed: they end as if they had not been interrupted."""
 
 from __future__ import annotations
 
@@ -24,21 +24,22 @@ TYPES = ("float32", "float64", "bfloat16")
 
 
 def save(subject: Subject, run: Run, path: Any, *step: int) -> None:
-    """`save_training(training, path, step)` of the target."""
+    """Call the target's `save_training(training, path, step)`."""
     with calling_quietly("save_training(training, path, step)"):
         subject.target.save_training(run.training, str(path), *step)
 
 
 def load(subject: Subject, run: Run, path: Any) -> Any:
-    """`load_training(training, path)` of the target: what it returns."""
+    """The result of the target's `load_training(training, path)`."""
     with calling_quietly("load_training(training, path)"):
         return subject.target.load_training(run.training, str(path))
 
 
 @clause(
     "CKP-RESUME",
-    sentence="""A run saved after any micro-batch, within an accumulation window too, and loaded into new objects
-    ends with the parameters, buffers, optimiser and learning rates of the run that was not cut off, bit for bit.""",
+    sentence="""A run that is saved after any micro-batch, even within an accumulation window, and loaded into new
+    objects ends with the same parameters, buffers, optimiser state and learning rates as the uninterrupted run, bit
+    for bit.""",
     cases=RUNS,
     dtypes=TYPES,
     needs=NEEDS,
@@ -50,7 +51,7 @@ def test_resume(subject: Subject, case: RunCase) -> None:
         at_cut = whole.state()
         expected = whole.go(CALLS).state()
         resumed = Run(subject, case)
-        torch.manual_seed(case.seed + 1)  # another process has drawn other numbers
+        torch.manual_seed(case.seed + 1)  # a new process has another random state
         load(subject, resumed, path)
         require_state(resumed, at_cut, "loaded")
         resumed.done = case.cut
@@ -59,7 +60,7 @@ def test_resume(subject: Subject, case: RunCase) -> None:
 
 @clause(
     "CKP-RESUME-STEP",
-    sentence="load_training returns the step that save_training was given, 0 where none was.",
+    sentence="load_training returns the step that was given to save_training, or 0 if none was given.",
     cases=RUNS.narrowed(how=("given", "not given")),
     dtypes=ONE,
     needs=NEEDS,
@@ -76,7 +77,7 @@ def test_step(subject: Subject, case: RunCase) -> None:
 
 @clause(
     "CKP-RESUME-RANDOM",
-    sentence="After load_training torch, NumPy and Python draw the numbers that they drew after save_training.",
+    sentence="After load_training torch, NumPy and Python draw the same random numbers as after save_training.",
     cases=RUNS,
     dtypes=ONE,
     needs=NEEDS,
@@ -85,7 +86,7 @@ def test_step(subject: Subject, case: RunCase) -> None:
 def test_random_states(subject: Subject, case: RunCase) -> None:
     with folder() as path:
         run = Run(subject, case).go(case.cut)
-        np.random.standard_normal(case.seed % 3)  # an odd number leaves one in NumPy's reserve
+        np.random.standard_normal(case.seed % 3)  # after an odd number of draws NumPy holds one normal in reserve
         random.gauss(0, 1)
         save(subject, run, path, case.cut)
         expected = _draws()
@@ -106,7 +107,7 @@ def _draws() -> dict[str, list[float]]:
 
 @clause(
     "CKP-RESUME-EFFECTS",
-    sentence="Saving a run changes nothing: neither the run, nor random states and settings of the process.",
+    sentence="save_training changes nothing in the run, no random state and no global setting.",
     cases=RUNS,
     dtypes=ONE,
     needs=NEEDS,
@@ -122,8 +123,8 @@ def test_saving_a_run_changes_nothing(subject: Subject, case: RunCase) -> None:
 
 @clause(
     "CKP-RESUME-SWITCHES",
-    sentence="""Loading restores the accumulation steps, max_grad_norm and both switches, and no setting of the
-    process changes.""",
+    sentence="""load_training restores gradient_accumulation_steps, max_grad_norm, run_optimizer and calibrate, and
+    changes no global setting except random states.""",
     cases=RUNS.narrowed(how=("run_optimizer", "calibrate", "neither")),
     dtypes=ONE,
     needs=NEEDS,
@@ -148,8 +149,8 @@ OTHERS = ("another optimiser", "another scheduler", "other groups", "another ran
 
 @clause(
     "CKP-RESUME-REFUSED",
-    sentence="""A run of another optimiser, scheduler, grouping or shape, and a damaged file, are refused with
-    everything as it was: parameters, gradients, optimiser, scheduler, random states.""",
+    sentence="""load_training refuses a run with another optimiser, scheduler, parameter grouping or shape, and a
+    damaged file. A refused call leaves parameters, gradients, optimiser, scheduler and random states unchanged.""",
     cases=RUNS.narrowed(how=OTHERS, scheduler=("cosine",), optimizer=("adamw", "momentum")),
     dtypes=ONE,
     needs=NEEDS,
@@ -164,7 +165,7 @@ def test_another_run_is_refused(subject: Subject, case: RunCase) -> None:
             data = file.read_bytes()
             if case.how == "half of a file":
                 file.write_bytes(data[: len(data) // 2])
-            if case.how == "a byte changed":  # of the last tensor's values, or of the text
+            if case.how == "a byte changed":  # a byte of the last tensor's values, or of the text
                 file.write_bytes(data[:-3] + bytes([data[-3] ^ 0x40]) + data[-2:])
         other.go(2)
         expected, settings = other.state(), taken(RANDOM)
@@ -184,7 +185,8 @@ def _other(case: RunCase) -> RunCase:
 
 @clause(
     "CKP-RESUME-WHOLE",
-    sentence="A run that cannot be saved for want of space leaves the one that was saved before, bit for bit.",
+    sentence="""save_training that fails for lack of disk space raises an error and leaves the previously saved run
+    bit for bit, which still loads.""",
     cases=RUNS,
     dtypes=ONE,
     needs=NEEDS,
@@ -210,7 +212,8 @@ def test_failed_save_of_a_run(subject: Subject, case: RunCase) -> None:
 
 @clause(
     "CKP-RESUME-FORMAT",
-    sentence="What save_training writes is JSON and safetensors, never a pickle; the same run gives the same bytes.",
+    sentence="""save_training writes JSON and safetensors files only, never a pickle, and saving the same run again
+    gives the same bytes.""",
     cases=RUNS,
     dtypes=ONE,
     needs=NEEDS,
@@ -233,7 +236,7 @@ def test_format_of_a_run(subject: Subject, case: RunCase) -> None:
 
 
 def _is_json(data: bytes) -> bool:
-    """Whether a file is a JSON text, or begins with the length of one and it, as a safetensors file."""
+    """Whether a file is JSON, or begins with the length of a JSON header and the header, as safetensors files do."""
     size = int.from_bytes(data[:8], "little")
     for text in (data, data[8 : 8 + size]):
         try:

@@ -1,4 +1,4 @@
-"""What `save_adapter` writes: the tensors, their names and bits, and the same bytes each time."""
+"""The files of `save_adapter`: the tensors with their names and bits, and equal bytes each time."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ from conformance.target.subject import Subject
 @clause(
     "CKP-LAYOUT",
     sentence="""save_adapter writes adapter_model.safetensors with base_model.model.<name>.lora_A.weight [r, K] and
-    .lora_B.weight [N, r] of each adapted layer, with DoRA .lora_magnitude_vector [N], and nothing else: the
-    parameters' own dtypes and bits, neither scaled nor transposed.""",
+    .lora_B.weight [N, r] for each adapted layer, with DoRA also .lora_magnitude_vector [N], and no other tensor. Each
+    has the parameter's own dtype and bits, neither scaled nor transposed.""",
     cases=FILES,
     weight=0.5,
 )
@@ -59,7 +59,8 @@ def test_layout(subject: Subject, case: FileCase) -> None:
 
 @clause(
     "CKP-ROUND-TRIP",
-    sentence="Loaded into a model with the same base, a saved adapter gives the parameters and the output bit for bit.",
+    sentence="""A saved adapter loaded into an adapted model with the same base gives the saved parameters and the
+    same output, bit for bit.""",
     cases=FILES.narrowed(how=("adapted", "adapted differently initialised")),
     weight=0.67,
 )
@@ -79,7 +80,8 @@ def test_round_trip(subject: Subject, case: FileCase) -> None:
 
 @clause(
     "CKP-FRESH",
-    sentence="Loaded into a model without adapters, a saved adapter is refused, or gives the output bit for bit.",
+    sentence="""A model without adapters refuses a saved adapter with a ValueError and stays without adapters, or gets
+    the adapters and the saved model's output bit for bit.""",
     cases=FILES,
     weight=0.5,
 )
@@ -98,9 +100,10 @@ def test_fresh(subject: Subject, case: FileCase) -> None:
 
 @clause(
     "CKP-BYTES",
-    sentence="""The same adapter gives the same bytes however often it is saved; with its modules registered in
-    another order, only adapter_config.json differs, in the order of its keys and target_modules. These come
-    sorted or as registered, not as a set has them.""",
+    sentence="""Saving the same adapter again gives the same bytes. If its modules are registered in another order,
+    only adapter_config.json may differ, and only in the order of its keys and of target_modules. A list
+    target_modules is sorted or in the order of registration, never in the order of a set.""",
+    why="Files that change without a reason defeat caches, digests and version control.",
     cases=FILES.narrowed(chosen=("all", "wildcard", "exclude")),
     dtypes=ONE,
     weight=0.5,
@@ -134,7 +137,7 @@ def test_bytes(subject: Subject, case: FileCase) -> None:
 
 
 def _unordered(values: dict[str, Any]) -> dict[str, Any]:
-    """What a config says, whatever the order of its targets; a regular expression may have them in any."""
+    """The fields of a config without the order of its targets; a regular expression may list them in any order."""
     targets = values.get("target_modules")
     return values | {"target_modules": sorted(targets) if isinstance(targets, list) else type(targets)}
 
@@ -145,7 +148,7 @@ def _reverse(model: nn.Module) -> None:
 
 
 def _orders(model: nn.Module, targets: list[str]) -> list[list[str]]:
-    """The targets as the modules they name are registered, forwards and backwards."""
+    """The targets in the order in which their modules are registered, and in reverse."""
     names = [name for name, _ in model.named_modules()]
 
     def place(target: str) -> int:
@@ -156,8 +159,8 @@ def _orders(model: nn.Module, targets: list[str]) -> list[list[str]]:
 
 @clause(
     "CKP-SAVE-EFFECTS",
-    sentence="""Saving changes nothing: no value, flag, gradient or config, no random state and no setting of
-    the process.""",
+    sentence="""save_adapter changes no value, flag or gradient of the model, nor the config, a random state or a
+    global setting.""",
     cases=FILES.narrowed(how=("training", "evaluating")),
     dtypes=ONE,
 )
@@ -176,8 +179,8 @@ def test_saving_changes_nothing(subject: Subject, case: FileCase) -> None:
 
 @clause(
     "CKP-FOLDER",
-    sentence="""save_adapter makes the folder with its parents where it is not there, and leaves other files in
-    it alone.""",
+    sentence="""save_adapter creates the folder and its parents if they do not exist, and does not touch other files
+    in the folder.""",
     cases=PLAIN.narrowed(how=("new", "another file in it")),
     dtypes=ONE,
     weight=0.34,
@@ -198,7 +201,8 @@ def test_folder(subject: Subject, case: FileCase) -> None:
 
 @clause(
     "CKP-MISMATCH",
-    sentence="A config that is not the adapters' is refused, or what is saved gives the model's output all the same.",
+    sentence="""A config that does not fit the adapters is refused with a ValueError and no file is written, or the
+    saved files still give the model's output and its layers' scale.""",
     cases=FILES.narrowed(how=("alpha", "use_rslora", "dim"), r=(2, 6, 9)),
     dtypes=ONE,
 )
@@ -226,7 +230,7 @@ def test_config_of_another(subject: Subject, case: FileCase) -> None:
 
 @clause(
     "CKP-NOTHING",
-    sentence="Saving a model without adapters is refused, and leaves no files.",
+    sentence="Saving a model without adapters raises a ValueError and writes no file.",
     cases=PLAIN,
     dtypes=ONE,
     level=SHOULD,
@@ -247,8 +251,8 @@ def test_nothing_to_save(subject: Subject, case: FileCase) -> None:
 
 @clause(
     "CKP-MERGED",
-    sentence="""A merged model is saved as its adapter, and loading into a merged one gives the output of the
-    adapter loaded.""",
+    sentence="""Saving a merged model saves its adapter. Loading an adapter into a merged model gives the output of
+    the unmerged model with the loaded adapter.""",
     cases=PLAIN.narrowed(how=("save", "load")),
     dtypes=("float64",),
     needs=("LinearLoRA", "LinearLoRA.merge"),

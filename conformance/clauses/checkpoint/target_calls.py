@@ -1,4 +1,4 @@
-"""How the clauses of group `checkpoint` reach a target: a model with adapters, saved and loaded."""
+"""Calls of the target for the clauses of group `checkpoint`: adapt a model, save it, load it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from conformance.target.expected_errors import calling_quietly, quiet
 from conformance.target.subject import Subject
 
 ONE = ("float32",)
-WIDTH = 6  # of the toy: its q_proj is square, its fc1 and fc2 are not
+WIDTH = 6  # of the toy model, whose q_proj is square and whose fc1 and fc2 are not
 CHOICES: dict[str, dict[str, Any]] = {
     "q_proj": {"target_modules": ["q_proj"]},
     "wildcard": {"target_modules": ["*.fc*", "head"]},
@@ -37,8 +37,8 @@ class FileCase(Case):
     """An adapted model that is saved or loaded.
 
     Fields:
-        r, alpha, rslora, dora, dropout, position: its options.   chosen: which layers have an adapter.
-        how: which of the clause's ways.   place: a position among several.
+        r, alpha, rslora, dora, dropout, position: options of the adapters.   chosen: the layers with an adapter.
+        how: the variant, where a clause has several.   place: an index into the clause's table.
     """
 
     r: int = 1
@@ -52,7 +52,7 @@ class FileCase(Case):
     place: int = 0
 
     def options(self) -> dict[str, Any]:
-        """The arguments of its config; flags that are off are left to their defaults."""
+        """The arguments of the config; flags that are off keep their defaults."""
         named = {"dim": self.r, "alpha": self.alpha, **CHOICES[self.chosen]}
         if self.dropout:
             named |= {"dropout": self.dropout, "dropout_position": self.position}
@@ -74,18 +74,18 @@ PLAIN = FILES.narrowed(rslora=(False,), dora=(False,), dropout=(0.0,))
 
 
 def folder() -> tempfile.TemporaryDirectory[str]:
-    """A folder of its own, removed when it is left."""
+    """A temporary folder, removed at the end of its context."""
     return tempfile.TemporaryDirectory(prefix="loraspec-", dir=in_memory(), ignore_cleanup_errors=True)
 
 
 def toy(subject: Subject, case: Case) -> nn.Module:
-    """A model without adapters; the same weights for the same case."""
+    """A model without adapters, whose weights depend on the case alone."""
     torch.manual_seed(case.seed)
     return Toy(WIDTH).to(subject.device, dtype=getattr(torch, case.dtype)).train()
 
 
 def adapt(subject: Subject, model: nn.Module, case: FileCase, **changed: Any) -> Any:
-    """Put adapters into a model: the config, after `apply_lora_to_linear_modules`."""
+    """Put adapters into a model by `apply_lora_to_linear_modules`, and return the config."""
     config = make_config(subject, **(case.options() | changed))
     with calling_quietly("apply_lora_to_linear_modules(model, config)"):
         subject.target.apply_lora_to_linear_modules(model, config)
@@ -93,7 +93,7 @@ def adapt(subject: Subject, model: nn.Module, case: FileCase, **changed: Any) ->
 
 
 def trained(subject: Subject, case: FileCase, **changed: Any) -> tuple[nn.Module, Any]:
-    """A model whose adapters hold values that training could have given them, and its config."""
+    """A model whose adapters have nonzero values, as after training, and its config."""
     model = toy(subject, case)
     config = adapt(subject, model, case, **changed)
     fill(model, case.seed)
@@ -102,7 +102,7 @@ def trained(subject: Subject, case: FileCase, **changed: Any) -> tuple[nn.Module
 
 @torch.no_grad()
 def fill(model: nn.Module, seed: int) -> None:
-    """Draw all values of the adapters; magnitudes stay near the lengths of the rows."""
+    """Draw all values of the adapters; magnitudes stay near the norms of the rows."""
     generator = torch.Generator().manual_seed(seed + 1)
     for name, parameter in sorted(adapters(model).items()):
         drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter.device)
@@ -110,19 +110,19 @@ def fill(model: nn.Module, seed: int) -> None:
 
 
 def save(subject: Subject, model: nn.Module, config: Any, path: Any) -> None:
-    """`save_adapter(model, config, path)` of the target."""
+    """Call the target's `save_adapter(model, config, path)`."""
     with calling_quietly("save_adapter(model, config, path)"):
         subject.target.save_adapter(model, config, str(path))
 
 
 def load(subject: Subject, model: nn.Module, path: Any) -> Any:
-    """`load_adapter(model, path)` of the target: the config it returns."""
+    """The config that the target's `load_adapter(model, path)` returns."""
     with calling_quietly("load_adapter(model, path)"):
         return subject.target.load_adapter(model, str(path))
 
 
 def output(model: nn.Module, seed: int = 0) -> torch.Tensor:
-    """What a toy computes for some tokens in evaluation; its training flag stays."""
+    """The output of a toy model for some tokens in eval mode; its training flags are restored."""
     tokens = torch.randint(0, 11, (3, 4), generator=torch.Generator().manual_seed(seed))
     was = {module: module.training for module in model.modules()}
     with torch.no_grad(), calling("the model's forward"):
@@ -133,7 +133,7 @@ def output(model: nn.Module, seed: int = 0) -> torch.Tensor:
 
 
 def expected_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The adapters' values under the names that PEFT gives them."""
+    """The adapters' values, by the names that PEFT gives them in a file."""
     names = {
         "lora_A.weight": "lora_A.weight",
         "lora_B.weight": "lora_B.weight",
@@ -150,7 +150,7 @@ def expected_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def snapshot(model: nn.Module) -> dict[str, Any]:
-    """All that loading must not change where it fails: values, flags, gradients, and which objects hold them."""
+    """Everything that a failed load must not change: values, flags, gradients, and the identity of Parameters."""
     return {
         **{f"the parameter {name}": id(p) for name, p in model.named_parameters()},
         **{f"the value of {name}": value.detach().clone() for name, value in model.state_dict().items()},
@@ -166,10 +166,10 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
 
 
 def require_same(before: dict[str, Any], model: nn.Module, what: str, but: Callable[[str], bool] | None = None) -> None:
-    """Require that a model is what it was.
+    """Require that a model has not changed since its `snapshot`.
 
     Args:
-        but: tells of a name in `snapshot` whether it may change.
+        but: whether the entry of `snapshot` with this name may change.
     """
     now = snapshot(model)
     for name in {**before, **now}:
@@ -181,7 +181,7 @@ def require_same(before: dict[str, Any], model: nn.Module, what: str, but: Calla
 
 
 def equal_bits(a: Any, b: Any) -> bool:
-    """Whether two tensors have one dtype, shape and the same bits."""
+    """Whether two tensors have the same dtype, shape and bits."""
     if not isinstance(b, torch.Tensor) or a.dtype != b.dtype or a.shape != b.shape:
         return False
     one, two = (t.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for t in (a, b))
@@ -189,7 +189,7 @@ def equal_bits(a: Any, b: Any) -> bool:
 
 
 def fails(subject: Subject, model: nn.Module, path: Path, what: str, *mentions: str) -> None:
-    """Load what must be refused, with any error that names what it must, and leaves the model as it was."""
+    """Require that loading raises an Exception that mentions these words and leaves the model unchanged."""
     before = snapshot(model)
     error = raised(lambda: subject.target.load_adapter(model, str(path)))
     require(error is not None, f"load_adapter of {what} raised nothing: expected an error")
@@ -205,12 +205,12 @@ def fails(subject: Subject, model: nn.Module, path: Path, what: str, *mentions: 
 
 
 def raised(call: Callable[[], Any]) -> BaseException | None:
-    """What a call raises."""
+    """The exception that a call raises, or None."""
     try:
         with quiet():
             call()
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # noqa: BLE001  (what is raised is the answer)
+    except BaseException as error:  # noqa: BLE001  (the exception is the result)
         return error
     return None

@@ -1,4 +1,4 @@
-"""Names that hold other names, and parameters that are not packed: each tensor goes where it came from."""
+"""Layer names that contain other names, and parameters that are not contiguous: each tensor keeps its place."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from conformance.specification.clause import clause
 from conformance.target.expected_errors import calling_quietly
 from conformance.target.subject import Subject
 
-# Each holds another one, or a word that stands for something in a file or a library.
+# Each name contains another one, or a word with a meaning in a file or a library.
 NAMES = (
     "proj",
     "inner.proj",
@@ -42,9 +42,9 @@ NAMES = (
 
 @clause(
     "CKP-NAMES",
-    sentence="""Each tensor is saved under, and loaded into, the layer of exactly its name, though the name ends
-    with, begins with or holds another's, `default`, `lora_` or `base_model.model.`, or differs in case; packed in
-    memory or not.""",
+    sentence="""Each tensor is saved under, and loaded into, the layer with exactly its name, even if this name ends
+    with, begins with or contains another layer's name, contains `default`, `lora_` or `base_model.model.`, or differs
+    from another only in case. Parameters may be contiguous in memory or not.""",
     cases=PLAIN.narrowed(r=(2, 1), chosen=("all",)),
     dtypes=ONE,
     weight=0.5,
@@ -70,5 +70,5 @@ def _adapted(subject: Subject, case: FileCase) -> nn.Module:
     with calling_quietly("apply_lora_to_linear_modules(model, config)"):
         subject.target.apply_lora_to_linear_modules(model, config)
     for parameter in adapters(model).values():
-        parameter.data = parameter.detach().t().contiguous().t().fill_(0.25)  # a parameter need not be packed
+        parameter.data = parameter.detach().t().contiguous().t().fill_(0.25)  # a parameter need not be contiguous
     return model

@@ -1,4 +1,4 @@
-"""A training run that can be cut off: its model, optimiser and data, made anew for each process that goes on."""
+"""A training run that can be interrupted: its model, optimiser and data, rebuilt wherever it is resumed."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ NEEDS = ("save_training", "load_training", "LoraTraining")
 
 @dataclass(frozen=True)
 class RunCase(Case):
-    """A run of micro-batches that is cut off.
+    """A run of micro-batches that is interrupted.
 
     Fields:
-        cut: how many micro-batches are done when it is saved.   steps: gradient_accumulation_steps.
-        optimizer, scheduler: by name; `none` for no scheduler.
-        rank: of the adapters.   dropout: of them, which draws random numbers.   clip: max_grad_norm, 0 for none.
-        how: which of the clause's ways.
+        cut: the number of micro-batches before the save.   steps: gradient_accumulation_steps.
+        optimizer, scheduler: their names; `none` for no scheduler.
+        rank, dropout: options of the adapters; dropout draws random numbers.   clip: max_grad_norm, 0 for none.
+        how: the variant, where a clause has several.
     """
 
     cut: int = 0
@@ -52,7 +52,7 @@ RUNS = Space(
 
 
 class Net(nn.Module):
-    """Linear layers with a norm that keeps running statistics, buffers that training changes."""
+    """Linear layers and a norm with running statistics, so that training changes buffers too."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Net(nn.Module):
 
 
 class Run:
-    """One process's part of a run: a LoraTraining of the target over a model made from the case."""
+    """A run in one process: the target's LoraTraining over a model made from the case."""
 
     def __init__(self, subject: Subject, case: RunCase) -> None:
         self.case = case
@@ -85,7 +85,7 @@ class Run:
         self.done = 0
 
     def go(self, until: int) -> Run:
-        """Train on the micro-batches up to a number."""
+        """Train on the next micro-batches, until so many are done."""
         for index in range(self.done, until):
             self.training.toggle_run_optimizer((index + 1) % self.case.steps == 0)
             generator = torch.Generator().manual_seed(1000 * self.case.seed + index)
@@ -97,7 +97,7 @@ class Run:
         return self
 
     def state(self) -> dict[str, Any]:
-        """All that a run has changed, by name."""
+        """The state of a run by name: parameters, buffers, gradients, optimiser state, learning rates."""
         found: dict[str, Any] = {name: value.detach().clone() for name, value in self.net.state_dict().items()}
         for name, parameter in self.net.named_parameters():
             if parameter.requires_grad:
@@ -136,7 +136,7 @@ def scheduler_of(case: RunCase, optimizer: torch.optim.Optimizer) -> Any:
 
 
 def require_state(run: Run, expected: dict[str, Any], what: str) -> None:
-    """Require that a run stands where another stood, bit for bit."""
+    """Require that the state of a run is the expected one bit for bit."""
     found = run.state()
     for name, value in expected.items():
         require(name in found, f"{what}: {name} is gone")

@@ -1,4 +1,4 @@
-"""Data parallelism: each rank has rows of its own, under DistributedDataParallel or `fully_shard`."""
+"""Data parallelism: each rank has its own rows, under DistributedDataParallel or `fully_shard`."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from conformance.target.subject import Subject
 LAYERS = ("LinearLoRA", "TritonLinearLoRA")
 BOTH = ("ddp", "fsdp")
 EXACT = RANKS.narrowed(values=("integers",), strategy=BOTH, bias=(True,))
-RATE = 0.25  # of the optimiser; a power of two keeps what is exact exact
+RATE = 0.25  # the learning rate; a power of two keeps exact numbers exact
 
 
 def judge_step(subject: Subject, case: RanksCase, strategy: str) -> float | None:
-    """One forward and backward of every rank on its rows: y and dX of these, dA and dB the mean over ranks."""
+    """Judge forward and backward: y and dX of each rank's own rows, and dA and dB as the mean over ranks."""
     given = parts(subject.operands(case), "m", case.world)
     answers = on_ranks(case.world, lambda rank: step(wrapped(subject, given[rank], strategy)))
     expected, share = oracles(given), 1 / case.world
@@ -38,8 +38,8 @@ def judge_step(subject: Subject, case: RanksCase, strategy: str) -> float | None
 
 @clause(
     "DIS-DDP",
-    sentence="""Under DistributedDataParallel each rank has y and dX of its own rows, and every rank the same dA
-    and dB: the mean over ranks of theirs.""",
+    sentence="""Under DistributedDataParallel each rank computes y and dX of its own rows, and all ranks get the same
+    dA and dB: the mean of the ranks' gradients.""",
     cases=RANKS,
     subjects=LAYERS,
     dtypes=DTYPES,
@@ -51,8 +51,8 @@ def test_data_parallel(subject: Subject, case: RanksCase) -> float | None:
 
 @clause(
     "DIS-FSDP",
-    sentence="""The same under fully_shard, whose shards of W, A and B may differ in size or be empty; the
-    gradients are those of the sharded parameters.""",
+    sentence="""Under fully_shard each rank computes y and dX of its own rows, and dA and dB, sharded as A and B are,
+    are the mean of the ranks' gradients. The shards of W, A and B may differ in size or be empty.""",
     cases=RANKS,
     subjects=LAYERS,
     dtypes=DTYPES,
@@ -70,7 +70,9 @@ def _fewer_rows(case: RanksCase) -> RanksCase:
 
 @clause(
     "DIS-EMPTY",
-    sentence="A rank whose batch is empty takes part in backward: the others' gradients are averaged over all ranks.",
+    sentence="""A rank with an empty batch takes part in backward: dA and dB are averaged over all ranks, this one
+    included.""",
+    why="A rank that leaves out the communication of backward blocks all others.",
     cases=Space(RanksCase, tame=_fewer_rows, **(EXACT.values | {"world": (2, 4), "m": (1, 2, 3)})),
     subjects=LAYERS,
     dtypes=("float32",),
@@ -82,8 +84,8 @@ def test_empty_batch(subject: Subject, case: RanksCase) -> float | None:
 
 @clause(
     "DIS-ACCUM",
-    sentence="""Gradients of a first batch that are not synchronised (no_sync, set_requires_gradient_sync) are
-    added to those of the second on each rank, and the mean over ranks is of the sums.""",
+    sentence="""A first batch whose gradients are not synchronised (no_sync, set_requires_gradient_sync) adds to the
+    second batch on each rank: dA and dB are the mean over ranks of these sums.""",
     cases=EXACT.narrowed(m=(8, 9, 11)),
     subjects=LAYERS,
     dtypes=("float32",),
@@ -112,8 +114,8 @@ def test_accumulation(subject: Subject, case: RanksCase) -> float | None:
 
 @clause(
     "DIS-STEP",
-    sentence="""Two steps of SGD on several ranks leave the adapter that one process trains on all rows at
-    1/ranks of the rate.""",
+    sentence="""Two steps of SGD on several ranks give the same adapter as one process that trains on all rows with
+    the learning rate divided by the number of ranks.""",
     cases=EXACT,
     subjects=LAYERS,
     dtypes=("float64",),
@@ -138,7 +140,7 @@ def test_two_steps(subject: Subject, case: RanksCase) -> float | None:
 
 
 def _trained(operands: Operands, steps: int, rate: float) -> dict[str, Expected]:
-    """The adapter after gradient descent on ⟨g, y⟩; exact, as all numbers are dyadic and few."""
+    """The adapter after gradient descent on ⟨g, y⟩; exact, because all numbers are small dyadic fractions."""
     x, g, scale = operands.rows("x"), operands.rows("g"), operands.scale
     A, B = operands.values["lora_A"], operands.values["lora_B"]
     moves: dict[str, dict[str, Array]] = {name: {} for name in ADAPTER}

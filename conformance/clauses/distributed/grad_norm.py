@@ -1,4 +1,4 @@
-"""The gradient norm where gradients are DTensors: on every rank that of the whole, and clipping by it."""
+"""The norm of gradients that are DTensors: the norm of the whole gradients on every rank, and clipping."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from conformance.specification.clause import clause
 from conformance.target.calls import calling
 from conformance.target.subject import Subject
 
-WITHIN = 1e-3  # of the norm, as in group gradnorm
+WITHIN = 1e-3  # relative error of the norm, as in group gradnorm
 SHAPES = ((3, 2), (1, 5), (5, 1), (4, 4), (2, 3), (8, 3), (1, 1), (7, 2))
 SIZES = {"huge": 1e25, "tiny": 1e-30}
 
@@ -34,11 +34,11 @@ class ShardsCase(Case):
     """Gradients that are spread over ranks.
 
     Fields:
-        world: the number of ranks.   tensors: how many gradients.   clip: max_norm ÷ norm.
-        spread: `rows` or `columns` in shards, `copies` on every rank, `sums` of the ranks' parts (Partial), a `grid`
-            of data and tensor parallelism; `mixed`, one after the other, with plain tensors among them.
-        values: of order one, `huge` (their squares overflow) or `tiny`.
-        special: `nan` or `inf` in one element.
+        world: the number of ranks.   tensors: the number of gradients.   clip: max_norm ÷ norm.
+        spread: shards of `rows` or `columns`, `copies` on every rank, `sums` of the ranks' parts (Partial), or a `grid`
+            of data and tensor parallelism; `mixed` takes these in turn, with plain tensors among them.
+        values: `normal` (of order one), `huge` (their squares overflow) or `tiny`.
+        special: one element is `nan` or `inf`.
     """
 
     world: int = 1
@@ -53,7 +53,7 @@ SPREADS = ("rows", "columns", "copies", "sums", "grid")
 
 
 def _tamed(case: ShardsCase) -> ShardsCase:
-    """The case on a power of two of ranks: halves of them make a grid."""
+    """The case on a power of two of ranks, so that a grid of two rows is possible."""
     return dataclasses.replace(case, world=power_of_two(case.world))
 
 
@@ -63,7 +63,7 @@ SHARDS = Space(
 
 
 class Shards:
-    """The gradients of a case: whole, as numbers, and on a rank, as parameters that hold them."""
+    """The gradients of a case: as whole arrays, and as the parameters of a rank that hold them."""
 
     def __init__(self, case: ShardsCase) -> None:
         self.case, self.dtype = case, dtype_named(case.dtype)
@@ -71,20 +71,20 @@ class Shards:
         size = SIZES.get(case.values, 1.0)
         shapes = [SHAPES[(case.seed + i) % len(SHAPES)] for i in range(case.tensors)]
         drawn = [random.standard_normal(shape) for shape in shapes]
-        # none so small that a part without it has the same norm
+        # no element is so small that the norm would be the same without it
         self.values = [rounded((np.sign(v) * (np.abs(v) + 0.5)) * size, self.dtype) for v in drawn]
         if case.special != "none":
             self.values[0].flat[case.seed % self.values[0].size] = float(case.special)
 
     @cached_property
     def norm(self) -> float:
-        """The norm of all."""
+        """The norm of all gradients."""
         largest = max(float(np.abs(v).max()) for v in self.values)
         return largest * math.sqrt(sum(float(((v / largest) ** 2).sum()) for v in self.values))
 
     @property
     def max_norm(self) -> float:
-        """The limit that the case's `clip` asks for."""
+        """The max_norm of the case."""
         return self.case.clip * self.norm
 
     def parameters(self) -> list[nn.Parameter]:
@@ -114,12 +114,12 @@ class Shards:
         return distribute_tensor(tensor, mesh, [placement])
 
     def expected_norm(self) -> Expected:
-        """The norm within 1e-3 of itself."""
+        """The expected norm, with a relative error of 1e-3."""
         dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
         return Expected("norm", np.array(self.norm), np.array(self.norm * WITHIN), dtype)
 
     def expected_clipped(self, index: int) -> Expected:
-        """A gradient times ``max_norm/(norm + 1e-6)``; of sums each rank rounds its own part."""
+        """The expected gradient times ``max_norm/(norm + 1e-6)``; with Partial each rank rounds its own part."""
         clipped = self.values[index] * min(1.0, self.max_norm / (self.norm + 1e-6))
         form = format_of(self.dtype)
         allowed = np.abs(clipped) * (WITHIN + (3 + self.case.world) * form.unit) + self.case.world * form.step
@@ -127,7 +127,7 @@ class Shards:
 
 
 def clipped(subject: Subject, shards: Shards, max_norm: float) -> dict[str, torch.Tensor]:
-    """The norm that this rank is given, and the whole gradients after clipping."""
+    """The norm that this rank gets, and the whole gradients after clipping."""
     parameters = shards.parameters()
     with calling(f"clip_grad_norm_ of {len(parameters)} gradients with max_norm={max_norm:.6g}"):
         norm = subject.thing(parameters, max_norm)
@@ -136,7 +136,7 @@ def clipped(subject: Subject, shards: Shards, max_norm: float) -> dict[str, torc
 
 
 def judge_norm(subject: Subject, case: ShardsCase) -> float | None:
-    """The norm that every rank is given where nothing is clipped."""
+    """Judge the norm on every rank, without clipping."""
     shards = Shards(case)
     answers = on_ranks(case.world, lambda _: clipped(subject, shards, math.inf))
     for rank, answer in enumerate(answers):
@@ -148,9 +148,11 @@ def judge_norm(subject: Subject, case: ShardsCase) -> float | None:
 
 @clause(
     "DIS-NORM",
-    sentence="""clip_grad_norm_ of DTensors, of one mesh or several and with plain tensors among them, returns on
-    every rank the same bits, the norm of the whole gradients within 1e-3: shards, uneven or empty ones, are
-    summed over ranks, what every rank holds counts once, and pending sums (Partial) are taken first.""",
+    sentence="""clip_grad_norm_ returns the norm of the whole gradients within 1e-3, the same bits on every rank.
+    Gradients may be DTensors on one mesh or several, with plain tensors among them. Shards, which may be uneven or
+    empty, are summed over ranks; replicated tensors count once; pending sums (Partial) are reduced before they are
+    squared.""",
+    why="The norm of a rank's own shards is too small, and ranks that clip by different norms drift apart.",
     cases=SHARDS,
     subjects=("clip_grad_norm_",),
     dtypes=("float32", "float64", "bfloat16"),
@@ -162,8 +164,8 @@ def test_norm_over_ranks(subject: Subject, case: ShardsCase) -> float | None:
 
 @clause(
     "DIS-CLIP",
-    sentence="""Every rank's part is multiplied by max_norm/(norm + 1e-6), norm being that of the whole, and the
-    norm returned.""",
+    sentence="""Every rank's part of each gradient is multiplied by min(1, max_norm/(norm + 1e-6)), where norm is the
+    norm of the whole gradients, and this norm is returned.""",
     cases=SHARDS,
     subjects=("clip_grad_norm_",),
     dtypes=("float32", "float64", "bfloat16"),
@@ -180,8 +182,8 @@ def test_clip_over_ranks(subject: Subject, case: ShardsCase) -> float | None:
 
 @clause(
     "DIS-NORM-RANGE",
-    sentence="""The norm over ranks neither overflows nor underflows where it is itself representable, though
-    the squares would.""",
+    sentence="""The norm over ranks neither overflows nor underflows if it is itself representable, even if the
+    squares of its elements are not.""",
     cases=SHARDS.narrowed(values=("huge", "tiny"), spread=("rows", "columns", "copies", "grid")),
     subjects=("clip_grad_norm_",),
     dtypes=("float32", "bfloat16"),
@@ -193,8 +195,9 @@ def test_range_over_ranks(subject: Subject, case: ShardsCase) -> float | None:
 
 @clause(
     "DIS-NONFINITE",
-    sentence="""With error_if_nonfinite a NaN or infinity in one rank's part raises on every rank; every gradient
-    is left as it was, and no rank is left waiting.""",
+    sentence="""With error_if_nonfinite a NaN or infinity in one rank's part raises an error on every rank. No
+    gradient is modified, and no rank is left waiting.""",
+    why="If one rank raises alone, the others wait for it forever.",
     cases=SHARDS.narrowed(special=("nan", "inf"), tensors=(1, 2, 3), spread=("rows", "columns", "grid")),
     subjects=("clip_grad_norm_",),
     dtypes=("float32",),

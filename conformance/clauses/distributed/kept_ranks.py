@@ -1,8 +1,8 @@
-"""Ranks that are kept for the next case: forks are dear, and what torch does first in a process is dearer still.
+"""Ranks that are kept for the next case, because forks, and first calls of torch in a process, cost much time.
 
-They are given their work as bytes: its code, what it closes over, and the subject by its name, as the target is theirs
-already. A rank that fails, ends or hangs is of no more use, nor are the others. What fails on ranks that have done
-other cases is tried once more on new ones, and that counts: what a case left behind is not held against the next.
+Kept ranks receive their work as bytes: its code, its closure, and the name of the subject, since they have the target
+already. If one rank fails, ends or hangs, all are discarded. Work that fails on ranks which have done other cases is
+repeated on new ranks, and only the second result counts, so that one case cannot spoil the next.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from conformance.clauses.distributed.ranks import Ranks
 from conformance.judgement.outcomes import Inconclusive, Refused, Violation
 from conformance.target.subject import Subject
 
-MOST = 64  # works for the same ranks: each may leave groups of processes and threads behind
+MOST = 64  # works for the same ranks; each may leave process groups and threads behind
 
 
 class Keeper:
-    """The ranks that a process keeps: of one target, for each number of ranks."""
+    """The ranks that a process keeps for one target, by the number of ranks."""
 
     def __init__(self) -> None:
         self.kept: dict[int, Ranks] = {}
@@ -34,12 +34,12 @@ class Keeper:
         self._target: Any = None
 
     def __call__(self, world: int, work: Work) -> list[Answer]:
-        """As `on_ranks`."""
+        """Answer as `on_ranks` does."""
         target, written = packed(work)
         made_for = (os.getpid(), id(target), patience())
         if made_for != self._made_for:
             self.end()
-            self._made_for, self._target = made_for, target  # held, so that no other gets its number
+            self._made_for, self._target = made_for, target  # kept alive, so that no other object gets its id
         found = self.kept.pop(world, None)
         if found is not None:
             if written is not None and found.alive() and found.done < MOST:
@@ -48,7 +48,7 @@ class Keeper:
                     self.kept[world] = found
                     return answers
                 except (Violation, Refused, Inconclusive, RuntimeError, OSError):
-                    pass  # new ones say whether it is so
+                    pass  # the result on new ranks counts
             found.end()
         return self._on_new(world, work, written)
 
@@ -66,12 +66,12 @@ class Keeper:
         return answers
 
     def _read(self, written: bytes) -> Work:
-        """The work that was written, on a rank."""
+        """On a rank, read the work from bytes."""
         work: Work = _Unpickler(io.BytesIO(written), self._target).load()
         return work
 
     def end(self) -> None:
-        """End all of them; those of the process that this one was forked from are not its own."""
+        """End all kept ranks, unless they belong to the process that this one was forked from."""
         if self._made_for is not None and self._made_for[0] == os.getpid():
             for found in self.kept.values():
                 found.end()
@@ -79,7 +79,7 @@ class Keeper:
 
 
 def packed(work: Work) -> tuple[Any, bytes | None]:
-    """The target that a work is about, and the work as bytes; None where it is about none, or no bytes tell it."""
+    """The target that a work uses, and the work as bytes; None if it uses no target or cannot be pickled."""
     buffer = io.BytesIO()
     pickler = _Pickler(buffer)
     try:
@@ -90,7 +90,7 @@ def packed(work: Work) -> tuple[Any, bytes | None]:
 
 
 class _Pickler(pickle.Pickler):
-    """Writes functions within functions too, and of a subject only which it is."""
+    """A pickler that also writes nested functions, and writes a subject by its name."""
 
     target: Any = None
 
@@ -100,20 +100,20 @@ class _Pickler(pickle.Pickler):
         if self.target is None:
             self.target = thing.target
         if thing.target is not self.target or getattr(thing.target, thing.name, None) != thing.thing:
-            raise pickle.PicklingError("it is not what the target has under this name")
+            raise pickle.PicklingError("the subject is not the object that the target has under this name")
         return thing.name, thing.device, thing.lane, thing.dropout_positions
 
     def reducer_override(self, thing: Any) -> Any:
         if not isinstance(thing, FunctionType) or "<locals>" not in thing.__qualname__:
             return NotImplemented
         if vars(sys.modules[thing.__module__]) is not thing.__globals__:
-            raise pickle.PicklingError("its module is not the one it was made in")
+            raise pickle.PicklingError("the function's module is not the one it was defined in")
         held = tuple(cell.cell_contents for cell in thing.__closure__ or ())
         return _function, (marshal.dumps(thing.__code__), thing.__module__, thing.__defaults__, held)
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads what `_Pickler` writes, where the target is."""
+    """An unpickler for the output of `_Pickler`, in a process that has the target."""
 
     def __init__(self, file: io.BytesIO, target: Any) -> None:
         super().__init__(file)

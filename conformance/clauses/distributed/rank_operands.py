@@ -1,4 +1,4 @@
-"""What each rank is given of a layer's operands, and what the ranks' results must be together."""
+"""The parts of a layer's operands for each rank, and the expected results of all ranks together."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from conformance.judgement.linear_oracle import Expected, LinearOracle
 from conformance.numerics.formats import Array, dtype_named, format_of
 
 DTYPES = ("float32", "bfloat16")
-# Which dimension of each operand an axis is.
+# For each axis, the dimension of each operand along which it lies.
 AXES = {
     "m": {"x": 0, "g": 0},
     "n": {"weight": 0, "bias": 0, "lora_B": 0, "g": 1},
@@ -34,7 +34,7 @@ class RanksCase(LinearCase):
     """One layer on several ranks.
 
     Fields:
-        world: the number of ranks.   strategy: how the ranks share the work, where the clause has several ways.
+        world: the number of ranks.   strategy: the way ranks share the work, where a clause has several.
     """
 
     world: int = 1
@@ -42,17 +42,17 @@ class RanksCase(LinearCase):
 
 
 def tamed(case: RanksCase) -> RanksCase:
-    """The case on a power of two of ranks, so that means are exact; in 16 bits sums of the parts would not be."""
+    """The case on a power of two of ranks, for exact means; in 16 bits with normal values, as sums would round."""
     values = "normal" if dtype_named(case.dtype).itemsize == 2 else case.values
     return dataclasses.replace(case, world=power_of_two(case.world), values=values)
 
 
 def power_of_two(world: int) -> int:
-    """The largest that is not more."""
+    """The largest power of two that is not above this number."""
     return 1 << (world.bit_length() - 1)
 
 
-# World sizes come first: what fails on one rank already has nothing to do with ranks.
+# World sizes come first: an error that one rank shows already has nothing to do with ranks.
 RANKS = Space(
     RanksCase,
     tame=tamed,
@@ -68,7 +68,7 @@ RANKS = Space(
 
 
 def cut(length: int, world: int, *, like_shards: bool) -> list[slice]:
-    """Where each rank's part lies: as shards do (all but the last of one size, none maybe), or as even as can be."""
+    """The slice of each rank: as shards (equal sizes, the last ones smaller or empty), or as even as possible."""
     if like_shards:
         size = -(-length // world)
         return [slice(min(rank * size, length), min((rank + 1) * size, length)) for rank in range(world)]
@@ -77,7 +77,7 @@ def cut(length: int, world: int, *, like_shards: bool) -> list[slice]:
 
 
 def part(whole: Operands, axis: str, at: slice) -> Operands:
-    """The operands with rows (`m`), outputs (`n`) or features (`k`) of that range only."""
+    """The operands restricted to a range of rows (`m`), outputs (`n`) or features (`k`)."""
     found = copy.copy(whole)
     vars(found).pop("placed", None)
     length = len(range(*at.indices(getattr(whole.case, axis))))
@@ -87,14 +87,14 @@ def part(whole: Operands, axis: str, at: slice) -> Operands:
     for name, dimension in AXES[axis].items():
         if name in found.values:
             found.values[name] = whole.values[name][(slice(None),) * dimension + (at,)]
-    if axis == "k":  # the sum over features has the bias once
+    if axis == "k":  # the bias belongs to the sum of the parts, once
         found.values.pop("bias", None)
     found.shape = (*found.case.leading, found.case.n)
     return found
 
 
 def parts(whole: Operands, axis: str, world: int, *, like_shards: bool = False) -> list[Operands]:
-    """Every rank's part."""
+    """The parts of all ranks."""
     length = getattr(whole.case, axis)
     return [part(whole, axis, at) for at in cut(length, world, like_shards=like_shards)]
 
@@ -102,11 +102,11 @@ def parts(whole: Operands, axis: str, world: int, *, like_shards: bool = False) 
 def summed(
     name: str, found: Sequence[Expected], whole: Expected | None = None, *, share: float = 1.0, by: str = "rank"
 ) -> Expected:
-    """The sum over ranks times `share`: rounded on every rank, and after each of the additions.
+    """The expected sum over ranks times `share`; its budget allows rounding on every rank and after each addition.
 
     Args:
-        whole: the result as one rank would compute it, with its budget; the parts' budgets are added else.
-        by: what the parts are called in messages.
+        whole: the expected result of one rank, whose budget is used; without it the budgets of the parts are added.
+        by: the word for a part in messages.
     """
     count, first = len(found), found[0]
     value = sum((e.value for e in found), np.zeros_like(first.value)) * share
@@ -134,12 +134,12 @@ def oracles(found: Sequence[Operands]) -> list[LinearOracle]:
 
 
 def named(expected: Expected, rank: int, world: int) -> Expected:
-    """The same, named as this rank's."""
+    """The expected value with this rank in its name."""
     where = f" on rank {rank} of {world}" if world > 1 else ""
     return dataclasses.replace(expected, name=f"{expected.name}{where}")
 
 
 def judge_all(answers: Sequence[dict[str, torch.Tensor]], key: str, expected: Sequence[Expected]) -> float | None:
-    """Judge a result of every rank."""
+    """Judge one result of every rank."""
     pairs = enumerate(zip(answers, expected, strict=True))
     return worst(*(judge_tensor(a[key], named(e, rank, len(answers))) for rank, (a, e) in pairs))

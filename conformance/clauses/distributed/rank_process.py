@@ -1,4 +1,4 @@
-"""What one rank does in its process: join the group, do its work, answer, and end with its parent."""
+"""The process of one rank: it joins the group, does its work, answers, and ends with its parent."""
 
 from __future__ import annotations
 
@@ -27,31 +27,31 @@ import torch
 
 from conformance.judgement.outcomes import Inconclusive, Refused, Violation
 
-PATIENCE = "LORASPEC_RANK_SECONDS"  # in the environment: seconds for all ranks of a case
-SECONDS = 60.0  # where it is not set; a case takes about one
-IDLE = 20.0  # seconds after which ranks that are given nothing more to do end
+PATIENCE = "LORASPEC_RANK_SECONDS"  # an environment variable: seconds for all ranks of a case
+SECONDS = 60.0  # the default; a case takes about one second
+IDLE = 20.0  # seconds after which ranks without new work end
 Answer = dict[str, Any]
 Work = Callable[[int], Answer]
 
 
 def patience() -> float:
-    """Seconds that all ranks have for a case."""
+    """The number of seconds that all ranks have for a case."""
     return float(os.environ.get(PATIENCE, SECONDS))
 
 
 def work_and_answer(
     rank: int, world: int, work: Work, read: Callable[[bytes], Work] | None, folder: Path, ends: tuple[Any, ...]
 ) -> None:
-    """All that a rank does."""
+    """Run a rank from its fork to its end."""
     follow, called, tell, open_there = ends
-    os.setsid()  # so that what it starts is ended with it
+    os.setsid()  # its own group, so that processes it starts end with it
     for number in open_there:
         os.close(number)
-    gc.freeze()  # the collector would write to every page that it shares with the process it was forked from
+    gc.freeze()  # the collector would write to every page that is shared with the parent
     threading.Thread(target=_end_with_parent, args=(follow, folder), daemon=True).start()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
-    faulthandler.disable()  # a rank that is cut off may abort: its stack would be written where the parent's belongs
+    faulthandler.disable()  # the stack of an aborted rank would go to the parent's log
     log = (folder / f"log-{rank}").open("w", encoding="utf-8", buffering=1)
     for stream in (1, 2):
         os.dup2(log.fileno(), stream)
@@ -60,7 +60,7 @@ def work_and_answer(
     with (folder / f"stack-{rank}").open("w") as stack:
         faulthandler.register(signal.SIGUSR1, file=stack, all_threads=False)
         _answer_all(rank, world, work, read, folder, called, tell)
-        os._exit(0)  # threads and exit handlers are not waited for
+        os._exit(0)  # without waiting for threads and exit handlers
 
 
 def _answer_all(
@@ -72,7 +72,7 @@ def _answer_all(
     called: int,
     tell: int,
 ) -> None:
-    """Answer the first work, and then each that comes, until one goes wrong or none comes for a while."""
+    """Answer the first work and each further one, until one fails or none comes for a while."""
     number = 0
     while True:
         answer = _attempt(rank, world, work, folder, join=number == 0)
@@ -81,25 +81,25 @@ def _answer_all(
         if answer["kind"] != "right":
             return
         with contextlib.suppress(Exception):
-            if world > 1:  # the others may still need this one
+            if world > 1:  # other ranks may still need this one
                 torch.distributed.barrier()
         number += 1
         if read is None:
             return
         if not select.select([called], [], [], IDLE)[0] or not os.read(called, 1):
-            shutil.rmtree(folder, ignore_errors=True)  # nobody may be left to do it
+            shutil.rmtree(folder, ignore_errors=True)  # the parent may be gone
             return
         work = read((folder / f"work-{number}").read_bytes())
 
 
 def _attempt(rank: int, world: int, work: Work, folder: Path, *, join: bool) -> Answer:
-    """The work's answer, or what it raised."""
+    """The answer of a work, or the error that it raised."""
     try:
         if join:
             torch.set_num_threads(1)
             _join(rank, world, folder)
         for generator in (random.seed, np.random.seed, torch.manual_seed):
-            generator(rank)  # what a target draws on its own must not be the same by chance
+            generator(rank)  # numbers that a target draws must not agree between ranks by accident
         return {"kind": "right", "value": work(rank)}
     except Violation as outcome:
         return {"kind": "violation", "value": str(outcome), "cause": _cause(outcome)}
@@ -107,28 +107,28 @@ def _attempt(rank: int, world: int, work: Work, folder: Path, *, join: bool) -> 
         return {"kind": "refused", "value": str(outcome)}
     except Inconclusive as outcome:
         return {"kind": "inconclusive", "value": str(outcome)}
-    except Exception:  # noqa: BLE001  (whatever it is, it is the suite's)
+    except Exception:  # noqa: BLE001  (any other error is the suite's own)
         return {"kind": "error", "value": traceback.format_exc()}
 
 
 def _cause(outcome: Violation) -> str:
-    """What it was raised for, if anything: a target that raises has refused, see `Examination.probe`."""
+    """The cause of a violation as text, or an empty string: the cause shows whether the target raised."""
     return repr(outcome.__cause__) if outcome.__cause__ else ""
 
 
 def _join(rank: int, world: int, folder: Path) -> None:
-    """Become a rank of a gloo group on the loopback interface; they meet in a file."""
+    """Join a gloo group on the loopback interface; its ranks meet in a file."""
     names = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
     if names:
         os.environ["GLOO_SOCKET_IFNAME"] = names[0]
     distributed: Any = torch.distributed
     store = distributed.FileStore(str(folder / "store"), world)
-    limit = timedelta(seconds=4 * patience())  # who started them is faster
+    limit = timedelta(seconds=4 * patience())  # the parent gives up earlier
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=limit)
 
 
 def _leave(answer: Answer, folder: Path, name: str) -> None:
-    """Leave the answer whole, or not at all."""
+    """Write the answer atomically."""
     buffer = io.BytesIO()
     torch.save(answer | {"time": time.monotonic_ns()}, buffer)
     (folder / f"part-{name}").write_bytes(buffer.getvalue())
@@ -136,7 +136,7 @@ def _leave(answer: Answer, folder: Path, name: str) -> None:
 
 
 def _end_with_parent(follow: int, folder: Path) -> None:
-    """Wait for the end of the process that forked this one, and end with it."""
+    """Wait until the parent process ends, then end this one."""
     os.read(follow, 1)
     shutil.rmtree(folder, ignore_errors=True)
     os.killpg(0, signal.SIGKILL)

@@ -1,7 +1,7 @@
-"""Ranks: processes of one gloo group, forked for one case, that answer within a time limit or are ended.
+"""Ranks: forked processes of one gloo group that answer within a time limit or are killed.
 
-A fork has the target at once, whatever it is made of: four ranks start in a tenth of a second. They end with the
-process that forked them, in whatever way that ends. `kept_ranks` has them do more cases than one.
+A forked process has the target at once, even one that cannot be pickled: four ranks start in a tenth of a second. Ranks
+end with the process that forked them, however it ends. `kept_ranks` uses them for several cases.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ from conformance.clauses.distributed.rank_process import Answer, Work, patience,
 from conformance.isolation.memory_folder import in_memory
 from conformance.judgement.outcomes import Inconclusive, Refused, Violation
 
-GRACE = 0.5  # seconds in which the others may answer once one rank has failed: it was the first of them
-PLACE = 2.0  # seconds in which a rank that does not end may say where it is
-# Imported before the fork, not once by each rank: DistributedDataParallel needs the last.
+GRACE = 0.5  # seconds that the others may still take after one rank has failed, to find the first that did
+PLACE = 2.0  # seconds in which a hanging rank may report where it is
+# Imported once before the fork, not by each rank; DistributedDataParallel needs the last one.
 LIBRARIES = (
     "torch.distributed.fsdp",
     "torch.distributed.tensor.parallel",
     "torch.distributed.checkpoint",
     "torch._dynamo",
 )
-KEEPERS: list[Callable[[int, Work], list[Answer]]] = []  # what answers instead where it is there, see `kept_ranks`
+KEEPERS: list[Callable[[int, Work], list[Answer]]] = []  # if set, answers in place of new ranks, see `kept_ranks`
 
 
 def prepare() -> None:
-    """Import what ranks need, which takes seconds the first time."""
+    """Import the libraries that ranks need, which takes seconds the first time."""
     for name in LIBRARIES:
         importlib.import_module(name)
 
 
 def on_ranks(world: int, work: Work) -> list[Answer]:
-    """What `work(rank)` returns on each of `world` ranks, which it runs on at the same time.
+    """The results of `work(rank)` on each of `world` ranks, which run at the same time.
 
     Args:
         work: returns a dict of plain tensors, numbers, texts and lists.
     Raises:
-        Violation, Inconclusive, Refused: as the first rank raised it, which the message names.
-        Violation: for a rank that ends without an answer, or does not end.
+        Violation, Inconclusive, Refused: the error of the rank that failed first, which the message names.
+        Violation: if a rank ends without an answer, or does not end.
     """
     prepare()
     for keeper in KEEPERS:
@@ -65,20 +65,20 @@ def on_ranks(world: int, work: Work) -> list[Answer]:
 
 
 class Ranks:
-    """Processes of one group, forked to do one work, and then what they are asked for.
+    """Processes of one group, forked with a first work, which then do the works given to `ask`.
 
     Attributes:
-        folder: where they leave their answers, what they print and where they are.
-        life: an end of a pipe that is closed where this process ends, and they with it.
-        done: how many works they have answered.
+        folder: holds their answers, their output and their stacks.
+        life: an end of a pipe; when this process ends the pipe closes, and the ranks end.
+        done: the number of works they have answered.
     """
 
     def __init__(self, world: int, work: Work, read: Callable[[bytes], Work] | None = None, others: Any = ()) -> None:
-        """Fork them.
+        """Fork the ranks.
 
         Args:
-            read: makes a work of the bytes given to `ask`.
-            others: the `Ranks` that this process has already, which the new ones let go of.
+            read: turns the bytes given to `ask` into a work.
+            others: existing `Ranks` of this process, whose pipes the new ranks close.
         """
         self.folder, self.done = Path(tempfile.mkdtemp(prefix="loraspec-", dir=in_memory())), 0
         self._follow, self.life = os.pipe()
@@ -91,7 +91,7 @@ class Ranks:
         self.processes: list[Any] = [context.Process(target=work_and_answer, args=args, daemon=True) for args in given]
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads: it needs none of them
+                warnings.simplefilter("ignore", DeprecationWarning)  # about threads, which ranks do not need
                 for process in self.processes:
                     process.start()
         except BaseException:
@@ -101,20 +101,20 @@ class Ranks:
             os.close(tell)
 
     def alive(self) -> bool:
-        """Whether every one of them still runs."""
+        """Whether every rank still runs."""
         return all(process.is_alive() for process in self.processes)
 
     def ask(self, work: bytes) -> list[Answer]:
-        """Give them another work; what they answer."""
+        """Give the ranks another work, and return their answers."""
         (self.folder / f"work-{self.done}").write_bytes(work)
         os.write(self._call, b"." * len(self.processes))
         return self.answers()
 
     def answers(self) -> list[Answer]:
-        """The answers of all, or what the first that failed says; a rank that died explains all others.
+        """The answers of all ranks; a rank that died is reported before other errors, since it causes them.
 
         Raises:
-            Violation, Inconclusive, Refused: as `on_ranks` does; the ranks are then of no more use.
+            Violation, Inconclusive, Refused: as `on_ranks` does; the ranks must not be used afterwards.
         """
         self._wait()
         ranks, world = self.processes, len(self.processes)
@@ -135,7 +135,7 @@ class Ranks:
         return [answer["value"] for answer in answers]
 
     def end(self) -> None:
-        """End them with all that they started."""
+        """End the ranks and all processes that they started."""
         for process in self.processes:
             _end(process)
         for number in (self.life, self._follow, self._called, self._call, self._news):
@@ -143,7 +143,7 @@ class Ranks:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _wait(self) -> None:
-        """Wait for the answers: for all, or after a failure of one for a moment, or until the time is up."""
+        """Wait for all answers, for a moment after the first failure, or until the time is up."""
         limit, ranks = patience(), self.processes
         deadline, failed = time.monotonic() + limit, False
         while waiting := [rank for rank, p in enumerate(ranks) if p.is_alive() and not self._path(rank).exists()]:
@@ -170,20 +170,20 @@ class Ranks:
         return self.folder / f"answer-{self.done}-{rank}"
 
     def _answer(self, rank: int) -> Answer:
-        """What a rank left; empty if nothing."""
+        """The answer of a rank; empty if there is none."""
         path = self._path(rank)
         answer: Answer = torch.load(path, weights_only=True) if path.exists() else {}
         return answer
 
 
 def _said(folder: Path, rank: int) -> str:
-    """The end of what it printed."""
+    """The last lines of a rank's output."""
     lines = _text(folder / f"log-{rank}").strip().splitlines()
     return "".join(f"\n         {line[:300]}" for line in lines[-3:])
 
 
 def _text(path: Path) -> str:
-    """What is in a file; nothing if the rank did not come to make it."""
+    """The text of a file; empty if the rank has not made it."""
     return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
 
@@ -195,7 +195,7 @@ def _named(ranks: list[int], world: int) -> str:
 
 
 def _place(process: Any, folder: Path, rank: int) -> str:
-    """Where a rank is that does not end, by the innermost frame of Python."""
+    """The innermost Python frame of a rank that does not end."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(process.pid, signal.SIGUSR1)
     path, deadline = folder / f"stack-{rank}", time.monotonic() + PLACE
@@ -209,11 +209,11 @@ def _place(process: Any, folder: Path, rank: int) -> str:
 
 
 def _end(process: Any) -> None:
-    """End a rank with all that it started."""
+    """End a rank and all processes that it started."""
     if process.pid is None:
         return
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.kill()  # for one that has no group of its own yet
+    process.kill()  # the rank may not have its own group yet
     process.join()
     process.close()

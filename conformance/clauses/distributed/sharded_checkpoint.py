@@ -1,4 +1,4 @@
-"""Sharded checkpoints: what some ranks save with torch.distributed.checkpoint, any number of ranks loads."""
+"""Sharded checkpoints: saved on some ranks with torch.distributed.checkpoint, loaded on any number of ranks."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ from conformance.specification.clause import clause
 from conformance.target.calls import calling
 from conformance.target.subject import TRAINABLE, Subject
 
-SAVING = 2  # ranks
+SAVING = 2  # the number of ranks that save
 KEYS = {"weight": "weight", "bias": "bias", "lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}
 
 
 @clause(
     "DIS-CKP",
-    sentence="""The state_dict of a layer in shards has the names of the whole layer, and what 2 ranks save of it with
-    torch.distributed.checkpoint, 1, 2 and 4 ranks load: every parameter as it was, to the bit.""",
+    sentence="""The state_dict of a sharded layer has the same names as that of the whole layer. If 2 ranks save it
+    with torch.distributed.checkpoint, then 1, 2 or 4 ranks can load it, and every parameter is the same bit for
+    bit.""",
     cases=RANKS.narrowed(world=(1, 4, 2), strategy=("fsdp", *STYLES), values=("normal",), bias=(True,)),
     subjects=LAYERS,
     needs=NEEDS,
@@ -43,7 +44,7 @@ def test_sharded_checkpoint(subject: Subject, case: RanksCase) -> float | None:
         def work(rank: int) -> dict[str, Any]:
             from torch.distributed import checkpoint as imported
 
-            checkpoint: Any = imported  # whose type has neither save nor load
+            checkpoint: Any = imported  # its type stubs lack save and load
             state = _state(styled(subject, _on(case, SAVING), rank, TRAINABLE).module)
             with calling("torch.distributed.checkpoint.save(layer.state_dict())"):
                 checkpoint.save(state, checkpoint_id=path)
@@ -82,7 +83,7 @@ def test_sharded_checkpoint(subject: Subject, case: RanksCase) -> float | None:
 
 
 def _on(case: RanksCase, world: int) -> RanksCase:
-    """The case on so many ranks."""
+    """The case with another number of ranks."""
     return dataclasses.replace(case, world=world)
 
 

@@ -1,4 +1,4 @@
-"""Tensor parallelism: one layer split over the ranks, by columns of y or by features of x."""
+"""Tensor parallelism: one layer split over ranks, by columns of y or by features of x."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from conformance.target.subject import TRAINABLE, Subject
 
 STYLES = ("colwise", "rowwise")
 NEEDS = ("colwise_parallel_lora", "rowwise_parallel_lora")
-# Which parameters each style cuts along which dimension; the others are whole on every rank.
+# For each style the dimension along which it cuts each parameter; other parameters are whole on every rank.
 CUTS = {"colwise": {"weight": 0, "bias": 0, "lora_B": 0}, "rowwise": {"weight": 1, "lora_A": 1}}
 
 
 @clause(
     "DIS-COLWISE",
-    sentence="""After parallelize_module with colwise_parallel_lora, which splits W, b and B by rows, each rank
-    has its columns of y, and dX, dA and dB are those of the whole layer, also where N does not divide by the
-    ranks.""",
+    sentence="""After parallelize_module with colwise_parallel_lora, which splits W, b and B along N, each rank has
+    its columns of y, and dX, dA and dB are those of the whole layer, even if the number of ranks does not divide
+    N.""",
     cases=RANKS,
     subjects=LAYERS,
     needs=NEEDS,
@@ -69,8 +69,8 @@ def test_split_by_columns(subject: Subject, case: RanksCase) -> float | None:
 
 @clause(
     "DIS-ROWWISE",
-    sentence="""After parallelize_module with rowwise_parallel_lora, which splits W and A by columns, every rank
-    has y, dX, dA and dB of the whole layer, also where K does not divide by the ranks.""",
+    sentence="""After parallelize_module with rowwise_parallel_lora, which splits W and A along K, every rank has y,
+    dX, dA and dB of the whole layer, even if the number of ranks does not divide K.""",
     cases=RANKS,
     subjects=LAYERS,
     needs=NEEDS,
@@ -90,7 +90,7 @@ def test_split_by_features(subject: Subject, case: RanksCase) -> float | None:
 
 
 def styled(subject: Subject, case: RanksCase, rank: int, needs: tuple[str, ...]) -> Any:
-    """The layer under the case's strategy, of whichever kind: with its own rows, or split."""
+    """The layer under the case's strategy: data parallel on this rank's rows, or split over the ranks."""
     operands = subject.operands(case)
     if case.strategy in STYLES:
         return split(subject, operands, case.strategy, case.world, needs)
@@ -99,8 +99,9 @@ def styled(subject: Subject, case: RanksCase, rank: int, needs: tuple[str, ...])
 
 @clause(
     "DIS-BIAS",
-    sentence="""A trainable bias is added once, whole or split, and its gradient is that of one process: under
-    data parallelism the mean over ranks, under tensor parallelism that of the whole layer.""",
+    sentence="""A trainable bias is added to y once, whether it is whole or split. Its gradient is the mean over ranks
+    under data parallelism, and that of the whole layer under tensor parallelism.""",
+    why="In a row-wise split each rank would otherwise add the bias to its partial sum.",
     cases=RANKS.narrowed(bias=(True,), strategy=("ddp", "fsdp", "rowwise", "colwise")),
     subjects=LAYERS,
     needs=NEEDS,
@@ -135,8 +136,9 @@ def test_trainable_bias(subject: Subject, case: RanksCase) -> float | None:
 
 @clause(
     "DIS-SHARE",
-    sentence="""A rank holds its share of what is split and no more: of all parameters under fully_shard, of W, b
-    and B by columns, of W and A by rows.""",
+    sentence="""A rank holds exactly its shard of every split parameter: of all parameters under fully_shard, of W, b
+    and B in a column-wise split, and of W and A in a row-wise split.""",
+    why="Sharding is done for memory, which a full copy on every rank does not save.",
     cases=RANKS.narrowed(strategy=(*STYLES, "fsdp"), values=("integers",)),
     subjects=LAYERS,
     needs=NEEDS,
@@ -165,8 +167,8 @@ def test_shares(subject: Subject, case: RanksCase) -> None:
 
 @clause(
     "DIS-REPLICAS",
-    sentence="""What every rank holds a copy of has the same gradient on every rank, to the bit: else the copies
-    drift apart.""",
+    sentence="A parameter of which every rank holds a copy has the same gradient on every rank, bit for bit.",
+    why="Copies with different gradients drift apart.",
     cases=RANKS.narrowed(world=(2, 4), values=("normal",), strategy=("ddp", *STYLES)),
     subjects=LAYERS,
     needs=NEEDS,
@@ -193,8 +195,8 @@ def test_replicas(subject: Subject, case: RanksCase) -> None:
 
 @clause(
     "DIS-MERGE",
-    sentence="""A layer in shards merges: its whole weight is then W + scale·B A, and after unmerge() W again,
-    to the bit.""",
+    sentence="""After merge() the whole weight of a sharded layer is W + scale·B A, and after unmerge() it is W again,
+    bit for bit.""",
     cases=RANKS.narrowed(strategy=("fsdp", *STYLES), values=("integers",)),
     subjects=LAYERS,
     needs=(*NEEDS, "LinearLoRA.merge", "LinearLoRA.unmerge"),

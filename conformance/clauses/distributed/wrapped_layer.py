@@ -1,4 +1,4 @@
-"""A layer inside what torch offers for several ranks, built on each of them from the same operands."""
+"""A layer in torch's wrappers for several ranks, built on each rank from the same operands."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ ADAPTER = ("lora_A", "lora_B")
 
 
 def wrapped(subject: Subject, operands: Operands, strategy: str, needs: Sequence[str] = TRAINABLE) -> Instance:
-    """The layer under DistributedDataParallel (`ddp`) or `fully_shard` (`fsdp`), with x of this rank alone.
+    """The layer under DistributedDataParallel (`ddp`) or `fully_shard` (`fsdp`), with this rank's x only.
 
-    With `fsdp` the layer is sharded within a sharded model, as a block of a transformer is: its parameters are freed
-    between forward and backward.
+    With `fsdp` the layer is sharded inside a sharded model, like a block of a transformer, so that its parameters are
+    freed between forward and backward.
     """
     instance = subject.build(operands)
     instance.require_grad(needs)
@@ -34,7 +34,7 @@ def wrapped(subject: Subject, operands: Operands, strategy: str, needs: Sequence
         from torch.distributed.fsdp import fully_shard
 
         ranks: Any = torch.distributed
-        mesh = mesh_of(ranks.get_world_size())  # by itself it would take a GPU that is there
+        mesh = mesh_of(ranks.get_world_size())  # without a mesh fully_shard would use a GPU if there is one
         with calling("fully_shard(layer)"):
             model = nn.Sequential(layer)
             fully_shard(layer, mesh=mesh)
@@ -45,7 +45,7 @@ def wrapped(subject: Subject, operands: Operands, strategy: str, needs: Sequence
 
 
 def split(subject: Subject, operands: Operands, style: str, world: int, needs: Sequence[str] = TRAINABLE) -> Instance:
-    """The layer after `parallelize_module` with the target's style, `colwise` or `rowwise`; x whole on every rank."""
+    """The layer after `parallelize_module` with the target's style, `colwise` or `rowwise`; every rank has all of x."""
     from torch.distributed.tensor import Replicate
     from torch.distributed.tensor.parallel import parallelize_module
 
@@ -62,14 +62,14 @@ def split(subject: Subject, operands: Operands, style: str, world: int, needs: S
 
 @lru_cache
 def mesh_of(*shape: int) -> Any:
-    """The mesh of all ranks in that shape; made once on a rank, as its groups of processes stay."""
+    """The mesh of all ranks in this shape; cached, because its process groups stay open."""
     from torch.distributed.device_mesh import init_device_mesh
 
     return init_device_mesh("cpu", shape)
 
 
 def refresh(instance: Instance) -> None:
-    """Take the layer's parameters anew: wrapping replaces them."""
+    """Read the layer's parameters again, because wrapping replaces them."""
     layer = instance.module
     with calling("reading lora_A.weight and lora_B.weight of the wrapped layer"):
         found = {"lora_A": layer.lora_A.weight, "lora_B": layer.lora_B.weight, "weight": layer.weight}
@@ -79,7 +79,7 @@ def refresh(instance: Instance) -> None:
 
 
 def whole(tensor: Any, what: str) -> torch.Tensor:
-    """A tensor with all its shards; every rank must ask."""
+    """The whole tensor, gathered from all shards; every rank must call this."""
     require(isinstance(tensor, torch.Tensor), f"{what} is {tensor!r}: expected a tensor")
     if hasattr(tensor, "full_tensor"):
         with calling(f"{what}.full_tensor()"):
@@ -98,7 +98,7 @@ def gradients(instance: Instance, names: Sequence[str] = ADAPTER) -> dict[str, t
 
 
 def step(instance: Instance) -> dict[str, torch.Tensor]:
-    """Forward and backward once: y, and the gradients of x and of the whole adapter."""
+    """Run forward and backward once: y, and the gradients of x and of the whole adapter."""
     y = instance.forward()
     instance.backward(y)
     dX = instance.gradient("x")
@@ -109,7 +109,7 @@ def step(instance: Instance) -> dict[str, torch.Tensor]:
 
 @contextlib.contextmanager
 def without_sync(instance: Instance, strategy: str) -> Any:
-    """A region in which gradients are only summed on each rank, as for the first batches of an accumulation."""
+    """A region in which gradients accumulate on each rank without synchronisation."""
     if strategy == "ddp":
         with instance.call.no_sync():  # type: ignore[attr-defined]
             yield

@@ -9,6 +9,6 @@ GROUP = Group(
     names="`HybridFHEMode`, `HybridFHEModel`, the quantisers",
     required=("HybridFHEMode", "HybridFHEModel"),
     subjects=("HybridFHEModel", "fhe_backend"),
-    alone={"fhe_backend": "an encryption: products, noise, keys, damaged bytes, what a server learns"},
+    alone={"fhe_backend": "an encryption backend: products, noise, keys, damaged bytes, secrecy"},
     positional={"HybridFHEModel": 5, "fhe_backend": 0},
 )

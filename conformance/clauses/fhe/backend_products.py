@@ -1,4 +1,4 @@
-"""What a backend's four methods compute together: integer products, with the noise that it declares and no other."""
+"""The products of a backend's four methods: integer products with exactly the noise that the backend declares."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ ROWS = 200
 
 @clause(
     "FHE-BACKEND-PRODUCT",
-    sentence="""decrypt(evaluate(encrypt(q), W)) is q Wᵀ for every result that fits the range with eight
-    deviations of the declared noise: exactly where 8σ < 1/2, and otherwise within 8σ.""",
+    sentence="""decrypt(evaluate(encrypt(q), W)) is q Wᵀ for every result that fits the range together with eight
+    standard deviations σ of the declared noise: exactly if 8σ < 1/2, otherwise within 8σ.""",
     cases=PRODUCTS,
     dtypes=(),
     subjects=SUBJECT,
@@ -44,8 +44,8 @@ def test_backend_product(subject: Subject, case: BackendCase) -> float | None:
 
 @clause(
     "FHE-BACKEND-NOISE",
-    sentence="""The noise of results has mean zero and the declared deviation, and rows are independent; where it
-    nearly always rounds to zero, results are off no more often than that.""",
+    sentence="""The noise of results has mean zero and the declared standard deviation, and is independent from row to
+    row. Where this noise nearly always rounds to zero, results are wrong no more often than it predicts.""",
     cases=PRODUCT.narrowed(m=(ROWS,), k=(2,), n=(2,)),
     dtypes=(),
     subjects=SUBJECT,
@@ -63,7 +63,7 @@ def test_backend_noise(subject: Subject, case: BackendCase) -> float | None:
 
 @clause(
     "FHE-BACKEND-EMPTY",
-    sentence="A batch of no rows is encrypted, evaluated and decrypted to [0, N].",
+    sentence="A batch of zero rows can be encrypted, evaluated and decrypted, and the result has shape [0, N].",
     cases=PRODUCT.narrowed(m=(0,)),
     dtypes=(),
     subjects=SUBJECT,
@@ -78,8 +78,9 @@ def test_backend_empty_batch(subject: Subject, case: BackendCase) -> float | Non
 
 @clause(
     "FHE-BACKEND-BYTES",
-    sentence="""A backend made anew evaluates and decrypts from the bytes alone: messages and keys hold all that
-    is needed.""",
+    sentence="""A newly made backend can evaluate and decrypt from the bytes alone: messages and keys contain
+    everything that is needed.""",
+    why="Client and server are different processes.",
     cases=PRODUCT.narrowed(how=("evaluate", "decrypt")),
     dtypes=(),
     subjects=SUBJECT,
@@ -99,8 +100,8 @@ def test_backend_works_from_bytes(subject: Subject, case: BackendCase) -> float 
 
 @clause(
     "FHE-BACKEND-OPERANDS",
-    sentence="""q and W may have any strides, neither is modified, and no setting of the process or random state
-    changes.""",
+    sentence="""q and W may have any strides. A product modifies neither of them, and changes no global setting and no
+    random state.""",
     cases=PRODUCT.narrowed(how=("transposed", "every other column", "packed")),
     dtypes=(),
     subjects=SUBJECT,

@@ -1,4 +1,4 @@
-"""What a backend refuses, and what it hides: operands out of range, foreign and damaged bytes, keys, and inputs."""
+"""Security of a backend: it refuses bad operands, wrong keys and damaged bytes, and hides secret keys and inputs."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ SHAPES = {"one row less": (-1, 0), "one row more": (1, 0), "one column less": (0
 
 @clause(
     "FHE-BACKEND-RANGE",
-    sentence="""encrypt refuses q below 0 or from 2^(b-1), other dtypes than int64, and what is no matrix with
-    features; evaluate a weight of other features than the ciphertext; decrypt another number of rows or columns
-    than the result has.""",
+    sentence="""encrypt refuses elements of q below 0 or from 2^(b-1) on, dtypes other than int64, and any q that is
+    not a matrix with at least one column. evaluate refuses a weight that is not an int64 matrix with the ciphertext's
+    number of features. decrypt refuses numbers of rows or columns that are not those of the result.""",
     cases=PRODUCT.narrowed(how=(*INPUTS, *WEIGHTS, *SHAPES)),
     dtypes=(),
     subjects=SUBJECT,
@@ -81,8 +81,9 @@ def test_backend_refuses_operands(subject: Subject, case: BackendCase) -> float 
 
 @clause(
     "FHE-BACKEND-KEYS",
-    sentence="""Under another pair of keys evaluate and decrypt are errors, never another result; so are keys in
-    exchange.""",
+    sentence="""evaluate with another pair's evaluation key, or with a secret key in place of the evaluation key,
+    decrypt with another pair's keys, and encrypt with the two keys exchanged are errors: they never return a
+    result.""",
     cases=PRODUCT.narrowed(
         how=("another evaluation key", "another secret key", "the secret for the evaluation key", "keys exchanged")
     ),
@@ -129,8 +130,9 @@ def _flipped(held: bytes, at: int) -> bytes:
 
 @clause(
     "FHE-BACKEND-DAMAGED",
-    sentence="""Damaged ciphertexts, results, evaluation and secret keys, and one in the place of another, are
-    errors: no crash, no result.""",
+    sentence="""Damaged ciphertexts, results, evaluation keys and secret keys, and one of these kinds in place of
+    another, raise an error: they neither crash nor give a result.""",
+    why="A server that can crash or mislead a client by its bytes controls the client.",
     cases=PRODUCT.narrowed(how=tuple(f"{m} {d}" for m in MESSAGES for d in (*DAMAGES, "of another kind"))),
     dtypes=(),
     subjects=SUBJECT,
@@ -163,8 +165,9 @@ def test_backend_refuses_damaged_bytes(subject: Subject, case: BackendCase) -> f
 
 @clause(
     "FHE-BACKEND-RANDOM",
-    sentence="""Ciphertexts of one matrix differ, and so do keys, however torch, NumPy and Python were seeded:
-    their randomness is of the system.""",
+    sentence="""Two ciphertexts of one matrix differ, and so do two pairs of keys, even if torch, NumPy and Python are
+    seeded alike: the randomness comes from the operating system.""",
+    why="Whoever knows the seed could otherwise repeat the keys and decrypt.",
     cases=PRODUCT.narrowed(how=("ciphertexts", "keys")),
     dtypes=(),
     subjects=SUBJECT,
@@ -193,17 +196,17 @@ def test_backend_is_random(subject: Subject, case: BackendCase) -> float | None:
 
 
 def _shared(a: bytes, b: bytes) -> float:
-    """Which part of the bytes that are not zero in one or the other stand in both at the same place."""
+    """The share of bytes that are equal in both, among the positions where at least one is not zero."""
     first, second = (np.frombuffer(held[: min(len(a), len(b))], np.uint8) for held in (a, b))
     counts = (first != 0) | (second != 0)
-    # a header of a hundred bytes may be the same
+    # short messages may consist of an equal header
     return float((first == second)[counts].sum()) / max(1, int(counts.sum())) if counts.sum() > 1000 else 0.0
 
 
 @clause(
     "FHE-BACKEND-SECRET",
-    sentence="""What a server gets holds no piece of the secret key and no input: the evaluation key, ciphertexts
-    and results. Nor does a representation of the keys or of the backend.""",
+    sentence="""The evaluation key, ciphertexts and results, which a server receives, contain no piece of the secret
+    key and no row of the inputs. repr and str of the keys, and repr of the backend, do not show the secret key.""",
     cases=PRODUCT.narrowed(m=(3,), k=(16, 24), n=(2, 4)),
     dtypes=(),
     subjects=SUBJECT,
@@ -233,7 +236,7 @@ def test_backend_keeps_its_secret(subject: Subject, case: BackendCase) -> float 
 
 
 def _pieces(secret: bytes) -> Iterator[bytes]:
-    """Pieces that look random and are longer than the heads that a key may share with what is public."""
+    """Pieces of the secret key that look random and are longer than a header that public bytes may share."""
     for at in range(0, len(secret) - 63, 8):
         piece = secret[at : at + 64]
         if len(set(piece)) >= 24:
@@ -241,7 +244,7 @@ def _pieces(secret: bytes) -> Iterator[bytes]:
 
 
 def _hides(held: bytes, q: torch.Tensor, name: str) -> None:
-    """Whether rows of integers stand in some bytes, in one of the usual forms."""
+    """Require that the bytes contain no row of q in any of the usual forms."""
     for row in q.numpy():
         for kind in ("<i8", "<i4", "<i2", "u1", "<f8", "<f4"):
             require(row.astype(kind).tobytes() not in held, f"{name} holds a row of the inputs, as {kind}")
@@ -251,7 +254,7 @@ def _hides(held: bytes, q: torch.Tensor, name: str) -> None:
 
 @clause(
     "FHE-BACKEND-INSECURE",
-    sentence="keygen warns where parameters.secure is False, and only there.",
+    sentence="keygen warns if parameters.secure is False, and does not warn otherwise.",
     cases=PRODUCT,
     dtypes=(),
     subjects=SUBJECT,

@@ -1,4 +1,4 @@
-"""Pairs of keys made once: a model is given those of an earlier one, in clauses that judge no key."""
+"""Pairs of keys that models share, to save time in clauses that do not judge keys."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ MADE: dict[Any, Any] = {}
 
 @contextmanager
 def known_keys(owner: Any, hybrid: Any) -> Iterator[None]:
-    """Let a split model use the keys of an earlier one, and keep those that it makes for the next.
+    """Give a split model the keys of an earlier model, or store the keys that it makes for the next one.
 
-    A model whose `keys` are no property that can be assigned makes its own, as before.
+    A model whose `keys` cannot be assigned makes its own keys.
 
     Args:
-        owner: what the keys are good for, a target's class or a server.
+        owner: the target's class or the server that the keys are valid for.
     """
     takes = getattr(getattr(type(hybrid), "keys", None), "fset", None) is not None
     if takes and MADE.get(owner) is not None:

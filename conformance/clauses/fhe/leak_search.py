@@ -1,4 +1,4 @@
-"""What must not cross the wire, in every form in which it might: as numbers, as integers, as text, in base64."""
+"""Search of recorded traffic for secrets, in every form they might have: floats, integers, text, base64."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ import torch
 from conformance.clauses.fhe.oracle import by_row
 from conformance.numerics.formats import Array
 
-LEAST = 8  # bytes of a pattern: so long that none occurs by chance
-WINDOW = 512  # bytes of a secret key that are looked for at once, each of which may hold no more than a bit
+LEAST = 8  # bytes of a pattern, too many for a match by chance
+WINDOW = 512  # bytes of a secret key in one search pattern; each may hold a single bit of the key
 TEXT = re.compile(rb"[A-Za-z0-9+/_=\r\n-]{16,}")
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 INTEGERS = ("<i8", "<i4", "<i2", "u1")
 
 
 def searchable(traffic: Iterable[bytes], public: bytes = b"") -> bytes:
-    """All that crossed, and what is in it in base64 or hexadecimal digits.
+    """All recorded bytes, and those that they contain encoded in base64 or hexadecimal.
 
     Args:
-        public: an evaluation key, which may cross and is left out: it would be all there is to search.
+        public: the evaluation key, which may cross the wire; it is left out, because its size would dominate.
     """
     texts = [text.replace(public, b"|") if public else text for text in traffic]
     return b"|".join([*texts, *(decoded for text in texts for decoded in _decoded(text))])
 
 
 def numbers_found(text: bytes, planted: dict[str, Array], n_bits: int) -> dict[str, str]:
-    """Which of the planted numbers cross, and in which form.
+    """The names of the planted numbers that cross the wire, each with the form that was found.
 
     Args:
-        text: from `searchable`.   planted: by name, matrices of numbers, whose rows may have been quantised.
+        text: the result of `searchable`.   planted: matrices of numbers by name; the target may quantise their rows.
     """
     found = {}
     for name, values in planted.items():
@@ -46,13 +46,13 @@ def numbers_found(text: bytes, planted: dict[str, Array], n_bits: int) -> dict[s
 
 
 def secret_found(text: bytes, secret: bytes) -> bool:
-    """Whether a piece of a secret key crosses."""
+    """Whether a piece of a secret key crosses the wire."""
     pieces = [secret[at : at + WINDOW] for at in range(0, max(1, len(secret) - WINDOW + 1), WINDOW)]
     return any(piece in text for piece in pieces if sum(map(bool, piece)) >= LEAST * 2)
 
 
 def forms(values: Array, n_bits: int) -> Iterator[tuple[str, bytes]]:
-    """The forms of a matrix: some neighbours as floats, whole rows as integers, any one as text."""
+    """The forms of a matrix: neighbouring elements as floats, whole rows as integers, single elements as text."""
     matrix = np.atleast_2d(values)
     flat = np.ascontiguousarray(matrix).reshape(-1)
     for dtype in FLOATS:
@@ -78,13 +78,13 @@ def forms(values: Array, n_bits: int) -> Iterator[tuple[str, bytes]]:
 
 
 def _truncated(value: float) -> bytes:
-    """The first digits, which a float32 and a float64 of it share."""
+    """The first digits, which are equal in float32 and float64."""
     sign, digits = ("-" if value < 0 else ""), np.format_float_positional(abs(value), unique=False, precision=12)
     return (sign + digits[:8]).encode()
 
 
 def _decoded(text: bytes) -> Iterator[bytes]:
-    """What is in base64 or hexadecimal, wherever it begins."""
+    """The bytes that a text contains in base64 or hexadecimal, for every possible start."""
     for match in TEXT.finditer(text):
         run = re.sub(rb"[\r\n]", b"", match.group()).replace(b"-", b"+").replace(b"_", b"/")
         for start in range(4):

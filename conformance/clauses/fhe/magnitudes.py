@@ -1,4 +1,4 @@
-"""Numbers of any order of magnitude, and more bits than a byte has."""
+"""Quantisation of numbers of any magnitude, and with more than eight bits."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ CUSTOM = ("CustomLinear",)
 
 @clause(
     "FHE-MAGNITUDE",
-    sentence="""Rows and columns keep all their steps whatever their order of magnitude, 1e-15 or 1e15, and
-    however narrow they are beside their distance from zero: there is no least scale, and nothing but one value is
-    constant.""",
+    sentence="""Each row and column is quantised in 2ⁿ - 1 steps over its own range, for magnitudes from 1e-15 to 1e15
+    and for a range that is a millionth of its distance from zero. Scales have no lower bound; only a row or column
+    whose elements are all equal is constant.""",
+    why="A smallest scale, or a tolerance for constants, turns small gradients into zeros.",
     cases=SMALL.narrowed(values=("tiny", "narrow", "huge"), k=(5, 3, 17), n=(5, 3, 16), bias=(False,)),
     dtypes=("float64", "float32"),
     needs=CUSTOM,
@@ -31,7 +32,8 @@ def test_magnitudes(subject: Subject, case: QuantizedCase) -> float | None:
 
 @clause(
     "FHE-MORE-BITS",
-    sentence="n_bits from 9 on, where integers are no bytes, is refused by compile_model or computes the formula.",
+    sentence="""For n_bits of 9 and more, where the integers do not fit in a byte, compile_model raises a ValueError
+    or y and dX follow the formula of mode disable.""",
     cases=SMALL.narrowed(k=(3, 2), n=(3, 2), n_bits=(9, 10, 11, 12), values=("normal", "grid")),
     dtypes=("float64", "float32"),
     needs=CUSTOM,

@@ -1,4 +1,4 @@
-"""What mode disable computes: y and dX on integers, over sizes, layouts, dtypes and what is hard to quantise."""
+"""Mode disable: y and dX on integers, over sizes, layouts, dtypes and values that are hard to quantise."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ CUSTOM = ("CustomLinear",)
 
 @clause(
     "FHE-TORCH",
-    sentence="In modes torch and calibrate y and dX are those of the float module; in mode torch after compiling too.",
+    sentence="""In modes torch and calibrate y and dX are those of the float module; in mode torch they are so after
+    compile_model too.""",
     cases=FROZEN.narrowed(
         m=(2, 1, 17), k=(3, 1, 17, 33), n=(2, 5, 16), transposed=(False,), how=("torch", "compiled", "calibrate")
     ),
@@ -46,7 +47,9 @@ def test_torch(subject: Subject, case: FrozenCase) -> float | None:
 
 @clause(
     "FHE-TORCH-LINEAR",
-    sentence="In mode torch a remote nn.Linear passes the gradient g W on to x, after compiling too.",
+    sentence="""In mode torch a remote nn.Linear computes y = x Wᵀ + b and gives x the gradient g W, before and after
+    compile_model.""",
+    why="The source detached x, so no gradient reached the layers before a remote one.",
     cases=FROZEN.narrowed(m=(2, 1, 17), k=(3, 1, 17, 33), n=(2, 5, 16), transposed=(False,), how=("torch", "compiled")),
     dtypes=("float32", "bfloat16"),
     weight=0.5,
@@ -66,8 +69,8 @@ def test_torch_linear(subject: Subject, case: FrozenCase) -> float | None:
 
 @clause(
     "FHE-DISABLE",
-    sentence="""In mode disable y = (raw - [z_w·Σq_x + z_x·Σq_w - z_x·z_w·K])·(s_x·s_w) + b with raw = q_x·q_wᵀ on
-    integers: x quantised row by row, W for each output column, both to n_bits.""",
+    sentence="""In mode disable y = (raw - [z_w·Σq_x + z_x·Σq_w - z_x·z_w·K])·(s_x·s_w) + b with raw = q_x·q_wᵀ in
+    exact integers. x is quantised per row and W per output column, both to n_bits.""",
     cases=LAYER,
 )
 def test_disable(subject: Subject, case: QuantizedCase) -> float | None:
@@ -77,7 +80,8 @@ def test_disable(subject: Subject, case: QuantizedCase) -> float | None:
 
 @clause(
     "FHE-DISABLE-DX",
-    sentence="In mode disable dX is the same formula of g and Wᵀ, without a bias, quantised on its own.",
+    sentence="""In mode disable dX follows the same formula with g and Wᵀ in place of x and W, without a bias; g and
+    Wᵀ are quantised independently of the forward pass.""",
     cases=LAYER.narrowed(side=("backward",)),
     needs=CUSTOM,
     weight=0.5,
@@ -90,7 +94,8 @@ def test_disable_backward(subject: Subject, case: QuantizedCase) -> float | None
 
 @clause(
     "FHE-LEAD",
-    sentence="x may have any leading dimensions, none and empty ones included; y and dX have the same.",
+    sentence="""x may have any number of leading dimensions, including zero and empty ones; y and dX have the same
+    leading dimensions.""",
     cases=SMALL.narrowed(m=(2, 0, 3, 17, 1), lead=("1d", "3d", "4d", "2d", "3d")),
     dtypes=("float32", "bfloat16"),
     needs=CUSTOM,
@@ -116,7 +121,7 @@ def test_layouts(subject: Subject, case: QuantizedCase) -> float | None:
 
 @clause(
     "FHE-CONV1D",
-    sentence="transformers' Conv1D, whose weight is [K, N], runs remotely too.",
+    sentence="Conv1D of transformers, whose weight is [K, N], runs remotely like an nn.Linear.",
     cases=SMALL.narrowed(bias=(True,)),
     dtypes=("float32",),
     library="transformers",
@@ -129,7 +134,9 @@ def test_conv1d(subject: Subject, case: QuantizedCase) -> float | None:
 
 @clause(
     "FHE-CONSTANT",
-    sentence="Rows of x and g and columns of W of one value c are exact: c > 0 is c·1, c < 0 is |c|·(0 - 1), 0 is 0.",
+    sentence="""Rows of x and g and columns of W whose elements all equal c are represented exactly: c > 0 as scale c,
+    zero point 0, q = 1; c < 0 as scale |c|, zero point 1, q = 0; c = 0 as zeros.""",
+    why="The source uses scale 1, which turns a gradient row of 1/16 into zeros.",
     cases=LAYER.narrowed(m=(2, 3, 8), values=("constant",), side=("forward", "backward")),
     needs=CUSTOM,
     weight=0.5,
@@ -145,7 +152,7 @@ def test_constants(subject: Subject, case: QuantizedCase) -> float | None:
 
 @clause(
     "FHE-MEAN",
-    sentence="The gradient of a mean, one value in all of g, passes through the backward product.",
+    sentence="The gradient of a mean, in which all elements of g are equal, passes through the backward product.",
     cases=SMALL.narrowed(values=("normal",), side=("backward",)),
     dtypes=("float64", "float32"),
     needs=CUSTOM,
@@ -179,7 +186,8 @@ def test_rounding(subject: Subject, case: QuantizedCase) -> float | None:
 
 @clause(
     "FHE-ZERO-POINT",
-    sentence="Each of the three zero point terms is subtracted in exact integers, zero points far from zero included.",
+    sentence="""Each of the three zero-point terms is computed in exact integers and subtracted, even if the zero
+    points are large.""",
     cases=SMALL.narrowed(values=("far", "normal"), side=("forward", "backward")),
     dtypes=("float64", "float32"),
     needs=CUSTOM,
@@ -193,7 +201,7 @@ def test_zero_points(subject: Subject, case: QuantizedCase) -> float | None:
 
 @clause(
     "FHE-WIDE",
-    sentence="Integer products are exact beyond 2^24, where float32 is not.",
+    sentence="Integer products are exact beyond 2^24, where float32 products are not.",
     cases=LAYER.narrowed(m=(1, 2), k=(1030, 999, 1499), n=(2, 1, 3), n_bits=(8,), values=("wide",)),
     dtypes=("float64",),
     weight=0.5,
@@ -207,7 +215,8 @@ def test_wide_products(subject: Subject, case: QuantizedCase) -> float | None:
 
 @clause(
     "FHE-BOUND",
-    sentence="y and dX are within the quantisation bound of the float layer's: each operand is off by at most s/2.",
+    sentence="""y and dX differ from those of the float layer by no more than the quantisation bound: each operand is
+    off by at most s/2, propagated through the product.""",
     cases=LAYER.narrowed(values=("normal", "far"), side=("forward", "backward")),
     dtypes=("float64",),
     needs=CUSTOM,
@@ -222,22 +231,22 @@ def test_quantization_bound(subject: Subject, case: QuantizedCase) -> float | No
     ):
         shape = problem.values["x" if name == "dX" else "g"].shape
         expected = Expected(f"{name} in floats", value.reshape(shape), product.bound.reshape(shape), torch.float64)
-        # with few bits the bound may hold zero: then it asks little, but what it asks is right
+        # with few bits the bound may include zero; it is then weak, but still valid
         ratios.append(judge(result, dataclasses.replace(expected, certified=False)))
     return worst(*ratios)
 
 
 @clause(
     "FHE-BITS",
-    sentence="""More bits come closer to the float layer: 2ⁿ - 1 steps span each row and each column, for every
-    n_bits from 2.""",
+    sentence="""For every n_bits from 2 to 8, 2ⁿ - 1 equal steps span each row and column from its minimum to its
+    maximum: if all elements lie on these steps, the result is that of the float layer.""",
     cases=LAYER.narrowed(m=(2, 3), k=(17, 33), n=(5, 16), n_bits=(2, 3, 4, 5, 6, 7, 8), values=("grid",)),
     dtypes=("float64",),
     weight=0.5,
 )
 def test_number_of_steps(subject: Subject, case: QuantizedCase) -> float | None:
     problem = Problem(case, subject.device)
-    # on the grid the steps meet every value: the result is the float layer's
+    # on the grid every value lies on a step, so the float layer's result is expected
     value = problem.rows("x") @ problem.values["weight"].T + problem.values.get("bias", 0.0)
     expected = Expected("y", value.reshape(problem.values["g"].shape), None, torch.float64)
     return judge(Split(subject, problem, "linear").compile().forward("disable"), expected)
@@ -245,7 +254,8 @@ def test_number_of_steps(subject: Subject, case: QuantizedCase) -> float | None:
 
 @clause(
     "FHE-AMP",
-    sentence="Under autocast y has the region's dtype; backward works outside the region, and dX has the dtype of x.",
+    sentence="""Under autocast y has the dtype of the region, backward works outside the region, and dX has the dtype
+    of x.""",
     cases=SMALL.narrowed(values=("grid",)),
     dtypes=("float32",),
     needs=CUSTOM,
@@ -261,6 +271,6 @@ def test_autocast(subject: Subject, case: QuantizedCase) -> float | None:
     expected = problem.forward().expected("y", torch.bfloat16, problem.values["g"].shape)
     problem.values["g"] = rounded(problem.values["g"], torch.bfloat16)
     dX = problem.dX()
-    # on its way it may be cast to the region's dtype
+    # dX may be cast to the dtype of the region in between
     cast = np.abs(dX.value) * format_of(torch.bfloat16).unit * 1.01
     return worst(judge(y, expected), judge(x.grad, dataclasses.replace(dX, budget=cast)))

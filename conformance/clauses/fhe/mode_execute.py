@@ -1,4 +1,4 @@
-"""Mode execute: what the backend is given, and that it computes what the other modes do."""
+"""Mode execute: the arguments that the backend receives, and the same results as in the other modes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ NEEDS = ("CustomLinear", *BACKEND)
 
 @clause(
     "FHE-EXECUTE",
-    sentence="Mode execute, truly encrypted, gives y and dX of mode disable bit for bit.",
+    sentence="""Mode execute, with real encryption under exact parameters, gives the y and dX of mode disable bit for
+    bit.""",
     cases=SMALL.narrowed(m=(1, 2), k=(3, 5), n=(2, 3), lead=("2d", "1d")),
     dtypes=("float32",),
     needs=NEEDS,
@@ -40,7 +41,7 @@ def test_execute_is_disable(subject: Subject, case: QuantizedCase) -> float | No
     problem = Problem(case, subject.device)
     split = Split(subject, problem, backend="toy").compile()
     clear = split.both("disable")
-    with quiet(), known_keys(subject.thing, split.hybrid):  # it warns that the toy parameters are not secure
+    with quiet(), known_keys(subject.thing, split.hybrid):  # the target warns that toy parameters are not secure
         encrypted = split.both("execute")
     for name, a, b in zip(("y", "dX"), clear, encrypted, strict=True):
         wrong = int((a != b).sum())
@@ -49,7 +50,7 @@ def test_execute_is_disable(subject: Subject, case: QuantizedCase) -> float | No
 
 
 def _sized(case: QuantizedCase) -> QuantizedCase:
-    """Few rows where polynomials are long: each takes the library 4 ms there, and a column of it 14 more."""
+    """The case with few rows if polynomials are long: each row then takes 4 ms, and each of its columns 14 ms more."""
     return case if case.side == "short" else dataclasses.replace(case, m=min(case.m, 32), n=min(case.n, 4))
 
 
@@ -60,7 +61,7 @@ SHORT = dataclasses.replace(NOISY["fast"], name="fast, short polynomials: insecu
 
 
 def _library(subject: Subject, case: QuantizedCase) -> tuple[Any, Parameters]:
-    """What encrypts, and its parameters: short polynomials where the target lets others than its own be chosen."""
+    """The backend and its parameters, with short polynomials if the target accepts other parameters than its own."""
     kind, numbers = (getattr(subject.target, name, None) for name in ("ConcreteBackend", "EncryptionParameters"))
     if case.side == "long" or kind is None or numbers is None:
         return "fast", NOISY["fast"]
@@ -70,14 +71,14 @@ def _library(subject: Subject, case: QuantizedCase) -> tuple[Any, Parameters]:
 
 @clause(
     "FHE-EXECUTE-NOISE",
-    sentence="""Under the parameters "fast", and these with polynomials of 256 coefficients, the results of mode
-    execute differ from those of mode disable by whole numbers that follow the noise law: mean zero, its
-    deviation, correlated by one half within a row, independent between rows.""",
+    sentence="""Under the parameters "fast", and under the same with polynomials of 256 coefficients, the results of
+    mode execute differ from those of mode disable by whole units that follow the noise law: mean zero, its standard
+    deviation, correlation one half within a row, and independence between rows.""",
     cases=REAL,
     dtypes=("float64",),
     needs=("HybridFHEModel(backend)",),
     library="concrete_ml_extensions",
-    weight=0.0625,  # one case of the quick profile, which is short, and one of either kind of the default profile
+    weight=0.0625,  # one short case in the quick profile, and one of each kind in the default profile
 )
 def test_execute_follows_the_law(subject: Subject, case: QuantizedCase) -> float | None:
     problem = Problem(dataclasses.replace(case, side="forward"), subject.device)
@@ -90,13 +91,13 @@ def test_execute_follows_the_law(subject: Subject, case: QuantizedCase) -> float
 
 
 def _examine(given: tuple[object, ...], product: Product, recorder: Recorder, name: str) -> None:
-    """What one call of `evaluate` was given: a ciphertext, the integer weight, the evaluation key."""
+    """Require that `evaluate` got a ciphertext, the integer weight and the evaluation key, and nothing else."""
     kinds = ", ".join(type(value).__name__ for value in given)
     require(len(given) == 3, f"evaluate got {kinds}: expected a ciphertext, the integer weight and the evaluation key")
     ciphertext, weight, evaluation = given
     require(
         type(ciphertext) is bytes and ciphertext in recorder.messages,
-        f"evaluate got as ciphertext {type(ciphertext).__name__} that encrypt did not return",
+        f"evaluate got a ciphertext ({type(ciphertext).__name__}) that encrypt did not return",
     )
     require(
         isinstance(weight, torch.Tensor) and weight.dtype == torch.int64,
@@ -109,13 +110,14 @@ def _examine(given: tuple[object, ...], product: Product, recorder: Recorder, na
         f"evaluate got another weight {list(weight.shape)} than the integers of the {name} product",
     )
     require(evaluation != SECRET, "evaluate got the secret key")
-    require(evaluation == EVALUATION, "evaluate got something else than the evaluation key")
+    require(evaluation == EVALUATION, "evaluate got another value than the evaluation key")
 
 
 @clause(
     "FHE-EVALUATE",
-    sentence="""In mode execute a backend's evaluate gets the ciphertext, the integer weight and the evaluation
-    key, and nothing else: no input in the clear, no secret key.""",
+    sentence="""In mode execute a backend's evaluate receives the ciphertext, the integer weight and the evaluation
+    key, and nothing else: no plaintext input and no secret key.""",
+    why="evaluate is the part that runs on the server in mode remote.",
     cases=SMALL.narrowed(lead=("2d", "3d"), m=(2, 3, 70)),
     dtypes=("float32",),
     needs=NEEDS,
@@ -141,7 +143,7 @@ def test_evaluate_sees_no_input(subject: Subject, case: QuantizedCase) -> float 
 
 
 def _by_width(recorder: Recorder, calls: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """What was encrypted before and after the backward pass began."""
+    """The encrypted matrices of the forward pass and of the backward pass."""
     arrays = [q.cpu().numpy() for q in recorder.encrypted]
     return arrays[:calls], arrays[calls:]
 

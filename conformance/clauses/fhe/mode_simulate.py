@@ -1,4 +1,4 @@
-"""Mode simulate: the integers of mode disable with the noise of the encryption, which follows its law."""
+"""Mode simulate: the integers of mode disable plus noise that follows the law of the encryption."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ REFUSED = (ValueError, RuntimeError)
 
 @clause(
     "FHE-SIM-EXACT",
-    sentence="Under exact parameters, the default, mode simulate gives y and dX of mode disable bit for bit.",
+    sentence="""Under exact parameters, which are the default, mode simulate gives the y and dX of mode disable bit
+    for bit.""",
     cases=LAYER,
     needs=("CustomLinear",),
     weight=0.5,
@@ -42,16 +43,16 @@ def test_simulate_is_disable(subject: Subject, case: QuantizedCase) -> float | N
     return judge(simulated[0], problem.y())
 
 
-# so many products that a target which interprets kernels on a CPU leaves them to PyTorch: of numbers, not of noise
+# so many rows that a target which interprets kernels on a CPU leaves these products to PyTorch
 NOISE = SMALL.narrowed(m=(2500,), k=(7, 9, 11), n=(1, 2, 5), bias=(False,), values=("grid",), n_bits=(8, 4))
 
 
 @clause(
     "FHE-SIM-NOISE",
-    sentence="""The noise of mode simulate is whole, has mean zero, correlates by one half within a row, and has
-    the deviation of its law: σ² = (ρ·2^(b-m_out))² + (ρ·2^(b-L·B))² + N·(2.845e-15·2^b·√(L·P·4^B/12))² +
-    (2^(b-m_in)/√12·‖w_col‖)², ρ² = (1 + P/2)/12; of a backend with a method noise_std(weight), the deviations
-    that it gives.""",
+    sentence="""The noise of mode simulate consists of whole units, has mean zero, and correlates by one half within a
+    row. Its standard deviation follows σ² = (ρ·2^(b-m_out))² + (ρ·2^(b-L·B))² + N·(2.845e-15·2^b·√(L·P·4^B/12))² +
+    (2^(b-m_in)/√12·‖w_col‖)² with ρ² = (1 + P/2)/12. For a backend with a method noise_std(weight) the noise of each
+    column has the standard deviation that the method returns, and no correlation within a row is required.""",
     cases=NOISE.narrowed(how=(*NOISY, "own law")),
     dtypes=("float64",),
     needs=BACKEND,
@@ -68,7 +69,7 @@ def test_noise_law(subject: Subject, case: QuantizedCase) -> float | None:
         sigma = noise_std(NOISY[case.how], product.weight.values)
     noise = whole_noise(Split(subject, problem, "linear", backend=backend).compile(), "simulate", product.unit)
     judge_columns(noise, sigma)
-    if case.how == "own law":  # which declares deviations, and no correlation within a row
+    if case.how == "own law":  # it declares standard deviations, but no correlation within a row
         judge_row_to_row(noise, sigma)
     else:
         judge_rows(noise, sigma)
@@ -77,7 +78,7 @@ def test_noise_law(subject: Subject, case: QuantizedCase) -> float | None:
 
 @clause(
     "FHE-SIM-FRESH",
-    sentence="The noise of mode simulate differs from call to call and from row to row, independently.",
+    sentence="The noise of mode simulate is independent from call to call and from row to row.",
     cases=NOISE.narrowed(how=("from call to call", "from row to row")),
     dtypes=("float64",),
     needs=BACKEND,
@@ -99,13 +100,13 @@ def test_noise_is_fresh(subject: Subject, case: QuantizedCase) -> float | None:
 
 
 def _fill(case: QuantizedCase, problem: Problem, parameters: Parameters) -> None:
-    """Give a column of W the largest sum that fits the range, one more for `above`, and x what attains it."""
+    """Give a column of W the largest sum that fits the range, or one more for `above`, and x a row that attains it."""
     levels, low = 2**case.n_bits - 1, -(2 ** (case.n_bits - 1))
     high, limit = levels + low, 2 ** (parameters.bits - 1)
     q = np.zeros((case.n, case.k), dtype=np.int64)
     q[:, 0] = low
 
-    def filled(total: int) -> Integers:  # and the others' with the widest range
+    def filled(total: int) -> Integers:  # all other columns get the widest range
         q[:, 1] = high
         for i in range(1, case.k):
             q[0, i] = min(high, max(0, total - (i - 1) * high))
@@ -128,7 +129,7 @@ LIMIT = LAYER.narrowed(
 
 
 def _parameters(case: QuantizedCase, *, noisy: bool) -> Parameters:
-    """Parameters whose range a sum over half of the columns fills, with noise that decides or without any."""
+    """Parameters whose range a sum of that size fills, with noise that decides the comparison or without noise."""
     levels, high = 2**case.n_bits - 1, 2 ** (case.n_bits - 1) - 1
     bits = 1 + int(math.log2(levels * (high * (case.k - 1) - 1)))
     if noisy:
@@ -138,8 +139,9 @@ def _parameters(case: QuantizedCase, *, noisy: bool) -> Parameters:
 
 @clause(
     "FHE-RANGE",
-    sentence="""compile_model refuses what could wrap, (2ⁿ - 1)·max(Σ q_w⁺, Σ |q_w⁻|) + 8σ ≥ 2^(b-1), naming the
-    module; just below it accepts, and products up to the limit are not wrapped.""",
+    sentence="""compile_model refuses a module whose products could wrap, (2ⁿ - 1)·max(Σ q_w⁺, Σ |q_w⁻|) + 8σ ≥
+    2^(b-1), and names it. Just below this limit compile_model accepts the module, and its products do not wrap.""",
+    why="Integers wrap modulo 2^b without a sign of error.",
     cases=LIMIT.narrowed(how=("below", "above"), g=("packed",), side=("forward", "noisy")),
     dtypes=("float64", "float32"),
     needs=BACKEND,

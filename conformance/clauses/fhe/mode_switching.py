@@ -1,4 +1,4 @@
-"""How a split model switches modes, and that it notices a weight that changed."""
+"""Switching the modes of a split model, and weights that change after compile_model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ ORDERS = {
 
 @clause(
     "FHE-MODES",
-    sentence="Switching modes leaves no state: after any others, torch and disable give the bits they gave at first.",
+    sentence="""Switching modes leaves no state: after calls in other modes, refused calls, or calls on other inputs,
+    modes torch and disable give the same bits as before.""",
     cases=SMALL.narrowed(how=tuple(ORDERS)),
     needs=CUSTOM,
 )
@@ -52,22 +53,22 @@ def test_modes_leave_no_state(subject: Subject, case: QuantizedCase) -> float | 
 
 
 def _refused(layer: Split, step: str) -> None:
-    """A call that is refused."""
+    """Make a call that the target must refuse."""
     x = layer.problem["x"].detach().clone()
     if step == "not a number":
         x[(0,) * x.ndim] = float("nan")
     try:
         layer.hybrid(x, fhe="disable" if step == "not a number" else step)
-    except Exception:  # noqa: BLE001  (how it refuses is another clause's)
+    except Exception:  # noqa: BLE001  (another clause judges the error)
         return
-    raise Inconclusive("it is not refused, which another clause says")
+    raise Inconclusive("the call is not refused, which another clause judges")
 
 
 @clause(
     "FHE-MODE-KINDS",
-    sentence="""HybridFHEMode has the members TORCH, CALIBRATE, DISABLE, SIMULATE, EXECUTE and REMOTE, whose
-    values are these words in lower case; modes are given as members or as values, and the model stays in the
-    last.""",
+    sentence="""HybridFHEMode has the members TORCH, CALIBRATE, DISABLE, SIMULATE, EXECUTE and REMOTE, whose values
+    are these words in lower case. A mode may be given as a member or as a value, and the model stays in the mode that
+    was given last.""",
     cases=SMALL.narrowed(values=("normal",), how=("member", "value", "set member", "set value")),
     dtypes=ONE,
     weight=0.67,
@@ -87,13 +88,13 @@ def test_kinds_of_modes(subject: Subject, case: QuantizedCase) -> float | None:
             layer.hybrid.set_fhe_mode(mode)
     else:
         run(layer.hybrid, mode, problem["x"])
-    # the model itself, called by whoever has it, stays in that mode
+    # a direct call of the inner model runs in that mode too
     return judge(forward(layer.net, problem["x"]), problem.y())
 
 
 @clause(
     "FHE-DEFAULT-MODE",
-    sentence="The model called without fhe runs in mode disable.",
+    sentence="A call without the argument fhe runs in mode disable, whatever mode the last call had.",
     cases=SMALL.narrowed(values=("normal",), how=("torch", "disable")),
     dtypes=ONE,
     weight=0.34,
@@ -110,7 +111,8 @@ CHANGES = ("copy_", "bias", "load_state_dict", "assign")
 
 @clause(
     "FHE-CHANGED",
-    sentence="A weight or bias changed after compiling is an error or gives the new result, never the old one.",
+    sentence="""If weight or bias change after compile_model, a call gives the result of the new values or raises an
+    error; it never gives the old result.""",
     cases=SMALL.narrowed(how=CHANGES, bias=(True,), side=("forward", "backward")),
     dtypes=TYPES,
     needs=CUSTOM,
@@ -133,7 +135,7 @@ def test_weight_changed(subject: Subject, case: QuantizedCase) -> float | None:
     judge(layer.both("torch")[0], problem_in_floats(problem))
     try:
         y, dX = layer.hybrid(problem["x"], fhe="disable"), layer.both("disable")[1]
-    except Exception:  # noqa: BLE001  (an error is right)
+    except Exception:  # noqa: BLE001  (an error is allowed)
         return None
     for name, a, b in zip(("y", "dX"), before, (y, dX), strict=True):
         stale = torch.equal(a, b) and not (name == "dX" and case.how == "bias")

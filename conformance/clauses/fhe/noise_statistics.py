@@ -1,4 +1,4 @@
-"""Whether noise follows its law: bounds on how rare what was seen would be, derived from the normal distribution."""
+"""Tests of whether noise follows its law, by bounds on tail probabilities of the normal distribution."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ import numpy as np
 from conformance.judgement.outcomes import require
 from conformance.numerics.formats import Array
 
-# Noise that follows the law exceeds each of these bounds once in e^RARE = 10^10 times. What is compared with it is the
-# exponent of Chernoff's bound: P(at least as far as seen) ≤ e^-exponent.
+# Noise that follows the law exceeds each of these bounds at most once in e^RARE = 10^10 times. RARE is compared with
+# the exponent of Chernoff's bound: P(a deviation at least as large as the observed one) ≤ e^-exponent.
 RARE = 23.1
-NEIGHBOURS = 0.5  # how columns of one row correlate, next to each other
+NEIGHBOURS = 0.5  # the correlation of two columns within a row
 
 
 def judge_columns(noise: Array, sigma: Array, *, what: str = "noise", spread: float = 0.0) -> None:
-    """Whole noise [M, N] has mean zero and the deviations sigma [N] before rounding; rows are independent.
+    """Require that whole-number noise [M, N] has mean zero and, before rounding, the standard deviations sigma [N].
+
+    Rows must be independent.
 
     Args:
-        spread: how far, as a part, one key's variance may be off the law's; see `spread_of`.
+        spread: the largest relative difference of one key's variance from the law's; see `spread_of`.
     Raises:
-        Violation: naming the column, what was measured and what was expected.
+        Violation: with the column, the measured and the expected value.
     """
     count = len(noise)
     for column, std in enumerate(map(float, sigma)):
@@ -29,7 +31,7 @@ def judge_columns(noise: Array, sigma: Array, *, what: str = "noise", spread: fl
         if std < 1:
             _judge_seldom(seen, std, f"the {what} of column {column}")
             continue
-        law = math.sqrt(std**2 + 1 / 12)  # and the rounding to whole numbers
+        law = math.sqrt(std**2 + 1 / 12)  # 1/12 is the variance of rounding to whole numbers
         measured, mean = math.sqrt(float((seen**2).mean())), float(seen.mean())
         require(
             _of_mean(mean / law, count, spread) <= RARE,
@@ -43,10 +45,10 @@ def judge_columns(noise: Array, sigma: Array, *, what: str = "noise", spread: fl
 
 
 def judge_rows(noise: Array, sigma: Array, *, what: str = "noise", spread: float = 0.0) -> None:
-    """Columns of whole noise [M, N] correlate by one half within a row, and rows are independent.
+    """Require that columns of noise [M, N] correlate by one half within a row and that rows are independent.
 
     Raises:
-        Violation: saying how they correlate.
+        Violation: with the observed correlation.
     """
     count, columns = noise.shape
     scaled = noise / np.sqrt(sigma**2 + 1 / 12)
@@ -70,10 +72,10 @@ def judge_rows(noise: Array, sigma: Array, *, what: str = "noise", spread: float
 
 
 def judge_row_to_row(noise: Array, sigma: Array) -> None:
-    """Whole noise [M, N] is independent from row to row, in each column that does not round to zero nearly always.
+    """Require that noise [M, N] is independent from row to row, in each column whose sigma is at least 1.
 
     Raises:
-        Violation: with the correlation that was seen.
+        Violation: with the observed correlation.
     """
     for column in np.flatnonzero(np.asarray(sigma) >= 1):
         seen = noise[: len(noise) // 2 * 2, column]
@@ -81,10 +83,10 @@ def judge_row_to_row(noise: Array, sigma: Array) -> None:
 
 
 def judge_unrelated(first: Array, second: Array, what: str, between: str) -> None:
-    """Values of two independent draws of one deviation do not correlate.
+    """Require that two draws with equal standard deviations do not correlate.
 
     Raises:
-        Violation: with the correlation that was seen.
+        Violation: with the observed correlation.
     """
     a, b = first.reshape(-1), second.reshape(-1)
     seen = float((a * b).mean() / math.sqrt(float((a**2).mean() * (b**2).mean())))
@@ -94,15 +96,16 @@ def judge_unrelated(first: Array, second: Array, what: str, between: str) -> Non
 
 
 def spread_of(polynomial_size: int) -> float:
-    """How far, as a part, the variance under one binary key may be off the law's, by the number of its ones.
+    """The largest relative difference of the variance under one binary key from the law's.
 
-    That number is binomial, about P/2 of P; Hoeffding's bound on it.
+    The variance depends on the number of ones in the key. This number is binomial with mean P/2; Hoeffding's
+    inequality bounds it.
     """
     return math.sqrt(2 * RARE / polynomial_size)
 
 
 def _judge_seldom(noise: Array, sigma: float, what: str) -> None:
-    """Noise that rounds to zero nearly always: not off more often than that."""
+    """Require that noise which nearly always rounds to zero is not nonzero more often than its law predicts."""
     chance = math.erfc(0.5 / (sigma * math.sqrt(2))) if sigma else 0.0
     count, off = len(noise), int(np.count_nonzero(noise))
     require(
@@ -114,18 +117,18 @@ def _judge_seldom(noise: Array, sigma: float, what: str) -> None:
 
 
 def _of_squares(ratio: float, count: int, spread: float = 0.0) -> float:
-    """For the mean square of so many normal values, in units of their variance, which may be off by a part."""
+    """The exponent for the mean square of `count` normal values, relative to a variance that may be off by `spread`."""
     ratio = max(ratio / (1 + spread), 1.0) if ratio > 1 else min(ratio / max(1 - spread, 1e-9), 1.0)
     return count / 2 * (ratio - 1 - math.log(ratio)) if ratio else math.inf
 
 
 def _of_mean(mean: float, count: int, spread: float) -> float:
-    """For the mean of so many normal values, in units of their deviation."""
+    """The exponent for the mean of `count` normal values, in standard deviations."""
     return count * mean**2 / 2 / (1 + spread)
 
 
 def _of_ratio(ratio: float, over: int, under: int) -> float:
-    """For the ratio of two mean squares of so many normal values of one deviation each."""
+    """The exponent for the ratio of two mean squares, of `over` and of `under` normal values."""
     if ratio < 1:
         ratio, over, under = 1 / max(ratio, 1e-9), under, over
     step = (ratio - 1) / (ratio * (1 + over / under))
@@ -133,13 +136,13 @@ def _of_ratio(ratio: float, over: int, under: int) -> float:
 
 
 def _of_product(correlation: float, count: int) -> float:
-    """For the mean product of so many pairs of independent normal values, in units of their deviations."""
+    """The exponent for the mean product of `count` pairs of independent normal values, in standard deviations."""
     step = (math.sqrt(1 + 4 * correlation**2) - 1) / (2 * correlation) if correlation else 0.0
     return count * (step * correlation + math.log1p(-(step**2)) / 2)
 
 
 def _of_count(part: float, chance: float, count: int) -> float:
-    """For the part of so many trials that come out, where each does with this chance."""
+    """The exponent for the share `part` of successes among `count` trials, each with probability `chance`."""
     if part == chance:
         return 0.0
     if chance in (0.0, 1.0):

@@ -1,4 +1,4 @@
-"""The oracle of quantised linear layers: the formulas of the specification in NumPy, with exact integers."""
+"""The oracle of quantised linear layers: the formulas of the specification in NumPy, in exact integers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from conformance.judgement.linear_oracle import Expected
 from conformance.numerics.formats import Array, format_of, rounded
 
-Integers = NDArray[Any]  # of int64, or of Python's integers where these might not do
+Integers = NDArray[Any]  # int64, or Python's integers where int64 might overflow
 DOUBLE, SINGLE = format_of(torch.float64).unit, format_of(torch.float32).unit
 
 
@@ -32,35 +32,35 @@ class Quantized:
 
     @property
     def real(self) -> Array:
-        """The numbers that the integers stand for."""
+        """The real numbers that the integers represent."""
         return np.asarray(self.scale * (self.values - self.zero))
 
 
 def by_row(x: Array, n_bits: int) -> Quantized:
-    """Each row over its own range: s = (max - min)/(2ⁿ - 1), z = round(-min/s), q = round(x/s) + z, unsigned."""
+    """x quantised per row, unsigned: s = (max - min)/(2ⁿ - 1), z = round(-min/s), q = round(x/s) + z."""
     return _over(x, x.min(1, keepdims=True), x.max(1, keepdims=True), n_bits, 0)
 
 
 def by_range(x: Array, low: float, high: float, n_bits: int) -> Quantized:
-    """All of x over one range, clamped to it."""
+    """x clamped to one range and quantised over it."""
     ends = np.full((1, 1), low), np.full((1, 1), high)
     return _over(np.clip(x, low, high), *ends, n_bits, 0)
 
 
 def by_column(weight: Array, n_bits: int) -> Quantized:
-    """A weight [N, K], each output column over its own range, signed: z = round(-2ⁿ⁻¹ - min/s)."""
+    """A weight [N, K] quantised per output column, signed: z = round(-2ⁿ⁻¹ - min/s)."""
     return _over(weight, weight.min(1, keepdims=True), weight.max(1, keepdims=True), n_bits, -(2 ** (n_bits - 1)))
 
 
 def symmetric(weight: Array, n_bits: int) -> Quantized:
-    """A weight over one range about zero: s = max|w|/(2ⁿ⁻¹ - 1), z = 0."""
+    """A weight quantised over one symmetric range: s = max|w|/(2ⁿ⁻¹ - 1), z = 0."""
     scale = np.abs(weight).max(keepdims=True) / (2 ** (n_bits - 1) - 1)
     scale = np.where(scale == 0, 1.0, scale)
     return Quantized(np.rint(weight / scale).astype(np.int64), scale, np.zeros((1, 1), dtype=np.int64))
 
 
 def _over(x: Array, low: Array, high: Array, n_bits: int, lowest: int) -> Quantized:
-    """Over a range; where that is one value c, exactly: 0 as (1, 0, 0), c > 0 as (c, 0, 1), c < 0 as (|c|, 1, 0)."""
+    """x over a range. A range of one value c gives exact (s, z, q): c > 0 (c, 0, 1), c < 0 (|c|, 1, 0), 0 (1, 0, 0)."""
     constant = low == high
     scale = np.where(constant, np.where(low == 0, 1.0, np.abs(low)), (high - low) / (2**n_bits - 1))
     zero = np.where(constant, low < 0, np.rint(lowest - low / scale))
@@ -82,12 +82,12 @@ class Product:
 
     @cached_property
     def raw(self) -> Integers:
-        """`q_x · q_wᵀ`: what is computed encrypted."""
+        """The integer product `q_x · q_wᵀ`, which is computed on ciphertexts."""
         return np.asarray(self.x.values @ self.weight.values.T)
 
     @cached_property
     def corrections(self) -> dict[str, Integers]:
-        """What the zero points add to the integer result, by formula term, in Python's integers."""
+        """The terms that the zero points add to the integer product, by name, in Python's integers."""
         x, weight = self.x, self.weight
         z_x, z_w = x.zero.astype(object), weight.zero.T.astype(object)
         sum_x, sum_w = (q.values.sum(1, keepdims=True).astype(object) for q in (x, weight))
@@ -100,22 +100,22 @@ class Product:
 
     @property
     def unit(self) -> Array:
-        """What one unit of the integer result is worth: `s_x·s_w`."""
+        """The value of one unit of the integer product: `s_x·s_w`."""
         return np.broadcast_to(self.x.scale * self.weight.scale.T, self.raw.shape)
 
     def value(self, raw: Integers | None = None) -> tuple[Array, Array]:
-        """Product and result for these raw integers, or the exact ones, in float64."""
+        """The product and the result with bias, in float64, for these raw integers or for the exact ones."""
         total = sum(self.corrections.values(), (self.raw if raw is None else raw).astype(object))
         product = np.asarray(total, dtype=np.float64) * self.unit
         return product, product if self.bias is None else product + self.bias
 
     def expected(self, name: str, dtype: torch.dtype, shape: tuple[int, ...], *, each_term: bool = False) -> Expected:
-        """The layer's output.
+        """The expected output of the layer.
 
-        Equality is required where no right order of the last operations rounds but the cast to the dtype.
+        Equality is required where, in every valid order of the last operations, only the cast to the dtype rounds.
 
         Args:
-            each_term: have the certificate ask for each of the three corrections.
+            each_term: list each of the three corrections as a term of its own.
         """
         product, value = self.value()
         corrections = {key: part.astype(np.float64) * self.unit for key, part in self.corrections.items()}
@@ -123,7 +123,7 @@ class Product:
         if self.bias is not None:
             terms["bias"] = np.broadcast_to(self.bias, product.shape)
         exact = self._exact(product, value)
-        single = rounded(value, torch.float32)  # through which a cast to 16 bits may go
+        single = rounded(value, torch.float32)  # a cast to 16 bits may go through float32
         exact &= (dtype not in (torch.bfloat16, torch.float16)) | (single == value)
         absolute = sum((np.abs(part) for part in corrections.values()), np.abs(self.raw * self.unit))
         allowed = DOUBLE * (4 * np.abs(product) + 2 * np.abs(value))
@@ -141,7 +141,7 @@ class Product:
         )
 
     def _exact(self, product: Array, value: Array) -> NDArray[np.bool_]:
-        """Where neither the product nor the sum with the bias rounds in float64."""
+        """The elements whose product and sum with the bias do not round in float64."""
         bits = _bits(self.x.scale) + _bits(self.weight.scale.T)
         room = 53 - np.broadcast_to(bits, product.shape)
         small = np.abs(product) < self.unit * 2.0 ** np.maximum(room, 0)
@@ -151,7 +151,7 @@ class Product:
 
     @property
     def bound(self) -> Array:
-        """How far quantisation may take the result from the float layer's: s/2 for each operand, and float64's own."""
+        """The bound on the difference from the float layer: s/2 for each operand, and rounding in float64."""
         x, weight = self.x, self.weight
         half_x, half_w = x.scale / 2, weight.scale / 2
         features = self.x.values.shape[1]
@@ -162,16 +162,16 @@ class Product:
 
     @property
     def sums(self) -> int:
-        """`max_j max(Σ_k q_w⁺, Σ_k |q_w⁻|)`: times 2ⁿ - 1 it is the largest magnitude that `raw` can have."""
+        """`max_j max(Σ_k q_w⁺, Σ_k |q_w⁻|)`; times 2ⁿ - 1 this is the largest possible magnitude of `raw`."""
         q = self.weight.values
         return int(max(np.maximum(q, 0).sum(1).max(initial=0), np.maximum(-q, 0).sum(1).max(initial=0)))
 
 
 def noise_std(parameters: Any, weight: Integers) -> Array:
-    """The standard deviation of the noise, in units of the integer result, for each output column.
+    """The standard deviation of each output column's noise, in units of the integer product.
 
     `σ² = (ρ·2^(b-m_out))² + (ρ·2^(b-L·B))² + N·(2.845e-15·2^b·√(L·P·4^B/12))² + (2^(b-m_in)/√12·‖w_col‖₂)²` with
-    `ρ² = (1 + P/2)/12` for polynomials of P coefficients; for N of at most P columns.
+    `ρ² = (1 + P/2)/12` for polynomials of P coefficients, and N ≤ P columns.
     """
     p = parameters
     rho = math.sqrt((1 + p.polynomial_size / 2) / 12)
@@ -182,7 +182,7 @@ def noise_std(parameters: Any, weight: Integers) -> Array:
 
 
 def _bits(scale: Array) -> NDArray[np.int64]:
-    """How many significant bits each number has; 1 for a power of two."""
+    """The number of significant bits of each number; 1 for a power of two."""
     mantissa = np.frexp(scale)[0]
     integers = (mantissa * 2.0**53).astype(np.int64)
     trailing = np.array([(int(i) & -int(i)).bit_length() - 1 for i in integers.flat]).reshape(integers.shape)

@@ -1,4 +1,4 @@
-"""A linear layer that is quantised: its case, its operands in memory, and what y and dX must be."""
+"""A quantised linear layer: its case, its operands in memory, and the expected y and dX."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class QuantizedCase(Case):
 
     Fields:
         m: rows.   k, n: features in and out.   n_bits: of inputs and weight.
-        values: `grid` (every scale is a power of two, so that nothing but the last cast rounds), `normal`,
+        values: `grid` (every scale is a power of two, so that only the last cast rounds), `normal`,
             `far` (rows and columns far from zero), `ties` (every x/s half-way between two integers), `constant`
-            (rows and columns of one value, among others), `wide` (products beyond 2^24), `tiny` and `huge` (of
-            another order in each row), `narrow` (a millionth of their distance from zero).
-        side: whether forward or backward has its weight on the grid.
-        lead: how many leading dimensions.   x, g, w: layouts.   how: which of the clause's ways.
+            (rows and columns of equal elements, among others), `wide` (products beyond 2^24), `tiny` and `huge` (each
+            row of another magnitude), `narrow` (a range of a millionth of the distance from zero).
+        side: the pass whose weight lies on the grid, forward or backward.
+        lead: the number of leading dimensions.   x, g, w: layouts.   how: the variant, where a clause has several.
     """
 
     m: int = 2
@@ -54,7 +54,7 @@ class QuantizedCase(Case):
 
 
 def _tamed(case: QuantizedCase) -> QuantizedCase:
-    """The case with sizes that its other fields allow."""
+    """The case with sizes and layouts that its other fields allow."""
     if case.lead == "1d" and case.m != 1:
         case = dataclasses.replace(case, m=1)
     for name in ("x", "g"):
@@ -73,12 +73,12 @@ LAYER = Space(
     bias=(False, True),
     values=("grid", "normal", "grid", "far"),
 )
-DISTINCT = 100  # rows of integers drawn one by one; noise, which thousands of rows are drawn for, does not see them
+DISTINCT = 100  # rows drawn one by one; further rows repeat them, since clauses with thousands of rows judge only noise
 SMALL = LAYER.narrowed(m=(2, 3, 5), k=(3, 5, 17), n=(2, 5, 16), n_bits=(8, 4, 6))
 
 
 class Problem:
-    """The operands of a case: values, and tensors inside margins."""
+    """The operands of a case: their values, and tensors inside guarded memory."""
 
     def __init__(self, case: QuantizedCase, device: str = "cpu") -> None:
         self.case, self.dtype = case, dtype_named(case.dtype)
@@ -110,11 +110,11 @@ class Problem:
         return values.reshape(math.prod(self.case.leading), values.shape[-1])
 
     def forward(self, limits: tuple[float, float] | None = None) -> Product:
-        """The forward product, with inputs quantised row by row or over a range."""
+        """The forward product, with inputs quantised per row, or over a range if limits are given."""
         return self._product("x", self.values["weight"], self.values.get("bias"), limits)
 
     def backward(self, limits: tuple[float, float] | None = None) -> Product:
-        """The backward product."""
+        """The backward product, quantised in the same way."""
         return self._product("g", self.values["weight"].T, None, limits)
 
     def _product(self, name: str, weight: Array, bias: Array | None, limits: tuple[float, float] | None) -> Product:
@@ -124,19 +124,19 @@ class Problem:
         return Product(by_range(self.rows(name), *limits, n_bits), symmetric(weight, n_bits), bias)
 
     def y(self, limits: tuple[float, float] | None = None, *, each_term: bool = False) -> Expected:
-        """The layer's output."""
+        """The expected output of the layer."""
         shape = (*self.case.leading, self.case.n)
         return self.forward(limits).expected("y", self.dtype, shape, each_term=each_term)
 
     def dX(self, limits: tuple[float, float] | None = None, *, each_term: bool = False) -> Expected:
-        """The gradient of x."""
+        """The expected gradient of x."""
         shape = (*self.case.leading, self.case.k)
         return self.backward(limits).expected("dX", self.dtype, shape, each_term=each_term)
 
 
 @draws_values
 def _drawn(case: QuantizedCase) -> dict[str, Array]:
-    """The numbers of a case, before they are rounded to its dtype."""
+    """The numbers of a case, not yet rounded to its dtype."""
     random = np.random.default_rng([case.seed, case.m, case.k, case.n, case.n_bits])
     about_zero = dict.fromkeys(("normal", "far", "tiny", "huge", "narrow"), _about_zero)
     draw = {"constant": _constant, "wide": _wide, **about_zero}.get(case.values, _on_grid)
@@ -156,7 +156,7 @@ def _drawn(case: QuantizedCase) -> dict[str, Array]:
 
 
 def _on_grid(case: QuantizedCase, random: np.random.Generator, rows: int, features: int) -> Array:
-    """Rows of which (max - min)/(2ⁿ - 1) is a power of two; for `ties` between the multiples of it."""
+    """Rows whose step (max - min)/(2ⁿ - 1) is a power of two; for `ties`, elements half-way between steps."""
     levels = 2**case.n_bits - 1
     q = random.integers(0, levels + 1, (rows, features))
     for row in q[:DISTINCT] if features > 1 else ():
@@ -165,13 +165,13 @@ def _on_grid(case: QuantizedCase, random: np.random.Generator, rows: int, featur
     q = np.resize(q[:DISTINCT], q.shape) if rows > DISTINCT else q
     zero = random.integers(0, levels + 1, (rows, 1)) + (0.5 if case.values == "ties" else 0)
     step = 2.0 ** random.integers(-4, 1, (rows, 1))
-    if case.values == "ties":  # a step whose reciprocal is rounded tells division from multiplying by that
+    if case.values == "ties":  # the reciprocals of these steps round, so that x/s differs from x·(1/s)
         step = step * random.choice([1, 3, 49, 103], (rows, 1))
     return np.asarray((q - zero) * step)
 
 
 def _about_zero(case: QuantizedCase, random: np.random.Generator, rows: int, features: int) -> Array:
-    """Numbers of order one; `far` narrow, and moved to either side of zero by a hundred times their width."""
+    """Normal numbers of order one, scaled or shifted for `tiny`, `huge`, `narrow` and `far`."""
     values = random.standard_normal((rows, features))
     if case.values in ("tiny", "huge"):
         orders = random.integers(24, 50, (rows, 1))
@@ -184,7 +184,7 @@ def _about_zero(case: QuantizedCase, random: np.random.Generator, rows: int, fea
 
 
 def _constant(case: QuantizedCase, random: np.random.Generator, rows: int, features: int) -> Array:
-    """Rows of one value each, and some on the grid."""
+    """Rows of equal elements, and some rows on the grid."""
     values = _on_grid(case, random, rows, features)
     constants = random.permutation([0.3, 1 / 16, -0.3, -1 / 16, 0.0, 1 / 3, 2.5, -40.0])
     for row in range(rows):
@@ -194,7 +194,7 @@ def _constant(case: QuantizedCase, random: np.random.Generator, rows: int, featu
 
 
 def _wide(case: QuantizedCase, random: np.random.Generator, rows: int, features: int) -> Array:
-    """Rows on the grid, most of them at its ends, so that sums over them grow as fast as they can."""
+    """Rows on the grid with most elements at its upper end, so that sums grow fast."""
     levels = 2**case.n_bits - 1
     q = np.where(random.random((rows, features)) < 0.9, levels, random.integers(0, levels + 1, (rows, features)))
     q[:, random.integers(0, features, 1)] = 0
@@ -202,7 +202,7 @@ def _wide(case: QuantizedCase, random: np.random.Generator, rows: int, features:
 
 
 def problem_in_floats(problem: Problem) -> Any:
-    """The float layer's output, within the rounding of its products."""
+    """The expected output of the float layer, with a budget for the rounding of its products."""
     values = problem.rows("x") @ problem.values["weight"].T
     absolute = abs(problem.rows("x")) @ abs(problem.values["weight"]).T
     if "bias" in problem.values:

@@ -1,4 +1,4 @@
-"""The quantisers as functions: values, scales and zero points."""
+"""The quantisers as functions: their integers, scales and zero points."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TYPES = ("float64", "float32", "bfloat16")
 
 
 def _same(name: str, got: Any, expected: Quantized) -> None:
-    """The integers, the scales and the zero points are exactly those of the specification."""
+    """Require exactly the integers, scales and zero points of the specification."""
     for part, want in (("values", expected.values), ("scale", expected.scale), ("zero_point", expected.zero)):
         with calling(f"reading {part} of what {name} returned"):
             seen = numbers(getattr(got, part))
@@ -38,8 +38,9 @@ def _same(name: str, got: Any, expected: Quantized) -> None:
 
 @clause(
     "FHE-QUANT-ROWS",
-    sentence="""quantize_dynamic(x, n_bits): per row s = (max - min)/(2ⁿ - 1), z = round(-min/s), q =
-    clamp(round(x/s) + z, 0, 2ⁿ - 1), in float64 by true division, half to even; constant rows exactly.""",
+    sentence="""quantize_dynamic(x, n_bits) computes for each row s = (max - min)/(2ⁿ - 1), z = round(-min/s) and q =
+    clamp(round(x/s) + z, 0, 2ⁿ - 1), in float64 by true division, rounding half to even; rows of equal elements are
+    exact.""",
     cases=CASES,
     dtypes=TYPES,
     needs=("quantize_dynamic",),
@@ -54,8 +55,8 @@ def test_rows(subject: Subject, case: QuantizedCase) -> float | None:
 
 @clause(
     "FHE-QUANT-COLUMNS",
-    sentence="""quantize_weight_columns(W, n_bits): per output column s = (max - min)/(2ⁿ - 1), z = round(-2ⁿ⁻¹ -
-    min/s), q from -2ⁿ⁻¹ to 2ⁿ⁻¹ - 1; constant columns exactly.""",
+    sentence="""quantize_weight_columns(W, n_bits) computes for each output column s = (max - min)/(2ⁿ - 1), z =
+    round(-2ⁿ⁻¹ - min/s) and q in [-2ⁿ⁻¹, 2ⁿ⁻¹ - 1]; columns of equal elements are exact.""",
     cases=CASES.narrowed(n=(3, 2, 17)),
     dtypes=TYPES,
     needs=("quantize_weight_columns",),
@@ -70,7 +71,8 @@ def test_columns(subject: Subject, case: QuantizedCase) -> float | None:
 
 @clause(
     "FHE-QUANT-RANGE",
-    sentence="quantize_static(x, low, high, n_bits): over one range, with how many elements were clamped to it.",
+    sentence="""quantize_static(x, low, high, n_bits) clamps x to [low, high], quantises it with one scale and zero
+    point for this range, and also returns the number of elements that were clamped.""",
     cases=CASES.narrowed(values=("normal", "far", "ties"), how=("inside", "outside")),
     dtypes=TYPES,
     needs=("quantize_static",),
@@ -91,7 +93,7 @@ def test_quantised_range(subject: Subject, case: QuantizedCase) -> float | None:
 
 @clause(
     "FHE-QUANT-WEIGHT",
-    sentence="quantize_weight(W, n_bits): over one range about zero, s = max|w|/(2ⁿ⁻¹ - 1), z = 0.",
+    sentence="quantize_weight(W, n_bits) quantises all of W over one symmetric range: s = max|w|/(2ⁿ⁻¹ - 1), z = 0.",
     cases=CASES.narrowed(n=(3, 2, 17)),
     dtypes=TYPES,
     needs=("quantize_weight",),

@@ -1,4 +1,4 @@
-"""A backend that encrypts nothing and notes everything, and the parameters that a backend tells."""
+"""A backend that does not encrypt and records every call, and the parameters that a backend declares."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 @dataclass(frozen=True)
 class Parameters:
-    """What decides the range and the noise of a product: 2^bits integers, and the numbers of the noise law."""
+    """The parameters that determine the range of a product, 2^bits integers, and its noise law."""
 
     name: str = "insecure, for conformance tests"
     polynomial_size: int = 256
@@ -23,7 +23,7 @@ class Parameters:
     secure: bool = False
 
 
-# The library's defaults, and parameters under which one term of the noise law outweighs the others.
+# The library's defaults, and for each term of the noise law parameters under which it dominates.
 NOISY = {
     "fast": Parameters("fast", 2048, 27, 39, 26, 2, 14),
     "results": Parameters(bits_out=24),
@@ -35,16 +35,16 @@ SECRET, EVALUATION = b"the secret key, which stays", b"the evaluation key"
 
 
 class KeyPair:
-    """Two keys that open nothing."""
+    """Two keys that encrypt nothing."""
 
     secret, evaluation = SECRET, EVALUATION
 
 
-class Recorder(ABC):  # noqa: B024  (a base from elsewhere tells that others call its methods)
-    """A backend of four methods that computes in the clear, behind bytes that say nothing, and keeps notes.
+class Recorder(ABC):  # noqa: B024  (the base class marks methods that others call)
+    """A backend that computes in the clear, hands out meaningless bytes, and records its calls.
 
     Attributes:
-        encrypted: what was to be encrypted.   given: the arguments of each call of `evaluate`.
+        encrypted: the arguments q of `encrypt`.   given: the arguments of each call of `evaluate`.
     """
 
     def __init__(self, parameters: Parameters) -> None:
@@ -58,18 +58,18 @@ class Recorder(ABC):  # noqa: B024  (a base from elsewhere tells that others cal
         return KeyPair()
 
     def encrypt(self, q: torch.Tensor, keys: Any, **_: Any) -> bytes:  # noqa: ARG002
-        """A message that stands for q."""
+        """A message that represents q."""
         self.encrypted.append(q.detach().clone())
         return self._message("ciphertext", q)
 
     def evaluate(self, *arguments: Any, **options: Any) -> bytes:
-        """A message that stands for the product, if the first argument is one that stands for q."""
+        """A message that represents the product; the first argument must be a message from `encrypt`."""
         self.given.append((*arguments, *(value for value in options.values() if not callable(value))))
         ciphertext, weight = (*arguments, *options.values())[:2]
         return self._message("result", self.messages[ciphertext] @ weight.t())
 
     def decrypt(self, result: bytes, rows: int, columns: int, keys: Any, **_: Any) -> torch.Tensor:  # noqa: ARG002
-        """The product, wrapped to the range."""
+        """The product, wrapped modulo 2^bits."""
         half = 2 ** (self.parameters.bits - 1)
         raw = self.messages[result].reshape(rows, columns)
         centred: torch.Tensor = (raw + half).remainder(2 * half) - half
@@ -82,8 +82,8 @@ class Recorder(ABC):  # noqa: B024  (a base from elsewhere tells that others cal
 
 
 class OwnLaw(Recorder):
-    """One whose noise follows a law of its own."""
+    """A recorder that declares its own noise law."""
 
     def noise_std(self, weight: torch.Tensor) -> torch.Tensor:
-        """The deviation of each column's noise: grows with the column's number."""
+        """The standard deviation of each column's noise, which grows with the column index."""
         return 5.0 + 2.0 * torch.arange(len(weight), dtype=torch.float64)

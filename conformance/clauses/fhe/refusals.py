@@ -1,4 +1,4 @@
-"""What a split model refuses: modes too early or too late, numbers it cannot quantise, names it cannot split at."""
+"""Errors of a split model: modes at the wrong time, numbers it cannot quantise, names it cannot split at."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ QUANTIZED = ("disable", "simulate", "execute", "remote")
 
 @clause(
     "FHE-EARLY",
-    sentence="Modes disable, simulate, execute and remote before compile_model are errors that say so.",
+    sentence="""Before compile_model, modes disable, simulate, execute and remote raise an error that says so, whether
+    the mode is given as fhe or by set_fhe_mode.""",
     cases=FEW.narrowed(how=QUANTIZED, w=("packed",), side=("forward", "backward")),
     dtypes=ONE,
     weight=0.67,
@@ -51,7 +52,7 @@ def test_modes_before_compiling(subject: Subject, case: QuantizedCase) -> float 
 
 @clause(
     "FHE-LATE",
-    sentence="Mode calibrate after compile_model is an error.",
+    sentence="Mode calibrate raises an error after compile_model, and the compiled layer still gives its results.",
     cases=FEW,
     dtypes=ONE,
     weight=0.34,
@@ -65,7 +66,7 @@ def test_calibrating_after_compiling(subject: Subject, case: QuantizedCase) -> f
 
 @clause(
     "FHE-UNKNOWN-MODE",
-    sentence="A mode that there is not is a ValueError that names it; the mode before stays.",
+    sentence="An unknown mode raises a ValueError that names it, and the model stays in the mode it had.",
     cases=FEW.narrowed(how=("encrypted", "", "Disable", "none")),
     dtypes=ONE,
     weight=0.5,
@@ -81,7 +82,7 @@ def test_unknown_mode(subject: Subject, case: QuantizedCase) -> float | None:
 
 @clause(
     "FHE-NO-SERVER",
-    sentence="Mode remote of a model without a server address is an error.",
+    sentence="Mode remote raises an error that mentions the server if the model has no server address.",
     cases=FEW,
     dtypes=ONE,
     weight=0.34,
@@ -98,8 +99,8 @@ N_BITS: dict[str, Any] = {"1": 1, "0": 0, "-8": -8, "64": 64, "True": True, "8.0
 
 @clause(
     "FHE-N-BITS",
-    sentence="""n_bits that is no int, or too small or large to compute with, is an error that names it; nothing
-    is compiled.""",
+    sentence="""compile_model raises an error that names n_bits if n_bits is not an int (True does not count as one),
+    or is too small or too large to compute with, and the model then counts as not compiled.""",
     cases=FEW.narrowed(how=tuple(N_BITS)),
     dtypes=ONE,
     weight=1.34,
@@ -115,7 +116,8 @@ def test_n_bits(subject: Subject, case: QuantizedCase) -> float | None:
 
 @clause(
     "FHE-NONFINITE",
-    sentence="NaN and infinite elements of x, g or W are errors in every mode that quantises, and leave no trace.",
+    sentence="""NaN or infinite elements of x or g raise an error in every mode that quantises, and those of W raise
+    one in compile_model. After the error the model gives its right results.""",
     cases=FEW.narrowed(
         how=("x", "g", "weight"), w=("packed",), lead=("2d", "3d"), side=("nan", "inf", "-inf"), g=("packed",)
     ),
@@ -141,7 +143,7 @@ def test_nonfinite(subject: Subject, case: QuantizedCase) -> float | None:
 
 
 def _with(split: Split, mode: str) -> Callable[[], Any]:
-    """Compiling, or a call and backward in a mode, as the target's failure."""
+    """A function that compiles, or that runs forward and backward in a mode."""
     problem = split.problem
     if mode == "compile_model":
         return lambda: split.hybrid.compile_model(torch.ones_like(problem["x"]), n_bits=problem.case.n_bits)
@@ -155,7 +157,7 @@ def _with(split: Split, mode: str) -> Callable[[], Any]:
 
 
 class Parts(nn.Module):
-    """A model with parts of many kinds."""
+    """A model with modules of many kinds."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -173,8 +175,9 @@ class Parts(nn.Module):
 
 @clause(
     "FHE-NAMES",
-    sentence="""A name that no module has, no name at all, and names of adapters and of what is no linear layer
-    are errors.""",
+    sentence="""HybridFHEModel raises an error that mentions the name for a name that no module has, an adapter's
+    name, and the name of a module that is not a linear layer; it also raises for an empty list of names. A refused
+    call replaces no layer.""",
     cases=FEW.narrowed(
         how=("layers", "layer.weight", "block", "norm", "embed", "conv", "doubling", "lora_A", "no name at all")
     ),
@@ -194,7 +197,8 @@ def test_names(subject: Subject, case: QuantizedCase) -> float | None:
 
 @clause(
     "FHE-FEATURES",
-    sentence="x and g whose last dimension is not the module's features are errors, in every mode.",
+    sentence="""x or g whose last dimension is not the module's number of features raises an error in every mode, and
+    later calls are right.""",
     cases=FEW.narrowed(how=("disable", "simulate", "torch"), lead=("2d", "3d")),
     dtypes=ONE,
     needs=CUSTOM,
@@ -212,8 +216,8 @@ def test_features(subject: Subject, case: QuantizedCase) -> float | None:
 
 @clause(
     "FHE-NEEDS-DX",
-    sentence="""A remote nn.Linear, which gives no dX, raises in modes that quantise where x needs one; never a
-    wrong gradient.""",
+    sentence="""A remote nn.Linear has no backward product: in every mode that quantises, if x requires grad, it
+    raises an error that names the layer and never gives a wrong gradient.""",
     cases=FEW.narrowed(how=("disable", "simulate")),
     dtypes=ONE,
     weight=0.5,
@@ -225,7 +229,7 @@ def test_gradient_without_module(subject: Subject, case: QuantizedCase) -> float
 
     def step() -> Any:
         y = split.hybrid(x, fhe=case.how)
-        # so that there is a graph, as in a model with an adapter beside the layer
+        # adds a graph, as an adapter beside the layer does
         return backward(y + 0 * x.sum(), problem["g"])
 
     refuses(f"x.requires_grad of a remote nn.Linear, fhe={case.how!r}", step, "layer", types=REFUSED)
@@ -234,7 +238,7 @@ def test_gradient_without_module(subject: Subject, case: QuantizedCase) -> float
 
 @clause(
     "FHE-STATIC-UNSEEN",
-    sentence="Static quantisation of a module that saw no input is an error that names it.",
+    sentence="Static quantisation of a module that has received no input is an error that names the module.",
     cases=FEW,
     dtypes=ONE,
     needs=CUSTOM,

@@ -1,4 +1,4 @@
-"""What a split model leaves alone: its inputs, the settings of the process, layers that are not named."""
+"""Side effects of a split model: on its inputs, on global settings, and on layers that are not named."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from conformance.target.subject import Subject
 
 @clause(
     "FHE-INPUTS",
-    sentence="No mode modifies x, g, W or b, nor memory around them.",
+    sentence="No mode modifies x, g, W or b, nor the memory around them.",
     cases=SMALL.narrowed(
         x=LAYOUTS, g=LAYOUTS, w=LAYOUTS[:-1], lead=("2d", "3d"), how=("disable", "simulate", "torch", "static")
     ),
@@ -48,7 +48,7 @@ def test_inputs_unmodified(subject: Subject, case: QuantizedCase) -> float | Non
 
 @clause(
     "FHE-OUTPUT",
-    sentence="y and dX are memory of their own: later calls leave them, and the caller may modify y in place.",
+    sentence="y and dX own their memory: later calls do not change them, and the caller may modify y in place.",
     cases=SMALL.narrowed(how=("disable", "simulate")),
     dtypes=TYPES,
     needs=CUSTOM,
@@ -70,7 +70,7 @@ def test_output_belongs_to_caller(subject: Subject, case: QuantizedCase) -> floa
 
 @clause(
     "FHE-SIDE-GLOBAL",
-    sentence="Building, compiling and running in any mode change no setting of the process and no random state.",
+    sentence="Building, compiling and running a split model in any mode change no global setting and no random state.",
     cases=SMALL.narrowed(how=("disable", "simulate", "torch")),
     dtypes=ONE,
     needs=CUSTOM,
@@ -102,7 +102,8 @@ class Two(nn.Module):
 
 @clause(
     "FHE-ONLY-NAMED",
-    sentence="remote_modules holds the named modules by these names, and no others are replaced.",
+    sentence="""remote_modules maps exactly the given names to the modules that replace them; no other module is
+    replaced.""",
     cases=SMALL.narrowed(bias=(False,), how=("one", "other", "both")),
     dtypes=("float64",),
     weight=0.5,
@@ -135,7 +136,8 @@ def test_only_named(subject: Subject, case: QuantizedCase) -> float | None:
 
 @clause(
     "FHE-TWO-NAMES",
-    sentence="A module reachable under two names is one remote module under both, whichever of them is given, or both.",
+    sentence="""A module reachable under two names is replaced under both by one remote module, whether one name or
+    both are given.""",
     cases=SMALL.narrowed(bias=(False,), how=("one", "other", "both")),
     dtypes=("float64",),
     weight=0.5,

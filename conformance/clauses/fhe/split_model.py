@@ -1,4 +1,4 @@
-"""A model with one layer, split by the target: built, compiled, and run in a mode."""
+"""A model with one layer that the target splits: helpers to build it, compile it, and run it in a mode."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ class Holder(nn.Module):
 
 
 def linear(weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Linear:
-    """An nn.Linear over these very tensors."""
+    """An nn.Linear that holds exactly these Parameters."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta", dtype=weight.dtype)
     layer.weight, layer.bias = weight, bias  # type: ignore[assignment]
     return layer
 
 
 def split(subject: Subject, model: nn.Module, names: list[str], **options: Any) -> Any:
-    """The target's HybridFHEModel of a model."""
+    """The target's HybridFHEModel over a model."""
     with calling_quietly(f"HybridFHEModel(model, {names})"):
         return subject.thing(model, names, **options)
 
 
 class Split:
-    """A layer of the problem's weight and bias in a model of its own, split by the target.
+    """A one-layer model with the problem's weight and bias, split by the target.
 
     Args:
-        kind: `linear`, whose forward product alone runs remotely; `conv1d`, the same with a bias; `custom`, a
-            CustomLinear with both products.
-        options: of HybridFHEModel.
+        kind: `linear`, an nn.Linear whose forward product alone runs remotely; `conv1d`, a Conv1D likewise; `custom`,
+            a CustomLinear with both products.
+        options: arguments of HybridFHEModel.
     """
 
     def __init__(self, subject: Subject, problem: Problem, kind: str = "custom", **options: Any) -> None:
@@ -71,7 +71,7 @@ class Split:
         self.hybrid = split(subject, self.net, self.names, **options)
 
     def compile(self, x: torch.Tensor | None = None, **options: Any) -> Split:
-        """Compile with the case's n_bits, on an x of its own unless one is given."""
+        """Compile with the case's n_bits, on the given x or on a fixed one."""
         if x is None:
             x = torch.linspace(-1, 1, 2 * self.problem.case.k).reshape(2, -1).to(self.weight)
         shown = "".join(f", {name}={value}" for name, value in options.items())
@@ -85,7 +85,7 @@ class Split:
         return run(self.hybrid, mode, self.problem["x"] if x is None else x)
 
     def both(self, mode: str, x: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """y and dX in a mode, for the problem's g; it is an x of its own that gets the gradient."""
+        """y and dX in a mode, for the problem's g; the gradient goes to a detached x."""
         leaf = (self.problem["x"] if x is None else x).detach().requires_grad_(True)
         y = self.forward(mode, leaf)
         with quiet():
@@ -95,7 +95,7 @@ class Split:
         return y.detach(), leaf.grad
 
     def noted(self, mode: str, x: torch.Tensor) -> tuple[torch.Tensor, list[str]]:
-        """The output in a mode, and what was warned of."""
+        """The output in a mode, and the texts of the warnings."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             y = run(self.hybrid, mode, x, silent=False)
@@ -103,7 +103,7 @@ class Split:
 
 
 def run(hybrid: Any, mode: Any, x: Any, *, silent: bool = True) -> torch.Tensor:
-    """Call a split model in a mode; it may warn."""
+    """Call a split model in a mode and require a tensor; warnings are ignored if silent."""
     with quiet() if silent else nullcontext(), poisoned_memory(), calling(f"the model with fhe={mode!r}"):
         y = hybrid(x, fhe=mode)
     require(isinstance(y, torch.Tensor), f"the model returned {type(y).__name__}: expected a tensor")
@@ -112,7 +112,7 @@ def run(hybrid: Any, mode: Any, x: Any, *, silent: bool = True) -> torch.Tensor:
 
 
 def whole_noise(split: Split, mode: str, unit: Array) -> Array:
-    """The noise of one call of a mode, in units of the integer result."""
+    """The noise of one call in a mode, in whole units of the integer product."""
     clear = numbers(split.forward("disable"))
     with quiet():  # parameters that are not secure may warn
         noisy = numbers(split.forward(mode))
@@ -126,7 +126,7 @@ def whole_noise(split: Split, mode: str, unit: Array) -> Array:
 
 
 def calibrated(split: Split, passes: list[tuple[torch.Tensor, torch.Tensor]], compiled_on: torch.Tensor) -> Split:
-    """Run these (x, g) in mode calibrate, then compile for static quantisation."""
+    """Run these (x, g) in mode calibrate, then compile with static quantisation."""
     for x, g in passes:
         leaf = x.detach().requires_grad_(True)
         y = split.forward("calibrate", leaf)

@@ -1,4 +1,4 @@
-"""Static quantisation: ranges that calibration records, each for its module, and what happens outside them."""
+"""Static quantisation: the ranges that calibration records for each module, and inputs outside these ranges."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ def judge_both(split: Split, of_x: Limits, of_g: Limits) -> float | None:
 
 @clause(
     "FHE-STATIC",
-    sentence="""With use_dynamic_quantization=False inputs are quantised over the range that calibration saw, and
-    W over one range: s = max|w|/(2ⁿ⁻¹ - 1), z = 0; forward and backward each over their own.""",
+    sentence="""With use_dynamic_quantization=False inputs are quantised over the range that calibration recorded, and
+    W over one range: s = max|w|/(2ⁿ⁻¹ - 1), z = 0. The forward and the backward module each have their own input
+    range.""",
     cases=STATIC,
     dtypes=TYPES,
     needs=("CustomLinear",),
@@ -51,7 +52,7 @@ def test_static(subject: Subject, case: QuantizedCase) -> float | None:
 
 @clause(
     "FHE-STATIC-MERGE",
-    sentence="The range covers every calibration pass and the input that is compiled on, in whatever order.",
+    sentence="The range covers the inputs of all calibration passes and of compile_model, in whatever order they come.",
     cases=STATIC.narrowed(m=(3, 2, 5), how=("widening", "narrowing")),
     dtypes=("float32",),
     needs=("CustomLinear",),
@@ -60,7 +61,7 @@ def test_static(subject: Subject, case: QuantizedCase) -> float | None:
 def test_passes_merge(subject: Subject, case: QuantizedCase) -> float | None:
     problem = Problem(case, subject.device)
     x, g = problem["x"].detach(), problem["g"].detach()
-    # neither pass has seen what the other has
+    # each pass covers a range that the other does not
     passes = [(x.clamp(min=float(x.mean())), g.clamp(min=float(g.mean()))), (x.clamp(max=0), g.clamp(max=0))]
     passes.append((x[:1] * 2, g[:1] * 2))
     ordered = passes if case.how == "widening" else passes[::-1]
@@ -78,7 +79,8 @@ def _with(found: Limits) -> Limits:
 
 @clause(
     "FHE-STATIC-CLAMP",
-    sentence="Inputs outside the range are clamped to it, with a warning that says how many; inside there is none.",
+    sentence="""Inputs outside the range are clamped to it, with a warning that states their number; if all inputs are
+    inside, there is no warning.""",
     cases=STATIC.narrowed(k=(17, 33), values=("normal",)),
     dtypes=("float64", "float32"),
     weight=0.5,
@@ -104,7 +106,8 @@ def test_clamps(subject: Subject, case: QuantizedCase) -> float | None:
 
 @clause(
     "FHE-STATIC-CONSTANT",
-    sentence="A static range of one value c is exact, as a constant row is.",
+    sentence="""If the static range is a single value c, inputs equal to c are represented exactly, as in a row of
+    equal elements.""",
     cases=SMALL.narrowed(values=("normal",), how=("0.3", "-0.0625", "2.5")),
     dtypes=("float64", "float32"),
     weight=0.5,

@@ -1,4 +1,4 @@
-"""A backend that a target offers, on its own: its keys, the operands of a case, and a product through it."""
+"""The encryption backend of a target by itself: its keys, the operands of a case, and encrypted products."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class BackendCase(Case):
 
     Fields:
         m: rows.   k, n: features in and out.
-        values: `bytes` (inputs and weights of about 8 bits, fewer where the range is narrow), or `ends` (results at
+        values: `bytes` (inputs and weights of about 8 bits, or fewer if the range is narrow), or `ends` (results at
             both ends of the range).
-        how: which of the clause's ways.
+        how: the variant, where a clause has several.
     """
 
     m: int = 2
@@ -45,7 +45,7 @@ PRODUCT = PRODUCTS.narrowed(m=(2, 3), k=(3, 5), n=(2, 4), values=("bytes",))
 
 @dataclass(frozen=True)
 class Pair:
-    """A pair of keys, as a backend's methods read it."""
+    """A pair of keys with the attributes that a backend's methods read."""
 
     secret: bytes
     evaluation: bytes
@@ -53,20 +53,20 @@ class Pair:
 
 @dataclass
 class Offered:
-    """What a target's `fhe_backend()` returned, with two pairs of keys, made when first needed."""
+    """The backend from a target's `fhe_backend()`, with pairs of keys that are made when first needed."""
 
     backend: Any
     bits: int
     pairs: list[Any] = field(default_factory=list)
 
     def keys(self, number: int = 0) -> Any:
-        """A pair of keys, the same in all cases."""
+        """The pair of keys with this number, the same in all cases."""
         while len(self.pairs) <= number:
             self.pairs.append(new_keys(self.backend))
         return self.pairs[number]
 
     def sigma(self, weight: Integers) -> Array:
-        """The deviation of each column's noise, as the backend declares it."""
+        """The standard deviation of each column's noise, as the backend declares it."""
         own = getattr(self.backend, "noise_std", None)
         if own is None:
             with calling("the noise law of fhe_backend().parameters, for want of a noise_std"):
@@ -81,7 +81,7 @@ class Offered:
 
     @property
     def spread(self) -> float:
-        """How far one key's variance may be off: not at all where the backend declares a law of its own."""
+        """The allowed relative difference of one key's variance; zero if the backend declares its own law."""
         own = getattr(self.backend, "noise_std", None)
         return spread_of(self.backend.parameters.polynomial_size) if own is None else 0.0
 
@@ -97,13 +97,13 @@ def offered(subject: Subject) -> Offered:
 
 
 def made(subject: Subject) -> Any:
-    """A new backend of the target's."""
+    """A new backend of the target."""
     with calling_quietly("fhe_backend()"):
         return subject.thing()
 
 
 def bits_of(backend: Any) -> int:
-    """b, of the range from -2^(b-1) to 2^(b-1) - 1."""
+    """The number of bits b; results range from -2^(b-1) to 2^(b-1) - 1."""
     with calling("reading fhe_backend().parameters.bits and .secure"):
         bits, secure = backend.parameters.bits, backend.parameters.secure
     require(isinstance(bits, int) and 2 <= bits <= 62, f"parameters.bits is {bits!r}: expected an int from 2 to 62")
@@ -112,7 +112,7 @@ def bits_of(backend: Any) -> int:
 
 
 def new_keys(backend: Any) -> Any:
-    """A new pair, of bytes."""
+    """A new pair of keys, both of which must be bytes."""
     with calling_quietly("keygen()"):
         keys = backend.keygen()
     for name in ("secret", "evaluation"):
@@ -143,7 +143,7 @@ def operands(case: BackendCase, offer: Offered) -> tuple[torch.Tensor, torch.Ten
 
 
 def encrypted(backend: Any, q: torch.Tensor, keys: Any) -> bytes:
-    """The ciphertext of q, which is bytes."""
+    """The ciphertext of q, which must be bytes."""
     with calling_quietly("encrypt(q, keys)"):
         ciphertext = backend.encrypt(q, keys)
     require(type(ciphertext) is bytes, f"encrypt(q, keys) is of type {type(ciphertext).__name__}: expected bytes")
@@ -151,7 +151,7 @@ def encrypted(backend: Any, q: torch.Tensor, keys: Any) -> bytes:
 
 
 def evaluated(backend: Any, ciphertext: bytes, weight: torch.Tensor, evaluation: bytes) -> bytes:
-    """The encrypted result, which is bytes."""
+    """The encrypted result, which must be bytes."""
     with calling_quietly("evaluate(ciphertext, weight, evaluation)"):
         result = backend.evaluate(ciphertext, weight, evaluation)
     require(type(result) is bytes, f"evaluate(…) is of type {type(result).__name__}: expected bytes")
@@ -159,7 +159,7 @@ def evaluated(backend: Any, ciphertext: bytes, weight: torch.Tensor, evaluation:
 
 
 def decrypted(backend: Any, result: bytes, rows: int, columns: int, keys: Any) -> Array:
-    """The result in the clear, int64 [M, N]."""
+    """The decrypted result, which must be int64 [M, N]."""
     with calling_quietly("decrypt(result, rows, columns, keys)"):
         raw = backend.decrypt(result, rows, columns, keys)
     require(isinstance(raw, torch.Tensor), f"decrypt(…) is a {type(raw).__name__}: expected a tensor")
@@ -169,13 +169,13 @@ def decrypted(backend: Any, result: bytes, rows: int, columns: int, keys: Any) -
 
 
 def product(backend: Any, q: torch.Tensor, weight: torch.Tensor, keys: Any) -> Array:
-    """q Wᵀ through encryption."""
+    """The product q Wᵀ, computed by encrypting, evaluating and decrypting."""
     result = evaluated(backend, encrypted(backend, q, keys), weight, keys.evaluation)
     return decrypted(backend, result, len(q), len(weight), keys)
 
 
 def judge_product(offer: Offered, raw: Array, q: torch.Tensor, weight: torch.Tensor, what: str = "the result") -> None:
-    """A decrypted result is q Wᵀ, within eight deviations of the declared noise where it has some.
+    """Require that a decrypted result is q Wᵀ, within eight standard deviations of the declared noise.
 
     Raises:
         Violation: with the worst element.

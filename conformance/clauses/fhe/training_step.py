@@ -1,4 +1,4 @@
-"""A training step whose frozen products run on integers: the gradients that the adapters get."""
+"""A training step whose frozen products run on integers: the gradients of the adapters."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ LORA = ("LoraTraining",)
 
 @dataclass(frozen=True)
 class StepCase(Case):
-    """A step of a network of three frozen layers, two of them adapted.
+    """A training step of a network with three frozen layers, two of which have adapters.
 
     Fields:
-        m: rows.   k, h, n: features in, between and out.   r: rank.   n_bits: of the products.   how: the mode.
+        m: rows.   k, h, n: features in, between and out.   r: rank.   n_bits: bits of the products.   how: the mode.
     """
 
     m: int = 2
@@ -49,7 +49,7 @@ STEP = Space(
 
 
 class Chain(nn.Module):
-    """`out = outer(inner(first(x)))`, of which the last two have adapters."""
+    """The network `out = outer(inner(first(x)))`, whose last two layers have adapters."""
 
     def __init__(self, case: StepCase) -> None:
         super().__init__()
@@ -62,14 +62,14 @@ class Chain(nn.Module):
 
 
 def _safe(q: Quantized, x: Array) -> None:
-    """Raise Inconclusive where rounding differently in the last bit of a float would give another integer."""
+    """Raise Inconclusive if the last bit of a float could change the integer it rounds to."""
     fractions = np.abs(x / q.scale) % 1
     if (np.abs(fractions - 0.5) < 1e-6).any():
         raise Inconclusive("an element lies half-way between two integers")
 
 
 class Trained:
-    """The numbers of a case, and by closed formulas the gradients of one step."""
+    """The numbers of a case, and the gradients of one step in closed form."""
 
     def __init__(self, case: StepCase) -> None:
         self.case = case
@@ -92,7 +92,7 @@ class Trained:
         }
 
     def product(self, x: Array, name: str, *, back: bool = False) -> Array:
-        """What a remote product of a layer computes."""
+        """The result of a remote product of a layer."""
         weight = self.weights[f"{name}.weight"]
         rows = by_row(x, self.case.n_bits)
         _safe(rows, x)
@@ -127,12 +127,12 @@ class Trained:
         return net
 
     def batch(self, device: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """(x, labels)."""
+        """The batch (x, labels)."""
         return torch.from_numpy(self.x.copy()).to(device), torch.from_numpy(self.labels.copy()).to(device)
 
 
 def training_of(subject: Subject, net: nn.Module) -> Any:
-    """The target's LoraTraining of a network, with the loss of these cases."""
+    """The target's LoraTraining over a network, with the loss function of these cases."""
     with calling_quietly("LoraTraining(model)"):
         training = subject.target.LoraTraining(net)
     with calling("LoraTraining.update_training_parameters(None, None, loss_fn)"):
@@ -147,8 +147,8 @@ REMOTE = ["inference_model.first"] + [
 
 @clause(
     "FHE-TRAIN",
-    sentence="""A LoraTraining step in modes disable and simulate gives each adapter the gradient that integer
-    products give.""",
+    sentence="""A LoraTraining step in modes disable and simulate gives each adapter the gradient that follows from
+    the integer products, and compile_model leaves no gradients behind.""",
     cases=STEP,
     dtypes=("float64",),
     needs=LORA,
@@ -164,7 +164,7 @@ def test_training_step(subject: Subject, case: StepCase) -> float | None:
         hybrid.compile_model(batch, n_bits=case.n_bits)
     for name, adapter in adapters.items():
         left = adapter.grad is not None and bool(adapter.grad.any())
-        require(not left, f"compile_model left gradients behind, that of {name} for one")
+        require(not left, f"compile_model left gradients behind, for example that of {name}")
     with calling(f"the step with fhe={case.how!r}"):
         hybrid(batch, fhe=case.how)
     ratios = []
@@ -177,7 +177,7 @@ def test_training_step(subject: Subject, case: StepCase) -> float | None:
 
 
 class Backwards(nn.Module):
-    """A model whose first layer in registration order runs last, so that it needs a gradient of its input."""
+    """A model whose first registered layer runs last, so that its input needs a gradient."""
 
     def __init__(self, case: StepCase) -> None:
         super().__init__()
@@ -190,8 +190,9 @@ class Backwards(nn.Module):
 
 @clause(
     "FHE-SKIPPED",
-    sentence="""A layer that LoraTraining skipped and that turns out to need dX is an error of compile_model
-    that names it.""",
+    sentence="""If a layer that LoraTraining left unconverted runs remotely and needs dX, compile_model raises an
+    error that names the layer. If it does not run remotely, compiling and a step succeed.""",
+    why="LoraTraining skips the first registered layer, assuming that it runs first and needs no dX.",
     cases=STEP.narrowed(how=("remote", "not remote")),
     dtypes=("float64",),
     needs=LORA,

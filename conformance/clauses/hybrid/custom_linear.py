@@ -1,4 +1,4 @@
-"""What `CustomLinear` computes: y and dX over sizes, layouts, dtypes and autocast; W and b get no gradient."""
+"""The results of `CustomLinear`: y and dX over sizes, layouts, dtypes and autocast; no gradient for W and b."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from conformance.target.subject import Subject
 
 @clause(
     "HYB-FWD",
-    sentence="CustomLinear computes y = x Wᵀ + b (x W + b with weight_transposed), with grad mode on and off.",
+    sentence="CustomLinear computes y = x Wᵀ + b (x W + b with weight_transposed), whether grad mode is on or off.",
     cases=FROZEN.narrowed(training=(True, False)),
 )
 def test_forward(subject: Subject, case: FrozenCase) -> float | None:
@@ -40,7 +40,7 @@ def test_forward(subject: Subject, case: FrozenCase) -> float | None:
 
 @clause(
     "HYB-DX",
-    sentence="Backward through CustomLinear gives dX = g W: the base layer's contribution, in the dtype of x.",
+    sentence="Backward through CustomLinear gives dX = g W (g Wᵀ with weight_transposed), in the dtype of x.",
     cases=FROZEN,
 )
 def test_gradient_of_x(subject: Subject, case: FrozenCase) -> float | None:
@@ -53,7 +53,9 @@ def test_gradient_of_x(subject: Subject, case: FrozenCase) -> float | None:
 
 @clause(
     "HYB-DX-THROUGH",
-    sentence="A gradient that comes from before the layer passes through it: x need not be a leaf, nor used once.",
+    sentence="""x may be the result of another operation and may be used elsewhere too: the gradient of the leaf
+    behind it is the sum over both paths.""",
+    why="In a model x is rarely a leaf, and a residual connection uses it twice.",
     cases=SMALL.narrowed(values=("integers",)),
     dtypes=("float64", "float32"),
 )
@@ -79,7 +81,8 @@ def test_gradient_through(subject: Subject, case: FrozenCase) -> float | None:
 
 @clause(
     "HYB-LEAD",
-    sentence="x may have any leading dimensions, none and empty ones included; y and dX have the same.",
+    sentence="""x may have any number of leading dimensions, including zero and empty ones; y and dX have the same
+    leading dimensions.""",
     cases=SMALL.narrowed(m=(2, 0, 3, 17, 1), lead=("1d", "3d", "4d", "2d", "3d")),
 )
 def test_leading_dimensions(subject: Subject, case: FrozenCase) -> float | None:
@@ -89,8 +92,8 @@ def test_leading_dimensions(subject: Subject, case: FrozenCase) -> float | None:
 
 @clause(
     "HYB-LAYOUT",
-    sentence="""y and dX do not depend on the strides of x, g and W, a transposed or expanded upstream gradient
-    included.""",
+    sentence="y and dX do not depend on the strides of x, g and W; g may be transposed or expanded.",
+    why="The gradient of a sum is expanded and that of a transpose is not contiguous.",
     cases=SMALL.narrowed(x=LAYOUTS, g=LAYOUTS, w=LAYOUTS[:-1], lead=("2d", "3d", "4d")),
 )
 def test_layouts(subject: Subject, case: FrozenCase) -> float | None:
@@ -100,14 +103,14 @@ def test_layouts(subject: Subject, case: FrozenCase) -> float | None:
 
 @clause(
     "HYB-NO-WGRAD",
-    sentence="W and b get no gradient from CustomLinear, even where they are marked trainable.",
+    sentence="CustomLinear gives W and b no gradient, even if they are trainable.",
     cases=SMALL.narrowed(trainable=(True, False), bias=(True, False), training=(True, False)),
     dtypes=("float32", "bfloat16"),
 )
 def test_no_weight_gradient(subject: Subject, case: FrozenCase) -> float | None:
     frozen = Frozen(case, subject.device)
     layer = custom_linear(subject, frozen)
-    # `training` says here whether x needs a gradient; where it does not, y may need none either
+    # here `training` decides whether x requires grad; if it does not, y need not either
     x = frozen.x.detach().requires_grad_(case.training)
     y = forward(layer, x)
     if y.requires_grad:
@@ -129,14 +132,15 @@ AUTOCAST = type(SMALL)(
 
 @clause(
     "HYB-AMP",
-    sentence="Under autocast y has the region's dtype; backward works outside the region, and dX has the dtype of x.",
+    sentence="""Under autocast y has the dtype of the region, backward works outside the region, and dX has the dtype
+    of x.""",
     cases=AUTOCAST,
     dtypes=("float32",),
 )
 def test_autocast(subject: Subject, case: FrozenCase) -> float | None:
     frozen = Frozen(case, subject.device)
     layer = custom_linear(subject, frozen)
-    # in the middle of a model x already has the region's dtype, while W has not
+    # inside a model x may already have the region's dtype, while W does not
     x = frozen.x.detach().to(getattr(torch, case.how)).requires_grad_(True)
     with torch.autocast(subject.device.partition(":")[0], dtype=torch.bfloat16):
         y = forward(layer, x)
@@ -146,7 +150,7 @@ def test_autocast(subject: Subject, case: FrozenCase) -> float | None:
 
 @clause(
     "HYB-TWICE",
-    sentence="Two backward passes over a retained graph give the same dX, and add up in an existing gradient.",
+    sentence="Two backward passes over a retained graph give the same dX each, and accumulate in x.grad.",
     cases=SMALL.narrowed(values=("integers",)),
     dtypes=("float32", "bfloat16"),
 )
@@ -159,14 +163,14 @@ def test_two_backward_passes(subject: Subject, case: FrozenCase) -> float | None
     judge(x.grad, frozen.dX)
     expected = dataclasses.replace(frozen.dX, name="dX after two passes", value=2 * frozen.dX.value)
     if np.abs(expected.value).max(initial=0) > frozen.operands.exact_limit:
-        raise Inconclusive("the sum is no exact integer of the dtype")
+        raise Inconclusive("the sum is not an exact integer in the dtype")
     backward(y, frozen.g)
     return judge(x.grad, expected)
 
 
 @clause(
     "HYB-DOUBLE",
-    sentence="Differentiating dX again is right or raises; never silently wrong.",
+    sentence="Differentiating dX again gives the right result or raises; it is never silently wrong.",
     cases=SMALL.narrowed(values=("integers",)),
     dtypes=("float64", "float32"),
 )
@@ -178,7 +182,7 @@ def test_double_backward(subject: Subject, case: FrozenCase) -> float | None:
     y = forward(layer, x)
     try:
         (dX,) = torch.autograd.grad(y, x, g, create_graph=True)
-        # the second term keeps the sum differentiable where dX has silently lost its graph
+        # the second term keeps the sum differentiable if dX has silently lost its graph
         (second,) = torch.autograd.grad(dX.sum() + 3 * g.sum(), g)
     except (RuntimeError, NotImplementedError):
         return None  # refusing is allowed

@@ -1,4 +1,4 @@
-"""`ForwardBackwardModule`: forward runs one module, backward the other, whatever they compute."""
+"""`ForwardBackwardModule`: forward runs one module and backward the other, whatever the two compute."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from conformance.target.subject import Subject
 
 
 class Recording(nn.Module):
-    """A product that notes what it was given, and adds one to show that its own result is used.
+    """A product that records its inputs and adds one to its result, so that its use shows.
 
-    As a remote module does, it computes outside autograd.
+    It computes outside autograd, as a remote module does.
     """
 
     def __init__(self, matrix: torch.Tensor, offset: float = 1.0) -> None:
@@ -37,7 +37,7 @@ class Recording(nn.Module):
 class Routed:
     """A case run through the target's `ForwardBackwardModule` with recording modules.
 
-    What they compute is not what a linear layer does: y = x Wᵀ + 1 and dX = g·V + 1 with V = -W.
+    The modules do not compute a linear layer: y = x Wᵀ + 1 and dX = g·V + 1 with V = -W.
     """
 
     def __init__(self, subject: Subject, case: FrozenCase, *, needs_grad: bool = True) -> None:
@@ -52,7 +52,7 @@ class Routed:
 
 
 def stubbed(name: str, product: Array, dtype: torch.dtype) -> Expected:
-    """What a recording module makes of an integer product."""
+    """The expected result of a recording module, from the integer product."""
     return Expected(name, rounded(product + 1, dtype), None, dtype)
 
 
@@ -68,8 +68,8 @@ def _once(name: str, module: Recording, expected: torch.Tensor, what: str) -> No
 
 @clause(
     "HYB-ROUTE-FWD",
-    sentence="""Forward calls the forward module once, with x, and returns its result; the backward module is
-    not called.""",
+    sentence="""Forward calls the forward module exactly once, with x, and returns its result. It does not call the
+    backward module, and y requires grad exactly if x does.""",
     cases=INTEGERS.narrowed(training=(True, False)),
     dtypes=("float32", "bfloat16"),
 )
@@ -86,7 +86,8 @@ def test_routes_forward(subject: Subject, case: FrozenCase) -> float | None:
 
 @clause(
     "HYB-ROUTE-BWD",
-    sentence="Backward calls the backward module once, with the upstream gradient, and its result is dX.",
+    sentence="""Backward calls the backward module exactly once, with the upstream gradient, and returns its result as
+    dX. It does not call the forward module again.""",
     cases=INTEGERS,
     dtypes=("float32", "bfloat16"),
 )
@@ -100,7 +101,9 @@ def test_routes_backward(subject: Subject, case: FrozenCase) -> float | None:
 
 @clause(
     "HYB-ROUTE-SWAP",
-    sentence="CustomLinear computes through its forward_module and backward_module, also when these are replaced.",
+    sentence="""CustomLinear computes y and dX with its forward_module and backward_module, even after other modules
+    are assigned to these attributes.""",
+    why="A split model replaces the two modules by remote ones.",
     cases=INTEGERS.narrowed(bias=(False, True), transposed=(False, True)),
     dtypes=("float32", "bfloat16"),
 )
@@ -138,7 +141,7 @@ class Trainable(nn.Module):
 
 @clause(
     "HYB-ROUTE-ONLY-X",
-    sentence="Only x gets a gradient from ForwardBackwardModule, not what the two modules hold.",
+    sentence="ForwardBackwardModule gives a gradient to x only, not to parameters of the two modules.",
     cases=INTEGERS,
     dtypes=("float32",),
     weight=0.5,
@@ -157,7 +160,8 @@ def test_routes_to_x_alone(subject: Subject, case: FrozenCase) -> float | None:
 
 @clause(
     "HYB-ROUTE-DOUBLE",
-    sentence="Through a backward module that autograd cannot follow, as a remote one, double backward raises.",
+    sentence="If the backward module computes outside autograd, as a remote module does, double backward raises.",
+    why="A dX without a graph counts as a constant, so its second derivative would silently be wrong.",
     cases=INTEGERS,
     dtypes=("float32",),
     weight=0.5,

@@ -1,4 +1,4 @@
-"""A frozen linear layer: its case, its operands in memory, and what y and dX must be."""
+"""A frozen linear layer: its case, its operands in memory, and the expected y and dX."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from conformance.target.subject import Subject, poisoned_memory
 
 @dataclass(frozen=True)
 class FrozenCase(LinearCase):
-    """A `LinearCase` of which only the base layer is used.
+    """A `LinearCase` that uses the base layer only.
 
     Fields:
         transposed: the weight is given as [K, N], with weight_transposed=True.
-        trainable: whether weight and bias are Parameters that require grad.
-        how: what is done to the layer, where a clause has several ways.
+        trainable: weight and bias are Parameters that require grad.
+        how: the variant, where a clause has several.
     """
 
     transposed: bool = False
@@ -57,7 +57,7 @@ SMALL = FROZEN.narrowed(m=(2, 3, 17), k=(3, 5, 17, 33), n=(2, 5, 16, 35))
 
 
 class Frozen:
-    """The operands of a case, with the weight placed the way round the case says."""
+    """The operands of a case in memory, with the weight transposed if the case says so."""
 
     def __init__(self, case: FrozenCase, device: str = "cpu") -> None:
         self.case, self.operands = case, Operands(case, device)
@@ -85,13 +85,13 @@ class Frozen:
         return self.placed["bias"].tensor if "bias" in self.placed else None
 
     def arguments(self) -> tuple[nn.Parameter, nn.Parameter | None, bool]:
-        """Weight, bias and weight_transposed, as a `CustomLinear` takes them."""
+        """Weight, bias and weight_transposed, the arguments of `CustomLinear`."""
         bias = None if self.bias is None else nn.Parameter(self.bias, self.case.trainable)
         return nn.Parameter(self.weight, self.case.trainable), bias, self.case.transposed
 
     @property
     def y(self) -> Expected:
-        """`x Wᵀ + b`."""
+        """The expected `y = x Wᵀ + b`."""
         values = self.operands.values
         product, bias = self.operands.rows("x") @ values["weight"].T, values.get("bias")
         terms = {"base": product}
@@ -102,7 +102,7 @@ class Frozen:
 
     @property
     def dX(self) -> Expected:
-        """`g W`."""
+        """The expected `dX = g W`."""
         weight, g = self.operands.values["weight"], self.operands.rows("g")
         return self._expected("dX", {"base": g @ weight}, np.abs(g) @ np.abs(weight), self.operands.dtype)
 
@@ -121,11 +121,11 @@ class Frozen:
 
 
 def product_budget(product: Array, value: Array, absolute: Array, features: int, how: Rounding) -> Array:
-    """Budget of a product and a bias: its accumulation, the store of the product, and that of the sum."""
+    """The error budget of a product and a bias: the accumulation and the rounding of the product and of the sum."""
     steps = 4 * how.step + how.underflow(features)
     stores = how.unit * (np.abs(product) + np.abs(value))
     if how.dtype == torch.float64:
-        stores = 2 * stores  # the oracle rounds as much itself
+        stores = 2 * stores  # the oracle rounds by as much
     return np.asarray(how.accumulation(features) * absolute + stores + steps)
 
 
@@ -140,7 +140,7 @@ def custom_linear(subject: Subject, frozen: Frozen) -> Any:
 
 
 def tensors_of(layer: Any, name: str, like: torch.Tensor) -> list[torch.Tensor]:
-    """What a layer calls its weight or bias; where it exposes none, all its tensors of that shape."""
+    """The layer's weight or bias; if it exposes none of that name, all its tensors of that shape."""
     if isinstance(getattr(layer, name, None), torch.Tensor):
         return [getattr(layer, name)]
     held = {t.data_ptr(): t for t in (*layer.parameters(), *layer.buffers()) if t.shape == like.shape}
@@ -148,7 +148,7 @@ def tensors_of(layer: Any, name: str, like: torch.Tensor) -> list[torch.Tensor]:
 
 
 def forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
-    """Run a layer once."""
+    """Run a layer forward once, and require a tensor."""
     with poisoned_memory(), calling("the forward pass"):
         y = layer(x)
     require(isinstance(y, torch.Tensor), f"the forward pass returned {type(y).__name__}: expected a tensor")

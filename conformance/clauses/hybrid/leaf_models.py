@@ -1,4 +1,4 @@
-"""Models of few layers, some of which run remotely and some belong to adapters, drawn from a case."""
+"""Small models drawn from a case, with layers that run remotely and layers that belong to adapters."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class NamesCase(Case):
     """A model of few layers.
 
     Fields:
-        remote, adapters: how many layers that run remotely, and that belong to adapters, it has.
+        remote, adapters: the number of layers that run remotely, and of layers that belong to adapters.
         embeddings: `include_embedding_layers`.
-        names: of the remote layers: `plain`, or `alike` those of adapters and heads without being any.
-        deep: whether the whole model lies below a parent called `model`.
-        how: which of the clause's models.
+        names: the names of the remote layers: `plain`, or `alike`, which only resemble those of adapters and heads.
+        deep: the whole model lies below a parent called `model`.
+        how: the variant of the clause's model.
     """
 
     remote: int = 1
@@ -35,12 +35,12 @@ NAMES = Space(NamesCase, remote=(1, 2, 4, len(PLAIN)), adapters=(0, 2, 5, len(AD
 
 
 def remote_pool(case: NamesCase) -> tuple[str, ...]:
-    """Names that the remote layers of a case are drawn from."""
+    """The names from which the remote layers of a case are drawn."""
     return ALIKE if case.names == "alike" else PLAIN
 
 
 def drawn_leaves(case: NamesCase) -> tuple[dict[str, nn.Module], list[str]]:
-    """Leaves of a model in an order drawn from the seed, and the names among them that are remote."""
+    """The leaves of a model in an order drawn by the seed, and the names of the remote ones."""
     draw, prefix = random.Random(case.seed), "model." if case.deep else ""
     remote = [prefix + name for name in draw.sample(remote_pool(case), case.remote)]
     names = remote + [prefix + name for name in draw.sample(ADAPTERS, case.adapters)]

@@ -1,4 +1,4 @@
-"""Models of which only the names matter: a tree of modules made from dotted names, and what became of it."""
+"""Models for clauses about names: trees of modules built from dotted names, and the layers converted in them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from conformance.judgement.outcomes import Inconclusive
 
 
 class Branch(nn.Module):
-    """A module that only holds others."""
+    """A module that only contains other modules."""
 
 
 class Doubling(nn.Linear):
@@ -56,17 +56,17 @@ def tree(leaves: Mapping[str, nn.Module]) -> nn.Module:
 
 
 def is_custom(module: nn.Module) -> bool:
-    """Whether a module is a `CustomLinear`, told by its two products."""
+    """Whether a module is a `CustomLinear`, recognised by its two products."""
     return hasattr(module, "forward_module") and hasattr(module, "backward_module")
 
 
 def converted(model: nn.Module) -> list[str]:
-    """The names of all `CustomLinear`s of a model; a module reachable under two names counts twice."""
+    """The names of all `CustomLinear`s of a model; a module reachable under two names appears twice."""
     return [name for name, module in model.named_modules(remove_duplicate=False) if is_custom(module)]
 
 
 PLAIN = ("fc", "layers.0.q_proj", "layers.0.mlp.up_proj", "decoder.out", "layers.1.q_proj", "encoder.layer.dense")
-# names that a search for "lora" or "lm_head" anywhere in them takes for adapters or heads
+# names that a substring search for "lora" or "lm_head" would take for adapters or heads
 ALIKE = (
     "explorator",
     "film_head",

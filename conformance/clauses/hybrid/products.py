@@ -31,7 +31,7 @@ def backward_module(subject: Subject, frozen: Frozen) -> Any:
 
 @clause(
     "HYB-PROD-FWD",
-    sentence="ForwardModuleLinear computes x Wᵀ + b, and x W + b with weight_transposed.",
+    sentence="ForwardModuleLinear computes x Wᵀ + b, or x W + b with weight_transposed.",
     cases=FROZEN,
 )
 def test_forward_product(subject: Subject, case: FrozenCase) -> float | None:
@@ -41,7 +41,7 @@ def test_forward_product(subject: Subject, case: FrozenCase) -> float | None:
 
 @clause(
     "HYB-PROD-BWD",
-    sentence="BackwardModuleLinear computes g W, and g Wᵀ with weight_transposed, without the bias.",
+    sentence="BackwardModuleLinear computes g W, or g Wᵀ with weight_transposed, and adds no bias.",
     cases=FROZEN,
 )
 def test_backward_product(subject: Subject, case: FrozenCase) -> float | None:
@@ -51,7 +51,8 @@ def test_backward_product(subject: Subject, case: FrozenCase) -> float | None:
 
 @clause(
     "HYB-PROD-SHAPE",
-    sentence="Both modules take any leading dimensions, none and empty ones included, and any strides.",
+    sentence="""ForwardModuleLinear and BackwardModuleLinear accept any number of leading dimensions, including zero
+    and empty ones, and any strides.""",
     cases=SMALL.narrowed(
         m=(2, 0, 3, 17), lead=("1d", "3d", "4d", "2d"), x=LAYOUTS[:-1], g=LAYOUTS[:-1], w=LAYOUTS[:-1]
     ),
@@ -66,7 +67,8 @@ def test_product_shapes(subject: Subject, case: FrozenCase) -> float | None:
 
 @clause(
     "HYB-PROD-INPUTS",
-    sentence="Both modules leave x, g, W and b as they were, and give back new memory.",
+    sentence="""ForwardModuleLinear and BackwardModuleLinear do not modify x, g, W and b, and their results share no
+    memory with them.""",
     cases=SMALL,
     dtypes=("float32", "bfloat16"),
     weight=0.5,

@@ -1,4 +1,4 @@
-"""`get_remote_names` and `LINEAR_LAYERS`: which modules run remotely, and under which names."""
+"""`get_remote_names` and `LINEAR_LAYERS`: the modules that run remotely, and their names."""
 
 from __future__ import annotations
 
@@ -43,9 +43,10 @@ def _require_names(got: list[str], expected: list[str], model: nn.Module) -> Non
 
 @clause(
     "HYB-NAMES",
-    sentence="""Every linear layer runs remotely under its own name but those with a component lora_A, lora_B,
-    lora_embedding_A, lora_embedding_B, lora_dropout, lora_magnitude or lora_magnitude_vector, and leaves whose
-    own name starts with lora_.""",
+    sentence="""get_remote_names returns the name of every linear layer except adapters. A layer is an adapter if a
+    component of its name is lora_A, lora_B, lora_embedding_A, lora_embedding_B, lora_dropout, lora_magnitude or
+    lora_magnitude_vector, or if it is a leaf whose own name starts with lora_.""",
+    why="Adapters stay with the client: a server that holds them learns what was trained.",
     cases=NAMES,
     dtypes=("float32",),
     needs=NEEDED,
@@ -59,8 +60,9 @@ def test_names(subject: Subject, case: NamesCase) -> float | None:
 
 @clause(
     "HYB-NAMES-WHOLE",
-    sentence="""Names are matched by whole components: explorator, film_head, old_lm_head and what lies under a parent
-    called lora_model run remotely.""",
+    sentence="""Names are matched by whole components: explorator, film_head, old_lm_head and all linear layers under
+    a parent called lora_model run remotely.""",
+    why="A substring search for `lora` or `lm_head` misroutes these layers.",
     cases=NAMES.narrowed(names=("alike",), remote=(4, 1, 11)),
     dtypes=("float32",),
     needs=NEEDED,
@@ -74,8 +76,8 @@ def test_whole_components(subject: Subject, case: NamesCase) -> float | None:
 
 @clause(
     "HYB-NAMES-KINDS",
-    sentence="""Only linear layers run remotely: no norm, activation, convolution, embedding, or module that
-    merely holds them.""",
+    sentence="""Only linear layers run remotely. Norms, activations, convolutions, embeddings, containers, nn.Bilinear
+    and nn.Linear subclasses with their own forward do not.""",
     cases=NAMES.narrowed(remote=(1, 2)),
     dtypes=("float32",),
     needs=NEEDED,
@@ -99,7 +101,7 @@ def test_kinds(subject: Subject, case: NamesCase) -> float | None:
 
 @clause(
     "HYB-NAMES-CUSTOM",
-    sentence="A CustomLinear is named by its two products: <path>.forward_module and <path>.backward_module.",
+    sentence="A CustomLinear is listed as its two products, <path>.forward_module and <path>.backward_module.",
     cases=NAMES,
     dtypes=("float32",),
     needs=NEEDED,
@@ -118,7 +120,7 @@ def test_names_of_custom_layers(subject: Subject, case: NamesCase) -> float | No
 
 @clause(
     "HYB-NAMES-HEAD",
-    sentence="What lies at or below a component lm_head is left out unless include_embedding_layers.",
+    sentence="A linear layer whose name has the component lm_head runs remotely only with include_embedding_layers.",
     cases=NAMES.narrowed(
         embeddings=(False, True), remote=(1, 2), adapters=(0, 2), how=("lm_head", "lm_head.dense", "decoder.lm_head")
     ),
@@ -136,7 +138,7 @@ def test_head(subject: Subject, case: NamesCase) -> float | None:
 
 @clause(
     "HYB-NAMES-EMBEDDING",
-    sentence="Embeddings run remotely with include_embedding_layers alone; those of an adapter never do.",
+    sentence="Embeddings run remotely only with include_embedding_layers; an adapter's embeddings never do.",
     cases=NAMES.narrowed(embeddings=(True, False), remote=(1, 2), adapters=(0, 2)),
     dtypes=("float32",),
     needs=NEEDED,
@@ -154,7 +156,7 @@ def test_embeddings(subject: Subject, case: NamesCase) -> float | None:
 
 @clause(
     "HYB-NAMES-CONV1D",
-    sentence="transformers' Conv1D counts as a linear layer.",
+    sentence="Conv1D of transformers counts as a linear layer.",
     library="transformers",
     cases=NAMES.narrowed(remote=(1, 2)),
     dtypes=("float32",),
@@ -172,7 +174,8 @@ def test_conv1d(subject: Subject, case: NamesCase) -> float | None:
 
 @clause(
     "HYB-NAMES-PEFT",
-    sentence="Of a wrapper as PEFT's, the base_layer runs remotely and lora_A.default does not, converted or not.",
+    sentence="""In a layer wrapped as by PEFT the base_layer runs remotely, as an nn.Linear or as the two products of
+    a CustomLinear, and lora_A.default, lora_B.default and lora_dropout.default do not.""",
     cases=NAMES.narrowed(remote=(1,), adapters=(0,), how=("plain", "converted")),
     dtypes=("float32",),
     needs=NEEDED,
@@ -194,8 +197,8 @@ def test_peft_wrapper(subject: Subject, case: NamesCase) -> float | None:
 
 @clause(
     "HYB-NAMES-LAYER",
-    sentence="""A LinearLoRA is not remote as a whole: converted, its base_layer's two products are, and its
-    adapter stays.""",
+    sentence="""A LinearLoRA does not run remotely as a whole. After replace_layers_with_custom the two products of
+    its base_layer run remotely, and its adapter does not.""",
     cases=NAMES.narrowed(remote=(1, 2), adapters=(0,)),
     dtypes=("float32",),
     needs=("get_remote_names", "LinearLoRA", "LoraTraining"),
@@ -218,7 +221,8 @@ def test_lora_layer(subject: Subject, case: NamesCase) -> float | None:
 
 @clause(
     "HYB-NAMES-NONE",
-    sentence="A model without anything that runs remotely gives an empty list and a warning; others give no warning.",
+    sentence="""For a model in which no module runs remotely, get_remote_names returns an empty list and warns; for
+    other models it does not warn.""",
     cases=NAMES.narrowed(adapters=(0, 2), how=("none", "some")),
     dtypes=("float32",),
     needs=NEEDED,
@@ -244,7 +248,8 @@ def test_nothing_remote(subject: Subject, case: NamesCase) -> float | None:
 
 @clause(
     "HYB-LINEAR-LAYERS",
-    sentence="LINEAR_LAYERS serves isinstance: nn.Linear and transformers' Conv1D are in it, other layers are not.",
+    sentence="""isinstance(module, LINEAR_LAYERS) is True for nn.Linear and transformers' Conv1D, and False for other
+    layers.""",
     cases=NAMES.narrowed(remote=(1,), adapters=(0,), deep=(False,), how=("nn.Linear", "Conv1D", "nn.Embedding")),
     dtypes=("float32",),
     needs=("LINEAR_LAYERS",),

@@ -1,4 +1,4 @@
-"""Several layers and calls at once, and calls for which nothing is to be differentiated."""
+"""Several layers and calls at once, and calls without gradients."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from conformance.target.subject import Subject
 
 @clause(
     "HYB-SEVERAL",
-    sentence="""Layers and calls do not mix: after forward passes of two layers, and of one layer with inputs of
-    two shapes, backward gives each input the dX of its own call, in whatever order.""",
+    sentence="""Pending calls do not affect each other: after forward passes of two layers, and of one layer on inputs
+    of two shapes, backward in any order gives each input the dX of its own call.""",
     cases=SMALL.narrowed(values=("integers",), bias=(False, True)),
     dtypes=("float32",),
     weight=0.5,
@@ -43,7 +43,7 @@ def test_several(subject: Subject, case: FrozenCase) -> float | None:
 
 @clause(
     "HYB-NO-GRADIENT",
-    sentence="Where x needs no gradient, or under no_grad, y requires none and x stays as it is.",
+    sentence="If x does not require grad, or under no_grad, y does not require grad, and x.requires_grad is unchanged.",
     cases=SMALL.narrowed(values=("integers",)),
     dtypes=("float32",),
     weight=0.25,

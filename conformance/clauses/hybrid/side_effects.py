@@ -1,4 +1,4 @@
-"""Side effects of `CustomLinear`: what it may touch, what it must notice, and that it repeats to the bit."""
+"""Side effects of `CustomLinear`: memory, changed weights, global state, and results that repeat bit for bit."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _run(subject: Subject, frozen: Frozen) -> tuple[torch.Tensor, torch.Tensor]:
 
 @clause(
     "HYB-INPUTS",
-    sentence="Forward and backward leave x, g, W and b as they were, and write nothing around them.",
+    sentence="Forward and backward do not modify x, g, W and b, nor the memory around them.",
     cases=SMALL.narrowed(x=LAYOUTS, g=LAYOUTS, w=LAYOUTS[:-1], lead=("2d", "3d")),
     dtypes=TYPES,
 )
@@ -53,7 +53,7 @@ def test_inputs_unmodified(subject: Subject, case: FrozenCase) -> float | None:
 
 @clause(
     "HYB-OUTPUT",
-    sentence="The caller may modify y in place: no input changes, and dX follows.",
+    sentence="The caller may modify y in place: x does not change, and dX accounts for the modification.",
     cases=SMALL.narrowed(values=("integers",), lead=("2d", "3d", "1d")),
     dtypes=("float64", "float32"),
 )
@@ -71,7 +71,7 @@ def test_output_belongs_to_caller(subject: Subject, case: FrozenCase) -> float |
 
 @clause(
     "HYB-CHANGED",
-    sentence="A weight changed between forward and backward is an error, as in eager PyTorch.",
+    sentence="Changing W in place between forward and backward makes backward raise, as in eager PyTorch.",
     cases=SMALL.narrowed(values=("integers",), how=("mul_", "copy_", "load_state_dict")),
     dtypes=TYPES,
     weight=0.5,
@@ -96,7 +96,7 @@ def test_weight_changed_before_backward(subject: Subject, case: FrozenCase) -> f
 
 @clause(
     "HYB-REPEAT",
-    sentence="The same call gives the same bits every time.",
+    sentence="Two runs of forward and backward on equal operands give the same bits.",
     cases=SMALL.narrowed(values=("normal",)),
     dtypes=TYPES,
     weight=0.5,
@@ -110,7 +110,8 @@ def test_deterministic(subject: Subject, case: FrozenCase) -> float | None:
 
 @clause(
     "HYB-MEM-LATER",
-    sentence="What a call returned or saved, and dX, are not changed by later calls.",
+    sentence="Later calls do not change the y, dX or saved tensors of an earlier call.",
+    why="A buffer that is reused between calls gives the first call the second one's values.",
     cases=SMALL,
     dtypes=TYPES,
     weight=0.5,
@@ -127,7 +128,8 @@ def test_later_calls(subject: Subject, case: FrozenCase) -> float | None:
 
 @clause(
     "HYB-MEM-REFILL",
-    sentence="Operands that get new values in place give the new result: nothing is kept by address.",
+    sentence="After x, g, W and b get new values in place, a call gives the new result.",
+    why="A cache that is keyed by the address of a tensor returns the old one.",
     cases=SMALL,
     dtypes=TYPES,
     weight=0.5,
@@ -151,7 +153,7 @@ def test_refilled(subject: Subject, case: FrozenCase) -> float | None:
 
 @clause(
     "HYB-SIDE-GLOBAL",
-    sentence="Forward and backward change no setting of the process and no random state.",
+    sentence="Forward and backward change no global setting and no random state.",
     cases=SMALL,
     dtypes=("float32",),
     weight=0.25,

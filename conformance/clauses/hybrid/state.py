@@ -1,4 +1,4 @@
-"""The state of `CustomLinear`: what it exposes, what it saves and loads, and its copies."""
+"""The state of `CustomLinear`: its attributes, saving and loading, and copies."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ def test_attributes(subject: Subject, case: FrozenCase) -> float | None:
 
 @clause(
     "HYB-STATE",
-    sentence="The state_dict of CustomLinear holds the weight once and the bias once, and nothing else.",
+    sentence="""The state_dict of CustomLinear holds the weight once, the bias once if there is one, and no other
+    tensor.""",
     cases=STATE,
     dtypes=("float32", "bfloat16"),
     weight=0.5,
@@ -73,7 +74,9 @@ def test_state_dict(subject: Subject, case: FrozenCase) -> float | None:
 
 @clause(
     "HYB-LOAD",
-    sentence="Loading a state_dict into a CustomLinear, or changing its weight, changes y and dX alike.",
+    sentence="""After load_state_dict, or a change of weight and bias in place, CustomLinear computes both y and dX
+    with the new values.""",
+    why="Two copies of the weight, one for each product, can drift apart.",
     cases=STATE.narrowed(how=("load_state_dict", "copy_")),
     dtypes=("float32", "bfloat16"),
 )
@@ -114,7 +117,8 @@ COPIES: dict[str, Callable[[Any], Any]] = {
 
 @clause(
     "HYB-COPY",
-    sentence="A deepcopy, a pickled copy and a saved one compute y and dX too, from a weight of their own.",
+    sentence="""A copy made by deepcopy, pickle or torch.save computes the right y and dX from its own weight, which
+    both products share.""",
     cases=STATE.narrowed(how=tuple(COPIES)),
     dtypes=("float32", "bfloat16"),
 )
@@ -126,7 +130,7 @@ def test_copies(subject: Subject, case: FrozenCase) -> float | None:
     with torch.no_grad():
         frozen.weight.zero_()
     first = judge_both(copied, frozen)
-    # forward and backward of the copy share its weight, as those of the original do
+    # both products of the copy use its one weight
     with torch.no_grad(), calling(f"changing the weight of a copy made by {case.how}"):
         for weight in tensors_of(copied, "weight", frozen.weight):
             weight.neg_()
@@ -144,7 +148,7 @@ def _negated(case: FrozenCase, subject: Subject) -> Frozen:
 
 @clause(
     "HYB-TO",
-    sentence="After .to(dtype) both products are computed in that dtype.",
+    sentence="After .to(dtype) CustomLinear computes both products in that dtype.",
     cases=STATE.narrowed(how=("to", "double then back")),
     dtypes=("float32", "bfloat16", "float16"),
     weight=0.5,

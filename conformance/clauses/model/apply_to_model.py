@@ -1,4 +1,4 @@
-"""`apply_lora_to_linear_modules`: the count, what is frozen, shared modules, options, calling it again."""
+"""`apply_lora_to_linear_modules`: its count, frozen parameters, shared modules, options and repeated calls."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from conformance.target.subject import Subject
 
 @dataclass(frozen=True)
 class ModelCase(Case):
-    """A toy model and what is chosen in it.
+    """A toy model and the layers that the config chooses.
 
     Fields:
-        targets: a pattern, or several with commas; `` for match_all_linear.
-        frozen: parameters are frozen beforehand, as after an earlier stage of training.
-        training: the model's flag when it is patched.
+        targets: a pattern, or several separated by commas; empty for match_all_linear.
+        frozen: the parameters are frozen beforehand, as after an earlier stage of training.
+        training: the model's training flag when it is patched.
     """
 
     targets: str = ""
@@ -76,7 +76,7 @@ MODELS = Space(
 
 @clause(
     "MOD-COUNT",
-    sentence="apply_lora_to_linear_modules patches exactly the linear modules that are chosen, and returns how many.",
+    sentence="apply_lora_to_linear_modules patches exactly the chosen linear modules and returns their number.",
     cases=MODELS,
     dtypes=("float32",),
 )
@@ -92,14 +92,14 @@ def test_count(subject: Subject, case: ModelCase) -> None:
 
 
 def named(case: ModelCase) -> str:
-    """How messages show what the case chooses."""
+    """The case's choice of layers, as messages show it."""
     return f"target_modules={case.targets.split(',')}" if case.targets else "match_all_linear=True"
 
 
 @clause(
     "MOD-FREEZE",
-    sentence="""After apply_lora_to_linear_modules exactly the adapters are trainable: norms, embeddings, biases, other
-    parameters and linear layers not chosen are frozen.""",
+    sentence="""After apply_lora_to_linear_modules exactly the adapters are trainable: norms, embeddings, biases,
+    other parameters and linear layers that are not chosen are frozen.""",
     cases=MODELS,
     dtypes=("float32",),
 )
@@ -111,7 +111,7 @@ def test_freeze(subject: Subject, case: ModelCase) -> None:
 
 @clause(
     "MOD-FREEZE-EMPTY",
-    sentence="Where nothing is chosen, everything is frozen all the same.",
+    sentence="A config that chooses no layer still freezes every parameter.",
     cases=MODELS.narrowed(targets=("nothing_like_it",)),
     dtypes=("float32",),
     weight=0.25,
@@ -124,7 +124,8 @@ def test_freeze_where_nothing_matches(subject: Subject, case: ModelCase) -> None
 
 @clause(
     "MOD-FREEZE-KEPT",
-    sentence="What is frozen stays frozen through train(), eval(), deepcopy and load_state_dict.",
+    sentence="""Frozen parameters stay frozen, and adapters trainable, after train(), eval(), deepcopy and
+    load_state_dict.""",
     cases=MODELS,
     dtypes=("float32",),
     weight=0.5,
@@ -152,7 +153,7 @@ def require_only_adapters_train(model: nn.Module, when: str) -> None:
 
 @clause(
     "MOD-SHARED",
-    sentence="A module reachable under several names is patched once and counted once.",
+    sentence="A module reachable under several names is patched once, counted once, and remains one module.",
     cases=MODELS.narrowed(targets=("first_proj", "*", "", "first_proj,second", "*ir*")),
     dtypes=("float32",),
 )
@@ -162,7 +163,8 @@ def test_shared(subject: Subject, case: ModelCase) -> None:
 
 @clause(
     "MOD-SHARED-ALIAS",
-    sentence="A module reachable under several names is chosen if a pattern matches any of them.",
+    sentence="A module reachable under several names is chosen if a pattern matches any of its names.",
+    why="named_modules lists only the first name of a shared module, so a pattern for another name would be lost.",
     cases=MODELS.narrowed(targets=("second", "inner.third", "inner.*")),
     level="SHOULD",
     dtypes=("float32",),
@@ -183,7 +185,9 @@ def _apply_to_shared(subject: Subject, case: ModelCase, expected: int) -> None:
 
 @clause(
     "MOD-AGAIN",
-    sentence="Applying a config to layers that already have an adapter is an error.",
+    sentence="""A config that chooses layers which already have an adapter is an error, and the refused call replaces
+    no parameter.""",
+    why="A second adapter in place of the first would discard what was trained.",
     cases=MODELS.narrowed(targets=("", "*_proj", "fc1", "head,blocks.0.fc2")),
     dtypes=("float32",),
     weight=0.5,
@@ -200,7 +204,7 @@ def test_again(subject: Subject, case: ModelCase) -> None:
 
 @clause(
     "MOD-SECOND",
-    sentence="A second config for other layers leaves the adapters of the first trainable and unchanged.",
+    sentence="A second config for other layers leaves the adapters of the first config trainable and unchanged.",
     cases=MODELS.narrowed(targets=("fc1", "*_proj", "blocks.1.*")),
     dtypes=("float32",),
     weight=0.5,
@@ -223,7 +227,8 @@ def test_second(subject: Subject, case: ModelCase) -> None:
 
 @clause(
     "MOD-CONFIG-UNTOUCHED",
-    sentence="The config and the caller's lists are not modified; the same config does the same to a second model.",
+    sentence="""apply_lora_to_linear_modules does not modify the config or the caller's lists, and the same config has
+    the same effect on a second, equal model.""",
     cases=MODELS,
     dtypes=("float32",),
 )
@@ -247,8 +252,8 @@ def test_config_untouched(subject: Subject, case: ModelCase) -> None:
 
 @clause(
     "MOD-REPRODUCIBLE",
-    sentence="""Under one seed equal models get equal adapters, whatever the modules are called and however names
-    hash; under another seed they get others, and no two layers of a model the same.""",
+    sentence="""Under one seed equal models get equal adapters, whatever the names of their modules and the hashes of
+    these names. Under another seed they get other adapters. No two layers of a model get the same lora_A.""",
     cases=Space(ModelCase, dim=(2, 3), triton=(False, True)),
     level="SHOULD",
     dtypes=("float32",),
@@ -257,7 +262,7 @@ def test_reproducible(subject: Subject, case: ModelCase) -> None:
     words = random.Random(case.seed)
     drawn = []
     for seed in (case.seed, case.seed, case.seed + 1):
-        # sorted order is registration order in both models, and hash order is neither
+        # the names sort in registration order in both models, but not in hash order
         names = [f"{letter}{words.randrange(10**6)}_proj" for letter in "abcde"]
         model = model_named(names).to(subject.device)
         torch.manual_seed(seed)
@@ -273,7 +278,7 @@ def test_reproducible(subject: Subject, case: ModelCase) -> None:
 
 @clause(
     "MOD-BARE-LINEAR",
-    sentence="A model that is itself a linear layer is patched, and counts as one.",
+    sentence="A model that is itself an nn.Linear is patched, and the returned count is 1.",
     cases=Space(PatchCase, k=(4, 1), n=(3, 1), r=(2, 1), triton=(False, True)),
     level="SHOULD",
     dtypes=("float32",),

@@ -1,4 +1,4 @@
-"""Training models of transformers: gradients where they arise, recomputed, under autocast, summed; and loss curves."""
+"""Training models of transformers: gradients of each layer, checkpointing, autocast, accumulation and loss curves."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from conformance.target.calls import calling
 from conformance.target.subject import Subject
 
 GRADIENTS = REAL.narrowed(rows=(2, 3), length=(5, 3, 8))
-STEPS, WINDOW, MICRO = 12, 4, 3  # optimiser steps of a curve, the rows of each, and of its first micro-batch
-BAND = 1e-9  # of the first loss; float64 has rounding errors of 1e-16, and no defect is as small
-FLOAT64 = ("bert", "gpt2")  # the others compute norms and softmax in float32 whatever their dtype
+STEPS, WINDOW, MICRO = 12, 4, 3  # optimiser steps of a curve, rows of each step, rows of its first micro-batch
+BAND = 1e-9  # relative to the first loss: far above float64 rounding (1e-16), far below any defect
+FLOAT64 = ("bert", "gpt2")  # the other models compute norms and softmax in float32, whatever the dtype
 
 
 def _backward(model: nn.Module, tokens: Tensor, wanted: Tensor) -> float:
-    """Run backward from the summed loss; that loss."""
+    """Run backward from the summed loss, and return this loss."""
     with calling(f"forward and backward of an adapted {type(model).__name__}"):
         loss = loss_sum(logits(model, tokens), wanted)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -33,7 +33,8 @@ def _backward(model: nn.Module, tokens: Tensor, wanted: Tensor) -> float:
 
 @clause(
     "MOD-ARCH-BWD",
-    sentence="Backward through a model gives each adapted layer's dX, dA and dB for the x and g that it meets there.",
+    sentence="""Backward through a model gives each adapted layer the dX, dA and dB that follow from the x and g it
+    receives there, and gives frozen parameters no gradient.""",
     cases=GRADIENTS,
     dtypes=("float32", "bfloat16"),
     library="transformers>=5",
@@ -56,7 +57,8 @@ def _require_frozen_without_gradient(model: nn.Module) -> None:
 
 @clause(
     "MOD-ARCH-CHECKPOINT",
-    sentence="Gradient checkpointing, reentrant or not, leaves each layer's dX, dA and dB right.",
+    sentence="With gradient checkpointing, reentrant or not, each adapted layer's dX, dA and dB are right.",
+    why="Checkpointing calls a layer twice: once for the output and once more, within backward, for the gradients.",
     cases=GRADIENTS.narrowed(arch=("llama", "bert", "qwen3", "qwen2-moe"), how=("reentrant", "not reentrant")),
     dtypes=("float32",),
     library="transformers>=5",
@@ -65,7 +67,7 @@ def _require_frozen_without_gradient(model: nn.Module) -> None:
 def test_checkpointing_in_architectures(subject: Subject, case: RealCase) -> float | None:
     model: Any = adapted_real(subject, case)
     reentrant = case.how == "reentrant"
-    if reentrant:  # such a block gives its layers no gradient where its input wants none, and the embedding is frozen
+    if reentrant:  # a reentrant block needs an input that requires grad, and the embedding is frozen
         model.enable_input_require_grads()
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": reentrant})
@@ -78,8 +80,8 @@ def test_checkpointing_in_architectures(subject: Subject, case: RealCase) -> flo
 
 @clause(
     "MOD-ARCH-AUTOCAST",
-    sentence="""Under autocast to bfloat16 a float32 model's layers give the gradients of the formula written
-    with F.linear.""",
+    sentence="""Under autocast to bfloat16 the adapted layers of a float32 model give the same gradients as the
+    formula written with F.linear.""",
     cases=GRADIENTS,
     dtypes=("float32",),
     library="transformers>=5",
@@ -99,8 +101,8 @@ def test_autocast_in_architectures(subject: Subject, case: RealCase) -> float | 
 
 @clause(
     "MOD-ARCH-ACCUM",
-    sentence="""Micro-batches of unequal size add up: after several, each dA and dB is the sum over all that its
-    layer met.""",
+    sentence="""Over micro-batches of unequal size gradients add up: each dA and dB is the sum over all calls of its
+    layer.""",
     cases=GRADIENTS.narrowed(rows=(3, 5)),
     dtypes=("float32",),
     library="transformers>=5",
@@ -117,8 +119,10 @@ def test_accumulation_in_architectures(subject: Subject, case: RealCase) -> floa
 
 @clause(
     "MOD-ARCH-CURVE",
-    sentence="""A model trained for 12 steps (AdamW, a decaying rate, clipping, each window a micro-batch of 3
-    rows and one of 1) has the losses of the formula written with F.linear, in float64 to 9 digits.""",
+    sentence="""A model trained for 12 steps (AdamW, a decaying learning rate, clipping, and in each step a
+    micro-batch of 3 rows and one of 1 row) has in float64 the same losses as the formula written with F.linear, to 9
+    digits of the first loss.""",
+    why="An error too small for one step's bounds, or one that appears only after a step, shows in the loss curve.",
     cases=REAL.narrowed(arch=FLOAT64, rows=(WINDOW,), length=(5, 3), rank=(3, 1)),
     dtypes=("float64",),
     library="transformers>=5",
@@ -142,7 +146,7 @@ def test_curve_in_architectures(subject: Subject, case: RealCase) -> None:
 
 
 def _updated(plain: nn.Module, layer: Any) -> tuple[Tensor, Tensor]:
-    """Have a linear layer add `s·((x Aᵀ) Bᵀ)`, with A and B as the adapted layer has them; the two."""
+    """Make a linear layer add `s·((x Aᵀ) Bᵀ)` with copies of the adapted layer's A and B, and return the copies."""
     A, B = (getattr(layer, part).weight.detach().clone().requires_grad_() for part in ("lora_A", "lora_B"))
     linear = nn.functional.linear
     plain.register_forward_hook(lambda _, args, y: y + SCALE * linear(linear(args[0], A), B))
@@ -150,7 +154,7 @@ def _updated(plain: nn.Module, layer: Any) -> tuple[Tensor, Tensor]:
 
 
 def _curve(model: nn.Module, trained: list[Any], tokens: Tensor, wanted: Tensor) -> list[float]:
-    """The loss of the window, all its rows, before each step."""
+    """The loss over all rows of a step, before each step."""
     optimizer = torch.optim.AdamW(trained, lr=0.02)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, STEPS)
     losses = []
@@ -161,7 +165,7 @@ def _curve(model: nn.Module, trained: list[Any], tokens: Tensor, wanted: Tensor)
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         losses.append(total)
-        nn.utils.clip_grad_norm_(trained, 0.5)  # the target's is for group gradnorm, whose bound is wider
+        nn.utils.clip_grad_norm_(trained, 0.5)  # torch's; the target's own is judged in group gradnorm
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
@@ -170,8 +174,8 @@ def _curve(model: nn.Module, trained: list[Any], tokens: Tensor, wanted: Tensor)
 
 @clause(
     "MOD-ARCH-COMPILE",
-    sentence="""torch.compile of a whole adapted model keeps its loss and every adapter's gradient, in float64
-    to 9 digits.""",
+    sentence="""torch.compile of a whole adapted model leaves its loss and the gradient of every adapter unchanged, in
+    float64 to 9 digits.""",
     cases=REAL.narrowed(arch=("bert",), rows=(2,), length=(5,), rank=(3,), every=(False,)),
     dtypes=("float64",),
     library="transformers>=5",
@@ -186,12 +190,12 @@ def test_compile_in_architectures(subject: Subject, case: RealCase) -> None:
     model.zero_grad()
     compiled: Any = torch.compile(model, backend="aot_eager")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what the compiler remarks on while tracing is not about results
+        warnings.simplefilter("ignore")  # the compiler's warnings while tracing say nothing about results
         found = _backward(compiled, tokens, wanted)
     require(abs(found - loss) <= BAND * loss, f"compiled, the loss is {found:.9g}: expected {loss:.9g}")
     for name, parameter in adapters(model).items():
         require(parameter.grad is not None, f"compiled, {name} gets no gradient")
-        require(name in expected, f"{name} gets a gradient compiled, and none otherwise")
+        require(name in expected, f"{name} gets a gradient in the compiled model only")
         assert parameter.grad is not None
         off, largest = (parameter.grad - expected[name]).abs().max().item(), expected[name].abs().max().item()
         require(

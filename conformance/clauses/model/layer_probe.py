@@ -1,7 +1,7 @@
-"""The adapted layers of a model at work: what each was given and gave, and whether that was right.
+"""Probes of a model's adapted layers: they record each layer's inputs, outputs and gradients, and judge them.
 
-A layer is judged by the input and the upstream gradient that it really had, so that its error budget is that of one
-layer and no tolerance has to cover what a whole model does with a rounding error.
+A layer is judged with the input and the upstream gradient that it received in the model. Its error budget is then that
+of one layer, and no tolerance has to cover how a whole model amplifies a rounding error.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from conformance.judgement.linear_oracle import Expected, LinearOracle
 from conformance.judgement.outcomes import require
 from conformance.numerics.formats import dtype_named, numbers, rounded
 
-SCALE = 2.0  # of every adapter here, see `RealCase.options`
+SCALE = 2.0  # the scale of every adapter here, see `RealCase.options`
 
 
 @dataclass
 class Call:
-    """One call of a layer: its input, its output, and once backward has come by their gradients."""
+    """One call of a layer: its input and output, and after backward their gradients."""
 
     x: Tensor
     y: Tensor | None = None
@@ -40,19 +40,19 @@ class Call:
 
 @dataclass
 class Watched:
-    """The calls of each watched layer, by its name, in their order."""
+    """The watched layers and their calls in order, by the layers' names."""
 
     layers: dict[str, Any]
     calls: dict[str, list[Call]] = field(default_factory=dict)
 
     def answered(self, name: str) -> list[Call]:
-        """The calls of a layer through which backward went: recomputing adds others."""
+        """The calls of a layer that backward reached; recomputation adds other calls."""
         return [call for call in self.calls[name] if call.g is not None]
 
 
 @torch.no_grad()
 def fill(model: nn.Module, names: Iterable[str], seed: int) -> None:
-    """Give these layers' adapters values of which the update is as large as the base product."""
+    """Give the adapters of these layers values that make the update as large as the base product."""
     generator = torch.Generator().manual_seed(seed)
     for name in names:
         layer = require_adapter(model.get_submodule(name), name)
@@ -79,7 +79,7 @@ def _hooks(layer: nn.Module, calls: list[Call]) -> list[Any]:
         calls.append(call)
         x = args[0]
         if x.requires_grad:
-            x = x.view_as(x)  # of its own, so that its gradient is what this layer gives, and no other
+            x = x.view_as(x)  # a view for this layer alone: its gradient is this layer's dX and includes no other
             x.register_hook(lambda gradient: setattr(call, "dx", gradient.detach().clone()))
         return (x, *args[1:])
 
@@ -94,18 +94,18 @@ def _hooks(layer: nn.Module, calls: list[Call]) -> list[Any]:
 
 
 def _kept(y: Tensor) -> Tensor:
-    """A copy in the same layout: what comes after may round by it."""
+    """A copy with the same strides, because the rounding of later operations may depend on them."""
     if 0 in y.stride() or not y.numel():
         return y.clone()
     return torch.empty_strided(y.shape, y.stride(), dtype=y.dtype, device=y.device).copy_(y)
 
 
 class Met(Operands):
-    """Operands that a layer met within a model, rather than drawn ones.
+    """The operands of a layer's call within a model, in place of drawn ones.
 
     Args:
-        layer: with weight, bias, lora_A and lora_B.   call: one call of it.
-        autocast: the region's dtype, or `off`.
+        layer: a module with weight, bias, lora_A and lora_B.   call: one of its calls.
+        autocast: the dtype of the autocast region, or `off`.
     """
 
     def __init__(self, layer: Any, call: Call, autocast: str) -> None:
@@ -134,7 +134,7 @@ class Met(Operands):
 
 
 def judge_outputs(watched: Watched) -> float | None:
-    """Judge what every call returned."""
+    """Judge the output of every call."""
     ratios = []
     for name, layer in watched.layers.items():
         for call in watched.calls[name]:
@@ -153,7 +153,7 @@ def judge_gradients(watched: Watched, autocast: str = "off") -> float | None:
         oracles = [LinearOracle(Met(layer, call, autocast)) for call in calls]
         for part in ("lora_A", "lora_B"):
             gradient = getattr(layer, part).weight.grad
-            if not calls:  # an expert that no token was sent to
+            if not calls:  # an expert that received no token
                 met = any(call.x.numel() for call in watched.calls[name])
                 require(not met, f"{name} was used and no gradient reached its output")
                 require(gradient is None or not gradient.any(), f"{name} was not used and has a gradient of {part}")
@@ -167,13 +167,13 @@ def judge_gradients(watched: Watched, autocast: str = "off") -> float | None:
 
 
 def require_used(watched: Watched) -> None:
-    """Require that the batch came by every layer, experts apart."""
+    """Require that the model called every adapted layer, experts excepted."""
     for name, calls in watched.calls.items():
         require(bool(calls) or "expert" in name, f"{name} has an adapter and the model did not call it")
 
 
 def _named(expected: Expected, name: str, like: Tensor) -> Expected:
-    """Named by its layer, with the leading dimensions that x had."""
+    """The expected value with the layer's name and the leading dimensions of x."""
     shape = (*like.shape[:-1], expected.value.shape[-1])
     return dataclasses.replace(
         expected,
@@ -185,7 +185,7 @@ def _named(expected: Expected, name: str, like: Tensor) -> Expected:
 
 
 def _summed(parts: list[Expected], name: str) -> Expected:
-    """A gradient accumulated over several calls: each partial sum is stored, and so is each part."""
+    """A gradient accumulated over several calls: the budget covers the rounding of each part and each partial sum."""
     values = np.cumsum([part.value for part in parts], axis=0)
     unit = torch.finfo(parts[0].dtype).eps / 2
     allowed = sum(part.budget for part in parts if part.budget is not None)

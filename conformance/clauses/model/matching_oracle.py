@@ -1,15 +1,15 @@
-"""Which module names a pattern matches, told without regular expressions, and patterns to try."""
+"""An oracle of name matching without regular expressions, and generators of names and patterns."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
 
-RUN = None  # in a parsed pattern: any run of characters, dots included
+RUN = None  # an element of a parsed pattern: any run of characters, dots included
 
 
 def matches(pattern: str, key: str | None) -> bool:
-    """What `wildcard_match(pattern, key)` must return."""
+    """The required result of `wildcard_match(pattern, key)`."""
     if key is None:
         return False
     if pattern == key.split(".")[-1]:
@@ -22,7 +22,7 @@ def matches(pattern: str, key: str | None) -> bool:
 
 
 def chosen(patterns: Sequence[str], keys: Sequence[str]) -> list[str]:
-    """The keys that some pattern matches, sorted."""
+    """The keys that at least one pattern matches, sorted."""
     return sorted(key for key in keys if any(matches(pattern, key) for pattern in patterns))
 
 
@@ -34,7 +34,7 @@ def _parsed(pattern: str, run: str) -> list[str | None]:
 
 
 def _whole(parsed: Sequence[str | None], key: str) -> bool:
-    """Whether the parsed pattern spans the key: the positions it can reach, one element at a time."""
+    """Whether the parsed pattern spans the whole key: tracks the positions that each element can reach."""
     reached = {0}
     for element in parsed:
         if element is RUN:
@@ -71,7 +71,7 @@ def drawn_key(seed: int) -> str:
 
 
 def near_keys(key: str, seed: int) -> list[str]:
-    """The key and others close to it: a longer part, a part more or less, another character for a dot."""
+    """The key and similar ones: with a longer part, one part more or less, or another character for a dot."""
     chance = random.Random(f"near {seed} {key}")
     parts = key.split(".")
     i = chance.randrange(len(parts))
@@ -98,7 +98,7 @@ def drawn_pattern(key: str, kind: str, seed: int) -> str:
 
     Args:
         kind: `exact` (the key), `last` (its last part), `run` (a piece replaced by `*`), `part` (whole parts
-            replaced by `*`), `tail` (its beginning and a final `.*`) or `legacy` (a piece of it within `.*`).
+            replaced by `*`), `tail` (the first parts and a final `.*`) or `legacy` (a piece of a part within `.*`).
     """
     chance = random.Random(f"pattern {seed} {key} {kind}")
     parts = key.split(".")
@@ -108,7 +108,7 @@ def drawn_pattern(key: str, kind: str, seed: int) -> str:
         return parts[-1]
     if kind == "part" and len(parts) > 1:
         starred = set(chance.sample(range(len(parts)), chance.randint(1, len(parts) - 1)))
-        # a final ".*" is another rule: the last part is kept, or a bare run ends the pattern
+        # keep the last part: a final ".*" falls under another rule
         kept = ["*" if i in starred and i != len(parts) - 1 else part for i, part in enumerate(parts)]
         return ".".join(kept)
     if kind == "tail":
@@ -127,7 +127,7 @@ def _piece(part: str, chance: random.Random) -> str:
 
 
 def literal_patterns(key: str, seed: int) -> list[str]:
-    """Patterns that match the key as regular expressions or in a shell, and that are literal here."""
+    """Patterns that would match the key as regular expressions or shell globs, but are literal here."""
     i = random.Random(f"literal {seed} {key}").randrange(1, len(key))
     before, at, after = key[:i], key[i], key[i + 1 :]
     replaced = [f"{before}{special}{after}" for special in (".", "?", "[!~]", "[^~]", "\\w", f"({at})", f"[{at}]")]

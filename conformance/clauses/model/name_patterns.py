@@ -1,4 +1,4 @@
-"""`wildcard_match`: one clause for each sentence of its rule, against an oracle of another making."""
+"""`wildcard_match` and `ModuleMatcher`: one clause for each sentence of the rule, judged by an independent oracle."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from conformance.target.subject import Subject
 
 @dataclass(frozen=True)
 class PatternCase(Case):
-    """A pattern of a kind (see `drawn_pattern`) made from the dotted name that the seed draws."""
+    """A pattern made from a dotted name, both drawn by the seed; for its kind see `drawn_pattern`."""
 
     kind: str = "exact"
 
@@ -34,7 +34,7 @@ class PatternCase(Case):
 
 
 def require_match(subject: Subject, pattern: str, key: str | None, wanted: bool) -> None:
-    """Require what wildcard_match returns for one pattern and key."""
+    """Require the result of wildcard_match for one pattern and key."""
     call = f"wildcard_match({pattern!r}, {key!r})"
     with calling(call):
         got = subject.target.wildcard_match(pattern, key)
@@ -42,7 +42,7 @@ def require_match(subject: Subject, pattern: str, key: str | None, wanted: bool)
 
 
 def _clause_of(clause_id: str, sentence: str, *kinds: str) -> Any:
-    """A clause that judges patterns of these kinds on the key they were made from and on near ones."""
+    """A clause that judges patterns of these kinds on the key they were made from and on similar keys."""
 
     def judged(subject: Subject, case: PatternCase) -> None:
         odd = case.pattern.replace("*", "-größe (v2)+[0]")  # a name may hold anything but newlines
@@ -61,29 +61,31 @@ def _clause_of(clause_id: str, sentence: str, *kinds: str) -> Any:
 
 test_full_name = _clause_of(
     "MOD-PATTERN-NAME",
-    "A pattern without `*` matches the full dotted name, or the last component that equals it, and no other.",
+    "A pattern without `*` matches a name if it equals the full dotted name or its last component, and no other name.",
     "exact",
     "last",
 )
 test_run = _clause_of(
     "MOD-PATTERN-RUN",
-    "`*` is any run of characters, none and dots included, and the pattern spans the whole name.",
+    "`*` matches any run of characters, empty or with dots, and the pattern must span the whole name.",
     "run",
     "part",
 )
 test_tail = _clause_of(
-    "MOD-PATTERN-TAIL", "A final `.*` also matches nothing: `*.b.*` matches `a.b` and `a.b.c`.", "tail"
+    "MOD-PATTERN-TAIL", "A final `.*` may also match the empty string: `*.b.*` matches `a.b` and `a.b.c`.", "tail"
 )
 test_legacy = _clause_of(
     "MOD-PATTERN-LEGACY",
-    "In a pattern that begins with `.*` (the legacy form) each `.*` is any run: `.*fc.*` matches `mlp.fc1`.",
+    "In a pattern that begins with `.*` (the legacy form) each `.*` matches any run: `.*fc.*` matches `mlp.fc1`.",
     "legacy",
 )
 
 
 @clause(
     "MOD-PATTERN-LITERAL",
-    sentence="Every character but `*` stands for itself: a dot is a dot, and `+ ? [ ( ^ $ \\ |` mean nothing special.",
+    sentence="""Every character except `*` matches itself only: `.` matches a dot, and `+ ? [ ( ^ $ \\ |` have no
+    special meaning.""",
+    why="A pattern that is passed to `re` or `fnmatch` unescaped matches modules that the user did not name.",
     cases=Space(PatternCase, kind=("exact",)),
     dtypes=(),
     needs=("wildcard_match",),
@@ -96,7 +98,7 @@ def test_literal(subject: Subject, case: PatternCase) -> None:
 
 @clause(
     "MOD-PATTERN-NONE",
-    sentence="wildcard_match(pattern, None) is False, whatever the pattern.",
+    sentence="wildcard_match(pattern, None) returns False for every pattern.",
     cases=Space(PatternCase, kind=("run", "legacy", "exact", "tail")),
     dtypes=(),
     needs=("wildcard_match",),
@@ -143,26 +145,27 @@ TABLE: tuple[tuple[str, str, bool], ...] = (
 
 @dataclass(frozen=True)
 class TableCase(Case):
-    """One line of the table of patterns and names."""
+    """A starting line in the table of patterns and names."""
 
     line: int = 0
 
 
 @clause(
     "MOD-PATTERN-TABLE",
-    sentence="The documented patterns match and miss the names they are documented with.",
+    sentence="The example patterns in the documentation match, or do not match, the names given with them.",
     cases=Space(TableCase, line=tuple(range(len(TABLE)))),
     dtypes=(),
     needs=("wildcard_match",),
 )
 def test_table(subject: Subject, case: TableCase) -> None:
-    for offset in range(6):  # six neighbouring lines a case, so that few cases see the whole table
+    for offset in range(6):  # six lines for each case, so that few cases cover the whole table
         require_match(subject, *TABLE[(case.line + 5 * offset) % len(TABLE)])
 
 
 @clause(
     "MOD-MATCHER",
-    sentence="ModuleMatcher.match(m, name, prefix) matches the full name, prefix.name, and only linear modules.",
+    sentence="""ModuleMatcher.match(m, name, prefix) matches the patterns against the full name `prefix.name`, and
+    matches linear modules only.""",
     cases=Space(PatternCase, kind=("run", "last", "tail", "part", "legacy")),
     dtypes=(),
     needs=("ModuleMatcher", "ModuleMatcher.match"),
@@ -191,7 +194,8 @@ def test_matcher(subject: Subject, case: PatternCase) -> None:
 
 @clause(
     "MOD-MATCHER-EXCLUDE",
-    sentence="A ModuleMatcher with exclude_modules, a list or a single string, matches every other linear module.",
+    sentence="""A ModuleMatcher with exclude_modules, given as a list or as a single string, matches exactly the
+    linear modules that no pattern matches.""",
     cases=Space(PatternCase, kind=("run", "last", "tail", "part", "legacy")),
     dtypes=(),
     needs=("ModuleMatcher", "ModuleMatcher.match"),
@@ -213,8 +217,10 @@ def test_matcher_excluding(subject: Subject, case: PatternCase) -> None:
 
 @clause(
     "MOD-MATCHER-HEAD",
-    sentence="""With match_all_linear a causal language model keeps its lm_head, and no other module; other models
-    adapt it, and so does a causal one by a pattern that matches it, or by exclusions that do not.""",
+    sentence="""With match_all_linear and is_causal_lm every linear module matches except those with `lm_head` as a
+    component of their name. Without is_causal_lm the lm_head matches too. With is_causal_lm it also matches if a
+    pattern of target_modules matches it, or if exclude_modules are given and none matches it.""",
+    why="An adapter on the large output head is rarely wanted unless it is named.",
     cases=Space(PatternCase, kind=("exact",)),
     level="SHOULD",
     dtypes=(),
@@ -236,7 +242,7 @@ def test_matcher_head(subject: Subject, case: PatternCase) -> None:
                 with calling(said):
                     got = matcher.match(nn.Linear(1, 1), *arguments)
                 require(bool(got) is wanted, f"{said} returned {got!r}: expected {wanted}")
-    given: tuple[Any, ...] = ((["lm_head"], []), ([], ["mlp"]))  # named, or not excluded
+    given: tuple[Any, ...] = ((["lm_head"], []), ([], ["mlp"]))  # the head is named, or not excluded
     for patterns in given:
         said = f"ModuleMatcher({patterns[0]}, {patterns[1]}, is_causal_lm=True).match(Linear, 'lm_head')"
         with calling_quietly(said):

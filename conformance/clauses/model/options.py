@@ -1,4 +1,4 @@
-"""Every option of a config reaches every layer it chooses."""
+"""Every option of a config reaches every layer that the config chooses."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @clause(
     "MOD-OPTIONS",
-    sentence="dim, alpha, lora_A_init and lora_dtype of the config reach every chosen layer.",
+    sentence="The config's dim, alpha, lora_A_init and lora_dtype reach every chosen layer.",
     cases=Space(PatchCase, r=(3, 1, 5), how=tuple(OPTIONS), triton=(False, True)),
     dtypes=("float32",),
 )
@@ -64,7 +64,7 @@ def _require_scale(layer: Any, scale: float) -> None:
 
 @clause(
     "MOD-OPTION-DROPOUT",
-    sentence="dropout and dropout_position of the config reach every chosen layer.",
+    sentence="The config's dropout and dropout_position reach every chosen layer.",
     cases=PROBE.narrowed(how=("rate", "position")),
     dtypes=("float32",),
 )
@@ -81,7 +81,7 @@ def test_option_dropout(subject: Subject, case: PatchCase) -> None:
 
 @clause(
     "MOD-OPTION-RSLORA",
-    sentence="use_rslora of the config reaches every chosen layer: its scale is alpha/√dim.",
+    sentence="The config's use_rslora reaches every chosen layer: the scale of each is alpha/√dim.",
     cases=Space(PatchCase, r=(4, 9, 16), triton=(False, True)),
     dtypes=("float32",),
     needs=("patch_linear_module(use_rslora)",),
@@ -95,7 +95,8 @@ def test_option_rslora(subject: Subject, case: PatchCase) -> None:
 
 @clause(
     "MOD-OPTION-DORA",
-    sentence="use_dora of the config reaches every chosen layer, and lora_magnitude is trained with the adapter.",
+    sentence="""The config's use_dora reaches every chosen layer: each has a lora_magnitude, which is trainable like
+    the adapter.""",
     cases=MODELS,
     dtypes=("float32",),
     needs=("patch_linear_module(use_dora)",),

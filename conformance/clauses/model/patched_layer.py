@@ -1,4 +1,4 @@
-"""What a patched layer computes: the formula and its gradients, whatever flags it was patched with."""
+"""The results of a patched layer: the formula and its gradients, whatever options it was patched with."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FEW = PATCH.narrowed(m=(2, 1, 3), k=(16, 3, 33), n=(5, 1, 16), lead=("2d", "3d")
 
 @clause(
     "MOD-FRESH",
-    sentence="Until it is trained, a patched layer computes what it computed before: lora_B is zero.",
+    sentence="Before it is trained, a patched layer computes what it computed before patching, because lora_B is zero.",
     cases=PATCH.narrowed(special=("zero-B",)),
 )
 def test_fresh(subject: Subject, case: PatchCase) -> float | None:
@@ -39,7 +39,7 @@ def test_fresh(subject: Subject, case: PatchCase) -> float | None:
 
 @clause(
     "MOD-FWD",
-    sentence="A patched layer computes y = x Wᵀ + b + (alpha/dim)·(x Aᵀ) Bᵀ, the same with and without use_triton.",
+    sentence="A patched layer computes y = x Wᵀ + b + (alpha/dim)·(x Aᵀ) Bᵀ, with and without use_triton.",
     cases=PATCH,
 )
 def test_forward(subject: Subject, case: PatchCase) -> float | None:
@@ -49,7 +49,7 @@ def test_forward(subject: Subject, case: PatchCase) -> float | None:
 
 @clause(
     "MOD-BWD",
-    sentence="Backward through a patched layer gives dX, dA and dB, and no gradient to W and b.",
+    sentence="Backward through a patched layer gives dX, dA and dB, and gives W and b no gradient.",
     cases=PATCH,
 )
 def test_backward(subject: Subject, case: PatchCase) -> float | None:
@@ -58,8 +58,9 @@ def test_backward(subject: Subject, case: PatchCase) -> float | None:
 
 @clause(
     "MOD-BIAS",
-    sentence="A bias made trainable by requires_grad_(True) after patching gets its gradient, Σ g.",
-    cases=PATCH.narrowed(bias=(True,), n=(2, 5, 16, 33)),  # of one small integer for each token the sum is often 0
+    sentence="""A bias made trainable by requires_grad_(True) after patching gets its gradient, the sum of g over all
+    tokens.""",
+    cases=PATCH.narrowed(bias=(True,), n=(2, 5, 16, 33)),  # with n = 1 the sum of small integers is often 0
     dtypes=("float32", "bfloat16"),
 )
 def test_trainable_bias(subject: Subject, case: PatchCase) -> float | None:
@@ -68,7 +69,8 @@ def test_trainable_bias(subject: Subject, case: PatchCase) -> float | None:
 
 @clause(
     "MOD-MIXED",
-    sentence="With lora_dtype other than the layer's, y and dX have the layer's dtype and dA and dB have lora_dtype.",
+    sentence="""Where lora_dtype differs from the layer's dtype, y and dX have the layer's dtype, and dA and dB have
+    lora_dtype.""",
     cases=PATCH.narrowed(adapter=("float32", "bfloat16"), spelling=("torch.dtype", "name", "torch.name")),
     dtypes=("bfloat16", "float16", "float32"),
 )
@@ -78,13 +80,14 @@ def test_mixed(subject: Subject, case: PatchCase) -> float | None:
 
 @clause(
     "MOD-RSLORA",
-    sentence="With use_rslora the scale is alpha/√dim, without it alpha/dim.",
+    sentence="""The scale is alpha/√dim with use_rslora and alpha/dim without, as the attribute `scale` and in the
+    output.""",
     cases=PATCH.narrowed(r=(4, 1, 9, 2), rslora=(True, False), scale=(1.0, 2.0, 4.0)),
     dtypes=("float32",),
     needs=("patch_linear_module(use_rslora)",),
 )
 def test_rslora(subject: Subject, case: PatchCase) -> float | None:
-    if not math.sqrt(case.r).is_integer():  # the scale is then a rounded number: no exact lane
+    if not math.sqrt(case.r).is_integer():  # the scale is then rounded, so results on integers are not exact
         case = dataclasses.replace(case, values="normal")
     operands = subject.operands(case)
     instance = patched(subject, operands)
@@ -109,7 +112,9 @@ def test_memory_efficient(subject: Subject, case: PatchCase) -> float | None:
 
 @clause(
     "MOD-OWN-FORWARD",
-    sentence="A subclass with its own forward keeps it for the base product, or is refused: never replaced silently.",
+    sentence="""Patching an nn.Linear subclass with its own forward keeps that forward for the base product, or is
+    refused; it never replaces the forward silently.""",
+    why="The weight of a quantised layer is a number only to the layer's own forward.",
     cases=FEW,
     level="SHOULD",
     dtypes=("float32",),
@@ -133,7 +138,7 @@ def test_own_forward(subject: Subject, case: PatchCase) -> float | None:
 
 
 class _Declined(Exception):  # noqa: N818
-    """The target refused an input that it may refuse."""
+    """The target refused an input, as it may."""
 
 
 def _attempt(call: Callable[[], Any]) -> Any:
@@ -145,14 +150,15 @@ def _attempt(call: Callable[[], Any]) -> Any:
 
 @clause(
     "MOD-DORA",
-    sentence="With use_dora a patched layer has a trainable lora_magnitude [N]: the norms of the weight's rows.",
+    sentence="""With use_dora a patched layer has a trainable Parameter lora_magnitude [N] that starts as the norms of
+    the rows of W.""",
     cases=LAYER,
     dtypes=("float32",),
     needs=("patch_linear_module(use_dora)",),
     weight=0.5,
 )
 def test_dora(subject: Subject, case: PatchCase) -> None:
-    for sizes in ((case.k, case.n), (3, 3)):  # the norms of a square's columns have the right number
+    for sizes in ((case.k, case.n), (3, 3)):  # in a square W only the values tell row norms from column norms
         _require_magnitude(subject, case, *sizes)
 
 

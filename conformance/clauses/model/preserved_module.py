@@ -1,4 +1,4 @@
-"""What `patch_linear_module` keeps: the object, its class, names, dtype, device, flags, hooks, ties."""
+"""`patch_linear_module` preserves the module: its object, class, names, dtype, device, flags, hooks and ties."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from conformance.target.subject import Subject, frozen_linear
 
 @clause(
     "MOD-SAME-OBJECT",
-    sentence="patch_linear_module patches in place: it returns the module it was given, with its attributes.",
+    sentence="patch_linear_module patches in place: it returns the module it was given, with that module's attributes.",
     cases=LAYER,
     dtypes=("float32",),
     weight=0.5,
@@ -57,7 +57,8 @@ def test_is_lora(subject: Subject, case: PatchCase) -> None:
 
 @clause(
     "MOD-SUBCLASS",
-    sentence="A patched instance of a subclass of nn.Linear stays one, with its attributes, buffers and methods.",
+    sentence="""A patched instance of an nn.Linear subclass remains an instance of that subclass, with its attributes,
+    buffers and methods.""",
     cases=LAYER,
     dtypes=("float32",),
     weight=0.5,
@@ -77,7 +78,9 @@ def test_subclass(subject: Subject, case: PatchCase) -> None:
 
 @clause(
     "MOD-NAMES",
-    sentence="Parameters and state_dict keep their names; the only new ones are lora_A.weight and lora_B.weight.",
+    sentence="""Patching keeps the names of all parameters and state_dict entries, and adds lora_A.weight and
+    lora_B.weight only.""",
+    why="Checkpoints of the base model must still load into the patched model.",
     cases=LAYER,
     dtypes=("float32",),
 )
@@ -106,7 +109,7 @@ def _names(model: nn.Module) -> dict[str, set[str]]:
 
 @clause(
     "MOD-WEIGHTS",
-    sentence="Patching changes no value of weight and bias, nor their dtype or device.",
+    sentence="Patching changes neither the values of weight and bias nor their dtype or device.",
     cases=LAYER,
 )
 def test_weights(subject: Subject, case: PatchCase) -> None:
@@ -123,7 +126,8 @@ def test_weights(subject: Subject, case: PatchCase) -> None:
 
 @clause(
     "MOD-ADAPTER-PLACE",
-    sentence="lora_A [r, K] and lora_B [N, r] have the weight's dtype and device unless lora_dtype says otherwise.",
+    sentence="""lora_A [r, K] and lora_B [N, r] have the weight's dtype unless lora_dtype is given, and the weight's
+    device.""",
     cases=LAYER,
 )
 def test_adapter_place(subject: Subject, case: PatchCase) -> None:
@@ -133,8 +137,8 @@ def test_adapter_place(subject: Subject, case: PatchCase) -> None:
 
 @clause(
     "MOD-LORA-DTYPE",
-    sentence="""lora_dtype, a torch.dtype or a name ("bfloat16", "torch.bfloat16"), is the dtype of lora_A and
-    lora_B; the weight keeps its own.""",
+    sentence="""lora_dtype, given as a torch.dtype or as a name ("bfloat16", "torch.bfloat16"), is the dtype of lora_A
+    and lora_B; the weight keeps its dtype.""",
     cases=LAYER.narrowed(
         adapter=("bfloat16", "float32", "float16", "float64"), spelling=("torch.dtype", "name", "torch.name")
     ),
@@ -160,7 +164,7 @@ def _require_adapter(layer: Any, case: PatchCase, dtype: torch.dtype) -> None:
 
 @clause(
     "MOD-TRAINING-FLAG",
-    sentence="Patching keeps the training flag, and gives it to the adapter's own modules.",
+    sentence="Patching keeps the layer's training flag and sets the same flag on the adapter's modules.",
     cases=LAYER,
     dtypes=("float32",),
     weight=0.5,
@@ -176,7 +180,7 @@ def test_training_flag(subject: Subject, case: PatchCase) -> None:
 
 @clause(
     "MOD-FROZEN",
-    sentence="Patching freezes weight and bias; lora_A.weight and lora_B.weight are trainable.",
+    sentence="After patching exactly lora_A.weight and lora_B.weight are trainable; weight and bias are frozen.",
     cases=LAYER,
     dtypes=("float32",),
     weight=0.5,
@@ -196,7 +200,8 @@ def test_frozen(subject: Subject, case: PatchCase) -> None:
 
 @clause(
     "MOD-HOOKS",
-    sentence="Hooks registered before patching (forward, backward, state_dict, load_state_dict) each still run, once.",
+    sentence="""Each hook registered before patching (forward, backward, state_dict, load_state_dict and their
+    pre-hooks) still runs exactly once per call.""",
     cases=LAYER,
     dtypes=("float32",),
 )
@@ -227,7 +232,8 @@ def test_hooks(subject: Subject, case: PatchCase) -> None:
 
 @clause(
     "MOD-TIED",
-    sentence="A weight tied to another module stays tied: patching keeps the Parameter objects.",
+    sentence="""Patching keeps the Parameter objects of weight and bias, so that a weight tied to another module stays
+    tied.""",
     cases=LAYER,
     level="SHOULD",
     dtypes=("float32",),
@@ -246,8 +252,8 @@ def test_tied(subject: Subject, case: PatchCase) -> None:
 
 @clause(
     "MOD-SIGNATURE",
-    sentence="""patch_linear_module takes dim=8, alpha=32, dropout=0.0, dropout_position="post",
-    lora_A_init_method="xavier", lora_dtype=None, use_triton=True, in this order.""",
+    sentence="""After the layer patch_linear_module takes dim=8, alpha=32, dropout=0.0, dropout_position="post",
+    lora_A_init_method="xavier", lora_dtype=None and use_triton=True, in this order and with these defaults.""",
     cases=PATCH.narrowed(r=(8,), scale=(4.0,), training=(True,), how=("defaults", "positional", "introspected")),
     dtypes=("float32",),
 )
@@ -265,7 +271,7 @@ def _introspect(subject: Subject, seed: tuple[Any, ...]) -> None:
     try:
         parameters = list(inspect.signature(subject.target.patch_linear_module).parameters.values())[1:8]
     except (TypeError, ValueError):
-        return  # nothing to read: the two other ways decide
+        return  # no readable signature: the other two variants judge the defaults
     names = ["dim", "alpha", "dropout", "dropout_position", "lora_A_init_method", "lora_dtype", "use_triton"]
     for parameter, name, default in zip(parameters, names, seed, strict=False):
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):

@@ -1,4 +1,4 @@
-"""What `patch_linear_module` refuses, and that a refused layer stays as it was."""
+"""Arguments that `patch_linear_module` refuses, and the unchanged layer after a refusal."""
 
 from __future__ import annotations
 
@@ -29,14 +29,15 @@ NOT_LINEAR: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class BadArgument(Case):
-    """An argument of patch_linear_module, by its place in the clause's table of bad values."""
+    """A bad argument of patch_linear_module, as an index into the clause's values."""
 
     bad: int = 0
 
 
 @clause(
     "MOD-TWICE",
-    sentence="Patching a patched layer is an error, with either value of use_triton.",
+    sentence="""Patching a layer that is already patched is an error, with either value of use_triton, and leaves its
+    lora_A in place.""",
     cases=LAYER,
     dtypes=("float32",),
     weight=0.5,
@@ -54,7 +55,7 @@ def test_twice(subject: Subject, case: PatchCase) -> None:
 
 @clause(
     "MOD-NOT-LINEAR",
-    sentence="Patching a module that is no nn.Linear is an error.",
+    sentence="Patching a module that is not an nn.Linear is an error.",
     cases=Space(PatchCase, how=tuple(NOT_LINEAR)),
     dtypes=("float32",),
     weight=0.5,
@@ -65,7 +66,7 @@ def test_not_linear(subject: Subject, case: PatchCase) -> None:
 
 
 def _bad_values(key: str, values: tuple[Any, ...], sentence: str, clause_id: str, level: str = "MUST") -> Any:
-    """A clause that patch_linear_module refuses each of these values of one argument."""
+    """A clause: patch_linear_module refuses each of these values of one argument."""
 
     def refused(subject: Subject, case: BadArgument) -> None:
         value = values[case.bad]
@@ -91,39 +92,39 @@ test_bad_dim = _bad_values("dim", (0, -1, -8), "A dim below 1 is an error.", "MO
 test_bad_dim_type = _bad_values(
     "dim",
     (True, 8.0, "8", None),
-    "A dim that is no int is an error; True is none.",
+    "A dim that is not an int is an error; True does not count as an int.",
     "MOD-DIM-TYPE",
     level="SHOULD",
 )
 test_bad_alpha = _bad_values(
     "alpha",
     (math.nan, math.inf, "32", None),
-    "An alpha that is no finite number is an error.",
+    "An alpha that is not a finite number is an error.",
     "MOD-ALPHA",
     level="SHOULD",
 )
 test_bad_dropout = _bad_values(
     "dropout",
     (-0.1, 1.5, math.nan, 100),
-    "A dropout outside [0, 1] is an error when the layer is patched.",
+    "A dropout outside [0, 1] is an error as soon as the layer is patched.",
     "MOD-DROPOUT",
 )
 test_bad_position = _bad_values(
     "dropout_position",
     ("middle", "", "Post", None),
-    'A dropout_position other than "pre" and "post" is an error.',
+    'A dropout_position other than "pre" or "post" is an error.',
     "MOD-POSITION",
 )
 test_bad_init_name = _bad_values(
     "lora_A_init_method",
     ("gaussian", "", "xavier_normal_", "zeros"),
-    "An initialisation method without that name is an error.",
+    "An unknown name of an initialisation method is an error.",
     "MOD-INIT-UNKNOWN",
 )
 test_bad_dtype_name = _bad_values(
     "lora_dtype",
     ("float17", "torch.bf16x", "Linear", ""),
-    "A lora_dtype string that names no dtype is an error.",
+    "A lora_dtype string that does not name a dtype is an error.",
     "MOD-DTYPE-UNKNOWN",
     level="SHOULD",
 )
@@ -137,7 +138,8 @@ REFUSED: dict[str, dict[str, Any]] = {
 
 @clause(
     "MOD-REFUSED-INTACT",
-    sentence="A layer whose patching was refused is as it was: class, names, values and requires_grad.",
+    sentence="""A layer whose patching is refused keeps its class, parameter names, values and requires_grad, and gets
+    no adapter.""",
     cases=LAYER.narrowed(how=tuple(REFUSED)),
     level="SHOULD",
     dtypes=("float32",),

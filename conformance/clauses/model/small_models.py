@@ -1,4 +1,4 @@
-"""Small models to put adapters into."""
+"""Small models that receive adapters, and helpers to list adapters."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ TOY_LINEARS = (*(f"blocks.{i}.{name}" for i in range(2) for name in ("q_proj", "
 
 
 class Twice(nn.Module):
-    """One linear layer reachable as `first_proj`, `second` and `inner.third`, and another, `own_proj`."""
+    """A model with one linear layer reachable as `first_proj`, `second` and `inner.third`, and a second, `own_proj`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,12 +72,12 @@ class TaggedLinear(nn.Linear):
         self.register_buffer("counts", torch.arange(3.0))
 
     def tagged(self) -> str:
-        """What the instance says of itself."""
+        """The tag and the number of features."""
         return f"{self.tag} {self.in_features}"
 
 
 class DoublingLinear(nn.Linear):
-    """A subclass with a forward of its own, as quantised layers have: `2·(x Wᵀ + b)`."""
+    """A subclass with its own forward, `2·(x Wᵀ + b)`, as quantised layers have."""
 
     def forward(self, x: Tensor) -> Tensor:
         return 2 * super().forward(x)
@@ -98,17 +98,17 @@ def model_named(names: Iterable[str]) -> nn.Module:
 
 
 def adapted(model: nn.Module) -> list[str]:
-    """The names of the modules that have an adapter, every name of a shared one, sorted."""
+    """The sorted names of the modules that have an adapter; a shared module appears under each of its names."""
     return sorted(name for name, m in model.named_modules(remove_duplicate=False) if hasattr(m, "lora_A"))
 
 
 def adapters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters of adapters by name."""
+    """The adapters' parameters by name."""
     return {name: p for name, p in model.named_parameters() if is_adapter(name)}
 
 
 def is_adapter(parameter_name: str) -> bool:
-    """Whether a name is that of an adapter's parameter: lora_A.weight, lora_B.weight or lora_magnitude."""
+    """Whether a parameter belongs to an adapter: its name ends with lora_A.weight, lora_B.weight or lora_magnitude."""
     return parameter_name.endswith(("lora_A.weight", "lora_B.weight", "lora_magnitude"))
 
 

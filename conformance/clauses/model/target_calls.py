@@ -1,4 +1,4 @@
-"""How the clauses of group `model` reach a target: patch one layer, apply a config to a model."""
+"""Calls of the target for the clauses of group `model`: patch one layer, or apply a config to a model."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from conformance.target.subject import Instance, Subject, frozen_linear
 
 @dataclass(frozen=True)
 class PatchCase(LinearCase):
-    """One linear layer and how it is patched.
+    """One linear layer and the options it is patched with.
 
     Fields:
         triton: `use_triton`.   rslora: `use_rslora`; alpha is then scale·√r.
-        spelling: of lora_dtype: `torch.dtype`, `name` ("bfloat16") or `torch.name` ("torch.bfloat16").
-        how: what is done to the patched layer, where a clause has several ways.
+        spelling: the form of lora_dtype: `torch.dtype`, `name` ("bfloat16") or `torch.name` ("torch.bfloat16").
+        how: the variant, where a clause has several.
     """
 
     triton: bool = False
@@ -59,7 +59,7 @@ PATCH = Space(
     training=(True, False),
     triton=(False, True),
 )
-# where only names, flags and objects matter
+# for clauses about names, flags and objects, without numbers
 LAYER = Space(
     PatchCase,
     k=(4, 1, 33),
@@ -79,14 +79,14 @@ def linear(subject: Subject, case: LinearCase, kind: type[nn.Linear] = nn.Linear
 
 
 def patch(subject: Subject, base: nn.Module, *arguments: Any, **options: Any) -> Any:
-    """`patch_linear_module(base, …)` of the target."""
+    """The result of the target's `patch_linear_module(base, …)`, which must be a patched layer."""
     with calling_quietly(f"patch_linear_module({type(base).__name__}{shown(arguments, options)})"):
         layer = subject.target.patch_linear_module(base, *arguments, **options)
-    return require_adapter(layer, "what patch_linear_module returned")
+    return require_adapter(layer, "the result of patch_linear_module")
 
 
 def require_adapter(layer: Any, what: str) -> Any:
-    """The layer, which must be a module with weight, bias, lora_A.weight and lora_B.weight."""
+    """Require a module with weight, bias, lora_A.weight and lora_B.weight, and return it."""
     require(isinstance(layer, nn.Module), f"{what} is a {type(layer).__name__}: expected a patched nn.Linear")
     for path in ("weight", "lora_A.weight", "lora_B.weight"):
         found: Any = layer
@@ -103,7 +103,7 @@ def patch_case(subject: Subject, case: PatchCase, kind: type[nn.Linear] = nn.Lin
 
 
 def patched(subject: Subject, operands: Operands, **options: Any) -> Instance:
-    """A patched linear layer with the case's operands as weight, bias and adapter, ready to run."""
+    """A patched linear layer, ready to run, with the case's operands as weight, bias and adapter."""
     case = operands.case
     assert isinstance(case, PatchCase)
     base = frozen_linear(operands).requires_grad_(True).train(case.training)
@@ -142,30 +142,30 @@ def spelled(dtype: torch.dtype, spelling: str) -> torch.dtype | str:
 
 @chooses_config
 def config_class(subject: Subject) -> Any:
-    """The target's PeftConfig, or the reference's where it exposes none."""
+    """The target's PeftConfig, or the reference's where the target exposes none."""
     return getattr(subject.target, "PeftConfig", None) or reference.PeftConfig
 
 
 def make_config(subject: Subject, **options: Any) -> Any:
-    """A config of these options."""
+    """A config with these options."""
     kind = config_class(subject)
     with calling_quietly(f"PeftConfig({shown((), options)[2:]})"):
         return kind(**options)
 
 
 def apply(subject: Subject, model: nn.Module, **options: Any) -> Any:
-    """`apply_lora_to_linear_modules(model, PeftConfig(…))` of the target: what it returns."""
+    """The result of the target's `apply_lora_to_linear_modules(model, PeftConfig(…))`."""
     return apply_config(subject, model, make_config(subject, **options), shown((), options)[2:])
 
 
 def apply_config(subject: Subject, model: nn.Module, config: Any, what: str) -> Any:
-    """`apply_lora_to_linear_modules(model, config)` of the target; messages describe the config by `what`."""
+    """The result of the target's `apply_lora_to_linear_modules(model, config)`; messages call the config `what`."""
     with calling_quietly(applying(model, what)):
         return subject.thing(model, config)
 
 
 def warned(subject: Subject, model: nn.Module, **options: Any) -> tuple[Any, str]:
-    """As `apply`, from the making of the config on: what it returns, and all warnings as one text, logged or not."""
+    """Make the config and apply it: the result, and all warnings, those of `logging` included, as one text."""
     logged, root = _Logged(), logging.getLogger()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -180,7 +180,7 @@ def warned(subject: Subject, model: nn.Module, **options: Any) -> tuple[Any, str
 
 
 class _Logged(logging.Handler):
-    """What is logged as a warning or worse."""
+    """A log handler that keeps the texts of warnings and errors."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -191,11 +191,11 @@ class _Logged(logging.Handler):
 
 
 def applying(model: nn.Module, what: str) -> str:
-    """How messages show the application of a config."""
+    """The application of a config, as messages show it."""
     return f"apply_lora_to_linear_modules({type(model).__name__}, PeftConfig({what}))"
 
 
 def shown(arguments: tuple[Any, ...], options: dict[str, Any]) -> str:
-    """Arguments as they would be written after a first one."""
+    """The arguments as they would be written after a first argument."""
     words = [repr(a) for a in arguments] + [f"{key}={value!r}" for key, value in options.items()]
     return "".join(f", {word}" for word in words)

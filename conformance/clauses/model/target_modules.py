@@ -1,4 +1,4 @@
-"""Which layers a config chooses: targets, exclusions, all, nothing given, nothing found, contradictions."""
+"""The layers that a config chooses: by targets, exclusions or match_all_linear; defaults, no match, contradictions."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class NamesCase(Case):
     """A model with linear layers at drawn names, and patterns made from them.
 
     Fields:
-        kind: of the patterns, see `drawn_pattern`.   patterns: how many.
+        kind: the kind of the patterns, see `drawn_pattern`.   patterns: their number.
     """
 
     kind: str = "run"
     patterns: int = 1
 
     def drawn(self, most: int = 99) -> tuple[list[str], list[str]]:
-        """Names of layers, at most so many and none within another, and patterns that tell some of them apart."""
+        """Layer names, at most `most`, no layer inside another, and patterns that match some but not all of them."""
         names, patterns = self._attempt(self.seed, most)
         for attempt in range(1, 16):
             if 0 < len(chosen(patterns, names)) < len(names):
@@ -62,7 +62,7 @@ NAMES = Space(NamesCase, kind=KINDS, patterns=(1, 2, 3))
 
 @clause(
     "MOD-TARGETS",
-    sentence="target_modules chooses the linear layers whose name one of the patterns matches, and no others.",
+    sentence="target_modules chooses the linear layers whose name at least one pattern matches, and no other module.",
     cases=NAMES,
     dtypes=("float32",),
 )
@@ -73,19 +73,21 @@ def test_targets(subject: Subject, case: NamesCase) -> None:
 
 @clause(
     "MOD-EXCLUDES",
-    sentence="exclude_modules alone chooses all linear layers but those whose name one of the patterns matches.",
+    sentence="""exclude_modules without other options chooses all linear layers except those whose name a pattern
+    matches.""",
     cases=NAMES,
     dtypes=("float32",),
 )
 def test_excludes(subject: Subject, case: NamesCase) -> None:
-    names, patterns = case.drawn(most=9)  # all but a few of them are patched
+    names, patterns = case.drawn(most=9)  # most layers are patched, which takes time
     left = sorted(set(names) - set(chosen(patterns, names)))
     _require_chosen(subject, names, left, exclude_modules=patterns)
 
 
 @clause(
     "MOD-STRING",
-    sentence="A plain string in place of a list is one pattern, for target_modules and for exclude_modules.",
+    sentence="A plain string in place of a list is a single pattern, for target_modules and for exclude_modules.",
+    why="Iterating over a string makes each character a pattern.",
     cases=NAMES.narrowed(patterns=(1,)),
     dtypes=("float32",),
 )
@@ -100,7 +102,7 @@ def test_string(subject: Subject, case: NamesCase) -> None:
 
 def _require_chosen(subject: Subject, names: list[str], expected: list[str], **options: Any) -> None:
     if expected in ([], sorted(names)):
-        raise Inconclusive("the pattern tells no names apart")
+        raise Inconclusive("the patterns match all names or none")
     linears = dict(model_named(names).named_children())
     model = nn.Sequential(OrderedDict(embedded=nn.Embedding(2, 2), **linears)).to(subject.device)
     what = ", ".join(f"{key}={value!r}" for key, value in options.items())
@@ -118,7 +120,8 @@ def _few(names: list[str]) -> str:
 
 @clause(
     "MOD-ALL",
-    sentence="match_all_linear chooses every nn.Linear, subclasses included, and nothing else; a None list is empty.",
+    sentence="""match_all_linear chooses every nn.Linear, subclasses included, and no other module. None in place of a
+    list counts as an empty list.""",
     cases=MODELS.narrowed(targets=("",)),
     dtypes=("float32",),
     weight=0.5,
@@ -142,7 +145,8 @@ def test_all(subject: Subject, case: ModelCase) -> None:
 
 @clause(
     "MOD-LINEAR-ONLY",
-    sentence="A pattern chooses linear layers only: embeddings, norms, convolutions and containers stay as they are.",
+    sentence="""Patterns choose linear layers only: embeddings, norms, convolutions and containers stay unchanged even
+    if a pattern matches their name.""",
     cases=MODELS.narrowed(targets=("*", "embed,head", "*norm,*fc1", "conv,head", "blocks.0,head")),
     dtypes=("float32",),
     weight=0.5,
@@ -162,7 +166,8 @@ def test_linear_only(subject: Subject, case: ModelCase) -> None:
 
 @clause(
     "MOD-NOTHING-GIVEN",
-    sentence="With neither targets, exclusions nor match_all_linear the target is `*_proj`, with a warning.",
+    sentence="""A config without target_modules, exclude_modules and match_all_linear chooses the layers that `*_proj`
+    matches, and warns with that pattern.""",
     cases=MODELS.narrowed(targets=("",)),
     dtypes=("float32",),
     weight=0.25,
@@ -182,7 +187,9 @@ def test_nothing_given(subject: Subject, case: ModelCase) -> None:
 
 @clause(
     "MOD-NO-MATCH",
-    sentence="Where no linear layer is chosen the count is 0 and a warning names the names that were tried.",
+    sentence="""If no linear layer is chosen, the returned count is 0 and a warning lists the names of the linear
+    layers that were tried.""",
+    why="A misspelt pattern otherwise trains nothing, silently.",
     cases=MODELS.narrowed(targets=("nothing_like_it", "embed", "q_proj.inner")),
     dtypes=("float32",),
     weight=0.25,
@@ -209,7 +216,7 @@ EXCLUSIVE: tuple[dict[str, Any], ...] = (
 
 @dataclass(frozen=True)
 class ExclusiveCase(Case):
-    """Options that do not go together, by their place in the table."""
+    """Contradictory options, as an index into the table."""
 
     given: int = 0
 
@@ -225,8 +232,9 @@ EXCLUSIONS = Space(ExclusiveCase, given=tuple(range(len(EXCLUSIVE))))
 
 @clause(
     "MOD-EXCLUSIVE",
-    sentence="""Targets together with exclusions, or match_all_linear with either, are a ValueError that says they
-    are mutually exclusive or names two of them: when the config is made or when it is applied.""",
+    sentence="""target_modules together with exclude_modules, or match_all_linear with either, raises a ValueError,
+    when the config is made or when it is applied. The message says "mutually exclusive" or names two of the options,
+    and no layer has been patched.""",
     cases=EXCLUSIONS,
     dtypes=("float32",),
     weight=0.5,
@@ -245,8 +253,8 @@ def test_exclusive(subject: Subject, case: ExclusiveCase) -> None:
 
 @clause(
     "MOD-MATCHER-EXCLUSIVE",
-    sentence="""A ModuleMatcher of options that exclude each other is a ValueError that says so, or that names
-    two of them.""",
+    sentence="""A ModuleMatcher made from mutually exclusive options raises a ValueError, at the latest in match. The
+    message says "mutually exclusive" or names two of the options.""",
     cases=EXCLUSIONS,
     dtypes=("float32",),
     needs=("ModuleMatcher", "ModuleMatcher.match"),
@@ -269,7 +277,7 @@ def test_matcher_exclusive(subject: Subject, case: ExclusiveCase) -> None:
 
 @clause(
     "MOD-LISTS-UNTOUCHED",
-    sentence="ModuleMatcher does not modify the lists it is given, and later changes of them do not reach it.",
+    sentence="ModuleMatcher does not modify the lists it is given, and later changes to these lists do not affect it.",
     cases=NAMES,
     level="SHOULD",
     dtypes=("float32",),
@@ -286,6 +294,6 @@ def test_lists_untouched(subject: Subject, case: NamesCase) -> None:
         with calling(f"ModuleMatcher({given}, [], False, False).match"):
             got = sorted(name for name in names if matcher.match(nn.Linear(1, 1), name))
         require(got == expected, f"ModuleMatcher({patterns}) matched {got} the {round_} time: expected {expected}")
-        require(given == patterns, f"ModuleMatcher went through its caller's list: {patterns} became {given}")
+        require(given == patterns, f"ModuleMatcher modified its caller's list: {patterns} became {given}")
         given.append("*") if round_ == "first" else None
         patterns = list(given)

@@ -1,4 +1,4 @@
-"""A training step of a patched model: which parameters it moves, and that it moves them all."""
+"""Training steps of a patched model: they change every adapter and no other parameter."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ STEPS = Space(
 
 @clause(
     "MOD-STEP",
-    sentence="Training steps over all parameters, with weight decay, change every adapter and nothing else.",
+    sentence="""Two training steps of an optimiser over all parameters, with weight decay, change every adapter and
+    nothing else.""",
     cases=STEPS,
     dtypes=("float32",),
     weight=0.35,
@@ -37,7 +38,7 @@ def test_step(subject: Subject, case: ModelCase) -> None:
     before = contents(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
     tokens = torch.arange(8, device=subject.device).reshape(2, 4)
-    for _ in range(2):  # lora_A moves once lora_B is not zero
+    for _ in range(2):  # lora_A changes only after lora_B is no longer zero
         with calling("a training step of the patched model"):
             _loss(model, tokens).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -56,8 +57,8 @@ def _loss(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
 
 @clause(
     "MOD-STEP-LOSS",
-    sentence="Training the adapters lowers the loss of the batch it is done on.",
-    # the kernels of a layer are judged in other clauses; interpreted, a dozen steps of them take seconds
+    sentence="Twelve training steps of the adapters on one batch lower the loss of that batch.",
+    # without triton: other clauses judge the kernels, and a dozen interpreted steps take seconds
     cases=STEPS.narrowed(targets=("", "*_proj", "head,blocks.0.fc2"), triton=(False,)),
     dtypes=("float32",),
     weight=0.25,
@@ -82,7 +83,7 @@ def test_step_lowers_the_loss(subject: Subject, case: ModelCase) -> None:
 
 @clause(
     "MOD-OPTIMIZER",
-    sentence="An optimiser built right after patching still trains the layer after init_lora_weights.",
+    sentence="An optimiser built right after patching still trains the layer after a later call of init_lora_weights.",
     cases=Space(
         PatchCase,
         k=(8, 3),

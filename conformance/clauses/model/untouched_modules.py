@@ -1,4 +1,4 @@
-"""What `apply_lora_to_linear_modules` leaves as it was: other modules, look-alikes, and a model that it refuses."""
+"""`apply_lora_to_linear_modules` leaves unchanged: other modules, modules with similar names, a refused model."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ KEPT = MODELS.narrowed(frozen=(False,))
 
 @clause(
     "MOD-LEAVES-REST",
-    sentence="""apply_lora_to_linear_modules keeps every module object under its name, with its hooks, its own
-    training flag and its dtype, and every value: what a model has besides the new adapters, and what it computes,
-    is as it was.""",
+    sentence="""apply_lora_to_linear_modules changes nothing of a model except that it adds adapters: every module
+    object stays under its name with its hooks and its training flag, every state_dict entry keeps its dtype and
+    value, and the model computes what it computed before, in the same dtype.""",
     cases=KEPT,
     dtypes=("float32", "bfloat16"),
     weight=0.5,
 )
 def test_leaves_the_rest(subject: Subject, case: ModelCase) -> None:
     model = case.toy(subject).to(getattr(torch, case.dtype))
-    model.norm, model.drop = nn.LayerNorm(2).to(subject.device), nn.Dropout(0.5)  # float32, as is usual
+    # the norm stays float32 in a bfloat16 model, as is usual
+    model.norm, model.drop = nn.LayerNorm(2).to(subject.device), nn.Dropout(0.5)
     model.blocks[1].train(not case.training)
     ran: list[str] = []
     for name in ("blocks.0.fc2", "embed"):
@@ -62,9 +63,10 @@ def test_leaves_the_rest(subject: Subject, case: ModelCase) -> None:
 
 @clause(
     "MOD-LOOKALIKE",
-    sentence="""Names that merely hold `lora` mean nothing: layers called explorator or under a parent lora_model
-    are chosen as any other, and what is no adapter's parameter is frozen, whatever its name or number of
-    dimensions.""",
+    sentence="""A name that merely contains `lora` has no special meaning. Layers called explorator, or under a parent
+    called lora_model, are chosen like any other layer. A parameter that is not an adapter's is frozen, whatever its
+    name or number of dimensions.""",
+    why="Code that looks for `lora_` in names freezes or trains the wrong parameters.",
     cases=MODELS.narrowed(targets=("",)),
     dtypes=("float32",),
     weight=0.5,
@@ -93,8 +95,8 @@ def _adapter_of(layer: Any) -> tuple[Any, Any]:
 
 @clause(
     "MOD-REFUSED-MODEL",
-    sentence="""A model with one chosen layer that already has an adapter is refused as a whole: no other layer
-    is changed.""",
+    sentence="""If one chosen layer already has an adapter, the whole model is refused: no other layer gets an adapter
+    and no parameter is frozen.""",
     cases=KEPT.narrowed(targets=("", "*", "fc1", "head,blocks.0.fc2")),
     level="SHOULD",
     dtypes=("float32",),
@@ -102,7 +104,7 @@ def _adapter_of(layer: Any) -> tuple[Any, Any]:
 )
 def test_refused_model(subject: Subject, case: ModelCase) -> None:
     model: Toy = case.toy(subject)
-    last = sorted(CHOSEN[case.targets])[-1]  # one that comes late: head, or a layer of the second block
+    last = sorted(CHOSEN[case.targets])[-1]  # a late layer: head, or one in the second block
     apply(subject, model, target_modules=[f"{last}"], dim=case.dim)
     model.requires_grad_(True)
     config = make_config(subject, **case.options)

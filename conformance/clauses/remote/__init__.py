@@ -5,7 +5,7 @@ from conformance.specification.groups import Group
 GROUP = Group(
     prefix="REM",
     place=120,
-    judged="client and server: results, what crosses the wire, what is left behind",
+    judged="client and server: results, contents of the wire, erased weights",
     names="`HybridFHEModel(backend=…)`, `serve`",
     required=("HybridFHEModel", "HybridFHEModel(backend)", "serve"),
     subjects=("HybridFHEModel",),

@@ -1,4 +1,4 @@
-"""The clients of these clauses: two models of fixed weights, split by the target, and the server that has both."""
+"""The clients of these clauses: two models with fixed weights, split by the target, and the server of both."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ CUSTOM, LORA = ("CustomLinear",), ("LoraTraining", "CustomLinear")
 LIBRARIES = "concrete_ml_extensions httpx starlette uvicorn"
 K, H, N = 8, 9, 8
 BITS = 8
-LAYERS, STEP = "layers", "step"  # the models' names
+LAYERS, STEP = "layers", "step"  # names of the models
 NAMES = [f"{layer}.{product}_module" for layer in ("one", "two") for product in ("forward", "backward")]
-# Its weights are the same in all cases, so that one server has them.
+# The weights are the same in all cases, so that one server serves them all.
 TRAINED = StepCase(m=3, k=K, h=H, n=N, r=2)
 
 
@@ -43,7 +43,7 @@ class RemoteCase(Case):
     """A batch for one of the two models.
 
     Fields:
-        m: rows.   lead: how many leading dimensions.   how: which of the clause's ways.
+        m: rows.   lead: the number of leading dimensions.   how: the variant, where a clause has several.
     """
 
     m: int = 2
@@ -64,7 +64,7 @@ BATCHES = Space(RemoteCase, tame=_tamed, m=(2, 1, 3), lead=("2d", "3d", "1d"))
 
 
 class Layers(nn.Module):
-    """`two(one(x))`."""
+    """The model `two(one(x))`."""
 
     def __init__(self, one: nn.Module, two: nn.Module) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Layers(nn.Module):
 
 
 def weights() -> dict[str, Array]:
-    """The weights and the bias of `Layers`, as float32 has them."""
+    """The weights and the bias of `Layers`, in float32."""
     random = np.random.default_rng(3)
     drawn = {
         "one": random.standard_normal((H, K)),
@@ -86,7 +86,7 @@ def weights() -> dict[str, Array]:
 
 
 def layers(subject: Subject, address: str) -> Any:
-    """The target's HybridFHEModel of two layers, forward and backward of both remote, compiled."""
+    """The target's compiled HybridFHEModel of two layers, whose forward and backward products are all remote."""
     held = {name: nn.Parameter(torch.from_numpy(v).to(subject.device), False) for name, v in weights().items()}
     with calling("CustomLinear(weight, bias)"):
         custom = subject.target.CustomLinear
@@ -100,20 +100,20 @@ def layers(subject: Subject, address: str) -> Any:
 
 @contextmanager
 def connected(subject: Subject) -> Iterator[tuple[Wire, Any]]:
-    """A wire to the target's server, and the model of two layers at its other end, which has no keys yet."""
+    """A wire to the target's server, and a client with the model of two layers, which has no keys yet."""
     with Wire(server_of(subject).port) as wire:
         yield wire, layers(subject, wire.address)
 
 
 @contextmanager
 def reconnected(subject: Subject) -> Iterator[tuple[Wire, Any]]:
-    """The same with keys that the server has already, where an earlier model made some."""
+    """As `connected`, with the keys of an earlier client that the server already has, if any."""
     with connected(subject) as (wire, hybrid), known_keys(server_of(subject), hybrid):
         yield wire, hybrid
 
 
 def step(subject: Subject, address: str) -> tuple[Any, Chain]:
-    """The same of a LoraTraining, and the network that it trains."""
+    """The target's compiled HybridFHEModel of a LoraTraining, and the network that it trains."""
     trained = Trained(TRAINED)
     net = trained.net(subject.device).to(torch.float32)
     hybrid = _split(subject, training_of(subject, net), REMOTE, STEP, address)
@@ -125,7 +125,7 @@ def step(subject: Subject, address: str) -> tuple[Any, Chain]:
 
 @contextmanager
 def reconnected_step(subject: Subject) -> Iterator[tuple[Any, Chain]]:
-    """A step at the other end of a wire to the target's server, with keys that this has already, if any."""
+    """A `step` connected to the target's server, with the keys that the server already has, if any."""
     server = server_of(subject)
     with Wire(server.port) as wire:
         hybrid, net = step(subject, wire.address)
@@ -141,7 +141,7 @@ SERVERS: dict[Any, Server] = {}
 
 
 def server_of(subject: Subject) -> Server:
-    """The target's server of both models, or of the first where the target has no LoraTraining."""
+    """The target's server of both models, or of the first only if the target has no LoraTraining."""
     key = subject.thing, subject.device
     if key in SERVERS and SERVERS[key].process.poll() is None:
         return SERVERS[key]
@@ -156,7 +156,7 @@ def server_of(subject: Subject) -> Server:
 
 @contextmanager
 def _little_to_collect() -> Iterator[None]:
-    """A target that looks through the garbage collector's objects for its weights meets only those made meanwhile."""
+    """Freeze existing objects: a target that searches the garbage collector for weights then sees only new objects."""
     ours = not gc.get_freeze_count()
     if ours:
         gc.freeze()
@@ -168,13 +168,13 @@ def _little_to_collect() -> Iterator[None]:
 
 
 def save(hybrid: Any, path: str) -> None:
-    """Save and clear."""
+    """Save the server's part of a model and clear it at the client."""
     with calling_quietly("save_and_clear_private_info(path)"):
         hybrid.save_and_clear_private_info(Path(path))
 
 
 def batch(case: RemoteCase, device: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """x and g of a case, or x and labels."""
+    """The x and g of a case; g also serves as labels."""
     random = np.random.default_rng([case.seed, case.m])
     x, g = (random.standard_normal((math.prod(case.leading), features)) for features in (K, N))
     shaped = x.reshape(*case.leading, K), g.reshape(*case.leading, N)
@@ -182,7 +182,7 @@ def batch(case: RemoteCase, device: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def both(hybrid: Any, mode: str, x: torch.Tensor, g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """y and dX in a mode."""
+    """y and dX of a model in a mode."""
     leaf = x.detach().clone().requires_grad_(True)
     y = run(hybrid, mode, leaf)
     with quiet():
@@ -193,7 +193,7 @@ def both(hybrid: Any, mode: str, x: torch.Tensor, g: torch.Tensor) -> tuple[torc
 
 
 def same(found: tuple[torch.Tensor, ...], expected: tuple[torch.Tensor, ...], whose: str = "") -> None:
-    """y and dX of mode remote are those of mode disable."""
+    """Require that y and dX of mode remote are those of mode disable bit for bit."""
     for name, a, b in zip(("y", "dX"), found, expected, strict=True):
         require(a.shape == b.shape, f"{name} of mode remote{whose} has shape {list(a.shape)}: expected {list(b.shape)}")
         require(a.dtype == b.dtype, f"{name} of mode remote{whose} has dtype {a.dtype}: expected {b.dtype}")

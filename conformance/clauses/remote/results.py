@@ -1,4 +1,4 @@
-"""Mode remote: a server in a process of its own gives what the integers in the clear give."""
+"""Results of mode remote: a server in another process computes the same as mode disable."""
 
 from __future__ import annotations
 
@@ -30,12 +30,13 @@ from conformance.specification.clause import clause
 from conformance.target.expected_errors import calling_quietly, quiet
 from conformance.target.subject import Subject
 
-PATIENCE = 100.0  # seconds for what several threads do; only a failure waits so long
+PATIENCE = 100.0  # seconds for all threads together; only a failure waits so long
 
 
 @clause(
     "REM-RESULT",
-    sentence="Mode remote gives y and dX of mode disable bit for bit, and both products come from the server.",
+    sentence="""Mode remote gives the y and dX of mode disable bit for bit, and the server computes both the forward
+    and the backward product.""",
     cases=BATCHES,
     dtypes=("float32",),
     needs=CUSTOM,
@@ -62,7 +63,7 @@ def test_remote_is_disable(subject: Subject, case: RemoteCase) -> float | None:
 
 @clause(
     "REM-EMPTY",
-    sentence="An empty batch gives an empty y and dX in mode remote.",
+    sentence="In mode remote an empty batch gives an empty y and an empty dX.",
     cases=BATCHES.narrowed(m=(0,), lead=("2d", "3d")),
     dtypes=("float32",),
     needs=CUSTOM,
@@ -80,7 +81,7 @@ def test_empty_batch_remotely(subject: Subject, case: RemoteCase) -> float | Non
 
 @clause(
     "REM-TRAIN",
-    sentence="A LoraTraining step in mode remote gives each adapter the gradient of mode disable bit for bit.",
+    sentence="A LoraTraining step in mode remote gives each adapter the same gradient as in mode disable, bit for bit.",
     cases=BATCHES.narrowed(lead=("2d",)),
     dtypes=("float32",),
     needs=LORA,
@@ -117,7 +118,7 @@ ROUNDS = 2
 
 @clause(
     "REM-TWO-CLIENTS",
-    sentence="Two clients with keys of their own that use one server at once each get their own right result.",
+    sentence="Two clients with their own keys that use one server at the same time each get their own right results.",
     cases=BATCHES.narrowed(m=(2,), lead=("2d",)),
     dtypes=("float32",),
     needs=CUSTOM,
@@ -140,7 +141,7 @@ def test_two_clients(subject: Subject, case: RemoteCase) -> float | None:
                     y = clients[i](leaf, fhe="remote")
                     y.backward(batches[i][1])
                     found[i].append((y.detach(), leaf.grad))
-            except BaseException as error:  # noqa: BLE001  (raised where the others are judged)
+            except BaseException as error:  # noqa: BLE001  (raised again in the main thread)
                 found[i].append(error)
                 meeting.abort()
 

@@ -1,4 +1,4 @@
-"""The target's `serve` in a process of its own, one for all clauses; it ends with the process that started it."""
+"""The target's `serve` in a separate process, shared by all clauses; it ends with the process that started it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from conformance.target.calls import calling
 
 PATIENCE = 120.0  # seconds for a server to listen; only a failure waits so long
 ATTEMPTS = 3  # another process may take a free port before the server does
-# Its input ends when the process that started it does, whatever way that ends.
+# The server's stdin closes when the process that started it ends, in whatever way; the server then kills itself.
 LAUNCH = """
 import os, pickle, signal, sys, threading
 
@@ -35,16 +35,16 @@ threading.Thread(target=follow, daemon=True).start()
 pickle.loads(serve)(model_dir, host, port)
 """
 RUNNING: dict[tuple[bytes, str], Server] = {}
-MOST = 2  # servers at once
+MOST = 2  # servers that run at the same time
 
 
 class Server:
     """A running server.
 
     Args:
-        serve: the target's function, pickled.   folder: where the models are saved, under `server`.
+        serve: the target's function, pickled.   folder: its subfolder `server` holds the saved models.
     Raises:
-        Violation: if it does not listen.
+        Violation: if the server does not listen.
     """
 
     def __init__(self, serve: bytes, folder: Any) -> None:
@@ -62,7 +62,7 @@ class Server:
                 )
             assert self.process.stdin is not None
             given = sys.path, str(Path(folder.name) / "server"), HOST, self.port, serve
-            with contextlib.suppress(BrokenPipeError):  # ended: its log says why
+            with contextlib.suppress(BrokenPipeError):  # the process has ended; its log says why
                 self.process.stdin.write(pickle.dumps(given))
                 self.process.stdin.flush()
             try:
@@ -88,12 +88,12 @@ class Server:
         raise Violation(f"serve(model_dir, host, port) ended with {self.process.returncode}{self.said()}")
 
     def said(self) -> str:
-        """The end of what it printed."""
+        """The last lines of the server's output."""
         lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return "".join(f"\n         {line[:300]}" for line in lines[-3:])
 
     def stop(self) -> None:
-        """End it, with all processes that it started, and remove what it served."""
+        """End the server and all processes that it started, and remove the folder that it served."""
         self._end()
         self.folder.cleanup()
 
@@ -107,10 +107,10 @@ class Server:
 
 
 def served(serve: Any, folder: Any) -> Server:
-    """The server of the models saved in a folder; one that runs already where it serves the same files.
+    """A server of the models saved in a folder, or a running one that serves the same files.
 
     Args:
-        folder: a `tempfile.TemporaryDirectory`, which lives as long as the server.
+        folder: a `tempfile.TemporaryDirectory` that lives as long as the server.
     """
     with calling("pickling serve, to call it in a process of its own"):
         pickled = pickle.dumps(serve)
@@ -125,7 +125,7 @@ def served(serve: Any, folder: Any) -> Server:
             RUNNING.pop(next(iter(RUNNING))).stop()
         running = Server(pickled, folder)
         atexit.register(stop_all)
-    RUNNING[key] = running  # as the one used last
+    RUNNING[key] = running  # last in order, because it was used last
     return running
 
 
@@ -136,12 +136,12 @@ def stop_all() -> None:
 
 
 def scratch() -> Any:
-    """A folder for what a model saves."""
+    """A temporary folder for saved models."""
     return tempfile.TemporaryDirectory(prefix="loraspec-", ignore_cleanup_errors=True)
 
 
 def _digest(folder: Path) -> str:
-    """Names and contents of all files."""
+    """A digest of the names and contents of all files."""
     found = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.is_file():

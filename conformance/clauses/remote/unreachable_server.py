@@ -1,4 +1,4 @@
-"""A server that cannot be reached: an error in time, which says where it was looked for, and no more than that."""
+"""A server that cannot be reached: a timely error that names its address, and recovery when it is back."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from conformance.specification.clause import clause
 from conformance.target.expected_errors import quiet
 from conformance.target.subject import Subject
 
-BOUND = 20.0  # seconds until an error: many times what a busy machine takes to encrypt, and no wait for ever
+BOUND = 20.0  # seconds until an error: many times what a busy machine needs to encrypt, yet not endless
 
 
 @clause(
     "REM-DOWN",
-    sentence="""A server that refuses connections or closes them is an error within 20 s that names its address, a
-    RemoteError where the target has one; once it is back, mode remote works again.""",
+    sentence="""If the server refuses or closes connections, a call in mode remote raises an error within 20 s that
+    names the server's address. The error is a RemoteError if the target has that class. Once the server is back, mode
+    remote works again.""",
     cases=Space(RemoteCase, m=(2,), how=("refused", "closed")),
     dtypes=("float32",),
     needs=CUSTOM,
@@ -43,13 +44,13 @@ def test_server_down(subject: Subject, case: RemoteCase) -> float | None:
 
 
 def _outcome(what: str, call: Any) -> Exception:
-    """The error that a call ends with, in time."""
+    """The Exception that a call raises, which it must do in time."""
     came: list[Any] = []
 
     def run() -> None:
         try:
             came.append(call())
-        except BaseException as error:  # noqa: BLE001  (whatever ends it is what is judged)
+        except BaseException as error:  # noqa: BLE001  (judged below)
             came.append(error)
 
     thread = threading.Thread(target=run, daemon=True)

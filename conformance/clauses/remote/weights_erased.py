@@ -1,4 +1,4 @@
-"""After the server's part was saved no remote weight is left in the client's process."""
+"""Erased weights: once the server's part is saved, the client's process holds no remote weight."""
 
 from __future__ import annotations
 
@@ -40,8 +40,10 @@ MODES = ("torch", "disable", "simulate", "execute")
 
 @clause(
     "REM-CLEARED",
-    sentence="""After save_and_clear_private_info no tensor, array or bytes in the process hold a remote weight,
-    as floats or as integers; modes torch, disable, simulate and execute are errors, and mode remote works.""",
+    sentence="""After save_and_clear_private_info no tensor, array, bytes object or list in the client's process holds
+    a row or column of a remote weight, as floats or as integers. Modes torch, disable, simulate and execute then
+    raise errors, and mode remote works.""",
+    why="The model's owner hands out the client, which must not contain the weights that stay on the server.",
     cases=BATCHES.narrowed(m=(2,), lead=("2d",)),
     dtypes=("float32",),
     needs=CUSTOM,
@@ -51,8 +53,8 @@ MODES = ("torch", "disable", "simulate", "execute")
 def test_weights_are_gone(subject: Subject, case: RemoteCase) -> float | None:
     x, g = batch(case, subject.device)
     server = server_of(subject)
-    before = holders()  # other models with these weights, kept alive so that nothing new has their identity
-    before += storages(before)  # one that a target asks for is then none that is new
+    before = holders()  # other holders of these weights, kept alive so that no new object gets their id
+    before += storages(before)  # a storage object that the target requests later is then not new
     with Wire(server.port) as wire:
         hybrid = layers(subject, wire.address)
         expected = both(hybrid, "disable", x, g)
@@ -70,28 +72,28 @@ def test_weights_are_gone(subject: Subject, case: RemoteCase) -> float | None:
 
 
 def holders() -> list[Any]:
-    """All tensors, arrays, bytes and lists of numbers that the garbage collector reaches."""
+    """All tensors, storages, arrays, bytes and lists of numbers that the garbage collector reaches."""
     every = gc.get_objects()
     once, more = _of_kinds(every), gc.get_referents(*every)
-    for _ in range(4):  # what the collector does not track is found in what it does, or within that
+    for _ in range(4):  # untracked objects are reached through tracked ones, at most a few levels deep
         once |= _of_kinds(more)
         more = gc.get_referents(*(thing for thing in more if type(thing) in UNTRACKED and not gc.is_tracked(thing)))
     return [thing for thing in once.values() if not isinstance(thing, list) or _are_numbers(thing)]
 
 
 def _of_kinds(things: list[Any]) -> dict[int, Any]:
-    """Those that may hold numbers, by identity."""
+    """The objects that may hold numbers, by id."""
     kinds = {kind for kind in set(map(type, things)) if issubclass(kind, KINDS)}
     return {id(thing): thing for thing in things if type(thing) in kinds}
 
 
 KINDS: Any = torch.Tensor | torch.UntypedStorage | np.ndarray | bytes | bytearray | memoryview | array | list
-UNTRACKED = (dict, tuple)  # containers that the collector may leave out
-MOST = 2**28  # bytes of one of them
+UNTRACKED = (dict, tuple)  # containers that the collector may leave untracked
+MOST = 2**28  # bytes; larger objects are not read
 
 
 def storages(things: list[Any]) -> list[Any]:
-    """The storages of those that are tensors and have one."""
+    """The storages of the tensors that have one."""
     had = []
     for thing in things:
         if isinstance(thing, torch.Tensor):
@@ -101,7 +103,7 @@ def storages(things: list[Any]) -> list[Any]:
 
 
 def found(things: list[Any]) -> list[tuple[Any, str]]:
-    """Those that hold a row or a column of a remote weight, and in which form."""
+    """The objects that hold a row or a column of a remote weight, each with the form that was found."""
     patterns = dict(_patterns())
     contents = [(thing, _contents(thing)) for thing in things]
     everything = b"|".join(content for _, content in contents)
@@ -132,7 +134,7 @@ def _are_numbers(values: list[Any]) -> bool:
 
 
 def _contents(thing: Any) -> bytes:
-    """The bytes that it occupies, of a tensor all of its storage."""
+    """The bytes of an object; for a tensor those of its whole storage."""
     try:
         if isinstance(thing, torch.Tensor):
             thing = thing.untyped_storage()
@@ -144,10 +146,10 @@ def _contents(thing: Any) -> bytes:
             return np.array(thing, np.float64).tobytes()
         if isinstance(thing, np.ndarray) and (thing.dtype.hasobject or thing.nbytes > MOST):
             return b""
-        # of the class itself: a masked array cannot be read otherwise
+        # by the base class: a masked array cannot be read otherwise
         return np.ndarray.tobytes(thing) if isinstance(thing, np.ndarray) else bytes(thing)
     except (RuntimeError, TypeError, ValueError, AttributeError, OverflowError, BufferError):
-        return b""  # it has no storage, or nothing that can be read
+        return b""  # the object has no storage or cannot be read
 
 
 def _described(left: list[tuple[Any, str]]) -> str:

@@ -1,4 +1,4 @@
-"""The wire between a client and its server: a relay on this machine that keeps every byte, and can be cut."""
+"""The wire between a client and its server: a local relay that records every byte and can be cut."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ PIECE = 2**18
 
 
 class Wire:
-    """Relays each connection to a port of this machine; used as a context, and gone after it.
+    """A relay of connections to a port of this machine; a context manager that closes it at the end.
 
     Attributes:
-        sent, received: what crossed from and to clients, one bytearray for each connection.
+        sent, received: the bytes from and to clients, one bytearray for each connection.
     """
 
     def __init__(self, port: int) -> None:
@@ -29,7 +29,7 @@ class Wire:
 
     @property
     def address(self) -> str:
-        """What a client is given."""
+        """The address that a client is given."""
         return f"http://{HOST}:{self.port}"
 
     def __enter__(self) -> Wire:
@@ -41,12 +41,12 @@ class Wire:
         self._cut()
 
     def traffic(self) -> list[bytes]:
-        """All that crossed, by connection and direction."""
+        """All recorded bytes, by connection and direction."""
         with self._lock:
             return [bytes(part) for part in (*self.sent, *self.received)]
 
     def sent_bytes(self) -> int:
-        """How many bytes clients have sent so far."""
+        """The number of bytes that clients have sent so far."""
         with self._lock:
             return sum(map(len, self.sent))
 
@@ -55,11 +55,11 @@ class Wire:
         self._how = how
         if how == "refused":
             self._end(self._listening)
-            self._listening = self._bound(self.port)  # and not listening: nobody else takes the port meanwhile
+            self._listening = self._bound(self.port)  # bound without listening, so that no other process takes the port
         self._cut()
 
     def up(self) -> None:
-        """Relay again."""
+        """Relay connections again."""
         refused, self._how = self._how == "refused", "up"
         if refused:
             self._listen()
@@ -87,7 +87,7 @@ class Wire:
             client.close()
             return
         for end in (client, server):
-            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # a relay that waits for more would slow it down
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # do not delay small pieces
         there, back = bytearray(), bytearray()
         with self._lock:
             self.sent.append(there)
@@ -103,7 +103,7 @@ class Wire:
         server.close()
 
     def _pump(self, source: socket.socket, target: socket.socket, kept: bytearray) -> None:
-        """Pass bytes on until there are no more, and then that there are none."""
+        """Pass bytes on until the source ends, then close the other direction."""
         with suppress(OSError):
             while piece := source.recv(PIECE):
                 if self._how == "closed":
@@ -123,5 +123,5 @@ class Wire:
 
     def _end(self, listening: socket.socket) -> None:
         with suppress(OSError):
-            listening.shutdown(socket.SHUT_RDWR)  # wakes who accepts
+            listening.shutdown(socket.SHUT_RDWR)  # wakes the thread in accept
         listening.close()

@@ -1,4 +1,4 @@
-"""What crosses the wire: ciphertexts, results, names, and one evaluation key; nothing that the client keeps."""
+"""Contents of the wire: ciphertexts, results, names and one evaluation key, but nothing private to the client."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ from conformance.target.expected_errors import calling_quietly
 from conformance.target.subject import Subject
 
 CALLS = 3
-SAMPLES, SAMPLE = 64, 64  # how many pieces of what was sent are looked for again, and their bytes
+SAMPLES, SAMPLE = 64, 64  # the number of pieces of the sent bytes to search for repetitions, and their length
 
 
 @clause(
     "REM-TRAFFIC",
-    sentence="""Nothing that crosses the wire in a training step holds an activation, a gradient, a label, a bias,
-    an adapter or the secret key: as floats, integers, text, base64 or hexadecimal digits.""",
+    sentence="""In a training step nothing that crosses the wire contains an activation, a gradient, a label, the
+    loss, a bias, an adapter or the secret key: neither as floats, as integers or as text, nor encoded in base64 or
+    hexadecimal.""",
     cases=BATCHES.narrowed(m=(3,), lead=("2d",)),
     dtypes=("float32",),
     needs=LORA,
@@ -62,7 +63,7 @@ def test_nothing_private_crosses(subject: Subject, case: RemoteCase) -> float | 
         keys = getattr(hybrid, "keys", None)
     secret, public = getattr(keys, "secret", None), getattr(keys, "evaluation", None)
     text = searchable(traffic, public if isinstance(public, bytes) else b"")
-    require("a gradient" in planted, "the step gave no gradient to what lies between the layers")
+    require("a gradient" in planted, "the step gave no gradient to the hidden activation between the layers")
     require(bool(traffic), "mode remote sent nothing to the server")
     loss = returned[0] if isinstance(returned, tuple) else returned
     numbers = {name: tensor.double().cpu().numpy() for name, tensor in planted.items()}
@@ -78,8 +79,9 @@ def test_nothing_private_crosses(subject: Subject, case: RemoteCase) -> float | 
 
 @clause(
     "REM-KEY-ONCE",
-    sentence="""The evaluation key crosses once, for all calls and modules of a model: nothing large crosses twice, and
-    later calls use the same key.""",
+    sentence="""The evaluation key crosses the wire once for all calls and modules of a model: no large part of the
+    traffic crosses twice, and later calls use the same key.""",
+    why="An evaluation key can be more than 100 MB.",
     cases=BATCHES.narrowed(m=(2,), lead=("2d",)),
     dtypes=("float32",),
     needs=CUSTOM,
@@ -99,7 +101,7 @@ def test_key_crosses_once(subject: Subject, case: RemoteCase) -> float | None:
     require(len(keys) == 1, f"{CALLS} calls had {len(keys)} evaluation keys: one is to cross, once")
     distance = max(SAMPLE, len(text) // SAMPLES)
     pieces = [text[at : at + SAMPLE] for at in range(0, len(text) - SAMPLE, distance)]
-    times = [text.count(piece) for piece in pieces if len(set(piece)) > SAMPLE // 2]  # neither a header nor zeros
+    times = [text.count(piece) for piece in pieces if len(set(piece)) > SAMPLE // 2]  # ignores headers and zeros
     twice = sum(many > 1 for many in times)
     require(
         twice * 4 < len(times),

@@ -43,9 +43,7 @@ def test_shards_of_the_command_and_of_the_plugin_add_up(whole: Path, tmp_path: P
     assert (found["shard"], ended.returncode) == ("1/2", report.exit_code(found))
     assert "sluggish, shard 1/2: " in ended.stdout
     options = ("--target", "sluggish", "--profile", "quick", *CHOSEN, "--shard", "2/2", "--report-dir", str(two))
-    other = pytested(
-        "-q", "-p", "no:cacheprovider", "--pyargs", "conformance.clauses.linear_and_layer", *options
-    )
+    other = pytested("-q", "-p", "no:cacheprovider", "--pyargs", "conformance.clauses.linear_and_layer", *options)
     assert report_in(two)["shard"] == "2/2", other.stdout
     assert other.returncode == report.exit_code(report_in(two))
     merged = loraspec("merge", str(two), str(one), "--report-dir", str(into))

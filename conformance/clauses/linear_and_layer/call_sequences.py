@@ -152,8 +152,8 @@ def test_changed_before_backward(subject: Subject, case: LinearCase) -> float | 
 @clause(
     "LIN-AMP-ENTRY",
     "LAY-AMP-ENTRY",
-    sentence="""Under autocast to float16 or bfloat16, x may already have that dtype, unless the call is refused; after
-    the region, the layer computes in its own dtype again.""",
+    sentence="""Under autocast to float16 or bfloat16, x may already have that dtype, unless the call raises
+    NotImplementedError; after the region, the layer computes in its own dtype again.""",
     cases=SMALL.narrowed(autocast=("float16", "bfloat16"), training=(True,), values=("integers", "normal", "positive")),
     dtypes=("float32",),
     weight=0.67,

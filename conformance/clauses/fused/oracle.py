@@ -170,7 +170,7 @@ class Oracle:
         return self._over_tokens(itself, np.ones((len(x), 1)))[:, 0]
 
     def _over_tokens(self, left: Array, right: Array) -> Array:
-        """The error of `leftᵀ right` from errors in one factor: equal tokens add up, others average out."""
+        """The error of `leftᵀ right` from errors in one factor: those of equal tokens add up, others average out."""
         if self.how.correlated:
             return np.asarray(np.abs(left).T @ np.abs(right))
         return independent(left.T, right)

@@ -1,4 +1,4 @@
-"""`use_memory_efficient_lora` changes no result and restricts no operand."""
+"""`use_memory_efficient_lora` changes no result, and takes the same operands as the plain layer."""
 
 from __future__ import annotations
 

@@ -66,8 +66,7 @@ def test_gradients_of_micro_batches(subject: Subject, case: LinearCase) -> float
     "LAY-MODE-INFERENCE",
     sentence="""Calls under inference_mode or no_grad use the current values of the operands, and training after
     such calls is right.""",
-    why="""A layer that caches weights for inference may go on using old values, or inference tensors that autograd
-    refuses.""",
+    why="A layer that caches weights under inference_mode may go on using the cached ones afterwards.",
     cases=SMALL,
     weight=0.34,
 )

@@ -1,4 +1,4 @@
-"""The fields of a config, their defaults, and values drawn for them."""
+"""The fields of a config, their defaults, and the values that cases draw for them."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ DEFAULTS: dict[str, Any] = {
     "use_rslora": False,
     "use_memory_efficient_lora": False,
 }
-ADDED = ("use_dora", "use_rslora", "use_memory_efficient_lora")  # beyond the seed's fields
-FREE = ("use_memory_efficient_lora",)  # changes nothing that is computed: its default is the target's own
-# Patterns that must stay as they are: neither stripped, lowered, split, sorted nor without what is there twice.
+ADDED = ("use_dora", "use_rslora", "use_memory_efficient_lora")  # beyond NeMo Automodel's fields
+FREE = ("use_memory_efficient_lora",)  # changes no result: the target chooses its default
+# Patterns that must be kept exactly: not stripped, lowercased, split, sorted or deduplicated.
 ODD = ["Q_proj", "größe_proj ", "a,b", "fc1", "Q_proj"]
-# Values other than the defaults. lora_dtype is in the form that to_dict gives.
+# Values other than the defaults. lora_dtype is written as to_dict writes it.
 CHOICES: dict[str, tuple[Any, ...]] = {
     "target_modules": (["*_proj"], ["q_proj", "*.layers.1.*"], ["fc1", "fc2", ".*gate.*"], ODD),
     "exclude_modules": (["lm_head"], ["*.0.*", "head"]),
@@ -50,7 +50,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "use_rslora": (True,),
     "use_memory_efficient_lora": (True,),
 }
-# At most one of these is given.
+# A case sets at most one of these.
 CHOOSING = ("target_modules", "exclude_modules", "match_all_linear")
 
 
@@ -59,8 +59,8 @@ class ConfigCase(Case):
     """A config with some fields set.
 
     Fields:
-        chosen: the way modules are chosen (`none`, or a field).   set: how many others are set.
-        key: the field a clause is about.   bad: a place in its table.   way: how it is built or carried.
+        chosen: the field that chooses modules, or `none`.   set: how many other fields are set.
+        key: the field a clause is about.   bad: an index into its bad values.   way: how the config is made or copied.
     """
 
     chosen: str = "none"
@@ -82,7 +82,7 @@ KEYS = Space(ConfigCase, key=tuple(DEFAULTS))
 
 
 def fields_of(subject: Subject) -> list[str]:
-    """The fields that this target's PeftConfig has: the seed's, and those of the added ones that it takes."""
+    """The fields of this target's PeftConfig: NeMo Automodel's, and those of the added ones that it has."""
     return [key for key in DEFAULTS if key not in ADDED or hasattr(subject.thing(), key)]
 
 
@@ -98,20 +98,20 @@ def options_of(subject: Subject, case: ConfigCase) -> dict[str, Any]:
 
 
 def make(subject: Subject, **options: Any) -> Any:
-    """`PeftConfig(…)`."""
+    """Call the target's `PeftConfig(…)`."""
     shown = ", ".join(f"{key}={value!r}" for key, value in options.items())
     with calling_quietly(f"PeftConfig({shown})"):
         return subject.thing(**options)
 
 
 def from_dict(subject: Subject, values: Any) -> Any:
-    """`PeftConfig.from_dict(…)`."""
+    """Call the target's `PeftConfig.from_dict(…)`."""
     with calling_quietly(f"PeftConfig.from_dict({values!r})"):
         return subject.thing.from_dict(values)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """`config.to_dict()`, which must be a dict."""
+    """The result of `config.to_dict()`, which must be a dict."""
     with calling("to_dict()"):
         values = config.to_dict()
     require(type(values) is dict, f"to_dict() returned a {type(values).__name__}: expected a dict")
@@ -119,23 +119,23 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def held(value: Any) -> Any:
-    """What the config holds for a value in the form that to_dict gives: a torch.dtype for a dtype's name."""
+    """The value that a field holds for a value as to_dict writes it: a dtype's name becomes a torch.dtype."""
     return getattr(torch, value) if isinstance(value, str) and hasattr(torch, value) else value
 
 
 def field_of(config: Any, key: str) -> Any:
-    """The value of a config's field, which must be there."""
+    """The value of a config's field, which must exist."""
     with calling(f"reading {key} of a {type(config).__name__}"):
         return getattr(config, key)
 
 
 def same(got: Any, wanted: Any) -> bool:
-    """Whether a field holds a value: equal, and no bool for a number or the reverse."""
+    """Whether two values are equal, where a bool never equals a number."""
     return bool(got == wanted) and isinstance(got, bool) == isinstance(wanted, bool)
 
 
 def require_fields(config: Any, expected: dict[str, Any], what: str) -> None:
-    """Require what a config's fields hold; names of dtypes stand for the dtypes."""
+    """Require these values in a config's fields; a dtype's name stands for the dtype."""
     for key, value in expected.items():
         got = field_of(config, key)
         wanted = held(value) if key == "lora_dtype" else value

@@ -1,4 +1,4 @@
-"""The fields of a config: their names, defaults, and the values they take."""
+"""The fields of a config: their names, defaults, and the values they accept."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ from conformance.target.subject import Subject
 
 @clause(
     "CFG-DEFAULTS",
-    sentence="""A config made without arguments, or from an empty dict, has the defaults: no targets and exclusions,
-    dim 8, alpha 32, dropout 0.0 "post", "xavier", no lora_dtype, every flag that changes a result False.""",
+    sentence="""PeftConfig() and from_dict({}) have the defaults: target_modules and exclude_modules empty, dim 8,
+    alpha 32, dropout 0.0, dropout_position "post", lora_A_init "xavier", lora_dtype None, and match_all_linear,
+    use_triton, use_dora and use_rslora False; use_memory_efficient_lora may have any default.""",
     cases=CONFIGS.narrowed(way=("PeftConfig()", "PeftConfig.from_dict({})")),
     dtypes=(),
     weight=0.5,
@@ -45,7 +46,9 @@ def test_defaults(subject: Subject, case: ConfigCase) -> None:
 
 @clause(
     "CFG-FIELDS",
-    sentence="PeftConfig is a dataclass whose fields are the seed's ten in their order, then the added use_… flags.",
+    sentence="""PeftConfig is a dataclass whose fields begin with target_modules, exclude_modules, match_all_linear,
+    dim, alpha, dropout, dropout_position, lora_A_init, lora_dtype and use_triton, in this order.""",
+    why="Positional arguments depend on the order.",
     cases=CONFIGS,
     dtypes=(),
     weight=0.1,
@@ -59,7 +62,7 @@ def test_fields(subject: Subject, case: ConfigCase) -> None:  # noqa: ARG001
 
 @clause(
     "CFG-ADDED",
-    sentence="The fields use_dora, use_rslora and use_memory_efficient_lora are there.",
+    sentence="PeftConfig has the fields use_dora, use_rslora and use_memory_efficient_lora.",
     cases=CONFIGS,
     level="SHOULD",
     dtypes=(),
@@ -72,7 +75,7 @@ def test_added(subject: Subject, case: ConfigCase) -> None:  # noqa: ARG001
 
 @clause(
     "CFG-VALUES",
-    sentence="Each option reaches its field, given by keyword or in a dict, and the others keep their defaults.",
+    sentence="An option given by keyword or in a dict sets its field, and the other fields keep their defaults.",
     cases=CONFIGS.narrowed(way=("keywords", "dict")),
     dtypes=(),
 )
@@ -80,7 +83,7 @@ def test_values(subject: Subject, case: ConfigCase) -> None:
     defaults = defaults_of(subject)
     alone = [{key: CHOICES[key][case.seed % len(CHOICES[key])]} for key in fields_of(subject)]
     for options in (options_of(subject, case), *alone):
-        # a dtype's name is CFG-DTYPE's
+        # CFG-DTYPE judges names of dtypes
         given = {key: held(value) if key == "lora_dtype" else copy.deepcopy(value) for key, value in options.items()}
         config = make(subject, **given) if case.way == "keywords" else from_dict(subject, given)
         require_fields(config, defaults | options, f"a config of {options} by {case.way or 'dict'}")
@@ -88,7 +91,8 @@ def test_values(subject: Subject, case: ConfigCase) -> None:
 
 @clause(
     "CFG-BOUNDS",
-    sentence="Values at the ends of their ranges are accepted, falsy ones and an int for a float included.",
+    sentence="""Values at the ends of their ranges are accepted: dropout 0 and 1 (int or float), dim 1, alpha 1, an
+    empty list, lora_dtype None, and False.""",
     cases=KEYS.narrowed(
         key=("dropout", "dim", "alpha", "target_modules", "lora_dtype", "use_triton"),
         way=("dict", "keywords"),
@@ -112,7 +116,8 @@ def test_bounds(subject: Subject, case: ConfigCase) -> None:
 
 @clause(
     "CFG-DTYPE",
-    sentence="""lora_dtype is given as a torch.dtype, "bfloat16" or "torch.bfloat16", and held as a torch.dtype.""",
+    sentence="""lora_dtype may be given as a torch.dtype or by name, as "bfloat16" or "torch.bfloat16", and the
+    field holds a torch.dtype.""",
     cases=CONFIGS.narrowed(way=("torch.dtype", "name", "torch.name"), bad=(0, 1, 2, 3), chosen=("none",)),
     dtypes=(),
 )
@@ -129,7 +134,7 @@ def test_dtype(subject: Subject, case: ConfigCase) -> None:
 
 @clause(
     "CFG-LISTS",
-    sentence="For target_modules and exclude_modules None is an empty list and a plain string is one pattern.",
+    sentence="For target_modules and exclude_modules, None means an empty list and a plain string means one pattern.",
     cases=KEYS.narrowed(key=("target_modules", "exclude_modules"), way=("dict", "keywords")),
     dtypes=(),
     weight=0.5,
@@ -143,7 +148,8 @@ def test_lists(subject: Subject, case: ConfigCase) -> None:
 
 @clause(
     "CFG-FRESH-LISTS",
-    sentence="No two configs share a list.",
+    sentence="Two configs never share a list.",
+    why="With one default list for all configs, a change to one config would change the others.",
     cases=KEYS.narrowed(key=("target_modules", "exclude_modules")),
     dtypes=(),
     weight=0.5,
@@ -167,7 +173,7 @@ def test_fresh_lists(subject: Subject, case: ConfigCase) -> None:
 
 @clause(
     "CFG-EQUAL",
-    sentence="Two configs are equal exactly if all their fields are.",
+    sentence="Two configs are equal if and only if all their fields are equal.",
     cases=CONFIGS,
     dtypes=(),
 )
@@ -188,7 +194,8 @@ def test_equal(subject: Subject, case: ConfigCase) -> None:
 
 @clause(
     "CFG-COPY",
-    sentence="copy, deepcopy, pickle and dataclasses.replace give an equal config; the middle two share no list.",
+    sentence="""copy, deepcopy, pickle and dataclasses.replace give an equal config; a deepcopy and a pickled copy
+    share no list with the original.""",
     cases=CONFIGS.narrowed(way=("copy", "deepcopy", "pickle", "replace")),
     level="SHOULD",
     dtypes=(),

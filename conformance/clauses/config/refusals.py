@@ -1,4 +1,4 @@
-"""What a config refuses, and what the error names: the key, the value, and the nearest valid key."""
+"""Keys and values that a config refuses, with errors that name the key, the value and the nearest valid key."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ OUT_OF_RANGE: dict[str, tuple[Any, ...]] = {
     "lora_dtype": ("float17", "torch.bf16x", "", "int8", "Linear", "torch.nn", "complex64"),
 }
 EACH = CONFIGS.narrowed(bad=tuple(range(7)), chosen=("none",), set=(0,))
-# Fields to which a key with one letter too few, too many or elsewhere is nearest, whatever the measure.
+# Fields that are nearest to their own misspelt name, with one letter changed, by any measure of distance.
 LONG = tuple(key for key in DEFAULTS if len(key) >= 5 and not key.startswith("use_"))
 
 
 @clause(
     "CFG-UNKNOWN",
-    sentence="An unknown key is a ValueError that names the key, its value and the nearest valid key.",
+    sentence="An unknown key raises a ValueError that names the key, its value and the nearest valid key.",
     cases=KEYS.narrowed(key=LONG, way=("doubled", "dropped", "swapped", "case")),
     dtypes=(),
 )
@@ -57,7 +57,7 @@ def test_unknown(subject: Subject, case: ConfigCase) -> None:
 
 
 def misspelt(key: str, way: str, seed: int) -> str:
-    """A key with one letter doubled, dropped, swapped with its neighbour, or of the other case."""
+    """A key with one letter doubled, dropped, swapped with its neighbour, or in the other case."""
     chance = random.Random(f"{key} {seed}")
     i = chance.choice([j for j in range(1, len(key) - 1) if key[j] != key[j + 1] and key[j].isalpha()])
     return {
@@ -69,7 +69,9 @@ def misspelt(key: str, way: str, seed: int) -> str:
 
 @clause(
     "CFG-UNKNOWN-FALSY",
-    sentence="An unknown key is refused whatever its value: None, False, 0, an empty list, and beside any other keys.",
+    sentence="""An unknown key raises a ValueError that names it, even if its value is None, False, 0, an empty list
+    or an empty string, and whatever the other keys are.""",
+    why="A key that is dropped silently is an option that the caller believes to be set.",
     cases=CONFIGS.narrowed(bad=(0, 1, 2, 3, 4)),
     dtypes=(),
     weight=0.5,
@@ -84,7 +86,8 @@ def test_unknown_falsy(subject: Subject, case: ConfigCase) -> None:
 
 @clause(
     "CFG-TYPE",
-    sentence='A wrong type is a ValueError that names key and value: a bool is no number, 1 and "true" no bool.',
+    sentence="""A value of a wrong type raises a ValueError that names the key and, unless it is a list or dict, the
+    value; a bool is not a number, and 1 and "true" are not bools.""",
     cases=EACH,
     dtypes=(),
 )
@@ -95,7 +98,8 @@ def test_type(subject: Subject, case: ConfigCase) -> None:
 
 @clause(
     "CFG-RANGE",
-    sentence="A value out of range, or a name that does not exist, is a ValueError that names key and value.",
+    sentence="""A value out of range, or a name that does not exist, raises a ValueError that names the key and the
+    value.""",
     cases=EACH,
     dtypes=(),
 )
@@ -106,7 +110,8 @@ def test_range(subject: Subject, case: ConfigCase) -> None:
 
 @clause(
     "CFG-NAN",
-    sentence="NaN is refused for every number, and an infinite alpha, by a ValueError that names the key.",
+    sentence="""NaN for dropout, alpha or dim, and an infinite alpha, raise a ValueError that names the key and the
+    value.""",
     cases=KEYS.narrowed(key=("dropout", "alpha", "dim")),
     dtypes=(),
     weight=0.5,
@@ -120,7 +125,7 @@ def test_nan(subject: Subject, case: ConfigCase) -> None:
 
 @clause(
     "CFG-CONSTRUCTOR",
-    sentence="PeftConfig(…) refuses the same values as from_dict.",
+    sentence="PeftConfig(…) refuses the same values as from_dict, by a ValueError or TypeError that names the key.",
     cases=EACH,
     level="SHOULD",
     dtypes=(),
@@ -138,7 +143,8 @@ def test_constructor(subject: Subject, case: ConfigCase) -> None:
 
 @clause(
     "CFG-NO-DICT",
-    sentence="from_dict of what is no dict, or has a key that is no string, is a ValueError.",
+    sentence="""from_dict raises a ValueError or TypeError if its argument is not a dict or has a key that is not a
+    string.""",
     cases=CONFIGS.narrowed(bad=(0, 1, 2, 3, 4)),
     level="SHOULD",
     dtypes=(),
@@ -154,7 +160,7 @@ def test_no_dict(subject: Subject, case: ConfigCase) -> None:
 
 
 def _three_of_each(subject: Subject, case: ConfigCase, table: dict[str, tuple[Any, ...]]) -> Iterator[tuple[str, Any]]:
-    """Three bad values of each field, from the case's place on, so that few cases see them all."""
+    """Up to three bad values of each field from the case's index on, so that a few cases cover all."""
     for key in fields_of(subject):
         bad = table.get(key, ())
         for offset in range(min(3, len(bad))):
@@ -162,7 +168,7 @@ def _three_of_each(subject: Subject, case: ConfigCase, table: dict[str, tuple[An
 
 
 def _refused(subject: Subject, values: dict[str, Any], key: str, value: Any, *also: str) -> None:
-    """Refuse a dict, with a message that names the key, the value, and what else it must."""
+    """Require that from_dict refuses a dict, with a message that names the key, the value, and `also`."""
     # a message may name the whole list or the wrong element of it
     shown = "" if isinstance(value, list | dict) else value if isinstance(value, str) else repr(value)
     shown = value.__name__ if isinstance(value, type) else shown

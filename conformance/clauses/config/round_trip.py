@@ -1,4 +1,4 @@
-"""`to_dict` and `from_dict`: the round trip, JSON, and that neither shares or changes what it is given."""
+"""`to_dict` and `from_dict`: the round trip, JSON, and no object shared with or changed for the caller."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TAKEN = CONFIGS.narrowed(chosen=("target_modules", "exclude_modules"))
 
 @clause(
     "CFG-ROUND-TRIP",
-    sentence="from_dict(to_dict(c)) == c for every config, and once more.",
+    sentence="from_dict(to_dict(c)) == c for every config c, and to_dict of the config read back equals to_dict(c).",
     cases=CONFIGS,
     dtypes=(),
 )
@@ -41,7 +41,7 @@ def test_round_trip(subject: Subject, case: ConfigCase) -> None:
 
 @clause(
     "CFG-JSON",
-    sentence="to_dict is JSON-serialisable, and the config read back from the JSON text is equal.",
+    sentence="to_dict(c) is JSON-serialisable, and the config read back from the JSON text equals c.",
     cases=CONFIGS,
     dtypes=(),
 )
@@ -63,7 +63,8 @@ def _require_equal(subject: Subject, back: Any, config: Any, what: str) -> None:
 
 @clause(
     "CFG-DICT",
-    sentence="""to_dict holds every field under its name: lists as lists, lora_dtype as "bfloat16" or None.""",
+    sentence="""to_dict has one key for each field and no others; lists are lists, and lora_dtype is a name such as
+    "bfloat16" or None.""",
     cases=CONFIGS,
     dtypes=(),
 )
@@ -82,7 +83,8 @@ def test_dict(subject: Subject, case: ConfigCase) -> None:
 
 @clause(
     "CFG-ORDER",
-    sentence="to_dict has the fields in the order of the dataclass, whatever order the options were given in.",
+    sentence="""The keys of to_dict are in the order of the dataclass's fields, in whatever order the options were
+    given.""",
     cases=CONFIGS,
     level="SHOULD",
     dtypes=(),
@@ -97,7 +99,8 @@ def test_order(subject: Subject, case: ConfigCase) -> None:
 
 @clause(
     "CFG-OWN-DICT",
-    sentence="to_dict shares no mutable object with the config: changing it changes no config, nor a second dict.",
+    sentence="""to_dict shares no mutable object with the config: changing the dict changes neither the config nor
+    another dict from to_dict.""",
     cases=TAKEN,
     dtypes=(),
 )
@@ -115,7 +118,7 @@ def test_own_dict(subject: Subject, case: ConfigCase) -> None:
 
 @clause(
     "CFG-OWN-LISTS",
-    sentence="A config keeps lists of its own: changing those it was made or read from changes no config.",
+    sentence="A config holds its own lists: changing a list that it was made or read from does not change it.",
     cases=TAKEN.narrowed(way=("dict", "keywords")),
     dtypes=(),
 )

@@ -1,4 +1,4 @@
-"""DoRA splits the adapted weight into a trainable length of each row and its direction."""
+"""DoRA splits each row of the adapted weight into a trainable length, its magnitude, and a direction."""
 
 from conformance.specification.groups import Group
 

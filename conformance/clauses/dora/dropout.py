@@ -1,4 +1,4 @@
-"""Dropout in a DoRA layer: the base sees x whole, and what is dropped is the change of the base's output."""
+"""Dropout in a DoRA layer acts on DoRA's change of the base output, never on the base output itself."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from conformance.target.subject import Subject
 
 @clause(
     "DORA-DROP",
-    sentence="""With dropout at p = 1 in training the base layer remains, after post dropout it or m′ ⊙ x Wᵀ + b;
-    outside training dropout does nothing.""",
+    sentence="""With dropout at p = 1 in training, y is the base output x Wᵀ + b, and with post dropout it may be m′
+    ⊙ x Wᵀ + b instead; outside training, dropout does nothing.""",
     cases=DORA.narrowed(dropout=(1.0, 0.5), position=("pre", "post"), training=(True, False)),
     weight=0.5,
 )
@@ -35,18 +35,19 @@ def test_dropout(subject: Subject, case: LinearCase) -> float | None:
         return judge(y, oracle.y())
     base = oracle.x @ oracle.weight.T + (0.0 if oracle.bias is None else oracle.bias)
     alone = budget.row_chain(oracle.x, oracle.weight, oracle.bias, oracle.down, oracle.up, 0.0, oracle.how)
-    # (m′-1)·0 and m′·0 add nothing; what is left is the base layer with its own budget
+    # the dropped terms (m′-1)·0 and m′·0 add nothing: the base layer and its budget remain
     try:
         return judge(y, Expected("y at p = 1", base.reshape(y.shape), alone.reshape(y.shape), y.dtype))
     except Violation:
         if case.position == "pre":
             raise
-        return judge(y, oracle.y(update=False))  # post dropout of the update alone, before the rows are rescaled
+        return judge(y, oracle.y(update=False))  # post dropout acts on the update only, before the rows are rescaled
 
 
 @clause(
     "DORA-DROP-PRE",
-    sentence="With pre dropout D, y = x Wᵀ + b + (m′-1) ⊙ D(x) Wᵀ + m′ ⊙ s·(D(x) Aᵀ) Bᵀ: the base sees x whole.",
+    sentence="""With pre dropout D, y = x Wᵀ + b + (m′-1) ⊙ D(x) Wᵀ + m′ ⊙ s·(D(x) Aᵀ) Bᵀ: dropout does not act on
+    the base output.""",
     cases=PROBE.narrowed(position=("pre",)),
     weight=0.5,
 )
@@ -56,8 +57,8 @@ def test_pre_dropout(subject: Subject, case: LinearCase) -> float | None:
 
 @clause(
     "DORA-DROP-POST",
-    sentence="""With post dropout D, y = x Wᵀ + b + D((m′-1) ⊙ x Wᵀ + m′ ⊙ s·(x Aᵀ) Bᵀ): what is dropped leaves
-    the base.""",
+    sentence="""With post dropout D, y = x Wᵀ + b + D((m′-1) ⊙ x Wᵀ + m′ ⊙ s·(x Aᵀ) Bᵀ): a dropped element leaves
+    the base output.""",
     level="SHOULD",
     cases=PROBE.narrowed(position=("post",)),
     position="post",
@@ -68,7 +69,7 @@ def test_post_dropout(subject: Subject, case: LinearCase) -> float | None:
 
 
 def judge_mask(subject: Subject, case: LinearCase) -> float | None:
-    """Judge the layer with W = A = B = I, where each y depends on one x, kept or dropped in either position."""
+    """Judge a layer with W = A = B = I, where each element of y depends on one element of x, kept or dropped."""
     seed_torch(case.seed)
     operands = subject.operands(case)
     operands.values["weight"] = np.eye(case.k)

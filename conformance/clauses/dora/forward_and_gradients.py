@@ -1,4 +1,4 @@
-"""Group `dora`: the adapted weight split into a trainable length of each row and its direction."""
+"""The output and gradients of a DoRA layer, its initialisation, and weights with rows of extreme or zero norm."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from conformance.target.subject import Subject
 
 @clause(
     "DORA-FWD",
-    sentence="y = m/‖W + s·BA‖_row ⊙ (x Wᵀ + s·(x Aᵀ) Bᵀ) + b, norms taken over each output's row.",
+    sentence="""y = m/‖W + s·BA‖_row ⊙ (x Wᵀ + s·(x Aᵀ) Bᵀ) + b, where ‖·‖_row is the norm of each row, one for each
+    output feature.""",
     cases=DORA,
 )
 def test_output(subject: Subject, case: LinearCase) -> float | None:
@@ -28,25 +29,30 @@ def test_output(subject: Subject, case: LinearCase) -> float | None:
         return judge(instance.forward(), oracle.y())
 
 
-@clause("DORA-BWD-DX", sentence="dX = (m′ ⊙ g)(W + s·BA).", cases=DORA)
+@clause("DORA-BWD-DX", sentence="dX = (m′ ⊙ g)(W + s·BA), where m′ = m/‖W + s·BA‖_row.", cases=DORA)
 def test_gradient_of_x(subject: Subject, case: LinearCase) -> float | None:
     instance, oracle = ran(subject, case)
     return judge(instance.gradient("x"), oracle.gradient("x"))
 
 
-@clause("DORA-BWD-DA", sentence="dA = s·((m′ ⊙ g) B)ᵀ x; the norm is a constant.", cases=DORA)
+@clause(
+    "DORA-BWD-DA",
+    sentence="dA = s·((m′ ⊙ g) B)ᵀ x: the norm in m′ is detached.",
+    why="The DoRA paper treats the norm as a constant in backward, which saves memory.",
+    cases=DORA,
+)
 def test_gradient_of_lora_A(subject: Subject, case: LinearCase) -> float | None:
     instance, oracle = ran(subject, case)
     return judge(instance.gradient("lora_A"), oracle.gradient("lora_A"))
 
 
-@clause("DORA-BWD-DB", sentence="dB = s·(m′ ⊙ g)ᵀ (x Aᵀ); the norm is a constant.", cases=DORA)
+@clause("DORA-BWD-DB", sentence="dB = s·(m′ ⊙ g)ᵀ (x Aᵀ): the norm in m′ is detached.", cases=DORA)
 def test_gradient_of_lora_B(subject: Subject, case: LinearCase) -> float | None:
     instance, oracle = ran(subject, case)
     return judge(instance.gradient("lora_B"), oracle.gradient("lora_B"))
 
 
-@clause("DORA-BWD-DM", sentence="dm = Σ g ⊙ (x Wᵀ + s·(x Aᵀ) Bᵀ)/‖W + s·BA‖_row over tokens.", cases=DORA)
+@clause("DORA-BWD-DM", sentence="dm is the sum over tokens of g ⊙ (x Wᵀ + s·(x Aᵀ) Bᵀ)/‖W + s·BA‖_row.", cases=DORA)
 def test_gradient_of_magnitude(subject: Subject, case: LinearCase) -> float | None:
     instance, oracle = ran(subject, case)
     return judge(instance.gradient("lora_magnitude"), oracle.gradient("lora_magnitude"))
@@ -54,7 +60,7 @@ def test_gradient_of_magnitude(subject: Subject, case: LinearCase) -> float | No
 
 @clause(
     "DORA-LEAD",
-    sentence="x may have any leading dimensions, none and empty ones included, forward and backward.",
+    sentence="Forward and backward take an x with any number of leading dimensions, including none and empty ones.",
     cases=DORA.narrowed(m=(2, 0, 3, 17), lead=("1d", "3d", "4d")),
     weight=0.5,
 )
@@ -65,7 +71,7 @@ def test_leading(subject: Subject, case: LinearCase) -> float | None:
     instance.backward(y)
     empty = not len(oracle.x)
     expected = [oracle.gradient(name) for name in NAMES]
-    if empty:  # no token, no gradient: exact zeros
+    if empty:  # without tokens every gradient is exactly zero
         expected = [dataclasses.replace(e, budget=None, terms={}, certified=False) for e in expected]
     ratios = [judge(instance.gradient(name), e) for name, e in zip(NAMES, expected, strict=True)]
     return worst(judge(y, oracle.y()), *ratios)
@@ -73,7 +79,7 @@ def test_leading(subject: Subject, case: LinearCase) -> float | None:
 
 @clause(
     "DORA-INIT",
-    sentence="A fresh layer has lora_magnitude = ‖W‖_row and computes what the linear layer computes.",
+    sentence="A new layer has lora_magnitude = ‖W‖_row and computes the same y as the linear layer.",
     cases=DORA,
     weight=0.5,
 )
@@ -113,7 +119,7 @@ def test_trainable(subject: Subject, case: LinearCase) -> float | None:
 
 @clause(
     "DORA-ZERO-ROW",
-    sentence="A weight with a zero row is refused: it has no direction.",
+    sentence="A weight with a zero row is refused with an error, because a zero row has no direction.",
     cases=DORA,
     dtypes=("float32",),
     weight=0.2,
@@ -131,13 +137,14 @@ def test_zero_row(subject: Subject, case: LinearCase) -> float | None:
 
 @clause(
     "DORA-FINITE-SIZE",
-    sentence="The row norm neither overflows nor underflows for weights of ordinary 16-bit size.",
+    sentence="""In float16, the row norm neither overflows nor underflows for weights of the order of 300 or 1e-3,
+    although their squares leave the normal range.""",
     cases=DORA.narrowed(bias=(False,)),
     dtypes=("float16",),
     weight=0.5,
 )
 def test_norm_range(subject: Subject, case: LinearCase) -> float | None:
-    # 300 squared is beyond float16, 1e-4 squared below it; x shrinks as W grows, so that y stays in range
+    # 300² is beyond float16, and 1e-3² below its normal range; x shrinks as W grows, so that y stays in range
     size = (300.0, 1e-3)[case.seed % 2]
     operands = subject.operands(case)
     for name in ("weight", "lora_B"):

@@ -1,4 +1,4 @@
-"""Merging a DoRA layer: the weight becomes `m′ ⊙ (W + s·B A)`, and comes back."""
+"""Merging a DoRA layer makes its weight `m′ ⊙ (W + s·B A)`, and unmerging restores W."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NEEDS = ("LinearLoRA.merge", "LinearLoRA.unmerge")
 
 
 def merged(subject: Subject, case: LinearCase, times: int) -> tuple[Instance, DoraOracle]:
-    """A DoRA layer with the case's operands, merged so many times, and its oracle."""
+    """A DoRA layer with the case's operands after `times` calls of `merge()`, and its oracle."""
     instance, oracle = built(subject, case)
     for _ in range(times):
         with calling(f"{subject.name}(use_dora=True).merge()"):
@@ -28,7 +28,7 @@ def merged(subject: Subject, case: LinearCase, times: int) -> tuple[Instance, Do
 
 
 def merged_weight(oracle: DoraOracle) -> Expected:
-    """`m′ ⊙ (W + s·B A)`, within the stores of B A, of its scaled form, of the sum and of the product."""
+    """`m′ ⊙ (W + s·B A)`; its budget counts the stores of B A, its scaled form, the sum and the product."""
     how, s = oracle.how, abs(oracle.scale)
     value = oracle.adapted * oracle.factor[:, None]
     update = oracle.scale * oracle.up @ oracle.down
@@ -43,7 +43,8 @@ def merged_weight(oracle: DoraOracle) -> Expected:
 
 @clause(
     "DORA-MERGE",
-    sentence="Merging makes the weight m′ ⊙ (W + s·B A), and y = x Wᵀ + b with it; merging twice is merging once.",
+    sentence="""Merging sets the weight to W′ = m′ ⊙ (W + s·B A), so that y = x W′ᵀ + b; merging twice equals
+    merging once.""",
     cases=MERGE,
     needs=NEEDS,
     weight=0.5,
@@ -56,7 +57,7 @@ def test_merged(subject: Subject, case: LinearCase) -> float | None:
 
 
 def merged_output(oracle: DoraOracle) -> Expected:
-    """The layer's y; the merged weight's own error reaches it through x."""
+    """The y of a merged layer; its budget includes the merged weight's error, carried through x."""
     y, weight = oracle.y(), merged_weight(oracle)
     assert y.budget is not None
     assert weight.budget is not None
@@ -66,7 +67,7 @@ def merged_output(oracle: DoraOracle) -> Expected:
 
 @clause(
     "DORA-UNMERGE",
-    sentence="""Unmerging a DoRA layer restores W within 2u·|W| + 4u·|W + s·B A|, and its y is that of the layer
+    sentence="""Unmerging a DoRA layer restores W within 2u·|W| + 4u·|W + s·B A|, and y is then that of the layer
     before merging.""",
     cases=MERGE,
     needs=NEEDS,
@@ -76,7 +77,7 @@ def test_unmerged(subject: Subject, case: LinearCase) -> float | None:
     instance, oracle = merged(subject, case, times=1)
     with calling(f"{subject.name}(use_dora=True).unmerge()"):
         instance.module.unmerge()
-    # where W is not kept: W + s·B A stored, m′ times it stored, divided again; then s·B A taken off, two stores
+    # if W is not kept: one store each of W + s·B A, m′ times it and the quotient, two for subtracting s·B A
     unit = max(oracle.how.unit, oracle.how.adapter_unit)
     allowed = unit * (2 * np.abs(oracle.weight) + 4 * np.abs(oracle.adapted))
     got = torch.from_numpy(numbers(instance.module.weight))

@@ -1,4 +1,4 @@
-"""Training a DoRA layer: layouts, dtypes, subsets, repeated and checkpointed passes, autocast, the layer's options."""
+"""Training a DoRA layer: layouts, dtypes, subsets, repeated and checkpointed passes, autocast, options."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def test_layouts(subject: Subject, case: LinearCase) -> float | None:
 
 @clause(
     "DORA-MIXED",
-    sentence="With a wider adapter y and dX have the layer's dtype, and the adapter's gradients its own.",
+    sentence="""With an adapter of a wider dtype, y and dX have the layer's dtype, and dA, dB and dm have the
+    adapter's dtype.""",
     cases=DORA,
     dtypes=("bfloat16", "float16"),
     weight=0.5,
@@ -45,11 +46,12 @@ def test_adapter_of_another_dtype(subject: Subject, case: LinearCase) -> float |
 
 @clause(
     "DORA-NEEDS",
-    sentence="Any subset of x, A, B and the magnitude may require grad: it gets its gradients, the rest none.",
+    sentence="""Any subset of x, A, B and the magnitude may require grad: its members get their gradients, and the
+    others get none.""",
     cases=DORA,
 )
 def test_subsets(subject: Subject, case: LinearCase) -> float | None:
-    chosen = 1 + case.seed % (2 ** len(NAMES) - 2)  # neither none nor all
+    chosen = 1 + case.seed % (2 ** len(NAMES) - 2)  # a proper, non-empty subset
     needs = tuple(name for i, name in enumerate(NAMES) if chosen >> i & 1)
     instance, oracle = built(subject, case)
     ratio = oracle.judged_step(instance, needs)
@@ -61,7 +63,7 @@ def test_subsets(subject: Subject, case: LinearCase) -> float | None:
 
 @clause(
     "DORA-BIAS",
-    sentence="A bias made trainable by requires_grad_(True) gets Σ g as its gradient.",
+    sentence="A bias made trainable by requires_grad_(True) gets the gradient Σ g over all tokens.",
     cases=DORA.narrowed(bias=(True,)),
     weight=0.34,
 )
@@ -83,7 +85,7 @@ def test_trainable_bias(subject: Subject, case: LinearCase) -> float | None:
 
 @clause(
     "DORA-TWICE",
-    sentence="Two backward passes over a retained graph give the same gradients, which add up.",
+    sentence="Two backward passes over a retained graph add up to twice each gradient.",
     cases=DORA,
     weight=0.34,
 )
@@ -106,7 +108,7 @@ def test_backward_twice(subject: Subject, case: LinearCase) -> float | None:
 
 @clause(
     "DORA-CKPT",
-    sentence="Under gradient checkpointing the gradients are the same.",
+    sentence="Under gradient checkpointing, y and the gradients are the same.",
     cases=DORA.narrowed(training=(True,)),
     weight=0.25,
 )
@@ -119,8 +121,8 @@ def test_checkpointed(subject: Subject, case: LinearCase) -> float | None:
 
 @clause(
     "DORA-AMP",
-    sentence="""Under autocast the layer runs, its products in autocast's dtype or a wider one; each gradient
-    has its operand's.""",
+    sentence="""Under autocast, y is right in autocast's dtype or in float32, and each gradient is right in the
+    dtype of its operand.""",
     cases=DORA.narrowed(autocast=("bfloat16",), training=(True,)),
     dtypes=("float32",),
 )
@@ -129,7 +131,7 @@ def test_autocast(subject: Subject, case: LinearCase) -> float | None:
     instance.require_grad(NAMES)
     with torch.autocast(subject.device.partition(":")[0], dtype=oracle.operands.computed_in):
         y = instance.forward()
-    # m′ is a float32 number: whether it raises what it multiplies to float32 is left open
+    # m′ is a float32 number: the clause does not decide whether the product with it becomes float32
     require(y.dtype in (oracle.operands.computed_in, torch.float32), f"y has dtype {y.dtype} under autocast")
     instance.backward(y)
     ratio = judge(y, dataclasses.replace(oracle.y(), dtype=y.dtype))
@@ -138,7 +140,7 @@ def test_autocast(subject: Subject, case: LinearCase) -> float | None:
 
 @clause(
     "DORA-OPTIONS",
-    sentence="use_rslora and use_memory_efficient_lora mean for a DoRA layer what they mean for any other.",
+    sentence="use_rslora and use_memory_efficient_lora mean the same for a DoRA layer as for any other LoRA layer.",
     cases=DORA.narrowed(r=(3, 4, 17)),
     weight=0.5,
 )
@@ -158,7 +160,8 @@ def test_options(subject: Subject, case: LinearCase) -> float | None:
 
 @clause(
     "DORA-NONFINITE",
-    sentence="A NaN or infinity in one row of x reaches no other row of y.",
+    sentence="""A NaN or infinity in one row of x makes every element of that row of y non-finite, and changes no
+    other row.""",
     cases=DORA.narrowed(m=(2, 3, 17)),
     dtypes=("float64", "float32"),
     weight=0.34,

@@ -1,4 +1,4 @@
-"""What a DoRA layer computes and its gradients, each with its budget; and a layer built from a case."""
+"""The expected output and gradients of a DoRA layer, each with its budget; and a layer built from a case."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class DoraOracle:
         return self._expected("y", scaled + bias, allowed, **terms)
 
     def gradient(self, of: str) -> Expected:
-        """The gradient of `x`, `lora_A`, `lora_B` or `lora_magnitude`; the norm is a constant."""
+        """The gradient of `x`, `lora_A`, `lora_B` or `lora_magnitude`; the norm is detached."""
         g = self.g * self.factor
         if of == "x":
             allowed = self._rows(g, self.weight.T, self.up.T, self.down.T)
@@ -91,12 +91,12 @@ class DoraOracle:
         return self._expected("dm", value, allowed + 4 * self.how.step)
 
     def judged(self, instance: Instance, y: torch.Tensor, names: tuple[str, ...] = NAMES) -> float | None:
-        """Judge an output, and the gradients of each operand that is named."""
+        """Judge an output and the gradients of the named operands."""
         gradients = (judge(instance.gradient(name), self.gradient(name)) for name in names)
         return worst(judge(y, self.y()), *gradients)
 
     def judged_step(self, instance: Instance, names: tuple[str, ...] = NAMES) -> float | None:
-        """Judge one forward and backward pass for which the operands that are named require grad."""
+        """Judge one forward and backward pass in which exactly the named operands require grad."""
         instance.require_grad(names)
         y = instance.forward()
         instance.backward(y)
@@ -107,7 +107,7 @@ class DoraOracle:
 
 
 def built(subject: Subject, case: LinearCase, **options: Any) -> tuple[Instance, DoraOracle]:
-    """A DoRA layer with the case's operands and a magnitude that is not the norm, and its oracle.
+    """A DoRA layer with the case's operands and a magnitude other than the norm, and its oracle.
 
     Args:
         options: further keyword arguments of the layer.
@@ -130,7 +130,7 @@ def built(subject: Subject, case: LinearCase, **options: Any) -> tuple[Instance,
 
 
 def ran(subject: Subject, case: LinearCase) -> tuple[Instance, DoraOracle]:
-    """The same after a forward and a backward pass."""
+    """The layer and oracle of `built`, after a forward and a backward pass."""
     instance, oracle = built(subject, case)
     instance.require_grad(NAMES)
     instance.backward(instance.forward())

@@ -1,4 +1,4 @@
-"""Side effects of a DoRA layer: what it may touch and keep, and that it repeats to the bit."""
+"""Side effects of a DoRA layer: memory and results that a call must not change, settings, determinism."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ PLACED = DORA.narrowed(x=LAYOUTS[:-1], g=LAYOUTS[:-1], w=LAYOUTS[:-1], lead=("2d
 
 @clause(
     "DORA-MEM-INPUTS",
-    sentence="""Forward and backward leave x, g, W, b, A, B and the magnitude as they were, and write nothing
-    around them.""",
+    sentence="Forward and backward do not modify x, g, W, b, A, B or the magnitude, and write no memory around them.",
     cases=PLACED,
     weight=0.5,
 )
@@ -41,7 +40,8 @@ def test_inputs_unmodified(subject: Subject, case: LinearCase) -> float | None:
 
 @clause(
     "DORA-MEM-LATER",
-    sentence="What a call returned or saved, and its gradients, are not changed by later calls.",
+    sentence="""Later calls do not change the output of an earlier call, the tensors it saved for backward, or its
+    gradients.""",
     cases=DORA,
     weight=0.34,
 )
@@ -61,7 +61,8 @@ def test_later_calls(subject: Subject, case: LinearCase) -> float | None:
 
 @clause(
     "DORA-MEM-REFILL",
-    sentence="Operands that get new values in place give the new result: neither the norm nor anything else is kept.",
+    sentence="""When the operands get new values in place, the next call gives the results of the new values:
+    neither the norm nor anything else is cached.""",
     cases=DORA,
     weight=0.34,
 )
@@ -79,7 +80,9 @@ def test_refilled(subject: Subject, case: LinearCase) -> float | None:
     return DoraOracle(new, numbers(magnitude)).judged(instance, y)
 
 
-@clause("DORA-DET-REPEAT", sentence="The same call gives the same bits every time.", cases=DORA, weight=0.25)
+@clause(
+    "DORA-DET-REPEAT", sentence="Repeating a call gives the same y and gradients bit for bit.", cases=DORA, weight=0.25
+)
 def test_deterministic(subject: Subject, case: LinearCase) -> float | None:
     runs = []
     for _ in range(2):
@@ -98,7 +101,7 @@ def test_deterministic(subject: Subject, case: LinearCase) -> float | None:
 
 @clause(
     "DORA-SIDE-GLOBAL",
-    sentence="Forward and backward change no setting of the process, and without dropout no random state.",
+    sentence="Forward and backward change no setting of the process and, without dropout, no random state.",
     cases=DORA,
     dtypes=("float32",),
     weight=0.25,

@@ -1,4 +1,4 @@
-"""The state of a DoRA layer: saved and loaded, copied, and converted, the magnitude with it."""
+"""The state of a DoRA layer, magnitude included: saving, loading, copies and conversion."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from conformance.target.subject import Instance, Subject
 
 
 def judged_as(instance: Instance, oracle: DoraOracle) -> float | None:
-    """Judge y and every gradient of a layer that should compute what the oracle says."""
+    """Judge y and every gradient of a layer by the oracle of another that it should equal."""
     layer, x = instance.module, oracle.operands.placed["x"].tensor
     with calling("reading lora_A, lora_B and lora_magnitude"):
         magnitude = getattr(layer.lora_magnitude, "weight", layer.lora_magnitude)
@@ -32,8 +32,8 @@ def judged_as(instance: Instance, oracle: DoraOracle) -> float | None:
 
 @clause(
     "DORA-STATE",
-    sentence="""A state_dict loaded into another DoRA layer, a deepcopy and a pickled layer compute the same,
-    also after use.""",
+    sentence="""A deepcopy, a pickled copy, and another DoRA layer that loads the state_dict compute the same as the
+    original, even after the original has been used.""",
     cases=DORA,
     weight=0.5,
 )
@@ -56,7 +56,8 @@ def test_state(subject: Subject, case: LinearCase) -> float | None:
 
 @clause(
     "DORA-TO",
-    sentence="After .to(dtype) a DoRA layer that was in use computes in that dtype, its magnitude too.",
+    sentence="""After .to(dtype), a DoRA layer that has been used computes in that dtype, and its magnitude has that
+    dtype.""",
     cases=DORA,
     dtypes=("bfloat16", "float16"),
     weight=0.5,

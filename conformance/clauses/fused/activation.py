@@ -1,4 +1,4 @@
-"""The activation of `lora_mlp`: that it is the one that is named, also where it is nearly flat, and no other name."""
+"""The activation of `lora_mlp`: it is the one named, right for large arguments too; unknown names are refused."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ TWINS = {"gelu": "gelu_tanh", "gelu_tanh": "gelu", "silu": "gelu", "relu2": "sil
 
 @clause(
     "FUS-ACTIVATION",
-    sentence="""silu, gelu (by erf), gelu_tanh (by tanh) and relu2 and their slopes are told apart: none stands in for
-    another.""",
+    sentence="""lora_mlp uses the named activation and its derivative: silu, gelu (with erf), gelu_tanh (with tanh)
+    and relu2 (the square of relu) never stand in for each other.""",
+    why="gelu and gelu_tanh are so close that a confused one trains without notice.",
     cases=SMALL.narrowed(values=("normal",), activation=("gelu", "gelu_tanh", "silu", "relu2"), n=(16, 35)),
     subjects=("lora_mlp",),
     dtypes=("float64", "float32"),
@@ -36,7 +37,8 @@ def test_activation_is_the_one_named(subject: Subject, case: FusedCase) -> float
 
 @clause(
     "FUS-SATURATED",
-    sentence="Where the activation is given large numbers of either sign, outputs and gradients are finite and right.",
+    sentence="""Outputs and gradients are finite and right when the arguments of the activation are large, positive
+    or negative.""",
     cases=FUSED.narrowed(
         m=(2, 5),
         k=(17, 33),
@@ -55,7 +57,7 @@ def test_saturated_activation(subject: Subject, case: FusedCase) -> float | None
 
 @clause(
     "FUS-ACTIVATION-NAME",
-    sentence="An activation of an unknown name is refused.",
+    sentence="An unknown activation name is refused with an error.",
     cases=SMALL.narrowed(activation=("swish2", "silugelu", "activation"), values=("normal",)),
     subjects=("lora_mlp",),
     dtypes=("float32",),
@@ -70,7 +72,7 @@ def test_unknown_activation(subject: Subject, case: FusedCase) -> float | None:
     except Refused:
         return None
     except Violation as violation:
-        if violation.__cause__ is not None:  # the target's own exception; without one, it returned something odd
+        if violation.__cause__ is not None:  # the target raised; without a cause, it returned a malformed result
             return None
         raise
     raise Violation(f"lora_mlp(…, {case.activation!r}) returned: expected a ValueError")

@@ -1,7 +1,7 @@
-"""The activations in float64, how they bend, and how far a right evaluation may be from them.
+"""The activations and their derivatives in float64, and the allowed error of evaluating them.
 
-An activation is evaluated in float32 at least (float64 for float64), with unit roundoff u. Its error is not relative
-to f(t) where the formula as one writes it loses digits:
+An activation is evaluated in float32 at least (float64 for float64), with unit roundoff u. Its error is larger than
+u·|f(t)| where the usual formula loses digits:
 
 - silu, t·σ(t): exp(-t) of a rounded argument is off by |t|·u of itself, so 8u·(1+|t|)·|f|;
 - gelu, t·(1 + erf(t/√2))/2: the sum is off by u where it nearly cancels, so 8u·|t|; gelu_tanh as gelu;
@@ -20,7 +20,7 @@ import torch
 
 from conformance.numerics.formats import Array
 
-TINY = torch.finfo(torch.float32).smallest_normal  # below it 1/(1 + exp(-t)) is 0, since the exponential is infinite
+TINY = torch.finfo(torch.float32).smallest_normal  # below it 1/(1 + exp(-t)) is 0, because the exponential overflows
 # upper bounds of |f″| and |f‴|; relu2 has no third derivative, and its second jumps at 0
 BENDS = {"silu": (0.5, 0.5), "gelu": (0.8, 0.8), "gelu_tanh": (0.85, 1.0), "relu2": (2.0, 0.0)}
 _C, _D = math.sqrt(2 / math.pi), 0.044715
@@ -77,7 +77,7 @@ def slope_rest(t: Array, activation: str, near: Array) -> Array:
 
 
 def _decay(size: Array, activation: str) -> Array:
-    """What |f″| and |f‴| stay 8 times below from this |t| on: silu's (2 + t)·e⁻ᵗ, gelu's (1 + t³)·φ(t)."""
+    """A function that bounds |f″| and |f‴| by 8 times itself from |t| on: (2 + t)·e⁻ᵗ for silu, else (1 + t³)·φ(t)."""
     size = np.maximum(size, 0.0)
     if activation == "silu":
         return np.asarray((2 + size) * np.exp(-size))
@@ -85,7 +85,7 @@ def _decay(size: Array, activation: str) -> Array:
 
 
 def value_error(t: Array, activation: str, unit: float) -> Array:
-    """How far an evaluation of f(t) may be off."""
+    """The allowed error of an evaluation of f(t)."""
     size, f = np.abs(t), np.abs(value(t, activation))
     underflow = 8 * (1 + size) * TINY
     if activation == "relu2":
@@ -96,7 +96,7 @@ def value_error(t: Array, activation: str, unit: float) -> Array:
 
 
 def slope_error(t: Array, activation: str, unit: float) -> Array:
-    """How far an evaluation of f′(t) may be off."""
+    """The allowed error of an evaluation of f′(t)."""
     if activation == "relu2":
         return np.asarray(2 * unit * np.abs(slope(t, activation)))
     return np.asarray(

@@ -1,4 +1,4 @@
-"""The backward pass of fused blocks: each gradient on its own, subsets, accumulation, repetition, no cross-talk."""
+"""The backward pass of fused blocks: each gradient, subsets, accumulation, repetition, no cross-talk."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from conformance.specification.clause import clause
 from conformance.target.subject import Subject
 
 TRAINED = FUSED.narrowed(training=(True,))
-PLAIN = {"lora_qkv": reference.lora_qkv, "lora_mlp": reference.lora_mlp}  # whose second derivatives are autograd's
+PLAIN = {"lora_qkv": reference.lora_qkv, "lora_mlp": reference.lora_mlp}  # their double backward is autograd's
 
 
 def judged_gradients(subject: Subject, case: FusedCase, kind: str) -> float | None:
@@ -30,14 +30,19 @@ def judged_gradients(subject: Subject, case: FusedCase, kind: str) -> float | No
     return worst(*(judge(instance.gradient(name), oracle.gradient(name)) for name in chosen))
 
 
-@clause("FUS-BWD-DX", sentence="dX is the sum of every path's part, in the dtype of x.", cases=TRAINED)
+@clause(
+    "FUS-BWD-DX",
+    sentence="dX is the sum of the contributions of all paths through the block, in the dtype of x.",
+    cases=TRAINED,
+)
 def test_fused_gradient_of_x(subject: Subject, case: FusedCase) -> float | None:
     return judged_gradients(subject, case, "x")
 
 
 @clause(
     "FUS-BWD-DA",
-    sentence="Each projection's dA is s·(g B)ᵀ t for its own g, B and s, and its input t, in the dtype of its lora_A.",
+    sentence="""Each projection has dA = s·(g B)ᵀ t, with its own upstream gradient g, B, s and input t, in the
+    dtype of its lora_A.""",
     cases=TRAINED,
 )
 def test_fused_gradients_of_lora_A(subject: Subject, case: FusedCase) -> float | None:
@@ -46,7 +51,8 @@ def test_fused_gradients_of_lora_A(subject: Subject, case: FusedCase) -> float |
 
 @clause(
     "FUS-BWD-DB",
-    sentence="Each projection's dB is s·gᵀ (t Aᵀ) for its own g, A and s, and its input t, in the dtype of its lora_B.",
+    sentence="""Each projection has dB = s·gᵀ (t Aᵀ), with its own upstream gradient g, A, s and input t, in the
+    dtype of its lora_B.""",
     cases=TRAINED,
 )
 def test_fused_gradients_of_lora_B(subject: Subject, case: FusedCase) -> float | None:
@@ -55,8 +61,8 @@ def test_fused_gradients_of_lora_B(subject: Subject, case: FusedCase) -> float |
 
 @clause(
     "FUS-BWD-DBIAS",
-    sentence="A bias that requires a gradient gets the sum of its projection's g over the tokens.",
-    level="SHOULD",  # semantics.md has a trainable bias only in layers
+    sentence="A bias that requires grad gets the sum over tokens of its projection's upstream gradient.",
+    level="SHOULD",  # a trainable bias is an option of layers only
     cases=SMALL.narrowed(bias=("all", "second")),
     weight=0.34,
 )
@@ -66,7 +72,8 @@ def test_fused_gradients_of_the_bias(subject: Subject, case: FusedCase) -> float
 
 @clause(
     "FUS-BWD-ALONE",
-    sentence="Backward from one of q, k and v alone reaches its own projection and x, and no other projection.",
+    sentence="""Backward from one of q, k and v alone gives the right gradients to its own projection and x, and no
+    or zero gradients to the other projections.""",
     cases=SMALL,
     subjects=("lora_qkv",),
     weight=0.5,
@@ -90,7 +97,8 @@ def test_no_gradient_crosses_over(subject: Subject, case: FusedCase) -> float | 
 
 @clause(
     "FUS-BWD-NEEDS",
-    sentence="Any subset of x and the adapters may require grad: it gets its gradients, the rest none.",
+    sentence="""Any subset of x and the adapters' A and B may require grad: its members get their gradients, and the
+    others get none.""",
     cases=SMALL,
 )
 def test_fused_subsets(subject: Subject, case: FusedCase) -> float | None:
@@ -105,7 +113,12 @@ def test_fused_subsets(subject: Subject, case: FusedCase) -> float | None:
     return worst(*(judge(instance.gradient(name), oracle.gradient(name)) for name in needs))
 
 
-@clause("FUS-BWD-FROZEN", sentence="The weights are frozen: they get no gradient.", cases=SMALL, weight=0.34)
+@clause(
+    "FUS-BWD-FROZEN",
+    sentence="The weights are frozen: they get no gradient, even when they require grad.",
+    cases=SMALL,
+    weight=0.34,
+)
 def test_fused_weights_are_frozen(subject: Subject, case: FusedCase) -> float | None:
     block = Block(subject, case)
     weights = tuple(f"{name}.weight" for name in block.names)
@@ -115,7 +128,7 @@ def test_fused_weights_are_frozen(subject: Subject, case: FusedCase) -> float | 
     return None
 
 
-@clause("FUS-BWD-ACCUM", sentence="Backward adds to a gradient that is already there.", cases=SMALL, weight=0.5)
+@clause("FUS-BWD-ACCUM", sentence="Backward adds to a gradient that already exists.", cases=SMALL, weight=0.5)
 def test_fused_accumulation(subject: Subject, case: FusedCase) -> float | None:
     block = Block(subject, case)
     instance = bound(subject, block)
@@ -169,7 +182,7 @@ def test_fused_backward_twice(subject: Subject, case: FusedCase) -> float | None
 
 @clause(
     "FUS-BWD-DOUBLE",
-    sentence="Differentiating a gradient again is right or raises; never silently wrong.",
+    sentence="Double backward gives the right derivatives of a gradient or raises; it is never silently wrong.",
     cases=SMALL.narrowed(values=("normal",), m=(2, 5), k=(3, 17), n=(5,), o=(3,), r=(1, 3), lead=("2d", "3d")),
     dtypes=("float64",),
     weight=0.34,

@@ -29,7 +29,7 @@ class Block:
         self.names, self.outputs = values.names(case, subject.name), values.outputs(case, subject.name)
         self.dtype = dtype_named(case.dtype)
         self.adapter_dtype = self.dtype if case.adapter == "same" else dtype_named(case.adapter)
-        # under autocast the values are numbers of its dtype, and the tensors that hold them of the case's
+        # under autocast the values are representable in its dtype, and their tensors have the case's dtype
         self.computed_in = self.dtype if case.autocast == "off" else dtype_named(case.autocast)
         narrowest = min(format_of(d).exact for d in (self.dtype, self.adapter_dtype, self.computed_in))
         exact = values.drawn(case, subject.name, narrowest)
@@ -48,7 +48,7 @@ class Block:
 
     @property
     def rounding(self) -> Rounding:
-        """How the budget may assume this case is rounded."""
+        """The roundings that the budget of this case allows."""
         correlated = "expanded" in (self.case.x, self.case.g)
         if self.case.autocast != "off":
             return Rounding(self.computed_in, self.computed_in, correlated)
@@ -56,7 +56,7 @@ class Block:
 
     @property
     def trainable(self) -> tuple[str, ...]:
-        """x and every adapter's operands."""
+        """The names of x and of every adapter's operands."""
         return ("x", *(name for name in self.values if "lora_" in name))
 
     def scale(self, projection: str) -> float:
@@ -95,7 +95,7 @@ class Bound:
             tensor.requires_grad_(name in needs)
 
     def forward(self) -> dict[str, torch.Tensor]:
-        """Run the target once on the case's x: its outputs by name."""
+        """Run the target once on the case's x, and return its outputs by name."""
         with poisoned_memory(), calling("the forward pass"):
             found: Any = self.call(self.tensors["x"])
         expected = tuple(self.block.outputs)
@@ -107,7 +107,7 @@ class Bound:
         return dict(zip(expected, ys, strict=True))
 
     def backward(self, ys: dict[str, torch.Tensor], *, retain_graph: bool = False) -> None:
-        """Run backward from the case's upstream gradients of these outputs, as far as they require grad."""
+        """Run backward with the case's upstream gradients, from those of these outputs that require grad."""
         joined = ", ".join(ys)
         require(any(y.requires_grad for y in ys.values()), f"{joined} do not require grad although an operand does")
         ys = {name: y for name, y in ys.items() if y.requires_grad}
@@ -142,7 +142,7 @@ def bound(subject: Subject, block: Block) -> Bound:
 
 
 def run(subject: Subject, block: Block, needs: Sequence[str] | None = None) -> Bound:
-    """Forward and backward once, with gradients of exactly the operands in `needs`; of all trainable ones without."""
+    """Run forward and backward once; exactly the operands in `needs`, by default all trainable ones, require grad."""
     instance = bound(subject, block)
     instance.require_grad(block.trainable if needs is None else needs)
     instance.backward(instance.forward())

@@ -1,4 +1,4 @@
-"""The case of one fused block, and the sizes and values that cases are drawn from."""
+"""The case of one fused block, and the case spaces of the clauses on fused blocks."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class FusedCase(Case):
 
     Fields:
         n, o: `lora_qkv`: width of q, and of k and v. `lora_mlp`: width of gate and up, and of the output.
-        r: rank of the first projection; with `ranks` `different` the others have one and two more.
-        scale: of the first; the others have twice that, and its negative.
-        bias: which projections have one: `none`, `all`, or `second`.
-        adapters: which have one: `all`, `none`, or the `first`, `second` or `third` alone.
-        activation, gated: of `lora_mlp`; integers are drawn for relu2, which keeps them integers.
+        r: rank of the first projection; the others have the same, or one and two more if `ranks` is `different`.
+        scale: that of the first projection; the others have twice that scale, and its negative.
+        bias: the projections that have a bias: `none`, `all`, or `second`.
+        adapters: the projections that have an adapter: `all`, `none`, or the `first`, `second` or `third` alone.
+        activation, gated: those of `lora_mlp`; integer cases use relu2, which keeps integers exact.
         lead, values, adapter, x, g, w, ab, training, autocast: as in a LinearCase, for every projection alike.
-        special: `nan` or `inf` in one row of x, `saturated` (what the activation is given is of the order of 100).
+        special: `nan` or `inf` in one row of x, `saturated` (arguments of the activation of the order of 100).
     """
 
     m: int = 1
@@ -54,17 +54,19 @@ class FusedCase(Case):
 
 
 def tamed(case: FusedCase) -> FusedCase:
-    """The case with one token where x is 1-D, integers for relu2 alone, and what the activation keeps finite."""
+    """The case made consistent: one token for a 1-D x, relu2 for integers, activation and gate that suit `special`."""
     changes: dict[str, object] = {}
     if case.lead == "1d":
         changes["m"] = 1
     if case.values == "integers":
         changes["activation"] = "relu2"
-        changes["scale"] = case.scale if abs(case.scale) >= 1 else 1 / case.scale  # halves of halves are no integers
+        changes["scale"] = (
+            case.scale if abs(case.scale) >= 1 else 1 / case.scale
+        )  # a scale of 1/2 applied twice leaves no integers
         changes["m"] = min(changes.get("m", case.m), 5)  # type: ignore[call-overload]
     elif case.special == "saturated" and case.activation == "relu2":
         changes["activation"] = "silu"
-    if case.special == "inf":  # without a gate relu2 and gelu may take every one of them to 0
+    if case.special == "inf":  # without a gate, relu2 and gelu may map every infinity to 0
         changes["gated"] = True
     return dataclasses.replace(case, **changes)  # type: ignore[arg-type]
 
@@ -90,12 +92,12 @@ SMALL = FUSED.narrowed(
     m=(2, 3, 5), k=(3, 17, 33), n=(5, 16, 35), o=(3, 17), r=(1, 3, 4), scale=(1.0, 2.0, -1.0), training=(True,)
 )
 LAYOUT = SMALL.narrowed(x=LAYOUTS, g=LAYOUTS, w=LAYOUTS[:-1], ab=LAYOUTS[:-1], lead=("2d", "3d", "4d"))
-# not of rank 1: a gradient of rank 0, which an empty batch may make by mistake, autograd sums to the right shape
+# no r = 1: autograd would sum a gradient of shape [0, K], a mistake an empty batch may cause, to the right [1, K]
 LEADING = SMALL.narrowed(m=(2, 0, 3, 5, 1), r=(2, 3, 4), lead=("1d", "3d", "4d", "2d", "3d"))
 
 
 def partnered(case: FusedCase) -> FusedCase:
-    """The case with an adapter dtype that differs from its own and commonly goes with it."""
+    """The case with an adapter of another dtype, the one that commonly accompanies the case's own."""
     partner = {"float64": "float32", "float32": "bfloat16", "bfloat16": "float32", "float16": "float32"}
     return dataclasses.replace(tamed(case), adapter=partner[case.dtype])
 

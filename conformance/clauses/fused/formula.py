@@ -1,4 +1,4 @@
-"""The formulas of the fused blocks in NumPy float64: outputs and every gradient, by closed forms."""
+"""Closed formulas in NumPy float64 for the outputs and every gradient of the fused blocks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from conformance.numerics.formats import Array
 
 @dataclass(frozen=True)
 class Chain:
-    """One projection ``t ↦ t Wᵀ + b + s·(t Aᵀ) Bᵀ``; without adapter A and B are zero.
+    """One projection ``t ↦ t Wᵀ + b + s·(t Aᵀ) Bᵀ``; without an adapter, A and B are zero.
 
     Attributes:
         weight: [N, K].   bias: [N] or None.   down: A [r, K].   up: B [N, r].
@@ -34,7 +34,7 @@ class Chain:
 
     @cached_property
     def turned(self) -> Chain:
-        """The same backwards: ``g ↦ g W + s·(g B) A``."""
+        """The chain of the backward pass: ``g ↦ g W + s·(g B) A``."""
         return Chain(self.weight.T, None, self.up.T, self.down.T, self.scale)
 
     def __call__(self, rows: Array) -> Array:
@@ -48,7 +48,7 @@ class Chain:
         return dataclasses.replace(self, up=np.zeros_like(self.up))
 
     def gradient(self, kind: str, rows: Array, g: Array) -> Array:
-        """dA, dB or dbias for its input and the gradient of its output."""
+        """dA, dB or dbias, from the chain's input and the gradient of its output."""
         if kind == "lora_A":
             return np.asarray(self.scale * ((g @ self.up).T @ rows))
         if kind == "lora_B":
@@ -60,7 +60,7 @@ Chains = Mapping[str, Chain]
 
 
 class Lifts:
-    """What lies between the projections of `lora_mlp`.
+    """The intermediates between the projections of `lora_mlp`.
 
     Attributes:
         inner: gate and up, or up alone, by name.   h: their product.   d_h: its gradient.
@@ -96,13 +96,13 @@ class Lifts:
 
 
 class Results:
-    """The outputs by name, `x` for dX, and dA, dB and dbias by their operands' names; each computed when asked for."""
+    """Outputs by name, dX as `x`, and dA, dB and dbias by operand name; each is computed on demand."""
 
     def __init__(self, chains: Chains, x: Array, gs: Mapping[str, Array], activation: str) -> None:
-        """Take what they are computed from.
+        """Keep the operands that the results are computed from.
 
         Args:
-            activation: of `lora_mlp`, whose output is `y`; without one it is `lora_qkv`, whose outputs are its chains'.
+            activation: that of `lora_mlp`, whose output is `y`; empty for `lora_qkv`, with one output for each chain.
         """
         self.chains, self.x, self.gs, self.activation = chains, x, gs, activation
 

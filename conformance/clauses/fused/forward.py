@@ -1,4 +1,4 @@
-"""The forward pass of fused blocks: their formulas over sizes, leading dimensions, layouts, dtypes and adapters."""
+"""The forward pass of fused blocks: the formulas over sizes, leading dimensions, layouts, dtypes and adapters."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def judged_outputs(ys: dict[str, torch.Tensor], oracle: Oracle) -> float | None:
 
 
 def judged_forward(subject: Subject, case: FusedCase) -> float | None:
-    """Judge the outputs, with grad mode as the case's `training` says."""
+    """Judge the outputs, with grad mode set by the case's `training`."""
     block = Block(subject, case)
     instance = bound(subject, block)
     instance.require_grad(block.trainable)
@@ -34,7 +34,7 @@ def judged_forward(subject: Subject, case: FusedCase) -> float | None:
 
 @clause(
     "FUS-QKV",
-    sentence="""lora_qkv(x, q, k, v) returns x W_pᵀ + b_p + s_p·(x A_pᵀ) B_pᵀ for each projection, whatever its
+    sentence="""lora_qkv(x, q, k, v) returns x W_pᵀ + b_p + s_p·(x A_pᵀ) B_pᵀ for each projection p, each with its
     own width, rank, scale and bias.""",
     cases=FUSED,
     subjects=("lora_qkv",),
@@ -45,8 +45,8 @@ def test_query_key_and_value(subject: Subject, case: FusedCase) -> float | None:
 
 @clause(
     "FUS-MLP",
-    sentence="""lora_mlp(x, gate, up, down, activation) returns down(f(gate(x)) ⊙ up(x)), and down(f(up(x)))
-    without a gate.""",
+    sentence="""lora_mlp(x, gate, up, down, activation) returns down(f(gate(x)) ⊙ up(x)), and without a gate
+    down(f(up(x))), where f is the activation.""",
     cases=FUSED,
     subjects=("lora_mlp",),
 )
@@ -56,7 +56,8 @@ def test_feed_forward(subject: Subject, case: FusedCase) -> float | None:
 
 @clause(
     "FUS-LEAD",
-    sentence="x may have any leading dimensions, none and empty ones included; outputs and gradients follow.",
+    sentence="""x may have any number of leading dimensions, including none and empty ones; the outputs have the
+    same ones, and the gradients are right.""",
     cases=LEADING,
 )
 def test_fused_leading_dimensions(subject: Subject, case: FusedCase) -> float | None:
@@ -74,7 +75,8 @@ def test_fused_layouts(subject: Subject, case: FusedCase) -> float | None:
 
 @clause(
     "FUS-MIXED",
-    sentence="Adapters may have another dtype than x: outputs keep x's, and each gradient has its own operand's.",
+    sentence="""When the adapters' dtype differs from that of x, the outputs keep the dtype of x, and each gradient
+    has the dtype of its own operand.""",
     cases=MIXED,
     weight=0.5,
 )
@@ -84,7 +86,8 @@ def test_fused_mixed_dtypes(subject: Subject, case: FusedCase) -> float | None:
 
 @clause(
     "FUS-ADAPTERS",
-    sentence="A projection whose lora_A and lora_B are None is its frozen layer alone; the others keep their adapters.",
+    sentence="""A projection whose lora_A and lora_B are None computes its frozen layer only; the others keep their
+    adapters.""",
     cases=SMALL.narrowed(adapters=("second", "first", "third", "none")),
 )
 def test_fused_absent_adapters(subject: Subject, case: FusedCase) -> float | None:
@@ -93,13 +96,14 @@ def test_fused_absent_adapters(subject: Subject, case: FusedCase) -> float | Non
 
 @clause(
     "FUS-NONFINITE",
-    sentence="A NaN or infinity in one row of x reaches every output of that row and of no other.",
+    sentence="""A NaN or infinity in one row of x makes every element of that row of every output non-finite, and
+    changes no other row.""",
     cases=SMALL.narrowed(special=("nan", "inf"), values=("normal",)),
     weight=0.5,
 )
 def test_fused_nonfinite(subject: Subject, case: FusedCase) -> float | None:
     if subject.device == "cpu" and case.dtype in ("bfloat16", "float16"):
-        case = dataclasses.replace(case, m=1, lead="2d")  # torch's own products there read past a row's end
+        case = dataclasses.replace(case, m=1, lead="2d")  # torch's own CPU products in 16 bits read past a row's end
     block = Block(subject, case)
     ys = bound(subject, block).forward()
     oracle = Oracle(Block(subject, dataclasses.replace(case, special="none")))
@@ -123,7 +127,7 @@ BROKEN = {"lora_qkv": ("q.lora_A", "k.lora_B", "v.weight", "x"), "lora_mlp": ("u
 
 @clause(
     "FUS-SHAPES",
-    sentence="Operands whose features, rank or widths do not chain are refused.",
+    sentence="Operands whose features, rank or widths do not chain are refused with an error.",
     cases=SMALL.narrowed(values=("normal",), k=(17, 33), n=(16, 35), o=(3, 17), r=(3, 4), gated=(True,)),
     dtypes=("float32",),
     weight=0.67,
@@ -140,7 +144,7 @@ def test_fused_operands_that_do_not_chain(subject: Subject, case: FusedCase) -> 
     except Refused:
         return None
     except Violation as violation:
-        if violation.__cause__ is not None:  # the target's own exception; without one, it returned something odd
+        if violation.__cause__ is not None:  # the target raised; without a cause, it returned a malformed result
             return None
         raise
     raise Violation(f"{subject.name} returned although {broken} is too narrow: expected an error")

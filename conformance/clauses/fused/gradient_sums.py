@@ -1,4 +1,4 @@
-"""Gradients of fused blocks that sum: pairs of outputs, micro-batches of any size, the gradient of a sum."""
+"""Sums of gradients in fused blocks: from pairs of outputs, over micro-batches, with an expanded upstream gradient."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from conformance.target.subject import Subject
 
 @clause(
     "FUS-BWD-PAIR",
-    sentence="Backward from two of q, k and v reaches both projections and x, and not the third.",
+    sentence="""Backward from two of q, k and v gives the right gradients to both projections and x, and no or zero
+    gradients to the third.""",
     cases=SMALL,
     subjects=("lora_qkv",),
     weight=0.5,
@@ -45,7 +46,7 @@ def test_fused_two_of_three(subject: Subject, case: FusedCase) -> float | None:
 
 @clause(
     "FUS-BWD-MICRO",
-    sentence="Micro-batches of different sizes add their gradients up.",
+    sentence="The gradients of micro-batches of different sizes add up.",
     cases=NORMAL,
     weight=0.34,
 )
@@ -77,12 +78,12 @@ def test_fused_micro_batches(subject: Subject, case: FusedCase) -> float | None:
 
 @clause(
     "FUS-BWD-SUM",
-    sentence="An upstream gradient may be one number, as that of y.sum() is: gradients are the same.",
+    sentence="An upstream gradient may be one expanded number, as for y.sum(); all gradients are right.",
     cases=NORMAL,
     weight=0.34,
 )
 def test_fused_gradient_of_a_sum(subject: Subject, case: FusedCase) -> float | None:
-    # their errors add up where all elements are equal, as in expanded operands
+    # the errors of equal elements add up, as in expanded operands
     block = Block(subject, dataclasses.replace(case, g="expanded"))
     for name in block.outputs:
         shape = block.values[f"g of {name}"].shape

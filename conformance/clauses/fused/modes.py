@@ -20,7 +20,7 @@ from conformance.target.subject import Subject
 
 
 def judged_after(instance: Bound, ys: dict[str, torch.Tensor]) -> float | None:
-    """Run backward and judge everything."""
+    """Run backward, and judge every output and every gradient."""
     oracle = Oracle(instance.block)
     ratio = judged_outputs(ys, oracle)
     instance.backward(ys)
@@ -30,8 +30,8 @@ def judged_after(instance: Bound, ys: dict[str, torch.Tensor]) -> float | None:
 
 @clause(
     "FUS-AMP",
-    sentence="""Under autocast the block behaves as the same formulas written with F.linear; backward runs
-    outside the region.""",
+    sentence="""Under autocast the block behaves like the same formulas written with F.linear; backward runs outside
+    the autocast region.""",
     cases=SMALL.narrowed(autocast=("bfloat16",)),
     dtypes=("float32",),
     weight=0.5,
@@ -45,7 +45,12 @@ def test_fused_autocast(subject: Subject, case: FusedCase) -> float | None:
     return judged_after(instance, ys)
 
 
-@clause("FUS-CKPT", sentence="Under gradient checkpointing the gradients are the same.", cases=SMALL, weight=0.25)
+@clause(
+    "FUS-CKPT",
+    sentence="Under gradient checkpointing, the outputs and gradients are the same.",
+    cases=SMALL,
+    weight=0.25,
+)
 def test_fused_checkpointing(subject: Subject, case: FusedCase) -> float | None:
     block = Block(subject, case)
     instance = bound(subject, block)
@@ -57,7 +62,7 @@ def test_fused_checkpointing(subject: Subject, case: FusedCase) -> float | None:
 
 @clause(
     "FUS-COMPILE",
-    sentence="torch.compile keeps outputs and gradients.",
+    sentence="Under torch.compile, the outputs and gradients are the same.",
     cases=SMALL.narrowed(
         m=(3,),
         k=(17,),
@@ -81,14 +86,14 @@ def test_fused_compiled(subject: Subject, case: FusedCase) -> float | None:
     # aot_eager captures and partitions the graphs as every backend does, without generating code
     instance.call = torch.compile(instance.call, backend="aot_eager")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what the compiler remarks on while tracing is not about results
+        warnings.simplefilter("ignore")  # the compiler's warnings do not concern results
         return judged_after(instance, instance.forward())
 
 
 @clause(
     "FUS-AMP-ENTRY",
-    sentence="""Under autocast in either 16-bit dtype x may have it already: outputs have it, and each gradient
-    its operand's.""",
+    sentence="""Under autocast to float16 or bfloat16, x may already have that dtype, unless the call raises
+    NotImplementedError: the outputs have that dtype, and each gradient has the dtype of its operand.""",
     cases=NORMAL.narrowed(autocast=("float16", "bfloat16")),
     dtypes=("float32",),
     weight=0.5,
@@ -104,7 +109,7 @@ def test_fused_autocast_of_what_it_made(subject: Subject, case: FusedCase) -> fl
         with torch.autocast(subject.device.partition(":")[0], dtype=low):
             ys = instance.forward()
     except Refused:
-        return None  # it may have no kernel for this dtype; what it has for its own, FUS-AMP judges
+        return None  # the target may lack a kernel for this dtype; FUS-AMP judges the dtype it must have
     instance.backward(ys)
     oracle = Oracle(block)
     ratios = [judged_outputs(ys, oracle)]

@@ -1,4 +1,4 @@
-"""What a fused block computes and its gradients, each with its budget and the terms without which it must fail."""
+"""The expected outputs and gradients of a fused block, each with its budget and the terms that it must contain."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Oracle:
     """Expected outputs and gradients of a block.
 
     `lora_qkv` is three linear layers: each output has the budget of one, and dX that of the three, whose parts are
-    stored up to twice while they are added. `lora_mlp` adds what `spread` says of the roundings inside it.
+    stored up to twice while they are added. For `lora_mlp`, `rounding_spread` adds the errors of its intermediates.
     """
 
     def __init__(self, block: Block) -> None:
@@ -42,12 +42,12 @@ class Oracle:
 
     @cached_property
     def exact(self) -> Results:
-        """Every output and gradient."""
+        """The exact outputs and gradients."""
         return self._computed(self.chains, self.gs)
 
     @cached_property
     def lacking(self) -> dict[str, Results]:
-        """The same without one adapter, one bias, or the gradient of one of q, k and v, by what is lacking."""
+        """The results without one adapter, one bias, or the gradient of one of q, k and v, by the missing term."""
         found = {}
         for name, chain in self.chains.items():
             for term in ("adapter", "bias"):
@@ -58,7 +58,7 @@ class Oracle:
         return found
 
     def _lacking_for(self, key: str) -> dict[str, Results]:
-        """Of those, where a result may differ: what belongs to one of q, k and v knows nothing of the others."""
+        """The entries of `lacking` in which a result may differ: q, k and v do not depend on each other."""
         projection = key.rpartition(".")[0] or key
         if self.block.name == "lora_mlp" or projection not in self.chains:
             return self.lacking
@@ -66,7 +66,7 @@ class Oracle:
         return {term: found for term, found in self.lacking.items() if term in own}
 
     def under(self, activation: str, name: str) -> Array:
-        """An output or gradient as another activation would have it."""
+        """An output or gradient, computed with another activation."""
         return self._computed(self.chains, self.gs, activation)[name]
 
     def only(self, outputs: tuple[str, ...]) -> Oracle:
@@ -96,8 +96,8 @@ class Oracle:
         dtype = block.computed_in if key in block.outputs else block.placed[key].tensor.dtype
         terms = {term: value - other[key] for term, other in self._lacking_for(key).items()}
         if block.case.special == "saturated" and key not in block.outputs:
-            terms = {}  # where the activation is flat, hardly anything of a gradient depends on it
-        # what this result does not depend on, or is made of entirely, is no term of it
+            terms = {}  # where the activation is flat, a gradient hardly depends on any term
+        # a term must be one that the result depends on, and not the whole result
         terms = {term: part.reshape(shape) for term, part in terms.items() if part.any() and not _same(part, value)}
         limits = None if block.exact else self._budget(key).reshape(shape)
         certified = self.x.size > 0
@@ -117,7 +117,7 @@ class Oracle:
         return self._of_operand(self.chains[projection], self.x, self.gs[projection], kind)
 
     def _sum_of(self, chains: Mapping[str, Chain], gs: Mapping[str, Array]) -> Array:
-        """Budget of the sum of chains: theirs, and one store for each part that is added to the others."""
+        """Budget of a sum of chains: their budgets, and one store for each part added to the others."""
         parts = [
             np.abs(gs[name] @ chain.weight.T) + np.abs(chain.scale * (gs[name] @ chain.down.T @ chain.up.T))
             for name, chain in chains.items()
@@ -151,7 +151,7 @@ class Oracle:
         return self._of_operand(self.chains[projection], self.x, g, kind) + self._carried_inside(projection, kind)
 
     def _carried_to_down(self, kind: str) -> Array:
-        """What the error of h makes of dA and dB of down."""
+        """The error that h carries into dA and dB of down."""
         chain, g = self.chains["down"], self.gs["y"]
         if kind == "lora_A":
             return abs(chain.scale) * self._over_tokens(g @ chain.up, self._spread.of_h_itself())
@@ -160,7 +160,7 @@ class Oracle:
         return np.zeros(())
 
     def _carried_inside(self, projection: str, kind: str) -> Array:
-        """What the errors of d_gate and d_up make of the gradients of gate's and up's operands."""
+        """The error that d_gate and d_up carry into the gradients of gate's and up's operands."""
         chain, x = self.chains[projection], self.x
         if kind == "lora_A":
             return abs(chain.scale) * self._over_tokens(self._spread.of_d_inner({projection: chain.up.T}), x)
@@ -170,7 +170,7 @@ class Oracle:
         return self._over_tokens(itself, np.ones((len(x), 1)))[:, 0]
 
     def _over_tokens(self, left: Array, right: Array) -> Array:
-        """What errors in one of them make of `leftᵀ right`: independent ones average out, equal tokens' add up."""
+        """The error of `leftᵀ right` from errors in one factor: those of equal tokens add up, others average out."""
         if self.how.correlated:
             return np.asarray(np.abs(left).T @ np.abs(right))
         return independent(left.T, right)

@@ -1,16 +1,16 @@
-"""How far the roundings inside `lora_mlp` carry: the budget of y and of every gradient beyond one linear layer's.
+"""The errors that roundings inside `lora_mlp` cause in y and every gradient, beyond those of one linear layer.
 
-Each intermediate v of the block (gate, up, d_h) comes out of a chain ``t ↦ t Wᵀ + b + s·(t Aᵀ) Bᵀ`` whose own budget
-`budget.row_chain` gives. For a result that depends on v by the map J (the derivative, a matrix for each token) the
-roundings carry in two ways, and both are added:
+Each intermediate v of the block (gate, up, d_h) is the output of a chain ``t ↦ t Wᵀ + b + s·(t Aᵀ) Bᵀ`` with the
+budget `budget.row_chain`. A result depends on v by its derivative J, a matrix for each token. Roundings reach the
+result in two ways, and both errors are added:
 
-- what is rounded before v, such as t Aᵀ or a t that is scaled or cast, reaches several elements of v at once: those
-  stores and that sum, with J B for B (`shared`);
-- what happens in each element of v by itself (its sums, its stores) is independent: √Σ (own · J)².
+- A rounding before v (of t Aᵀ, or of a scaled or cast t) changes several elements of v at once. Its budget counts
+  those stores and that sum, with J B in place of B (`shared`).
+- Roundings in each element of v (its sums, its stores) are independent: √Σ (own · J)².
 
-The activation adds its error of evaluation (`curves`), two stores of f and one of h, independent in each element;
-its slope the same. What is of second order is bounded by the curve's bend: half of ``|f″|·own²`` and the products of
-two errors.
+The activation adds its evaluation error (`activation_curves`), two stores of f and one of h, independent in each
+element, and so does its slope. Second-order errors are bounded by half of ``|f″|·own²`` and by the products of two
+errors.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def allowed(chain: Chain, rows: Array, how: Rounding) -> Array:
 
 
 def shared(rows: Array, down: Array, ups: Array, scale: float, how: Rounding) -> Array:
-    """Of outputs ``s·(t Aᵀ) Bᵀ``, the errors that come of the middle and of A and B, common to all of a row.
+    """The errors of ``s·(t Aᵀ) Bᵀ`` that come from t Aᵀ, A and B, and are common to the elements of a row.
 
     Args:
         rows: [M, K].   down: A [r, K].   ups: a B for each row, [M, P, r].
@@ -57,7 +57,7 @@ def independent(errors: Array, *maps: Array) -> Array:
 
 
 class Spread:
-    """The errors of a block's intermediates, element by element, and what of them reaches a linear reading."""
+    """The elementwise errors of a block's intermediates, and the errors of linear functions of them."""
 
     def __init__(self, chains: Chains, between: Lifts, x: Array, g: Array, activation: str, how: Rounding) -> None:
         self.chains, self.between, self.x, self.g, self.how = chains, between, x, g, how
@@ -72,12 +72,12 @@ class Spread:
         up = between.inner["up"] if self.gated else np.ones_like(t)
         near_up = self.own["up"] if self.gated else np.zeros_like(t)
         self.f, self.slope, self.up = f, slope, up
-        # of h = f·up: errors beyond those of gate and up to first order
+        # errors of h = f·up beyond the first-order effect of those of gate and up
         steep = np.abs(slope) + bend * near
         stored = unit * (2 * np.abs(f * up) + np.abs(between.h)) + how.step * (2 + np.abs(up))
         second = 0.5 * bend * near**2 * np.abs(up) + steep * near * near_up
         self.h = stored + second + activation_curves.value_error(t, activation, fine) * np.abs(up)
-        # of d_first = d_h·up·f′ and d_up = d_h·f
+        # errors of d_first = d_h·up·f′ and d_up = d_h·f, likewise
         d_h, near_d = between.d_h, self.own_d_h
         self.second = activation_curves.second(t, activation) * d_h * up
         stores = unit * (3 * np.abs(d_h * up) * np.abs(slope) + np.abs(d_h * up * slope)) + how.step * (3 + np.abs(d_h))
@@ -89,7 +89,7 @@ class Spread:
         self.d_up = stores + second + activation_curves.value_error(t, activation, fine) * np.abs(d_h)
 
     def reaching(self, chain: Chain, rows: Array, own: Array, maps: Array) -> Array:
-        """Of a chain's output, what its errors make of `maps` [M, P, N] applied to it: [M, P]."""
+        """The error [M, P] of `maps` [M, P, N] applied to a chain's output, caused by the errors of that output."""
         alone = np.sqrt((own**2)[:, None] @ (maps**2).swapaxes(1, 2))[:, 0]
         return shared(rows, chain.down, maps @ chain.up, chain.scale, self.how) + alone
 

@@ -1,4 +1,4 @@
-"""Side effects of fused blocks: what a call may touch and keep, and that it repeats to the bit."""
+"""Side effects of fused blocks: memory and results that a call must not change, settings, determinism."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from conformance.target.subject import Subject
 
 @clause(
     "FUS-MEM-INPUTS",
-    sentence="Forward and backward leave x, the upstream gradients and every operand as they were.",
+    sentence="Forward and backward do not modify x, the upstream gradients or any operand.",
     cases=SMALL,
     weight=0.5,
 )
@@ -33,7 +33,12 @@ def test_fused_inputs_unmodified(subject: Subject, case: FusedCase) -> float | N
     return None
 
 
-@clause("FUS-MEM-MARGINS", sentence="Nothing is read or written outside the operands.", cases=LAYOUT, weight=0.5)
+@clause(
+    "FUS-MEM-MARGINS",
+    sentence="Forward and backward read and write no memory outside the operands.",
+    cases=LAYOUT,
+    weight=0.5,
+)
 def test_fused_margins_untouched(subject: Subject, case: FusedCase) -> float | None:
     block = Block(subject, case)
     instance = run(subject, block)
@@ -49,7 +54,8 @@ def test_fused_margins_untouched(subject: Subject, case: FusedCase) -> float | N
 
 @clause(
     "FUS-MEM-OUTPUT",
-    sentence="The caller may modify any output in place: no input and no other output changes, and gradients follow.",
+    sentence="""The caller may modify any output in place: no input and no other output changes, and the gradients
+    are those of the modified outputs.""",
     cases=SMALL,
     weight=0.5,
 )
@@ -80,7 +86,8 @@ def test_fused_outputs_belong_to_the_caller(subject: Subject, case: FusedCase) -
 
 @clause(
     "FUS-MEM-LATER",
-    sentence="What a call returned or saved, and its gradients, are not changed by later calls.",
+    sentence="""Later calls do not change the outputs of an earlier call, the tensors it saved for backward, or its
+    gradients.""",
     cases=SMALL,
     weight=0.34,
 )
@@ -96,7 +103,9 @@ def test_fused_later_calls(subject: Subject, case: FusedCase) -> float | None:
     return worst(judged_outputs(ys, oracle), *gradients)
 
 
-@clause("FUS-DET", sentence="The same call gives the same bits every time.", cases=SMALL, weight=0.34)
+@clause(
+    "FUS-DET", sentence="Repeating a call gives the same outputs and gradients bit for bit.", cases=SMALL, weight=0.34
+)
 def test_fused_determinism(subject: Subject, case: FusedCase) -> float | None:
     runs = []
     for _ in range(2):
@@ -119,7 +128,7 @@ def test_fused_determinism(subject: Subject, case: FusedCase) -> float | None:
 
 @clause(
     "FUS-SIDE",
-    sentence="Running changes no setting of the process and no random state.",
+    sentence="Forward and backward change no setting of the process and no random state.",
     cases=SMALL,
     weight=0.25,
 )
@@ -136,7 +145,8 @@ def test_fused_settings_kept(subject: Subject, case: FusedCase) -> float | None:
 
 @clause(
     "FUS-MEM-REFILL",
-    sentence="Operands that get new values in place give the new result: nothing is kept by address.",
+    sentence="""When the operands get new values in place, the next call gives the results of the new values:
+    nothing is cached by address.""",
     cases=SMALL,
     weight=0.34,
 )

@@ -13,7 +13,7 @@ from conformance.judgement.outcomes import Inconclusive
 from conformance.numerics.formats import Array
 
 ATTEMPTS = 16
-SCALES = (1.0, 2.0, -1.0)  # of the three projections: times the case's
+SCALES = (1.0, 2.0, -1.0)  # scales of the three projections, in units of the case's
 
 
 def names(case: FusedCase, block: str) -> tuple[str, ...]:
@@ -32,7 +32,7 @@ def outputs(case: FusedCase, block: str) -> dict[str, int]:
 def drawn(case: FusedCase, block: str, limit: int) -> dict[str, Array]:
     """Every operand and upstream gradient by name: `x`, `q.weight`, `q.lora_A`, `g of q`.
 
-    Integers (in the exact lane) are thinned until all that any plan may store is an integer of at most `limit`.
+    Integers are thinned out until every number that an implementation may store is an integer of at most `limit`.
     """
     if case.values != "integers":
         return _floats(case, block)
@@ -84,7 +84,7 @@ def _floats(case: FusedCase, block: str) -> dict[str, Array]:
             size = 1 / (math.sqrt(shape[1]) * abs(scale_of(case, block, projection)))
         values[name] = random.standard_normal(shape) * size
     if case.special == "saturated":
-        # far from 0 on both sides, and by so different amounts that weight and adapter still show in 16 bits
+        # far from 0 on both sides, by amounts so different that weight and adapter still matter in 16 bits
         first = names(case, block)[0]
         for operand in ("weight", "lora_B"):
             values[f"{first}.{operand}"] *= 20
@@ -105,7 +105,7 @@ def _repeated(case: FusedCase, block: str, values: dict[str, Array]) -> dict[str
 
 
 def _signs(case: FusedCase, block: str, density: float, random: np.random.Generator) -> dict[str, Array]:
-    """Operands of -1, 0 and 1, the fewer zeros the denser; a handful to each sum."""
+    """Operands of -1, 0 and 1 with the given density of nonzeros, and a handful of those in each sum."""
     values = {}
     for name, shape in _shapes(case, block).items():
         operand = name.rpartition(".")[2]
@@ -118,9 +118,9 @@ def _signs(case: FusedCase, block: str, density: float, random: np.random.Genera
 
 
 def _weight(case: FusedCase, block: str, values: dict[str, Array], limit: float) -> tuple[float, bool]:
-    """The largest magnitude that any plan may store, and whether every term of every result shows.
+    """The largest magnitude that an implementation may store, and whether every term matters in every result.
 
-    Beyond the limit neither is exact.
+    Beyond the limit neither answer is exact.
     """
     x = values["x"].reshape(-1, case.k)
     gs = [values[f"g of {name}"].reshape(len(x), width) for name, width in outputs(case, block).items()]

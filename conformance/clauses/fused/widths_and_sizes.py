@@ -26,7 +26,7 @@ def judged(instance: Bound) -> float | None:
 
 @clause(
     "FUS-WIDTHS",
-    sentence="q, k and v may each have a width of their own.",
+    sentence="q, k and v may have three different widths.",
     cases=SMALL,
     subjects=("lora_qkv",),
     weight=0.34,
@@ -44,7 +44,8 @@ def test_fused_widths(subject: Subject, case: FusedCase) -> float | None:
 
 @clause(
     "FUS-ADAPTERS-PAIR",
-    sentence="Where one projection alone has no adapter, it is its frozen layer, and the others keep theirs.",
+    sentence="""When only one projection has no adapter, it computes its frozen layer only, and the others keep
+    their adapters.""",
     cases=SMALL,
     weight=0.5,
 )
@@ -58,7 +59,8 @@ def test_fused_one_absent_adapter(subject: Subject, case: FusedCase) -> float | 
 
 @clause(
     "FUS-SIZE-LONG",
-    sentence="Tokens, features or rank may be more than a block of any kernel: outputs and gradients are the same.",
+    sentence="""Outputs and gradients are right when the number of tokens or features, or the rank, exceeds the
+    block size of any kernel.""",
     cases=NORMAL,
 )
 def test_fused_long_size(subject: Subject, case: FusedCase) -> float | None:

@@ -1,4 +1,4 @@
-"""What clipping leaves in the gradients, and what it returns."""
+"""The gradients after clipping, and the returned norm."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def judge_clipped(gradients: Gradients, max_norm: float, *, tight: bool = False)
 
 @clause(
     "GRN-CLIP",
-    sentence="Every gradient is multiplied by max_norm/(norm + 1e-6), norm being that of all, and keeps its dtype.",
+    sentence="""Every gradient is multiplied by max_norm/(norm + 1e-6), where norm is the norm of all gradients, and
+    keeps its dtype.""",
     cases=CLIPPED,
 )
 def test_clip(subject: Subject, case: GradientsCase) -> float | None:
@@ -37,8 +38,8 @@ def test_clip(subject: Subject, case: GradientsCase) -> float | None:
 
 @clause(
     "GRN-MANY",
-    sentence="""Hundreds of gradients, more than one launch of a multi-tensor kernel takes, are all measured and
-    clipped.""",
+    sentence="""Hundreds of gradients, more than one launch of a multi-tensor kernel can take, all count in the norm
+    and are all clipped.""",
     cases=CLIPPED.narrowed(elements=(450, 900), tensors=(150, 400), values=("equal",)),
     weight=0.25,
 )
@@ -50,7 +51,7 @@ def test_many_tensors(subject: Subject, case: GradientsCase) -> float | None:
 
 @clause(
     "GRN-CLIP-LARGE",
-    sentence="All of a large gradient is clipped, beyond the elements that one block or chunk of a kernel takes.",
+    sentence="All elements of a large gradient are clipped, also those beyond one block or chunk of a kernel.",
     cases=CLIPPED.narrowed(elements=(70_001, 2**17 + 5), tensors=(1, 2), values=("normal", "equal")),
     weight=0.25,
 )
@@ -62,7 +63,7 @@ def test_clip_large_gradients(subject: Subject, case: GradientsCase) -> float | 
 
 @clause(
     "GRN-CLIP-MIXED",
-    sentence="Gradients of different dtypes are clipped by one factor, each in its own dtype.",
+    sentence="Gradients of different dtypes are clipped by one common factor, each in its own dtype.",
     cases=MIXED.narrowed(elements=(17, 4, 64), tensors=(2, 3)),
     dtypes=("float32", "bfloat16", "float16"),
     weight=0.5,
@@ -88,7 +89,7 @@ def test_clip_to_the_last_place(subject: Subject, case: GradientsCase) -> float 
 
 @clause(
     "GRN-CLIP-EPS",
-    sentence="The clip factor is max_norm/(norm + 1e-6): the 1e-6 shows where the norm is near 1e-5.",
+    sentence="The clip factor is max_norm/(norm + 1e-6), also for a norm near 1e-5, where the 1e-6 changes the result.",
     cases=CLIPPED.narrowed(values=("small",), elements=(3, 1, 17)),
     dtypes=("float64", "float32", "bfloat16"),
     weight=0.5,
@@ -101,7 +102,7 @@ def test_epsilon(subject: Subject, case: GradientsCase) -> float | None:
 
 @clause(
     "GRN-CLIP-CAP",
-    sentence="The clip factor is at most 1: gradients whose norm is within max_norm keep their bits.",
+    sentence="The clip factor is at most 1: if norm + 1e-6 ≤ max_norm, every gradient keeps its bits.",
     cases=GRADIENTS.narrowed(clip=(1.5, 4.0, 1000.0, math.inf), values=("normal", "wide", "tiny", "equal")),
 )
 def test_factor_is_capped(subject: Subject, case: GradientsCase) -> float | None:
@@ -128,12 +129,12 @@ def _largest_before(gradients: Gradients, index: int) -> float:
 
 @clause(
     "GRN-CLIP-RANGE",
-    sentence="Gradients whose squares overflow are clipped, not zeroed, however small the factor.",
+    sentence="Gradients whose squares overflow are clipped, not set to zero, however small the clip factor is.",
     cases=CLIPPED.narrowed(values=("huge",), elements=(3, 1, 17, 1000), clip=(0.5, 0.01, 0.001)),
 )
 def test_clip_extreme_gradients(subject: Subject, case: GradientsCase) -> float | None:
     gradients = Gradients(case, subject.device)
-    # in float16 a limit of 0.01 needs factors that this dtype cannot hold, though the results are ordinary
+    # in float16, a limit of 0.01 needs factors that this dtype cannot hold, although it can hold the results
     max_norm = 0.01 if case.dtype == "float16" else gradients.max_norm
     clip(subject, gradients, max_norm)
     return judge_clipped(gradients, max_norm)
@@ -141,7 +142,8 @@ def test_clip_extreme_gradients(subject: Subject, case: GradientsCase) -> float 
 
 @clause(
     "GRN-BEFORE",
-    sentence="What is returned is the norm before clipping, and stays it while the gradients change.",
+    sentence="""The returned norm is the norm before clipping, and it does not change when the gradients change
+    afterwards.""",
     cases=CLIPPED.narrowed(elements=(1, 3, 17)),
     weight=0.5,
 )
@@ -172,7 +174,7 @@ def test_limit_of_zero(subject: Subject, case: GradientsCase) -> float | None:
 
 @clause(
     "GRN-LAYOUT",
-    sentence="Norm and clipping do not depend on how a gradient lies in memory.",
+    sentence="The norm and the clipped gradients do not depend on the strides or the storage offsets of the gradients.",
     cases=CLIPPED.narrowed(layout=LAYOUTS[:-1], elements=(64, 24, 1000, 17), tensors=(1, 2, 3)),
 )
 def test_gradient_layout(subject: Subject, case: GradientsCase) -> float | None:

@@ -1,4 +1,4 @@
-"""Gradients to measure and clip: made from a case, with their exact norm and what clipping leaves."""
+"""Gradients made from a case, with their exact norm and their expected values after clipping."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class GradientsCase(Case):
     """The gradients of some parameters.
 
     Fields:
-        elements: gradient elements in all.   tensors: the number of parameters they are spread over.
+        elements: gradient elements in total.   tensors: the number of parameters they are spread over.
         values: `normal`; `equal` (all roundings of a sum go one way); `wide` (over many orders of magnitude);
-            `large` (300 times as large: squares leave float16); `huge` and `tiny` (squares leave the dtype,
-            and float32 besides); `edge` (a norm half as large as the dtype's largest number); `small` (a norm
-            near 1e-5, where the 1e-6 in the clip factor shows); `zero`.
-        layout: of every gradient, in memory.
+            `large` (300 times as large: squares overflow float16); `huge` and `tiny` (squares leave the range of
+            the dtype and of float32); `edge` (a norm half as large as the dtype's largest number); `small` (a norm
+            near 1e-5, where the 1e-6 in the clip factor matters); `zero`.
+        layout: the memory layout of every gradient.
         clip: max_norm ÷ norm.
-        beside: other parameters that are listed: `nothing`, with `none` or `empty` gradients, or `both`.
+        beside: further parameters in the list: `nothing`, those with `none` or `empty` gradients, or `both`.
         special: `nan` or `inf` in one element.
         other: dtype of every second gradient, `same` or another.
     """
@@ -69,9 +69,9 @@ SIZES = {  # the typical element: its square is out of range while the norm of a
 
 
 class Gradients:
-    """The parameters of a case with their gradients, each in margins, and the exact values they hold.
+    """The parameters of a case with their gradients, each between margins, and the exact values they hold.
 
-    With `finite_margins` the margins hold a number instead of NaN: scaling them shows too.
+    With `finite_margins`, the margins hold a number instead of NaN, so that scaling them is noticed.
     """
 
     def __init__(self, case: GradientsCase, device: str = "cpu", *, finite_margins: bool = False) -> None:
@@ -126,11 +126,11 @@ class Gradients:
 
     @property
     def max_norm(self) -> float:
-        """The limit that the case's `clip` asks for."""
+        """The max_norm for the case's `clip`."""
         return self.case.clip * self.norm
 
     def expected_norm(self, *, ulps: float | None = None) -> Expected:
-        """The norm within 1e-3 of itself, or within so many units in the last place."""
+        """The norm within a relative error of 1e-3, or within `ulps` units in the last place."""
         spacing = np.spacing(np.float32(self.norm)) if self.norm_dtype == torch.float32 else np.spacing(self.norm)
         allowed = self.norm * MUST_BE_WITHIN if ulps is None else ulps * float(spacing)
         return Expected("norm", np.array(self.norm), np.array(allowed), self.norm_dtype)
@@ -138,7 +138,7 @@ class Gradients:
     def expected_clipped(self, max_norm: float, *, tight: bool = False) -> list[Expected]:
         """Each gradient times ``min(1, max_norm/(norm + 1e-6))``.
 
-        The budget admits the error the norm may have, the store of the result, and one of the factor.
+        The budget allows for the error of the norm and for the stores of the result and of the factor.
         """
         factor = min(1.0, max_norm / (self.norm + 1e-6))
         relative = 8 * format_of(self.norm_dtype).unit if tight else MUST_BE_WITHIN
@@ -157,7 +157,7 @@ def _parameter(gradient: torch.Tensor) -> nn.Parameter:
 
 
 def _shape(length: int, index: int) -> tuple[int, ...]:
-    """A shape of so many elements: of one to three dimensions, or none."""
+    """A shape of `length` elements, with zero to three dimensions."""
     if length == 1:
         return ((), (1,), (1, 1))[index % 3]
     divisor = next((d for d in (8, 4, 3, 2, 5, 7, 17) if length % d == 0), 1)
@@ -168,7 +168,7 @@ def _shape(length: int, index: int) -> tuple[int, ...]:
 def _values(case: GradientsCase) -> Array:
     random = np.random.default_rng([case.seed, case.elements])
     values = random.standard_normal(case.elements)
-    # never so small a norm by chance that nothing is decided
+    # no element near zero, so that the norm is never too small to decide
     values = np.where(np.abs(values) < 0.1, 0.1, values)
     if case.values == "equal":
         # its square is 1.03, which a float32 sum near 2^20 rounds to 1 at every step

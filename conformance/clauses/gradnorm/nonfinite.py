@@ -1,4 +1,4 @@
-"""Norms that are not finite: raised where asked, returned where not."""
+"""Norms that are NaN or infinite: an error with `error_if_nonfinite`, returned without it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def _refused(subject: Subject, case: GradientsCase) -> Gradients:
 
 @clause(
     "GRN-NONFINITE-RAISE",
-    sentence="With error_if_nonfinite a norm that is NaN or infinite raises.",
+    sentence="""With error_if_nonfinite=True, a NaN or infinite norm raises a RuntimeError, ValueError or
+    ArithmeticError.""",
     cases=NONFINITE,
     weight=0.5,
 )
@@ -40,7 +41,8 @@ def test_nonfinite_raises(subject: Subject, case: GradientsCase) -> float | None
 
 @clause(
     "GRN-NONFINITE-KEEP",
-    sentence="Where a norm that is not finite raises, no gradient has been changed.",
+    sentence="When a NaN or infinite norm raises, no gradient has been changed.",
+    why="The caller may inspect the gradients or skip the step.",
     cases=NONFINITE,
     weight=0.5,
 )
@@ -52,7 +54,7 @@ def test_nonfinite_keeps_gradients(subject: Subject, case: GradientsCase) -> flo
 
 @clause(
     "GRN-NONFINITE-RETURN",
-    sentence="By default a norm that is NaN or infinite is returned as such.",
+    sentence="By default, a norm that is NaN or infinite is returned as NaN or infinity.",
     cases=NONFINITE,
     weight=0.5,
 )
@@ -66,7 +68,7 @@ def test_nonfinite_is_returned(subject: Subject, case: GradientsCase) -> float |
 
 @clause(
     "GRN-FINITE",
-    sentence="error_if_nonfinite changes nothing where the norm is finite.",
+    sentence="error_if_nonfinite=True changes no result if the norm is finite.",
     cases=GRADIENTS.narrowed(elements=(3, 1, 17), values=("normal", "large")),
     weight=0.5,
 )

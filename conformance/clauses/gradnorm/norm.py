@@ -1,4 +1,4 @@
-"""The norm itself: its value over sizes, magnitudes and dtypes, and which gradients count."""
+"""The norm: its value over sizes, magnitudes and dtypes, and the gradients that it includes."""
 
 from __future__ import annotations
 
@@ -27,19 +27,20 @@ def clip(
     parameters: Iterable[Any] | None = None,
     **options: Any,
 ) -> Any:
-    """What the target's `clip_grad_norm_` returns for the case's parameters, or for those given."""
+    """The norm that the target's `clip_grad_norm_` returns for the case's parameters, or for `parameters`."""
     with calling(f"clip_grad_norm_ of {gradients} with max_norm={max_norm:.6g}"):
         return subject.thing(gradients.parameters if parameters is None else parameters, max_norm, **options)
 
 
 def measured(subject: Subject, gradients: Gradients) -> Any:
-    """The norm that `clip_grad_norm_` returns where there is nothing to clip."""
+    """The norm that `clip_grad_norm_` returns when it has nothing to clip."""
     return clip(subject, gradients, 4 * gradients.norm + 1)
 
 
 @clause(
     "GRN-NORM",
-    sentence="The norm is the root of the sum of all squared gradients, over all parameters, within 1e-3 of itself.",
+    sentence="""The norm is the square root of the sum of all squared gradient elements of all parameters, within a
+    relative error of 1e-3.""",
     cases=GRADIENTS,
 )
 def test_norm(subject: Subject, case: GradientsCase) -> float | None:
@@ -57,7 +58,8 @@ LARGE = GRADIENTS.narrowed(
 
 @clause(
     "GRN-NORM-LARGE",
-    sentence="The norm stays within 1e-3 of itself up to 2^20 elements, all equal ones included.",
+    sentence="The norm has a relative error of at most 1e-3 for up to 2^20 elements, even if all are equal.",
+    why="In a plain float32 sum of equal squares, every rounding goes the same way.",
     cases=LARGE.narrowed(values=("equal",)),
     weight=0.2,
 )
@@ -68,7 +70,7 @@ def test_norm_of_many_elements(subject: Subject, case: GradientsCase) -> float |
 
 @clause(
     "GRN-NORM-ULP",
-    sentence="The norm is within 4 units in the last place, whatever the number of elements.",
+    sentence="The norm is within 4 units in the last place, for any number of elements.",
     cases=LARGE.narrowed(elements=(2**20, 4099, 1000), tensors=(1, 7, 40)),
     level=SHOULD,
     weight=0.2,
@@ -80,7 +82,8 @@ def test_norm_to_the_last_place(subject: Subject, case: GradientsCase) -> float 
 
 @clause(
     "GRN-RANGE",
-    sentence="The norm neither overflows nor underflows where it is itself representable, though the squares would.",
+    sentence="""If the norm is representable, it neither overflows nor underflows, even if the squares of the
+    gradients do.""",
     cases=GRADIENTS.narrowed(values=("huge", "tiny", "edge"), elements=(3, 1, 17, 1000)),
 )
 def test_norm_of_extreme_gradients(subject: Subject, case: GradientsCase) -> float | None:
@@ -90,7 +93,7 @@ def test_norm_of_extreme_gradients(subject: Subject, case: GradientsCase) -> flo
 
 @clause(
     "GRN-WIDE",
-    sentence="Gradients of 16 bits are squared and summed in float32 at least.",
+    sentence="The squares of 16-bit gradients are computed and summed in float32 or wider.",
     cases=GRADIENTS.narrowed(elements=(4099, 1000, 3000), values=("equal", "large"), tensors=(1, 2)),
     dtypes=("bfloat16", "float16"),
 )
@@ -112,7 +115,8 @@ MIXED = Space(
 
 @clause(
     "GRN-DTYPE",
-    sentence="The norm is a 0-d tensor: float64 for float64 gradients, float32 for others and mixtures of those.",
+    sentence="""The norm is a 0-d tensor: float64 for float64 gradients, and float32 for gradients of other dtypes
+    or a mixture of these.""",
     cases=MIXED,
 )
 def test_norm_dtype(subject: Subject, case: GradientsCase) -> float | None:
@@ -122,7 +126,8 @@ def test_norm_dtype(subject: Subject, case: GradientsCase) -> float | None:
 
 @clause(
     "GRN-SKIP",
-    sentence="Parameters without a gradient and empty gradients are skipped, and stay as they are.",
+    sentence="""Parameters without a gradient, or with an empty one, are skipped, and still have no gradient or an
+    empty one afterwards.""",
     cases=GRADIENTS.narrowed(elements=(1, 3, 17), tensors=(1, 2, 3), beside=("none", "empty", "both")),
 )
 def test_absent_gradients(subject: Subject, case: GradientsCase) -> float | None:
@@ -156,7 +161,8 @@ class NothingCase(GradientsCase):
 
 @clause(
     "GRN-NOTHING",
-    sentence="Without any gradient the norm is 0, a 0-d tensor, and nothing is raised.",
+    sentence="""If there is no gradient or only empty ones, the norm is a 0-d tensor 0 and nothing is raised, even
+    with error_if_nonfinite=True.""",
     cases=Space(NothingCase, listed=("no-parameters", "no-gradients", "empty-gradients")),
     dtypes=("float32", "bfloat16"),
     weight=0.5,
@@ -177,7 +183,7 @@ def test_no_gradient_at_all(subject: Subject, case: NothingCase) -> float | None
 
 @clause(
     "GRN-ZERO",
-    sentence="Gradients that are all zero have the norm 0 and stay zero.",
+    sentence="If all gradients are zero, the norm is 0 and they stay zero.",
     cases=GRADIENTS.narrowed(values=("zero",), elements=(3, 1, 17), tensors=(1, 2)),
     weight=0.5,
 )
@@ -194,7 +200,7 @@ def test_zero_gradients(subject: Subject, case: GradientsCase) -> float | None:
 
 @clause(
     "GRN-SHARED",
-    sentence="A parameter listed twice, as tied weights are, counts once and is clipped once.",
+    sentence="A parameter that is listed twice, as a tied weight may be, counts once and is clipped once.",
     cases=GRADIENTS.narrowed(elements=(3, 17, 64), tensors=(2, 3)),
     level=SHOULD,
 )
@@ -209,7 +215,7 @@ def test_parameter_listed_twice(subject: Subject, case: GradientsCase) -> float 
 
 @clause(
     "GRN-FUNCTION",
-    sentence="grad_norm(parameters) is the norm that clip_grad_norm_ returns, and changes no gradient.",
+    sentence="grad_norm(parameters) returns the norm that clip_grad_norm_ returns, and changes no gradient.",
     cases=GRADIENTS,
     needs=("grad_norm",),
     weight=0.5,

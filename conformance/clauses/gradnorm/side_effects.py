@@ -1,4 +1,4 @@
-"""Side effects: what a call may touch, what it may be given, and that it repeats to the bit."""
+"""Side effects of clipping: gradients in place, other memory and settings unchanged, any iterable, determinism."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def _bits_equal(a: Any, b: Any) -> bool:
 
 @clause(
     "GRN-ITERABLE",
-    sentence="A list, a tuple and a generator of the same parameters give the same norm and the same gradients.",
+    sentence="""A list, a tuple, an iterator and a generator of the same parameters give the same norm and gradients
+    bit for bit.""",
     cases=FEW,
     weight=0.5,
 )
@@ -51,13 +52,13 @@ def test_iterables(subject: Subject, case: GradientsCase) -> float | None:
 
 @clause(
     "GRN-INPLACE",
-    sentence="Clipping works in place: each parameter keeps its gradient tensor and that its memory.",
+    sentence="Clipping works in place: each parameter keeps its gradient tensor, and that tensor keeps its memory.",
     cases=FEW.narrowed(layout=LAYOUTS[:-1]),
     weight=0.5,
 )
 def test_in_place(subject: Subject, case: GradientsCase) -> float | None:
     gradients = Gradients(case, subject.device)
-    # the objects are held, so that none can be made anew under an old address
+    # hold the tensors, so that no new one gets an old address
     held = [p.grad for p in gradients.with_gradient]
     memory = [None if g is None else (g.data_ptr(), g.stride()) for g in held]
     clip(subject, gradients, gradients.max_norm)
@@ -71,7 +72,7 @@ def test_in_place(subject: Subject, case: GradientsCase) -> float | None:
 
 @clause(
     "GRN-PARAMETERS",
-    sentence="The parameters themselves, and whether they require grad, stay as they are.",
+    sentence="Clipping changes neither the values of the parameters nor their requires_grad.",
     cases=FEW,
     weight=0.5,
 )
@@ -88,7 +89,7 @@ def test_parameters_unchanged(subject: Subject, case: GradientsCase) -> float | 
 
 @clause(
     "GRN-MARGINS",
-    sentence="Nothing is written beside a gradient in its memory.",
+    sentence="Clipping writes no memory outside the gradients.",
     cases=FEW.narrowed(layout=("padded", "strided", "offset", "transposed"), clip=(0.5, 0.01)),
 )
 def test_margins_untouched(subject: Subject, case: GradientsCase) -> float | None:
@@ -101,7 +102,7 @@ def test_margins_untouched(subject: Subject, case: GradientsCase) -> float | Non
 
 @clause(
     "GRN-REPEAT",
-    sentence="The same gradients give the same bits every time.",
+    sentence="Repeating a call with the same gradients gives the same norm and gradients bit for bit.",
     cases=FEW.narrowed(elements=(1000, 257, 4099)),
     weight=0.5,
 )
@@ -116,7 +117,7 @@ def test_deterministic(subject: Subject, case: GradientsCase) -> float | None:
 
 @clause(
     "GRN-SIDE-GLOBAL",
-    sentence="Measuring and clipping change no setting of the process and no random state.",
+    sentence="Clipping changes no setting of the process and no random state.",
     cases=FEW,
     dtypes=("float32",),
     weight=0.25,
@@ -130,7 +131,8 @@ def test_settings_kept(subject: Subject, case: GradientsCase) -> float | None:
 
 @clause(
     "GRN-LATER",
-    sentence="A norm that was returned is not changed by later calls, and gradients refilled in place give their own.",
+    sentence="""Later calls do not change a norm returned earlier, and after gradients get new values in place, the
+    norm is that of the new values.""",
     cases=FEW,
     weight=0.5,
 )

@@ -5,7 +5,7 @@ from conformance.specification.groups import Group
 GROUP = Group(
     prefix="LAY",
     place=20,
-    judged="the same as modules; initialisation, state, copies, modes",
+    judged="the same formula and gradients as modules; initialisation, state, copies, modes",
     names="`LinearLoRA`, `TritonLinearLoRA`",
     required=("LinearLoRA",),
     subjects=("LinearLoRA", "TritonLinearLoRA"),

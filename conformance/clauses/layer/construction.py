@@ -1,4 +1,4 @@
-"""Group `layer`: `LinearLoRA` and `TritonLinearLoRA` as modules."""
+"""Building a LoRA layer: scale, defaults, initialisation, frozen and trainable parameters, train and eval."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ INIT = SMALL.narrowed(m=(1,), k=(256, 300), n=(64, 33), r=(16, 64, 33), values=(
 
 
 def fresh(subject: Subject, operands: Operands, **options: Any) -> Any:
-    """A layer as its constructor leaves it, over the case's frozen linear layer."""
+    """A newly constructed layer over the case's frozen linear layer."""
     seed_torch(operands.case.seed)
     shown = ", ".join(f"{name}={value!r}" for name, value in options.items())
     with calling(f"{subject.name}(linear, {shown})"):
@@ -36,7 +36,7 @@ def fresh(subject: Subject, operands: Operands, **options: Any) -> Any:
 
 @clause(
     "LAY-SCALING",
-    sentence="scale is alpha/dim, or alpha/√dim with use_rslora, as an attribute and in y.",
+    sentence="The scale is alpha/dim, or alpha/√dim with use_rslora, both as the attribute `scale` and in y.",
     cases=SMALL.narrowed(r=(2, 3, 4, 16), values=("normal",)),
     weight=0.5,
 )
@@ -78,7 +78,8 @@ def test_defaults(subject: Subject, case: LinearCase) -> float | None:
 
 @clause(
     "LAY-INIT",
-    sentence="A fresh adapter has B = 0, and A as xavier_normal_ or kaiming_uniform_(a=√5) draws it.",
+    sentence="""A new adapter has B = 0, and A distributed as by xavier_normal_ ("xavier") or kaiming_uniform_(a=√5)
+    ("uniform" and "kaiming").""",
     cases=INIT,
     weight=0.5,
 )
@@ -90,7 +91,7 @@ def test_initialisation(subject: Subject, case: LinearCase) -> float | None:
     values = numbers(layer.lora_A.weight)
     bound = 1 / math.sqrt(case.k)
     wanted = math.sqrt(2 / (case.k + case.r)) if method == "xavier" else bound / math.sqrt(3)
-    # the standard error of a standard deviation is at most 1/√(2n) of it; six of them, and 16-bit storage
+    # six relative standard errors of a standard deviation, each at most 1/√(2n), and 16-bit rounding
     slack = 6 / math.sqrt(2 * values.size) + 0.004
     spread = float(values.std())
     require(
@@ -99,7 +100,7 @@ def test_initialisation(subject: Subject, case: LinearCase) -> float | None:
     )
     mean = abs(float(values.mean()))
     require(mean <= 6 * wanted / math.sqrt(values.size), f"lora_A ({method}) has mean {mean:.3g}: expected 0")
-    # a uniform draw ends at its bound, √3 standard deviations; a normal one of this size always passes it
+    # a uniform draw ends at its bound, √3 standard deviations; a normal one of this size always exceeds it
     normal = float(np.abs(values).max()) > 1.01 * bound if method != "xavier" else None
     require(not normal, f"lora_A ({method}) reaches {np.abs(values).max():.4g}: expected at most {bound:.4g}")
     if method == "xavier":
@@ -113,7 +114,7 @@ def test_initialisation(subject: Subject, case: LinearCase) -> float | None:
 
 @clause(
     "LAY-FRESH",
-    sentence="A fresh layer computes what the linear layer it was built from computes.",
+    sentence="A new layer computes the same y as the linear layer it was built from.",
     cases=SMALL,
     weight=0.34,
 )
@@ -126,7 +127,7 @@ def test_fresh_layer(subject: Subject, case: LinearCase) -> float | None:
 
 @clause(
     "LAY-FREEZE",
-    sentence="W and b do not require grad and get none; lora_A and lora_B require grad.",
+    sentence="W and b do not require grad and get no gradient; lora_A and lora_B require grad.",
     cases=WITH_BIAS,
     weight=0.34,
 )
@@ -146,7 +147,8 @@ def test_frozen(subject: Subject, case: LinearCase) -> float | None:
 
 @clause(
     "LAY-BIAS",
-    sentence="A bias made trainable by requires_grad_(True) gets Σ g as its gradient; the others stay right.",
+    sentence="""A bias made trainable by requires_grad_(True) gets the gradient Σ g over all tokens, and the other
+    gradients stay right.""",
     cases=WITH_BIAS,
     weight=0.5,
 )
@@ -158,7 +160,7 @@ def test_trainable_bias(subject: Subject, case: LinearCase) -> float | None:
 
 @clause(
     "LAY-TRAIN",
-    sentence="Dropout follows train() and eval(), switched at any time.",
+    sentence="Dropout acts after train() and does nothing after eval(), however often the mode is switched.",
     cases=PROBE,
     weight=0.34,
 )

@@ -1,4 +1,4 @@
-"""Judging a layer that should equal another one: its copy, what it was loaded or converted into."""
+"""Judge a layer that should compute the same as another: a copy, or a loaded or converted layer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from conformance.target.subject import TRAINABLE, Instance, Subject
 
 
 def same_results(subject: Subject, instance: Instance, other: Any, what: str) -> float | None:
-    """Judge forward and gradients of a layer that should equal the instance's."""
+    """Judge the output and gradients of a layer that should compute the same as the instance."""
     with calling(f"reading the adapters of {what}"):
         adapters = {"lora_A": other.lora_A.weight, "lora_B": other.lora_B.weight}
     tensors = {"x": instance.operands.placed["x"].tensor.detach().clone().requires_grad_(), **adapters}

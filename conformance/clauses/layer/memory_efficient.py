@@ -1,4 +1,4 @@
-"""The layer that saves memory takes what the plain one takes."""
+"""`use_memory_efficient_lora` changes no result, and takes the same operands as the plain layer."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from conformance.target.subject import TRAINABLE, Subject
 
 @clause(
     "LAY-MEMORY-ANY",
-    sentence="""With use_memory_efficient_lora x may have any leading dimensions, the adapter another dtype, and
-    any subset of operands require grad.""",
+    sentence="""With use_memory_efficient_lora, x may have any leading dimensions, the adapter may have another
+    dtype, and any subset of x, A and B may require grad.""",
     cases=LEADING,
     weight=0.5,
 )
@@ -37,12 +37,12 @@ def test_memory_efficient_anyhow(subject: Subject, case: LinearCase) -> float | 
 
 @clause(
     "LAY-MEMORY-EFFICIENT",
-    sentence="""use_memory_efficient_lora changes nothing that is computed, and backward still uses the
-    forward's dropout mask.""",
+    sentence="""use_memory_efficient_lora changes neither y nor any gradient, and backward still uses the forward's
+    dropout mask.""",
     cases=SMALL.narrowed(dropout=(0.0, 0.5, 0.0, 0.25), position=("post", "pre")),
 )
 def test_memory_efficient(subject: Subject, case: LinearCase) -> float | None:
-    if case.dropout and case.dtype in ("float64", "float32"):  # in 16 bits the relation is too loose to tell
+    if case.dropout and case.dtype in ("float64", "float32"):  # in 16 bits the budgets are too wide to decide
         operands = subject.operands(dataclasses.replace(case, values="normal", training=True))
         instance = started(subject, operands, use_memory_efficient_lora=True)
         return judge_relation(instance, oracle_for(subject, operands))

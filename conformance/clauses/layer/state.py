@@ -1,4 +1,4 @@
-"""The state of a layer: saved and loaded, named, copied and converted, also after use."""
+"""The state of a layer: saving, loading, names, copies and conversion, before and after use."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from conformance.target.subject import TRAINABLE, Instance, Subject
 
 @clause(
     "LAY-STATE",
-    sentence="A state_dict loaded into another layer of the same shape makes it compute the same.",
+    sentence="A layer that loads the state_dict of another layer of the same shape computes the same as that layer.",
     cases=SMALL,
     weight=0.34,
 )
@@ -44,7 +44,7 @@ def test_state_dict(subject: Subject, case: LinearCase) -> float | None:
 
 @clause(
     "LAY-STATE-NAMES",
-    sentence="The state_dict holds weight, bias, lora_A.weight and lora_B.weight, and nothing else.",
+    sentence="The state_dict holds exactly weight, bias, lora_A.weight and lora_B.weight.",
     cases=WITH_BIAS,
     level="SHOULD",
     dtypes=("float32",),
@@ -60,7 +60,7 @@ def test_state_dict_names(subject: Subject, case: LinearCase) -> float | None:
 
 @clause(
     "LAY-COPY",
-    sentence="deepcopy and pickle give an equal layer that shares no memory with the first.",
+    sentence="A layer copied by deepcopy or pickle computes the same and shares no memory with the original.",
     cases=SMALL,
     weight=0.5,
 )
@@ -97,7 +97,7 @@ def test_conversion(subject: Subject, case: LinearCase) -> float | None:
 
 
 def used(subject: Subject, case: LinearCase) -> Instance:
-    """A layer after a forward pass without a graph, and one with a backward pass."""
+    """A layer that has run one forward pass under no_grad, then one forward and backward pass."""
     instance = subject.build(subject.operands(case))
     instance.require_grad(TRAINABLE)
     with torch.no_grad():
@@ -107,7 +107,7 @@ def used(subject: Subject, case: LinearCase) -> Instance:
 
 
 def without_a_graph(instance: Instance, layer: Any) -> Instance:
-    """The layer, asked without a graph."""
+    """The instance calling this layer under no_grad."""
 
     def call(x: torch.Tensor) -> Any:
         with torch.no_grad():
@@ -118,7 +118,9 @@ def without_a_graph(instance: Instance, layer: Any) -> Instance:
 
 @clause(
     "LAY-USED-COPY",
-    sentence="A layer that was in use is copied by deepcopy and pickle, and its state_dict has the keys it had before.",
+    sentence="""A layer that has been used can be copied by deepcopy and pickle, and its state_dict has the same
+    keys as before.""",
+    why="A cache that is filled in use can make a copy fail or enter the state_dict.",
     cases=SMALL,
     weight=0.5,
 )
@@ -137,8 +139,8 @@ def test_copies_after_use(subject: Subject, case: LinearCase) -> float | None:
 
 @clause(
     "LAY-USED-LOAD",
-    sentence="""A state_dict loaded into a layer that was in use, in place or with assign=True, is what it
-    computes with from then on.""",
+    sentence="""A layer that has been used computes with a newly loaded state_dict from then on, whether it was
+    loaded in place or with assign=True.""",
     cases=SMALL,
     weight=0.5,
 )
@@ -156,7 +158,7 @@ def test_loading_after_use(subject: Subject, case: LinearCase) -> float | None:
 
 @clause(
     "LAY-USED-TO",
-    sentence="After .to(dtype) a layer that was in use computes in that dtype.",
+    sentence="After .to(dtype), a layer that has been used computes in that dtype.",
     cases=SMALL.narrowed(values=("integers",)),
     dtypes=("bfloat16", "float16"),
     weight=0.34,
@@ -175,7 +177,7 @@ def test_conversion_after_use(subject: Subject, case: LinearCase) -> float | Non
 
 
 def _judged_twice(subject: Subject, instance: Instance, layer: Any, what: str) -> float | None:
-    """Judge y without a graph, then y and gradients with one."""
+    """Judge y under no_grad, then y and the gradients with a graph."""
     y = oracle_for(subject, instance.operands).y
     asked = dataclasses.replace(
         without_a_graph(instance, layer), tensors={"x": instance.operands.placed["x"].tensor.detach()}

@@ -1,4 +1,4 @@
-"""Group `linear`: the functions `lora_linear` and `LoRATritonFunction.apply`."""
+"""The arguments of `lora_linear` and `LoRATritonFunction.apply`: shapes, dropout probability, output dtype."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from conformance.target.subject import TRAINABLE, Subject
 
 @clause(
     "LIN-SHAPES",
-    sentence="Operands whose features or rank do not chain are refused.",
+    sentence="Operands whose features or rank do not chain are refused with an error.",
     cases=SMALL.narrowed(values=("normal",), k=(17, 33), n=(16, 35), r=(3, 4)),
     dtypes=("float32",),
     weight=0.5,
@@ -39,7 +39,7 @@ def test_operands_that_do_not_chain(subject: Subject, case: LinearCase) -> float
 
 @clause(
     "LIN-DROP-RANGE",
-    sentence="A dropout probability outside [0, 1] is an error.",
+    sentence="A dropout probability outside [0, 1], or NaN, is an error.",
     cases=SMALL.narrowed(dropout=(-0.1, 1.5, float("nan")), training=(True,)),
     subjects=("lora_linear",),
     dtypes=("float32",),
@@ -59,7 +59,7 @@ OTHER = {"float64": "float32", "float32": "float64", "bfloat16": "float32", "flo
 
 @clause(
     "LIN-DTYPE",
-    sentence="LoRATritonFunction returns the dtype it is asked for; its gradients keep their operands' dtypes.",
+    sentence="LoRATritonFunction returns y in the requested dtype, and each gradient has the dtype of its operand.",
     cases=SMALL.narrowed(values=("integers", "cancelling"), training=(True,)),
     subjects=("LoRATritonFunction",),
     needs=("LoRATritonFunction",),

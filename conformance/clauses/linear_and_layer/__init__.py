@@ -1,4 +1,4 @@
-"""What any LoRA linear computes, function or layer: the clauses that the groups `linear` and `layer` share."""
+"""The clauses on LoRA linears that the groups `linear` (functions) and `layer` (modules) share."""
 
 from conformance.specification.groups import Shared
 

@@ -1,4 +1,4 @@
-"""The backward pass: each gradient on its own, subsets, accumulation, repetition, double backward."""
+"""The backward pass: each gradient, subsets that require grad, accumulation, repetition, double backward."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def test_gradient_of_lora_B(subject: Subject, case: LinearCase) -> float | None:
 @clause(
     "LIN-BWD-LAYOUT",
     "LAY-BWD-LAYOUT",
-    sentence="Gradients do not depend on the strides of x, g, W, A and B, expanded ones included.",
+    sentence="Gradients do not depend on the strides of x, g, W, A and B; x and g may be expanded (stride 0).",
+    why="y.sum().backward() passes an expanded g.",
     cases=LAYOUT,
 )
 def test_gradient_layout(subject: Subject, case: LinearCase) -> float | None:
@@ -48,11 +49,11 @@ def test_gradient_layout(subject: Subject, case: LinearCase) -> float | None:
     return judge_gradients(run(subject, operands), oracle_for(subject, operands))
 
 
-# not of rank 1: a gradient of rank 0, which an empty batch may make by mistake, autograd sums to the right shape
+# no r = 1: autograd would sum a gradient of shape [0, K], a mistake an empty batch may cause, to the right [1, K]
 @clause(
     "LIN-BWD-LEAD",
     "LAY-BWD-LEAD",
-    sentence="Gradients sum over all leading dimensions; an empty batch gives zero dA and dB.",
+    sentence="For any leading dimensions of x, dA and dB sum over all of them; an empty batch gives zero dA and dB.",
     cases=LEADING.narrowed(r=(2, 3, 4, 17)),
 )
 def test_gradient_leading(subject: Subject, case: LinearCase) -> float | None:
@@ -63,7 +64,7 @@ def test_gradient_leading(subject: Subject, case: LinearCase) -> float | None:
 @clause(
     "LIN-BWD-MIXED",
     "LAY-BWD-MIXED",
-    sentence="With an adapter of another dtype each gradient has its own operand's dtype.",
+    sentence="When the adapter's dtype differs from that of x, each gradient has the dtype of its own operand.",
     cases=MIXED,
     weight=0.5,
 )
@@ -75,7 +76,7 @@ def test_gradient_mixed(subject: Subject, case: LinearCase) -> float | None:
 @clause(
     "LIN-BWD-SCALE",
     "LAY-BWD-SCALE",
-    sentence="The scale multiplies the adapter's part of every gradient, whatever its sign and size.",
+    sentence="The scale, of any sign and size, multiplies the adapter's part of every gradient.",
     cases=SMALL.narrowed(scale=(0.0, 2.0, -3.0, 0.0625, 256.0, -0.5), values=("integers", "normal")),
 )
 def test_gradient_scale(subject: Subject, case: LinearCase) -> float | None:
@@ -89,7 +90,7 @@ SUBSETS = (("lora_A",), ("lora_B",), ("x",), ("lora_A", "lora_B"), ("x", "lora_B
 @clause(
     "LIN-BWD-NEEDS",
     "LAY-BWD-NEEDS",
-    sentence="Any subset of x, A and B may require grad: it gets its gradients, the rest none.",
+    sentence="Any subset of x, A and B may require grad: its members get their gradients, and the others get none.",
     cases=SMALL,
 )
 def test_gradient_needs(subject: Subject, case: LinearCase) -> float | None:
@@ -105,7 +106,7 @@ def test_gradient_needs(subject: Subject, case: LinearCase) -> float | None:
 @clause(
     "LIN-BWD-ACCUM",
     "LAY-BWD-ACCUM",
-    sentence="Backward adds to a gradient that is already there.",
+    sentence="Backward adds to a gradient that already exists.",
     cases=SMALL.narrowed(values=("integers",)),
     weight=0.5,
 )
@@ -157,14 +158,14 @@ def test_gradient_twice(subject: Subject, case: LinearCase) -> float | None:
 
 
 def _probe(shape: tuple[int, ...]) -> Array:
-    """Weights from -2 to 2, no two neighbours equal: a transposed or summed gradient shows."""
+    """Weights from -2 to 2, no two neighbours equal, so that a transposed or summed gradient is noticed."""
     return np.arange(math.prod(shape), dtype=np.float64).reshape(shape) * 2 % 5 - 2
 
 
 @clause(
     "LIN-BWD-DOUBLE",
     "LAY-BWD-DOUBLE",
-    sentence="Differentiating a gradient again is right or raises; never silently wrong.",
+    sentence="Double backward gives the right derivatives of a gradient or raises; it is never silently wrong.",
     cases=SMALL.narrowed(
         values=("integers",), m=(2, 5), k=(3, 17), n=(2, 5), r=(1, 3), bias=(False,), lead=("2d", "3d")
     ),

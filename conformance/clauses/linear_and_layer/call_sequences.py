@@ -1,4 +1,4 @@
-"""Calls one after another: micro-batches of any size, inference before training, autocast before none, threads."""
+"""Sequences of calls: micro-batches of any size, inference before training, a call after autocast, threads."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from conformance.target.subject import TRAINABLE, Subject
 @clause(
     "LIN-BWD-MICRO",
     "LAY-BWD-MICRO",
-    sentence="""Micro-batches of different sizes through one layer add their gradients up, and which operand
-    requires grad may change in between.""",
+    sentence="""The gradients of micro-batches of different sizes through one layer add up, and the set of operands
+    that require grad may change between micro-batches.""",
     cases=SMALL.narrowed(values=("integers",), m=(2, 3, 17), lead=("2d", "3d"), training=(True,)),
     weight=0.34,
 )
@@ -64,7 +64,9 @@ def test_gradients_of_micro_batches(subject: Subject, case: LinearCase) -> float
 @clause(
     "LIN-MODE-INFERENCE",
     "LAY-MODE-INFERENCE",
-    sentence="Calls under inference_mode or no_grad see new values of the operands, and training after them is right.",
+    sentence="""Calls under inference_mode or no_grad use the current values of the operands, and training after
+    such calls is right.""",
+    why="A layer that caches weights under inference_mode may go on using the cached ones afterwards.",
     cases=SMALL,
     weight=0.34,
 )
@@ -92,7 +94,8 @@ def test_inference_before_training(subject: Subject, case: LinearCase) -> float 
 @clause(
     "LIN-MODE-THREAD",
     "LAY-MODE-THREAD",
-    sentence="Forward and backward in another thread than the one that built it compute the same.",
+    sentence="""Forward and backward give the same results in a thread other than the one that built the layer or
+    its operands.""",
     cases=SMALL,
     weight=0.17,
 )
@@ -123,10 +126,10 @@ def test_another_thread(subject: Subject, case: LinearCase) -> float | None:
 @clause(
     "LIN-MEM-SAVED",
     "LAY-MEM-SAVED",
-    sentence="""Where lora_A, lora_B or x changes in place before backward, it raises or uses the values of the
-    forward pass.""",
+    sentence="""If lora_A, lora_B or x is changed in place between forward and backward, backward raises or uses the
+    values of the forward pass.""",
     cases=SMALL.narrowed(values=("integers", "normal"), training=(True,)),
-    level="SHOULD",  # who keeps tensors past autograd's own check trains wrongly only where something writes to them
+    level="SHOULD",  # without autograd's version check training is wrong only if something writes there
     weight=0.5,
 )
 def test_changed_before_backward(subject: Subject, case: LinearCase) -> float | None:
@@ -148,8 +151,8 @@ def test_changed_before_backward(subject: Subject, case: LinearCase) -> float | 
 @clause(
     "LIN-AMP-ENTRY",
     "LAY-AMP-ENTRY",
-    sentence="""Under autocast in either 16-bit dtype x may have it already; after it the layer computes in its
-    own dtype again.""",
+    sentence="""Under autocast to float16 or bfloat16, x may already have that dtype, unless the call raises
+    NotImplementedError; after the region, the layer computes in its own dtype again.""",
     cases=SMALL.narrowed(autocast=("float16", "bfloat16"), training=(True,), values=("integers", "normal", "positive")),
     dtypes=("float32",),
     weight=0.67,
@@ -166,12 +169,12 @@ def test_autocast_of_what_it_made(subject: Subject, case: LinearCase) -> float |
         with torch.autocast(subject.device.partition(":")[0], dtype=low):
             y = instance.forward()
     except Refused:
-        return None  # it may have no kernel for this dtype; what it has for its own, AMP judges
+        return None  # the target may lack a kernel for this dtype; AMP judges the dtype it must have
     instance.backward(y)
     oracle = oracle_for(subject, operands)
     dX = dataclasses.replace(oracle.dX, dtype=low) if narrow else oracle.dX
     ratios = [judge(instance.gradient("x"), dX), judge_gradients(instance, oracle, ("lora_A", "lora_B"))]
-    if subject.has_base:  # else its output dtype is an argument
+    if subject.has_base:  # without a base, the output dtype is an argument
         ratios.append(judge(y, oracle.y))
     plain = subject.operands(dataclasses.replace(case, autocast="off"))
     instance.operands, instance.tensors["x"] = plain, plain.placed["x"].tensor

@@ -1,4 +1,4 @@
-"""The case spaces that clauses on LoRA linears draw from."""
+"""The case spaces of the clauses on LoRA linears."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ SMALL = LINEAR.narrowed(
     m=(2, 3, 17, 33), k=(3, 17, 33, 70, 130), n=(2, 5, 16, 35, 67), r=(1, 3, 4, 17), scale=(1.0, 2.0, -1.0)
 )
 LAYOUT = SMALL.narrowed(x=LAYOUTS, g=LAYOUTS, w=LAYOUTS[:-1], ab=LAYOUTS[:-1], lead=("2d", "3d", "4d"))
-# not of rank 1: a gradient of rank 0, which an empty batch may make by mistake, autograd sums to the right shape
+# no r = 1: autograd would sum a gradient of shape [0, K], a mistake an empty batch may cause, to the right [1, K]
 LEADING = SMALL.narrowed(m=(2, 0, 3, 17, 1), r=(2, 3, 4, 17), lead=("1d", "3d", "4d", "2d", "3d"))
 
 
 def partnered(case: LinearCase) -> LinearCase:
-    """The case with an adapter dtype that differs from its own and commonly goes with it."""
+    """The case with an adapter of another dtype, the one that commonly accompanies the case's own."""
     partner = {"float64": "float32", "float32": "bfloat16", "bfloat16": "float32", "float16": "float32"}
     return dataclasses.replace(LINEAR.tame(case), adapter=partner[case.dtype])
 

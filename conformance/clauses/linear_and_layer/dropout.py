@@ -1,4 +1,4 @@
-"""Dropout: on the adapter path only, in training only, inverted scaling, and backward with the forward's mask."""
+"""Dropout acts in training, on the adapter path only, with scaling by 1/(1-p); backward uses the forward's mask."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from conformance.target.subject import TRAINABLE, Instance, Subject
 
 WITH_DROPOUT = ("lora_linear", "LinearLoRA", "TritonLinearLoRA")
 RATES = (0.5, 0.25, 0.1)
-# r = k = n with lora_A = lora_B = I and W = 0: y is the dropped x (pre), or the dropped update (post).
+# r = k = n with lora_A = lora_B = I and W = 0: y is x (pre) or the update (post) after dropout.
 PROBE = SMALL.narrowed(
     special=("identity",),
     values=("normal",),
@@ -39,7 +39,7 @@ DROPPED = SMALL.narrowed(values=("normal",), dropout=RATES, position=("post", "p
 
 
 def started(subject: Subject, operands: Operands, needs: tuple[str, ...] = TRAINABLE, **options: Any) -> Instance:
-    """An instance whose random mask depends on the case alone."""
+    """An instance built right after seeding torch with the case, so that its mask depends on the case alone."""
     seed_torch(operands.case.seed)
     instance = subject.build(operands, **options)
     instance.require_grad(needs)
@@ -65,8 +65,8 @@ def read_mask(y: torch.Tensor, operands: Operands) -> Array:
 @clause(
     "LIN-DROP-MASK",
     "LAY-DROP-MASK",
-    sentence="""Dropout zeroes each element on its own with probability p, divides the rest by 1-p, and draws
-    anew each call.""",
+    sentence="""Dropout zeroes each element independently with probability p, divides the others by 1-p, and draws a
+    new mask in each call.""",
     cases=PROBE,
     subjects=WITH_DROPOUT,
     weight=0.5,
@@ -80,7 +80,7 @@ def test_dropout_mask(subject: Subject, case: LinearCase) -> float | None:
     )
     for mask in masks:
         count, p = mask.size, case.dropout
-        # six standard deviations of a binomial: beyond them once in 5e8 masks
+        # six standard deviations of a binomial, which chance exceeds once in 5e8 masks
         spread = 6 * np.sqrt(count * p * (1 - p)) + 1
         dropped = count - int(mask.sum())
         require(
@@ -88,7 +88,7 @@ def test_dropout_mask(subject: Subject, case: LinearCase) -> float | None:
             f"{dropped} of {count} elements were dropped: expected {count * p:.0f} ± {spread:.0f} for p = {p}",
         )
         for axis, name in ((0, "columns"), (1, "rows")):
-            # the kept counts of independent elements spread like a binomial; shared masks do so far wider
+            # the kept counts of independent elements are binomial; those of shared masks vary far more
             along = mask.shape[axis]
             variance = float(mask.sum(axis).var())
             require(
@@ -102,7 +102,8 @@ def test_dropout_mask(subject: Subject, case: LinearCase) -> float | None:
 @clause(
     "LIN-DROP-BWD",
     "LAY-DROP-BWD",
-    sentence="Backward uses the forward's mask, for every gradient, also under gradient checkpointing.",
+    sentence="Backward uses the forward's mask for every gradient, under gradient checkpointing too.",
+    why="A backward pass with a mask of its own differentiates another function than the one that was computed.",
     cases=PROBE,
     subjects=WITH_DROPOUT,
     weight=0.5,
@@ -125,7 +126,8 @@ def test_dropout_gradients(subject: Subject, case: LinearCase) -> float | None:
 @clause(
     "LIN-DROP-REL",
     "LAY-DROP-REL",
-    sentence="At any shape ⟨g, y - base⟩ = ⟨dA, A⟩ = ⟨dB, B⟩: forward and backward saw one mask, the base saw none.",
+    sentence="""With dropout, at any shape, ⟨g, y - base⟩ = ⟨dA, A⟩ = ⟨dB, B⟩ with base = x Wᵀ + b: forward and
+    backward use one mask, and the base uses none.""",
     cases=DROPPED,
     subjects=WITH_DROPOUT,
     dtypes=("float64", "float32"),
@@ -165,7 +167,7 @@ def judge_relation(instance: Instance, plain: LinearOracle) -> float | None:
 
 
 def _inner_budget(operands: Operands, expected: Expected, weights: Array) -> float:
-    # dropout multiplies what it keeps by at most 1/(1-p), and the operands' errors with it
+    # dropout multiplies the kept elements, and their errors, by 1/(1-p)
     assert expected.budget is not None
     return float((np.abs(weights) * expected.budget).sum()) / (1 - operands.case.dropout)
 
@@ -173,8 +175,8 @@ def _inner_budget(operands: Operands, expected: Expected, weights: Array) -> flo
 @clause(
     "LIN-DROP-POST",
     "LAY-DROP-POST",
-    sentence="""Post dropout acts on the adapter's output alone: each element of y is the base, or the base plus
-    s·U/(1-p).""",
+    sentence="""Post dropout acts on the adapter's output only: each element of y is the base's, or the base's plus
+    s·U/(1-p), where U = (x Aᵀ) Bᵀ.""",
     cases=DROPPED.narrowed(position=("post",)),
     subjects=WITH_DROPOUT,
     position="post",
@@ -203,7 +205,8 @@ def test_dropout_on_the_output(subject: Subject, case: LinearCase) -> float | No
 @clause(
     "LIN-DROP-ALL",
     "LAY-DROP-ALL",
-    sentence="At p = 1 y has the base layer's values, dX is g W, and dA and dB are zero.",
+    sentence="""With dropout at p = 1 in training, y has the base layer's values, dX = g W, and dA and dB are zero
+    or None.""",
     cases=SMALL.narrowed(dropout=(1.0,), position=("post", "pre"), training=(True,)),
     subjects=WITH_DROPOUT,
     weight=0.34,
@@ -229,7 +232,7 @@ def test_dropout_of_everything(subject: Subject, case: LinearCase) -> float | No
 @clause(
     "LIN-DROP-EVAL",
     "LAY-DROP-EVAL",
-    sentence="Outside training dropout does nothing.",
+    sentence="Outside training, dropout does nothing.",
     cases=DROPPED.narrowed(training=(False,), values=("integers", "normal")),
     subjects=WITH_DROPOUT,
     weight=0.34,
@@ -262,7 +265,7 @@ def test_dropout_follows_the_seed(subject: Subject, case: LinearCase) -> float |
 @clause(
     "LIN-BWD-GRAPH",
     "LAY-BWD-GRAPH",
-    sentence="Gradients taken with create_graph=True are those taken without it, whether dropout acts or not.",
+    sentence="Gradients taken with create_graph=True equal those taken without it, with or without dropout.",
     cases=SMALL.narrowed(
         values=("integers",), dropout=(0.0, 0.5), position=("post", "pre"), training=(True,), lead=("2d", "3d")
     ),

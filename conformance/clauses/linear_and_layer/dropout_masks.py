@@ -1,4 +1,4 @@
-"""Dropout's masks: independent of each other, without a graph, and for every subset of gradients."""
+"""Dropout masks: independent of each other, active under no_grad, used for every subset of gradients."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from conformance.numerics.formats import Array
 from conformance.specification.clause import clause
 from conformance.target.subject import TRAINABLE, Subject
 
-OVERLAP = 200  # elements that two places of masks must have in common to be compared
+OVERLAP = 200  # the least number of elements in which two shifted masks are compared
 
 
 @clause(
     "LIN-DROP-INDEPENDENT",
     "LAY-DROP-INDEPENDENT",
-    sentence="No part of a mask comes again elsewhere in it, in the next call's, or in that of another layer.",
+    sentence="No block of a mask repeats within it, in the next call, or in another layer.",
+    why="A kernel that draws every block or every call from the same seed adds correlated noise.",
     cases=PROBE.narrowed(m=(65, 33), k=(64, 33), dropout=(0.5, 0.25)),
     subjects=WITH_DROPOUT,
     weight=0.5,
@@ -31,28 +32,28 @@ def test_masks_that_repeat(subject: Subject, case: LinearCase) -> float | None:
     operands = subject.operands(case)
     instance = started(subject, operands)
     dropped = [_dropped(instance.forward(), operands) for _ in range(2)]
-    other = subject.build(operands)  # without a new seed
+    other = subject.build(operands)  # another layer, built without seeding torch again
     dropped.append(_dropped(other.forward(), operands))
     for i, name in enumerate(("itself", "the next call's", "another layer's")):
         lag = _repeated(dropped[0], dropped[i], case.dropout, itself=i == 0)
-        require(lag is None, f"the mask comes again in {name}, {lag} elements further on")
+        require(lag is None, f"the mask repeats in {name}, {lag} elements further on")
     return None
 
 
 def _dropped(y: torch.Tensor, operands: Operands) -> Array:
-    """1 for each element that a mask drops, in one dimension."""
+    """A flat array with 1 for each element that the mask drops."""
     return np.asarray(read_mask(y, operands) == 0, dtype=np.float64).reshape(-1)
 
 
 def _repeated(a: Array, b: Array, p: float, *, itself: bool) -> int | None:
-    """A lag at which far more elements of two masks are both dropped than chance allows; None where there is none."""
+    """A lag at which two masks both drop far more elements than chance allows, or None."""
     size = 1 << (2 * len(a)).bit_length()
     both = np.fft.irfft(np.conj(np.fft.rfft(a, size)) * np.fft.rfft(b, size), size)
     most = len(a) - OVERLAP
     lags = np.arange(1, most) if itself else np.arange(1 - most, most)
     count = len(a) - np.abs(lags)
     share = np.clip(both[lags] / count, p * p, 1 - 1e-9)
-    # Chernoff's bound of a binomial: so many or more are dropped in both places by chance once in e^40
+    # Chernoff's bound of a binomial: by chance so many elements are dropped in both masks once in e^40
     excess = share * np.log(share / p**2) + (1 - share) * np.log((1 - share) / (1 - p**2))
     found = lags[count * excess > 40]
     return int(found[0]) if len(found) else None
@@ -61,8 +62,8 @@ def _repeated(a: Array, b: Array, p: float, *, itself: bool) -> int | None:
 @clause(
     "LIN-DROP-CKPT",
     "LAY-DROP-CKPT",
-    sentence="""Dropout in training acts without a graph too: under reentrant checkpointing gradients follow the
-    mask in y.""",
+    sentence="""In training, dropout acts under no_grad too: under reentrant checkpointing, which runs forward
+    without a graph first, the gradients use the mask seen in y.""",
     cases=PROBE,
     subjects=WITH_DROPOUT,
     weight=0.25,
@@ -81,7 +82,8 @@ def test_dropout_without_a_graph(subject: Subject, case: LinearCase) -> float | 
 @clause(
     "LIN-DROP-NEEDS",
     "LAY-DROP-NEEDS",
-    sentence="Gradients follow the mask in y whichever of x, A and B require them.",
+    sentence="""Whichever subset of x, A and B requires grad, its gradients use the mask seen in y, and the others
+    get none.""",
     cases=PROBE,
     subjects=WITH_DROPOUT,
     weight=0.5,

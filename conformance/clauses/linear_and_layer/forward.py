@@ -1,4 +1,4 @@
-"""The forward pass: its formula over sizes, leading dimensions, layouts, dtypes, scales and special values."""
+"""The forward pass: the formula over sizes, leading dimensions, layouts, dtypes, scales and special values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from conformance.target.subject import TRAINABLE, Subject, run
 @clause(
     "LIN-FWD",
     "LAY-FWD",
-    sentence="y = x Wᵀ + b + s·(x Aᵀ) Bᵀ for every size, rank, bias and grad mode, in the dtype of x Wᵀ.",
+    sentence="""y = x Wᵀ + b + s·(x Aᵀ) Bᵀ, in the dtype of x Wᵀ, for every size and rank, with or without bias, in
+    every grad mode.""",
     cases=LINEAR,
 )
 def test_forward(subject: Subject, case: LinearCase) -> float | None:
@@ -30,7 +31,7 @@ def test_forward(subject: Subject, case: LinearCase) -> float | None:
 @clause(
     "LIN-FWD-LEAD",
     "LAY-FWD-LEAD",
-    sentence="x may have any leading dimensions, none and empty ones included; y has the same.",
+    sentence="x may have any number of leading dimensions, including none and empty ones; y has the same ones.",
     cases=LEADING,
 )
 def test_forward_leading(subject: Subject, case: LinearCase) -> float | None:
@@ -41,7 +42,7 @@ def test_forward_leading(subject: Subject, case: LinearCase) -> float | None:
 @clause(
     "LIN-FWD-LAYOUT",
     "LAY-FWD-LAYOUT",
-    sentence="y does not depend on the strides or the offset of x, W, A and B.",
+    sentence="y does not depend on the strides or the storage offset of x, W, A and B.",
     cases=LAYOUT,
 )
 def test_forward_layout(subject: Subject, case: LinearCase) -> float | None:
@@ -52,8 +53,8 @@ def test_forward_layout(subject: Subject, case: LinearCase) -> float | None:
 @clause(
     "LIN-FWD-MIXED",
     "LAY-FWD-MIXED",
-    sentence="""Where the adapter's dtype differs, x is cast to it for the adapter path and y keeps the base
-    output's dtype.""",
+    sentence="""When the adapter's dtype differs from that of x, x is cast to it for the adapter path, and y keeps
+    the dtype of the base output.""",
     cases=MIXED,
     weight=0.5,
 )
@@ -65,7 +66,7 @@ def test_forward_mixed(subject: Subject, case: LinearCase) -> float | None:
 @clause(
     "LIN-FWD-SCALE",
     "LAY-FWD-SCALE",
-    sentence="The scale multiplies the adapter's term alone, whatever its sign and size; at scale 0 the base remains.",
+    sentence="The scale, of any sign and size, multiplies the adapter's term only; at scale 0, y is the base output.",
     cases=SMALL.narrowed(scale=(0.0, 2.0, -3.0, 0.0625, 256.0, -0.5), values=("integers", "normal")),
 )
 def test_forward_scale(subject: Subject, case: LinearCase) -> float | None:
@@ -76,14 +77,15 @@ def test_forward_scale(subject: Subject, case: LinearCase) -> float | None:
 @clause(
     "LIN-FWD-NONFINITE",
     "LAY-FWD-NONFINITE",
-    sentence="A NaN or infinity in one row of x reaches every output of that row and of no other.",
+    sentence="""A NaN or infinity in one row of x makes every element of that row of y non-finite, and changes no
+    other row.""",
     cases=SMALL.narrowed(special=("nan", "inf"), values=("normal",)),
     weight=0.5,
 )
 def test_forward_nonfinite(subject: Subject, case: LinearCase) -> float | None:
     if subject.device == "cpu" and case.dtype in ("bfloat16", "float16"):
         # torch's own CPU product of 16-bit rows reads past a row's end and multiplies what it finds by zero
-        # (oneDNN 3.12, odd K): a NaN in the next row then shows in this one, whatever the layer does
+        # (oneDNN 3.12, odd K): a NaN in the next row then reaches this one, whatever the layer does
         case = dataclasses.replace(case, m=1, lead="2d")
     operands = subject.operands(case)
     clean = subject.operands(dataclasses.replace(case, special="none"))
@@ -101,7 +103,8 @@ def test_forward_nonfinite(subject: Subject, case: LinearCase) -> float | None:
 @clause(
     "LIN-FWD-ZERO",
     "LAY-FWD-ZERO",
-    sentence="Zero input gives the bias, and lora_B = 0 gives the base layer's output, bit for bit in integers.",
+    sentence="""x = 0 gives the bias, and lora_B = 0 gives the base layer's output and right dA and dB; with integer
+    operands all are exact.""",
     cases=SMALL.narrowed(special=("zero-B", "zero-x"), bias=(True, False)),
     weight=0.5,
 )
@@ -131,8 +134,8 @@ def test_forward_denormal(subject: Subject, case: LinearCase) -> float | None:
 @clause(
     "LIN-FWD-OVERFLOW",
     "LAY-FWD-OVERFLOW",
-    sentence="""y is finite and right wherever it and every intermediate that a plan stores fit the dtype, even
-    at its limit.""",
+    sentence="""y is finite and right if the exact y and each of s·x, x Aᵀ, s·x Aᵀ, (x Aᵀ) Bᵀ, s·(x Aᵀ) Bᵀ, x Wᵀ and
+    x Wᵀ + b fit the dtype, even near its largest number.""",
     cases=SMALL.narrowed(special=("near-overflow",), values=("normal",), bias=(False, True)),
     dtypes=("float16",),
     weight=0.5,
@@ -145,7 +148,8 @@ def test_forward_near_overflow(subject: Subject, case: LinearCase) -> float | No
 @clause(
     "LIN-FWD-OVERFLOW-ORDER",
     "LAY-FWD-OVERFLOW-ORDER",
-    sentence="y is finite wherever the exact result fits the dtype, also where the update before scaling does not.",
+    sentence="""y is finite and right if the exact result fits the dtype, even if the update before scaling, (x Aᵀ)
+    Bᵀ, does not.""",
     cases=SMALL.narrowed(special=("overflow-before-scale",), values=("normal",), scale=(0.125,), bias=(False,)),
     level="SHOULD",
     dtypes=("float16",),

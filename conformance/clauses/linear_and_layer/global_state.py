@@ -1,4 +1,4 @@
-"""What surrounds a call: the settings of the process, other code's functions, memory that adds up, addresses."""
+"""Effects on the process: settings, replaced functions, memory leaks; and rows beyond 2³¹ elements."""
 
 from __future__ import annotations
 
@@ -27,25 +27,26 @@ from conformance.specification.clause import clause
 from conformance.target.subject import TRAINABLE, Subject, run
 
 TINY = SMALL.narrowed(m=(3,), k=(17,), n=(5,), r=(3,), scale=(2.0,), values=("normal",), training=(True,))
-ROW = 2**30 + 64  # elements from row to row: the third is beyond 2³¹, where 32-bit offsets wrap
+ROW = 2**30 + 64  # row stride in elements: the third row starts beyond 2³¹, where 32-bit offsets wrap
 CALLS, CALLS_INTERPRETED = 100, 10
-EACH = (1, 2, 16)  # the least that a leak leaves of each with every call
-NOISE = (1, 50, 2048)  # tensors, objects, bytes: the measuring itself leaves up to half as much
+EACH = (1, 2, 16)  # tensors, objects, bytes: the least growth per call that is a leak
+NOISE = (1, 50, 2048)  # smaller growth is ignored: measuring causes up to half of this
 
 
 @clause(
     "LIN-SIDE-GLOBAL",
     "LAY-SIDE-GLOBAL",
-    sentence="""Importing, building and running change no setting of the process (default dtype, device, grad
-    mode, autocast, precision, determinism, threads, warnings, errors, environment), and without dropout no random
-    state.""",
+    sentence="""Building and running change no setting of the process (default dtype, device, grad mode, autocast,
+    precision, determinism, threads, warnings, errors, environment), and importing the target changes only
+    environment variables, warning filters and the number of threads. Without dropout, running changes no random
+    state, and importing changes none except a GPU's.""",
     cases=SMALL,
     weight=0.25,
 )
 def test_settings_kept(subject: Subject, case: LinearCase) -> float | None:
     require(not PRISTINE.settings, f"importing the target changed {'; '.join(PRISTINE.settings)}")
     operands = subject.operands(case)
-    with kept("building it", but=RANDOM):  # an adapter is drawn
+    with kept("building it", but=RANDOM):  # the constructor draws the adapter
         instance = subject.build(operands)
     instance.require_grad(TRAINABLE)
     with kept("the forward pass"):
@@ -59,6 +60,7 @@ def test_settings_kept(subject: Subject, case: LinearCase) -> float | None:
     "LIN-SIDE-PATCH",
     "LAY-SIDE-PATCH",
     sentence="Importing, building and running replace no function or class of torch, NumPy or Python.",
+    why="A patched function changes the results of all other code in the process.",
     cases=SMALL,
     weight=0.17,
 )
@@ -72,7 +74,8 @@ def test_functions_kept(subject: Subject, case: LinearCase) -> float | None:
 @clause(
     "LIN-MEM-LEAK",
     "LAY-MEM-LEAK",
-    sentence="Nothing is left behind by a call: memory does not grow with their number.",
+    sentence="""The number of live tensors and Python objects and the allocated memory do not grow with the number
+    of calls.""",
     cases=TINY,
     dtypes=("float32",),
     weight=0.05,
@@ -85,29 +88,29 @@ def test_nothing_left_behind(subject: Subject, case: LinearCase) -> float | None
 
     def calls(number: int) -> None:
         for _ in range(number):
-            # other memory each time, so that nothing finds what it kept under its address
+            # new memory in each call, so that a cache keyed by address grows
             instance.tensors["x"] = x.detach().clone().requires_grad_(True)
             instance.backward(instance.forward())
             for tensor in instance.tensors.values():
                 tensor.grad = None
 
     number = CALLS_INTERPRETED if subject.lane == "interpreter" else CALLS
-    calls(number)  # what is made once, such as compiled kernels and caches, is there then
+    calls(number)  # makes compiled kernels, caches and all else that is made once
     with _set_aside():
         counts = [_left()]
-        for rounds in (2, 4):  # more of them before it is called a leak: what settles by itself is none
+        for rounds in (2, 4):  # a suspected leak gets more rounds: growth that stops is no leak
             for _ in range(rounds):
                 calls(number)
                 counts.append(_left())
             if not (found := _leak(counts, number)):
                 return None
-    require(False, f"calls leave something behind; {found}")
+    require(False, f"memory grows with the number of calls; {found}")
     return None
 
 
 @contextlib.contextmanager
 def _set_aside() -> Iterator[None]:
-    """Meanwhile the garbage collector sees only what is new: what grows is, and the rest may be a million objects."""
+    """Hide the existing objects, up to a million, from the garbage collector, so that it counts only new ones."""
     gc.freeze()
     try:
         yield
@@ -116,7 +119,7 @@ def _set_aside() -> Iterator[None]:
 
 
 def _leak(counts: list[tuple[int, int, int]], number: int) -> str:
-    """What grew in every round of so many calls, in words; empty where nothing did."""
+    """A description of a count that grew in every round of `number` calls; empty if none did."""
     for what, floor, each, *seen in zip(("live tensors", "objects", "bytes"), NOISE, EACH, *counts, strict=True):
         least = max(floor, number * each)
         if all(after - before >= least for before, after in itertools.pairwise(seen)):
@@ -125,14 +128,16 @@ def _leak(counts: list[tuple[int, int, int]], number: int) -> str:
 
 
 def _left() -> tuple[int, int, int]:
-    """Live tensors, Python objects, and bytes given out by the C library, once cycles are collected."""
+    """Counts after a collection: live tensors, Python objects, and bytes allocated in C."""
     gc.collect()
-    tensors = sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())  # isinstance may run its code
+    tensors = sum(
+        issubclass(type(thing), torch.Tensor) for thing in gc.get_objects()
+    )  # isinstance may run an object's own code
     return tensors, sys.getallocatedblocks(), _allocated()
 
 
 class _Mallinfo(ctypes.Structure):
-    """What glibc's mallinfo2 returns; of its ten numbers two are wanted."""
+    """The result of glibc's mallinfo2; two of its ten numbers are read."""
 
     _fields_ = [
         *((f"before_{i}", ctypes.c_size_t) for i in range(4)),
@@ -144,7 +149,7 @@ class _Mallinfo(ctypes.Structure):
 
 
 def _allocated() -> int:
-    """Bytes that malloc and the GPU's allocator have given out; the C library may not say, and count as 0."""
+    """Bytes allocated by malloc and on the GPU; a C library without mallinfo2 counts as 0."""
     cuda: Any = torch.cuda
     on_gpu = int(cuda.memory_allocated()) if cuda.is_initialized() else 0
     read: Any = getattr(ctypes.CDLL(None), "mallinfo2", None)
@@ -158,8 +163,9 @@ def _allocated() -> int:
 @clause(
     "LIN-MEM-FAR",
     "LAY-MEM-FAR",
-    sentence="Rows of x and g may lie 2³¹ elements and more from the first: y and all gradients are the same.",
-    # 16 features and more: of fewer, MKL's float32 and float64 products of such rows are wrong
+    sentence="y and all gradients are right when rows of x and g lie 2³¹ or more elements after the first row.",
+    why="Offsets computed in 32 bits wrap there.",
+    # at least 16 features: with fewer, MKL's float32 and float64 products of such rows are wrong
     cases=SMALL.narrowed(m=(3, 4), k=(17, 33, 70, 130), n=(16, 35), r=(3, 4, 17), values=("integers",)),
     dtypes=("bfloat16", "float32"),
     weight=0.35,
@@ -180,7 +186,7 @@ def test_far_rows(subject: Subject, case: LinearCase) -> float | None:
 
 
 def _place_far(operands: Operands, name: str) -> torch.Tensor:
-    """Move an operand to rows that are `ROW` apart, in memory of which only the rows' own pages exist."""
+    """Move an operand to rows `ROW` elements apart; only the pages of the rows themselves take memory."""
     near = operands.placed[name]
     rows, features = near.tensor.shape
     count = ROW * (rows - 1) + features
@@ -198,13 +204,13 @@ def _place_far(operands: Operands, name: str) -> torch.Tensor:
 
 
 def _mostly_absent(count: int, dtype: torch.dtype, starts: Sequence[int], length: int) -> torch.Tensor:
-    """So many zeros, of which `length` from each start can be written.
+    """A buffer of `count` zeros, of which `length` elements from each start can be written.
 
-    The rest is read-only: it is read without a page of memory, and no limit on memory counts it.
+    The rest is read-only, so that it takes no memory and counts towards no memory limit.
     """
     pages = mmap.mmap(-1, count * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch remarks that it is not to be written
+        warnings.simplefilter("ignore")  # torch warns that the buffer is read-only
         buffer = torch.frombuffer(pages, dtype=dtype)
     library = ctypes.CDLL(None, use_errno=True)
     for start in starts:
@@ -216,10 +222,10 @@ def _mostly_absent(count: int, dtype: torch.dtype, starts: Sequence[int], length
 
 
 def _check_torch(near: torch.Tensor, far: torch.Tensor, rank: int) -> None:
-    """Judge nobody by rows that torch's own products get wrong, however they are written.
+    """Check that torch's own products are right for such rows: a target that uses them is not to blame.
 
     Raises:
-        Inconclusive: where one of them is wrong.
+        Inconclusive: if one of them is wrong.
     """
     rows, features = near.shape
     for size in (rank, rows, features):

@@ -1,4 +1,4 @@
-"""A subject's output and gradients, and their usual judgement by the oracle."""
+"""Run a subject, and judge its output and gradients by the oracle."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from conformance.target.subject import TRAINABLE, Instance, Subject
 
 
 def oracle_for(subject: Subject, operands: Operands, **options: Any) -> LinearOracle:
-    """The oracle of what this subject computes: with the base product, or the update alone."""
+    """The oracle of this subject: of the whole layer, or of the update alone."""
     return LinearOracle(operands, base=subject.has_base, **options)
 
 
 def output(subject: Subject, operands: Operands) -> torch.Tensor:
-    """The subject's output, with grad mode as the case's `training` says."""
+    """The subject's output, with grad mode set by the case's `training`."""
     instance = subject.build(operands)
     instance.require_grad(TRAINABLE)
     with torch.set_grad_enabled(operands.case.training):

@@ -18,8 +18,8 @@ from conformance.target.subject import TRAINABLE, Subject
 @clause(
     "LIN-AMP",
     "LAY-AMP",
-    sentence="""Under autocast the layer behaves as the same formula written with F.linear; backward runs
-    outside the region.""",
+    sentence="""Under autocast the layer behaves like the same formula written with F.linear; backward runs outside
+    the autocast region.""",
     cases=SMALL.narrowed(autocast=("bfloat16",), training=(True,)),
     dtypes=("float32",),
     weight=0.5,
@@ -32,7 +32,7 @@ def test_autocast(subject: Subject, case: LinearCase) -> float | None:
         y = instance.forward()
     instance.backward(y)
     oracle = oracle_for(subject, operands)
-    if not subject.has_base:  # its output dtype is an argument
+    if not subject.has_base:  # the output dtype of the bare update is an argument
         return judge_gradients(instance, oracle)
     return worst(judge(y, oracle.y), judge_gradients(instance, oracle))
 
@@ -40,7 +40,7 @@ def test_autocast(subject: Subject, case: LinearCase) -> float | None:
 @clause(
     "LIN-CKPT",
     "LAY-CKPT",
-    sentence="Under gradient checkpointing the gradients are the same.",
+    sentence="Under gradient checkpointing, y and the gradients are the same.",
     cases=SMALL.narrowed(training=(True,)),
     weight=0.25,
 )
@@ -59,9 +59,9 @@ def test_checkpointed(subject: Subject, case: LinearCase) -> float | None:
 @clause(
     "LIN-COMPILE",
     "LAY-COMPILE",
-    sentence="torch.compile keeps output and gradients.",
+    sentence="Under torch.compile, y and the gradients are the same.",
     cases=SMALL.narrowed(training=(True,), m=(3, 17), k=(17, 33), n=(5, 16), r=(3,), scale=(2.0, 4.0)),
-    dtypes=("float32", "bfloat16"),  # what is traced does not ask for the dtype but to tell 16 bits from others
+    dtypes=("float32", "bfloat16"),  # the traced graph depends on the dtype only by its being a 16-bit one
     weight=0.05,
 )
 def test_compiled(subject: Subject, case: LinearCase) -> float | None:
@@ -72,7 +72,7 @@ def test_compiled(subject: Subject, case: LinearCase) -> float | None:
     # aot_eager captures and partitions the graphs as every backend does, without generating code
     instance.call = torch.compile(instance.call, backend="aot_eager")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what the compiler remarks on while tracing is not about results
+        warnings.simplefilter("ignore")  # the compiler's warnings do not concern results
         y = instance.forward()
         instance.backward(y)
     oracle = oracle_for(subject, operands)

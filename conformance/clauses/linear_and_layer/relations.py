@@ -1,4 +1,4 @@
-"""Relations that need no oracle: the target against itself, within both sides' budgets."""
+"""Relations between the target's own results, which need no oracle; both sides may err by their budgets."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_permutation(subject: Subject, case: LinearCase) -> float | None:
 @clause(
     "LIN-REL-LINEAR",
     "LAY-REL-LINEAR",
-    sentence="The output without bias is linear in x.",
+    sentence="Without a bias, y is linear in x: y(a + b) = y(a) + y(b).",
     cases=SMALL.narrowed(values=("normal",), bias=(False,)),
     weight=0.34,
 )
@@ -56,7 +56,7 @@ def test_linearity(subject: Subject, case: LinearCase) -> float | None:
 @clause(
     "LIN-REL-SCALE",
     "LAY-REL-SCALE",
-    sentence="Doubling the scale equals doubling lora_B.",
+    sentence="Doubling the scale gives the same y as doubling lora_B.",
     cases=SMALL.narrowed(values=("normal",), scale=(1.0, 2.0)),
     weight=0.5,
 )
@@ -74,7 +74,8 @@ def test_scale_is_lora_B(subject: Subject, case: LinearCase) -> float | None:
 @clause(
     "LIN-REL-STACK",
     "LAY-REL-STACK",
-    sentence="Two stacked adapters equal one of summed rank.",
+    sentence="""The updates of two adapters add up to the update of one adapter that stacks them, whose rank is the
+    sum of theirs.""",
     cases=SMALL.narrowed(values=("normal",), bias=(False,), r=(2, 4, 17)),
     weight=0.34,
 )
@@ -98,7 +99,7 @@ def test_stacking(subject: Subject, case: LinearCase) -> float | None:
 
 
 def judge_difference(got: Array, want: Array, allowed: Any, what: str) -> float:
-    """Compare two results of the target itself, within both sides' budgets."""
+    """Compare two results of the target, which may differ by `allowed`, the sum of their budgets."""
     expected = Expected(what, want, np.asarray(allowed), torch.float64)
     if not (np.abs(want) > 2 * np.asarray(allowed)).any():
         raise Inconclusive(f"{what}: the result is within the budget of zero")

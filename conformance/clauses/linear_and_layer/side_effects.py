@@ -1,4 +1,4 @@
-"""Side effects: what a call may touch, and that it repeats to the bit."""
+"""Side effects of a call: memory it must not change, results that later calls must not change, determinism."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from conformance.target.subject import TRAINABLE, Subject, run
 @clause(
     "LIN-MEM-INPUTS",
     "LAY-MEM-INPUTS",
-    sentence="Forward and backward leave x, g, W, b, A and B as they were.",
+    sentence="Forward and backward do not modify x, g, W, b, A or B.",
     cases=SMALL,
     weight=0.67,
 )
@@ -39,7 +39,7 @@ def test_inputs_unmodified(subject: Subject, case: LinearCase) -> float | None:
 @clause(
     "LIN-MEM-MARGINS",
     "LAY-MEM-MARGINS",
-    sentence="Nothing is read or written outside the operands.",
+    sentence="Forward and backward read and write no memory outside the operands.",
     cases=LAYOUT,
     weight=0.5,
 )
@@ -59,7 +59,8 @@ def test_margins_untouched(subject: Subject, case: LinearCase) -> float | None:
 @clause(
     "LIN-MEM-OUTPUT",
     "LAY-MEM-OUTPUT",
-    sentence="The caller may modify y in place: no input changes and gradients follow.",
+    sentence="The caller may modify y in place: no input changes, and the gradients are those of the modified y.",
+    why="In-place activations and residual additions do this to a layer's output.",
     cases=SMALL,
     weight=0.5,
 )
@@ -92,7 +93,7 @@ def test_output_belongs_to_caller(subject: Subject, case: LinearCase) -> float |
 @clause(
     "LIN-DET-REPEAT",
     "LAY-DET-REPEAT",
-    sentence="The same call gives the same bits every time.",
+    sentence="Repeating a call gives the same y and gradients bit for bit.",
     cases=SMALL,
     weight=0.5,
 )
@@ -120,7 +121,9 @@ def _copy(tensor: torch.Tensor | None) -> torch.Tensor | None:
 @clause(
     "LIN-MEM-LATER",
     "LAY-MEM-LATER",
-    sentence="What a call returned or saved, and its gradients, are not changed by later calls.",
+    sentence="""Later calls do not change the output of an earlier call, the tensors it saved for backward, or its
+    gradients.""",
+    why="A workspace shared between calls breaks models that run a layer twice before backward.",
     cases=SMALL,
     weight=0.34,
 )
@@ -143,7 +146,9 @@ def test_later_calls(subject: Subject, case: LinearCase) -> float | None:
 @clause(
     "LIN-MEM-REFILL",
     "LAY-MEM-REFILL",
-    sentence="Operands that get new values in place give the new result: nothing is kept by address.",
+    sentence="""When the operands get new values in place, the next call gives the results of the new values:
+    nothing is cached by address.""",
+    why="Every optimiser step changes the adapter in place.",
     cases=SMALL,
     weight=0.34,
 )

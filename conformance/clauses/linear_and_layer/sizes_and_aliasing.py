@@ -1,4 +1,4 @@
-"""How far formulas reach: a size far beyond the others, elements that share memory, gradients that are no number."""
+"""Sizes far beyond a kernel's block, operands whose elements share memory, and non-finite gradients."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LONG = {"m": (1100, 530), "k": (2100, 4099), "n": (1050, 530), "r": (131, 260)}
 
 
 def stretched(case: LinearCase) -> LinearCase:
-    """The case with one of its four sizes, by its seed, far larger than the others."""
+    """The case with one of its four sizes, chosen by its seed, made far larger than the others."""
     name = tuple(LONG)[case.seed % 4]
     size = LONG[name][case.seed // 4 % 2]
     return dataclasses.replace(case, **{name: size})  # type: ignore[arg-type]
@@ -31,7 +31,8 @@ def stretched(case: LinearCase) -> LinearCase:
 @clause(
     "LIN-SIZE-LONG",
     "LAY-SIZE-LONG",
-    sentence="Tokens, features or rank may be far more than a block of any kernel: y and all gradients are the same.",
+    sentence="""y and all gradients are right when the number of tokens or features, or the rank, far exceeds the
+    block size of any kernel.""",
     cases=SMALL.narrowed(m=(3, 17), k=(17, 33), n=(5, 16), r=(3, 4), values=("normal",), training=(True,)),
     weight=0.67,
 )
@@ -48,13 +49,13 @@ def test_one_long_size(subject: Subject, case: LinearCase) -> float | None:
 @clause(
     "LIN-LAYOUT-SHARED",
     "LAY-LAYOUT-SHARED",
-    sentence="""Elements of an operand may share memory: g is one number, as that of y.sum() is, and the rows of x
-    are windows of one signal, or one number each.""",
+    sentence="""Elements of an operand may share memory: g may be one expanded number, as for y.sum(), and the rows
+    of x may be overlapping windows of one signal or one expanded number each.""",
     cases=SMALL.narrowed(values=("normal",), training=(True,)),
     weight=0.5,
 )
 def test_elements_that_share_memory(subject: Subject, case: LinearCase) -> float | None:
-    # their errors add up where all elements are equal, as in expanded operands
+    # the errors of equal elements add up, as in expanded operands
     operands = subject.operands(dataclasses.replace(case, x="expanded", g="expanded"))
     _share_rows(operands, windows=bool(case.seed % 2))
     instance = subject.build(operands)
@@ -69,7 +70,7 @@ def test_elements_that_share_memory(subject: Subject, case: LinearCase) -> float
 
 
 def _share_rows(operands: Operands, *, windows: bool) -> None:
-    """Let the rows of x be overlapping windows of one signal, or one number each."""
+    """Make the rows of x overlapping windows of one signal, or one expanded number each."""
     rows, features = operands.values["x"].shape
     signal = np.resize(operands.values["x"][0], rows + features)
     at = np.arange(rows)[:, None] + (np.arange(features) if windows else np.zeros(features, dtype=int))
@@ -82,8 +83,8 @@ def _share_rows(operands: Operands, *, windows: bool) -> None:
 @clause(
     "LIN-BWD-NONFINITE",
     "LAY-BWD-NONFINITE",
-    sentence="""A NaN or infinity in one row of g reaches that row of dX and no other, all of dA, and its
-    column's row of dB.""",
+    sentence="""A NaN or infinity in g[i, j] makes row i of dX, all of dA and row j of dB non-finite, and changes no
+    other row of dX or dB.""",
     cases=SMALL.narrowed(values=("normal",), training=(True,)),
     dtypes=("float64", "float32"),  # with 16 bits torch's own CPU product reads past a row's end
     weight=0.34,

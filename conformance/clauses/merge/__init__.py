@@ -1,11 +1,11 @@
-"""Merging adds the adapter to the weight, and unmerging takes it away again."""
+"""Merging adds the adapter's update to the weight, and unmerging restores the weight."""
 
 from conformance.specification.groups import Group
 
 GROUP = Group(
     prefix="MRG",
     place=30,
-    judged="merging and taking it back",
+    judged="merging and unmerging",
     names="the layer's `merge`, `unmerge`",
     required=("LinearLoRA", "LinearLoRA.merge", "LinearLoRA.unmerge"),
     subjects=("LinearLoRA", "TritonLinearLoRA"),

@@ -1,4 +1,4 @@
-"""A merged layer from a case, what it computes, and what unmerging may leave behind."""
+"""A merged layer built from a case, its output, and the allowed error of the unmerged weight."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MERGE = SMALL.narrowed(training=(True, False), scale=(2.0, 0.5, -1.0, 3.0))
 
 
 def merged(subject: Subject, case: LinearCase, times: int = 1) -> Instance:
-    """A layer with the case's operands, merged so many times."""
+    """A layer with the case's operands after `times` calls of `merge()`."""
     instance = subject.build(subject.operands(case))
     for _ in range(times):
         with calling(f"{subject.name}.merge()"):
@@ -26,13 +26,13 @@ def merged(subject: Subject, case: LinearCase, times: int = 1) -> Instance:
 
 
 def output(instance: Instance) -> torch.Tensor:
-    """The layer's output without a graph, as at inference."""
+    """The layer's output under no_grad, as at inference."""
     with torch.no_grad():
         return instance.forward()
 
 
 def weight_allowance(instance: Instance) -> Array:
-    """What unmerging may leave behind: `2u·(|W| + |ΔW|)` per element; nothing in the exact lane."""
+    """The allowed error of the unmerged weight: `2u·(|W| + |ΔW|)` per element; zero for exact integers."""
     operands = instance.operands
     values = operands.values
     update = operands.scale * (values["lora_B"] @ values["lora_A"])
@@ -41,7 +41,7 @@ def weight_allowance(instance: Instance) -> Array:
 
 
 def judge_restored(instance: Instance, what: str) -> float | None:
-    """Judge that the weight is back at its old value within the allowance."""
+    """Judge whether the weight has its old value again, within `weight_allowance`."""
     allowed = weight_allowance(instance)
     before = instance.operands.values["weight"]
     got = numbers(instance.module.weight)

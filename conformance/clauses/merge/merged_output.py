@@ -1,4 +1,4 @@
-"""What a merged layer computes: its gradient, any layout, rank and scale, adapters of another dtype."""
+"""The results of a merged layer: dX, layouts, rank and scale, adapters of another dtype."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from conformance.specification.clause import clause
 from conformance.target.calls import calling
 from conformance.target.subject import TRAINABLE, Subject
 
-# integers: what is merged, and what unmerging restores, is then exact whatever the adapter's dtype
+# with integers merging and unmerging are exact, whatever the adapter's dtype
 MIXED = Space(LinearCase, tame=partnered, **MERGE.narrowed(values=("integers", "cancelling")).values)
 
 
 @clause(
     "MRG-BWD",
-    sentence="A merged layer gives x its gradient, dX = g (W + s·B A), and the weight none.",
+    sentence="Backward through a merged layer gives dX = g (W + s·B A), and no gradient for the weight.",
     cases=MERGE,
     weight=0.34,
 )
@@ -38,8 +38,8 @@ def test_merged_backward(subject: Subject, case: LinearCase) -> float | None:
 
 @clause(
     "MRG-LAYOUT",
-    sentence="""Merging does not depend on how W lies in memory nor on the shape of x, changes nothing beside W,
-    and is undone there.""",
+    sentence="""For any strides of W, and any strides and leading dimensions of x, merging gives the right y and
+    unmerging restores W; neither writes memory outside W.""",
     cases=MERGE.narrowed(w=LAYOUTS[:-1], x=LAYOUTS[:-1], m=(2, 0, 3, 17), lead=("2d", "1d", "3d", "4d")),
     weight=0.5,
 )
@@ -56,7 +56,8 @@ def test_merged_layouts(subject: Subject, case: LinearCase) -> float | None:
 
 @clause(
     "MRG-RANK",
-    sentence="The merged update has the layer's own scale, alpha/√dim with use_rslora, and every rank of it.",
+    sentence="""The merged update uses the layer's own scale, alpha/dim or alpha/√dim with use_rslora, and includes
+    every rank.""",
     cases=MERGE.narrowed(r=(4, 16, 70, 130), values=("normal",)),
     weight=0.5,
 )
@@ -73,7 +74,8 @@ def test_merged_scaling(subject: Subject, case: LinearCase) -> float | None:
 
 @clause(
     "MRG-MIXED",
-    sentence="Where the adapter's dtype differs, the merged weight and y keep the layer's, and unmerging restores W.",
+    sentence="""When the adapter's dtype differs from the layer's, the merged weight and y keep the layer's dtype,
+    and unmerging restores W.""",
     cases=MIXED,
     weight=0.5,
 )

@@ -1,4 +1,4 @@
-"""What a merged layer keeps: what is trained, and its state when it is copied, converted or switched."""
+"""The state of a merged layer: trainable parameters, copies, conversion, train and eval."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def unmerged(subject: Subject, instance: Instance) -> Instance:
 
 @clause(
     "MRG-FROZEN",
-    sentence="Merging and unmerging leave W frozen, and lora_A and lora_B the trainable parameters that they were.",
+    sentence="Merging and unmerging keep W frozen, and keep lora_A and lora_B the same trainable Parameters.",
+    why="An optimiser that holds the old Parameters would no longer train the layer.",
     cases=MERGE,
     dtypes=("float32", "bfloat16"),
     weight=0.25,
@@ -49,8 +50,8 @@ def test_merging_changes_nothing_trained(subject: Subject, case: LinearCase) -> 
 
 @clause(
     "MRG-COPY",
-    sentence="""A copy of a merged layer, by deepcopy or pickle, is merged: it computes the same, and unmerges
-    by itself.""",
+    sentence="""A copy of a merged layer, by deepcopy or pickle, is merged too: it computes the same y, and
+    unmerging it restores its own W and leaves the original as it is.""",
     cases=MERGE,
     weight=0.34,
 )
@@ -69,7 +70,7 @@ def test_copy_of_a_merged_layer(subject: Subject, case: LinearCase) -> float | N
 
 @clause(
     "MRG-TO",
-    sentence="After .to(dtype) a merged layer computes in that dtype, and unmerging restores W in it.",
+    sentence="After .to(dtype), a merged layer computes in that dtype, and unmerging restores W in that dtype.",
     cases=MERGE.narrowed(values=("integers",)),
     dtypes=("bfloat16", "float16"),
     weight=0.5,
@@ -94,7 +95,7 @@ def test_conversion_of_a_merged_layer(subject: Subject, case: LinearCase) -> flo
 
 @clause(
     "MRG-TRAIN",
-    sentence="train() and eval() change neither the y of a merged layer nor what unmerging restores.",
+    sentence="train() and eval() change neither the y of a merged layer nor the weight that unmerging restores.",
     cases=MERGE,
     weight=0.34,
 )

@@ -1,4 +1,4 @@
-"""Group `merge`: adding the adapter to the weight, and taking it away again."""
+"""The merged weight, the unmerged weight, the flag `merged` and the state_dict of a merged layer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_merged_output(subject: Subject, case: LinearCase) -> float | None:
 
 @clause(
     "MRG-WEIGHT",
-    sentence="Merging makes the weight W + s·B A and leaves bias, lora_A and lora_B as they were.",
+    sentence="Merging sets the weight to W + s·B A and does not change the bias, lora_A or lora_B.",
     cases=MERGE,
 )
 def test_merged_weight(subject: Subject, case: LinearCase) -> float | None:
@@ -40,7 +40,7 @@ def test_merged_weight(subject: Subject, case: LinearCase) -> float | None:
     update = operands.scale * (values["lora_B"] @ values["lora_A"])
     how, s = operands.rounding, abs(operands.scale)
     absolute = s * (np.abs(values["lora_B"]) @ np.abs(values["lora_A"]))
-    # B A accumulated onto W; or stored, scaled and stored, then the sum stored
+    # either B A is accumulated onto W; or B A, its scaled form and the sum are each stored
     allowed = how.accumulation(case.r) * (absolute + np.abs(values["weight"])) + how.unit * (
         2 * np.abs(update) + np.abs(values["weight"] + update) + 2 * how.stored(values["lora_B"], values["lora_A"]) * s
     )
@@ -54,7 +54,7 @@ def test_merged_weight(subject: Subject, case: LinearCase) -> float | None:
 
 @clause(
     "MRG-TWICE",
-    sentence="Merging twice is merging once, and unmerging twice is unmerging once.",
+    sentence="Merging twice equals merging once, and unmerging twice equals unmerging once.",
     cases=MERGE,
     weight=0.5,
 )
@@ -71,7 +71,8 @@ def test_idempotent(subject: Subject, case: LinearCase) -> float | None:
 
 @clause(
     "MRG-UNMERGE",
-    sentence="Unmerging restores W within 2u·(|W| + |ΔW|), and training goes on.",
+    sentence="""Unmerging restores W within 2u·(|W| + |ΔW|), where u is the unit roundoff and ΔW = s·B A, and
+    exactly with integer operands; y and the gradients are then those of the layer before merging.""",
     cases=MERGE,
     weight=0.5,
 )
@@ -104,7 +105,7 @@ def test_unmerge_alone(subject: Subject, case: LinearCase) -> float | None:
 
 @clause(
     "MRG-FLAG",
-    sentence="merged says whether the weight holds the update.",
+    sentence="The attribute `merged` says whether the weight holds the update.",
     cases=MERGE,
     needs=("LinearLoRA.merged",),
     dtypes=("float32",),
@@ -120,7 +121,13 @@ def test_flag(subject: Subject, case: LinearCase) -> float | None:
     return None
 
 
-@clause("MRG-STATE", sentence="The state_dict of a merged layer is the unmerged one.", cases=MERGE, weight=0.34)
+@clause(
+    "MRG-STATE",
+    sentence="The state_dict of a merged layer equals that of the unmerged layer, the weight within 2u·(|W| + |ΔW|).",
+    why="A layer that loads a merged weight together with lora_A and lora_B adds the update twice.",
+    cases=MERGE,
+    weight=0.34,
+)
 def test_state_dict_when_merged(subject: Subject, case: LinearCase) -> float | None:
     instance = subject.build(subject.operands(case))
     before = {name: value.detach().clone() for name, value in instance.module.state_dict().items()}
@@ -143,7 +150,7 @@ def test_state_dict_when_merged(subject: Subject, case: LinearCase) -> float | N
 
 @clause(
     "MRG-MODE",
-    sentence="Dropout does not act on a merged layer, in training neither.",
+    sentence="Dropout does not act on a merged layer, even in training.",
     cases=MERGE.narrowed(dropout=(0.5,), position=("post", "pre"), training=(True,)),
     weight=0.34,
 )

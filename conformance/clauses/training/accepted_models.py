@@ -1,4 +1,4 @@
-"""Which models LoraTraining takes: those with adapters, however these are spelled out."""
+"""The models that LoraTraining accepts: those with LoRA layers, in any of the usual forms."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from conformance.target.subject import Subject
 
 
 class WithoutDropout(Problem):
-    """The same problem; its adapters have no child called lora_dropout."""
+    """The same problem with adapters that have no child called lora_dropout."""
 
     def net(self, **options: Any) -> Any:
         return super().net(dropout=False, **options)
@@ -25,7 +25,7 @@ class WithoutDropout(Problem):
 
 @clause(
     "TRN-LORA-NO-DROPOUT",
-    sentence="Adapters that expose lora_A and lora_B but no lora_dropout are LoRA layers all the same.",
+    sentence="A layer with lora_A and lora_B but without lora_dropout is a LoRA layer too.",
     cases=STEPS,
     dtypes=ONE,
     weight=0.5,
@@ -37,7 +37,8 @@ def test_adapter_without_dropout(subject: Subject, case: StepCase) -> float | No
 
 @clause(
     "TRN-LORA-REQUIRED",
-    sentence="A model without any LoRA layer is refused.",
+    sentence="""A model without any LoRA layer is refused with a ValueError, even if names of its layers contain
+    "lora".""",
     cases=STEPS.narrowed(how=("plain", "names that contain lora")),
     level=SHOULD,
     dtypes=ONE,
@@ -52,7 +53,8 @@ def test_model_without_adapters(subject: Subject, case: StepCase) -> float | Non
 
 @clause(
     "TRN-LORA-PEFT",
-    sentence="Adapters held in dictionaries by name, as PEFT's lora_A.default, are found and left alone.",
+    sentence="""Adapters held in dictionaries by adapter name, as PEFT's lora_A.default, are recognised and not
+    replaced.""",
     cases=STEPS,
     dtypes=ONE,
     weight=0.3,
@@ -72,7 +74,8 @@ def test_named_adapters(subject: Subject, case: StepCase) -> float | None:
 
 @clause(
     "TRN-INIT",
-    sentence="LoraTraining(model) replaces the model's linear layers, all but the first in registration order.",
+    sentence="""LoraTraining(model) replaces, in the model itself, every linear layer outside adapters except the
+    first in registration order.""",
     cases=STEPS,
     dtypes=ONE,
     weight=0.3,

@@ -1,4 +1,4 @@
-"""Several micro-batches without a step between them: gradients add up, each weighing what its loss says."""
+"""Several micro-batches without an optimiser step between them: gradients add up; calibration leaves none behind."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from conformance.target.subject import Subject
 
 @clause(
     "TRN-ACCUMULATE",
-    sentence="""While the optimiser is off gradients add up from call to call, unclipped; grad_norm is None,
-    nothing steps.""",
+    sentence="""While the optimiser is off, gradients add up from call to call and are not clipped, grad_norm is
+    None, and neither the optimiser nor the scheduler steps.""",
     cases=STEPS.narrowed(calls=(2, 3, 1), steps=(1, 2, 4), clip=(0.0, 0.25)),
     dtypes=EXACT,
 )
@@ -35,8 +35,8 @@ def test_accumulates(subject: Subject, case: StepCase) -> float | None:
 
 @clause(
     "TRN-BIG-BATCH",
-    sentence="""N micro-batches of equal size with gradient_accumulation_steps = N give the gradient of their
-    one big batch.""",
+    sentence="""With a loss averaged over rows, N micro-batches of equal size and gradient_accumulation_steps = N
+    give the gradient of the one batch that joins them.""",
     cases=STEPS.narrowed(m=(1, 2, 4), steps=(2, 4), source=("loss_fn",)),
     dtypes=EXACT,
     weight=0.67,
@@ -51,7 +51,8 @@ def test_equals_a_big_batch(subject: Subject, case: StepCase) -> float | None:
 
 @clause(
     "TRN-UNEQUAL",
-    sentence="Each micro-batch adds its own loss ÷ gradient_accumulation_steps, whatever the sizes of the others.",
+    sentence="""Each micro-batch adds the gradient of its own loss ÷ gradient_accumulation_steps, whatever the sizes
+    of the other micro-batches.""",
     cases=STEPS.narrowed(m=(1, 2, 3), steps=(1, 2, 4)),
     dtypes=EXACT,
     weight=0.67,
@@ -66,7 +67,8 @@ def test_unequal_micro_batches(subject: Subject, case: StepCase) -> float | None
 
 @clause(
     "TRN-CALIBRATE",
-    sentence="While calibrating a call returns the loss and no norm, leaves no gradient behind, and never steps.",
+    sentence="""While calibrating, a call returns the loss and grad_norm None, leaves no gradient behind, and steps
+    neither the optimiser nor the scheduler.""",
     cases=STEPS.narrowed(how=("optimiser on", "optimiser off"), clip=(0.0, 0.25), calls=(1, 2)),
     dtypes=EXACT,
 )
@@ -89,7 +91,7 @@ def test_calibrate(subject: Subject, case: StepCase) -> float | None:
 
 @clause(
     "TRN-CALIBRATE-END",
-    sentence="After calibration training goes on from zero gradients.",
+    sentence="After calibration, training goes on from zero gradients.",
     cases=STEPS.narrowed(calls=(2,)),
     dtypes=ONE,
     weight=0.5,

@@ -1,4 +1,4 @@
-"""A small network with two adapted layers as PEFT makes them, and by closed formulas its loss and gradients.
+"""A small network with two adapted layers in PEFT's form, and closed formulas for its loss and gradients.
 
 `out = L2(relu(L1(relu(x W0ᵀ + b0))))` with `L(h) = h Wᵀ + b + s·(h Aᵀ) Bᵀ`, and `loss = Σ out ⊙ labels`.
 """
@@ -33,10 +33,10 @@ class StepCase(Case):
         m: rows of a micro-batch.   k, h, n: features in, between and out.   r: rank.
         steps: gradient_accumulation_steps.   calls: micro-batches.
         values: `integers` (exact in every dtype) or `normal`.
-        clip: max_grad_norm ÷ norm; 0 for none.
+        clip: max_grad_norm ÷ norm; 0 for no clipping.
         args: training_args as a `dict` or a `namespace`.
         source: where the loss comes from: `loss_fn`, or the model itself as `object`, `dict` or `tuple`.
-        how: which of the clause's ways.
+        how: the variant of the clause.
     """
 
     m: int = 1
@@ -83,7 +83,7 @@ class Adapted(nn.Module):
 
 
 class Net(nn.Module):
-    """The network of this file. Given labels it computes its loss itself, in the shape that `source` says."""
+    """The network of this file; given labels, it returns its own loss in the form that `source` names."""
 
     def __init__(self, case: StepCase, *, dropout: bool = True) -> None:
         super().__init__()
@@ -144,10 +144,10 @@ class Bounded:
         return Bounded(self.value.T, self.error.T, self.unit, self.accumulator)
 
     def positive(self) -> Array:
-        """Which elements are positive, surely.
+        """A mask of the elements that are positive whatever the rounding.
 
         Raises:
-            Inconclusive: if rounding may decide that.
+            Inconclusive: if rounding may decide the sign of an element.
         """
         if (np.abs(self.value) < self.error).any():
             raise Inconclusive("rounding may decide whether a relu passes an element")
@@ -169,11 +169,11 @@ class Problem:
 
     @property
     def exact(self) -> bool:
-        """Whether everything is a small integer, so that no order of summation rounds."""
+        """Whether all values are small integers, so that no order of summation rounds."""
         return self.case.values == "integers"
 
     def _draw(self, attempt: int) -> bool:
-        """Draw values; whether no gradient vanishes and, in integers, nothing rounds."""
+        """Draw values, and return whether no gradient is zero and, with integers, no sum rounds."""
         case = self.case
         random = np.random.default_rng([case.seed, case.m, case.k, case.h, case.n, case.r, attempt])
 
@@ -184,7 +184,7 @@ class Problem:
             keep = random.random(shape) < (1.0 if attempt % 4 == 0 else 0.7)
             return np.where(normal > 0, 1.0, -1.0) * keep
 
-        # biases that keep most of what a relu sees positive
+        # the biases make most arguments of each relu positive
         self.weights = {
             "first.weight": draw(case.h, case.k),
             "first.bias": np.full(case.h, 2.0),

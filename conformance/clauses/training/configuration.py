@@ -1,4 +1,4 @@
-"""Setting a LoraTraining up: its arguments, their defaults, and the two toggles."""
+"""Configuring a LoraTraining: its arguments, their defaults, and the two toggles."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from conformance.target.subject import Subject
 
 
 def _attributes(session: Session, wanted: dict[str, Any], when: str) -> None:
-    """Require each attribute, where present, to hold what was set."""
+    """Require that each attribute, if present, holds the value that was set."""
     for name, value in wanted.items():
         held = getattr(session.training, name, value)
         require(held is value or held == value, f"LoraTraining.{name} is {held!r} {when}: expected {value!r}")
@@ -26,7 +26,7 @@ def _attributes(session: Session, wanted: dict[str, Any], when: str) -> None:
 
 @clause(
     "TRN-ARGS",
-    sentence="update_training_parameters takes training_args as a dict and as a namespace, with the same effect.",
+    sentence="update_training_parameters takes training_args as a dict or as a namespace, with the same effect.",
     cases=STEPS.narrowed(steps=(2, 4), clip=(0.5, 0.25), args=("dict", "namespace")),
     dtypes=ONE,
 )
@@ -58,8 +58,8 @@ ABSENT: dict[str, Any] = {
 
 @clause(
     "TRN-ARGS-DEFAULT",
-    sentence="""Keys missing in training_args have their defaults: 1 accumulation step and no clipping, whatever
-    was set before.""",
+    sentence="""Keys missing from training_args have their defaults, 1 accumulation step and no clipping, whatever
+    an earlier call set.""",
     cases=STEPS.narrowed(steps=(4,), clip=(0.25,), how=tuple(ABSENT)),
     dtypes=ONE,
 )
@@ -75,7 +75,7 @@ def test_missing_arguments(subject: Subject, case: StepCase) -> float | None:
 
 @clause(
     "TRN-ARGS-NONE",
-    sentence="update_training_parameters() without arguments leaves no optimiser, scheduler or loss_fn.",
+    sentence="update_training_parameters() without arguments removes the optimiser, the scheduler and loss_fn.",
     cases=STEPS.narrowed(steps=(4,), source=("object",)),
     dtypes=ONE,
     weight=0.5,
@@ -93,7 +93,7 @@ def test_no_arguments(subject: Subject, case: StepCase) -> float | None:
 
 @clause(
     "TRN-ARGS-KEPT",
-    sentence="training_args is read, not kept or changed: the caller's dict stays as it is.",
+    sentence="The caller's training_args is not modified, neither by update_training_parameters nor by a later call.",
     cases=STEPS.narrowed(steps=(2, 4), clip=(0.5,)),
     dtypes=ONE,
     weight=0.3,
@@ -109,7 +109,7 @@ def test_arguments_unmodified(subject: Subject, case: StepCase) -> float | None:
 
 @clause(
     "TRN-TOGGLE",
-    sentence="""toggle_calibrate() and toggle_run_optimizer() switch on, with False they switch off; both are
+    sentence="""toggle_calibrate() and toggle_run_optimizer() switch on, and with False they switch off; both are
     off at first.""",
     cases=STEPS.narrowed(how=("at first", "run_optimizer on", "run_optimizer off", "calibrate on", "calibrate off")),
     dtypes=ONE,
@@ -136,7 +136,7 @@ def test_toggles(subject: Subject, case: StepCase) -> float | None:
 
 @clause(
     "TRN-OPTIMISER-KEPT",
-    sentence="An optimiser made before LoraTraining still trains: adapters stay the same Parameters.",
+    sentence="An optimiser made before LoraTraining still trains the adapters, because they stay the same Parameters.",
     cases=STEPS,
     dtypes=ONE,
     weight=0.5,

@@ -1,4 +1,4 @@
-"""The loss of one call: its value, where it comes from, that it was differentiated, and what is refused."""
+"""The loss of one call: its value, its source, the backward pass, and losses that are refused."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from conformance.target.subject import Subject
 
 @clause(
     "TRN-LOSS",
-    sentence="""forward((x, labels)) returns (loss, grad_norm): the loss that loss_fn makes of the model's
-    output and the labels.""",
+    sentence="forward((x, labels)) returns (loss, grad_norm), where loss = loss_fn(model(x), labels).",
     cases=STEPS.narrowed(source=("loss_fn",)),
     dtypes=EXACT,
 )
@@ -43,7 +42,8 @@ def test_divided(subject: Subject, case: StepCase) -> float | None:
 
 @clause(
     "TRN-BACKWARD",
-    sentence="forward runs backward: afterwards every adapter has its gradient, the base layers' part of it included.",
+    sentence="""forward runs backward: afterwards every adapter has its whole gradient, including the part that
+    passes through replaced base layers.""",
     cases=STEPS,
     dtypes=EXACT,
 )
@@ -55,7 +55,8 @@ def test_backward(subject: Subject, case: StepCase) -> float | None:
 
 @clause(
     "TRN-FLOAT",
-    sentence="On ordinary numbers too, loss and gradients are those of the model before its layers were replaced.",
+    sentence="""With values that round, too, the loss and gradients are those of the model before its layers were
+    replaced, divided by gradient_accumulation_steps.""",
     cases=STEPS.narrowed(values=("normal",), steps=(1, 3), m=(2, 1, 5, 9), k=(2, 4, 9), h=(3, 5, 12), n=(2, 3, 7)),
     dtypes=("float64", "float32"),
 )
@@ -67,7 +68,8 @@ def test_in_float(subject: Subject, case: StepCase) -> float | None:
 
 @clause(
     "TRN-REQUIRES-GRAD",
-    sentence="The returned loss is a scalar that still requires grad, through its graph.",
+    sentence="The returned loss is a scalar tensor that still requires grad and has a grad_fn.",
+    why="A detached loss that is forced to require grad hides that nothing is trained.",
     cases=STEPS,
     dtypes=ONE,
     weight=0.5,
@@ -82,7 +84,7 @@ def test_loss_requires_grad(subject: Subject, case: StepCase) -> float | None:
 
 @clause(
     "TRN-FROZEN",
-    sentence="Frozen parameters get no gradient and keep their values, optimiser step or not.",
+    sentence="Frozen parameters get no gradient, keep their values and stay frozen, with or without an optimiser step.",
     cases=STEPS.narrowed(how=("step", "accumulate")),
     dtypes=ONE,
     weight=0.5,
@@ -100,7 +102,7 @@ def test_frozen_parameters(subject: Subject, case: StepCase) -> float | None:
 
 @clause(
     "TRN-MODEL-LOSS",
-    sentence="Without loss_fn the model is given the labels, and its output's .loss is used.",
+    sentence="Without loss_fn, the model is called with the labels, and the loss is the .loss of its output.",
     cases=STEPS.narrowed(source=("object",)),
     dtypes=EXACT,
     weight=0.67,
@@ -112,7 +114,7 @@ def test_loss_of_the_model(subject: Subject, case: StepCase) -> float | None:
 
 @clause(
     "TRN-MODEL-LOSS-KINDS",
-    sentence="The model's loss may also be output['loss'], or the first element of a tuple.",
+    sentence="The model's loss may also be output['loss'], or the first element of a tuple that the model returns.",
     cases=STEPS.narrowed(source=("dict", "tuple")),
     level=SHOULD,
     dtypes=ONE,
@@ -133,8 +135,8 @@ LOSSLESS: dict[str, Any] = {
 
 @clause(
     "TRN-NO-LOSS",
-    sentence="""A model that returns no loss, without loss_fn, is a ValueError beginning `The model did not
-    return a loss`.""",
+    sentence="""Without loss_fn, a model that returns no loss raises a ValueError whose message begins with `The
+    model did not return a loss`.""",
     cases=STEPS.narrowed(source=("object",), how=tuple(LOSSLESS)),
     dtypes=ONE,
 )
@@ -155,7 +157,7 @@ def test_no_loss(subject: Subject, case: StepCase) -> float | None:
 
 
 def _begins(what: str, call: Any, beginning: str) -> None:
-    """Require a ValueError whose message begins so."""
+    """Require a ValueError whose message starts with `beginning`."""
     caught: list[str] = []
 
     def noted() -> Any:
@@ -183,7 +185,8 @@ DETACHED: dict[str, Any] = {
 
 @clause(
     "TRN-DETACHED",
-    sentence="A loss detached from every trainable parameter is an error, not a step that trains nothing.",
+    sentence="""A loss that depends on no trainable parameter of the model raises a ValueError or RuntimeError, even
+    if it requires grad, instead of a step that trains nothing.""",
     cases=STEPS.narrowed(source=("loss_fn",), how=(*DETACHED, "of a frozen model", "of x alone")),
     dtypes=ONE,
 )
@@ -222,7 +225,8 @@ def _parts(batch: Any) -> list[tuple[str, Any]]:
 
 @clause(
     "TRN-BATCH",
-    sentence="The caller's batch is never modified: neither its tensors nor a dict or list that holds them.",
+    sentence="""A call never modifies the caller's batch, neither its tensors nor a dict or list that holds them,
+    even if it refuses the batch.""",
     cases=STEPS.narrowed(how=tuple(BATCHES)),
     dtypes=ONE,
 )
@@ -236,7 +240,7 @@ def test_batch_unmodified(subject: Subject, case: StepCase) -> float | None:
     except Exception:
         if case.how == "(x, labels)":
             raise
-        # other shapes of a batch may be refused; what was given must be whole then too
+        # a batch of another form may be refused, but must not be modified then either
     now = _parts(batch)
     require([p for p, _ in now] == [p for p, _ in held], f"the batch {case.how} has lost or gained entries")
     for (place, value), (_, before), (_, twin) in zip(now, held, _parts(same), strict=True):
@@ -251,7 +255,8 @@ def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 @clause(
     "TRN-MODULE",
-    sentence="LoraTraining is a module whose inference_model is the model it was given.",
+    sentence="""LoraTraining is an nn.Module whose inference_model is the model it was given, and whose parameters
+    include the adapters.""",
     cases=STEPS,
     dtypes=ONE,
     weight=0.2,
@@ -272,7 +277,7 @@ def test_module(subject: Subject, case: StepCase) -> float | None:
 
 @clause(
     "TRN-DOC",
-    sentence="That forward runs backward is said in its docstring.",
+    sentence="The docstring of LoraTraining or of its forward says that a call runs backward.",
     cases=STEPS,
     level=SHOULD,
     dtypes=ONE,

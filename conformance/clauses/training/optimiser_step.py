@@ -1,4 +1,4 @@
-"""A call with the optimiser on: clip, step, schedule, zero; in this order."""
+"""A call with the optimiser on clips, steps the optimiser, steps the scheduler and zeroes gradients, in this order."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from conformance.target.subject import Subject
 
 
 def judge_step(session: Session, *, factor: float = 1.0, rate: float = RATE, **options: Any) -> float | None:
-    """Judge every adapter after one step of SGD from its first value, with gradients times a clip factor."""
+    """Judge every adapter after one SGD step from its initial value, with gradients times a clip factor."""
     problem, ratios = session.problem, []
     for name, gradient in problem.gradients(session.case.steps, **options).items():
         start, unit = problem.weights[f"{name}.weight"], format_of(problem.dtype).unit
         moved = -rate * factor * gradient.value
         value = start + moved
-        # the clipped gradient's store, those of the product and the sum; the norm's error and the factor's two stores
+        # stores of the clipped gradient, the product and the sum; the norm's error and two stores of the factor
         relative = 3 * unit + (0.0 if factor == 1 else norm_error(problem.dtype) + 2 * unit)
         allowed = relative * np.abs(moved) + unit * np.abs(value) + format_of(problem.dtype).step
         terms = {"start": start, "step": moved}
@@ -36,9 +36,9 @@ def judge_step(session: Session, *, factor: float = 1.0, rate: float = RATE, **o
 
 
 def norm_error(dtype: torch.dtype) -> float:
-    """The relative error of a norm: 1e-3, or that of a norm stored in the gradients' dtype, by tensor and as a whole.
+    """The allowed relative error of a norm: 1e-3, or two stores in the gradients' dtype, per tensor and of the total.
 
-    That 16-bit gradients are summed in float32 is demanded of `clip_grad_norm_` itself, in group `gradnorm`.
+    Only the group `gradnorm` requires that 16-bit gradients are summed in float32, of `clip_grad_norm_` itself.
     """
     return max(1e-3, 2 * format_of(dtype).unit)
 
@@ -56,7 +56,7 @@ def judge_norm(norm: Any, exact: float, dtype: torch.dtype) -> float:
 
 @clause(
     "TRN-STEP",
-    sentence="With the optimiser on a call ends with one optimiser step, on the accumulated gradients.",
+    sentence="With the optimiser on, a call makes exactly one optimiser step, with the accumulated gradients.",
     cases=STEPS.narrowed(calls=(1, 2), steps=(1, 2)),
     dtypes=EXACT,
     weight=0.67,
@@ -72,7 +72,7 @@ def test_step(subject: Subject, case: StepCase) -> float | None:
 
 @clause(
     "TRN-SCHEDULE",
-    sentence="The scheduler steps once after the optimiser, so that this step still has the old learning rate.",
+    sentence="The scheduler steps once, after the optimiser, so that this step still uses the old learning rate.",
     cases=STEPS,
     dtypes=ONE,
     weight=0.5,
@@ -87,7 +87,7 @@ def test_scheduler(subject: Subject, case: StepCase) -> float | None:
 
 @clause(
     "TRN-ZERO",
-    sentence="After the step the gradients are zero or None, and the next step starts anew.",
+    sentence="After the step, the gradients are zero or None, so that the next step starts from zero gradients.",
     cases=STEPS,
     dtypes=ONE,
     weight=0.5,
@@ -102,7 +102,7 @@ def test_gradients_zeroed(subject: Subject, case: StepCase) -> float | None:
 
 @clause(
     "TRN-CLIP",
-    sentence="With the optimiser on gradients are clipped by max_grad_norm before the step.",
+    sentence="With the optimiser on, gradients are clipped by max_grad_norm before the step.",
     cases=STEPS.narrowed(clip=(0.5, 0.25, 0.0625), steps=(1, 2)),
     dtypes=EXACT,
     weight=0.67,
@@ -117,7 +117,7 @@ def test_clips(subject: Subject, case: StepCase) -> float | None:
 
 @clause(
     "TRN-NORM",
-    sentence="grad_norm is the norm of all accumulated gradients before they are clipped.",
+    sentence="grad_norm is the norm of all accumulated gradients before clipping.",
     cases=STEPS.narrowed(clip=(0.5, 2.0, 0.0625), steps=(1, 2), calls=(1, 2)),
     dtypes=EXACT,
     weight=0.67,
@@ -132,7 +132,7 @@ def test_grad_norm(subject: Subject, case: StepCase) -> float | None:
 
 @clause(
     "TRN-NORM-NONE",
-    sentence="Without max_grad_norm nothing is clipped and grad_norm is None.",
+    sentence="Without max_grad_norm, gradients are not clipped and grad_norm is None.",
     cases=STEPS.narrowed(how=("no limit", "no training_args")),
     dtypes=ONE,
     weight=0.5,
@@ -147,7 +147,8 @@ def test_no_limit(subject: Subject, case: StepCase) -> float | None:
 
 @clause(
     "TRN-NORM-RANGE",
-    sentence="Gradients of 1e20, whose squares overflow float32, are clipped and not zeroed; their norm is returned.",
+    sentence="""Gradients of the order of 1e20, whose squares overflow float32, are clipped and not set to zero, and
+    grad_norm is their norm.""",
     cases=STEPS.narrowed(clip=(0.5,), source=("loss_fn",)),
     level=SHOULD,
     dtypes=ONE,
@@ -167,7 +168,8 @@ def test_extreme_gradients(subject: Subject, case: StepCase) -> float | None:
 
 @clause(
     "TRN-NO-OPTIMISER",
-    sentence="Without an optimiser or a scheduler a call with the optimiser on raises nothing and trains nothing.",
+    sentence="""With the optimiser on but none set, a call raises nothing, changes no adapter and zeroes the
+    gradients; with an optimiser but no scheduler, it steps the optimiser as usual.""",
     cases=STEPS.narrowed(how=("neither", "no scheduler")),
     dtypes=ONE,
     weight=0.5,
@@ -191,7 +193,8 @@ def test_without_optimizer(subject: Subject, case: StepCase) -> float | None:
 
 @clause(
     "TRN-LOOP",
-    sentence="Two windows of micro-batches, each ending with a step, train what a plain loop of PyTorch trains.",
+    sentence="""Two accumulation windows of micro-batches, each ending with an optimiser step, train the adapters to
+    the same values as a plain PyTorch loop.""",
     cases=STEPS.narrowed(values=("normal",), calls=(4,), steps=(2,), clip=(0.0, 0.5), m=(2, 3), h=(3, 5), k=(2, 4)),
     dtypes=("float64",),
     weight=0.5,

@@ -1,4 +1,4 @@
-"""`replace_layers_with_custom`: which layers it replaces, and which it leaves alone."""
+"""`replace_layers_with_custom`: the layers it replaces, and those it leaves alone."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ def require_replaced(model: nn.Module, expected: Iterable[str]) -> None:
 
 
 def _names(case: NamesCase) -> tuple[list[str], list[str]]:
-    """All leaf names in an order drawn from the seed, and those of them that are eligible, in that order."""
+    """The names of all linear layers, drawn from the seed, in registration order; and the eligible ones of these."""
     draw, prefix = random.Random(case.seed), "model." if case.deep else ""
     eligible = [prefix + name for name in (*draw.sample(remote_pool(case), case.remote), "lm_head")]
     names = eligible + [prefix + name for name in draw.sample(ADAPTERS, case.adapters)]
     draw.shuffle(names)
     model = tree({name: linear() for name in names})
-    # registration order is that of the tree, which gathers what lies under one parent
+    # registration order is that of the tree, which groups the modules of one parent
     registered = [name for name, m in model.named_modules() if isinstance(m, nn.Linear)]
     return registered, [name for name in registered if name in eligible]
 
 
 @clause(
     "TRN-REP-ALL",
-    sentence="With skip_first=False every nn.Linear outside adapters is replaced, lm_head included.",
+    sentence="With skip_first=False, every nn.Linear outside adapters is replaced, including lm_head.",
     cases=NAMES,
     dtypes=ONE,
 )
@@ -66,7 +66,9 @@ def test_replaces_all(subject: Subject, case: NamesCase) -> float | None:
 
 @clause(
     "TRN-REP-WHOLE",
-    sentence="Names are matched by whole components: a layer called explorator or under lora_model is replaced.",
+    sentence="""Adapter names are matched by whole dotted components: a layer named explorator, or a layer under
+    lora_model, is replaced.""",
+    why="A match of substrings keeps such layers from being replaced, without notice.",
     cases=NAMES.narrowed(names=("alike",), remote=(4, 1, 11)),
     dtypes=ONE,
 )
@@ -80,7 +82,7 @@ def test_whole_components(subject: Subject, case: NamesCase) -> float | None:
 
 @clause(
     "TRN-REP-FIRST",
-    sentence="skip_first, the default, leaves out the first eligible layer in registration order, and only that.",
+    sentence="With skip_first=True, the default, exactly the first eligible layer in registration order is left out.",
     cases=NAMES.narrowed(how=("by default", "skip_first=True")),
     dtypes=ONE,
 )
@@ -94,7 +96,8 @@ def test_skips_the_first(subject: Subject, case: NamesCase) -> float | None:
 
 @clause(
     "TRN-REP-FIRST-LAYER",
-    sentence="A LinearLoRA counts for skip_first: where it comes first, its base product is the one left out.",
+    sentence="""A LinearLoRA counts as an eligible layer for skip_first: if it comes first, its base product is left
+    out.""",
     cases=NAMES.narrowed(remote=(1, 2), adapters=(0,), how=("first", "second")),
     dtypes=ONE,
     needs=("LinearLoRA",),
@@ -130,7 +133,7 @@ def test_adapters_stay(subject: Subject, case: NamesCase) -> float | None:
 
 @clause(
     "TRN-REP-CONV1D",
-    sentence="transformers' Conv1D is replaced too, with its weight [in, out].",
+    sentence="transformers' Conv1D, whose weight is [in, out], is replaced too and still maps in to out features.",
     library="transformers",
     cases=NAMES.narrowed(remote=(1,), adapters=(0, 2)),
     dtypes=ONE,
@@ -169,7 +172,7 @@ def test_subclass_left_alone(subject: Subject, case: NamesCase) -> float | None:
 
 @clause(
     "TRN-REP-SHARED",
-    sentence="One module reachable under two names is replaced once, under both.",
+    sentence="A module reachable under two names is replaced once, by one module under both names.",
     cases=NAMES.narrowed(remote=(1, 2), adapters=(0, 2), how=("beside", "below", "container")),
     dtypes=ONE,
     weight=0.5,
@@ -209,8 +212,9 @@ def test_shared_module_skipped(subject: Subject, case: NamesCase) -> float | Non
 
 @clause(
     "TRN-REP-BIAS",
-    sentence="""Replacing a layer whose bias is trainable while its weight is frozen warns and names the layer;
-    no other does.""",
+    sentence="""Replacing a layer whose bias is trainable while its weight is frozen gives one warning, which names
+    the layer; replacing frozen layers gives no warning.""",
+    why="A replaced layer gives its bias no gradient, so that the bias stops training.",
     cases=NAMES.narrowed(adapters=(0, 2), how=("bias trainable", "both frozen", "both trainable")),
     dtypes=ONE,
 )

@@ -1,4 +1,4 @@
-"""What replaced layers keep: outputs, gradients, hooks, Parameters, and the adapter of a LinearLoRA."""
+"""Replaced layers keep their outputs, gradients, hooks and Parameters, and a LinearLoRA keeps its adapter."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _model(frozen: Frozen) -> nn.Sequential:
 
 @clause(
     "TRN-REP-SAME",
-    sentence="A replaced layer, nn.Linear or Conv1D, computes the y and dX it computed before.",
+    sentence="A replaced nn.Linear or Conv1D computes the same y and dX as before.",
     cases=REPLACED.narrowed(lead=("2d", "3d", "1d")),
     dtypes=("float64", "float32", "bfloat16"),
 )
@@ -71,7 +71,8 @@ def test_same_results(subject: Subject, case: ReplacedCase) -> float | None:
 
 @clause(
     "TRN-REP-TENSORS",
-    sentence="A replaced layer keeps its weight and bias tensors, and the model's state_dict holds each once.",
+    sentence="""A replaced layer keeps the memory of its weight and bias, and the model's state_dict has as many
+    entries as before.""",
     cases=REPLACED,
     dtypes=ONE,
     weight=0.5,
@@ -96,7 +97,8 @@ def test_tensors_kept(subject: Subject, case: ReplacedCase) -> float | None:
 
 @clause(
     "TRN-REP-HOOKS",
-    sentence="A layer's hooks survive its replacement: forward pre-hooks, forward hooks and full backward hooks.",
+    sentence="""A layer's forward pre-hooks, forward hooks, full backward pre-hooks and full backward hooks survive
+    its replacement, and each is called once.""",
     cases=REPLACED.narrowed(m=(2, 3), how=("forward_pre_hook", "forward_hook", "full_backward_hook")),
     dtypes=ONE,
     weight=0.5,
@@ -121,7 +123,7 @@ def test_hooks_survive(subject: Subject, case: ReplacedCase) -> float | None:
 
 @clause(
     "TRN-REP-MODE",
-    sentence="A replaced layer is in the mode, train or eval, that its predecessor was in.",
+    sentence="A replaced layer is in the same mode, train or eval, as the layer it replaces.",
     cases=REPLACED.narrowed(training=(True, False)),
     dtypes=ONE,
     weight=0.3,
@@ -136,7 +138,7 @@ def test_mode_kept(subject: Subject, case: ReplacedCase) -> float | None:
 
 @dataclass(frozen=True)
 class LayerCase(LinearCase):
-    """A `LinearCase` for the target's LinearLoRA, whose base product is replaced; `how` a state is loaded."""
+    """A `LinearCase` for the target's LinearLoRA, whose base product is replaced; `how` says how a state is loaded."""
 
     how: str = "copy"
 
@@ -163,8 +165,8 @@ LAYERS = Space(
 
 @clause(
     "TRN-REP-LAYER",
-    sentence="""On a LinearLoRA the base product becomes base_layer = CustomLinear and the adapter stays: y, dX,
-    dA and dB are what they were.""",
+    sentence="""In a LinearLoRA, the base product becomes base_layer, a CustomLinear, and the layer and its adapter
+    stay: y, dX, dA and dB are the same as before.""",
     cases=LAYERS,
     dtypes=("float64", "float32", "bfloat16"),
     needs=("LinearLoRA",),
@@ -199,7 +201,7 @@ def _replaced(subject: Subject, operands: Operands, **options: Any) -> tuple[nn.
 
 @clause(
     "TRN-REP-LAYER-DORA",
-    sentence="On a LinearLoRA with use_dora=True y stays what it was when the base product is replaced.",
+    sentence="In a LinearLoRA with use_dora=True, y is the same after its base product is replaced.",
     cases=LAYERS.narrowed(values=("normal",), k=(5, 17), scale=(0.5, 1.0)),
     dtypes=("float64", "float32"),
     needs=("LinearLoRA", "LinearLoRA(use_dora)"),
@@ -215,7 +217,7 @@ def test_dora_layer(subject: Subject, case: LayerCase) -> float | None:
             y = model(operands.placed["x"].tensor)
     oracle = DoraOracle(operands, numbers(layer.lora_magnitude))
     expected = oracle.y()
-    if oracle.bias is not None:  # a remote product adds the bias, which is taken off again before m′ multiplies
+    if oracle.bias is not None:  # a remote product adds the bias, which is subtracted before the product with m′
         base = np.abs(oracle.x @ oracle.weight.T).reshape(expected.value.shape) + 2 * np.abs(oracle.bias)
         assert expected.budget is not None
         allowed = expected.budget + 2 * oracle.how.unit * base * np.abs(oracle.factor)
@@ -225,8 +227,8 @@ def test_dora_layer(subject: Subject, case: LayerCase) -> float | None:
 
 @clause(
     "TRN-REP-LAYER-LOADED",
-    sentence="""After replacement load_state_dict, also with assign=True, gives a LinearLoRA the weights that it
-    computes with.""",
+    sentence="""After its base product is replaced, a LinearLoRA computes with the weights that load_state_dict
+    loads, in place or with assign=True.""",
     cases=LAYERS.narrowed(values=("integers",), how=("assign", "copy"), scale=(1.0,), bias=(True,)),
     dtypes=ONE,
     needs=("LinearLoRA",),
@@ -246,7 +248,7 @@ def test_loaded_layer(subject: Subject, case: LayerCase) -> float | None:
 
 @clause(
     "TRN-REP-LAST",
-    sentence="A gradient passes through every replaced layer down to what comes before it.",
+    sentence="Gradients pass through every replaced layer: a model of several layers has the same y and dX as before.",
     cases=REPLACED.narrowed(values=("normal",), transposed=(False,), k=(3, 5), n=(2, 5), m=(2, 3)),
     dtypes=("float64",),
     weight=0.5,

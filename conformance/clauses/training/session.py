@@ -15,18 +15,18 @@ from conformance.target.calls import calling
 from conformance.target.expected_errors import calling_quietly
 from conformance.target.subject import Subject
 
-RATE = 0.375  # of learning: no step of it takes an integer weight by an integer gradient to zero
+RATE = 0.375  # the learning rate: no step by an integer gradient takes an integer weight to zero
 
 
 class Watched(torch.optim.SGD):
-    """SGD that notes in `events` when it steps."""
+    """SGD that records its steps in `events`."""
 
     def __init__(self, parameters: list[nn.Parameter], events: list[str], lr: float = RATE) -> None:
         super().__init__(parameters, lr=lr)
         self.events = events
 
     def step(self, closure: Any = None) -> Any:
-        """Take a step; note how the gradients stand."""
+        """Take a step, and record whether all gradients were empty."""
         held = [p.grad for group in self.param_groups for p in group["params"]]
         empty = all(g is None or not g.any() for g in held)
         self.events.append("optimizer.step without gradients" if empty else "optimizer.step")
@@ -34,7 +34,7 @@ class Watched(torch.optim.SGD):
 
 
 class Scheduler:
-    """A learning-rate scheduler that notes in `events` when it steps, and halves the rate."""
+    """A learning-rate scheduler that halves the rate and records its steps in `events`."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, events: list[str]) -> None:
         self.optimizer, self.events = optimizer, events
@@ -63,11 +63,11 @@ class Session:
 
     @property
     def max_grad_norm(self) -> float | None:
-        """The limit that the case's `clip` asks for."""
+        """The max_grad_norm for the case's `clip`."""
         return self.case.clip * self.problem.norm(self.case.steps) if self.case.clip else None
 
     def configure(self, *, optimizer: bool = True, **given: Any) -> Session:
-        """Set everything as the case says, but for what is given."""
+        """Set all training parameters as the case says, except those given."""
         named = {"gradient_accumulation_steps": self.case.steps, "max_grad_norm": self.max_grad_norm}
         arguments: dict[str, Any] = {
             "optimizer": self.optimizer if optimizer else None,
@@ -91,7 +91,7 @@ class Session:
         return self
 
     def call(self, index: int = 0, batch: Any = None) -> tuple[Any, Any]:
-        """Run one micro-batch: (loss, grad_norm)."""
+        """Run one micro-batch, and return (loss, grad_norm)."""
         with calling_quietly("LoraTraining((x, labels))"):
             result = self.training(self.problem.batch(index) if batch is None else batch)
         require(

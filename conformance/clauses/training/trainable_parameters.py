@@ -1,4 +1,4 @@
-"""A call of LoraTraining beside what it is about: all that is trainable, several groups, and what it leaves alone."""
+"""All trainable parameters are trained, in any group of the optimiser, and modules keep their training flags."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from conformance.target.subject import Subject
 
 
 class Thawed(Problem):
-    """A problem whose first layer, which is not replaced, is trained beside the adapters."""
+    """A problem whose first layer, which is not replaced, is trained together with the adapters."""
 
     def net(self, **options: Any) -> Net:
         """The network with these weights."""
@@ -29,7 +29,7 @@ class Thawed(Problem):
 
 
 def _optimizer(net: nn.Module, how: str) -> torch.optim.SGD:
-    """SGD on the adapters, and on the first layer as another group or not at all."""
+    """SGD on the adapters and, if `how` is `two groups`, on the first layer as another group."""
     trained = {name: p for name, p in net.named_parameters() if p.requires_grad}
     first = [p for name, p in trained.items() if name.startswith("first")]
     groups = [{"params": [p for name, p in trained.items() if not name.startswith("first")]}]
@@ -38,9 +38,8 @@ def _optimizer(net: nn.Module, how: str) -> torch.optim.SGD:
 
 @clause(
     "TRN-ALL-TRAINABLE",
-    sentence="""All trainable parameters count, adapters or not and in whichever group of the optimiser, or none:
-    their gradients are computed, measured, clipped together and zeroed; the model is called once for each micro-
-    batch.""",
+    sentence="""All trainable parameters, adapters or not, in any group of the optimiser or in none, get gradients,
+    which count in grad_norm, are clipped together and are zeroed; each micro-batch calls the model once.""",
     cases=STEPS.narrowed(
         values=("normal",),
         calls=(4,),
@@ -93,7 +92,7 @@ def test_all_trainable(subject: Subject, case: StepCase) -> float | None:
     "TRN-MODES",
     sentence="Neither making a LoraTraining nor calling it changes the training flag of any module of the model.",
     cases=STEPS,
-    level="SHOULD",  # a loop that trains may put the model into training itself; which modules evaluate is then lost
+    level="SHOULD",  # a training loop may call train(), but loses which modules were in evaluation
     dtypes=ONE,
     weight=0.25,
 )
@@ -115,7 +114,7 @@ def _flags(net: nn.Module) -> dict[str, bool]:
 
 
 class Mixed(Problem):
-    """A problem whose network evaluates, but for one layer."""
+    """A problem whose network is in evaluation mode, except for one layer."""
 
     def net(self, **options: Any) -> Net:
         """The network with these weights."""

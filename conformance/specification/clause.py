@@ -64,7 +64,9 @@ REGISTRY: dict[str, Clause] = {}
 
 
 @left_out
-def clause(*ids: str, sentence: str, cases: Space[Any], **options: Any) -> Callable[[Check], Callable[[Any], None]]:
+def clause(
+    *ids: str, sentence: str, cases: Space[Any], why: str = "", **options: Any
+) -> Callable[[Check], Callable[[Any], None]]:
     """Register a check as one clause or several, and turn it into a pytest test that takes one `trial`.
 
     Several ids are the same sentence about several groups. The plugin parametrises the test: one trial for each

@@ -46,11 +46,7 @@ class Reader:
         ended = subprocess.run(
             ["bash", "-c", f"(exit {self.status}); {command}"],
             cwd=self.folder,
-            env={
-                **{k: v for k, v in os.environ.items() if not k.startswith("GITHUB_")},
-                "PATH": path,
-                **self.environment,
-            },
+            env={**inherited, "PATH": path, **self.environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from conformance.cases.case import Case, Space
 from conformance.cases.linear_case import leading_dimensions
 from conformance.cases.memory_layout import LAYOUTS
+from conformance.numerics.dtypes import ADAPTER_DTYPES
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,7 @@ LEADING = SMALL.narrowed(m=(2, 0, 3, 5, 1), r=(2, 3, 4), lead=("1d", "3d", "4d",
 
 def partnered(case: FusedCase) -> FusedCase:
     """The case with an adapter of another dtype, the one that commonly accompanies the case's own."""
-    partner = {"float64": "float32", "float32": "bfloat16", "bfloat16": "float32", "float16": "float32"}
-    return dataclasses.replace(tamed(case), adapter=partner[case.dtype])
+    return dataclasses.replace(tamed(case), adapter=ADAPTER_DTYPES[case.dtype])
 
 
 MIXED = Space(FusedCase, tame=partnered, **SMALL.values)

@@ -15,6 +15,7 @@ from conformance.clauses.gradnorm.gradients import GRADIENTS, Gradients, Gradien
 from conformance.judgement.judge import judge
 from conformance.judgement.linear_oracle import Expected
 from conformance.judgement.outcomes import require
+from conformance.numerics.dtypes import ADAPTER_DTYPES
 from conformance.specification.clause import SHOULD, clause
 from conformance.target.calls import calling
 from conformance.target.subject import Subject
@@ -104,7 +105,7 @@ def test_norm_of_narrow_gradients(subject: Subject, case: GradientsCase) -> floa
 
 def _mixed(case: GradientsCase) -> GradientsCase:
     """The case with every second gradient of another dtype."""
-    partner = {"float32": "bfloat16", "bfloat16": "float32", "float16": "float32"}.get(case.dtype, "same")
+    partner = "same" if case.dtype == "float64" else ADAPTER_DTYPES[case.dtype]
     return dataclasses.replace(GRADIENTS.tame(case), other=partner)
 
 

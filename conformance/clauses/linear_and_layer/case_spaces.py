@@ -7,6 +7,7 @@ import dataclasses
 from conformance.cases.case import Space
 from conformance.cases.linear_case import LINEAR, LinearCase
 from conformance.cases.memory_layout import LAYOUTS
+from conformance.numerics.dtypes import ADAPTER_DTYPES
 
 SMALL = LINEAR.narrowed(
     m=(2, 3, 17, 33), k=(3, 17, 33, 70, 130), n=(2, 5, 16, 35, 67), r=(1, 3, 4, 17), scale=(1.0, 2.0, -1.0)
@@ -18,8 +19,7 @@ LEADING = SMALL.narrowed(m=(2, 0, 3, 17, 1), r=(2, 3, 4, 17), lead=("1d", "3d", 
 
 def partnered(case: LinearCase) -> LinearCase:
     """The case with an adapter of another dtype, the one that commonly accompanies the case's own."""
-    partner = {"float64": "float32", "float32": "bfloat16", "bfloat16": "float32", "float16": "float32"}
-    return dataclasses.replace(LINEAR.tame(case), adapter=partner[case.dtype])
+    return dataclasses.replace(LINEAR.tame(case), adapter=ADAPTER_DTYPES[case.dtype])
 
 
 MIXED = Space(LinearCase, tame=partnered, **SMALL.values)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from conformance.demo import plot
-from conformance.report import report
+from conformance.report import files
 
 HEADINGS = (
     "model",
@@ -40,7 +40,7 @@ def reserved(folder: Path) -> Iterator[None]:
         UsageError: if nothing can be written there.
     """
     new = [path for path in (folder, *folder.parents) if not path.exists()]
-    report.prepare(folder)
+    files.prepare(folder)
     try:
         yield
     except BaseException:

@@ -31,6 +31,11 @@ class Admission:
     failing: dict[str, str | None]
 
     @property
+    def verdict(self) -> str:
+        """`pass` or `fail`."""
+        return "pass" if self.passes else "fail"
+
+    @property
     def passes(self) -> bool:
         """Whether it is ranked."""
         return not self.failing

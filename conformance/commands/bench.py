@@ -50,6 +50,7 @@ def execute(options: argparse.Namespace) -> int:
     """Run it; the exit code, which is 1 where a target is not ranked."""
     dtypes = _dtypes(options)
     from conformance.bench import measuring, plot, session, table
+    from conformance.bench.report import exit_code
     from conformance.report import files
     from conformance.report.terminal import console
 
@@ -70,16 +71,16 @@ def execute(options: argparse.Namespace) -> int:
     )
     found = session.run(wanted, console(stderr=True).print)
     written = [path]
-    files.replace(path, json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    files.replace(path, json.dumps(found.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     if options.json is None:
         written.append(path.with_suffix(".md"))
         files.replace(written[-1], table.markdown(found))
-    if options.plot and found["cases"]:
+    if options.plot and found.cases:
         written.append(options.report_dir / "bench.png")
         written[-1].write_bytes(plot.drawn(found))
     table.show(found)
     console().print(f"written to {', '.join(map(str, written))}")
-    return session.exit_code(found)
+    return exit_code(found.targets, found.cases)
 
 
 def _dtypes(options: argparse.Namespace) -> tuple[str, ...]:

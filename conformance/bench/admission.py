@@ -1,4 +1,4 @@
-"""Who is ranked: a target that passes the quick conformance of what is timed, in the dtypes that are timed."""
+"""The admission of targets to a ranking: each must pass the quick profile for the group and dtypes that are timed."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ GROUPS = ("layer", "linear")  # the first that a target claims is judged, and ti
 
 @dataclass(frozen=True)
 class Admission:
-    """What conformance said of a target.
+    """The conformance of a target.
 
     Attributes:
-        failing: ids of the clauses that turn the verdict, with what was seen; none for a target that passes.
+        failing: by id the message of each clause that turns the verdict; none for a target that passes.
     """
 
     spec: str

@@ -41,7 +41,7 @@ class Wanted:
 
 
 def run(wanted: Wanted, say: Callable[[str], None]) -> BenchReport:
-    """Measure it all, saying what is going on.
+    """Measure all cases, and say what is going on.
 
     Raises:
         UsageError: if a target does not import or has nothing to time, or there is no such device.

@@ -1,4 +1,4 @@
-"""What a benchmark shows: a table for each case, who is not ranked and why, and the ceilings."""
+"""A benchmark as text: a table for each case, the targets that are not ranked and why, and the ceilings."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def failed(found: BenchReport) -> dict[str, str]:
 
 
 def title(case: MeasuredCase, found: BenchReport) -> str:
-    """What a case's table is about."""
+    """The title of a case's table."""
     where = f"{found.device_name}, {found.threads} threads" if found.device == "cpu" else found.device_name
     return f"{case.case} on {where}"
 
 
 def sentences(found: BenchReport) -> list[str]:
-    """What the tables do not say."""
+    """The sentences below the tables."""
     limits = found.ceilings
     reached = ", ".join(f"{_scaled(value)}FLOP/s in {dtype}" for dtype, value in limits.flops.items())
     size = limits.product
@@ -83,7 +83,7 @@ def sentences(found: BenchReport) -> list[str]:
 
 
 def show(found: BenchReport) -> None:
-    """Print it."""
+    """Print a benchmark."""
     from rich import box
     from rich.table import Table
 

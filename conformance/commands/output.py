@@ -1,4 +1,4 @@
-"""What the commands that report share: where the report goes, how it is shown, and the exit code."""
+"""The options of the commands that write a report, and how they show it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the demo leaves behind: a table, all figures as JSON, and a plot; all of them or none."""
+"""The files of `loraspec demo private-training`: a table, all figures as JSON, and a plot; all of them or none."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def rows(found: PrivateTraining) -> list[tuple[str, ...]]:
 
 
 def sentences(found: PrivateTraining) -> list[str]:
-    """What the table does not say."""
+    """The sentences below the table."""
     said = []
     for model in found.models:
         for run in model.runs:
@@ -123,7 +123,7 @@ def sentences(found: PrivateTraining) -> list[str]:
 
 
 def markdown(found: PrivateTraining) -> str:
-    """The table with what it is about."""
+    """The table, with the models and settings above it and the sentences below it."""
     lines = ["# Private training", ""]
     lines += [f"- {model.name}: {model.about}." for model in found.models]
     wanted = found.settings.wanted

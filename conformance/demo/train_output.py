@@ -1,4 +1,4 @@
-"""What `loraspec demo train` leaves behind: a table, all figures as JSON, a plot, and adapters."""
+"""The files of `loraspec demo train`: a table, all figures as JSON, a plot, and adapters."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def sentences(found: TargetComparison) -> list[str]:
 
 
 def markdown(found: TargetComparison) -> str:
-    """The table with what it is about."""
+    """The table, with the model and settings above it and the sentences below it."""
     lines = [
         "# Fine-tuning",
         "",

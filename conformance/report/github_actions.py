@@ -1,4 +1,4 @@
-"""What GitHub Actions shows of a run: annotations at the target's own source, and the job's summary.
+"""A report in GitHub Actions: annotations at the target's own source, and the job's summary.
 
 An annotation is a line on standard error in the form of a workflow command, so that `--json` stays JSON.
 Source: docs.github.com, "Workflow commands for GitHub Actions".
@@ -21,7 +21,7 @@ SHOWN = 10  # annotations of one kind that GitHub keeps from a step
 
 
 def wanted(environment: Mapping[str, str]) -> bool:
-    """Whether this is a step of a GitHub workflow."""
+    """Whether this process is a step of a GitHub workflow."""
     return environment.get("GITHUB_ACTIONS") == "true"
 
 
@@ -37,7 +37,7 @@ def announce(report: Report, sources: Sources, folder: Path, environment: Mappin
 
 
 def commands(report: Report, sources: Sources, folder: Path, root: Path) -> list[str]:
-    """A workflow command for each failing clause, MUST as error and SHOULD as warning, as many as GitHub keeps."""
+    """A workflow command for each failing clause: an error for MUST, a warning for SHOULD; as many as GitHub keeps."""
     bad = [clause for clause in report.clauses if clause.status in FAILING]
     found: dict[str, list[str]] = {"error": [], "warning": []}
     for clause in bad:

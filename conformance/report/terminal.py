@@ -1,4 +1,4 @@
-"""What a run shows: a table of groups, each failure with its case, and the verdict."""
+"""A report on a terminal: a table of groups, each failure with its case, and the verdict."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def console(*, stderr: bool = False, stream: TextIO | None = None) -> Console:
 
 
 def show(report: Report, folder: Path, *, quiet: bool = False) -> None:
-    """Print a report: the table unless quiet, then what failed, then the verdict."""
+    """Print a report: the table unless quiet, then the failures, then the verdict."""
     out = console()
     if not quiet:
         out.print(_title(report))
@@ -102,7 +102,7 @@ def ratio(value: float | None) -> str:
 
 
 def failure(clause: ReportedClause, report: Report, folder: Path) -> list[str]:
-    """A failing clause, as lines: what is required, on what, the case, what was seen, how to see it again."""
+    """A failing clause, as lines: its sentence, the target, the case, the message, and the command that reruns it."""
     result = failing_result(clause)
     lines = [f"{_word(clause)} {clause.id}  {clause.sentence}     loraspec explain {clause.id}"]
     if clause.stale or result is None:
@@ -126,7 +126,7 @@ def failure(clause: ReportedClause, report: Report, folder: Path) -> list[str]:
 
 
 def message_lines(message: str | None) -> list[str]:
-    """A message under the margin words: its own (`worst`, `pattern`, …) or `seen`."""
+    """The lines of a message, each after a word in the margin: the line's own (`worst`, `pattern`, …) or `seen`."""
     lines = (message or "").splitlines()
     labelled = ("worst    ", "pattern  ", "at first ", "nearby   ", "flaky    ", "at       ", "         ")
     return [
@@ -165,12 +165,12 @@ def _show_remarks(report: Report, out: Console) -> None:
 
 
 def listed(ids: list[str]) -> str:
-    """The first five, and how many more."""
+    """The first five ids, and the number of the others."""
     return ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
 
 
 def verdict(report: Report) -> str:
-    """The last line: what was decided, and from how much."""
+    """The last line of a report: the verdict, the number of clauses of each status, and the number of cases."""
     clauses = report.clauses
     count = {s: sum(c.status == s for c in clauses) for s in COLUMNS}
     parts = [f"{count[PASS]} clauses pass"]
@@ -193,7 +193,7 @@ def verdict(report: Report) -> str:
 
 
 def show_plan(plan: Plan) -> None:
-    """Print what a smoke check found: claimed groups, and what the others lack."""
+    """Print a plan: the claimed groups, and the names that the target lacks for the others."""
     out = console()
     out.print(f"{plan.target.name} imports and binds; on {plan.device} ({plan.device_name}) it claims")
     for name, about in plan.groups.items():

@@ -1,4 +1,4 @@
-"""What cases cost: the time in a run's report, per million cases, and for another profile dealt to several machines."""
+"""The cost of cases, from the times in a report: of a million cases, and of a profile dealt to several machines."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Fleet:
 
 
 def by_group(report: Report) -> dict[tuple[str, str], Cost]:
-    """By group and lane what the trials of a report took, in the report's order.
+    """By group and lane the cost of the trials of a report, in the report's order.
 
     Raises:
         UsageError: if nothing was judged, or the report is one that is kept without its times.
@@ -74,7 +74,7 @@ def _seconds(report: Report, result: ReportedResult) -> float:
 
 
 def fleet(report: Report, profile: str, shards: int) -> Fleet:
-    """What the trials of a report would take under a profile, each in proportion to its cases, dealt as --shard does.
+    """The cost of the trials of a report under a profile, each in proportion to its cases, dealt as --shard does.
 
     Raises:
         UsageError: for a profile or a clause that this version of the suite does not have, or more shards than trials.

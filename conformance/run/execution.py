@@ -37,7 +37,7 @@ class Run:
     """A run of one selection, as a context: planned on entry, ended with all of its processes on exit.
 
     Attributes:
-        plan: what it will judge.
+        plan: its plan, once it is entered.
 
     Raises:
         UsageError: if the target does not import, binds wrongly, or claims nothing that was chosen.
@@ -107,7 +107,7 @@ class Run:
         watcher: Watcher = lambda outcome, planned: None,  # noqa: ARG005
         known_before: Outcome | None = None,
     ) -> Outcome:
-        """Run every trial of the plan, or of a part of it, that is not known yet; what came of all of them.
+        """Run every trial of the plan, or of a part of it, that is not known yet; return the outcome of all of them.
 
         A trial that ends its process, or goes beyond its time or memory, is recorded as crashed, and the others go on.
 
@@ -158,7 +158,7 @@ class Run:
 
 
 def check_names(selection: Selection) -> None:
-    """Check what can be checked in no time: that the clauses are in SPEC.md, and that there is such a module.
+    """Check in no time that the clauses are in SPEC.md, and that there is such a module.
 
     Raises:
         UsageError: naming what is unknown.
@@ -184,7 +184,7 @@ def _write(scratch: Path, outcome: Outcome) -> None:
 
 
 class Following:
-    """What the events in a folder say came of the trials: each event is read once, however often one looks."""
+    """The outcome that the events in a folder tell: each event is read once, however often one looks."""
 
     def __init__(self, scratch: Path) -> None:
         self._events, self._outcome = Events(scratch), Outcome()
@@ -201,7 +201,7 @@ class Following:
 
 
 def record_death(scratch: Path, limit: float) -> None:
-    """Of a process that judged trials one after the other, the one it had started and not finished is to blame."""
+    """Record a crash of the trial that a process started and did not finish, if it judged one after the other."""
     from conformance.run.worker_status import crashed
 
     events = Events(scratch)

@@ -1,4 +1,4 @@
-"""What a trial is expected to take: seconds a case, as they were measured on `optimized`."""
+"""The seconds that a trial is expected to take, from seconds a case as measured on `optimized`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The journal of a run: what it was asked and each result as it came, in the report folder, one JSON object a line.
+"""The journal of a run: its selection, its plan, and each result as it came; one JSON object a line.
 
 A run that was cut off continues from it, and the journals of shards make up the report of the whole.
 """
@@ -29,12 +29,12 @@ NAME = "events.jsonl"
 
 @dataclass
 class Recorded:
-    """What a journal says.
+    """The content of a journal.
 
     Attributes:
-        selection, plan: what was asked, and all trials planned for it, those of other shards too.
-        outcome: what is known so far.   devices: names of the devices it ran on.
-        seconds: time spent.   length: bytes that can be read; what follows was being written when it was cut off.
+        plan: the whole plan, with the trials of other shards.
+        outcome: the outcome so far.   devices: names of the devices that the run used.
+        seconds: time spent.   length: bytes that can be read; a line after them was cut off while it was written.
     """
 
     selection: Selection
@@ -159,7 +159,7 @@ def _events(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def differences(one: Recorded, other: Recorded, here: str, there: str) -> list[str]:
-    """What makes two journals those of different runs, as lines."""
+    """The differences that make two journals those of different runs, as lines."""
     a, b = _identity(one), _identity(other)
     found = [
         f"{name}: {a.get(name)} {here}, {b.get(name)} {there}" for name in {**a, **b} if a.get(name) != b.get(name)

@@ -1,4 +1,4 @@
-"""How far a run is and how long it takes yet, on standard error: a bar on a terminal, elsewhere a line now and then."""
+"""The progress of a run and the time left, on standard error: a bar on a terminal, elsewhere a line now and then."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Progress:
     """Follows the trials of a plan.
 
     Args:
-        plan: what is run.   title: said first, where several targets are run.
+        plan: the plan of the run.   title: the first words of each line, where several targets are run.
         quiet: say nothing at all.
         stream: standard error.   clock: seconds.
     """

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Session:
-    """The hooks of a session that runs the suite; in a worker of pytest-xdist those that run trials act."""
+    """The hooks of a session that runs the suite; in a worker of pytest-xdist only those that run trials act."""
 
     def __init__(self, config: pytest.Config, selection: Selection) -> None:
         self.config, self.selection = config, selection

@@ -19,7 +19,7 @@ from conformance.specification import spec_page
 
 @dataclass(frozen=True)
 class Line:
-    """What a rerun line says: `CLAUSE TARGET [SUBJECT] field=value …`."""
+    """A rerun line: `CLAUSE TARGET [SUBJECT] field=value …`."""
 
     clause: str
     target: str

@@ -41,7 +41,7 @@ class Manner:
 
 
 def judge(selection: Selection, folder: Path, manner: Manner) -> tuple[Report, Plan]:
-    """Write the report of a run; the report, and the plan that it follows.
+    """Run, write the report in a folder, and return it with its plan.
 
     Raises:
         UsageError: if the target does not import, bind or claim anything chosen, or what is there cannot be resumed.
@@ -72,7 +72,7 @@ def judge(selection: Selection, folder: Path, manner: Manner) -> tuple[Report, P
 
 
 def _journal(selection: Selection, folder: Path, plan: Plan, manner: Manner) -> Journal:
-    """The journal to write, which an earlier run may have begun; says on standard error what it did."""
+    """The journal to write, which an earlier run may have begun; standard error tells how much that run did."""
     if not manner.resume:
         return Journal.begin(folder, selection, plan)
     journal = Journal.resume(folder, selection, plan)

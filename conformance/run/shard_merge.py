@@ -51,7 +51,7 @@ def _read(folder: Path) -> Recorded:
 
 
 def _check_alike(shards: dict[Path, Recorded]) -> None:
-    """Raise UsageError unless all are of one run, naming what differs."""
+    """Raise UsageError unless all shards are of one run, naming the differences."""
     (first, one), *others = shards.items()
     for folder, other in others:
         found = differences(_unsharded(one), _unsharded(other), f"in {str(first)!r}", f"in {str(folder)!r}")
@@ -64,7 +64,7 @@ def _unsharded(recorded: Recorded) -> Recorded:
 
 
 def _check_complete(shards: dict[Path, Recorded]) -> None:
-    """Raise UsageError unless each shard is there once and finished, naming what is not."""
+    """Raise UsageError unless each shard is there once and finished, naming those that are not."""
     counts = {shard_numbers(str(r.selection.shard))[1]: str(folder) for folder, r in shards.items()}
     if len(counts) > 1:
         each = " and ".join(f"of {count} in {folder!r}" for count, folder in counts.items())

@@ -48,7 +48,7 @@ class Fork(multiprocessing.context.ForkProcess):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one judgement found: its exit code, the lines that say so, and the files it read as they were."""
+    """The verdict of one judgement: its exit code, the lines that tell it, and the files it read as they were."""
 
     code: int
     lines: list[str]

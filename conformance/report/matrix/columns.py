@@ -14,8 +14,9 @@ class Column:
     """One target in a matrix.
 
     Attributes:
-        target: as it is asked for.   code: the exit code of its run.
-        report: its report; None where it could not be judged.   problem: why not, or how the suite failed on it.
+        target: the words that name it.   code: the exit code of its run.
+        report: None where the target could not be judged.
+        problem: why the target could not be judged, or how the suite failed on it.
         scripts: by clause the script that reproduces its failure.
         folder: where the scripts are, seen from the matrix; ends in `/` unless empty.
     """

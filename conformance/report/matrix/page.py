@@ -21,7 +21,7 @@ from conformance.report.terminal import ratio
 HERE = Path(__file__).parent
 SCRIPTS = 4_000_000  # characters of reproducers in one page: later ones are named, not shown
 WORDS = (PASS, FAIL, CRASHED, INCONCLUSIVE, DEVIATION, UNSUPPORTED, NOT_CLAIMED, NOT_RUN)
-IN_FULL = (FAIL, CRASHED, INCONCLUSIVE, DEVIATION, UNSUPPORTED)  # what has its own entry below the table
+IN_FULL = (FAIL, CRASHED, INCONCLUSIVE, DEVIATION, UNSUPPORTED)  # statuses with an entry of their own below the table
 
 
 def document(columns: Sequence[Column]) -> str:
@@ -93,7 +93,7 @@ def _shown(matrix: Matrix, columns: Sequence[Column]) -> dict[tuple[int, int], s
 
 
 def _packed(cell: Cell) -> str:
-    """What became of a cell by dtype, as the page's script reads it: `float32 pass 0.42 36;bfloat16 fail 2.10 36`."""
+    """A cell by dtype, as the page's script reads it: `float32 pass 0.42 36;bfloat16 fail 2.10 36`."""
     dtypes = cell.dtypes.items()
     return ";".join(f"{name} {d.status} {ratio(d.worst_ratio)} {d.examples}" for name, d in dtypes)
 

@@ -1,4 +1,4 @@
-"""What texts say of a cell and of a target: in the table of a terminal, and in Markdown."""
+"""The words for a cell, a group and a target, in the table of a terminal and in Markdown."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def problem(target: MatrixTarget, most: int = 8) -> list[str]:
 
 
 def legend(matrix: Matrix) -> str:
-    """What the signs mean that the matrix has."""
+    """The meaning of the signs that a matrix has."""
     there = {cell.status if cell else NOT_RUN for cell in matrix.cells}
     signs = ", ".join(f"{sign} {status.replace('_', ' ')}" for status, sign in SIGNS.items() if status in there)
     return f"{signs}; a number is the worst error ÷ budget, above 1 it fails"

@@ -8,7 +8,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+from conformance.report.report import Report
 
 TWINS = "tests/test_known_bad.py"
 CLAUSES = "conformance/clauses/"
@@ -84,16 +85,18 @@ def _read(file: Path, found: Costs) -> None:
             else:
                 found.add_test(entry["test"], cost)
     else:
-        _read_report(json.loads(file.read_text(encoding="utf-8")), found)
+        _read_report(Report.from_json(json.loads(file.read_text(encoding="utf-8"))), found)
 
 
-def _read_report(report: dict[str, Any], found: Costs) -> None:
+def _read_report(report: Report, found: Costs) -> None:
     """The trials of a report: seconds of one process that has one thread."""
-    for clause in report["clauses"]:
-        for result in clause["results"]:
-            cost = Cost(result["seconds"], result["seconds"])
-            found.add("groups", clause["group"], cost)
-            found.add("trials", "-".join((clause["id"], result["subject"], result["dtype"])), cost)
+    for clause in report.clauses:
+        for result in clause.results:
+            if result.seconds is None:
+                raise ValueError(f"the report on {report.target} has no times: expected the one that a run wrote")
+            cost = Cost(result.seconds, result.seconds)
+            found.add("groups", clause.group, cost)
+            found.add("trials", "-".join((clause.id, result.subject, result.dtype)), cost)
 
 
 def _cases(file: Path) -> Iterator[tuple[str, float]]:

@@ -10,27 +10,35 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from conformance.report.report import Report, ReportedClause, ReportedResult  # noqa: E402
+
 # what the schema lets a report leave out, where it says nothing
-SILENT = {"case": None, "found": None, "message": None, "inconclusive": 0, "launches": 0}
+SILENT = {"case": None, "message": None, "inconclusive": 0, "launches": 0}
 OF_THE_MACHINE = (re.compile(r"(?:/[^\s/'\"]+)*/(?:site|dist)-packages/"), re.compile(re.escape(f"{ROOT}/")))
 
 
-def kept(report: dict[str, Any]) -> dict[str, Any]:
-    """The same report, valid by the same schema, with less in it."""
-    claimed = {name for name, group in report["groups"].items() if group["claimed"]}
-    report["clauses"] = [clause for clause in report["clauses"] if clause["group"] in claimed]
-    for clause in report["clauses"]:
-        clause.pop("launches")
-        clause["results"] = [_spoken(result, clause) for result in clause["results"]]
-    text = json.dumps(report, ensure_ascii=False)
+def kept(report: Report) -> dict[str, Any]:
+    """The same report as a JSON object, valid by the same schema, with less in it."""
+    clauses = [_clause(clause) for clause in report.clauses if report.groups[clause.group].claimed]
+    text = json.dumps(report.to_json() | {"clauses": clauses}, ensure_ascii=False)
     for pattern in OF_THE_MACHINE:
         text = pattern.sub("", text)
     return json.loads(text)  # type: ignore[no-any-return]
 
 
-def _spoken(result: dict[str, Any], clause: dict[str, Any]) -> dict[str, Any]:
-    silent = {key for key, value in SILENT.items() if result.get(key) in (value, clause.get(key))}
-    return {key: value for key, value in result.items() if key not in silent | {"seconds", "found"}}
+def _clause(clause: ReportedClause) -> dict[str, Any]:
+    found = clause.to_json() | {"results": [_result(result, clause) for result in clause.results]}
+    del found["launches"]
+    return found
+
+
+def _result(result: ReportedResult, clause: ReportedClause) -> dict[str, Any]:
+    found = result.to_json()
+    repeated = {key: getattr(clause, key) for key in ("case", "message", "inconclusive")}
+    silent = {key for key, value in SILENT.items() if found[key] in (value, repeated.get(key, value))}
+    return {key: value for key, value in found.items() if key not in silent | {"seconds", "found"}}
 
 
 def _lines(report: dict[str, Any]) -> str:
@@ -43,4 +51,4 @@ def _lines(report: dict[str, Any]) -> str:
 if __name__ == "__main__":
     source, goal = map(Path, sys.argv[1:])
     goal.parent.mkdir(parents=True, exist_ok=True)
-    goal.write_text(_lines(kept(json.loads(source.read_text()))))
+    goal.write_text(_lines(kept(Report.from_json(json.loads(source.read_text())))))

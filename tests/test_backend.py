@@ -53,11 +53,11 @@ class OfParameters:
 
 def test_a_target_of_a_backend_alone_claims_its_clauses_alone() -> None:
     report = judged("lattice", groups=["fhe"])
-    status = {clause["id"]: clause["status"] for clause in report["clauses"]}
+    status = {clause.id: clause.status for clause in report.clauses}
     assert {name for name, found in status.items() if found == "pass"} == {clause.id for clause in OF_BACKENDS}
     assert {found for name, found in status.items() if not name.startswith("FHE-BACKEND")} == {"not_claimed"}
-    others = next(clause for clause in report["clauses"] if clause["id"] == "FHE-DISABLE")
-    assert others["message"] == "the target has no HybridFHEMode, HybridFHEModel"
+    others = next(clause for clause in report.clauses if clause.id == "FHE-DISABLE")
+    assert others.message == "the target has no HybridFHEMode, HybridFHEModel"
 
 
 def test_a_target_of_a_model_alone_is_not_asked_for_a_backend() -> None:

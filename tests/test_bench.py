@@ -6,16 +6,30 @@ import functools
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
 from conformance import cli
 from conformance.bench import admission, cases, plot, session, table
+from conformance.bench.admission import Admission
 from conformance.bench.cases import Size
-from conformance.bench.measuring import FROZEN, MEASURED, UNRANKED, UNSUPPORTED
+from conformance.bench.measured_case import (
+    FROZEN,
+    MEASURED,
+    UNRANKED,
+    UNSUPPORTED,
+    Costs,
+    LeastWork,
+    MeasuredCase,
+    Row,
+    Spread,
+)
+from conformance.bench.report import BenchReport, exit_code
+from conformance.bench.work import Work
 from tests.support.commands import TARGETS
 from tests.support.timed_targets import K, M, N, R
 
@@ -43,14 +57,27 @@ def test_shapes_and_ranks_are_crossed_and_have_defaults() -> None:
     assert {s.k for s in gpu} == {s.n for s in gpu} == {1024, 4096, 14336}
 
 
+class Ranked(NamedTuple):
+    """A benchmark that was run: its exit code, its report, bench.json, what was printed, and the folder."""
+
+    code: int
+    report: BenchReport
+    found: dict[str, Any]
+    text: str
+    folder: Path
+
+
 @pytest.fixture(scope="module")
-def ranked(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, Any], str, Path]:
-    """A right and a wrong target, judged by one clause: the exit code, the report, what was printed, the folder."""
+def ranked(tmp_path_factory: pytest.TempPathFactory) -> Ranked:
+    """A right and a wrong target, judged by one clause."""
     folder = tmp_path_factory.mktemp("bench")
     command = ["bench", "right", "unscaled", "--shapes", "6x40x24", "8,16,16", "--rank", "3", "--rounds", "2"]
+    reports: list[BenchReport] = []
+    run = session.run
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "path", [str(TARGETS), *sys.path])
         patch.setenv("PYTHONPATH", str(TARGETS))
+        patch.setattr(session, "run", lambda *asked: reports.append(run(*asked)) or reports[0])
         patch.setattr(session, "examined", functools.partial(admission.examined, clauses=("LIN-FWD",)))
         patch.setattr("conformance.bench.ceilings.PRODUCT", {"cpu": 64})
         patch.setattr("conformance.bench.ceilings.COPIED", {"cpu": 2**16})
@@ -60,11 +87,11 @@ def ranked(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, Any
             code = cli.main([*command, "--seconds", "0.0001", "--plot", "--report-dir", str(folder)])
             patch.undo()
     text = (folder / "printed").read_text(encoding="utf-8")
-    return code, json.loads((folder / "bench.json").read_text(encoding="utf-8")), text, folder
+    return Ranked(code, *reports, json.loads((folder / "bench.json").read_text(encoding="utf-8")), text, folder)
 
 
-def test_a_failing_target_is_not_ranked(ranked: tuple[int, dict[str, Any], str, Path]) -> None:
-    code, found, text, _ = ranked
+def test_a_failing_target_is_not_ranked(ranked: Ranked) -> None:
+    code, _, found, text, _ = ranked
     assert code == 1
     assert [(t["spec"], t["verdict"], list(t["failing"])) for t in found["targets"]] == [
         ("right", "pass", []),
@@ -77,12 +104,14 @@ def test_a_failing_target_is_not_ranked(ranked: tuple[int, dict[str, Any], str, 
     assert "right 1.0: 1 clauses of group linear pass." in text
 
 
-def test_a_failing_target_that_was_timed_is_still_said_to_fail(ranked: tuple[int, dict[str, Any], str, Path]) -> None:
-    found = json.loads(json.dumps(ranked[1]))
-    for case in found["cases"]:
-        case["layers"].append({**case["layers"][0], "label": "unscaled", "target": "unscaled", "status": UNRANKED})
+def test_a_failing_target_that_was_timed_is_still_said_to_fail(ranked: Ranked) -> None:
+    cases = []
+    for case in ranked.report.cases:
+        timed = replace(case.layers[0], label="unscaled", target="unscaled", status=UNRANKED)
+        cases.append(replace(case, layers=(*case.layers, timed)))
+    found = replace(ranked.report, cases=tuple(cases))
     assert "unscaled fails, not ranked: LIN-FWD; see `loraspec run unscaled`." in table.sentences(found)
-    assert table.markdown(found).count("| – | unscaled, fails 1 clause | ") == len(found["cases"])
+    assert table.markdown(found).count("| – | unscaled, fails 1 clause | ") == len(found.cases)
     assert "fails, not ranked |" not in table.markdown(found)
 
 
@@ -101,8 +130,8 @@ def test_who_fails_is_timed_where_that_is_asked_for(
     assert [wanted.unranked for wanted in seen] == [bool(option)]
 
 
-def test_the_report_says_what_was_measured_on_what(ranked: tuple[int, dict[str, Any], str, Path]) -> None:
-    _, found, text, folder = ranked
+def test_the_report_says_what_was_measured_on_what(ranked: Ranked) -> None:
+    _, _, found, text, folder = ranked
     assert [(c["M"], c["K"], c["N"], c["r"], c["dtype"]) for c in found["cases"]] == [
         (6, 40, 24, 3, "float32"),
         (8, 16, 16, 3, "float32"),
@@ -122,23 +151,49 @@ def test_the_report_says_what_was_measured_on_what(ranked: tuple[int, dict[str, 
     assert (folder / "bench.png").read_bytes().startswith(b"\x89PNG")
 
 
-def case_of(*ratios: float) -> dict[str, Any]:
+def costs_of(**over: float) -> Costs:
+    """The costs of a layer that took so long over others."""
+    return Costs(
+        seconds=1e-3,
+        rounds=(1e-3, 1e-3),
+        over={name: Spread(ratio, (ratio - 0.1, ratio + 0.1)) for name, ratio in over.items()},
+        flops_per_second=2.5e9,
+        of_flops_ceiling=0.5,
+        bytes_per_second=1e6,
+        of_bytes_ceiling=0.01,
+        over_roofline=2.0,
+        flops_counted=1,
+        saved_bytes=1234,
+        peak_bytes=999,
+    )
+
+
+def case_of(*ratios: float) -> MeasuredCase:
     """A case in which layers a, b, … took so long over the frozen layer."""
     labels = "abcdefgh"[: len(ratios)]
-    costs = {"seconds": 1e-3, "flops_per_second": 2.5e9, "bytes_per_second": 1e6, "of_flops_ceiling": 0.5,
-             "of_bytes_ceiling": 0.01, "over_roofline": 2.0, "saved_bytes": 1234, "peak_bytes": 999}  # fmt: skip
-    rows = [{"label": name, "target": name, "status": MEASURED, **costs} for name in labels]
-    for mine, row in zip(ratios, rows, strict=True):
-        others = {name: mine / ratio for name, ratio in zip(labels, ratios, strict=True) if name != row["label"]}
-        others[FROZEN] = mine
-        row["over"] = {name: {"median": r, "quartiles": [r - 0.1, r + 0.1]} for name, r in others.items()}
-    frozen = {"label": FROZEN, **costs, "over": {}}
-    return {"case": "6x40x24 r3 float32", "M": M, "K": K, "N": N, "r": R, "frozen": frozen, "layers": rows}
+    rows = []
+    for name, mine in zip(labels, ratios, strict=True):
+        others = {other: mine / ratio for other, ratio in zip(labels, ratios, strict=True) if other != name}
+        rows.append(Row(name, name, MEASURED, costs_of(**others, **{FROZEN: mine})))
+    return MeasuredCase(
+        case="6x40x24 r3 float32",
+        M=M,
+        K=K,
+        N=N,
+        r=R,
+        dtype="float32",
+        dropout=0.0,
+        dropout_position=None,
+        memory_efficient=False,
+        least_work=LeastWork((Work(1, 1), Work(1, 1)), (Work(1, 1), Work(1, 1))),
+        frozen=Row(FROZEN, None, MEASURED, costs_of()),
+        layers=tuple(rows),
+    )
 
 
 def test_the_table_has_places_and_ratios_over_each_other_layer() -> None:
     case = case_of(1.2, 1.8)
-    case["layers"].append({"label": "c", "target": "c", "status": "raises MemoryError: no"})
+    case = replace(case, layers=(*case.layers, Row("c", "c", "raises MemoryError: no")))
     first, one, two, raising, failing = table.rows(case, {"wrong": "1 clause"})
     assert table.headings(2)[:7] == ["", "layer", "time", "÷ frozen", "quartiles", "÷ 1", "÷ 2"]
     assert first[:4] == ["", FROZEN, "1 ms", "1"]
@@ -149,21 +204,24 @@ def test_the_table_has_places_and_ratios_over_each_other_layer() -> None:
     assert failing == ["–", "wrong", "fails, not ranked"]
 
 
-def test_a_ceiling_that_was_exceeded_is_said_to_be_none(ranked: tuple[int, dict[str, Any], str, Path]) -> None:
-    found = json.loads(json.dumps(ranked[1]))
+def test_a_ceiling_that_was_exceeded_is_said_to_be_none(ranked: Ranked) -> None:
     for share, said in ((0.9, 0), (1.1, 1)):
-        for case in found["cases"]:
-            case["frozen"]["of_flops_ceiling"] = case["layers"][0]["of_flops_ceiling"] = share
+        frozen = Row(FROZEN, None, MEASURED, replace(costs_of(), of_flops_ceiling=share))
+        found = replace(ranked.report, cases=(replace(case_of(1.2), frozen=frozen),))
         assert sum("above 100%" in sentence for sentence in table.sentences(found)) == said
 
 
 def test_exit_code_1_needs_a_failing_target_or_a_layer_that_raises() -> None:
-    passing, failing = {"verdict": "pass"}, {"verdict": "fail"}
-    silent: dict[str, Any] = {"layers": [{"status": MEASURED}, {"status": UNSUPPORTED}]}
-    raising: dict[str, Any] = {"layers": [{"status": "raises MemoryError: no"}]}
-    assert session.exit_code({"targets": [passing], "cases": [silent]}) == 0
-    assert session.exit_code({"targets": [passing, failing], "cases": [silent]}) == 1
-    assert session.exit_code({"targets": [passing], "cases": [silent, raising]}) == 1
+    passing, failing = Admission("t", "t", None, "layer", 1, {}), Admission("u", "u", None, "layer", 1, {"A": None})
+    case = case_of(1.2)
+    silent = replace(case, layers=(*case.layers, Row("b", "b", UNSUPPORTED)))
+    raising = replace(case, layers=(Row("c", "c", "raises MemoryError: no"),))
+    for targets, cases_of_it, code in (
+        ((passing,), (silent,), 0),
+        ((passing, failing), (silent,), 1),
+        ((passing,), (silent, raising), 1),
+    ):
+        assert exit_code(targets, cases_of_it) == code
 
 
 def test_the_plot_needs_matplotlib_before_anything_is_measured(
@@ -178,7 +236,7 @@ def test_the_plot_needs_matplotlib_before_anything_is_measured(
 
 def test_the_plot_has_every_layer_in_every_panel() -> None:
     found = [case_of(1.2, 1.8), case_of(1.1, 1.3, 1.4)]
-    assert [row["over"][FROZEN]["median"] for _, row in plot.points(found, "c")] == [1.4]
+    assert [costs.over[FROZEN].median for _, costs in plot.points(found, "c")] == [1.4]
     assert len(plot.points(found, "a")) == 2
     styles = plot.styles(found)
     assert list(styles) == ["a", "b", "c"]

@@ -17,7 +17,8 @@ from conformance.bench.admission import Admission
 from conformance.bench.agreement import Agreement
 from conformance.bench.cases import Size
 from conformance.bench.layers import Contender, Operands, Problem
-from conformance.bench.measuring import FROZEN, MEASURED, UNRANKED, UNSUPPORTED
+from conformance.bench.measured_case import FROZEN, MEASURED, UNRANKED, UNSUPPORTED
+from conformance.bench.report import exit_code
 from conformance.isolation.monkeypatches import PRISTINE
 from conformance.judgement.outcomes import Violation
 from tests.support.commands import TARGETS
@@ -76,23 +77,23 @@ def test_a_layer_that_raises_or_does_not_declare_the_dtype_leaves_the_others_mea
     found = measured(
         contender(too_large, "large"), contender(plain, "narrow", dtypes=("bfloat16",)), contender(twice, "twice")
     )
-    status = {row["label"].split()[0]: row["status"] for row in found["layers"]}
+    status = {row.label.split()[0]: row.status for row in found.layers}
     assert status == {"twice": MEASURED, "large": "raises MemoryError: 6 tokens are too many", "narrow": UNSUPPORTED}
-    assert found["layers"][0]["label"] == "twice lora_linear"
-    assert set(found["layers"][0]["over"]) == {FROZEN}
+    assert found.layers[0].label == "twice lora_linear"
+    assert set(found.layers[0].costs.over) == {FROZEN}
 
 
 def test_a_target_that_fails_is_timed_without_a_place_where_that_is_wanted() -> None:
     fails = replace(contender(plain, "fails"), ranked=False)
     case = measured(contender(twice, "twice"), fails)
-    status = {row["label"].split()[0]: row["status"] for row in case["layers"]}
+    status = {row.label.split()[0]: row.status for row in case.layers}
     assert status == {"twice": MEASURED, "fails": UNRANKED}
     frozen, one, last = table.rows(case, {"fails": "2 clauses"})
     assert (one[0], one[1]) == ("1", "twice lora_linear")
     assert (last[0], last[1]) == ("–", "fails lora_linear, fails 2 clauses")
     assert len(last) == len(one) == len(frozen) == len(table.headings(1))
-    over = next(row["over"] for row in case["layers"] if row["label"].startswith("fails"))
-    assert last[3] == f"{over[FROZEN]['median']:.2f}"
+    over = next(row.costs.over for row in case.layers if row.label.startswith("fails"))
+    assert last[3] == f"{over[FROZEN].median:.2f}"
 
 
 def test_who_fails_has_a_layer_to_time_only_where_that_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,11 +128,11 @@ def test_a_layer_that_is_wrong_at_the_size_it_is_timed_on_is_not_ranked(result: 
 
     wrong = "none"
     right = measured(contender(Off.apply), dtype=dtype)
-    assert right["layers"][0]["status"] == MEASURED
+    assert right.layers[0].status == MEASURED
     wrong = result
-    (row,) = measured(contender(Off.apply), dtype=dtype)["layers"]
-    assert row["status"].startswith(f"wrong at this size, not ranked: {result}[")
-    assert session.exit_code({"targets": [], "cases": [{"layers": [row]}]}) == 1
+    (row,) = measured(contender(Off.apply), dtype=dtype).layers
+    assert row.status.startswith(f"wrong at this size, not ranked: {result}[")
+    assert exit_code((), (replace(right, layers=(row,)),)) == 1
 
 
 def test_the_first_and_the_last_token_are_compared() -> None:
@@ -155,4 +156,4 @@ def test_dropout_is_where_every_target_can_have_it() -> None:
     post = contender(name="later", dropout_positions=("post",))
     with pytest.raises(session.UsageError, match=r"no dropout position is common.*plain: pre, later: post"):
         session._position([pre, post])
-    assert measured(either, dropout=0.5)["layers"][0]["saved_bytes"] > 4 * M * R  # in training, with a mask
+    assert measured(either, dropout=0.5).layers[0].costs.saved_bytes > 4 * M * R  # in training, with a mask

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from conformance.bench import clock, measuring, memory, work
 from conformance.bench.layers import Operands, Problem
+from conformance.bench.measured_case import Spread
 from conformance.bench.measuring import Pace, Turn
 from tests.support.timed_targets import CEILINGS, SIZE, K, M, N, R, contender, layer_of, measured, twice
 
@@ -22,8 +23,8 @@ def test_the_formulas_operations_are_those_that_torch_counts() -> None:
     frozen, adapted = (sum(w.flops for w in passes(SIZE, 4)) for passes in (work.frozen, work.adapted))
     assert frozen == 4 * M * K * N
     assert adapted == frozen + 6 * M * R * (K + N)
-    assert found["frozen"]["flops_counted"] == frozen
-    assert found["layers"][0]["flops_counted"] == adapted
+    assert found.frozen.costs.flops_counted == frozen
+    assert found.layers[0].costs.flops_counted == adapted
 
 
 def test_every_operand_is_counted_once_for_each_pass() -> None:
@@ -43,15 +44,16 @@ def test_the_roofline_is_the_longer_of_operations_and_bytes_in_each_pass() -> No
 
 
 def test_work_done_twice_is_counted_twice_and_credited_once() -> None:
-    (row,) = measured(contender(twice))["layers"]
+    (row,) = measured(contender(twice)).layers
+    costs = row.costs
     adapted = work.adapted(SIZE, 4)
     needed = sum(w.flops for w in adapted)
-    assert row["flops_counted"] == 2 * needed
-    assert row["flops_per_second"] * row["seconds"] == pytest.approx(needed)
-    assert row["bytes_per_second"] * row["seconds"] == pytest.approx(sum(w.bytes for w in adapted))
-    assert row["of_flops_ceiling"] == pytest.approx(row["flops_per_second"] / 1e9)
-    assert row["of_bytes_ceiling"] == pytest.approx(row["bytes_per_second"] / 1e8)
-    assert row["over_roofline"] == pytest.approx(row["seconds"] / CEILINGS.least_seconds(adapted, "float32"))
+    assert costs.flops_counted == 2 * needed
+    assert costs.flops_per_second * costs.seconds == pytest.approx(needed)
+    assert costs.bytes_per_second * costs.seconds == pytest.approx(sum(w.bytes for w in adapted))
+    assert costs.of_flops_ceiling == pytest.approx(costs.flops_per_second / 1e9)
+    assert costs.of_bytes_ceiling == pytest.approx(costs.bytes_per_second / 1e8)
+    assert costs.over_roofline == pytest.approx(costs.seconds / CEILINGS.least_seconds(adapted, "float32"))
 
 
 class Machine:
@@ -81,12 +83,12 @@ def test_layers_take_turns_and_ratios_are_of_one_round(monkeypatch: pytest.Monke
     a, b, c = turns
     assert machine.seen == [a, b, c, a, b, c, b, c, a, c, a, b]
     assert times == {"first": [1, 10, 1], "second": [2, 20, 2], "third": [3, 30, 3]}
-    assert measuring.spread(times["third"], times["second"]) == {"median": 1.5, "quartiles": [1.5, 1.5]}
+    assert measuring.spread(times["third"], times["second"]) == Spread(1.5, (1.5, 1.5))
 
 
 def test_a_ratio_has_its_quartiles() -> None:
-    assert measuring.spread([1, 2, 3, 4, 5, 6, 7], [1] * 7) == {"median": 4, "quartiles": [2, 6]}
-    assert measuring.spread([2, 4], [1, 4])["median"] == 1.5
+    assert measuring.spread([1, 2, 3, 4, 5, 6, 7], [1] * 7) == Spread(4, (2, 6))
+    assert measuring.spread([2, 4], [1, 4]).median == 1.5
 
 
 def test_on_a_cpu_a_step_is_called_as_often_as_asked() -> None:

@@ -166,7 +166,7 @@ def test_init_smoke_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     # and all of the group, as generated
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     whole = judged("mine", groups=["linear"], dtypes=["float32", "bfloat16"])
-    assert whole["verdict"] == "pass", [c for c in whole["clauses"] if c["status"] != "pass"]
+    assert whole.verdict == "pass", [clause for clause in whole.clauses if clause.status != "pass"]
 
 
 @pytest.mark.usefixtures("at_targets")

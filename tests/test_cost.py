@@ -11,29 +11,27 @@ import pytest
 
 from conformance import cli
 from conformance.errors import UsageError
+from conformance.report.report import Report, ReportedResult
 from conformance.run import cost
 from conformance.run.profiles import PROFILES
 from conformance.specification.clause import load_all
+from tests.support.matrices import a_clause, a_result, report_of
 
 
-def result(dtype: str, examples: int, seconds: float, **others: Any) -> dict[str, Any]:
+def result(dtype: str, examples: int, seconds: float, **others: Any) -> ReportedResult:
     """One trial of a report."""
-    kept = {"subject": "lora_linear", "dtype": dtype, "lane": "cpu", "examples": examples, "inconclusive": 0}
-    return {**kept, "seconds": seconds, **others}
+    return a_result(**({"subject": "lora_linear", "dtype": dtype, "examples": examples, "seconds": seconds} | others))
 
 
-def a_report(**others: Any) -> dict[str, Any]:
+def a_report(**others: Any) -> Report:
     """A report of profile default: two clauses of linear, one of merge, and one that judged nothing."""
-    clauses = [
-        ("LIN-FWD", "linear", [result("float32", 30, 3.0), result("bfloat16", 20, 6.0, inconclusive=10)]),
-        ("LIN-BWD-DB", "linear", [result("float32", 6, 1.0, lane="interpreter")]),
-        ("MRG-WEIGHT", "merge", [result("float32", 30, 0.5, subject="LinearLoRA")]),
-        ("DOR-FWD", "dora", [result("float32", 0, 0.0)]),
-    ]
-    found = [{"id": name, "group": group, "status": "pass", "results": results} for name, group, results in clauses]
-    asked = {"target": "t", "versions": {}, "device": "cpu", "device_name": "a processor", "spec": "1.0"}
-    groups = {name: {"claimed": True} for name in ("linear", "merge", "dora")}
-    return {**asked, "profile": "default", "verdict": "pass", "groups": groups, "clauses": found, **others}
+    return report_of(
+        a_clause("LIN-FWD", "linear", result("float32", 30, 3.0), result("bfloat16", 20, 6.0, inconclusive=10)),
+        a_clause("LIN-BWD-DB", "linear", result("float32", 6, 1.0, lane="interpreter")),
+        a_clause("MRG-WEIGHT", "merge", result("float32", 30, 0.5, subject="LinearLoRA")),
+        a_clause("DOR-FWD", "dora", result("float32", 0, 0.0)),
+        **others,
+    )
 
 
 def test_a_group_costs_what_its_cases_took_the_undecided_included() -> None:
@@ -69,7 +67,7 @@ def test_shards_are_dealt_as_a_run_deals_them_and_the_longest_decides() -> None:
 def test_the_command_shows_groups_the_plan_and_what_bounds_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "report.json").write_text(json.dumps(a_report()))
+    (tmp_path / "report.json").write_text(json.dumps(a_report().to_json()))
     assert cli.main(["cost", str(tmp_path), "--shards", "2"]) == 0
     said = capsys.readouterr().out
     assert said.startswith("t, profile default, a processor; times are of one process")
@@ -82,21 +80,19 @@ def test_the_command_shows_groups_the_plan_and_what_bounds_it(
 
 def test_a_report_without_cases_or_of_an_unknown_profile_is_refused() -> None:
     with pytest.raises(UsageError, match="the report on t has no judged case: expected one of a run"):
-        cost.by_group(a_report(clauses=[]))
+        cost.by_group(a_report(clauses=()))
     with pytest.raises(UsageError, match="the report's profile is 'weekly': expected one of quick, default, nightly"):
         cost.fleet(a_report(profile="weekly"), "nightly", 1)
 
 
 def test_a_report_kept_without_its_times_is_refused() -> None:
-    report = a_report()
-    del report["clauses"][0]["results"][0]["seconds"]
+    report = report_of(a_clause("LIN-FWD", "linear", result("float32", 30, 3.0), a_result(seconds=None)))
     with pytest.raises(UsageError, match=r"t has no times: expected the report\.json that a run"):
         cost.by_group(report)
 
 
 def test_a_clause_that_the_suite_does_not_have_is_refused() -> None:
-    report = a_report()
-    report["clauses"][0]["id"] = "LIN-GONE"
+    report = report_of(a_clause("LIN-GONE", "linear", result("float32", 30, 3.0)))
     with pytest.raises(UsageError, match="the report has a clause LIN-GONE, which this version of the suite has not"):
         cost.fleet(report, "nightly", 1)
 
@@ -106,7 +102,7 @@ def test_several_reports_and_no_number_of_shards_are_usage_errors(
 ) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "report.json").write_text(json.dumps(a_report()))
+        (tmp_path / name / "report.json").write_text(json.dumps(a_report().to_json()))
     assert cli.main(["cost", str(tmp_path)]) == 2
     assert "holds 2 reports: expected one" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):

@@ -13,6 +13,7 @@ import pytest
 from ci import cost_sources, cost_table
 from ci.cost_sources import Cost, Costs
 from tests.support.commands import python
+from tests.support.matrices import a_clause, a_result, report_of
 
 ROOT = Path(__file__).parent.parent
 TWIN = "tests/test_known_bad.py::test_a_twin_fails[Twin-a]"
@@ -51,9 +52,10 @@ def test_each_line_is_counted_as_what_it_is(tmp_path: Path) -> None:
 
 
 def test_reports_and_junit_files_are_read_too(tmp_path: Path) -> None:
-    results = [{"subject": "lora_linear", "dtype": d, "seconds": s} for d, s in (("float32", 1.5), ("float64", 2.0))]
-    report = {"clauses": [{"id": "LIN-FWD", "group": "linear", "results": results}]}
-    (tmp_path / "report.json").write_text(json.dumps(report))
+    times = (("float32", 1.5), ("float64", 2.0))
+    results = (a_result(subject="lora_linear", dtype=dtype, seconds=seconds) for dtype, seconds in times)
+    report = report_of(a_clause("LIN-FWD", "linear", *results))
+    (tmp_path / "report.json").write_text(json.dumps(report.to_json()))
     case = '<testcase classname="tests.test_known_bad" name="test_a_twin_fails[Twin-a]" time="3.25" />'
     (tmp_path / "junit.xml").write_text(f"<testsuites><testsuite>{case}</testsuite></testsuites>")
     found = cost_sources.read([tmp_path, tmp_path / "junit.xml"]).kinds

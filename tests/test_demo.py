@@ -23,6 +23,7 @@ import torch
 import optimized
 from conformance import cli
 from conformance.demo import output, tasks
+from conformance.demo.mode_comparison import PrivateTraining, Settings, Wanted
 from tests.support.commands import PATIENCE
 
 FILES = {"losses.png", "private-training.json", "private-training.md"}
@@ -90,9 +91,11 @@ def test_all_three_files_are_left_and_nothing_else(mlp: tuple[Path, dict[str, An
     assert {path.name for path in folder.iterdir()} == FILES
     assert (folder / "losses.png").read_bytes().startswith(b"\x89PNG")
     table = (folder / "private-training.md").read_text()
-    for row in output.rows(found):
-        assert f"| {' | '.join(row)} |" in table
-        assert row[1] in printed
+    for mode, run in by_mode(found).items():
+        shown = f"| mlp | {mode} | {output.seconds_of(run['median_seconds'])} | "
+        assert shown in table
+        assert f"| {run['final_loss']:.6f} | {output.difference(run['off_torch'])} | " in table
+        assert mode in printed
     assert found["settings"]["seed"] == 3
     assert "The parameter set toy is not secure" in table
     assert "The parameter set toy is not secure" in printed
@@ -171,12 +174,8 @@ def _children(running: subprocess.Popen[str], at_least: int) -> list[psutil.Proc
 
 def test_a_write_that_fails_leaves_the_earlier_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
-    found = {
-        "settings": {"backend": "toy", "secure": False, "steps": 1, "seed": 0, "implementation": "optimized"},
-        "models": [],
-        "machine": "none",
-        "versions": {},
-    }
+    wanted = Wanted(("mlp",), ("torch",), 1, "toy", 0, "optimized")
+    found = PrivateTraining(Settings(wanted, secure=False, parameters=None), (), None, {}, "none")
     (tmp_path / "private-training.md").write_text("earlier")
     monkeypatch.setattr(output.plot, "losses", lambda *_: b"")
     written: list[str] = []

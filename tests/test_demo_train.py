@@ -18,7 +18,9 @@ from torch import nn
 import optimized
 import reference
 from conformance import cli
-from conformance.demo import fine_tuning, learners, train, train_output
+from conformance.demo import fine_tuning, learners, train
+from conformance.demo.output import difference, seconds_of
+from conformance.demo.target_comparison import BAND
 
 pytest.importorskip("transformers")
 FILES = {"losses.png", "train.json", "train.md", "adapters"}
@@ -52,9 +54,10 @@ def test_files_and_adapters_are_left_and_nothing_else(trained: tuple[Path, dict[
     assert {path.name for path in folder.iterdir()} == FILES
     assert (folder / "losses.png").read_bytes().startswith(b"\x89PNG")
     table = (folder / "train.md").read_text()
-    for row in train_output.rows(found):
-        assert f"| {' | '.join(row)} |" in table
-    assert f"every loss is within {train.BAND:g} of the first loss of reference's" in table
+    for run in found["runs"]:
+        assert f"| {run['target']} | {seconds_of(run['median_seconds'])} | {run['times_first']:.2f} | " in table
+        assert f"| {run['losses'][0]:.6f} | {run['final_loss']:.6f} | {difference(run['off_first'])} | " in table
+    assert f"every loss is within {BAND:g} of the first loss of reference's" in table
     plain = fine_tuning.prepared("llama", 1, 2).model
     adapters = []
     for target in WITNESSES:  # whoever saved them
@@ -129,7 +132,7 @@ def test_a_scale_that_is_off_by_three_percent_is_outside_the_band(
     monkeypatch.setitem(sys.modules, "scaled_target", scaled(1.03))  # type: ignore[arg-type]
     options = ["--model", "llama", "--steps", "4", "--targets", "reference,scaled_target"]
     assert cli.main(["demo", "train", "--out", str(tmp_path), *options]) == 1
-    assert f"scaled_target: every loss is NOT within {train.BAND:g}" in " ".join(capsys.readouterr().out.split())
+    assert f"scaled_target: every loss is NOT within {BAND:g}" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_loss_that_is_no_number_is_outside_the_band(

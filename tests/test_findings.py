@@ -19,8 +19,8 @@ import jsonschema
 import pytest
 
 import conformance
-from conformance.report import matrix
 from conformance.report.matrix import markdown, reading
+from conformance.report.matrix.assemble import assemble
 from conformance.specification.clause import MUST, load_all
 
 PLACE = Path(conformance.__file__).parent
@@ -51,7 +51,7 @@ def failing(report: dict[str, Any]) -> set[str]:
 
 def test_the_committed_matrix_is_that_of_the_committed_reports() -> None:
     columns = [reading.read(path, PLACE) for path in reading.reports(PLACE / "reports")]
-    made = markdown.document(matrix.assemble(columns))
+    made = markdown.document(assemble(columns))
     assert (PLACE / "reports" / "MATRIX.md").read_text() == made, "loraspec matrix conformance/reports makes it anew"
 
 

@@ -14,8 +14,10 @@ import pytest
 import yaml
 
 from conformance.report import github_actions
+from conformance.report.report import Report
 from conformance.target import source_location
 from tests.support.commands import PATIENCE, TARGETS, report_in
+from tests.support.matrices import a_clause, a_result, report_of
 
 ROOT = Path(__file__).resolve().parent.parent
 ACTION = ROOT / "ci" / "action"
@@ -150,33 +152,26 @@ def test_the_action_is_a_composite_one_whose_parts_exist() -> None:
     assert [one["id"] for one in steps if "id" in one] == ["run"]
 
 
-def a_report(*clauses: tuple[str, str, str]) -> dict[str, Any]:
+def a_report(*clauses: tuple[str, str, str]) -> Report:
     """A report with a clause for each id, level and status."""
-    found = [
-        {
-            "id": name,
-            "group": "linear",
-            "level": level,
-            "status": status,
-            "sentence": "50%, really",
-            "case": None,
-            "message": "one\nother: 5",
-            "results": [{"subject": "f", "dtype": "float32", "status": status, "message": "one\nother: 5"}],
-        }
-        for name, level, status in clauses
-    ]
-    return {"target_name": "t", "target_version": None, "groups": {"linear": {}}, "clauses": found}
+    message = "one\nother: 5"
+    found = []
+    for name, level, status in clauses:
+        result = a_result(status=status, message=message)
+        about = {"level": level, "status": status, "sentence": "50%, really", "message": message}
+        found.append(a_clause(name, "linear", result, **about))
+    return report_of(*found)
 
 
 def test_errors_come_first_ten_at_most_and_what_is_elsewhere_has_no_place(tmp_path: Path) -> None:
     clauses = [("S", "SHOULD", "fail"), *((f"A-{n}", "MUST", "fail") for n in range(12)), ("P", "MUST", "pass")]
     inside = tmp_path / "a, b" / "mine.py"
-    found = github_actions.commands(a_report(*clauses), {"f": [str(inside), 7]}, tmp_path, tmp_path)
+    found = github_actions.commands(a_report(*clauses), {"f": (str(inside), 7)}, tmp_path, tmp_path)
     assert len(found) == 11
     assert found[0].startswith("::error file=a%2C b/mine.py,line=7,title=A-0 fail::FAIL A-0  50%25, really ")
     assert found[0].endswith("%0Aseen     one%0A         other: 5")
     assert found[-1].startswith("::warning file=a%2C b/mine.py,line=7,title=S fail::FAIL (SHOULD) S")
-    elsewhere = github_actions.commands(a_report(*clauses), {"f": ["/usr/lib/theirs.py", 7]}, tmp_path, tmp_path)
+    elsewhere = github_actions.commands(a_report(*clauses), {"f": ("/usr/lib/theirs.py", 7)}, tmp_path, tmp_path)
     assert elsewhere[0].startswith("::error title=A-0 fail::")
 
 
@@ -196,7 +191,7 @@ def test_where_a_module_says_what_a_name_is(name: str, line: int, tmp_path: Path
     module.__file__ = str(tmp_path / "mine.py")
     assert source_location.defined(module, module, name) is None
     (tmp_path / "mine.py").write_text(SOURCE)
-    assert source_location.defined(module, module, name) == [str(tmp_path.resolve() / "mine.py"), line]
+    assert source_location.defined(module, module, name) == (str(tmp_path.resolve() / "mine.py"), line)
     assert source_location.defined(ModuleType("builtin"), object(), name) is None
 
 
@@ -206,5 +201,5 @@ def test_where_an_objects_class_says_it(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(SOURCE)
     kernels = type("Kernels", (), {})
     for thing in (kernels, kernels()):
-        assert source_location.defined(module, thing, "lora_linear") == [str(tmp_path.resolve() / "mine.py"), 15]
-        assert source_location.defined(module, thing, "inherited") == [str(tmp_path.resolve() / "mine.py"), 14]
+        assert source_location.defined(module, thing, "lora_linear") == (str(tmp_path.resolve() / "mine.py"), 15)
+        assert source_location.defined(module, thing, "inherited") == (str(tmp_path.resolve() / "mine.py"), 14)

@@ -151,7 +151,7 @@ def test_the_judge_is_not_fooled_by_what_the_target_replaces(tmp_path: Path) -> 
 )
 def test_who_is_right_only_at_first_sight_fails(cheat: str, clause: str, said: str) -> None:
     # in this process, since nothing of it is about processes
-    report = judged(f"hostile.cheating:{cheat}", clauses=(clause, "LIN-SHAPES"), dtypes=("float32",))
+    report = judged(f"hostile.cheating:{cheat}", clauses=(clause, "LIN-SHAPES"), dtypes=("float32",)).to_json()
     assert statuses(report)[clause] == "fail"
     assert said in message(report, clause)
     assert set(statuses(report)) == {clause, "LIN-SHAPES"}

@@ -42,6 +42,7 @@ NOUNS = (
     "matching",
     "package_shadowing",
     "recording",
+    "rounding",
     "seeding",
     "switching",
     "training",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -10,19 +11,22 @@ from typing import Any
 import jsonschema
 import pytest
 
-from conformance.report import matrix, report
-from conformance.report.matrix import markdown, page, table
+from conformance.report import report
+from conformance.report.matrix import markdown, matrix, page, table
+from conformance.report.matrix.assemble import assemble, exit_code
 from conformance.report.matrix.columns import Column
+from conformance.report.matrix.matrix import Cell, Matrix
+from conformance.report.report import Report, SuiteFailure
 from tests.support.matrices import CLAUSES, HOSTILE, a_column, a_report
 
 SCHEMA = json.loads(matrix.SCHEMA.read_text())
 FAILS = {"LIN_FWD": (("fail", 2.0), ("pass", 0.5)), "LIN_DET": (("pass", 0.1), ("fail", 3.0))}
 
 
-def made(*made_of: Column) -> dict[str, Any]:
+def made(*made_of: Column) -> Matrix:
     """A matrix that follows its schema."""
-    found = matrix.assemble(made_of)
-    jsonschema.validate(found, SCHEMA)
+    found = assemble(made_of)
+    jsonschema.validate(found.to_json(), SCHEMA)
     return found
 
 
@@ -32,46 +36,43 @@ def three() -> tuple[Column, ...]:
     return a_column("right"), lesser, Column("absent", 2, problem="target 'absent' does not import")
 
 
-def cells(found: dict[str, Any], clause: str) -> list[Any]:
-    """The cells of a clause."""
-    return next(row["cells"] for row in found["clauses"] if row["id"] == clause)
+def cells(found: Matrix, clause: str) -> list[Cell]:
+    """The cells of a clause; an absent one is a None all the same."""
+    return next(list(row.cells) for row in found.rows if row.id == clause)  # type: ignore[arg-type]
 
 
 def test_a_cell_has_status_ratio_case_message_and_how_to_see_it_again() -> None:
     found = made(*three())
     right, lesser, absent = cells(found, "LIN-FWD")
-    assert (right["status"], right["worst_ratio"], right["gates"], right["rerun"]) == ("pass", 0.5, False, None)
+    assert (right.status, right.worst_ratio, right.gates, right.rerun) == ("pass", 0.5, False, None)
     assert absent is None
-    assert (lesser["status"], lesser["worst_ratio"], lesser["gates"]) == ("fail", 2.0, True)
-    assert (lesser["case"], lesser["found"], lesser["message"]) == ("m=3 k=4", "m=99 k=4", "float32: fail")
-    assert lesser["rerun"] == "loraspec rerun 'LIN-FWD lesser f m=3 k=4'"
-    assert lesser["script"] == "lesser/repro_LIN-FWD.py"
-    assert {dtype: one["status"] for dtype, one in lesser["dtypes"].items()} == {"float32": "fail", "bfloat16": "pass"}
-    assert [(trial["dtype"], trial["status"], trial["message"]) for trial in lesser["trials"]] == [
-        ("float32", "fail", None)
-    ]
-    assert not cells(found, "LIN-DET")[1]["gates"]
-    assert cells(found, "LAY-FWD")[1]["message"] == "the target has no LinearLoRA"
+    assert (lesser.status, lesser.worst_ratio, lesser.gates) == ("fail", 2.0, True)
+    assert (lesser.case, lesser.found, lesser.message) == ("m=3 k=4", "m=99 k=4", "float32: fail")
+    assert lesser.rerun == "loraspec rerun 'LIN-FWD lesser f m=3 k=4'"
+    assert lesser.script == "lesser/repro_LIN-FWD.py"
+    assert {dtype: one.status for dtype, one in lesser.dtypes.items()} == {"float32": "fail", "bfloat16": "pass"}
+    assert [(trial.dtype, trial.status, trial.message) for trial in lesser.trials] == [("float32", "fail", None)]
+    assert not cells(found, "LIN-DET")[1].gates
+    assert cells(found, "LAY-FWD")[1].message == "the target has no LinearLoRA"
 
 
 def test_the_exit_code_is_the_worst() -> None:
     right, lesser, absent = three()
-    assert matrix.exit_code([right]) == 0
-    assert matrix.exit_code([lesser, right]) == 1
-    assert matrix.exit_code([absent, right, lesser]) == 2
-    broken = a_report("broken") | {"errors": [{"where": "LIN-FWD", "traceback": "ZeroDivisionError"}]}
+    assert exit_code([right]) == 0
+    assert exit_code([lesser, right]) == 1
+    assert exit_code([absent, right, lesser]) == 2
+    broken = replace(a_report("broken"), errors=(SuiteFailure("LIN-FWD", "ZeroDivisionError"),))
     column = Column.of(broken, {})
-    assert matrix.exit_code([absent, column]) == 3
-    assert made(column)["targets"][0]["problem"] == "the suite failed at LIN-FWD:\nZeroDivisionError"
+    assert exit_code([absent, column]) == 3
+    assert made(column).targets[0].problem == "the suite failed at LIN-FWD:\nZeroDivisionError"
 
 
 def test_reports_with_other_clauses_keep_their_order_in_one_matrix() -> None:
-    old = a_report("old")
-    del old["clauses"][1]
-    new = a_report("new")
-    del new["clauses"][3:]
+    old, new = a_report("old"), a_report("new")
+    old = replace(old, clauses=(old.clauses[0], *old.clauses[2:]))
+    new = replace(new, clauses=new.clauses[:3])
     found = made(Column.of(old, {}), Column.of(new, {}))
-    assert [clause["id"] for clause in found["clauses"]] == list(CLAUSES)
+    assert [row.id for row in found.rows] == list(CLAUSES)
     assert cells(found, "LIN-BWD-DA")[0] is None
     assert cells(found, "LAY-FWD")[1] is None
 
@@ -92,7 +93,7 @@ def test_markdown_has_the_groups_what_fails_and_all_others_folded() -> None:
 
 
 def test_markdown_shows_names_as_they_are() -> None:
-    hostile = Column.of(a_report() | {"target_name": "a|b <b> `c`\n*d*"}, {})
+    hostile = Column.of(replace(a_report(), target_name="a|b <b> `c`\n*d*"), {})
     assert r"| a\|b \<b\> \`c\` \*d\* 1.2 |" in markdown.document(made(hostile))
 
 
@@ -131,7 +132,7 @@ class Elements(HTMLParser):
 
 def hostile() -> Column:
     """A report every text of which would run a script, were it not escaped."""
-    found = a_report("hostile", **FAILS)
+    found = a_report("hostile", **FAILS).to_json()
     for name in ("target", "target_name", "target_version", "device_name", "profile", "date"):
         found[name] = HOSTILE
     found["versions"] = dict.fromkeys(found["versions"], HOSTILE)
@@ -142,7 +143,7 @@ def hostile() -> Column:
         for result in clause["results"]:
             result["subject"] = result["message"] = result["lane"] = HOSTILE
     found["errors"] = [{"where": HOSTILE, "traceback": HOSTILE}]
-    return Column.of(found, {"LIN-FWD": HOSTILE}, HOSTILE)
+    return Column.of(Report.from_json(found), {"LIN-FWD": HOSTILE}, HOSTILE)
 
 
 def test_a_page_fetches_nothing_and_runs_no_text() -> None:
@@ -189,10 +190,10 @@ def test_a_page_needs_of_a_report_what_the_schema_asks_alone() -> None:
         properties = schema.get("properties", {})
         return {name: least(found[name], properties.get(name, {})) for name in schema["required"]}
 
-    bare = least(a_report(**FAILS), asked)
+    bare = least(a_report(**FAILS).to_json(), asked)
     jsonschema.validate(bare, asked)
     assert "sentence" not in bare["clauses"][0]
     assert "triton" not in bare["versions"]
-    column = Column.of(bare, {})
+    column = Column.of(Report.from_json(bare), {})
     assert "loraspec rerun" in page.document([column])
     assert "| LIN-FWD | ✗ fail 2.00 |" in markdown.document(made(column))

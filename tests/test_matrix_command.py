@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import html
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import jsonschema
 import pytest
@@ -13,18 +13,24 @@ import pytest
 from conformance import cli
 from conformance.errors import UsageError
 from conformance.report.matrix import markdown, page, reading
+from conformance.report.report import Report
 from tests.support.commands import loraspec
 from tests.support.matrices import a_report
-from tests.test_matrix import FAILS, SCHEMA, cells, made
+from tests.test_matrix import FAILS, SCHEMA, made
 
 
-def committed(folder: Path, **reports: dict[str, Any]) -> Path:
+def committed(folder: Path, **reports: Report) -> Path:
     """A folder of reports as `mine/1_2.json`."""
     for name, found in reports.items():
         file = folder / "mine" / f"{name}.json"
         file.parent.mkdir(exist_ok=True)
-        file.write_text(json.dumps(found))
+        file.write_text(json.dumps(found.to_json()))
     return folder
+
+
+def a_text(**others: object) -> str:
+    """The text of a report, with other values of some keys."""
+    return json.dumps(a_report().to_json() | others)
 
 
 def test_a_folder_of_reports_is_read_in_the_order_of_versions(tmp_path: Path) -> None:
@@ -40,8 +46,7 @@ def test_a_folder_of_reports_is_read_in_the_order_of_versions(tmp_path: Path) ->
 
 
 def test_a_report_without_a_date_says_so(tmp_path: Path) -> None:
-    old = a_report()
-    del old["date"]
+    old = replace(a_report(), date=None)
     (column,) = [reading.read(file, tmp_path) for file in reading.reports(committed(tmp_path, v1=old))]
     assert "not recorded" in markdown.document(made(column))
     assert "not recorded" in page.document([column])
@@ -52,9 +57,9 @@ def test_a_report_without_a_date_says_so(tmp_path: Path) -> None:
     [
         ("{", "is no report: JSONDecodeError"),
         ("[]", "is no report of `loraspec run`: expected target, versions"),
-        (json.dumps(a_report() | {"clauses": [{}]}), "is no report: KeyError: 'status'"),
-        (json.dumps(a_report() | {"clauses": [{"status": "great"}]}), "has the status 'great': expected one of pass"),
-        (json.dumps(a_report() | {"clauses": 3}), "is no report: TypeError"),
+        (a_text(clauses=[{}]), "is no report: KeyError: 'status'"),
+        (a_text(clauses=[{"status": "great"}]), "has the status 'great': expected one of pass"),
+        (a_text(clauses=3), "is no report: TypeError"),
     ],
 )
 def test_what_is_no_report_is_refused(text: str, says: str, tmp_path: Path) -> None:
@@ -117,7 +122,7 @@ def test_targets_and_reports_side_by_side(tmp_path: Path, capsys: pytest.Capture
     assert found == json.loads((into / "matrix.json").read_text())
     assert [target["verdict"] for target in found["targets"]] == ["fail", "not_judged", "pass"]
     assert found["targets"][1]["problem"].startswith("target 'raising' raised on import: ValueError: no licence found")
-    unscaled, raising, _ = cells(found, "LIN-FWD")
+    unscaled, raising, _ = next(row["cells"] for row in found["clauses"] if row["id"] == "LIN-FWD")
     assert (unscaled["status"], raising) == ("fail", None)
     assert "the adapter term is" in unscaled["message"]
     script = (into / unscaled["script"]).read_text()

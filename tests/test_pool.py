@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from conformance.report.plan import PlannedTrial
+from conformance.report.report import Report
 from conformance.report.trial_keys import Key
 from conformance.run import expected_seconds
 from conformance.run.worker_pool import Request, Trials
+from tests.support.matrices import a_clause, a_result, report_of
+from tests.test_report import plan_of
 
 SECONDS: dict[Key, float] = {
-    ("FHE-A", "h", "float32"): 9.0,
-    ("FHE-B", "h", "float32"): 1.0,
-    ("LIN-A", "f", "float32"): 2.0,
-    ("LIN-B", "f", "float32"): 5.0,
-    ("CFG-A", "c", "any"): 0.1,
+    Key("FHE-A", "h", "float32"): 9.0,
+    Key("FHE-B", "h", "float32"): 1.0,
+    Key("LIN-A", "f", "float32"): 2.0,
+    Key("LIN-B", "f", "float32"): 5.0,
+    Key("CFG-A", "c", "any"): 0.1,
 }
 
 
@@ -46,21 +49,21 @@ def test_a_request_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert Request.read(tmp_path) == request
 
 
-def a_report(seconds: float) -> dict[str, Any]:
-    results = [
-        {"lane": "cpu", "examples": 4, "inconclusive": 1, "seconds": seconds},
-        {"lane": "cpu", "examples": 10, "inconclusive": 0, "seconds": 1.0},
-        {"lane": "interpreter", "examples": 0, "inconclusive": 0, "seconds": 9.0},
-    ]
-    return {"clauses": [{"id": "LIN-FWD", "results": results}, {"id": "FHE-A", "results": []}]}
+def recorded(seconds: float) -> Report:
+    results = (
+        a_result(examples=4, inconclusive=1, seconds=seconds),
+        a_result(examples=10, seconds=1.0),
+        a_result(lane="interpreter", examples=0, seconds=9.0),
+    )
+    return report_of(a_clause("LIN-FWD", "linear", *results), a_clause("FHE-A", "fhe"))
 
 
 def test_seconds_a_case_are_recorded_a_line_a_clause_and_others_stay(tmp_path: Path) -> None:
     path = tmp_path / "seconds.json"
     path.write_text('{"FHE-A": {"cpu": 2.0}, "LIN-FWD": {"cpu": 7.0}}')
-    expected_seconds.record(a_report(12.3), path)
+    expected_seconds.record(recorded(12.3), path)
     assert path.read_text() == '{\n"FHE-A": {"cpu": 2.0},\n"LIN-FWD": {"cpu": 2.0}\n}\n'
-    expected_seconds.record(a_report(12.1), path)  # 2.46 or 2.42 s a case: noise changes nothing
+    expected_seconds.record(recorded(12.1), path)  # 2.46 or 2.42 s a case: noise changes nothing
     assert json.loads(path.read_text())["LIN-FWD"] == {"cpu": 2.0}
 
 
@@ -68,14 +71,11 @@ def test_a_trial_is_expected_to_take_its_cases_and_an_unknown_clause_a_second_ea
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(expected_seconds, "_measured", lambda: {"LIN-FWD": {"cpu": 0.5, "interpreter": 2.0}})
-    trial = {"subject": "f", "dtype": "float32", "cases": 6}
-    plan = {
-        "clauses": [
-            {"id": "LIN-FWD", "trials": [trial | {"lane": "cpu"}, trial | {"lane": "gpu", "subject": "g"}]},
-            {"id": "LIN-NEW", "trials": [trial | {"lane": "cpu"}]},
-        ]
-    }
-    seconds = expected_seconds.of(plan)
-    assert seconds(("LIN-FWD", "f", "float32")) == 3.0
-    assert seconds(("LIN-FWD", "g", "float32")) == 12.0  # a lane that was not measured: the slowest that was
-    assert seconds(("LIN-NEW", "f", "float32")) == 6.0
+    measured, elsewhere, new = (
+        PlannedTrial(Key(clause, subject, "float32"), lane, declared=True, cases=6)
+        for clause, subject, lane in (("LIN-FWD", "f", "cpu"), ("LIN-FWD", "g", "gpu"), ("LIN-NEW", "f", "cpu"))
+    )
+    seconds = expected_seconds.of(plan_of({"LIN-FWD": (measured, elsewhere), "LIN-NEW": (new,)}))
+    assert seconds(measured.key) == 3.0
+    assert seconds(elsewhere.key) == 12.0  # a lane that was not measured: the slowest that was
+    assert seconds(new.key) == 6.0

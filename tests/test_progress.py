@@ -18,19 +18,23 @@ import pytest
 from conformance import cli
 from conformance.errors import UsageError
 from conformance.judgement.result import Result
-from conformance.report.report import Outcome
+from conformance.report.outcome import Outcome
+from conformance.report.plan import Plan, PlannedTrial
+from conformance.report.trial_keys import Key
 from conformance.run.progress import AFTER, Progress, duration
 from conformance.run.run_target import Manner
 from tests.support.commands import PATIENCE, TARGETS
+from tests.test_report import plan_of
 
 TRIALS = 100
 
 
-def a_plan(trials: int = TRIALS) -> dict[str, Any]:
+def a_plan(trials: int = TRIALS) -> Plan:
     """A clause with so many trials, of which the first half costs 1 each and the second 3."""
     cases = [1 if number < trials // 2 else 3 for number in range(trials)]
-    listed = [{"subject": f"f{n}", "dtype": "float32", "cases": count} for n, count in enumerate(cases)]
-    return {"clauses": [{"id": "LIN-FWD", "trials": listed}]}
+    keys = [Key("LIN-FWD", f"f{number}", "float32") for number in range(trials)]
+    listed = (PlannedTrial(key, "cpu", declared=True, cases=count) for key, count in zip(keys, cases, strict=True))
+    return plan_of({"LIN-FWD": tuple(listed)})
 
 
 def after(done: int, failing: int = 0) -> Outcome:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import importlib.metadata
 import importlib.util
 import json
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree as ET
 
 import jsonschema
@@ -15,8 +14,13 @@ import pytest
 
 import reference
 from conformance.judgement.result import Result
-from conformance.report import junit, report, terminal
-from conformance.report.report import Outcome
+from conformance.report import files, junit, report, terminal
+from conformance.report.assemble import assemble
+from conformance.report.outcome import Outcome
+from conformance.report.plan import Plan, PlannedClause, PlannedGroup, PlannedTrial, TargetInfo
+from conformance.report.report import Report, ReportedGroup, SuiteFailure
+from conformance.report.trial_keys import Key
+from conformance.report.verdict import exit_code
 from conformance.run import plan as planning
 from conformance.run.selection import Selection
 from conformance.specification.clause import load_all
@@ -27,49 +31,45 @@ SCHEMA = json.loads(report.SCHEMA.read_text())
 DTYPES = ("float32", "bfloat16")
 
 
-def a_plan(**deviations: str) -> dict[str, Any]:
+def a_plan(**deviations: str) -> Plan:
     """Clauses A (MUST), B (SHOULD) of group linear with two trials each, and C of a group not claimed."""
 
-    def clause(name: str, level: str, group: str = "linear", dtypes: tuple[str, ...] = DTYPES) -> dict[str, Any]:
-        trials = [{"subject": "f", "dtype": dtype, "lane": "cpu", "declared": True, "cases": 6} for dtype in dtypes]
-        missing = [] if trials else ["LinearLoRA"]
-        return {
-            "id": name,
-            "group": group,
-            "level": level,
-            "sentence": name,
-            "missing": missing,
-            "trials": trials,
-        }
+    def clause(name: str, level: str, group: str = "linear", dtypes: tuple[str, ...] = DTYPES) -> PlannedClause:
+        trials = tuple(PlannedTrial(Key(name, "f", dtype), "cpu", declared=True, cases=6) for dtype in dtypes)
+        missing = () if trials else ("LinearLoRA",)
+        return PlannedClause(id=name, group=group, level=level, sentence=name, missing=missing, trials=trials)
 
-    return {
-        "spec": "1.0",
-        "target": {"spec": "t", "name": "t", "version": None, "fingerprint": "0"},
-        "versions": {"python": "3", "loraspec": "0", "torch": "2", "triton": None},
-        "device": "cpu",
-        "device_name": "a processor",
-        "interpreting": False,
-        "groups": {
-            "linear": {"claimed": True, "missing": []},
-            "layer": {"claimed": False, "missing": ["LinearLoRA"]},
-        },
-        "clauses": [clause("A", "MUST"), clause("B", "SHOULD"), clause("C", "MUST", "layer", ())],
-        "deviations": deviations,
-    }
+    return Plan(
+        spec="1.0",
+        target=TargetInfo("t", "t", None, "0"),
+        versions={"python": "3", "loraspec": "0", "torch": "2", "triton": None},
+        device="cpu",
+        device_name="a processor",
+        groups={"linear": PlannedGroup(claimed=True), "layer": PlannedGroup(claimed=False, missing=("LinearLoRA",))},
+        clauses=(clause("A", "MUST"), clause("B", "SHOULD"), clause("C", "MUST", "layer", ())),
+        deviations=deviations,
+    )
 
 
-def assembled(
-    statuses: dict[str, tuple[str, str]], *, dtypes: tuple[str, ...] = (), **deviations: str
-) -> dict[str, Any]:
+def plan_of(trials: dict[str, tuple[PlannedTrial, ...]]) -> Plan:
+    """A plan of MUST clauses of group linear, each with its trials."""
+    clauses = (
+        PlannedClause(id=name, group="linear", level="MUST", sentence=name, trials=of_clause)
+        for name, of_clause in trials.items()
+    )
+    return dataclasses.replace(a_plan(), clauses=tuple(clauses))
+
+
+def assembled(statuses: dict[str, tuple[str, str]], *, dtypes: tuple[str, ...] = (), **deviations: str) -> Report:
     """The report where each clause's two trials ended like this."""
     outcome = Outcome()
     for clause, pair in statuses.items():
         for dtype, status in zip(DTYPES, pair, strict=True):
             message = None if status == "pass" else f"{clause} {dtype} {status}"
             outcome.add(Result(clause, "f", dtype, status=status, worst_ratio=0.5, examples=6, message=message))
-    found = report.assemble(a_plan(**deviations), Selection("t", dtypes=dtypes), outcome)
-    report.finish(found, 1.0)
-    jsonschema.validate(found, SCHEMA)
+    found = files.finish(assemble(a_plan(**deviations), outcome, Selection("t", dtypes=dtypes).settings), 1.0)
+    jsonschema.validate(found.to_json(), SCHEMA)
+    assert Report.from_json(json.loads(json.dumps(found.to_json()))) == found
     terminal.show(found, Path("nowhere"))
     junit.document(found)
     return found
@@ -89,17 +89,17 @@ def assembled(
 )
 def test_a_clause_is_as_bad_as_its_worst_trial(pair: tuple[str, str], status: str, code: int) -> None:
     found = assembled({"A": pair, "B": ("pass", "pass")})
-    first = found["clauses"][0]
-    assert (first["status"], report.exit_code(found)) == (status, code)
-    assert found["verdict"] == ("pass", "fail")[code]
-    assert found["groups"]["linear"]["counts"].get(status)
+    first = found.clauses[0]
+    assert (first.status, exit_code(found)) == (status, code)
+    assert found.verdict == ("pass", "fail")[code]
+    assert found.groups["linear"].counts.get(status)
     if code:
-        assert first["message"] == f"A {DTYPES[pair.index(status)]} {status}"
+        assert first.message == f"A {DTYPES[pair.index(status)]} {status}"
 
 
 def test_a_failing_should_is_listed_but_does_not_gate(capsys: pytest.CaptureFixture[str]) -> None:
     found = assembled({"A": ("pass", "pass"), "B": ("pass", "fail")})
-    assert (report.exit_code(found), found["verdict"], found["groups"]["linear"]["status"]) == (
+    assert (exit_code(found), found.verdict, found.groups["linear"].status) == (
         0,
         "pass",
         "pass",
@@ -111,47 +111,48 @@ def test_a_failing_should_is_listed_but_does_not_gate(capsys: pytest.CaptureFixt
 
 def test_what_is_not_claimed_is_never_a_pass(capsys: pytest.CaptureFixture[str]) -> None:
     found = assembled({"A": ("pass", "pass"), "B": ("pass", "pass")})
-    clause = found["clauses"][2]
-    assert (clause["status"], clause["message"]) == ("not_claimed", "the target has no LinearLoRA")
-    assert found["groups"]["layer"]["status"] == "not_claimed"
+    clause = found.clauses[2]
+    assert (clause.status, clause.message) == ("not_claimed", "the target has no LinearLoRA")
+    assert found.groups["layer"].status == "not_claimed"
     assert "layer     not claimed: lacks LinearLoRA" in capsys.readouterr().out
 
 
 def test_a_declared_deviation_is_an_expected_failure(capsys: pytest.CaptureFixture[str]) -> None:
     found = assembled({"A": ("fail", "pass"), "B": ("pass", "pass")}, A="issue 7")
-    assert (found["clauses"][0]["status"], report.exit_code(found)) == ("deviation", 0)
+    assert (found.clauses[0].status, exit_code(found)) == ("deviation", 0)
     assert "DEVIATION A: issue 7" in capsys.readouterr().out
 
 
 def test_a_deviation_that_holds_no_longer_fails_the_run(capsys: pytest.CaptureFixture[str]) -> None:
     found = assembled({"A": ("pass", "pass"), "B": ("pass", "pass")}, B="issue 7")
-    assert (found["clauses"][1]["status"], report.exit_code(found)) == ("fail", 1)
+    assert (found.clauses[1].status, exit_code(found)) == ("fail", 1)
     assert "declared as a deviation (issue 7) but it no longer fails" in capsys.readouterr().out
     # in some dtypes only, it cannot be known
     narrowed = assembled({"A": ("pass", "pass"), "B": ("pass", "pass")}, dtypes=("float32",), B="issue 7")
-    assert report.exit_code(narrowed) == 0
+    assert exit_code(narrowed) == 0
 
 
 def test_a_trial_without_a_result_is_inconclusive_not_passed() -> None:
     found = assembled({"B": ("pass", "pass")})
-    assert (found["clauses"][0]["status"], report.exit_code(found)) == ("inconclusive", 1)
+    assert (found.clauses[0].status, exit_code(found)) == ("inconclusive", 1)
 
 
 def test_a_failure_of_the_suite_is_exit_3() -> None:
-    outcome = Outcome(errors=[("A", "Traceback …")])
-    found = report.assemble(a_plan(), Selection("t"), outcome)
-    assert (report.exit_code(found), found["verdict"]) == (3, "error")
+    outcome = Outcome(errors=[SuiteFailure("A", "Traceback …")])
+    found = assemble(a_plan(), outcome, Selection("t").settings)
+    assert (exit_code(found), found.verdict) == (3, "error")
 
 
 def test_a_shard_does_not_decide_that_a_deviation_holds_no_longer() -> None:
     plan = a_plan(A="issue 7")
     outcome = Outcome()
     outcome.add(Result("A", "f", "float32", examples=6))
-    del plan["clauses"][1:], plan["clauses"][0]["trials"][1:]
+    only = dataclasses.replace(plan.clauses[0], trials=plan.clauses[0].trials[:1])
+    plan = dataclasses.replace(plan, clauses=(only,))
     for shard, code in (("1/2", 0), (None, 1)):
-        found = report.assemble(plan, Selection("t", shard=shard), outcome) | {"seconds": 1.0}
-        jsonschema.validate(found, SCHEMA)
-        assert (found["shard"], report.exit_code(found)) == (shard, code)
+        found = files.finish(assemble(plan, outcome, Selection("t", shard=shard).settings), 1.0)
+        jsonschema.validate(found.to_json(), SCHEMA)
+        assert (found.shard, exit_code(found)) == (shard, code)
 
 
 def test_the_reproducer_is_of_the_first_trial_that_is_planned_whichever_came_first() -> None:
@@ -164,14 +165,17 @@ def test_the_reproducer_is_of_the_first_trial_that_is_planned_whichever_came_fir
 def test_an_infinite_ratio_is_still_json(tmp_path: Path) -> None:
     outcome = Outcome()
     outcome.add(Result("A", "f", "float32", status="fail", worst_ratio=float("inf"), message="NaN"))
-    found = report.assemble(a_plan(), Selection("t"), outcome)
-    report.write(tmp_path, found, {})
+    found = assemble(a_plan(), outcome, Selection("t").settings)
+    files.write(tmp_path, found, {})
     assert json.loads((tmp_path / "report.json").read_text())["clauses"][0]["worst_ratio"] == 1e308
 
 
 def test_junit_has_a_case_for_each_trial() -> None:
     found = assembled({"A": ("fail", "pass"), "B": ("pass", "crashed")})
-    found["clauses"][0]["results"][0]["message"] += "\x00 <&>"
+    first, *others = found.clauses
+    hostile = dataclasses.replace(first.results[0], message="\x00 <&>")
+    first = dataclasses.replace(first, results=(hostile, *first.results[1:]))
+    found = dataclasses.replace(found, clauses=(first, *others))
     root = ET.fromstring(junit.document(found))
     assert [(s.get("name"), s.get("tests"), s.get("failures"), s.get("skipped")) for s in root] == [
         ("linear", "4", "1", "1"),
@@ -181,52 +185,48 @@ def test_junit_has_a_case_for_each_trial() -> None:
 
 def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
     found = assembled({"A": ("pass", "pass"), "B": ("pass", "pass")})
-    report.write(tmp_path, found, {})
+    files.write(tmp_path, found, {})
     before = (tmp_path / "report.json").read_text()
-    broken = copy.deepcopy(found)
-    broken["clauses"][0]["examples"] = object()
+    first, *others = found.clauses
+    wrong = dataclasses.replace(first, examples=object())  # type: ignore[arg-type]
+    broken = dataclasses.replace(found, clauses=(wrong, *others))
     with pytest.raises(TypeError):
-        report.write(tmp_path, broken, {})
+        files.write(tmp_path, broken, {})
     assert (tmp_path / "report.json").read_text() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["junit.xml", "report.html", "report.json"]
 
 
 def test_a_reproducer_of_a_clause_that_passes_now_goes(tmp_path: Path) -> None:
     bad = assembled({"A": ("fail", "pass"), "B": ("pass", "pass")})
-    report.write(tmp_path, bad, {"A": "first"})
+    files.write(tmp_path, bad, {"A": "first"})
     assert (tmp_path / "repro_A.py").read_text() == "first"
-    report.write(tmp_path, assembled({"A": ("pass", "pass"), "B": ("pass", "pass")}), {})
+    files.write(tmp_path, assembled({"A": ("pass", "pass"), "B": ("pass", "pass")}), {})
     assert not (tmp_path / "repro_A.py").exists()
 
 
 def test_a_real_report_follows_the_schema() -> None:
     found = judged("narrow:refusing", clauses=["LIN-FWD,LAY-FWD"])
-    jsonschema.validate(found, SCHEMA)
-    statuses = {r["dtype"]: r["status"] for r in found["clauses"][0]["results"]}
+    jsonschema.validate(found.to_json(), SCHEMA)
+    statuses = {r.dtype: r.status for r in found.clauses[0].results}
     assert statuses == {d: "pass" if d == "float32" else "unsupported" for d in statuses}
-    assert found["clauses"][1]["status"] == "not_claimed"
-    assert found["groups"]["layer"] == {
-        "claimed": False,
-        "missing": ["LinearLoRA"],
-        "status": "not_claimed",
-        "counts": {"not_claimed": 1},
-        "worst_ratio": None,
-        "examples": 0,
-    }
+    assert found.clauses[1].status == "not_claimed"
+    assert found.groups["layer"] == ReportedGroup(
+        claimed=False, missing=("LinearLoRA",), status="not_claimed", counts={"not_claimed": 1}
+    )
 
 
 def test_taking_silently_what_is_not_declared_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     found = judged("narrow:accepting", clauses=["LIN-FWD"])
-    assert (report.exit_code(found), found["clauses"][0]["status"]) == (0, "pass")
-    assert found["clauses"][0]["message"] == "accepts float64, which it does not declare"
+    assert (exit_code(found), found.clauses[0].status) == (0, "pass")
+    assert found.clauses[0].message == "accepts float64, which it does not declare"
     terminal.show(found, Path("nowhere"))
     assert "NOTE lora_linear accepts float16, which it does not declare: LIN-FWD" in capsys.readouterr().out
 
 
 def test_refusing_what_is_declared_fails() -> None:
     found = judged("narrow:overdeclaring", clauses=["LIN-FWD"])
-    assert report.exit_code(found) == 1
-    message = found["clauses"][0]["message"]
+    assert exit_code(found) == 1
+    message = found.clauses[0].message
     assert message.startswith("the forward pass raised NotImplementedError")
     assert message.endswith("on an input it declares")
 
@@ -234,7 +234,7 @@ def test_refusing_what_is_declared_fails() -> None:
 @pytest.mark.parametrize(("target", "code", "status"), [("declared", 0, "deviation"), ("stale", 1, "fail")])
 def test_deviations_of_a_target(target: str, code: int, status: str) -> None:
     found = judged(f"deviating:{target}", clauses=["LIN-FWD-SCALE"])
-    assert (report.exit_code(found), found["clauses"][0]["status"]) == (code, status)
+    assert (exit_code(found), found.clauses[0].status) == (code, status)
 
 
 def test_a_clause_whose_package_is_not_installed_is_not_claimed_and_says_so(
@@ -244,13 +244,12 @@ def test_a_clause_whose_package_is_not_installed_is_not_claimed_and_says_so(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "transformers" else there(name))
     selection = Selection("reference", clauses=("MOD-WEIGHTS", "MOD-ARCH-BWD"))
     plan = planning.plan(selection)
-    assert [(clause["id"], clause["uninstalled"], bool(clause["trials"])) for clause in plan["clauses"]] == [
-        ("MOD-WEIGHTS", [], True),
-        ("MOD-ARCH-BWD", ["transformers>=5"], False),
-    ]
-    found = report.assemble(plan, selection, Outcome())
-    report.finish(found, 0.0)
-    assert found["clauses"][1]["status"] == "not_claimed"
+    assert {clause.id: (clause.uninstalled, bool(clause.trials)) for clause in plan.clauses} == {
+        "MOD-WEIGHTS": ((), True),
+        "MOD-ARCH-BWD": (("transformers>=5",), False),
+    }
+    found = files.finish(assemble(plan, Outcome(), selection.settings), 0.0)
+    assert next(clause.status for clause in found.clauses if clause.id == "MOD-ARCH-BWD") == "not_claimed"
     terminal.show(found, Path("report"))
     assert "NOTE not judged without transformers>=5 (pip install" in capsys.readouterr().out
 
@@ -267,6 +266,6 @@ def test_ranks_are_judged_on_the_cpu_alone() -> None:
     assert Target.of(reference).subjects(clause)
     assert not Target.of(reference, device="cuda").subjects(clause)
     plan = a_plan()
-    plan["clauses"] = [{**plan["clauses"][2], "missing": [], "elsewhere": True}]
-    found = report.assemble(plan, Selection("t"), Outcome())
-    assert found["clauses"][0]["message"] == "judged on the CPU alone, where ranks are processes"
+    elsewhere = dataclasses.replace(plan.clauses[2], missing=(), elsewhere=True)
+    found = assemble(dataclasses.replace(plan, clauses=(elsewhere,)), Outcome(), Selection("t").settings)
+    assert found.clauses[0].message == "judged on the CPU alone, where ranks are processes"

@@ -13,7 +13,8 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from conformance.report import report
+from conformance.report.report import Report
+from conformance.report.verdict import exit_code
 from conformance.run.journal import NAME, read
 from tests.support.commands import PATIENCE, TARGETS, loraspec, pytested, report_in, run_target, without_times
 from tests.test_report import SCHEMA
@@ -40,12 +41,12 @@ def test_shards_of_the_command_and_of_the_plugin_add_up(whole: Path, tmp_path: P
     one, two, into = (tmp_path / name for name in ("one", "two", "all"))
     ended, found = run_target("sluggish", one, *CHOSEN, "--shard", "1/2", "-n", "1")
     jsonschema.validate(found, SCHEMA)
-    assert (found["shard"], ended.returncode) == ("1/2", report.exit_code(found))
+    assert (found["shard"], ended.returncode) == ("1/2", exit_code(Report.from_json(found)))
     assert "sluggish, shard 1/2: " in ended.stdout
     options = ("--target", "sluggish", "--profile", "quick", *CHOSEN, "--shard", "2/2", "--report-dir", str(two))
     other = pytested("-q", "-p", "no:cacheprovider", "--pyargs", "conformance.clauses.linear_and_layer", *options)
     assert report_in(two)["shard"] == "2/2", other.stdout
-    assert other.returncode == report.exit_code(report_in(two))
+    assert other.returncode == exit_code(Report.from_json(report_in(two)))
     merged = loraspec("merge", str(two), str(one), "--report-dir", str(into))
     assert merged.returncode == 1, merged.stderr
     assert without_times(report_in(into)) == without_times(report_in(whole))

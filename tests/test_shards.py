@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import importlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,10 @@ import pytest
 from conformance import cli
 from conformance.errors import UsageError
 from conformance.judgement.result import Result
-from conformance.report import report
-from conformance.report.report import Outcome
-from conformance.report.trial_keys import keys
+from conformance.report.outcome import Outcome
+from conformance.report.plan import Plan, PlannedGroup
+from conformance.report.report import SuiteFailure
+from conformance.report.verdict import exit_code
 from conformance.run.journal import NAME, Journal, read
 from conformance.run.selection import Selection
 from conformance.run.shard_merge import merge_shards
@@ -27,44 +27,45 @@ from conformance.target.fingerprint import fingerprint
 from tests.test_report import SCHEMA, a_plan
 
 
-def many(count: int = 40) -> dict[str, Any]:
+def many(count: int = 40) -> Plan:
     """A plan of many clauses of different costs."""
     plan = a_plan()
-    model = plan["clauses"].pop(0)
+    model, *others = plan.clauses
     for number in range(count):
-        clause = copy.deepcopy(model) | {"id": f"A-{number}"}
-        for trial in clause["trials"]:
-            trial["cases"] = 1 + 7 * number % 24
-        plan["clauses"].append(clause)
-    return plan
+        name, cases = f"A-{number}", 1 + 7 * number % 24
+        trials = (replace(trial, key=trial.key._replace(clause=name), cases=cases) for trial in model.trials)
+        others.append(replace(model, id=name, trials=tuple(trials)))
+    return replace(plan, clauses=tuple(others))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 def test_shards_are_a_balanced_partition_whatever_the_order(count: int) -> None:
     plan = many()
-    backwards = {**plan, "clauses": plan["clauses"][::-1]}
+    backwards = replace(plan, clauses=plan.clauses[::-1])
     parts = [part(plan, f"{number}/{count}") for number in range(1, count + 1)]
-    dealt = [set(keys(each)) for each in parts]
-    assert sum(map(len, dealt)) == len(keys(plan))
-    assert set.union(*dealt) == set(keys(plan))
-    assert dealt == [set(keys(part(backwards, f"{number}/{count}"))) for number in range(1, count + 1)]
-    loads = [sum(trial["cases"] for clause in each["clauses"] for trial in clause["trials"]) for each in parts]
+    dealt = [set(each.keys) for each in parts]
+    assert sum(map(len, dealt)) == len(plan.keys)
+    assert set.union(*dealt) == set(plan.keys)
+    assert dealt == [set(part(backwards, f"{number}/{count}").keys) for number in range(1, count + 1)]
+    loads = [sum(trial.cases for trial in each.trials) for each in parts]
     assert max(loads) - min(loads) <= 3  # the costliest trial is 24
     assert len({dtype for _, _, dtype in dealt[0]}) == 2  # of every dtype some
 
 
 def test_a_shard_has_what_is_not_claimed_but_no_clause_or_group_of_others() -> None:
     plan = a_plan(A="issue 7")
-    plan["groups"]["merge"] = {"claimed": True, "missing": []}
-    plan["clauses"].append({**copy.deepcopy(plan["clauses"][0]), "id": "D", "group": "merge"})
-    del plan["clauses"][3]["trials"][1:]
+    model, *others = plan.clauses
+    (trial, _) = model.trials
+    more = replace(model, id="D", group="merge", trials=(replace(trial, key=trial.key._replace(clause="D")),))
+    groups = {**plan.groups, "merge": PlannedGroup(claimed=True)}
+    plan = replace(plan, groups=groups, clauses=(model, *others, more))
     parts = [part(plan, f"{number}/5") for number in range(1, 6)]
     for each in parts:
-        assert len(keys(each)) == 1
-        (clause, _, _), *_ = keys(each)
-        assert {c["id"] for c in each["clauses"]} == {clause, "C"}
-        assert set(each["groups"]) == {"layer", "merge" if clause == "D" else "linear"}
-        assert set(each["deviations"]) == ({"A"} if clause == "A" else set())
+        assert len(each.keys) == 1
+        (clause, _, _), *_ = each.keys
+        assert {found.id for found in each.clauses} == {clause, "C"}
+        assert set(each.groups) == {"layer", "merge" if clause == "D" else "linear"}
+        assert set(each.deviations) == ({"A"} if clause == "A" else set())
     with pytest.raises(UsageError, match="shard 6/6 is empty: 5 trials are planned"):
         part(plan, "6/6")
 
@@ -78,12 +79,13 @@ def test_what_is_no_shard(shard: str, capsys: pytest.CaptureFixture[str]) -> Non
 def judged_part(folder: Path, shard: str | None = None, **changes: Any) -> Path:
     """A report folder with the journal of a finished run of `a_plan`, or of a shard of it; B fails in float32."""
     plan = a_plan()
-    plan["target"] |= changes.pop("target", {})
-    plan["versions"] |= changes.pop("versions", {})
-    plan["device_name"] = changes.pop("device_name", plan["device_name"])
+    target = replace(plan.target, **changes.pop("target", {}))
+    versions = {**plan.versions, **changes.pop("versions", {})}
+    name = changes.pop("device_name", plan.device_name)
+    plan = replace(plan, target=target, versions=versions, device_name=name)
     outcome = Outcome(errors=changes.pop("errors", []))
     selection = Selection("t", shard=shard, **changes)
-    for key in keys(part(plan, shard)):
+    for key in part(plan, shard).keys:
         failing = key == ("B", "f", "float32")
         outcome.add(Result(*key, status="fail" if failing else "pass", examples=6), "a script" if failing else None)
     folder.mkdir()
@@ -104,10 +106,10 @@ def test_merged_shards_are_the_whole(tmp_path: Path) -> None:
     ]
     (tmp_path / "all").mkdir()
     found = merge_shards(shards, tmp_path / "all")
-    jsonschema.validate(found, SCHEMA)
-    assert found["shard"] is None
-    assert found["device_name"] == "cpu 1 and cpu 0"
-    assert {c["id"]: c["status"] for c in found["clauses"]} == {"A": "pass", "B": "fail", "C": "not_claimed"}
+    jsonschema.validate(found.to_json(), SCHEMA)
+    assert found.shard is None
+    assert found.device_name == "cpu 1 and cpu 0"
+    assert {clause.id: clause.status for clause in found.clauses} == {"A": "pass", "B": "fail", "C": "not_claimed"}
     assert (tmp_path / "all" / "repro_B.py").read_text() == "a script"
     again = read(tmp_path / "all")
     assert again is not None
@@ -135,7 +137,7 @@ def test_shards_of_different_runs_are_refused(changes: dict[str, Any], says: str
     assert says.format(*folders) in str(refusal.value)
     recorded = read(folders[1])
     assert recorded is not None
-    now = dataclasses.replace(recorded.selection, shard="1/2")
+    now = replace(recorded.selection, shard="1/2")
     with pytest.raises(UsageError) as refusal:
         Journal.resume(folders[0], now, recorded.plan)
     assert says.replace("'{0}'", "the journal").replace("in '{1}'", "now") in str(refusal.value)
@@ -166,13 +168,13 @@ def test_shards_that_are_no_whole_are_refused(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_a_failure_of_the_suite_in_one_shard_is_that_of_the_whole(tmp_path: Path) -> None:
-    errors = [("A", "Traceback …")]
+    errors = [SuiteFailure("A", "Traceback …")]
     broken = cut(
         judged_part(tmp_path / "b", "2/2", errors=errors), 1, json.dumps({"error": "Traceback …", "where": "A"}) + "\n"
     )
     found = merge_shards([judged_part(tmp_path / "a", "1/2"), broken], tmp_path)
-    assert report.exit_code(found) == 3
-    assert "inconclusive" in {clause["status"] for clause in found["clauses"]}
+    assert exit_code(found) == 3
+    assert "inconclusive" in {clause.status for clause in found.clauses}
 
 
 def test_resuming_keeps_what_can_be_read(tmp_path: Path) -> None:
@@ -190,8 +192,10 @@ def test_resuming_keeps_what_can_be_read(tmp_path: Path) -> None:
 
 
 def test_a_failure_of_the_suite_is_kept_only_where_nothing_is_left_to_run(tmp_path: Path) -> None:
-    whole = judged_part(tmp_path / "whole", errors=[("pytest", "Traceback …")])
-    assert Journal.resume(whole, Selection("t"), a_plan()).recorded.outcome.errors == [("pytest", "Traceback …")]
+    whole = judged_part(tmp_path / "whole", errors=[SuiteFailure("pytest", "Traceback …")])
+    assert Journal.resume(whole, Selection("t"), a_plan()).recorded.outcome.errors == [
+        SuiteFailure("pytest", "Traceback …")
+    ]
     cut(whole, 3, json.dumps({"error": "Traceback …", "where": "A"}) + "\n")
     assert Journal.resume(whole, Selection("t"), a_plan()).recorded.outcome.errors == []
     recorded = read(whole)

@@ -1,13 +1,14 @@
-"""Who is ranked: a target that passes the quick conformance of what is timed, in the dtypes that are timed."""
+"""The admission of targets to a ranking: each must pass the quick profile for the group and dtypes that are timed."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 from conformance.errors import SuiteError
-from conformance.report import report
+from conformance.judgement.result import PASS
+from conformance.report.assemble import assemble
+from conformance.report.verdict import gates
 from conformance.run.execution import Run
 from conformance.run.selection import Selection
 
@@ -16,10 +17,10 @@ GROUPS = ("layer", "linear")  # the first that a target claims is judged, and ti
 
 @dataclass(frozen=True)
 class Admission:
-    """What conformance said of a target.
+    """The conformance of a target.
 
     Attributes:
-        failing: ids of the clauses that turn the verdict, with what was seen; none for a target that passes.
+        failing: by id the message of each clause that turns the verdict; none for a target that passes.
     """
 
     spec: str
@@ -28,6 +29,11 @@ class Admission:
     group: str
     clauses: int
     failing: dict[str, str | None]
+
+    @property
+    def verdict(self) -> str:
+        """`pass` or `fail`."""
+        return "pass" if self.passes else "fail"
 
     @property
     def passes(self) -> bool:
@@ -49,18 +55,18 @@ def examined(spec: str, dtypes: tuple[str, ...], device: str, clauses: tuple[str
     selection = Selection(spec, GROUPS, clauses, dtypes=dtypes, device=device, lane=lane, profile="quick")
     with Run(selection) as run:
         plan = run.plan
-        group = next(name for name in GROUPS if plan["groups"].get(name, {}).get("claimed"))
+        group = next(name for name in GROUPS if name in plan.groups and plan.groups[name].claimed)
         selection = dataclasses.replace(selection, groups=(group,))
-        plan["groups"] = {group: plan["groups"][group]}
-        plan["clauses"] = [clause for clause in plan["clauses"] if clause["group"] == group]
-        found: dict[str, Any] = report.assemble(plan, selection, run.judge(plan))
-    if found["errors"]:
-        raise SuiteError("\n".join(error["traceback"] for error in found["errors"]))
+        clauses_of = tuple(clause for clause in plan.clauses if clause.group == group)
+        plan = dataclasses.replace(plan, groups={group: plan.groups[group]}, clauses=clauses_of)
+        report = assemble(plan, run.judge(plan), selection.settings)
+    if report.errors:
+        raise SuiteError("\n".join(error.traceback for error in report.errors))
     return Admission(
         spec=spec,
-        name=found["target_name"],
-        version=found["target_version"],
+        name=plan.target.name,
+        version=plan.target.version,
         group=group,
-        clauses=sum(clause["status"] == "pass" for clause in found["clauses"]),
-        failing={clause["id"]: clause["message"] for clause in found["clauses"] if report.gates(clause)},
+        clauses=sum(clause.status == PASS for clause in report.clauses),
+        failing={clause.id: clause.message for clause in report.clauses if gates(clause)},
     )

@@ -6,6 +6,8 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ import torch
 from conformance.clauses.distributed.ranks import prepare
 from conformance.errors import UsageError, known
 from conformance.judgement.outcomes import Inconclusive, Refused, Violation
+from conformance.report.record_json import as_json
 from conformance.specification.clause import Clause, load_all
 from conformance.target.check_case import check_case
 from conformance.target.subject import Subject
@@ -21,10 +24,31 @@ from conformance.target.target import Target
 GROUP = "distributed"
 ONLY = {"DIS-DDP": "ddp", "DIS-FSDP": "fsdp", "DIS-COLWISE": "colwise", "DIS-ROWWISE": "rowwise"}
 TRIES = 8  # cases drawn for one that decides something
-Cell = dict[str, Any]
 
 
-def judged(spec: str, worlds: Sequence[int], cases: int, clauses: Sequence[str] | None = None) -> list[Cell]:
+@dataclass(frozen=True)
+class RankCell:
+    """A clause on a subject, by one strategy on a number of ranks.
+
+    Attributes:
+        seconds: of the median case, or of the failing one.   message: the failing case and what was seen.
+    """
+
+    clause: str
+    subject: str
+    strategy: str
+    ranks: int
+    status: str
+    seconds: float
+    message: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The cell as a JSON object, which has a message only where the cell fails."""
+        found: dict[str, Any] = as_json(self)
+        return {key: value for key, value in found.items() if key != "message" or value is not None}
+
+
+def judged(spec: str, worlds: Sequence[int], cases: int, clauses: Sequence[str] | None = None) -> list[RankCell]:
     """A cell for each clause, subject, strategy and number of ranks, in the clause's first dtype.
 
     Raises:
@@ -56,11 +80,11 @@ def _strategies(clause: Clause) -> tuple[str, ...]:
     return fields.get("strategy") or fields.get("spread") or (ONLY[clause.id],)
 
 
-def _cell(clause: Clause, subject: Subject, strategy: str, world: int, cases: int) -> Cell:
+def _cell(clause: Clause, subject: Subject, strategy: str, world: int, cases: int) -> RankCell:
     """So many cases that decide something, or the first that fails; the seconds of the median one."""
     field = "spread" if "spread" in clause.cases.values else "strategy"
     seconds: list[float] = []
-    cell: Cell = {"clause": clause.id, "subject": subject.name, "strategy": strategy, "ranks": world}
+    cell = partial(RankCell, clause.id, subject.name, strategy, world)
     for index in range(cases * TRIES):
         case = clause.cases.draw(0, clause.id, index, dtype=clause.dtypes[0])
         chosen: dict[str, Any] = {"world": world, field: strategy}
@@ -71,30 +95,30 @@ def _cell(clause: Clause, subject: Subject, strategy: str, world: int, cases: in
         except Inconclusive:
             continue
         except (Violation, Refused) as outcome:
-            return cell | {"status": "fail", "seconds": time.perf_counter() - started, "message": f"{case}: {outcome}"}
+            return cell("fail", time.perf_counter() - started, f"{case}: {outcome}")
         seconds.append(time.perf_counter() - started)
         if len(seconds) == cases:
-            return cell | {"status": "pass", "seconds": statistics.median(seconds)}
-    return cell | {"status": "inconclusive", "seconds": 0.0}
+            return cell("pass", statistics.median(seconds))
+    return cell("inconclusive", 0.0)
 
 
-def markdown(cells: Sequence[Cell]) -> str:
+def markdown(cells: Sequence[RankCell]) -> str:
     """A row for each clause, subject and strategy, a column for each number of ranks; then what failed."""
-    worlds = sorted({cell["ranks"] for cell in cells})
-    rows: dict[tuple[str, str, str], dict[int, Cell]] = {}
+    worlds = sorted({cell.ranks for cell in cells})
+    rows: dict[tuple[str, str, str], dict[int, RankCell]] = {}
     for cell in cells:
-        rows.setdefault((cell["clause"], cell["subject"], cell["strategy"]), {})[cell["ranks"]] = cell
+        rows.setdefault((cell.clause, cell.subject, cell.strategy), {})[cell.ranks] = cell
     head = ["clause", "subject", "strategy", *(f"{world} rank{'s' * (world > 1)}" for world in worlds)]
     lines = [head, ["---"] * len(head)]
     for key, found in rows.items():
         lines.append([*key, *(_shown(found[world]) if world in found else "" for world in worlds)])
     text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    failed = [cell for cell in cells if "message" in cell]
+    failed = [cell for cell in cells if cell.message is not None]
     for cell in failed:
-        text += f"\nFAIL {cell['clause']} {cell['subject']} {cell['message']}\n"
-    total = sum(cell["seconds"] for cell in cells)
+        text += f"\nFAIL {cell.clause} {cell.subject} {cell.message}\n"
+    total = sum(cell.seconds for cell in cells)
     return f"{text}\n{len(cells)} cells, {len(failed)} failing, {total:.1f} s\n"
 
 
-def _shown(cell: Cell) -> str:
-    return f"{cell['status']}, {cell['seconds']:.2f} s" if cell["status"] != "inconclusive" else "inconclusive"
+def _shown(cell: RankCell) -> str:
+    return f"{cell.status}, {cell.seconds:.2f} s" if cell.status != "inconclusive" else "inconclusive"

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -15,15 +14,22 @@ from conformance.bench import clock, work
 from conformance.bench.agreement import Agreement
 from conformance.bench.ceilings import Ceilings
 from conformance.bench.layers import Contender, Operands, Problem, step
+from conformance.bench.measured_case import (
+    FROZEN,
+    MEASURED,
+    UNRANKED,
+    UNSUPPORTED,
+    Costs,
+    LeastWork,
+    MeasuredCase,
+    Row,
+    Spread,
+)
 from conformance.bench.memory import peak_bytes, saved_bytes
 from conformance.judgement.outcomes import Violation
 from conformance.numerics.formats import dtype_named
 
-FROZEN = "nn.Linear, frozen"
-MEASURED = "measured"
 WRONG = "wrong at this size, not ranked"
-UNRANKED = "measured, not ranked"
-UNSUPPORTED = "does not declare the dtype"
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class Pace:
     seconds: float = 0.01
 
 
-@dataclass
+@dataclass(frozen=True)
 class Turn:
     """A layer that takes its turn in every round."""
 
@@ -42,32 +48,50 @@ class Turn:
     running: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
-def measure(problem: Problem, contenders: Sequence[Contender], ceilings: Ceilings, pace: Pace) -> dict[str, Any]:
-    """What one problem costs the frozen layer and each contender, as plain data; the fastest contender first."""
+def measure(problem: Problem, contenders: Sequence[Contender], ceilings: Ceilings, pace: Pace) -> MeasuredCase:
+    """The costs of a problem for the frozen layer and for each contender, the fastest contender first."""
     operands = Operands(problem)
     agreement = Agreement(problem, operands)
     turns = {FROZEN: Turn(operands.frozen)}
-    rows: dict[str, dict[str, Any]] = {c.label: {"label": c.label, "target": c.target.spec} for c in contenders}
+    status: dict[str, str] = {}
     for contender in contenders:
-        if problem.dtype not in contender.target.dtypes:
-            rows[contender.label]["status"] = UNSUPPORTED
-            continue
-        with _noting(rows[contender.label]), contender.running():
+        found = _turn(contender, problem, operands, agreement)
+        if isinstance(found, Turn):
+            turns[contender.label] = found
+        status[contender.label] = found if isinstance(found, str) else MEASURED if contender.ranked else UNRANKED
+    times = interleaved(turns, operands, problem.device, pace)
+    costs = {label: _costs(times, label, turn, problem, operands, ceilings) for label, turn in turns.items()}
+    rows = [Row(c.label, c.target.spec, status[c.label], costs.get(c.label)) for c in contenders]
+    size = problem.size
+    return MeasuredCase(
+        case=str(problem),
+        M=size.m,
+        K=size.k,
+        N=size.n,
+        r=size.r,
+        dtype=problem.dtype,
+        dropout=problem.dropout,
+        dropout_position=problem.position if problem.dropout else None,
+        memory_efficient=problem.memory_efficient,
+        least_work=_least_work(problem),
+        frozen=Row(FROZEN, None, MEASURED, costs[FROZEN]),
+        layers=tuple(sorted(rows, key=lambda row: row.ratio)),
+    )
+
+
+def _turn(contender: Contender, problem: Problem, operands: Operands, agreement: Agreement) -> Turn | str:
+    """The turn of a contender, or why it takes none: an error of the target, or what it gets wrong."""
+    if problem.dtype not in contender.target.dtypes:
+        return UNSUPPORTED
+    try:
+        with contender.running():
             turn = Turn(contender.built(problem, operands), contender.running)
             agreement.check(turn.layer)
-            turns[contender.label] = turn
-    unranked = {contender.label for contender in contenders if not contender.ranked}
-    times = interleaved(turns, operands, problem.device, pace)
-    passes = _passes(problem)
-    for label, turn in turns.items():
-        with turn.running():
-            row = rows.setdefault(label, {"label": label, "target": None})
-            row["status"] = UNRANKED if label in unranked else MEASURED
-            row |= _costs(times, label, passes[label != FROZEN], ceilings, problem.dtype)
-            row |= _counted(turn.layer, operands)
-    frozen = rows.pop(FROZEN)
-    rated = sorted(rows.values(), key=lambda row: row.get("over", {}).get(FROZEN, {}).get("median", float("inf")))
-    return {**_identity(problem), "frozen": frozen, "layers": rated}
+            return turn
+    except Violation as violation:
+        return f"{WRONG}: {str(violation).splitlines()[0].removeprefix('worst    ')}"
+    except Exception as error:  # noqa: BLE001  (whatever the target raises)
+        return f"raises {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
 
 
 def interleaved(turns: Mapping[str, Turn], operands: Operands, device: str, pace: Pace) -> dict[str, list[float]]:
@@ -87,74 +111,44 @@ def interleaved(turns: Mapping[str, Turn], operands: Operands, device: str, pace
     return times
 
 
-@contextmanager
-def _noting(row: dict[str, Any]) -> Iterator[None]:
-    """An error of the target, or what it gets wrong, is its row's; the others are measured."""
-    try:
-        yield
-    except Violation as violation:
-        row["status"] = f"{WRONG}: {str(violation).splitlines()[0].removeprefix('worst    ')}"
-    except Exception as error:  # noqa: BLE001  (whatever the target raises)
-        row["status"] = f"raises {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
-
-
-def _identity(problem: Problem) -> dict[str, Any]:
-    size = problem.size
-    frozen, adapted = ([*map(vars, both)] for both in _passes(problem))
-    return {
-        "case": str(problem),
-        "M": size.m,
-        "K": size.k,
-        "N": size.n,
-        "r": size.r,
-        "dtype": problem.dtype,
-        "dropout": problem.dropout,
-        "dropout_position": problem.position if problem.dropout else None,
-        "memory_efficient": problem.memory_efficient,
-        "least_work": {"frozen": frozen, "adapted": adapted},
-    }
-
-
-def _passes(problem: Problem) -> tuple[tuple[work.Work, ...], tuple[work.Work, ...]]:
+def _least_work(problem: Problem) -> LeastWork:
     width = dtype_named(problem.dtype).itemsize
-    return work.frozen(problem.size, width), work.adapted(problem.size, width)
+    return LeastWork(work.frozen(problem.size, width), work.adapted(problem.size, width))
 
 
 def _costs(
     times: Mapping[str, list[float]],
     label: str,
-    passes: Sequence[work.Work],
+    turn: Turn,
+    problem: Problem,
+    operands: Operands,
     ceilings: Ceilings,
-    dtype: str,
-) -> dict[str, Any]:
-    """Its time, its ratio over every other layer, and the formula's work in that time beside the ceilings."""
-    seconds = statistics.median(times[label])
+) -> Costs:
+    """The time of a layer, its ratio over every other layer, the formula's work in that time, and its memory."""
+    least, seconds = _least_work(problem), statistics.median(times[label])
+    passes = least.frozen if label == FROZEN else least.adapted
     flops, moved = (sum(getattr(w, name) for w in passes) / seconds for name in ("flops", "bytes"))
-    return {
-        "seconds": seconds,
-        "rounds": times[label],
-        "over": {other: spread(times[label], times[other]) for other in times if other != label},
-        "flops_per_second": flops,
-        "of_flops_ceiling": flops / ceilings.flops[dtype],
-        "bytes_per_second": moved,
-        "of_bytes_ceiling": moved / ceilings.bytes,
-        "over_roofline": seconds / ceilings.least_seconds(passes, dtype),
-    }
-
-
-def spread(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
-    """Median and quartiles of the ratios of times of the same round."""
-    low, middle, high = statistics.quantiles([a / b for a, b in zip(ours, theirs, strict=True)], n=4)
-    return {"median": middle, "quartiles": [low, high]}
-
-
-def _counted(layer: nn.Module, operands: Operands) -> dict[str, int]:
-    """What a step holds, and the operations that torch's counter sees, which are not those of Triton kernels."""
     x, g = operands.x, operands.g
-    with FlopCounterMode(display=False) as counter:
-        step(layer, x, g)
-    return {
-        "flops_counted": counter.get_total_flops(),
-        "saved_bytes": saved_bytes(layer, x),
-        "peak_bytes": peak_bytes(layer, x, g),
-    }
+    with turn.running():
+        with FlopCounterMode(display=False) as counter:  # it does not see the operations of Triton kernels
+            step(turn.layer, x, g)
+        saved, peak = saved_bytes(turn.layer, x), peak_bytes(turn.layer, x, g)
+    return Costs(
+        seconds=seconds,
+        rounds=tuple(times[label]),
+        over={other: spread(times[label], times[other]) for other in times if other != label},
+        flops_per_second=flops,
+        of_flops_ceiling=flops / ceilings.flops[problem.dtype],
+        bytes_per_second=moved,
+        of_bytes_ceiling=moved / ceilings.bytes,
+        over_roofline=seconds / ceilings.least_seconds(passes, problem.dtype),
+        flops_counted=counter.get_total_flops(),
+        saved_bytes=saved,
+        peak_bytes=peak,
+    )
+
+
+def spread(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
+    """The median and quartiles of the ratios of times of the same round."""
+    low, middle, high = statistics.quantiles([a / b for a, b in zip(ours, theirs, strict=True)], n=4)
+    return Spread(middle, (low, high))

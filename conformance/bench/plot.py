@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import io
+from collections.abc import Sequence
 from typing import Any
 
-from conformance.bench.measuring import FROZEN, MEASURED
+from conformance.bench.measured_case import FROZEN, Costs, MeasuredCase
+from conformance.bench.report import BenchReport
 from conformance.errors import UsageError
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -24,7 +26,7 @@ def check_installed() -> None:
         raise UsageError("--plot needs matplotlib: pip install 'loraspec[demo]'")
 
 
-def drawn(found: dict[str, Any]) -> bytes:
+def drawn(found: BenchReport) -> bytes:
     """A PNG of a report with one case at least."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -33,7 +35,7 @@ def drawn(found: dict[str, Any]) -> bytes:
     FigureCanvasAgg(figure)
     panels: dict[str, Any] = figure.subplot_mosaic(PANELS)  # type: ignore[arg-type]
     for name in "MKNr":
-        _ratios(panels[name], name, found["cases"])
+        _ratios(panels[name], name, found.cases)
     _roofline(panels["roofline"], found)
     for panel in panels.values():
         panel.grid(color="#e6e6e6", linewidth=0.8)
@@ -44,25 +46,24 @@ def drawn(found: dict[str, Any]) -> bytes:
     return held.getvalue()
 
 
-def styles(cases: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def styles(cases: Sequence[MeasuredCase]) -> dict[str, dict[str, Any]]:
     """A colour and a marker for each layer, the same in every panel."""
-    labels = sorted({row["label"] for case in cases for row in case["layers"]})
+    labels = sorted({row.label for case in cases for row in case.layers})
     number = {label: index % len(COLOURS) for index, label in enumerate(labels)}
     return {label: {"color": COLOURS[i], "marker": MARKERS[i]} for label, i in number.items()}
 
 
-def points(cases: list[dict[str, Any]], label: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """The cases in which a layer was measured, with its row."""
-    rows = [(case, row) for case in cases for row in case["layers"]]
-    return [(case, row) for case, row in rows if row["label"] == label and row["status"] == MEASURED]
+def points(cases: Sequence[MeasuredCase], label: str) -> list[tuple[MeasuredCase, Costs]]:
+    """The cases in which a layer has a place, with its costs."""
+    return [(case, costs) for case in cases for placed, costs in case.placed if placed == label]
 
 
-def _ratios(panel: Any, name: str, cases: list[dict[str, Any]]) -> None:
+def _ratios(panel: Any, name: str, cases: Sequence[MeasuredCase]) -> None:
     for label, style in styles(cases).items():
-        here = [(case[name], row["over"][FROZEN]) for case, row in points(cases, label)]
-        below = [over["median"] - over["quartiles"][0] for _, over in here]
-        above = [over["quartiles"][1] - over["median"] for _, over in here]
-        ratios = [over["median"] for _, over in here]
+        here = [(getattr(case, name), costs.over[FROZEN]) for case, costs in points(cases, label)]
+        below = [over.median - over.quartiles[0] for _, over in here]
+        above = [over.quartiles[1] - over.median for _, over in here]
+        ratios = [over.median for _, over in here]
         sizes = [size for size, _ in here]
         panel.errorbar(sizes, ratios, yerr=(below, above), linestyle="none", label=label, alpha=0.8, **style)
     panel.axhline(1, color="#7f7f7f", linewidth=1)
@@ -71,18 +72,18 @@ def _ratios(panel: Any, name: str, cases: list[dict[str, Any]]) -> None:
     panel.set_ylabel("time ÷ frozen nn.Linear")
 
 
-def _roofline(panel: Any, found: dict[str, Any]) -> None:
-    limits, cases = found["ceilings"], found["cases"]
+def _roofline(panel: Any, found: BenchReport) -> None:
+    limits = found.ceilings
     intensities = []
-    for label, style in styles(cases).items():
-        rows = [row for _, row in points(cases, label)]
-        x = [row["flops_per_second"] / row["bytes_per_second"] for row in rows]
-        panel.plot(x, [row["flops_per_second"] for row in rows], linestyle="none", alpha=0.8, **style)
+    for label, style in styles(found.cases).items():
+        costs = [costs for _, costs in points(found.cases, label)]
+        x = [each.flops_per_second / each.bytes_per_second for each in costs]
+        panel.plot(x, [each.flops_per_second for each in costs], linestyle="none", alpha=0.8, **style)
         intensities += x
-    for dtype, most in limits["flops"].items():
-        knee = most / limits["bytes"]
+    for dtype, most in limits.flops.items():
+        knee = most / limits.bytes
         ends = [min([knee / 4, *intensities]), knee, max([knee * 4, *intensities])]
-        panel.plot(ends, [min(most, limits["bytes"] * x) for x in ends], color="#7f7f7f", linewidth=1.2)
+        panel.plot(ends, [min(most, limits.bytes * x) for x in ends], color="#7f7f7f", linewidth=1.2)
         panel.annotate(dtype, (ends[-1], most), ha="right", va="bottom", fontsize=8)
     panel.set_xscale("log")
     panel.set_yscale("log")

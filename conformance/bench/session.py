@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import Any
 
 import torch
 
@@ -15,7 +14,8 @@ from conformance.bench import ceilings, layers
 from conformance.bench.admission import Admission, examined
 from conformance.bench.cases import Size
 from conformance.bench.layers import Contender, Problem
-from conformance.bench.measuring import MEASURED, UNSUPPORTED, Pace, measure
+from conformance.bench.measuring import Pace, measure
+from conformance.bench.report import BenchReport
 from conformance.errors import UsageError
 from conformance.run.plan import device_name, versions
 from conformance.run.selection import gpu_at_hand, set_interpreter
@@ -40,8 +40,8 @@ class Wanted:
     pace: Pace = field(default_factory=Pace)
 
 
-def run(wanted: Wanted, say: Callable[[str], None]) -> dict[str, Any]:
-    """Measure it all, saying what is going on.
+def run(wanted: Wanted, say: Callable[[str], None]) -> BenchReport:
+    """Measure all cases, and say what is going on.
 
     Raises:
         UsageError: if a target does not import or has nothing to time, or there is no such device.
@@ -64,25 +64,19 @@ def run(wanted: Wanted, say: Callable[[str], None]) -> dict[str, Any]:
         problem = Problem(size, dtype, wanted.device, wanted.dropout, position, wanted.memory_efficient)
         say(f"measuring {problem}")
         cases.append(measure(problem, contenders, limits, wanted.pace))
-    return {
-        "device": wanted.device,
-        "device_name": device_name(wanted.device),
-        "threads": torch.get_num_threads(),
-        "processors": os.cpu_count(),
-        "load_at_start": load,
-        "system": platform.platform(),
-        "versions": versions(),
-        "pace": asdict(wanted.pace),
-        "ceilings": asdict(limits),
-        "targets": [{**asdict(admission), "verdict": "pass" if admission.passes else "fail"} for admission in admitted],
-        "cases": cases,
-    }
-
-
-def exit_code(found: dict[str, Any]) -> int:
-    """0 where every target passed and every layer ran, else 1."""
-    ran = all(row["status"] in (MEASURED, UNSUPPORTED) for case in found["cases"] for row in case["layers"])
-    return 0 if ran and all(target["verdict"] == "pass" for target in found["targets"]) else 1
+    return BenchReport(
+        device=wanted.device,
+        device_name=device_name(wanted.device),
+        threads=torch.get_num_threads(),
+        processors=os.cpu_count(),
+        load_at_start=load,
+        system=platform.platform(),
+        versions=versions(),
+        pace=wanted.pace,
+        ceilings=limits,
+        targets=tuple(admitted),
+        cases=tuple(cases),
+    )
 
 
 def _contenders(admitted: list[Admission], wanted: Wanted) -> list[Contender]:

@@ -1,11 +1,11 @@
-"""What a benchmark shows: a table for each case, who is not ranked and why, and the ceilings."""
+"""A benchmark as text: a table for each case, the targets that are not ranked and why, and the ceilings."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
 
-from conformance.bench.measuring import FROZEN, MEASURED, UNRANKED
+from conformance.bench.measured_case import FROZEN, MEASURED, UNRANKED, Costs, MeasuredCase
+from conformance.bench.report import BenchReport
 from conformance.report.terminal import console, listed
 
 WIDE = 200  # characters of a line in a file or a pipe
@@ -24,108 +24,112 @@ def headings(places: int) -> list[str]:
     return ["", "layer", "time", "÷ frozen", "quartiles", *others, "FLOP/s", "bytes/s", "÷ roof", "saved", "peak"]
 
 
-def rows(case: dict[str, Any], failed: dict[str, str]) -> Iterator[list[str]]:
-    """The cells of a case: the frozen layer, the layers by place, and who has none; `failed` says what of a target."""
-    placed = [row for row in case["layers"] if row["status"] == MEASURED]
-    names = [row["label"] for row in placed]
-    yield _cells("", case["frozen"], names)
-    for place, row in enumerate(placed, 1):
-        yield _cells(str(place), row, names)
-    for row in case["layers"]:
-        if row["status"] == UNRANKED:
-            yield _cells("–", {**row, "label": f"{row['label']}, fails {failed[row['target']]}"}, names)
-        elif row["status"] != MEASURED:
-            yield ["–", row["label"], row["status"]]
+def rows(case: MeasuredCase, failed: Mapping[str, str]) -> Iterator[list[str]]:
+    """The cells of a case: the frozen layer, the layers by place, and the layers and targets without a place.
+
+    Args:
+        failed: by target that does not pass, how much it fails.
+    """
+    names = [label for label, _ in case.placed]
+    if case.frozen.costs:
+        yield _cells("", case.frozen.label, case.frozen.costs, names)
+    for place, (label, costs) in enumerate(case.placed, 1):
+        yield _cells(str(place), label, costs, names)
+    for row in case.layers:
+        if row.status == UNRANKED and row.costs:
+            yield _cells("–", f"{row.label}, fails {failed[row.target or '']}", row.costs, names)
+        elif row.status != MEASURED:
+            yield ["–", row.label, row.status]
     for spec in failed:
-        if all(row["target"] != spec for row in case["layers"]):
+        if all(row.target != spec for row in case.layers):
             yield ["–", spec, FAILS]
 
 
-def failed(found: dict[str, Any]) -> dict[str, str]:
-    """How much the targets that do not pass fail; the sentences below name the clauses."""
-    counts = {target["spec"]: len(target["failing"]) for target in found["targets"] if target["verdict"] != "pass"}
+def failed(found: BenchReport) -> dict[str, str]:
+    """By target that does not pass, how much it fails; the sentences below name the clauses."""
+    counts = {target.spec: len(target.failing) for target in found.targets if not target.passes}
     return {spec: f"{count} clause{'s' if count != 1 else ''}" for spec, count in counts.items()}
 
 
-def title(case: dict[str, Any], found: dict[str, Any]) -> str:
-    """What a case's table is about."""
-    where = f"{found['device_name']}, {found['threads']} threads" if found["device"] == "cpu" else found["device_name"]
-    return f"{case['case']} on {where}"
+def title(case: MeasuredCase, found: BenchReport) -> str:
+    """The title of a case's table."""
+    where = f"{found.device_name}, {found.threads} threads" if found.device == "cpu" else found.device_name
+    return f"{case.case} on {where}"
 
 
-def sentences(found: dict[str, Any]) -> list[str]:
-    """What the tables do not say."""
-    limits = found["ceilings"]
-    reached = ", ".join(f"{_scaled(value)}FLOP/s in {dtype}" for dtype, value in limits["flops"].items())
-    size = limits["product"]
+def sentences(found: BenchReport) -> list[str]:
+    """The sentences below the tables."""
+    limits = found.ceilings
+    reached = ", ".join(f"{_scaled(value)}FLOP/s in {dtype}" for dtype, value in limits.flops.items())
+    size = limits.product
     said = [
-        f"Ceilings: {reached} (a product of {size}x{size}x{size}), {_scaled(limits['bytes'])}B/s (a copy).",
-        f"{found['pace']['rounds']} rounds, interleaved; load {found['load_at_start']:.1f} at the start on "
-        f"{found['processors']} processors.",
+        f"Ceilings: {reached} (a product of {size}x{size}x{size}), {_scaled(limits.bytes)}B/s (a copy).",
+        f"{found.pace.rounds} rounds, interleaved; load {found.load_at_start:.1f} at the start on "
+        f"{found.processors} processors.",
     ]
-    if any(row.get("of_flops_ceiling", 0) > 1 for case in found["cases"] for row in (case["frozen"], *case["layers"])):
+    costs = [row.costs for case in found.cases for row in (case.frozen, *case.layers) if row.costs]
+    if any(each.of_flops_ceiling > 1 for each in costs):
         said.append("A share of FLOP/s above 100% says that the machine was busier while its ceilings were measured.")
-    for target in found["targets"]:
-        name = target["spec"] + (f" {target['version']}" if target["version"] else "")
-        if target["verdict"] == "pass":
-            said.append(f"{name}: {target['clauses']} clauses of group {target['group']} pass.")
+    for target in found.targets:
+        name = target.spec + (f" {target.version}" if target.version else "")
+        if target.passes:
+            said.append(f"{name}: {target.clauses} clauses of group {target.group} pass.")
         else:
-            clauses = listed(list(target["failing"]))
-            timed = any(row["target"] == target["spec"] for case in found["cases"] for row in case["layers"])
+            clauses = listed(list(target.failing))
+            timed = any(row.target == target.spec for case in found.cases for row in case.layers)
             hint = "" if timed else "; --unranked times it all the same"
-            said.append(f"{name} {FAILS}: {clauses}; see `loraspec run {target['spec']}`{hint}.")
+            said.append(f"{name} {FAILS}: {clauses}; see `loraspec run {target.spec}`{hint}.")
     return said
 
 
-def show(found: dict[str, Any]) -> None:
-    """Print it."""
+def show(found: BenchReport) -> None:
+    """Print a benchmark."""
     from rich import box
     from rich.table import Table
 
     out = console()
     if not out.is_terminal:
         out.width = WIDE
-    for case in found["cases"]:
-        measured = sum(row["status"] == MEASURED for row in case["layers"])
+    for case in found.cases:
         table = Table(title=title(case, found), box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
-        for heading in headings(measured):
+        for heading in headings(len(case.placed)):
             table.add_column(heading, justify="left" if heading == "layer" else "right", no_wrap=True)
         for cells in rows(case, failed(found)):
             table.add_row(*cells)
         out.print(table)
-    for sentence in (NOTES, *sentences(found)) if found["cases"] else sentences(found):
+    for sentence in (NOTES, *sentences(found)) if found.cases else sentences(found):
         out.print(sentence)
 
 
-def markdown(found: dict[str, Any]) -> str:
+def markdown(found: BenchReport) -> str:
     """The same tables in Markdown."""
     lines = []
-    for case in found["cases"]:
-        columns = headings(sum(row["status"] == MEASURED for row in case["layers"]))
+    for case in found.cases:
+        columns = headings(len(case.placed))
         lines += [f"**{title(case, found)}**", "", _line(columns), _line(["---"] * 2 + ["---:"] * (len(columns) - 2))]
         lines += [_line(cells + [""] * (len(columns) - len(cells))) for cells in rows(case, failed(found))] + [""]
     return "\n".join([*lines, NOTES, "", *(f"- {sentence}" for sentence in sentences(found))]) + "\n"
 
 
-def _cells(place: str, row: dict[str, Any], names: list[str]) -> list[str]:
-    over, frozen = row["over"], row["over"].get(FROZEN)
+def _cells(place: str, label: str, costs: Costs, names: list[str]) -> list[str]:
+    over, frozen = costs.over, costs.over.get(FROZEN)
     ratio, quartiles = "1", ""
     if frozen is not None:
-        low, high = frozen["quartiles"]
-        ratio, quartiles = f"{frozen['median']:.2f}", f"{low:.2f}–{high:.2f}"
-    others = [f"{over[name]['median']:.2f}" if name in over else "" for name in names] if len(names) > 1 else []
+        low, high = frozen.quartiles
+        ratio, quartiles = f"{frozen.median:.2f}", f"{low:.2f}–{high:.2f}"
+    others = [f"{over[name].median:.2f}" if name in over else "" for name in names] if len(names) > 1 else []
     return [
         place,
-        row["label"],
-        _time(row["seconds"]),
+        label,
+        _time(costs.seconds),
         ratio,
         quartiles,
         *others,
-        f"{_scaled(row['flops_per_second'])} {row['of_flops_ceiling']:.0%}",
-        f"{_scaled(row['bytes_per_second'])} {row['of_bytes_ceiling']:.0%}",
-        f"{row['over_roofline']:.2f}",
-        f"{_scaled(row['saved_bytes'])}B",
-        f"{_scaled(row['peak_bytes'])}B",
+        f"{_scaled(costs.flops_per_second)} {costs.of_flops_ceiling:.0%}",
+        f"{_scaled(costs.bytes_per_second)} {costs.of_bytes_ceiling:.0%}",
+        f"{costs.over_roofline:.2f}",
+        f"{_scaled(costs.saved_bytes)}B",
+        f"{_scaled(costs.peak_bytes)}B",
     ]
 
 

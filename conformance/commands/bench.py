@@ -50,14 +50,15 @@ def execute(options: argparse.Namespace) -> int:
     """Run it; the exit code, which is 1 where a target is not ranked."""
     dtypes = _dtypes(options)
     from conformance.bench import measuring, plot, session, table
-    from conformance.report import report
+    from conformance.bench.report import exit_code
+    from conformance.report import files
     from conformance.report.terminal import console
 
     if options.plot:
         plot.check_installed()
     path = options.json or options.report_dir / "bench.json"
     for folder in dict.fromkeys((path.parent, *([options.report_dir] if options.plot else []))):
-        report.prepare(folder)
+        files.prepare(folder)
     wanted = session.Wanted(
         targets=tuple(dict.fromkeys(options.targets)),
         sizes=cases.sizes(options.shapes or (), options.rank or (), options.device),
@@ -70,16 +71,16 @@ def execute(options: argparse.Namespace) -> int:
     )
     found = session.run(wanted, console(stderr=True).print)
     written = [path]
-    report.replace(path, json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    files.replace(path, json.dumps(found.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     if options.json is None:
         written.append(path.with_suffix(".md"))
-        report.replace(written[-1], table.markdown(found))
-    if options.plot and found["cases"]:
+        files.replace(written[-1], table.markdown(found))
+    if options.plot and found.cases:
         written.append(options.report_dir / "bench.png")
         written[-1].write_bytes(plot.drawn(found))
     table.show(found)
     console().print(f"written to {', '.join(map(str, written))}")
-    return session.exit_code(found)
+    return exit_code(found.targets, found.cases)
 
 
 def _dtypes(options: argparse.Namespace) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from conformance.commands import output
 from conformance.run.profiles import PROFILES
 
 if TYPE_CHECKING:
+    from conformance.report.report import Report
     from conformance.run.cost import Cost, Fleet
 
 
@@ -47,12 +48,12 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _show(report: dict[str, Any], groups: dict[tuple[str, str], Cost], plan: Fleet) -> None:
+def _show(report: Report, groups: dict[tuple[str, str], Cost], plan: Fleet) -> None:
     from conformance.report.terminal import console
     from conformance.run.progress import duration
 
     out = console()
-    out.print(f"{report['target']}, profile {report['profile']}, {report['device_name']}; times are of one process")
+    out.print(f"{report.target}, profile {report.profile}, {report.device_name}; times are of one process")
     out.print(_table(groups))
     (clause, subject, dtype), longest = plan.trial
     whole = f"{plan.whole.cases:,} cases, {duration(plan.whole.seconds)} of one process"

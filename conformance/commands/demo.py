@@ -51,10 +51,11 @@ def execute(options: argparse.Namespace) -> int:
 
 def _train(options: argparse.Namespace) -> int:
     from conformance.demo import output as written
-    from conformance.demo import train_output
+    from conformance.demo import target_comparison, train_output
 
     (model,) = _known([options.model], train.MODELS, "model")
-    wanted = train.Wanted(model, options.steps, tuple(dict.fromkeys(options.targets.split(","))), options.seed)
+    targets = tuple(dict.fromkeys(options.targets.split(",")))
+    wanted = target_comparison.Wanted(model, options.steps, targets, options.seed)
     train.check_installed(wanted)
     for target in wanted.targets:
         train.parts_of(target)
@@ -62,19 +63,19 @@ def _train(options: argparse.Namespace) -> int:
         found, learners = train.run(wanted)
         train_output.write(options.out, found, learners)
     train_output.show(found, options.out)
-    return 0 if all(run["in_band"] for run in found["runs"]) else 1
+    return 0 if all(run.in_band for run in found.runs) else 1
 
 
 def _private_training(options: argparse.Namespace) -> int:
+    from conformance.demo import mode_comparison, session
     from conformance.demo import output as written
-    from conformance.demo import session
     from conformance.report.terminal import console
     from reference import EncryptionError, RemoteError
 
     modes = _known(options.modes.split(","), MODES, "mode")
     models = MODELS if options.model == "all" else _known([options.model], MODELS, "model")
     (backend,) = _known([options.backend], BACKENDS, "backend")
-    wanted = session.Wanted(models, modes, options.steps, backend, options.seed, options.implementation)
+    wanted = mode_comparison.Wanted(models, modes, options.steps, backend, options.seed, options.implementation)
     session.check_installed(wanted)
     try:
         with written.reserved(options.out):

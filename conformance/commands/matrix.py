@@ -34,25 +34,26 @@ def add(commands: output.Commands) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Run it; the exit code."""
-    from conformance.report import matrix, report
+    from conformance.report import files
     from conformance.report.matrix import markdown, page, table
+    from conformance.report.matrix.assemble import assemble, exit_code
 
     asked = _asked(options)
-    report.prepare(options.report_dir)
+    files.prepare(options.report_dir)
     columns = [
         _judged(one, options, f"{number} of {len(asked)}, ") if isinstance(one, Selection) else one
         for number, one in enumerate(asked, start=1)
     ]
-    found = matrix.assemble(columns)
-    text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    report.replace(options.report_dir / "report.html", page.document(columns))
-    report.replace(options.report_dir / "matrix.md", markdown.document(found))
-    report.replace(options.report_dir / "matrix.json", text)
+    found = assemble(columns)
+    text = json.dumps(found.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    files.replace(options.report_dir / "report.html", page.document(columns))
+    files.replace(options.report_dir / "matrix.md", markdown.document(found))
+    files.replace(options.report_dir / "matrix.json", text)
     if options.json:
         sys.stdout.write(text)
     else:
         table.show(found, options.report_dir, quiet=options.quiet, whole=options.all)
-    return matrix.exit_code(columns)
+    return exit_code(columns)
 
 
 def _asked(options: argparse.Namespace) -> list[Selection | Column]:

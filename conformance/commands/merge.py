@@ -17,8 +17,8 @@ def add(commands: output.Commands) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Run it; the exit code."""
-    from conformance.report import report
+    from conformance.report.files import prepare
     from conformance.run.shard_merge import merge_shards
 
-    report.prepare(options.report_dir)
+    prepare(options.report_dir)
     return output.show(merge_shards(options.shards, options.report_dir), options)

@@ -1,4 +1,4 @@
-"""What the commands that report share: where the report goes, how it is shown, and the exit code."""
+"""The options of the commands that write a report, and how they show it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from conformance.report.report import Report
+
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 EXIT_CODES = """\
@@ -30,12 +32,13 @@ def add(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="print the report instead")
 
 
-def show(found: dict[str, Any], options: argparse.Namespace) -> int:
+def show(report: Report, options: argparse.Namespace) -> int:
     """Show a report as the options ask; its exit code."""
-    from conformance.report import report, terminal
+    from conformance.report import terminal
+    from conformance.report.verdict import exit_code
 
     if options.json:
-        sys.stdout.write(json.dumps(found, indent=1) + "\n")
+        sys.stdout.write(json.dumps(report.to_json(), indent=1) + "\n")
     else:
-        terminal.show(found, options.report_dir, quiet=options.quiet)
-    return report.exit_code(found)
+        terminal.show(report, options.report_dir, quiet=options.quiet)
+    return exit_code(report)

@@ -32,10 +32,10 @@ def execute(options: argparse.Namespace) -> int:
     except TargetError as error:
         raise UsageError(str(error)) from error
     if options.json:
-        sys.stdout.write(json.dumps(cells, indent=1) + "\n")
+        sys.stdout.write(json.dumps([cell.to_json() for cell in cells], indent=1) + "\n")
     else:
         sys.stdout.write(distributed_table.markdown(cells))
-    return int(any(cell["status"] != "pass" for cell in cells))
+    return int(any(cell.status != "pass" for cell in cells))
 
 
 def _positive(text: str) -> int:

@@ -107,7 +107,7 @@ def execute(options: argparse.Namespace) -> int:
     found, plan = run_target.judge(selection, options.report_dir, manner(options))
     code = output.show(found, options)
     if options.github or github_actions.wanted(os.environ):
-        github_actions.announce(found, plan["sources"], options.report_dir, os.environ)
+        github_actions.announce(found, plan.sources, options.report_dir, os.environ)
     return code
 
 

@@ -20,7 +20,7 @@ def add(commands: output.Commands) -> None:
 def execute(options: argparse.Namespace) -> int:
     """Run it; the exit code."""
     from conformance.report import terminal
-    from conformance.report.report import replace
+    from conformance.report.files import replace
 
     for path, text in _documents().items():
         current = path.read_text(encoding="utf-8") if path.exists() else None

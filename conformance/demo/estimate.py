@@ -14,14 +14,25 @@ from conformance.demo.tasks import Task
 from reference.encrypted.encryption import Keys
 
 
-@dataclass
+@dataclass(frozen=True)
+class MeasuredProduct:
+    """A shape of product [rows, K] · [K, N]: its rows in a step, and the seconds for one row."""
+
+    K: int
+    N: int
+    rows: int
+    seconds: float
+    cpu_seconds: float
+
+
+@dataclass(frozen=True)
 class Estimate:
     """An estimate, and what it rests on.
 
     Attributes:
-        seconds, cpu_seconds, up, down: of one step: rows times what one row took; the last two in bytes.
+        seconds, cpu_seconds, up, down: of one step: rows times the cost of one row; the last two in bytes.
         rows: of all products of a step.   cells: rows times output columns, summed.
-        measured: of each kind of product: K and N, its rows in a step, and the seconds for one row.
+        measured: the shapes of product of which one row was measured.
     """
 
     seconds: float
@@ -30,7 +41,7 @@ class Estimate:
     down: int
     rows: int
     cells: int
-    measured: list[dict[str, float]]
+    measured: tuple[MeasuredProduct, ...]
 
 
 def estimate(task: Task, hybrid: Any, recorder: RecordingBackend, keys: Keys) -> Estimate:
@@ -39,21 +50,23 @@ def estimate(task: Task, hybrid: Any, recorder: RecordingBackend, keys: Keys) ->
     Args:
         hybrid: of the task; it takes a step.   recorder: any backend.   keys: of it.
     """
-    found = Estimate(0.0, 0.0, 0, 0, 0, 0, [])
+    measured, up, down = [], 0, 0
     _one_row(recorder, keys, 1, 1, 2**task.n_bits)  # opens the evaluation key, which is done once
     for (features, columns), rows in sorted(_rows(task, hybrid).items()):
         recorder.traffic = Traffic()
         seconds, cpu_seconds = _one_row(recorder, keys, features, columns, 2**task.n_bits)
-        found.measured.append(
-            {"K": features, "N": columns, "rows": rows, "seconds": seconds, "cpu_seconds": cpu_seconds}
-        )
-        found.seconds += rows * seconds
-        found.cpu_seconds += rows * cpu_seconds
-        found.up += rows * recorder.traffic.up
-        found.down += rows * recorder.traffic.down
-        found.rows += rows
-        found.cells += rows * columns
-    return found
+        measured.append(MeasuredProduct(features, columns, rows, seconds, cpu_seconds))
+        up += rows * recorder.traffic.up
+        down += rows * recorder.traffic.down
+    return Estimate(
+        seconds=sum(product.rows * product.seconds for product in measured),
+        cpu_seconds=sum(product.rows * product.cpu_seconds for product in measured),
+        up=up,
+        down=down,
+        rows=sum(product.rows for product in measured),
+        cells=sum(product.rows * product.N for product in measured),
+        measured=tuple(measured),
+    )
 
 
 def _rows(task: Task, hybrid: Any) -> Counter[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""What the demo leaves behind: a table, all figures as JSON, and a plot; all of them or none."""
+"""The files of `loraspec demo private-training`: a table, all figures as JSON, and a plot; all of them or none."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from conformance.demo import plot
-from conformance.report import report
+from conformance.demo.mode_comparison import PrivateTraining
+from conformance.report import files
 
 HEADINGS = (
     "model",
@@ -40,7 +41,7 @@ def reserved(folder: Path) -> Iterator[None]:
         UsageError: if nothing can be written there.
     """
     new = [path for path in (folder, *folder.parents) if not path.exists()]
-    report.prepare(folder)
+    files.prepare(folder)
     try:
         yield
     except BaseException:
@@ -50,17 +51,17 @@ def reserved(folder: Path) -> Iterator[None]:
         raise
 
 
-def write(folder: Path, found: dict[str, Any]) -> None:
+def write(folder: Path, found: PrivateTraining) -> None:
     """Write the three files."""
     contents = {
-        "losses.png": plot.losses(found["models"], found["settings"]["backend"]),
-        "private-training.json": as_json(found),
+        "losses.png": plot.losses(found.models, found.settings.wanted.backend),
+        "private-training.json": json_text(found.to_json()),
         "private-training.md": markdown(found).encode(),
     }
     write_files(folder, contents)
 
 
-def as_json(found: dict[str, Any]) -> bytes:
+def json_text(found: dict[str, Any]) -> bytes:
     """All figures, as they are written."""
     return (json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
@@ -82,59 +83,60 @@ def write_files(folder: Path, contents: dict[str, bytes]) -> None:
             Path(path).unlink(missing_ok=True)
 
 
-def rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
+def rows(found: PrivateTraining) -> list[tuple[str, ...]]:
     """The table's rows, a run each, in the order of `HEADINGS`."""
     shown = []
-    for model in found["models"]:
-        for run in model["runs"]:
-            sent = (run["up"], run["down"], run["evaluation_key"])
-            figures = [f"{run['final_loss']:.6f}", difference(run["off_torch"]), difference(run["off_disable"])]
-            times = (run["median_seconds"], run["median_cpu_seconds"])
-            shown.append((model["name"], run["mode"], *map(seconds_of, times), *map(_bytes, sent), *figures))
-        if (guess := model["estimate"]) is not None:
-            mode = f"{guess['modes'][0]} (est.)"
-            times = (guess["seconds"], guess["cpu_seconds"])
-            about = [f"≈{text}" for text in (*map(seconds_of, times), *map(_bytes, (guess["up"], guess["down"])))]
-            shown.append((model["name"], mode, *about, _bytes(guess["evaluation_key"]), "–", "–", "–"))
+    for model in found.models:
+        for run in model.runs:
+            sent = (run.run.up, run.run.down, run.run.evaluation_key)
+            figures = [f"{run.final_loss:.6f}", difference(run.off_torch), difference(run.off_disable)]
+            times = (run.median_seconds, run.median_cpu_seconds)
+            shown.append((model.name, run.run.mode, *map(seconds_of, times), *map(_bytes, sent), *figures))
+        if model.estimate is not None:
+            step, mode = model.estimate.estimate, f"{model.estimate.modes[0]} (est.)"
+            times = (step.seconds, step.cpu_seconds)
+            about = [f"≈{text}" for text in (*map(seconds_of, times), *map(_bytes, (step.up, step.down)))]
+            shown.append((model.name, mode, *about, _bytes(model.estimate.evaluation_key), "–", "–", "–"))
     return shown
 
 
-def sentences(found: dict[str, Any]) -> list[str]:
-    """What the table does not say."""
+def sentences(found: PrivateTraining) -> list[str]:
+    """The sentences below the table."""
     said = []
-    for model in found["models"]:
-        for run in model["runs"]:
-            if run["equals_simulate"] is not None:
+    for model in found.models:
+        for run in model.runs:
+            if run.equals_simulate is not None:
                 verdict = "are those of simulate, bit for bit"
-                if not run["equals_simulate"]:
-                    verdict = f"differ from those of simulate, losses by up to {run['off_simulate']:.2g}"
-                said.append(f"{model['name']}, {run['mode']}: all losses and the trained adapters {verdict}.")
-        if (guess := model["estimate"]) is not None:
+                if not run.equals_simulate:
+                    verdict = f"differ from those of simulate, losses by up to {run.off_simulate:.2g}"
+                said.append(f"{model.name}, {run.run.mode}: all losses and the trained adapters {verdict}.")
+        if model.estimate is not None:
+            step = model.estimate.estimate
             said.append(
-                f"{model['name']}, {' and '.join(guess['modes'])}: an estimate, no encrypted step was run. A step "
-                f"multiplies {guess['rows']} rows and gives {guess['cells']} results; one row of each shape of product "
+                f"{model.name}, {' and '.join(model.estimate.modes)}: an estimate, no encrypted step was run. A step "
+                f"multiplies {step.rows} rows and gives {step.cells} results; one row of each shape of product "
                 "was encrypted, multiplied and decrypted, and its time and size taken times the number of rows."
             )
-    if not found["settings"]["secure"]:
-        said.append(f"The parameter set {found['settings']['backend']} is not secure: it is for tests alone.")
+    if not found.settings.secure:
+        said.append(f"The parameter set {found.settings.wanted.backend} is not secure: it is for tests alone.")
     return said
 
 
-def markdown(found: dict[str, Any]) -> str:
-    """The table with what it is about."""
+def markdown(found: PrivateTraining) -> str:
+    """The table, with the models and settings above it and the sentences below it."""
     lines = ["# Private training", ""]
-    lines += [f"- {model['name']}: {model['about']}." for model in found["models"]]
-    settings = found["settings"]
-    command = f"{settings['steps']} steps, seed {settings['seed']}, parameter set {settings['backend']}"
-    lines += [f"- {command}, implementation {settings['implementation']}.", "", NOTES, ""]
+    lines += [f"- {model.name}: {model.about}." for model in found.models]
+    wanted = found.settings.wanted
+    command = f"{wanted.steps} steps, seed {wanted.seed}, parameter set {wanted.backend}"
+    lines += [f"- {command}, implementation {wanted.implementation}.", "", NOTES, ""]
     lines += [line(HEADINGS), line(["---"] * 2 + ["---:"] * (len(HEADINGS) - 2))]
     lines += [line(row) for row in rows(found)]
     lines += ["", *(f"- {sentence}" for sentence in sentences(found)), "", "![loss curves](losses.png)", ""]
-    lines += [f"{found['machine']}; " + ", ".join(f"{k} {v}" for k, v in found["versions"].items()) + "."]
+    lines += [f"{found.machine}; " + ", ".join(f"{k} {v}" for k, v in found.versions.items()) + "."]
     return "\n".join(lines) + "\n"
 
 
-def show(found: dict[str, Any], folder: Path) -> None:
+def show(found: PrivateTraining, folder: Path) -> None:
     """The same table on the terminal."""
     from rich.table import Table
 
@@ -143,7 +145,7 @@ def show(found: dict[str, Any], folder: Path) -> None:
     table = Table(title="private training")
     for number, heading in enumerate(HEADINGS):
         table.add_column(heading, justify="left" if number < 2 else "right", no_wrap=True)
-    names = [model["name"] for model in found["models"]]
+    names = [model.name for model in found.models]
     for row in (shown := rows(found)):
         last = row is shown[-1] or shown[shown.index(row) + 1][0] != row[0]
         table.add_row(*row, end_section=last and len(names) > 1)

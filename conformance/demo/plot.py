@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from conformance.demo.mode_comparison import ModelReport
+from conformance.demo.target_comparison import TargetRun
 
 STYLES: dict[str, dict[str, Any]] = {  # from wide to narrow, so that curves that coincide all show
     "torch": {"color": "#c9c9c9", "linewidth": 8, "solid_capstyle": "round"},
@@ -22,28 +25,26 @@ WIDTHS: tuple[dict[str, Any], ...] = (
 )
 
 
-def losses(models: list[dict[str, Any]], backend: str) -> bytes:
+def losses(models: Sequence[ModelReport], backend: str) -> bytes:
     """A PNG with a panel for each model of a report."""
 
-    def draw(panel: Any, model: dict[str, Any]) -> None:
-        for order, run in enumerate(model["runs"]):
-            mode = run["mode"]
+    def draw(panel: Any, model: ModelReport) -> None:
+        for order, compared in enumerate(model.runs):
+            run, mode = compared.run, compared.run.mode
             label = f"{mode} ({backend})" if "marker" in STYLES[mode] else mode
-            steps = range(1, len(run["losses"]) + 1)
-            panel.plot(steps, run["losses"], label=label, zorder=3 + order, clip_on=False, **STYLES[mode])
+            steps = range(1, len(run.losses) + 1)
+            panel.plot(steps, run.losses, label=label, zorder=3 + order, clip_on=False, **STYLES[mode])
 
-    return _drawn(
-        [(f"{model['name']}: loss of each mode", draw, model) for model in models], "cross-entropy of the batch"
-    )
+    return _drawn([(f"{model.name}: loss of each mode", draw, model) for model in models], "cross-entropy of the batch")
 
 
-def curves(name: str, runs: list[dict[str, Any]]) -> bytes:
+def curves(name: str, runs: Sequence[TargetRun]) -> bytes:
     """A PNG with one panel: the losses of each target, from a wide line to a narrow one."""
 
-    def draw(panel: Any, runs: list[dict[str, Any]]) -> None:
+    def draw(panel: Any, runs: Sequence[TargetRun]) -> None:
         for order, run in enumerate(runs):
             style = WIDTHS[order] if order < len(WIDTHS) else {"linewidth": 1.0}
-            panel.plot(range(1, len(run["losses"]) + 1), run["losses"], label=run["target"], zorder=3 + order, **style)
+            panel.plot(range(1, len(run.losses) + 1), run.losses, label=run.target, zorder=3 + order, **style)
 
     return _drawn([(f"{name}: loss of each target", draw, runs)], "cross-entropy of the window")
 

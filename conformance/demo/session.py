@@ -6,42 +6,22 @@ import importlib.metadata
 import os
 import platform
 import signal
-import statistics
 import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from conformance.demo.mode_comparison import EstimatedModes, ModelReport, PrivateTraining, Settings, Wanted, compared
 from conformance.demo.needed import module, packages
-
-if TYPE_CHECKING:
-    from conformance.demo.training import Run
 
 MODELS = ("mlp", "minilm")
 MODES = ("torch", "disable", "simulate", "execute", "remote")
 BACKENDS = ("toy", "exact", "fast")
 NAMES = ("HybridFHEModel", "LoraTraining", "PeftConfig", "apply_lora_to_linear_modules", "get_remote_names")
 PACKAGES = ("loraspec", "torch", "numpy", "concrete-ml-extensions", "scikit-learn", "transformers")
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What to run.
-
-    Attributes:
-        models, modes: of `MODELS` and `MODES`.   backend: of `BACKENDS`.   implementation: an importable module.
-    """
-
-    models: tuple[str, ...]
-    modes: tuple[str, ...]
-    steps: int
-    backend: str
-    seed: int
-    implementation: str
 
 
 def check_installed(wanted: Wanted) -> None:
@@ -71,7 +51,7 @@ def implementation(name: str) -> Any:
     return module(name, NAMES, "implementation")
 
 
-def run(wanted: Wanted) -> dict[str, Any]:
+def run(wanted: Wanted) -> PrivateTraining:
     """Run everything and return the report."""
     from rich.progress import Progress
 
@@ -83,14 +63,14 @@ def run(wanted: Wanted) -> dict[str, Any]:
     bars = Progress(console=screen, transient=True, disable=not screen.is_terminal)
     with interruptible(), bars as progress:
         session = _Session(wanted, parts, parameters, progress)
-        models = [session.model(name) for name in wanted.models]
-    return {
-        "settings": {**asdict(wanted), "secure": parameters.secure, "parameters": asdict(parameters)},
-        "models": models,
-        "keygen_seconds": session.keygen_seconds,
-        "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-    }
+        models = tuple(session.model(name) for name in wanted.models)
+    return PrivateTraining(
+        Settings(wanted, parameters.secure, parameters),
+        models,
+        session.keygen_seconds,
+        versions={name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        machine=f"{platform.machine()}, {os.cpu_count()} cores",
+    )
 
 
 class _Session:
@@ -105,7 +85,7 @@ class _Session:
         self.keys: Any = None
         self.keygen_seconds: float | None = None
 
-    def model(self, name: str) -> dict[str, Any]:
+    def model(self, name: str) -> ModelReport:
         """All modes of a model."""
         from conformance.demo.training import ENCRYPTED
 
@@ -115,7 +95,7 @@ class _Session:
         encrypted = [mode for mode in wanted.modes if mode in ENCRYPTED]
         runs = [self._run(task, mode) for mode in wanted.modes if name == "mlp" or mode not in encrypted]
         guess = self._estimate(task, encrypted) if name != "mlp" and encrypted else None
-        return {"name": task.name, "about": task.about, **task.details, "runs": _compared(runs), "estimate": guess}
+        return ModelReport(task.name, task.about, task.details, compared(runs), guess)
 
     def _task(self, name: str) -> Any:
         from conformance.demo import minilm, tasks
@@ -143,15 +123,15 @@ class _Session:
                     hybrid.keys = self.keys
                     return training.train(task, mode, hybrid, self.recorder, advance)
 
-    def _estimate(self, task: Any, modes: list[str]) -> dict[str, Any]:
+    def _estimate(self, task: Any, modes: list[str]) -> EstimatedModes:
         from conformance.demo import training
         from conformance.demo.estimate import estimate
 
         self._make_keys()
         with self._shown(f"{task.name}: one row of each product", None):
             hybrid = training.split(task, self.parts, self.recorder)
-            found = asdict(estimate(task, hybrid, self.recorder, self.keys))
-        return {"modes": modes, "evaluation_key": len(self.keys.evaluation), **found}
+            found = estimate(task, hybrid, self.recorder, self.keys)
+        return EstimatedModes(tuple(modes), len(self.keys.evaluation), found)
 
     def _make_keys(self) -> None:
         from time import perf_counter
@@ -171,37 +151,6 @@ class _Session:
         bar = self.progress.add_task(what, total=steps)
         yield lambda: self.progress.advance(bar)
         self.progress.update(bar, total=steps or 1, completed=steps or 1)
-
-
-def _compared(runs: list[Run]) -> list[dict[str, Any]]:
-    """The runs as in the report, each with how far it is from others."""
-    by_mode = {run.mode: run for run in runs}
-    simulated = by_mode.get("simulate")
-    described = []
-    for run in runs:
-        encrypted = run.mode in ("execute", "remote")
-        equal = None
-        if encrypted and simulated is not None:
-            equal = (run.losses, run.adapters) == (simulated.losses, simulated.adapters)
-        described.append(
-            {
-                **asdict(run),
-                "median_seconds": statistics.median(run.seconds),
-                "median_cpu_seconds": statistics.median(run.cpu_seconds),
-                "final_loss": run.losses[-1],
-                "off_torch": _furthest(run, by_mode.get("torch")),
-                "off_disable": _furthest(run, by_mode.get("disable")),
-                "off_simulate": _furthest(run, simulated),
-                "equals_simulate": equal,
-            }
-        )
-    return described
-
-
-def _furthest(run: Run, other: Run | None) -> float | None:
-    if other is None or other is run:
-        return None
-    return max(abs(a - b) for a, b in zip(run.losses, other.losses, strict=True))
 
 
 @contextmanager

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import os
 import platform
-import statistics
 import tempfile
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conformance.demo.needed import module, packages
 from conformance.demo.session import interruptible, version
+from conformance.demo.target_comparison import TargetComparison, TunedModel, Wanted, compared
 
 if TYPE_CHECKING:
     from conformance.demo.learners import Learner
@@ -22,22 +19,6 @@ MODELS = ("minilm", "llama")
 TARGETS = ("reference", "optimized", "peft")
 NAMES = ("load_adapter", "save_adapter")
 PACKAGES = ("loraspec", "torch", "transformers", "peft")
-# Of the first loss. In 50 steps rounding took float32 losses 6e-7 of it apart, with either model.
-BAND = 1e-4
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What to run.
-
-    Attributes:
-        model: of `MODELS`.   targets: `peft` or importable modules; the others are compared with the first.
-    """
-
-    model: str
-    steps: int
-    targets: tuple[str, ...]
-    seed: int
 
 
 def check_installed(wanted: Wanted) -> None:
@@ -65,7 +46,7 @@ def parts_of(target: str) -> Any:
     return module(target, NAMES, "target", ": expected peft, or a module with them")
 
 
-def run(wanted: Wanted) -> tuple[dict[str, Any], list[Learner]]:
+def run(wanted: Wanted) -> tuple[TargetComparison, list[Learner]]:
     """Train; the report, and the learners with what they learnt."""
     from rich.progress import Progress
 
@@ -88,45 +69,11 @@ def run(wanted: Wanted) -> tuple[dict[str, Any], list[Learner]]:
             for offset in range(len(each)):
                 each[(number + offset) % len(each)].step(window)
                 progress.advance(bar)
-    found = {
-        "settings": {**asdict(wanted), "band": BAND},
-        "model": {"name": task.name, "about": task.about, **task.details},
-        "runs": compared([learner.run for learner in each]),
-        "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-    }
+    found = TargetComparison(
+        wanted,
+        TunedModel(task.name, task.about, task.details),
+        compared([learner.run for learner in each]),
+        versions={name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        machine=f"{platform.machine()}, {os.cpu_count()} cores",
+    )
     return found, each
-
-
-def compared(runs: list[Any]) -> list[dict[str, Any]]:
-    """The runs as in the report, each with how far it is from the first."""
-    first = runs[0]
-    described = []
-    for run in runs:
-        off = _furthest(abs(a - b) for a, b in zip(run.losses, first.losses, strict=True))
-        off_norm = _furthest(abs(a - b) / b for a, b in zip(run.norms, first.norms, strict=True))
-        described.append(
-            {
-                **asdict(run),
-                "losses": [_finite(loss) for loss in run.losses],
-                "norms": [_finite(norm) for norm in run.norms],
-                "median_seconds": statistics.median(run.seconds),
-                "times_first": statistics.median(a / b for a, b in zip(run.seconds, first.seconds, strict=True)),
-                "final_loss": _finite(run.losses[-1]),
-                "off_first": None if run is first else off,
-                "off_norm": None if run is first else off_norm,
-                "in_band": off is not None and off <= BAND * first.losses[0],
-            }
-        )
-    return described
-
-
-def _finite(value: float) -> float | None:
-    """The number; None for what JSON has no word for."""
-    return value if math.isfinite(value) else None
-
-
-def _furthest(gaps: Iterable[float]) -> float | None:
-    """The largest; None where one is no number, of which no maximum knows."""
-    found = list(gaps)
-    return max(found) if all(map(math.isfinite, found)) else None

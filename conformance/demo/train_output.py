@@ -1,4 +1,4 @@
-"""What `loraspec demo train` leaves behind: a table, all figures as JSON, a plot, and adapters."""
+"""The files of `loraspec demo train`: a table, all figures as JSON, a plot, and adapters."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from conformance.demo import plot
-from conformance.demo.output import as_json, difference, line, seconds_of, write_files
+from conformance.demo.output import difference, json_text, line, seconds_of, write_files
+from conformance.demo.target_comparison import BAND, TargetComparison
 
 HEADINGS = ("target", "s/step", "÷ first", "trained", "first loss", "last loss", "Δ loss", "Δ norm")
 NOTES = (
@@ -19,11 +20,11 @@ NOTES = (
 )
 
 
-def write(folder: Path, found: dict[str, Any], learners: list[Any]) -> None:
+def write(folder: Path, found: TargetComparison, learners: list[Any]) -> None:
     """Write the three files, and the adapters of each target in a folder of its own."""
     contents = {
-        "losses.png": plot.curves(found["model"]["name"], found["runs"]),
-        "train.json": as_json(found),
+        "losses.png": plot.curves(found.model.name, found.runs),
+        "train.json": json_text(found.to_json()),
         "train.md": markdown(found).encode(),
     }
     with tempfile.TemporaryDirectory(dir=folder, prefix=".adapters-") as held:
@@ -33,20 +34,20 @@ def write(folder: Path, found: dict[str, Any], learners: list[Any]) -> None:
         shutil.copytree(held, folder / "adapters", dirs_exist_ok=True)
 
 
-def rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
+def rows(found: TargetComparison) -> list[tuple[str, ...]]:
     """The table's rows, a target each, in the order of `HEADINGS`."""
     return [
         (
-            run["target"],
-            seconds_of(run["median_seconds"]),
-            f"{run['times_first']:.2f}",
-            f"{run['trained']:,}",
-            _loss(run["losses"][0]),
-            _loss(run["final_loss"]),
-            difference(run["off_first"]),
-            difference(run["off_norm"]),
+            run.target,
+            seconds_of(run.median_seconds),
+            f"{run.times_first:.2f}",
+            f"{run.trained:,}",
+            _loss(run.losses[0]),
+            _loss(run.final_loss),
+            difference(run.off_first),
+            difference(run.off_norm),
         )
-        for run in found["runs"]
+        for run in found.runs
     ]
 
 
@@ -54,40 +55,38 @@ def _loss(value: float | None) -> str:
     return "not finite" if value is None else f"{value:.6f}"
 
 
-def sentences(found: dict[str, Any]) -> list[str]:
+def sentences(found: TargetComparison) -> list[str]:
     """Whether the curves agree."""
-    first, *others = found["runs"]
-    band = found["settings"]["band"]
+    first, *others = found.runs
     return [
-        f"{run['target']}: every loss is {'within' if run['in_band'] else 'NOT within'} {band:g} of the first loss of "
-        f"{first['target']}'s."
+        f"{run.target}: every loss is {'within' if run.in_band else 'NOT within'} {BAND:g} of the first loss of "
+        f"{first.target}'s."
         for run in others
     ]
 
 
-def markdown(found: dict[str, Any]) -> str:
-    """The table with what it is about."""
-    settings = found["settings"]
+def markdown(found: TargetComparison) -> str:
+    """The table, with the model and settings above it and the sentences below it."""
     lines = [
         "# Fine-tuning",
         "",
-        f"- {found['model']['about']}.",
-        f"- {settings['steps']} steps, seed {settings['seed']}.",
+        f"- {found.model.about}.",
+        f"- {found.wanted.steps} steps, seed {found.wanted.seed}.",
     ]
     lines += ["", NOTES, "", line(HEADINGS), line(["---"] + ["---:"] * (len(HEADINGS) - 1))]
     lines += [line(row) for row in rows(found)]
     lines += ["", *(f"- {sentence}" for sentence in sentences(found)), "", "![loss curves](losses.png)", ""]
-    lines += [f"{found['machine']}; " + ", ".join(f"{k} {v}" for k, v in found["versions"].items()) + "."]
+    lines += [f"{found.machine}; " + ", ".join(f"{k} {v}" for k, v in found.versions.items()) + "."]
     return "\n".join(lines) + "\n"
 
 
-def show(found: dict[str, Any], folder: Path) -> None:
+def show(found: TargetComparison, folder: Path) -> None:
     """The same table on the terminal."""
     from rich.table import Table
 
     from conformance.report.terminal import console
 
-    table = Table(title=f"fine-tuning {found['model']['name']}, {found['settings']['steps']} steps")
+    table = Table(title=f"fine-tuning {found.model.name}, {found.wanted.steps} steps")
     for number, heading in enumerate(HEADINGS):
         table.add_column(heading, justify="left" if number == 0 else "right", no_wrap=True)
     for row in rows(found):

@@ -1,4 +1,4 @@
-"""What GitHub Actions shows of a run: annotations at the target's own source, and the job's summary.
+"""A report in GitHub Actions: annotations at the target's own source, and the job's summary.
 
 An annotation is a line on standard error in the form of a workflow command, so that `--json` stays JSON.
 Source: docs.github.com, "Workflow commands for GitHub Actions".
@@ -10,28 +10,23 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from conformance.judgement.result import CRASHED, FAIL, INCONCLUSIVE
+from conformance.judgement.result import FAIL, PASS
 from conformance.report import terminal
-from conformance.report.report import failing, gates
+from conformance.report.plan import Sources
+from conformance.report.report import Report
+from conformance.report.verdict import FAILING, failing_result, gates
 
 SHOWN = 10  # annotations of one kind that GitHub keeps from a step
 
 
 def wanted(environment: Mapping[str, str]) -> bool:
-    """Whether this is a step of a GitHub workflow."""
+    """Whether this process is a step of a GitHub workflow."""
     return environment.get("GITHUB_ACTIONS") == "true"
 
 
-def announce(
-    report: dict[str, Any], sources: dict[str, list[Any]], folder: Path, environment: Mapping[str, str]
-) -> None:
-    """Write an annotation for each failing clause, and add the run to the job's summary where there is one.
-
-    Args:
-        sources: by subject the file and line of its definition, as `places.defined` finds them.
-    """
+def announce(report: Report, sources: Sources, folder: Path, environment: Mapping[str, str]) -> None:
+    """Write an annotation for each failing clause, and add the run to the job's summary where there is one."""
     root = Path(environment.get("GITHUB_WORKSPACE") or os.getcwd()).resolve()
     for line in commands(report, sources, folder, root):
         sys.stderr.write(f"{line}\n")
@@ -41,14 +36,15 @@ def announce(
             file.write(summary(report))
 
 
-def commands(report: dict[str, Any], sources: dict[str, list[Any]], folder: Path, root: Path) -> list[str]:
-    """A workflow command for each failing clause, MUST as error and SHOULD as warning, as many as GitHub keeps."""
-    bad = [clause for clause in report["clauses"] if clause["status"] in (FAIL, CRASHED, INCONCLUSIVE)]
+def commands(report: Report, sources: Sources, folder: Path, root: Path) -> list[str]:
+    """A workflow command for each failing clause: an error for MUST, a warning for SHOULD; as many as GitHub keeps."""
+    bad = [clause for clause in report.clauses if clause.status in FAILING]
     found: dict[str, list[str]] = {"error": [], "warning": []}
     for clause in bad:
         kind = "error" if gates(clause) else "warning"
-        properties = {"title": f"{clause['id']} {clause['status']}"}
-        place = sources.get(failing(clause).get("subject", ""))
+        properties = {"title": f"{clause.id} {clause.status}"}
+        result = failing_result(clause)
+        place = sources.get(result.subject) if result else None
         if place is not None and Path(place[0]).is_relative_to(root):
             properties = {"file": str(Path(place[0]).relative_to(root)), "line": str(place[1]), **properties}
         listed = ",".join(f"{name}={_escaped(value, ':,')}" for name, value in properties.items())
@@ -63,14 +59,14 @@ def _escaped(text: str, more: str = "") -> str:
     return text
 
 
-def summary(report: dict[str, Any]) -> str:
+def summary(report: Report) -> str:
     """The run in Markdown: its verdict, a row for each group, and the clauses that fail."""
     rows = ["| group | pass | fail | others | worst ÷ budget |", "| --- | ---: | ---: | ---: | ---: |"]
-    for name, group in report["groups"].items():
-        if group["claimed"]:
-            passing, bad = group["counts"].get("pass", 0), group["counts"].get(FAIL, 0)
-            rest = sum(group["counts"].values()) - passing - bad
-            rows.append(f"| {name} | {passing} | {bad} | {rest} | {terminal.ratio(group['worst_ratio'])} |")
-    bad = [clause for clause in report["clauses"] if clause["status"] in (FAIL, CRASHED, INCONCLUSIVE)]
-    listed = [f"- **{clause['id']}** ({clause['level']}) {clause['status']}: {clause['sentence']}" for clause in bad]
+    for name, group in report.groups.items():
+        if group.claimed:
+            passing, failing = group.counts.get(PASS, 0), group.counts.get(FAIL, 0)
+            rest = sum(group.counts.values()) - passing - failing
+            rows.append(f"| {name} | {passing} | {failing} | {rest} | {terminal.ratio(group.worst_ratio)} |")
+    bad = [clause for clause in report.clauses if clause.status in FAILING]
+    listed = [f"- **{clause.id}** ({clause.level}) {clause.status}: {clause.sentence}" for clause in bad]
     return "\n".join([f"### {terminal.verdict(report)}", "", *rows, "", *listed, ""])

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 from xml.etree import ElementTree as ET
 
-from conformance.judgement.result import CRASHED, FAIL, INCONCLUSIVE, NOT_CLAIMED, PASS
-from conformance.report.report import gates
+from conformance.judgement.result import FAIL, NOT_CLAIMED, PASS
+from conformance.report.report import Report, ReportedClause, ReportedResult
+from conformance.report.verdict import FAILING, gates
 
 
-def document(report: dict[str, Any]) -> str:
+def document(report: Report) -> str:
     """The whole document."""
-    root = ET.Element("testsuites", name=f"loraspec {report['target']}")
-    for group in report["groups"]:
-        cases = [case for clause in report["clauses"] if clause["group"] == group for case in _cases(clause)]
+    root = ET.Element("testsuites", name=f"loraspec {report.target}")
+    for group in report.groups:
+        cases = [case for clause in report.clauses if clause.group == group for case in _cases(clause)]
         count = {tag: sum(case.find(tag) is not None for case in cases) for tag in ("failure", "skipped")}
         suite = ET.SubElement(
             root,
@@ -30,23 +30,22 @@ def document(report: dict[str, Any]) -> str:
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
 
 
-def _cases(clause: dict[str, Any]) -> list[ET.Element]:
-    if clause["status"] == NOT_CLAIMED:
-        case = ET.Element("testcase", classname=clause["group"], name=clause["id"], time="0")
-        _outcome(case, "skipped", f"not claimed: {clause['message']}")
+def _cases(clause: ReportedClause) -> list[ET.Element]:
+    if clause.status == NOT_CLAIMED:
+        case = ET.Element("testcase", classname=clause.group, name=clause.id, time="0")
+        _outcome(case, "skipped", f"not claimed: {clause.message}")
         return [case]
-    return [_case(clause, result) for result in clause["results"]]
+    return [_case(clause, result) for result in clause.results]
 
 
-def _case(clause: dict[str, Any], result: dict[str, Any]) -> ET.Element:
-    name = f"{clause['id']} {result['subject']} {result['dtype']}"
-    case = ET.Element("testcase", classname=clause["group"], name=name, time=str(result["seconds"]))
-    stale = clause.get("stale", False)
-    text = str(clause["message"] if stale else result["message"] or result["status"])
-    if stale or (result["status"] in (FAIL, CRASHED, INCONCLUSIVE) and gates(clause)):
+def _case(clause: ReportedClause, result: ReportedResult) -> ET.Element:
+    name = f"{clause.id} {result.subject} {result.dtype}"
+    case = ET.Element("testcase", classname=clause.group, name=name, time=str(result.seconds))
+    text = str(clause.message if clause.stale else result.message or result.status)
+    if clause.stale or (result.status in FAILING and gates(clause)):
         _outcome(case, "failure", text)
-    elif result["status"] != PASS:
-        reason = clause.get("reason") or (clause["level"] if result["status"] == FAIL else None)
+    elif result.status != PASS:
+        reason = clause.reason or (clause.level if result.status == FAIL else None)
         _outcome(case, "skipped", f"{reason}: {text}" if reason else text)
     return case
 

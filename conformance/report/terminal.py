@@ -1,4 +1,4 @@
-"""What a run shows: a table of groups, each failure with its case, and the verdict."""
+"""A report on a terminal: a table of groups, each failure with its case, and the verdict."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from conformance.judgement.result import CRASHED, DEVIATION, FAIL, INCONCLUSIVE, NOT_CLAIMED, PASS, UNSUPPORTED, WITHOUT
-from conformance.report.report import failing, gates, rerun
+from conformance.report.plan import Plan
+from conformance.report.report import Report, ReportedClause, ReportedResult
+from conformance.report.rerun_line import rerun_line
+from conformance.report.verdict import FAILING, failing_result, gates
 from conformance.specification import addresses
 
 if TYPE_CHECKING:
@@ -34,19 +37,19 @@ def console(*, stderr: bool = False, stream: TextIO | None = None) -> Console:
     return Console(file=stream, width=width, highlight=False, soft_wrap=True, markup=False)
 
 
-def show(report: dict[str, Any], folder: Path, *, quiet: bool = False) -> None:
-    """Print a report: the table unless quiet, then what failed, then the verdict."""
+def show(report: Report, folder: Path, *, quiet: bool = False) -> None:
+    """Print a report: the table unless quiet, then the failures, then the verdict."""
     out = console()
     if not quiet:
         out.print(_title(report))
         out.print(_table(report))
-        for name, group in report["groups"].items():
-            if not group["claimed"]:
-                out.print(f"  {name:<9} not claimed: lacks {', '.join(group['missing'])}")
-    bad = [clause for clause in report["clauses"] if clause["status"] in (FAIL, CRASHED, INCONCLUSIVE)]
+        for name, group in report.groups.items():
+            if not group.claimed:
+                out.print(f"  {name:<9} not claimed: lacks {', '.join(group.missing)}")
+    bad = [clause for clause in report.clauses if clause.status in FAILING]
     # what decides the verdict first, and the plainest clauses of a group first: LIN-FWD before LIN-FWD-MIXED
-    groups = list(report["groups"])
-    bad.sort(key=lambda c: (not gates(c), groups.index(c["group"]), c["id"].count("-")))
+    groups = list(report.groups)
+    bad.sort(key=lambda c: (not gates(c), groups.index(c.group), c.id.count("-")))
     for clause in bad[:IN_FULL]:
         out.print()
         for line in failure(clause, report, folder):
@@ -54,44 +57,43 @@ def show(report: dict[str, Any], folder: Path, *, quiet: bool = False) -> None:
     if bad[IN_FULL:]:
         out.print(f"\n{len(bad) - IN_FULL} more, in full in {folder / 'report.json'}:")
         for clause in bad[IN_FULL:]:
-            out.print(f"{_word(clause)} {clause['id']}  {clause['sentence']}")
+            out.print(f"{_word(clause)} {clause.id}  {clause.sentence}")
     _show_remarks(report, out)
-    for error in report["errors"]:
-        out.print(f"\nThe suite failed at {error['where']}:\n{error['traceback']}")
+    for error in report.errors:
+        out.print(f"\nThe suite failed at {error.where}:\n{error.traceback}")
     out.print()
-    out.print(verdict(report), style="bold green" if report["verdict"] == "pass" else "bold red")
+    out.print(verdict(report), style="bold green" if report.verdict == "pass" else "bold red")
     out.print(f"report   {folder / 'report.json'}")
 
 
-def _title(report: dict[str, Any]) -> str:
-    name = report["target_name"] + (f" {report['target_version']}" if report["target_version"] else "")
-    versions = report["versions"]
+def _title(report: Report) -> str:
+    versions = report.versions
     triton = f", triton {versions['triton']}" if versions["triton"] else ""
-    device = f"{report['device']} ({report['device_name']}, torch {versions['torch']}{triton})"
-    return f"{name} on {device}, spec {report['spec']}, profile {report['profile']}" + _shard(report)
+    device = f"{report.device} ({report.device_name}, torch {versions['torch']}{triton})"
+    return f"{report.title} on {device}, spec {report.spec}, profile {report.profile}" + _shard(report)
 
 
-def _shard(report: dict[str, Any]) -> str:
-    return f", shard {report['shard']}" if report["shard"] else ""
+def _shard(report: Report) -> str:
+    return f", shard {report.shard}" if report.shard else ""
 
 
-def _table(report: dict[str, Any]) -> Any:
+def _table(report: Report) -> Any:
     from rich import box
     from rich.table import Table
 
-    groups = [group for group in report["groups"].values() if group["claimed"]]
-    shown = [s for s in COLUMNS if s == PASS or any(s in g["counts"] for g in groups)]
+    groups = [group for group in report.groups.values() if group.claimed]
+    shown = [s for s in COLUMNS if s == PASS or any(s in g.counts for g in groups)]
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("group")
     for status in shown:
         table.add_column(status.replace("_", " "), justify="right", style=STYLES.get(status))
     table.add_column("cases", justify="right")
     table.add_column("worst ÷ budget", justify="right")
-    for name, group in report["groups"].items():
-        if not group["claimed"]:
+    for name, group in report.groups.items():
+        if not group.claimed:
             continue
-        counts = [str(group["counts"].get(status, "")) for status in shown]
-        table.add_row(name, *counts, f"{group['examples']:,}", ratio(group["worst_ratio"]))
+        counts = [str(group.counts.get(status, "")) for status in shown]
+        table.add_row(name, *counts, f"{group.examples:,}", ratio(group.worst_ratio))
     return table
 
 
@@ -100,32 +102,24 @@ def ratio(value: float | None) -> str:
     return "–" if value is None else "inf" if value >= 1e308 else f"{value:.2f}" if value < 100 else f"{value:.3g}"
 
 
-def failure(clause: dict[str, Any], report: dict[str, Any], folder: Path) -> list[str]:
-    """A failing clause, as lines: what is required, on what, the case, what was seen, how to see it again."""
-    result = failing(clause)
-    lines = [f"{_word(clause)} {clause['id']}  {clause['sentence']}     loraspec explain {clause['id']}"]
-    if clause.get("stale"):
-        return [*lines, f"why      {clause['message']}"]
-    where = f"{result.get('device')} ({report['device_name']})" if result.get("lane") == "gpu" else result.get("lane")
-    name = report["target_name"] + (f" {report['target_version']}" if report["target_version"] else "")
-    lines.append(f"target   {name}, {result.get('subject')}, {result.get('dtype')}, {where}")
-    if clause["case"] is not None:
-        found = clause["found"]
-        origin = f"     shrunk from {found}" if found and found != clause["case"] else ""
-        lines.append(f"case     {clause['case']}{origin}")
-    lines += message_lines(clause["message"])
+def failure(clause: ReportedClause, report: Report, folder: Path) -> list[str]:
+    """A failing clause, as lines: its sentence, the target, the case, the message, and the command that reruns it."""
+    result = failing_result(clause)
+    lines = [f"{_word(clause)} {clause.id}  {clause.sentence}     loraspec explain {clause.id}"]
+    if clause.stale or result is None:
+        return [*lines, f"why      {clause.message}"]
+    where = f"{result.device} ({report.device_name})" if result.lane == "gpu" else result.lane
+    lines.append(f"target   {report.title}, {result.subject}, {result.dtype}, {where}")
+    if clause.case is not None:
+        found = clause.found
+        origin = f"     shrunk from {found}" if found and found != clause.case else ""
+        lines.append(f"case     {clause.case}{origin}")
+    lines += message_lines(clause.message)
     lines += _others(clause, result)
-    if clause["case"] is not None:
-        again = rerun(
-            report["target"],
-            clause["id"],
-            result["subject"],
-            clause["case"],
-            result["device"],
-            result["lane"],
-        )
+    if clause.case is not None:
+        again = rerun_line(report.target, clause.id, result.subject, clause.case, result.device, result.lane)
         lines.append(f"rerun    {again}")
-    script = folder / f"repro_{clause['id']}.py"
+    script = folder / f"repro_{clause.id}.py"
     if script.exists():
         alone = not re.search(r"(?m)^from conformance\b", script.read_text(encoding="utf-8"))
         lines.append(f"script   {script}{' runs without the suite' if alone else ''}")
@@ -133,7 +127,7 @@ def failure(clause: dict[str, Any], report: dict[str, Any], folder: Path) -> lis
 
 
 def message_lines(message: str | None) -> list[str]:
-    """A message under the margin words: its own (`worst`, `pattern`, …) or `seen`."""
+    """The lines of a message, each after a word in the margin: the line's own (`worst`, `pattern`, …) or `seen`."""
     lines = (message or "").splitlines()
     labelled = ("worst    ", "pattern  ", "at first ", "nearby   ", "flaky    ", "at       ", "         ")
     return [
@@ -141,29 +135,29 @@ def message_lines(message: str | None) -> list[str]:
     ]
 
 
-def _others(clause: dict[str, Any], shown: dict[str, Any]) -> list[str]:
-    bad = (FAIL, CRASHED, INCONCLUSIVE)
-    others = [r for r in clause["results"] if r["status"] in bad and r is not shown]
+def _others(clause: ReportedClause, shown: ReportedResult) -> list[str]:
+    others = [r for r in clause.results if r.status in FAILING and r is not shown]
     if not others:
         return []
-    return ["also     " + ", ".join(f"{r['subject']} {r['dtype']}" for r in others)]
+    return ["also     " + ", ".join(f"{r.subject} {r.dtype}" for r in others)]
 
 
-def _word(clause: dict[str, Any]) -> str:
-    word = {FAIL: "FAIL", CRASHED: "CRASHED", INCONCLUSIVE: "INCONCLUSIVE"}[clause["status"]]
+def _word(clause: ReportedClause) -> str:
+    word = {FAIL: "FAIL", CRASHED: "CRASHED", INCONCLUSIVE: "INCONCLUSIVE"}[clause.status]
     return word if gates(clause) else f"{word} (SHOULD)"
 
 
-def _show_remarks(report: dict[str, Any], out: Console) -> None:
-    deviations = [clause for clause in report["clauses"] if clause["status"] == DEVIATION]
-    remarks = [f"DEVIATION {clause['id']}: {clause['reason']}" for clause in deviations]
+def _show_remarks(report: Report, out: Console) -> None:
+    deviations = [clause for clause in report.clauses if clause.status == DEVIATION]
+    remarks = [f"DEVIATION {clause.id}: {clause.reason}" for clause in deviations]
     noted: dict[str, list[str]] = {}
-    for clause in report["clauses"]:
-        if (clause["message"] or "").startswith(WITHOUT):
-            noted.setdefault(clause["message"], []).append(clause["id"])
-        for result in clause["results"]:
-            if result["status"] == UNSUPPORTED and result["message"]:
-                noted.setdefault(f"{result['subject']} {result['message']}", []).append(clause["id"])
+    for clause in report.clauses:
+        message = clause.message or ""
+        if message.startswith(WITHOUT):
+            noted.setdefault(message, []).append(clause.id)
+        for result in clause.results:
+            if result.status == UNSUPPORTED and result.message:
+                noted.setdefault(f"{result.subject} {result.message}", []).append(clause.id)
     remarks += [f"NOTE {text}: {listed(ids)}" for text, ids in noted.items()]
     if remarks:
         out.print()
@@ -172,47 +166,45 @@ def _show_remarks(report: dict[str, Any], out: Console) -> None:
 
 
 def listed(ids: list[str]) -> str:
-    """The first five, and how many more."""
+    """The first five ids, and the number of the others."""
     return ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
 
 
-def verdict(report: dict[str, Any]) -> str:
-    """The last line: what was decided, and from how much."""
-    clauses = report["clauses"]
-    count = {s: sum(c["status"] == s for c in clauses) for s in COLUMNS}
+def verdict(report: Report) -> str:
+    """The last line of a report: the verdict, the number of clauses of each status, and the number of cases."""
+    clauses = report.clauses
+    count = {s: sum(c.status == s for c in clauses) for s in COLUMNS}
     parts = [f"{count[PASS]} clauses pass"]
     for status, word in ((FAIL, "fail"), (CRASHED, "crashed"), (INCONCLUSIVE, "inconclusive")):
         if count[status]:
-            should = sum(c["status"] == status and not gates(c) for c in clauses)
+            should = sum(c.status == status and not gates(c) for c in clauses)
             parts.append(f"{count[status]} {word}" + (f" ({should} of them SHOULD)" if should else ""))
     parts += [f"{count[DEVIATION]} declared deviations"] if count[DEVIATION] else []
     parts += [f"{count[UNSUPPORTED]} unsupported"] if count[UNSUPPORTED] else []
     parts += [f"{count[NOT_CLAIMED]} not claimed"] if count[NOT_CLAIMED] else []
-    interpreted = sum(clause["launches"] > 0 for clause in clauses)
+    interpreted = sum(clause.launches > 0 for clause in clauses)
     parts += [f"{interpreted} clauses ran Triton kernels (interpreted)"] if interpreted else []
-    examples = sum(clause["examples"] for clause in clauses)
-    rated = [c for c in clauses if c["status"] == PASS and c["worst_ratio"] is not None]
-    worst = max(rated, key=lambda clause: clause["worst_ratio"], default=None)
-    text = (
-        f"{report['verdict'].upper()} {report['target_name']}{_shard(report)}: {', '.join(parts)}; {examples:,} cases"
-    )
+    examples = sum(clause.examples for clause in clauses)
+    rated = [c for c in clauses if c.status == PASS and c.worst_ratio is not None]
+    worst = max(rated, key=lambda clause: clause.worst_ratio or 0.0, default=None)
+    text = f"{report.verdict.upper()} {report.target_name}{_shard(report)}: {', '.join(parts)}; {examples:,} cases"
     if worst is not None:
-        text += f", worst passing error ÷ budget {ratio(worst['worst_ratio'])} ({worst['id']})"
-    return f"{text}; {report['seconds']:.0f} s"
+        text += f", worst passing error ÷ budget {ratio(worst.worst_ratio)} ({worst.id})"
+    return f"{text}; {report.seconds or 0:.0f} s"
 
 
-def show_plan(plan: dict[str, Any]) -> None:
-    """Print what a smoke check found: claimed groups, and what the others lack."""
+def show_plan(plan: Plan) -> None:
+    """Print a plan: the claimed groups, and the names that the target lacks for the others."""
     out = console()
-    out.print(f"{plan['target']['name']} imports and binds; on {plan['device']} ({plan['device_name']}) it claims")
-    for name, about in plan["groups"].items():
-        clauses = [clause for clause in plan["clauses"] if clause["group"] == name]
-        subjects = dict.fromkeys(trial["subject"] for clause in clauses for trial in clause["trials"])
-        claimed = sum(bool(clause["trials"]) for clause in clauses)
-        if about["claimed"]:
+    out.print(f"{plan.target.name} imports and binds; on {plan.device} ({plan.device_name}) it claims")
+    for name, about in plan.groups.items():
+        clauses = [clause for clause in plan.clauses if clause.group == name]
+        subjects = dict.fromkeys(trial.key.subject for clause in clauses for trial in clause.trials)
+        claimed = sum(bool(clause.trials) for clause in clauses)
+        if about.claimed:
             out.print(f"  {name:<9} {claimed} of {len(clauses)} clauses on {', '.join(subjects)}")
         else:
-            out.print(f"  {name:<9} not claimed: lacks {', '.join(about['missing'])}")
+            out.print(f"  {name:<9} not claimed: lacks {', '.join(about.missing)}")
 
 
 def explanation(entry: Entry) -> list[str]:

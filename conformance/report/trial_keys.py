@@ -1,21 +1,20 @@
-"""The key of a trial, clause, subject and dtype, and where it is found."""
+"""The key of a trial (clause, subject and dtype), and how a test's id says it."""
 
 from __future__ import annotations
 
-from typing import Any
-
-Key = tuple[str, str, str]  # clause, subject, dtype
+from typing import NamedTuple
 
 
-def keys(plan: dict[str, Any]) -> list[Key]:
-    """The planned trials, in the plan's order."""
-    return [
-        (clause["id"], trial["subject"], trial["dtype"]) for clause in plan["clauses"] for trial in clause["trials"]
-    ]
+class Key(NamedTuple):
+    """What identifies a trial: the id of its clause, its subject, and its dtype."""
+
+    clause: str
+    subject: str
+    dtype: str
 
 
-def key_of(nodeid: str) -> tuple[str, str, str] | None:
-    """Clause, subject and dtype from a test's id; None for a test that is no trial."""
+def key_of(nodeid: str) -> Key | None:
+    """The key that a test's id contains; None for a test that is no trial."""
     _, bracket, label = nodeid.rpartition("[")
     parts = label.rstrip("]").rsplit("-", 2)
-    return (parts[0], parts[1], parts[2]) if bracket and len(parts) == 3 else None
+    return Key(parts[0], parts[1], parts[2]) if bracket and len(parts) == 3 else None

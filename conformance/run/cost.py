@@ -1,15 +1,16 @@
-"""What cases cost: the time in a run's report, per million cases, and for another profile dealt to several machines."""
+"""The cost of cases, from the times in a report: of a million cases, and of a profile dealt to several machines."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from conformance.errors import UsageError
+from conformance.report.report import Report, ReportedResult
 from conformance.report.trial_keys import Key
 from conformance.run.profiles import PROFILES, Profile
-from conformance.run.shards import part
+from conformance.run.shards import share
 from conformance.specification.clause import REGISTRY, load_all
 
 MILLION = 1_000_000
@@ -33,7 +34,7 @@ class Cost:
         return self.seconds / self.cases * MILLION / 3600 if self.cases else math.nan
 
 
-@dataclass
+@dataclass(frozen=True)
 class Fleet:
     """A profile on several machines.
 
@@ -49,46 +50,48 @@ class Fleet:
     trial: tuple[Key, float]
 
 
-def by_group(report: dict[str, Any]) -> dict[tuple[str, str], Cost]:
-    """By group and lane what the trials of a report took, in the report's order.
+def by_group(report: Report) -> dict[tuple[str, str], Cost]:
+    """By group and lane the cost of the trials of a report, in the report's order.
 
     Raises:
         UsageError: if nothing was judged, or the report is one that is kept without its times.
     """
-    if any("seconds" not in result for clause in report["clauses"] for result in clause["results"]):
-        raise UsageError(f"the report on {report['target']} has no times: expected the report.json that a run wrote")
     found: dict[tuple[str, str], Cost] = {}
-    for clause in report["clauses"]:
-        for result in clause["results"]:
-            cost = found.setdefault((clause["group"], result["lane"]), Cost())
-            cost.add(result["examples"] + result["inconclusive"], result["seconds"])
+    for clause in report.clauses:
+        for result in clause.results:
+            cost = found.setdefault((clause.group, result.lane), Cost())
+            cost.add(result.cases, _seconds(report, result))
     found = {key: cost for key, cost in found.items() if cost.cases}
     if not found:
-        raise UsageError(f"the report on {report['target']} has no judged case: expected one of a run")
+        raise UsageError(f"the report on {report.target} has no judged case: expected one of a run")
     return found
 
 
-def fleet(report: dict[str, Any], profile: str, shards: int) -> Fleet:
-    """What the trials of a report would take under a profile, each in proportion to its cases, dealt as --shard does.
+def _seconds(report: Report, result: ReportedResult) -> float:
+    if result.seconds is None:
+        raise UsageError(f"the report on {report.target} has no times: expected the report.json that a run wrote")
+    return result.seconds
+
+
+def fleet(report: Report, profile: str, shards: int) -> Fleet:
+    """The cost of the trials of a report under a profile, each in proportion to its cases, dealt as --shard does.
 
     Raises:
         UsageError: for a profile or a clause that this version of the suite does not have, or more shards than trials.
     """
-    if report["profile"] not in PROFILES:
-        raise UsageError(f"the report's profile is {report['profile']!r}: expected one of {', '.join(PROFILES)}")
+    if report.profile not in PROFILES:
+        raise UsageError(f"the report's profile is {report.profile!r}: expected one of {', '.join(PROFILES)}")
     load_all()
+    cases: dict[Key, int] = {}
     seconds: dict[Key, float] = {}
-    plan = {**report, "clauses": [], "deviations": {}}
-    for clause in report["clauses"]:
-        trials = []
-        for result in clause["results"]:
-            if not result["examples"] + result["inconclusive"]:
+    for clause in report.clauses:
+        for result in clause.results:
+            if not result.cases:
                 continue
-            spent, wanted = (_cases(PROFILES[p], clause["id"], result["lane"]) for p in (report["profile"], profile))
-            seconds[clause["id"], result["subject"], result["dtype"]] = result["seconds"] * wanted / spent
-            trials.append({**result, "cases": wanted})
-        plan["clauses"].append({**clause, "trials": trials})
-    hands = [_of(part(plan, f"{number}/{shards}"), seconds) for number in range(1, shards + 1)]
+            key = Key(clause.id, result.subject, result.dtype)
+            spent, cases[key] = (_cases(PROFILES[p], clause.id, result.lane) for p in (report.profile, profile))
+            seconds[key] = _seconds(report, result) * cases[key] / spent
+    hands = [_cost(share(cases, f"{number}/{shards}"), cases, seconds) for number in range(1, shards + 1)]
     whole = Cost(sum(hand.cases for hand in hands), sum(hand.seconds for hand in hands))
     longest = max(seconds, key=lambda key: seconds[key])
     return Fleet(profile, shards, whole, max(hands, key=lambda hand: hand.seconds), (longest, seconds[longest]))
@@ -101,9 +104,9 @@ def _cases(profile: Profile, clause: str, lane: str) -> int:
     return profile.cases(declared, lane) + profile.searched(declared, lane)
 
 
-def _of(plan: dict[str, Any], seconds: dict[Key, float]) -> Cost:
+def _cost(chosen: set[Key], cases: Mapping[Key, int], seconds: Mapping[Key, float]) -> Cost:
     cost = Cost()
-    for clause in plan["clauses"]:
-        for trial in clause["trials"]:
-            cost.add(trial["cases"], seconds[clause["id"], trial["subject"], trial["dtype"]])
+    for key, count in cases.items():
+        if key in chosen:
+            cost.add(count, seconds[key])
     return cost

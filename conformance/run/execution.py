@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import json
 import os
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from conformance.errors import SuiteError, UsageError, known
 from conformance.isolation.memory_folder import in_memory
 from conformance.isolation.processes import Child
 from conformance.judgement.result import Result
-from conformance.report.report import Outcome
-from conformance.report.trial_keys import keys
+from conformance.report.outcome import Outcome
+from conformance.report.plan import Plan
+from conformance.report.report import SuiteFailure
+from conformance.report.trial_keys import Key
 from conformance.run.selection import Selection
+from conformance.run.smoke_check import NAME, SmokeCheck
 from conformance.run.supervisor import Guard, Stopped, memory_for
 from conformance.run.time_limits import busy
 from conformance.run.worker_status import Events
@@ -35,7 +37,7 @@ class Run:
     """A run of one selection, as a context: planned on entry, ended with all of its processes on exit.
 
     Attributes:
-        plan: what it will judge, as plain data.
+        plan: its plan, once it is entered.
 
     Raises:
         UsageError: if the target does not import, binds wrongly, or claims nothing that was chosen.
@@ -49,7 +51,7 @@ class Run:
         self._folder = Path(self._scratch.name)
         # on the file system of the clauses' own folders: a target may rename what it wrote to a temporary file
         self._files = tempfile.TemporaryDirectory(prefix="loraspec-", dir=in_memory(), ignore_cleanup_errors=True)
-        self.plan: dict[str, Any] = {}
+        self.plan: Plan
 
     def __enter__(self) -> Self:
         asked, self._asks = os.pipe()
@@ -78,8 +80,8 @@ class Run:
 
         nursery.plan_and_judge(self.selection, self._folder, asked)
 
-    def _planned(self) -> dict[str, Any]:
-        target, path = f"target {self.selection.target!r}", self._folder / "plan.json"
+    def _planned(self) -> Plan:
+        target, path = f"target {self.selection.target!r}", self._folder / NAME
         deadline = time.monotonic() + self.import_timeout
         while (status := self._child.poll()) is None and not path.exists():
             if time.monotonic() > deadline:
@@ -90,17 +92,14 @@ class Run:
         if not path.exists():
             printed = self._child.printed.lines(8)
             raise UsageError(f"importing {target} ended the process, exit code {status}{printed}")
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if "error" in found:
-            raise UsageError(found["error"])
-        if "failure" in found:
-            raise SuiteError(found["failure"])
-        plan: dict[str, Any] = found["plan"]
-        return plan
+        found = SmokeCheck.read(self._folder)
+        if found.plan is None:
+            raise UsageError(found.error) if found.error is not None else SuiteError(found.failure)
+        return found.plan
 
     def judge(
         self,
-        plan: dict[str, Any],
+        plan: Plan,
         *,
         workers: int | None = None,
         timeout: float | None = None,
@@ -108,7 +107,7 @@ class Run:
         watcher: Watcher = lambda outcome, planned: None,  # noqa: ARG005
         known_before: Outcome | None = None,
     ) -> Outcome:
-        """Run every trial of the plan, or of a part of it, that is not known yet; what came of all of them.
+        """Run every trial of the plan, or of a part of it, that is not known yet; return the outcome of all of them.
 
         A trial that ends its process, or goes beyond its time or memory, is recorded as crashed, and the others go on.
 
@@ -122,9 +121,9 @@ class Run:
         """
         from conformance.run.worker_pool import Request
 
-        wanted = set(keys(plan))
+        wanted = set(plan.keys)
         outcome = known_before or Outcome()
-        left = [key for key in keys(plan) if key not in outcome.results]
+        left = [key for key in plan.keys if key not in outcome.results]
         if left and not outcome.errors:
             count = max(1, processes(len(left), self.selection.device) if workers is None else workers)
             limit = TIMEOUTS[self.selection.profile] * busy() if timeout is None else timeout
@@ -137,7 +136,7 @@ class Run:
         watcher(outcome, len(wanted))
         return outcome
 
-    def _followed(self, guard: Guard, wanted: set[tuple[str, str, str]], watcher: Watcher) -> Outcome:
+    def _followed(self, guard: Guard, wanted: set[Key], watcher: Watcher) -> Outcome:
         """Look at the run until it has ended."""
         following = Following(self._folder)
         where = f"target {self.selection.target!r} imports once but not in the processes that run trials"
@@ -159,7 +158,7 @@ class Run:
 
 
 def check_names(selection: Selection) -> None:
-    """Check what can be checked in no time: that the clauses are in SPEC.md, and that there is such a module.
+    """Check in no time that the clauses are in SPEC.md, and that there is such a module.
 
     Raises:
         UsageError: naming what is unknown.
@@ -185,7 +184,7 @@ def _write(scratch: Path, outcome: Outcome) -> None:
 
 
 class Following:
-    """What the events in a folder say came of the trials: each event is read once, however often one looks."""
+    """The outcome that the events in a folder tell: each event is read once, however often one looks."""
 
     def __init__(self, scratch: Path) -> None:
         self._events, self._outcome = Events(scratch), Outcome()
@@ -197,18 +196,18 @@ class Following:
                 case {"result": dict(result), "script": script}:
                     self._outcome.add(Result(**result), script if isinstance(script, str) else None)
                 case {"error": str(text), "where": str(where)}:
-                    self._outcome.errors.append((where, text))
+                    self._outcome.errors.append(SuiteFailure(where, text))
         return self._outcome
 
 
 def record_death(scratch: Path, limit: float) -> None:
-    """Of a process that judged trials one after the other, the one it had started and not finished is to blame."""
+    """Record a crash of the trial that a process started and did not finish, if it judged one after the other."""
     from conformance.run.worker_status import crashed
 
     events = Events(scratch)
     finished = set(Following(scratch).look().results)
     started = [event["start"] for event in events.new() if "start" in event]
-    open_trials = [(clause, subject, dtype) for clause, subject, dtype in started]
+    open_trials = [Key(*key) for key in started]
     open_trials = [key for key in open_trials if key not in finished]
     if open_trials:
         result, _ = crashed(scratch, "main", open_trials[-1], limit)

@@ -1,4 +1,4 @@
-"""What a trial is expected to take: seconds a case, as they were measured on `optimized`."""
+"""The seconds that a trial is expected to take, from seconds a case as measured on `optimized`."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
 
+from conformance.report.plan import Plan
+from conformance.report.report import Report
 from conformance.report.trial_keys import Key
 
 MEASURED = Path(__file__).with_name("seconds.json")  # by clause, then by lane; `loraspec cost --record` writes it
 UNKNOWN = 1.0  # seconds a case of a clause that was not measured
 
 
-def record(report: dict[str, Any], path: Path = MEASURED) -> None:
+def record(report: Report, path: Path = MEASURED) -> None:
     """Write the table anew from the report of a run of every clause on `optimized`, a line a clause.
 
     A clause that the report did not judge keeps its line. Seconds have one digit, so that noise changes few lines.
     """
     found = dict(_read(path))
-    for clause in report["clauses"]:
+    for clause in report.clauses:
         by_lane: dict[str, float] = {}
-        for result in clause["results"]:
-            cases = result["examples"] + result["inconclusive"]
-            if cases:
-                one = result["seconds"] / cases
-                by_lane[result["lane"]] = max(float(f"{one:.0e}"), by_lane.get(result["lane"], 0.0))
+        for result in clause.results:
+            if result.cases and result.seconds is not None:
+                one = result.seconds / result.cases
+                by_lane[result.lane] = max(float(f"{one:.0e}"), by_lane.get(result.lane, 0.0))
         if by_lane:
-            found[clause["id"]] = by_lane
+            found[clause.id] = by_lane
     lines = [f"{json.dumps(name)}: {json.dumps(found[name], sort_keys=True)}" for name in sorted(found)]
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
@@ -43,12 +43,11 @@ def _read(path: Path) -> dict[str, dict[str, float]]:
     return found
 
 
-def of(plan: dict[str, Any]) -> Callable[[Key], float]:
-    """The seconds of each planned trial, by clause, subject and dtype."""
+def of(plan: Plan) -> Callable[[Key], float]:
+    """A function that gives the seconds of each planned trial."""
     seconds: dict[Key, float] = {}
-    for clause in plan["clauses"]:
-        by_lane = _measured().get(clause["id"], {})
-        for trial in clause["trials"]:
-            one = by_lane.get(trial["lane"], max(by_lane.values(), default=UNKNOWN))
-            seconds[clause["id"], trial["subject"], trial["dtype"]] = one * trial["cases"]
+    for trial in plan.trials:
+        by_lane = _measured().get(trial.key.clause, {})
+        one = by_lane.get(trial.lane, max(by_lane.values(), default=UNKNOWN))
+        seconds[trial.key] = one * trial.cases
     return seconds.__getitem__

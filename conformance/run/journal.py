@@ -1,4 +1,4 @@
-"""The journal of a run: what it was asked and each result as it came, in the report folder, one JSON object a line.
+"""The journal of a run: its selection, its plan, and each result as it came; one JSON object a line.
 
 A run that was cut off continues from it, and the journals of shards make up the report of the whole.
 """
@@ -16,8 +16,11 @@ from typing import Any
 
 from conformance.errors import UsageError
 from conformance.judgement.result import Result
-from conformance.report.report import Outcome, replace
-from conformance.report.trial_keys import keys
+from conformance.report.files import replace
+from conformance.report.outcome import Outcome
+from conformance.report.plan import Plan
+from conformance.report.report import SuiteFailure
+from conformance.report.trial_keys import Key
 from conformance.run.selection import Selection
 from conformance.run.shards import part
 
@@ -26,25 +29,25 @@ NAME = "events.jsonl"
 
 @dataclass
 class Recorded:
-    """What a journal says.
+    """The content of a journal.
 
     Attributes:
-        selection, plan: what was asked, and all trials planned for it, those of other shards too.
-        outcome: what is known so far.   devices: names of the devices it ran on.
-        seconds: time spent.   length: bytes that can be read; what follows was being written when it was cut off.
+        plan: the whole plan, with the trials of other shards.
+        outcome: the outcome so far.   devices: names of the devices that the run used.
+        seconds: time spent.   length: bytes that can be read; a line after them was cut off while it was written.
     """
 
     selection: Selection
-    plan: dict[str, Any]
+    plan: Plan
     outcome: Outcome = field(default_factory=Outcome)
     devices: list[str] = field(default_factory=list)
     seconds: float = 0.0
     length: int = 0
 
     @property
-    def left(self) -> list[tuple[str, str, str]]:
+    def left(self) -> list[Key]:
         """Trials of its part that have no result."""
-        return [key for key in keys(part(self.plan, self.selection.shard)) if key not in self.outcome.results]
+        return [key for key in part(self.plan, self.selection.shard).keys if key not in self.outcome.results]
 
 
 class Journal:
@@ -57,14 +60,14 @@ class Journal:
         self._errors = len(recorded.outcome.errors)
 
     @classmethod
-    def begin(cls, folder: Path, selection: Selection, plan: dict[str, Any]) -> Journal:
+    def begin(cls, folder: Path, selection: Selection, plan: Plan) -> Journal:
         """Start a journal; an earlier run's is gone."""
-        header = {"selection": dataclasses.asdict(selection), "plan": plan}
+        header = {"selection": dataclasses.asdict(selection), "plan": plan.to_json()}
         replace(folder / NAME, json.dumps({"run": header}) + "\n")
-        return cls(folder, Recorded(selection, plan, devices=[plan["device_name"]]))
+        return cls(folder, Recorded(selection, plan, devices=[plan.device_name]))
 
     @classmethod
-    def resume(cls, folder: Path, selection: Selection, plan: dict[str, Any]) -> Journal:
+    def resume(cls, folder: Path, selection: Selection, plan: Plan) -> Journal:
         """Continue a journal: its results are kept, its failures of the suite only where nothing is left to run.
 
         Raises:
@@ -80,9 +83,9 @@ class Journal:
         journal = cls(folder, recorded)
         if recorded.left:
             recorded.outcome.errors.clear()
-            recorded.devices = list(dict.fromkeys([*recorded.devices, plan["device_name"]]))
+            recorded.devices = list(dict.fromkeys([*recorded.devices, plan.device_name]))
             journal._errors = 0
-            journal._append({"resumed": plan["device_name"]})
+            journal._append({"resumed": plan.device_name})
         return journal
 
     @property
@@ -102,7 +105,7 @@ class Journal:
         events: list[dict[str, Any]] = [
             {"result": dataclasses.asdict(outcome.results[key]), "script": outcome.scripts.get(key)} for key in new
         ]
-        events += [{"error": text, "where": where} for where, text in errors]
+        events += [{"error": error.traceback, "where": error.where} for error in errors]
         if events:
             events[-1]["seconds"] = self.seconds
             self._append(*events)
@@ -124,16 +127,16 @@ def read(folder: Path) -> Recorded | None:
         return None
     header = first["run"]
     try:
-        selection = Selection.from_dict(header["selection"])
-    except (TypeError, UsageError) as error:
+        selection, plan = Selection.from_dict(header["selection"]), Plan.from_json(header["plan"])
+    except (KeyError, TypeError, AttributeError, UsageError) as error:
         raise UsageError(f"{str(folder / NAME)!r} is of another version of loraspec: {error}") from error
-    recorded = Recorded(selection, header["plan"], devices=[header["plan"]["device_name"]], length=length)
+    recorded = Recorded(selection, plan, devices=[plan.device_name], length=length)
     for recorded.length, event in events:
         match event:
             case {"result": dict(result), "script": script}:
                 recorded.outcome.add(Result(**result), script if isinstance(script, str) else None)
             case {"error": str(text), "where": str(where)}:
-                recorded.outcome.errors.append((where, text))
+                recorded.outcome.errors.append(SuiteFailure(where, text))
             case {"resumed": str(device)}:
                 recorded.outcome.errors.clear()
                 recorded.devices = list(dict.fromkeys([*recorded.devices, device]))
@@ -156,7 +159,7 @@ def _events(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def differences(one: Recorded, other: Recorded, here: str, there: str) -> list[str]:
-    """What makes two journals those of different runs, as lines."""
+    """The differences that make two journals those of different runs, as lines."""
     a, b = _identity(one), _identity(other)
     found = [
         f"{name}: {a.get(name)} {here}, {b.get(name)} {there}" for name in {**a, **b} if a.get(name) != b.get(name)
@@ -173,17 +176,17 @@ def _identity(recorded: Recorded) -> dict[str, Any]:
     selection, plan = recorded.selection, recorded.plan
     asked = {name: ", ".join(value) or "all" for name, value in selection.lists()}
     return {
-        "target": plan["target"]["spec"],
-        "name of the target": plan["target"]["name"],
-        "version of the target": plan["target"]["version"],
-        "source of the target": plan["target"]["fingerprint"],
-        **{f"version of {name}": version for name, version in plan["versions"].items()},
-        "spec": plan["spec"],
+        "target": plan.target.spec,
+        "name of the target": plan.target.name,
+        "version of the target": plan.target.version,
+        "source of the target": plan.target.fingerprint,
+        **{f"version of {name}": version for name, version in plan.versions.items()},
+        "spec": plan.spec,
         "profile": selection.profile,
         "seed": selection.seed,
         "device": selection.device,
         # processors differ between machines of a kind; a GPU is what is tested
-        "name of the device": plan["device_name"] if selection.device != "cpu" else None,
+        "name of the device": plan.device_name if selection.device != "cpu" else None,
         "lane": selection.lane,
         "shard": selection.shard,
         **asked,
@@ -191,8 +194,7 @@ def _identity(recorded: Recorded) -> dict[str, Any]:
 
 
 def _trials(recorded: Recorded) -> dict[tuple[str, ...], None]:
-    clauses = recorded.plan["clauses"]
-    return {(c["id"], t["subject"], t["dtype"], t["lane"]): None for c in clauses for t in c["trials"]}
+    return {(*trial.key, trial.lane): None for trial in recorded.plan.trials}
 
 
 def joined(names: list[str]) -> str:

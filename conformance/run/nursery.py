@@ -8,7 +8,6 @@ worker imports the target. So it is too where the copy with the target dies.
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import signal
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 from conformance.isolation import processes
 from conformance.run import plan, reload_worker
 from conformance.run.selection import Selection, gpu_at_hand, set_interpreter
+from conformance.run.smoke_check import SmokeCheck
 from conformance.run.worker_pool import Pool
 from conformance.run.worker_status import Events
 
@@ -29,14 +29,13 @@ NOT_COPIED = 75  # exit code of a process whose target must be imported by each 
 def plan_and_judge(selection: Selection, folder: Path, asked: int) -> None:
     """Write the plan to the folder, wait until a byte comes on the descriptor `asked`, and judge what is requested.
 
-    In the folder: `plan.json`, a plan, `{"error": …}` for what the user must mend or `{"failure": …}`; `request.json`,
-    which comes before the byte; the events of all trials.
+    In the folder: `plan.json`, a `SmokeCheck`; `request.json`, which comes before the byte; the events of all trials.
     """
     set_interpreter(selection.lane, selection.device, gpu_at_hand())
     try:
         reload_worker.prepare()
     except Exception:  # noqa: BLE001  (whatever it is, it is the suite's)
-        _leave(folder, {"failure": traceback.format_exc()})
+        SmokeCheck(failure=traceback.format_exc()).write(folder)
         return
     number = processes.fork(lambda: _with_target(selection, folder, asked))
     code = processes.exit_code(os.waitpid(number, 0)[1])
@@ -50,9 +49,9 @@ def plan_and_judge(selection: Selection, folder: Path, asked: int) -> None:
 
 
 def _with_target(selection: Selection, folder: Path, asked: int) -> None:
-    found = plan.found(selection)
-    _leave(folder, found)
-    if "plan" not in found:
+    found = plan.checked(selection)
+    found.write(folder)
+    if found.plan is None:
         return
     if not _can_be_copied():
         sys.exit(NOT_COPIED)
@@ -77,12 +76,6 @@ def _can_be_copied() -> bool:
     cuda: Any = torch.cuda  # untyped
     threads = Path("/proc/self/task")
     return not cuda.is_initialized() and threads.exists() and len(list(threads.iterdir())) == 1
-
-
-def _leave(folder: Path, found: dict[str, Any]) -> None:
-    temporary = folder / "plan.part"
-    temporary.write_text(json.dumps(found), encoding="utf-8")
-    temporary.replace(folder / "plan.json")
 
 
 def _end_as(code: int) -> None:

@@ -12,17 +12,22 @@ import traceback
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from conformance.errors import UsageError, known
+from conformance.report.plan import Plan, PlannedClause, PlannedGroup, PlannedTrial, Sources, TargetInfo
 from conformance.run.selection import Selection, set_interpreter
+from conformance.run.smoke_check import SmokeCheck
 from conformance.specification.versions import SPECS
 from conformance.target.fingerprint import fingerprint
 from conformance.target.source_location import defined
 
+if TYPE_CHECKING:
+    from conformance.run.trial import Trial
 
-def plan(selection: Selection) -> dict[str, Any]:
-    """What a run of this selection will judge, as plain data.
+
+def plan(selection: Selection) -> Plan:
+    """The plan of a run of this selection.
 
     Raises:
         UsageError: if the target cannot be imported, binds wrongly or claims nothing that was chosen.
@@ -48,58 +53,47 @@ def plan(selection: Selection) -> dict[str, Any]:
     chosen = [c for c in clauses.values() if selection.includes(c.id, c.group)]
     planned = []
     for clause in chosen:
-        missing = list(target.lacking(clause))
+        missing = tuple(target.lacking(clause))
         offered = trials(clause, target, selection)
         if offered or missing or not target.subjects(clause):
-            planned.append(
-                {
-                    "id": clause.id,
-                    "group": clause.group,
-                    "level": clause.level,
-                    "sentence": clause.sentence,
-                    "missing": missing,
-                    "uninstalled": list(uninstalled(clause)),
-                    "elsewhere": elsewhere(clause, selection.device),
-                    "trials": [_described(trial) for trial in offered],
-                }
+            one = PlannedClause(
+                id=clause.id,
+                group=clause.group,
+                level=clause.level,
+                sentence=clause.sentence,
+                missing=missing,
+                uninstalled=tuple(uninstalled(clause)),
+                elsewhere=elsewhere(clause, selection.device),
+                trials=tuple(map(_planned, offered)),
             )
+            planned.append(one)
     _check_anything_runs(target, selection, chosen, planned)
-    groups = list(dict.fromkeys(str(c["group"]) for c in planned))
-    return {
-        "spec": SPECS[-1],
-        "target": {
-            "spec": target.spec,
-            "name": target.name,
-            "version": _version(target),
-            "fingerprint": fingerprint(target.spec),
-        },
-        "versions": versions(),
-        "device": selection.device,
-        "device_name": device_name(selection.device),
-        "interpreting": interpreting,
-        "groups": {g: {"claimed": g in target.claimed, "missing": list(target.missing(g))} for g in groups},
-        "clauses": planned,
-        "deviations": {k: v for k, v in target.deviations.items() if any(k == c["id"] for c in planned)},
-        "sources": _sources(target, planned),
-    }
+    groups = dict.fromkeys(clause.group for clause in planned)
+    return Plan(
+        spec=SPECS[-1],
+        target=TargetInfo(target.spec, target.name, _version(target), fingerprint(target.spec)),
+        versions=versions(),
+        device=selection.device,
+        device_name=device_name(selection.device),
+        interpreting=interpreting,
+        groups={group: PlannedGroup(group in target.claimed, tuple(target.missing(group))) for group in groups},
+        clauses=tuple(planned),
+        deviations={k: v for k, v in target.deviations.items() if any(k == clause.id for clause in planned)},
+        sources=_sources(target, planned),
+    )
 
 
-def _sources(target: Any, planned: list[dict[str, Any]]) -> dict[str, list[Any] | None]:
+def _sources(target: Any, planned: list[PlannedClause]) -> Sources:
     """By subject the file and line where the target defines it."""
     module = sys.modules[target.spec.partition(":")[0]]
-    subjects = dict.fromkeys(trial["subject"] for clause in planned for trial in clause["trials"])
+    subjects = dict.fromkeys(trial.key.subject for clause in planned for trial in clause.trials)
     return {subject: defined(module, target.thing, subject) for subject in subjects}
 
 
-def _described(trial: Any) -> dict[str, Any]:
-    subject = trial.subject
-    return {
-        "subject": subject.name,
-        "dtype": trial.dtype,
-        "lane": subject.lane,
-        "declared": trial.declared,
-        "cases": trial.profile.cases(trial.clause, subject.lane) if trial.declared else 1,
-    }
+def _planned(trial: Trial) -> PlannedTrial:
+    lane = trial.subject.lane
+    cases = trial.profile.cases(trial.clause, lane) if trial.declared else 1
+    return PlannedTrial(trial.key, lane, trial.declared, cases)
 
 
 def _check_claims(target: Any, selection: Selection, ids: list[str]) -> None:
@@ -117,16 +111,16 @@ def _check_claims(target: Any, selection: Selection, ids: list[str]) -> None:
         raise UsageError("\n".join([f"target {target.spec!r} does not bind:", *(f"  {p}" for p in problems)]))
 
 
-def _check_anything_runs(target: Any, selection: Selection, chosen: list[Any], planned: list[dict[str, Any]]) -> None:
+def _check_anything_runs(target: Any, selection: Selection, chosen: list[Any], planned: list[PlannedClause]) -> None:
     """Raise UsageError where no trial would judge anything."""
-    if any(trial["declared"] for clause in planned for trial in clause["trials"]):
+    if any(trial.declared for clause in planned for trial in clause.trials):
         return
-    if any(clause["trials"] for clause in planned):
+    if any(clause.trials for clause in planned):
         asked = ", ".join(selection.dtypes) or "the clauses' dtypes"
         raise UsageError(f"target {target.spec!r} declares {', '.join(target.dtypes)}: nothing to judge in {asked}")
     if selection.lane and any(target.subjects(clause) for clause in chosen):
         raise UsageError(f"target {target.spec!r} has no subject that runs in lane {selection.lane!r} here")
-    groups = list(dict.fromkeys(str(clause["group"]) for clause in planned))
+    groups = dict.fromkeys(clause.group for clause in planned)
     lacking = {group: target.missing(group) for group in groups if target.missing(group)}
     if lacking:
         listed = "\n".join(f"  {group:<9} lacks {', '.join(names)}" for group, names in lacking.items())
@@ -173,11 +167,11 @@ def device_name(device: str) -> str:
     return named[0] if named else platform.processor() or platform.machine()
 
 
-def found(selection: Selection) -> dict[str, Any]:
-    """`{"plan": …}`, `{"error": …}` for what the user must mend, or `{"failure": …}` for the suite's own."""
+def checked(selection: Selection) -> SmokeCheck:
+    """The plan of a run of this selection, or why there is none."""
     try:
-        return {"plan": plan(selection)}
+        return SmokeCheck(plan(selection))
     except UsageError as error:
-        return {"error": str(error)}
+        return SmokeCheck(error=str(error))
     except Exception:  # noqa: BLE001  (whatever it is, the command reports it as the suite's)
-        return {"failure": traceback.format_exc()}
+        return SmokeCheck(failure=traceback.format_exc())

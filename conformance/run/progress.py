@@ -1,4 +1,4 @@
-"""How far a run is and how long it takes yet, on standard error: a bar on a terminal, elsewhere a line now and then."""
+"""The progress of a run and the time left, on standard error: a bar on a terminal, elsewhere a line now and then."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from conformance.report.terminal import console
 from conformance.run.shards import costs
 
 if TYPE_CHECKING:
-    from conformance.report.report import Outcome
+    from conformance.report.outcome import Outcome
+    from conformance.report.plan import Plan
+    from conformance.report.trial_keys import Key
 
 AFTER = 5.0  # seconds that a run takes without a word
 FIRST, LAST = 15.0, 300.0  # seconds between lines: a fifth of the time so far, within these
@@ -23,14 +25,14 @@ class Progress:
     """Follows the trials of a plan.
 
     Args:
-        plan: what is run.   title: said first, where several targets are run.
+        plan: the plan of the run.   title: the first words of each line, where several targets are run.
         quiet: say nothing at all.
         stream: standard error.   clock: seconds.
     """
 
     def __init__(
         self,
-        plan: dict[str, Any],
+        plan: Plan,
         *,
         title: str = "",
         quiet: bool = False,
@@ -43,7 +45,7 @@ class Progress:
         # not what rich takes for a terminal: FORCE_COLOR asks for colours in a log, not for a bar that moves
         self.draws = stream.isatty() and not self.console.is_dumb_terminal
         self.started = self.said = clock()
-        self.known: set[tuple[str, str, str]] | None = None
+        self.known: set[Key] | None = None
         self.bar: Any = None
         self.task: Any = None
 

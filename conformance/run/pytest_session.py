@@ -12,8 +12,13 @@ import pytest
 
 from conformance.errors import UsageError
 from conformance.judgement.result import CRASHED, FAIL, PASS, Result, without_addresses
-from conformance.report.report import Outcome, assemble, exit_code, finish, prepare, write
-from conformance.report.trial_keys import Key, key_of, keys
+from conformance.report.assemble import assemble
+from conformance.report.files import finish, prepare, write
+from conformance.report.outcome import Outcome
+from conformance.report.plan import Plan
+from conformance.report.report import SuiteFailure
+from conformance.report.trial_keys import Key, key_of
+from conformance.report.verdict import exit_code
 from conformance.run.journal import Journal
 from conformance.run.selection import Selection
 from conformance.run.shards import part
@@ -25,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Session:
-    """The hooks of a session that runs the suite; in a worker of pytest-xdist those that run trials act."""
+    """The hooks of a session that runs the suite; in a worker of pytest-xdist only those that run trials act."""
 
     def __init__(self, config: pytest.Config, selection: Selection) -> None:
         self.config, self.selection = config, selection
@@ -68,7 +73,7 @@ class Session:
             raise pytest.UsageError(str(error)) from error
 
     @cached_property
-    def _plan(self) -> dict[str, Any]:
+    def _plan(self) -> Plan:
         """All trials of the selection, those of other shards too."""
         from conformance.run.plan import plan
 
@@ -78,7 +83,7 @@ class Session:
             raise pytest.UsageError(str(error)) from error
 
     @property
-    def _part(self) -> dict[str, Any]:
+    def _part(self) -> Plan:
         try:
             return part(self._plan, self.selection.shard)
         except UsageError as error:
@@ -92,7 +97,7 @@ class Session:
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         """Leave out clauses not chosen, and trials of other shards."""
-        wanted = set(keys(self._part)) if self.selection.shard is not None else None
+        wanted = set(self._part.keys) if self.selection.shard is not None else None
         out = [item for item in items if _is_trial(item) and not self._wanted(item, wanted)]
         if out:
             left_out = set(map(id, out))
@@ -138,7 +143,7 @@ class Session:
 
     def _error(self, where: str, text: str) -> None:
         text = without_addresses(text)
-        self.outcome.errors.append((where, text))
+        self.outcome.errors.append(SuiteFailure(where, text))
         self._record()
 
     def _record(self) -> None:
@@ -163,8 +168,8 @@ class Session:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         finished = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
         if self.folder is not None and self.journal is not None and finished:
-            report = assemble(self._part, self.selection, self.outcome)
-            finish(report, self.journal.seconds)
+            report = assemble(self._part, self.outcome, self.selection.settings)
+            report = finish(report, self.journal.seconds)
             write(self.folder, report, self.outcome.reproducers(self._part))
             if exit_code(report) and session.exitstatus == pytest.ExitCode.OK:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -72,7 +72,7 @@ def _judge(selection: Selection, folder: Path, limit: float, before: set[str]) -
     with watch.importing():
         plan = planning.plan(selection)
     _leave(folder, _sources(before, selection.target))  # a trial may end the process
-    (folder / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
+    (folder / "plan.json").write_text(json.dumps(plan.to_json()), encoding="utf-8")
     target = loaded(selection.target, selection.device)
     shrinks = True
     for trial in trials(REGISTRY[selection.clauses[0]], target, selection, watch):

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from conformance.errors import SuiteError, UsageError, known
-from conformance.report.report import failing
+from conformance.report.report import Report
+from conformance.report.verdict import failing_result
 from conformance.run.execution import check_names
 from conformance.run.selection import Selection, gpu_at_hand, set_interpreter
 from conformance.specification import spec_page
@@ -18,7 +19,7 @@ from conformance.specification import spec_page
 
 @dataclass(frozen=True)
 class Line:
-    """What a rerun line says: `CLAUSE TARGET [SUBJECT] field=value …`."""
+    """A rerun line: `CLAUSE TARGET [SUBJECT] field=value …`."""
 
     clause: str
     target: str
@@ -54,18 +55,17 @@ def from_report(path: Path, clause: str | None) -> Line:
         UsageError: if the file is no report or holds no such case.
     """
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        clauses = {c["id"]: c for c in report["clauses"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        report = Report.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{str(path)!r} is no report: {type(error).__name__}: {error}") from error
+    clauses = {found.id: found for found in report.clauses}
     if clause is not None:
         known([clause], clauses, f"clause in {str(path)!r}:")
-    chosen = [clauses[clause]] if clause else [c for c in clauses.values() if c["case"]]
-    if not chosen or not chosen[0]["case"]:
+    chosen = [clauses[clause]] if clause else [found for found in clauses.values() if found.case]
+    result = failing_result(chosen[0]) if chosen else None
+    if result is None or not chosen[0].case:
         raise UsageError(f"{str(path)!r} has no failing case" + (f" of {clause}" if clause else ""))
-    result = failing(chosen[0])
-    case = chosen[0]["case"]
-    return Line(chosen[0]["id"], report["target"], result["subject"], case, result["device"], result["lane"])
+    return Line(chosen[0].id, report.target, result.subject, chosen[0].case, result.device, result.lane)
 
 
 def check(line: Line) -> tuple[str, str]:

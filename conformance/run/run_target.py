@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conformance.report import report
+from conformance.report import files
+from conformance.report.assemble import assemble
 from conformance.report.terminal import console
 from conformance.run import shards
 from conformance.run.execution import Run
@@ -14,7 +16,9 @@ from conformance.run.journal import Journal
 from conformance.run.progress import Progress
 
 if TYPE_CHECKING:
-    from conformance.report.report import Outcome
+    from conformance.report.outcome import Outcome
+    from conformance.report.plan import Plan
+    from conformance.report.report import Report
     from conformance.run.selection import Selection
 
 
@@ -36,15 +40,15 @@ class Manner:
     title: str = ""
 
 
-def judge(selection: Selection, folder: Path, manner: Manner) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Write the report of a run; the report, and the plan that it follows.
+def judge(selection: Selection, folder: Path, manner: Manner) -> tuple[Report, Plan]:
+    """Run, write the report in a folder, and return it with its plan.
 
     Raises:
         UsageError: if the target does not import, bind or claim anything chosen, or what is there cannot be resumed.
         SuiteError: if the suite fails on its own.
         KeyboardInterrupt: saying how to continue.
     """
-    report.prepare(folder)
+    files.prepare(folder)
     with Run(selection) as run:
         plan = shards.part(run.plan, selection.shard)
         journal = _journal(selection, folder, run.plan, manner)
@@ -61,14 +65,14 @@ def judge(selection: Selection, folder: Path, manner: Manner) -> tuple[dict[str,
             raise KeyboardInterrupt(f"the same command with --resume continues from {journal.path}") from None
         finally:
             progress.stop()
-    found = report.assemble({**plan, "device_name": journal.devices}, selection, outcome)
-    report.finish(found, journal.seconds)
-    report.write(folder, found, outcome.reproducers(plan))
-    return found, plan
+    report = assemble(dataclasses.replace(plan, device_name=journal.devices), outcome, selection.settings)
+    report = files.finish(report, journal.seconds)
+    files.write(folder, report, outcome.reproducers(plan))
+    return report, plan
 
 
-def _journal(selection: Selection, folder: Path, plan: dict[str, Any], manner: Manner) -> Journal:
-    """The journal to write, which an earlier run may have begun; says on standard error what it did."""
+def _journal(selection: Selection, folder: Path, plan: Plan, manner: Manner) -> Journal:
+    """The journal to write, which an earlier run may have begun; standard error tells how much that run did."""
     if not manner.resume:
         return Journal.begin(folder, selection, plan)
     journal = Journal.resume(folder, selection, plan)

@@ -10,6 +10,7 @@ from typing import Any
 
 from conformance.errors import UsageError, known
 from conformance.numerics.dtypes import FLOAT_DTYPES
+from conformance.report.assemble import RunSettings
 from conformance.run.profiles import PROFILES, Profile
 from conformance.specification.groups import groups
 
@@ -86,6 +87,11 @@ class Selection:
     def narrowed(self) -> bool:
         """Whether parts of clauses are left out, so that a clause passing here may still fail as a whole."""
         return bool(self.dtypes or self.shard) or self.lane in ("cpu", "interpreter")
+
+    @property
+    def settings(self) -> RunSettings:
+        """The part of it that a report depends on."""
+        return RunSettings(self.profile, self.seed, self.lane, self.shard, self.narrowed)
 
     def arguments(self) -> list[str]:
         """The pytest options that ask for this selection, of all shards."""

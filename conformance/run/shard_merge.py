@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from conformance.errors import UsageError
-from conformance.report.report import Outcome, assemble, finish, write
+from conformance.report.assemble import assemble
+from conformance.report.files import finish, write
+from conformance.report.outcome import Outcome
+from conformance.report.report import Report
 from conformance.run.journal import NAME, Journal, Recorded, differences, joined, listed, read
 from conformance.run.selection import shard_numbers
 
 
-def merge_shards(folders: Sequence[Path], into: Path) -> dict[str, Any]:
+def merge_shards(folders: Sequence[Path], into: Path) -> Report:
     """Write and return the report that one run of all trials would have given.
 
     Raises:
@@ -26,15 +28,15 @@ def merge_shards(folders: Sequence[Path], into: Path) -> dict[str, Any]:
     _check_complete(shards)
     recorded = list(shards.values())
     selection, plan = dataclasses.replace(recorded[0].selection, shard=None), recorded[0].plan
-    plan = {**plan, "device_name": joined([name for shard in recorded for name in shard.devices])}
+    plan = dataclasses.replace(plan, device_name=joined([name for shard in recorded for name in shard.devices]))
     outcome = Outcome()
     for shard in recorded:
         outcome.results |= shard.outcome.results
         outcome.scripts |= shard.outcome.scripts
         outcome.errors += [error for error in shard.outcome.errors if error not in outcome.errors]
     Journal.begin(into, selection, plan).record(outcome)
-    report = assemble(plan, selection, outcome)
-    finish(report, round(sum(shard.seconds for shard in recorded), 1))
+    report = assemble(plan, outcome, selection.settings)
+    report = finish(report, round(sum(shard.seconds for shard in recorded), 1))
     write(into, report, outcome.reproducers(plan))
     return report
 
@@ -49,7 +51,7 @@ def _read(folder: Path) -> Recorded:
 
 
 def _check_alike(shards: dict[Path, Recorded]) -> None:
-    """Raise UsageError unless all are of one run, naming what differs."""
+    """Raise UsageError unless all shards are of one run, naming the differences."""
     (first, one), *others = shards.items()
     for folder, other in others:
         found = differences(_unsharded(one), _unsharded(other), f"in {str(first)!r}", f"in {str(folder)!r}")
@@ -62,7 +64,7 @@ def _unsharded(recorded: Recorded) -> Recorded:
 
 
 def _check_complete(shards: dict[Path, Recorded]) -> None:
-    """Raise UsageError unless each shard is there once and finished, naming what is not."""
+    """Raise UsageError unless each shard is there once and finished, naming those that are not."""
     counts = {shard_numbers(str(r.selection.shard))[1]: str(folder) for folder, r in shards.items()}
     if len(counts) > 1:
         each = " and ".join(f"of {count} in {folder!r}" for count, folder in counts.items())

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import heapq
-from typing import Any
+from collections.abc import Mapping
 
 from conformance.errors import UsageError
-from conformance.report.trial_keys import Key, keys
+from conformance.report.plan import Plan
+from conformance.report.trial_keys import Key
 from conformance.run.selection import shard_numbers
 
 
-def costs(plan: dict[str, Any]) -> dict[Key, int]:
-    """What each planned trial costs: its cases."""
-    return {
-        (clause["id"], trial["subject"], trial["dtype"]): trial["cases"]
-        for clause in plan["clauses"]
-        for trial in clause["trials"]
-    }
+def costs(plan: Plan) -> dict[Key, int]:
+    """By trial of a plan its cost: its cases."""
+    return {trial.key: trial.cases for trial in plan.trials}
 
 
-def part(plan: dict[str, Any], shard: str | None) -> dict[str, Any]:
+def part(plan: Plan, shard: str | None) -> Plan:
     """The plan of one shard: its trials, the clauses and groups that they leave, and all that is not claimed.
 
     Raises:
@@ -28,27 +26,36 @@ def part(plan: dict[str, Any], shard: str | None) -> dict[str, Any]:
     """
     if shard is None:
         return plan
-    number, count = shard_numbers(shard)
-    chosen = set(_dealt(plan, count)[number - 1])
-    if not chosen:
-        raise UsageError(f"shard {shard} is empty: {len(keys(plan))} trials are planned, so ask for no more shards")
+    chosen = share(costs(plan), shard)
     clauses = []
-    for clause in plan["clauses"]:
-        trials = [t for t in clause["trials"] if (clause["id"], t["subject"], t["dtype"]) in chosen]
-        if trials or not clause["trials"]:
-            clauses.append({**clause, "trials": trials})
-    left = {clause["group"] for clause in clauses}
-    return {
-        **plan,
-        "clauses": clauses,
-        "groups": {name: about for name, about in plan["groups"].items() if name in left},
-        "deviations": {k: v for k, v in plan["deviations"].items() if any(k == c["id"] for c in clauses)},
-    }
+    for clause in plan.clauses:
+        trials = tuple(trial for trial in clause.trials if trial.key in chosen)
+        if trials or not clause.trials:
+            clauses.append(dataclasses.replace(clause, trials=trials))
+    left = {clause.group for clause in clauses}
+    return dataclasses.replace(
+        plan,
+        clauses=tuple(clauses),
+        groups={name: group for name, group in plan.groups.items() if name in left},
+        deviations={k: v for k, v in plan.deviations.items() if any(k == clause.id for clause in clauses)},
+    )
 
 
-def _dealt(plan: dict[str, Any], count: int) -> list[list[Key]]:
+def share(cost_of: Mapping[Key, int], shard: str) -> set[Key]:
+    """The trials of one shard, of all trials with their costs.
+
+    Raises:
+        UsageError: if there are more shards than trials.
+    """
+    number, count = shard_numbers(shard)
+    chosen = set(_dealt(cost_of, count)[number - 1])
+    if not chosen:
+        raise UsageError(f"shard {shard} is empty: {len(cost_of)} trials are planned, so ask for no more shards")
+    return chosen
+
+
+def _dealt(cost_of: Mapping[Key, int], count: int) -> list[list[Key]]:
     """Each trial, the costliest first, to the shard that has the least so far."""
-    cost_of = costs(plan)
     hands: list[list[Key]] = [[] for _ in range(count)]
     heap = [(0, number) for number in range(count)]
     for key in sorted(cost_of, key=lambda key: (-cost_of[key], _shuffling(key))):

@@ -24,7 +24,8 @@ from conformance.judgement.result import (
     Result,
     without_addresses,
 )
-from conformance.report.report import rerun
+from conformance.report.rerun_line import rerun_line
+from conformance.report.trial_keys import Key
 from conformance.reproducer.reproducer import script
 from conformance.run.case_search import Examination
 from conformance.run.profiles import Profile
@@ -60,13 +61,13 @@ class Trial:
 
     @property
     def id(self) -> str:
-        """The label from which `selection.key_of` reads clause, subject and dtype."""
+        """The label from which `trial_keys.key_of` reads clause, subject and dtype."""
         return f"{self.clause.id}-{self.subject.name}-{self.dtype}"
 
     @property
-    def key(self) -> tuple[str, str, str]:
+    def key(self) -> Key:
         """Clause, subject and dtype."""
-        return self.clause.id, self.subject.name, self.dtype
+        return Key(self.clause.id, self.subject.name, self.dtype)
 
     def examine(self) -> Result:
         """Judge it; on a failure also write the script that reproduces it."""
@@ -103,13 +104,9 @@ def describe(result: Result, target: str) -> str:
     """What happened and how to see it again, as lines."""
     lines = [result.message or ""]
     if result.case is not None:
-        lines += [f"case     {result.case}", f"rerun    {rerun_line(result, target)}"]
+        again = rerun_line(target, result.clause, result.subject, result.case, result.device, result.lane)
+        lines += [f"case     {result.case}", f"rerun    {again}"]
     return "\n".join(lines)
-
-
-def rerun_line(result: Result, target: str) -> str:
-    """The command that checks exactly the failing case again."""
-    return rerun(target, result.clause, result.subject, result.case or "", result.device, result.lane)
 
 
 def trials(

@@ -19,12 +19,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from conformance.errors import UsageError, known
-from conformance.judgement.result import CRASHED, FAIL, INCONCLUSIVE, PASS
+from conformance.judgement.result import PASS
 from conformance.report import terminal
-from conformance.report.report import assemble, exit_code
+from conformance.report.assemble import assemble
+from conformance.report.plan import Plan
+from conformance.report.verdict import FAILING, exit_code
 from conformance.run import reload_worker
 from conformance.run.execution import IMPORT_TIMEOUT, ONE_THREAD, TIMEOUTS, Following, record_death
 from conformance.run.reload_worker import Stamps, stamps
@@ -47,7 +48,7 @@ class Fork(multiprocessing.context.ForkProcess):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one judgement found: its exit code, the lines that say so, and the files it read as they were."""
+    """The verdict of one judgement: its exit code, the lines that tell it, and the files it read as they were."""
 
     code: int
     lines: list[str]
@@ -139,7 +140,7 @@ def _judged(selection: Selection, limit: float, memory: int, outdated: Callable[
         finally:
             _end(process)
         files = reload_worker.files_in(folder)
-        plan = _json(folder / "plan.json")
+        plan = _plan(folder / "plan.json")
         if refused is not None or plan is None:
             said = refused or "the process that imported it ended"
             return Verdict(2, [said, f"NO VERDICT {selection.target} cannot be judged"], files)
@@ -156,26 +157,24 @@ def _end(process: Fork) -> None:
     process.join()
 
 
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+def _plan(path: Path) -> Plan | None:
+    return Plan.from_json(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
 
-def _reported(selection: Selection, plan: dict[str, Any], folder: Path) -> tuple[int, list[str]]:
-    report = assemble(plan, selection, Following(folder).look())
-    (clause,) = report["clauses"]
-    lines = [
-        f"the suite itself failed, which says nothing about the target:\n{e['traceback']}" for e in report["errors"]
-    ]
-    if clause["status"] in (FAIL, CRASHED, INCONCLUSIVE) and not lines:
+def _reported(selection: Selection, plan: Plan, folder: Path) -> tuple[int, list[str]]:
+    report = assemble(plan, Following(folder).look(), selection.settings)
+    (clause,) = report.clauses
+    lines = [f"the suite itself failed, which says nothing about the target:\n{e.traceback}" for e in report.errors]
+    if clause.status in FAILING and not lines:
         lines = terminal.failure(clause, report, folder)
-    word = "ERROR" if report["errors"] else clause["status"].upper()
+    word = "ERROR" if report.errors else clause.status.upper()
     seen: dict[str, list[str]] = {}
-    for result in clause["results"]:
-        mark = terminal.ratio(result["worst_ratio"]) if result["worst_ratio"] is not None else ""
-        status = "" if result["status"] == PASS else result["status"]
-        seen.setdefault(result["subject"], []).append(" ".join(filter(None, (result["dtype"], status, mark))))
+    for result in clause.results:
+        mark = terminal.ratio(result.worst_ratio) if result.worst_ratio is not None else ""
+        status = "" if result.status == PASS else result.status
+        seen.setdefault(result.subject, []).append(" ".join(filter(None, (result.dtype, status, mark))))
     judged = "; ".join(f"{subject} {', '.join(results)}" for subject, results in seen.items())
-    return exit_code(report), [*lines, f"{word} {clause['id']}  {judged}; {clause['examples']} cases"]
+    return exit_code(report), [*lines, f"{word} {clause.id}  {judged}; {clause.examples} cases"]
 
 
 def _show(verdict: Verdict, seconds: float) -> None:

@@ -21,6 +21,7 @@ from conformance.judgement.result import CRASHED, Result
 from conformance.report.trial_keys import Key
 from conformance.run import expected_seconds
 from conformance.run.selection import Selection
+from conformance.run.smoke_check import SmokeCheck
 from conformance.run.time_limits import Limits
 from conformance.run.worker_status import Events, Watch, crashed, judged, last_word
 
@@ -43,7 +44,7 @@ class Request:
     def read(cls, folder: Path) -> Request:
         """The request that a command left in a folder."""
         found = json.loads((folder / "request.json").read_text(encoding="utf-8"))
-        keys = [(clause, subject, dtype) for clause, subject, dtype in found["keys"]]
+        keys = [Key(*key) for key in found["keys"]]
         return cls(keys, found["workers"], found["limit"], found["files"])
 
     def write(self, folder: Path) -> None:
@@ -108,13 +109,14 @@ class Pool:
     def __init__(self, selection: Selection, folder: Path) -> None:
         self.selection, self.folder, self.request = selection, folder, Request.read(folder)
         self.events = Events(folder)
-        plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))["plan"]
+        plan = SmokeCheck.read(folder).plan
+        assert plan is not None
         seconds = expected_seconds.of(plan)
-        groups = {clause["id"]: clause["group"] for clause in plan["clauses"]}
+        groups = {clause.id: clause.group for clause in plan.clauses}
         self.limits = Limits(self.request.limit, self.request.workers, seconds)
         done = judged(folder)
         left = [key for key in self.request.keys if key not in done]
-        self.trials = Trials(left, lambda key: groups[key[0]], seconds)
+        self.trials = Trials(left, lambda key: groups[key.clause], seconds)
         self.workers: list[Worker] = []
         self._named = self._fruitless = 0
 
@@ -237,9 +239,9 @@ def judge_as_told(selection: Selection, folder: Path, name: str, inbox: int, out
             if not line.strip():
                 return
             *words, watch.timeout = json.loads(line)
-            key: Key = (words[0], words[1], words[2])
+            key = Key(*words)
             if key not in known:
-                known = {t.key: t for t in trials(REGISTRY[key[0]], target, selection, watch, reproduces=True)}
+                known = {t.key: t for t in trials(REGISTRY[key.clause], target, selection, watch, reproduces=True)}
             try:
                 result = known[key].examine()
                 events.write(result=vars(result), script=known[key].reproducer)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from conformance.judgement.result import CRASHED, Result
+from conformance.report.trial_keys import Key
 from conformance.run.supervisor import LATE, born, resident
 
 
@@ -80,7 +81,7 @@ def _rewrite(file: IO[str], text: str) -> None:
     file.flush()
 
 
-def crashed(folder: Path, worker: str, key: tuple[str, str, str], timeout: float) -> tuple[Result, bool]:
+def crashed(folder: Path, worker: str, key: Key, timeout: float) -> tuple[Result, bool]:
     """The result of a trial whose worker died, from what the worker and the guard left behind; whether it was late."""
     clause, subject, dtype = key
     case, trace, ended = (_read(folder / f"{worker}.{kind}") for kind in ("case", "trace", "ended"))

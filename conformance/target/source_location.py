@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 
-def defined(module: ModuleType, thing: Any, name: str) -> list[Any] | None:
+def defined(module: ModuleType, thing: Any, name: str) -> tuple[str, int] | None:
     """File and line of a name's definition, assignment or import in the module; its first line where there is none.
 
     Args:
@@ -28,7 +28,7 @@ def defined(module: ModuleType, thing: Any, name: str) -> list[Any] | None:
     classes = [node for node in body if isinstance(node, ast.ClassDef) and node.name == owner.__name__]
     members = [node for holder in classes for node in holder.body]
     lines = [node.lineno for node in _statements([*members, *body]) if name in _bound(node)]
-    return [str(Path(file).resolve()), next(iter((*lines, *(holder.lineno for holder in classes))), 1)]
+    return str(Path(file).resolve()), next(iter((*lines, *(holder.lineno for holder in classes))), 1)
 
 
 def _statements(body: Iterable[ast.AST]) -> Iterator[ast.stmt]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -11,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from conformance.report.report import Outcome, assemble
+from conformance.report.assemble import assemble
+from conformance.report.outcome import Outcome
+from conformance.report.report import Report
 from conformance.run import plan as planning
 from conformance.run.selection import Selection
 from conformance.run.trial import loaded, trials
@@ -63,7 +66,7 @@ def report_in(folder: Path) -> dict[str, Any]:
     return found
 
 
-def judged(target: str, **options: Any) -> dict[str, Any]:
+def judged(target: str, **options: Any) -> Report:
     """What a run of a small target reports, in this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "path", [str(TARGETS), *sys.path])
@@ -74,7 +77,7 @@ def judged(target: str, **options: Any) -> dict[str, Any]:
             if selection.includes(clause.id, clause.group):
                 for trial in trials(clause, loaded_target, selection):
                     outcome.add(trial.examine())
-    return assemble(plan, selection, outcome) | {"seconds": 1.0}
+    return dataclasses.replace(assemble(plan, outcome, selection.settings), seconds=1.0)
 
 
 def without_times(report: dict[str, Any]) -> dict[str, Any]:

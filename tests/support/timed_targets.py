@@ -12,6 +12,7 @@ from conformance.bench import measuring
 from conformance.bench.cases import Size
 from conformance.bench.ceilings import Ceilings
 from conformance.bench.layers import Contender, Operands, Problem
+from conformance.bench.measured_case import MeasuredCase
 from conformance.bench.measuring import Pace
 from conformance.target.target import Target
 
@@ -44,8 +45,8 @@ def contender(function: Any = plain, name: str = "plain", **declared: Any) -> Co
     return Contender(Target.of(thing, name), "lora_linear")
 
 
-def measured(*contenders: Contender, **problem: Any) -> dict[str, Any]:
-    """What a measurement of the one size finds of these."""
+def measured(*contenders: Contender, **problem: Any) -> MeasuredCase:
+    """A measurement of the one size of these."""
     return measuring.measure(Problem(SIZE, **{"dtype": "float32", **problem}), contenders, CEILINGS, QUICK)
 
 

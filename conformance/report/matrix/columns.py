@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from conformance.report.report import exit_code
+from conformance.report.report import Report, ReportedClause
+from conformance.report.verdict import exit_code
 
 
 @dataclass(frozen=True)
@@ -13,36 +14,35 @@ class Column:
     """One target in a matrix.
 
     Attributes:
-        target: as it is asked for.   code: the exit code of its run.
-        report: its report; None where it could not be judged.   problem: why not, or how the suite failed on it.
+        target: the words that name it.   code: the exit code of its run.
+        report: None where the target could not be judged.
+        problem: why the target could not be judged, or how the suite failed on it.
         scripts: by clause the script that reproduces its failure.
         folder: where the scripts are, seen from the matrix; ends in `/` unless empty.
     """
 
     target: str
     code: int
-    report: dict[str, Any] | None = None
+    report: Report | None = None
     problem: str | None = None
-    scripts: dict[str, str] = field(default_factory=dict)
+    scripts: Mapping[str, str] = field(default_factory=dict)
     folder: str = ""
 
     @classmethod
-    def of(cls, report: dict[str, Any], scripts: dict[str, str], folder: str = "") -> Column:
+    def of(cls, report: Report, scripts: Mapping[str, str], folder: str = "") -> Column:
         """The column of a report."""
-        errors = report.get("errors", [])
-        problem = "\n".join(f"the suite failed at {error['where']}:\n{error['traceback']}" for error in errors)
-        code = exit_code({**report, "errors": errors})
-        return cls(str(report["target"]), code, report, problem or None, scripts, folder)
+        problem = "\n".join(f"the suite failed at {error.where}:\n{error.traceback}" for error in report.errors)
+        return cls(report.target, exit_code(report), report, problem or None, scripts, folder)
 
     @property
     def name(self) -> str:
-        """What it calls itself."""
-        return str((self.report or {}).get("target_name") or self.target)
+        """The target's name for itself, or else the words that name it."""
+        return (self.report.target_name if self.report else None) or self.target
 
     @property
-    def clauses(self) -> list[dict[str, Any]]:
-        """Its judged clauses."""
-        return self.report["clauses"] if self.report else []
+    def clauses(self) -> tuple[ReportedClause, ...]:
+        """The clauses of its report."""
+        return self.report.clauses if self.report else ()
 
     def script_path(self, clause: str) -> str | None:
         """Where the reproducer of a clause is, seen from the matrix."""

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any
 
-from conformance.report.matrix import settled, summary, words
+from conformance.report.matrix import words
+from conformance.report.matrix.assemble import group_summaries
+from conformance.report.matrix.matrix import Matrix, MatrixTarget, Row
 from conformance.report.terminal import ratio
 
 
-def document(matrix: dict[str, Any]) -> str:
+def document(matrix: Matrix) -> str:
     """The whole: targets, groups, the clauses that a target does not pass, and all others folded away."""
-    targets, clauses = matrix["targets"], matrix["clauses"]
-    names = [words.title(target) for target in targets]
+    targets, names = matrix.targets, [target.title for target in matrix.targets]
     about = ["verdict", "cases", "worst passing", "device", "torch", "profile", "date"]
     parts = [_table(["target", *about], ([name, *_about(t)] for name, t in zip(names, targets, strict=True)))]
-    parts += [f"**{_plain(words.title(t))}**: {_plain(' '.join(words.problem(t)))}" for t in targets if t["problem"]]
-    if clauses:
+    parts += [f"**{_plain(t.title)}**: {_plain(' '.join(words.problem(t)))}" for t in targets if t.problem]
+    if matrix.rows:
         parts.append(words.legend(matrix) + ".")
-        parts.append(_table(["group", *names], _groups(clauses)))
-    open_ones = [clause for clause in clauses if not settled(clause)]
-    others = [clause for clause in clauses if settled(clause)]
+        parts.append(_table(["group", *names], _groups(matrix)))
+    open_ones = [row for row in matrix.rows if not row.settled]
+    others = [row for row in matrix.rows if row.settled]
     if open_ones:
         parts.append(_table(["clause", *names], map(_row, open_ones)))
     if others:
@@ -31,28 +31,27 @@ def document(matrix: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _about(target: dict[str, Any]) -> list[str]:
-    if target["versions"] is None:
+def _about(target: MatrixTarget) -> list[str]:
+    if target.versions is None:
         return [words.verdict(target), *[""] * 6]
     return [
         words.verdict(target),
-        f"{target['examples']:,}",
-        ratio(target["worst_ratio"]),
-        target["device"] + (f", {target['device_name']}" if target["device_name"] else ""),
-        target["versions"].get("torch") or "–",
-        target["profile"] + (f", shard {target['shard']}" if target["shard"] else ""),
-        (target["date"] or "not recorded")[:12].partition("T")[0],
+        f"{target.examples:,}",
+        ratio(target.worst_ratio),
+        f"{target.device}, {target.device_name}" if target.device_name else f"{target.device}",
+        target.versions.get("torch") or "–",
+        f"{target.profile}, shard {target.shard}" if target.shard else f"{target.profile}",
+        (target.date or "not recorded")[:12].partition("T")[0],
     ]
 
 
-def _groups(clauses: list[dict[str, Any]]) -> Iterable[list[str]]:
-    for name in dict.fromkeys(clause["group"] for clause in clauses):
-        cells = zip(*(clause["cells"] for clause in clauses if clause["group"] == name), strict=True)
-        yield [name, *(words.group(*summary(column)) for column in cells)]
+def _groups(matrix: Matrix) -> Iterable[list[str]]:
+    for name in matrix.groups:
+        yield [name, *(words.group(*summary) for summary in group_summaries(matrix, name))]
 
 
-def _row(clause: dict[str, Any]) -> list[str]:
-    return [clause["id"], *map(words.cell, clause["cells"])]
+def _row(row: Row) -> list[str]:
+    return [row.id, *map(words.cell, row.cells)]
 
 
 def _table(head: list[str], rows: Iterable[list[str]]) -> str:

@@ -9,24 +9,24 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from conformance.judgement.result import CRASHED, DEVIATION, FAIL, INCONCLUSIVE, NOT_CLAIMED, PASS, UNSUPPORTED
-from conformance.report.matrix import NOT_RUN, assemble, summary
+from conformance.report.matrix.assemble import assemble, group_summaries
 from conformance.report.matrix.columns import Column
+from conformance.report.matrix.matrix import NOT_RUN, Cell, Matrix, Row
+from conformance.report.terminal import ratio
 
 HERE = Path(__file__).parent
 SCRIPTS = 4_000_000  # characters of reproducers in one page: later ones are named, not shown
 WORDS = (PASS, FAIL, CRASHED, INCONCLUSIVE, DEVIATION, UNSUPPORTED, NOT_CLAIMED, NOT_RUN)
-IN_FULL = (FAIL, CRASHED, INCONCLUSIVE, DEVIATION, UNSUPPORTED)  # what has its own entry below the table
+IN_FULL = (FAIL, CRASHED, INCONCLUSIVE, DEVIATION, UNSUPPORTED)  # statuses with an entry of their own below the table
 
 
 def document(columns: Sequence[Column]) -> str:
     """The page of these columns."""
     import jinja2
-
-    from conformance.report.terminal import ratio
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
@@ -55,48 +55,47 @@ def document(columns: Sequence[Column]) -> str:
     return text
 
 
-def _groups(matrix: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows by group, numbered, with what became of each group on each target."""
-    rows = list(enumerate(matrix["clauses"]))
-    found = []
-    for name in dict.fromkeys(clause["group"] for clause in matrix["clauses"]):
-        members = [(number, clause) for number, clause in rows if clause["group"] == name]
-        cells = zip(*(clause["cells"] for _, clause in members), strict=True)
-        found.append({"name": name, "rows": members, "cells": [summary(column) for column in cells]})
-    return found
+@dataclass(frozen=True)
+class GroupRows:
+    """A group of the page: its rows with their numbers, and for each target a status and a text."""
+
+    name: str
+    rows: list[tuple[int, Row]]
+    cells: list[tuple[str, str]]
 
 
-def _statuses(matrix: dict[str, Any]) -> dict[str, int]:
+def _groups(matrix: Matrix) -> list[GroupRows]:
+    return [GroupRows(name, matrix.of_group(name), group_summaries(matrix, name)) for name in matrix.groups]
+
+
+def _statuses(matrix: Matrix) -> dict[str, int]:
     """How many cells have each status, in the order of interest."""
-    cells = [cell for clause in matrix["clauses"] for cell in clause["cells"]]
-    counts = {word: sum((cell["status"] if cell else NOT_RUN) == word for cell in cells) for word in WORDS}
+    cells = matrix.cells
+    counts = {word: sum((cell.status if cell else NOT_RUN) == word for cell in cells) for word in WORDS}
     return {word: count for word, count in counts.items() if count}
 
 
-def _dtypes(matrix: dict[str, Any]) -> list[str]:
-    cells = [cell for clause in matrix["clauses"] for cell in clause["cells"] if cell]
-    return list(dict.fromkeys(dtype for cell in cells for dtype in cell["dtypes"]))
+def _dtypes(matrix: Matrix) -> list[str]:
+    return list(dict.fromkeys(dtype for cell in matrix.cells if cell for dtype in cell.dtypes))
 
 
-def _shown(matrix: dict[str, Any], columns: Sequence[Column]) -> dict[tuple[int, int], str]:
+def _shown(matrix: Matrix, columns: Sequence[Column]) -> dict[tuple[int, int], str]:
     """The reproducers that the page has room for, by row and column."""
     found: dict[tuple[int, int], str] = {}
     room = SCRIPTS
-    for row, clause in enumerate(matrix["clauses"]):
-        for number, column in enumerate(columns):
-            text = column.scripts.get(clause["id"])
-            if clause["cells"][number] and text is not None and len(text) <= room:
-                found[row, number] = text
+    for number, row in enumerate(matrix.rows):
+        for place, column in enumerate(columns):
+            text = column.scripts.get(row.id)
+            if row.cells[place] and text is not None and len(text) <= room:
+                found[number, place] = text
                 room -= len(text)
     return found
 
 
-def _packed(cell: dict[str, Any]) -> str:
-    """What became of a cell by dtype, as the page's script reads it: `float32 pass 0.42 36;bfloat16 fail 2.10 36`."""
-    from conformance.report.terminal import ratio
-
-    dtypes = cell["dtypes"].items()
-    return ";".join(f"{name} {d['status']} {ratio(d['worst_ratio'])} {d['examples']}" for name, d in dtypes)
+def _packed(cell: Cell) -> str:
+    """A cell by dtype, as the page's script reads it: `float32 pass 0.42 36;bfloat16 fail 2.10 36`."""
+    dtypes = cell.dtypes.items()
+    return ";".join(f"{name} {d.status} {ratio(d.worst_ratio)} {d.examples}" for name, d in dtypes)
 
 
 def _hash(text: str) -> str:

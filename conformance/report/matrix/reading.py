@@ -10,8 +10,9 @@ from typing import Any
 
 from conformance.errors import UsageError
 from conformance.judgement.result import STATUSES
-from conformance.report.matrix import assemble
+from conformance.report.matrix.assemble import assemble
 from conformance.report.matrix.columns import Column
+from conformance.report.report import Report
 
 _REQUIRED = ("target", "versions", "device", "spec", "profile", "verdict", "groups", "clauses")
 
@@ -50,29 +51,28 @@ def read(path: Path, into: Path) -> Column:
     Raises:
         UsageError: if it is no report.
     """
-    report = load(path)
     beside = path.parent if path.name == "report.json" else path.with_suffix("")
     scripts = {p.stem.removeprefix("repro_"): p.read_text(encoding="utf-8") for p in beside.glob("repro_*.py")}
-    try:
-        unknown = {str(c["status"]) for c in report["clauses"]} - set(STATUSES)
-        if unknown:
-            raise UsageError(f"{str(path)!r} has the status {min(unknown)!r}: expected one of {', '.join(STATUSES)}")
-        column = Column.of(report, scripts, Path(os.path.relpath(beside, into)).as_posix() + "/")
-        assemble([column])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{str(path)!r} is no report: {type(error).__name__}: {error}") from error
-    return column
+    return Column.of(load(path), scripts, Path(os.path.relpath(beside, into)).as_posix() + "/")
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path) -> Report:
     """The report in a file.
 
     Raises:
         UsageError: if there is none.
     """
-    report: dict[str, Any] = _parsed(path)
-    if not _looks_right(report):
+    found = _parsed(path)
+    if not _looks_right(found):
         raise UsageError(f"{str(path)!r} is no report of `loraspec run`: expected {', '.join(_REQUIRED)} in it")
+    try:
+        unknown = {str(clause["status"]) for clause in found["clauses"]} - set(STATUSES)
+        if unknown:
+            raise UsageError(f"{str(path)!r} has the status {min(unknown)!r}: expected one of {', '.join(STATUSES)}")
+        report = Report.from_json(found)
+        assemble([Column.of(report, {})])  # which fails where a value is not of its type
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{str(path)!r} is no report: {type(error).__name__}: {error}") from error
     return report
 
 

@@ -6,55 +6,53 @@ from pathlib import Path
 from typing import Any
 
 from conformance.judgement.result import CRASHED, FAIL
-from conformance.report.matrix import settled, summary, words
+from conformance.report.matrix import words
+from conformance.report.matrix.assemble import group_summaries
+from conformance.report.matrix.matrix import Cell, Matrix, MatrixTarget
 from conformance.report.terminal import STYLES, console, ratio
 
 
-def show(matrix: dict[str, Any], folder: Path, *, quiet: bool = False, whole: bool = False) -> None:
+def show(matrix: Matrix, folder: Path, *, quiet: bool = False, whole: bool = False) -> None:
     """Print a matrix: a row for each group, and for each clause that a target does not pass; then the verdicts.
 
     Args:
         quiet: the verdicts only.   whole: a row for every clause.
     """
     out = console()
-    if not quiet and matrix["clauses"]:
+    if not quiet and matrix.rows:
         out.print(_table(matrix, whole))
         out.print(words.legend(matrix))
     out.print()
-    for target in matrix["targets"]:
-        style = "bold green" if target["verdict"] == "pass" else "bold red"
+    for target in matrix.targets:
+        style = "bold green" if target.verdict == "pass" else "bold red"
         out.print(_verdict(target), style=style)
         for line in words.problem(target):
             out.print(f"  {line}")
     out.print(f"report   {folder / 'report.html'}, matrix.json, matrix.md")
 
 
-def _table(matrix: dict[str, Any], whole: bool) -> Any:
+def _table(matrix: Matrix, whole: bool) -> Any:
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("clause", overflow="fold")
-    for target in matrix["targets"]:
-        table.add_column(words.title(target), overflow="fold")
-    for name in dict.fromkeys(clause["group"] for clause in matrix["clauses"]):
-        clauses = [clause for clause in matrix["clauses"] if clause["group"] == name]
-        columns = zip(*(clause["cells"] for clause in clauses), strict=True)
-        sums = [summary(column) for column in columns]
+    for target in matrix.targets:
+        table.add_column(target.title, overflow="fold")
+    for name in matrix.groups:
+        sums = group_summaries(matrix, name)
         table.add_row(name, *(_styled(words.group(*found), found[0]) for found in sums), style="bold")
-        for clause in clauses:
-            if whole or not settled(clause):
-                cells = [_styled(words.cell(cell), _look(cell)) for cell in clause["cells"]]
-                table.add_row(f"  {clause['id']}", *cells)
+        for _, row in matrix.of_group(name):
+            if whole or not row.settled:
+                table.add_row(f"  {row.id}", *(_styled(words.cell(cell), _look(cell)) for cell in row.cells))
     return table
 
 
-def _look(cell: dict[str, Any] | None) -> str:
+def _look(cell: Cell | None) -> str:
     """The status that gives a cell its colour: what does not gate is no alarm."""
     if cell is None:
         return ""
-    status = str(cell["status"])
-    return "deviation" if status in (FAIL, CRASHED) and not cell["gates"] else status
+    return "deviation" if cell.status in (FAIL, CRASHED) and not cell.gates else cell.status
 
 
 def _styled(text: str, status: str) -> Any:
@@ -63,13 +61,13 @@ def _styled(text: str, status: str) -> Any:
     return Text(text, style=STYLES.get(status, ""))
 
 
-def _verdict(target: dict[str, Any]) -> str:
-    said = f"{target['verdict'].replace('_', ' ').upper()} {words.title(target)}"
-    if target["versions"] is None:
+def _verdict(target: MatrixTarget) -> str:
+    said = f"{target.verdict.replace('_', ' ').upper()} {target.title}"
+    if target.versions is None:
         return said
-    counts = ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in target["counts"].items())
-    versions = f"torch {target['versions'].get('torch')}"
-    device = f"{target['device']} ({target['device_name']}, {versions})" if target["device_name"] else target["device"]
-    date = f", {target['date'][:10]}" if target["date"] else ""
-    worst = f", worst passing error ÷ budget {ratio(target['worst_ratio'])}" if target["worst_ratio"] else ""
-    return f"{said}: {counts}; {target['examples']:,} cases{worst}; on {device}{date}"
+    counts = ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in target.counts.items())
+    versions = f"torch {target.versions.get('torch')}"
+    device = f"{target.device} ({target.device_name}, {versions})" if target.device_name else target.device
+    date = f", {target.date[:10]}" if target.date else ""
+    worst = f", worst passing error ÷ budget {ratio(target.worst_ratio)}" if target.worst_ratio else ""
+    return f"{said}: {counts}; {target.examples:,} cases{worst}; on {device}{date}"

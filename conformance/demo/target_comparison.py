@@ -1,0 +1,119 @@
+"""The report of `loraspec demo train`: the runs of several targets, each compared with the first target's."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from conformance.report.record_json import as_json
+
+if TYPE_CHECKING:
+    from conformance.demo.learners import Run
+
+# Of the first loss. In 50 steps rounding took float32 losses 6e-7 of it apart, with either model.
+BAND = 1e-4
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to run.
+
+    Attributes:
+        model: of `train.MODELS`.   targets: `peft` or importable modules; the others are compared with the first.
+    """
+
+    model: str
+    steps: int
+    targets: tuple[str, ...]
+    seed: int
+
+
+@dataclass(frozen=True)
+class TargetRun:
+    """The run of a target beside the first target's. A number that is not finite is None, as JSON can say it.
+
+    Attributes:
+        times_first: the median ratio of its times to the first target's.
+        off_first: the largest difference of a loss, and off_norm the largest relative one of a gradient norm, from the
+            first target's; None for the first target itself.
+        in_band: whether every loss is near enough to the first target's.
+    """
+
+    target: str
+    losses: tuple[float | None, ...]
+    norms: tuple[float | None, ...]
+    seconds: tuple[float, ...]
+    trained: int
+    median_seconds: float
+    times_first: float
+    final_loss: float | None
+    off_first: float | None
+    off_norm: float | None
+    in_band: bool
+
+
+@dataclass(frozen=True)
+class TunedModel:
+    """A model: its name, a sentence about it, and its sizes."""
+
+    name: str
+    about: str
+    details: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TargetComparison:
+    """All runs of a demo, and on what they ran."""
+
+    wanted: Wanted
+    model: TunedModel
+    runs: tuple[TargetRun, ...]
+    versions: Mapping[str, str]
+    machine: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as a JSON object, as train.json has it."""
+        return {
+            "settings": {**as_json(self.wanted), "band": BAND},
+            "model": {"name": self.model.name, "about": self.model.about, **self.model.details},
+            "runs": as_json(self.runs),
+            "versions": as_json(self.versions),
+            "machine": self.machine,
+        }
+
+
+def compared(runs: Sequence[Run]) -> tuple[TargetRun, ...]:
+    """The runs of all targets, each with its distance from the first."""
+    return tuple(_compared(run, runs[0]) for run in runs)
+
+
+def _compared(run: Run, first: Run) -> TargetRun:
+    off = _furthest(abs(a - b) for a, b in zip(run.losses, first.losses, strict=True))
+    off_norm = _furthest(abs(a - b) / b for a, b in zip(run.norms, first.norms, strict=True))
+    return TargetRun(
+        target=run.target,
+        losses=tuple(map(_finite, run.losses)),
+        norms=tuple(map(_finite, run.norms)),
+        seconds=tuple(run.seconds),
+        trained=run.trained,
+        median_seconds=statistics.median(run.seconds),
+        times_first=statistics.median(a / b for a, b in zip(run.seconds, first.seconds, strict=True)),
+        final_loss=_finite(run.losses[-1]),
+        off_first=None if run is first else off,
+        off_norm=None if run is first else off_norm,
+        in_band=off is not None and off <= BAND * first.losses[0],
+    )
+
+
+def _finite(value: float) -> float | None:
+    """The number; None for what JSON has no word for."""
+    return value if math.isfinite(value) else None
+
+
+def _furthest(gaps: Iterable[float]) -> float | None:
+    """The largest; None where one is no number, of which no maximum knows."""
+    found = list(gaps)
+    return max(found) if all(map(math.isfinite, found)) else None

@@ -1,8 +1,8 @@
 """The pytest plugin: runs the suite's clauses as tests on a chosen target.
 
-It is installed wherever loraspec is, so it does nothing, and adds no option, unless a session collects this
-suite: `pytest --pyargs conformance --target my.target`, or pytest inside a checkout. Importing it imports
-neither torch nor hypothesis.
+pytest loads the plugin wherever loraspec is installed. The plugin therefore does nothing, and adds no option, unless
+the session collects this suite: `pytest --pyargs conformance --target my.target`, or pytest inside a checkout.
+Importing the plugin imports neither torch nor hypothesis.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ LISTS = ("group", "clause", "dtype")
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
-    """Add `--target` and so on, each as `--loraspec-target` too: another plugin may have the short one."""
+    """Add each option under two names, such as `--target` and `--loraspec-target`: the short one may be taken."""
     config = pluginmanager.get_plugin("pytestconfig")
     if config is None or not concerns_us(config):
         return
@@ -56,7 +56,7 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
 
 
 def concerns_us(config: pytest.Config) -> bool:
-    """Whether this session collects this suite: it is named, or the session is inside its checkout."""
+    """Whether this session collects this suite: an argument names the suite, or the session runs in its checkout."""
     words = [*config.invocation_params.args, *os.environ.get("PYTEST_ADDOPTS", "").split()]
     here = config.invocation_params.dir
     return (
@@ -90,12 +90,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Module | None:
-    """Collect every file of clauses, whatever names the session expects of files of tests."""
+    """Collect every file of clauses, whatever file names the session takes for tests."""
     if not hasattr(parent.config.option, "loraspec_target") or file_path.parent.parent != FOLDER:
         return None
     patterns = [*parent.config.getini("python_files"), "__init__.py"]
     collected = parent.session.isinitpath(file_path) or any(fnmatch(file_path.name, each) for each in patterns)
-    if file_path.suffix != ".py" or collected:  # the session collects it anyway, or it has no clauses
+    if file_path.suffix != ".py" or collected:  # the session collects the file anyway, or the file has no clauses
         return None
     module: pytest.Module = pytest.Module.from_parent(parent, path=file_path)
     return module
@@ -126,5 +126,5 @@ def selected(config: pytest.Config) -> Selection:
 
 
 def as_list(values: Iterable[str] | None) -> tuple[str, ...]:
-    """An option that may be repeated, as a tuple."""
+    """The values of a repeatable option as a tuple."""
     return tuple(values or ())

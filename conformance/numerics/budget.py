@@ -146,7 +146,7 @@ class RowChain:
         merging = s * how.adapter_unit * (2 * through_joined + cast)
         merging = merging + how.unit * how.stored_of(sizes, how.sizes(merged.T))
         stores = np.maximum(stores, merging)
-        partial = np.maximum(np.abs(with_bias), np.abs(product + update))  # the bias is added before or after the update
+        partial = np.maximum(np.abs(with_bias), np.abs(product + update))  # the bias is added first or last
         final = final + how.unit * (np.abs(product) + partial + np.abs(update) + np.abs(result))
         return np.asarray(accumulated + stores + final + lost)
 

@@ -28,9 +28,7 @@ def fork(work: Callable[[], object]) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # a warning about forking with threads: the child needs none of them
+        warnings.simplefilter("ignore", DeprecationWarning)  # about forking with threads, which the child does not need
         number = os.fork()
     if number:
         return number

@@ -1,4 +1,4 @@
-"""Keep a run's report in the repository: without what is empty, and without the paths of the machine.
+"""Store a run's report in the repository, without its empty parts and the machine's paths.
 
 python ci/keep_report.py loraspec-report/report.json conformance/reports/peft/0.21.2.json
 """
@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-# what the schema lets a report leave out, where it says nothing
+# the optional fields of the schema, which are left out if they are empty
 SILENT = {"case": None, "found": None, "message": None, "inconclusive": 0, "launches": 0}
 OF_THE_MACHINE = (re.compile(r"(?:/[^\s/'\"]+)*/(?:site|dist)-packages/"), re.compile(re.escape(f"{ROOT}/")))
 
 
 def kept(report: dict[str, Any]) -> dict[str, Any]:
-    """The same report, valid by the same schema, with less in it."""
+    """The report without its empty fields and local paths, valid by the same schema."""
     claimed = {name for name, group in report["groups"].items() if group["claimed"]}
     report["clauses"] = [clause for clause in report["clauses"] if clause["group"] in claimed]
     for clause in report["clauses"]:
@@ -34,7 +34,7 @@ def _spoken(result: dict[str, Any], clause: dict[str, Any]) -> dict[str, Any]:
 
 
 def _lines(report: dict[str, Any]) -> str:
-    """JSON with a line for each clause, so that two reports can be compared."""
+    """The report as JSON with one line for each clause, so that two reports can be compared."""
     head = {key: value for key, value in report.items() if key != "clauses"}
     clauses = ",\n".join(json.dumps(clause, ensure_ascii=False) for clause in report["clauses"])
     return f'{json.dumps(head, ensure_ascii=False)[:-1]},\n"clauses": [\n{clauses}\n]}}\n'

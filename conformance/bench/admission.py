@@ -1,4 +1,4 @@
-"""Who is ranked: a target that passes the quick conformance of what is timed, in the dtypes that are timed."""
+"""Admission to the ranking: the timed subjects of a target must pass the quick profile in the timed dtypes."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from conformance.report import report
 from conformance.run.execution import Run
 from conformance.run.selection import Selection
 
-GROUPS = ("layer", "linear")  # the first that a target claims is judged, and timed
+GROUPS = ("layer", "linear")  # the first group that a target claims is judged and timed
 
 
 @dataclass(frozen=True)
 class Admission:
-    """What conformance said of a target.
+    """The verdict of the quick profile on a target.
 
     Attributes:
-        failing: ids of the clauses that turn the verdict, with what was seen; none for a target that passes.
+        failing: the message of each clause that fails the verdict, by id; empty for a target that passes.
     """
 
     spec: str
@@ -31,18 +31,18 @@ class Admission:
 
     @property
     def passes(self) -> bool:
-        """Whether it is ranked."""
+        """Whether the target is ranked."""
         return not self.failing
 
 
 def examined(spec: str, dtypes: tuple[str, ...], device: str, clauses: tuple[str, ...] = ()) -> Admission:
-    """Judge a target by the quick profile, in processes of their own.
+    """Judge a target by the quick profile, in separate processes.
 
     Args:
-        clauses: only these; all of the group where empty.
+        clauses: the clauses to judge; if empty, all of the group.
 
     Raises:
-        UsageError: if it does not import, or has no layer and no function to time.
+        UsageError: if the target does not import, or has no layer and no function to time.
         SuiteError: if the suite itself failed.
     """
     lane = "cpu" if device == "cpu" else "gpu"

@@ -1,4 +1,4 @@
-"""The clauses of group `distributed` as a table: each by strategy and number of ranks, its verdict and its seconds."""
+"""The clauses of group `distributed` as a table: verdict and seconds by strategy and number of ranks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from conformance.target.target import Target
 
 GROUP = "distributed"
 ONLY = {"DIS-DDP": "ddp", "DIS-FSDP": "fsdp", "DIS-COLWISE": "colwise", "DIS-ROWWISE": "rowwise"}
-TRIES = 8  # cases drawn for one that decides something
+TRIES = 8  # cases drawn at most for one conclusive case
 Cell = dict[str, Any]
 
 
@@ -28,8 +28,8 @@ def judged(spec: str, worlds: Sequence[int], cases: int, clauses: Sequence[str] 
     """A cell for each clause, subject, strategy and number of ranks, in the clause's first dtype.
 
     Raises:
-        UsageError: if the target claims nothing of the group, or a clause is not of it.
-        TargetError: if it does not import.
+        UsageError: if the target claims no clause of the group, or a clause is not in the group.
+        TargetError: if the target does not import.
     """
     torch.set_num_threads(1)  # the ranks share the cores
     prepare()
@@ -57,7 +57,7 @@ def _strategies(clause: Clause) -> tuple[str, ...]:
 
 
 def _cell(clause: Clause, subject: Subject, strategy: str, world: int, cases: int) -> Cell:
-    """So many cases that decide something, or the first that fails; the seconds of the median one."""
+    """The result of `cases` conclusive cases, or of the first failing one, with the median seconds of a case."""
     field = "spread" if "spread" in clause.cases.values else "strategy"
     seconds: list[float] = []
     cell: Cell = {"clause": clause.id, "subject": subject.name, "strategy": strategy, "ranks": world}
@@ -79,7 +79,7 @@ def _cell(clause: Clause, subject: Subject, strategy: str, world: int, cases: in
 
 
 def markdown(cells: Sequence[Cell]) -> str:
-    """A row for each clause, subject and strategy, a column for each number of ranks; then what failed."""
+    """A table with a row for each clause, subject and strategy and a column for each number of ranks; then failures."""
     worlds = sorted({cell["ranks"] for cell in cells})
     rows: dict[tuple[str, str, str], dict[int, Cell]] = {}
     for cell in cells:

@@ -1,4 +1,4 @@
-"""One problem measured: every layer in turn, round after round, and ratios within the same round."""
+"""Measurement of one problem: in each round every layer takes a turn, and ratios compare times of the same round."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ UNSUPPORTED = "does not declare the dtype"
 
 @dataclass(frozen=True)
 class Pace:
-    """How long to measure: so many rounds, and seconds for each layer in a round."""
+    """The duration of a measurement: the number of rounds, and the seconds for each layer in a round."""
 
     rounds: int = 41
     seconds: float = 0.01
@@ -36,14 +36,14 @@ class Pace:
 
 @dataclass
 class Turn:
-    """A layer that takes its turn in every round."""
+    """A layer that takes a turn in every round."""
 
     layer: nn.Module
     running: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 def measure(problem: Problem, contenders: Sequence[Contender], ceilings: Ceilings, pace: Pace) -> dict[str, Any]:
-    """What one problem costs the frozen layer and each contender, as plain data; the fastest contender first."""
+    """The costs of the frozen layer and of each contender on one problem, as plain data; the fastest first."""
     operands = Operands(problem)
     agreement = Agreement(problem, operands)
     turns = {FROZEN: Turn(operands.frozen)}
@@ -71,7 +71,7 @@ def measure(problem: Problem, contenders: Sequence[Contender], ceilings: Ceiling
 
 
 def interleaved(turns: Mapping[str, Turn], operands: Operands, device: str, pace: Pace) -> dict[str, list[float]]:
-    """Seconds of a step of each layer, one entry a round; who begins moves on from round to round."""
+    """The seconds of a step of each layer in each round; each round starts with the next layer."""
     x, g = operands.x, operands.g
     for turn in turns.values():
         with turn.running():
@@ -89,7 +89,7 @@ def interleaved(turns: Mapping[str, Turn], operands: Operands, device: str, pace
 
 @contextmanager
 def _noting(row: dict[str, Any]) -> Iterator[None]:
-    """An error of the target, or what it gets wrong, is its row's; the others are measured."""
+    """A region whose error becomes the status of a row, so that the other layers are still measured."""
     try:
         yield
     except Violation as violation:
@@ -127,7 +127,7 @@ def _costs(
     ceilings: Ceilings,
     dtype: str,
 ) -> dict[str, Any]:
-    """Its time, its ratio over every other layer, and the formula's work in that time beside the ceilings."""
+    """The time of a layer, its ratio to every other layer, and its FLOP/s and bytes/s relative to the ceilings."""
     seconds = statistics.median(times[label])
     flops, moved = (sum(getattr(w, name) for w in passes) / seconds for name in ("flops", "bytes"))
     return {
@@ -143,13 +143,13 @@ def _costs(
 
 
 def spread(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
-    """Median and quartiles of the ratios of times of the same round."""
+    """Median and quartiles of the ratios between times of the same round."""
     low, middle, high = statistics.quantiles([a / b for a, b in zip(ours, theirs, strict=True)], n=4)
     return {"median": middle, "quartiles": [low, high]}
 
 
 def _counted(layer: nn.Module, operands: Operands) -> dict[str, int]:
-    """What a step holds, and the operations that torch's counter sees, which are not those of Triton kernels."""
+    """The memory of a step, and the FLOP that torch's counter sees, which exclude Triton kernels."""
     x, g = operands.x, operands.g
     with FlopCounterMode(display=False) as counter:
         step(layer, x, g)

@@ -1,4 +1,4 @@
-"""The plots: ratios over the frozen layer against M, K, N and r, and the roofline."""
+"""The plots: time ratios to the frozen layer against M, K, N and r, and the roofline."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ PANELS = [["M", "K", "roofline"], ["N", "r", "roofline"]]
 
 
 def check_installed() -> None:
-    """See that it can be drawn, before anything is measured.
+    """Check that matplotlib is installed, before anything is measured.
 
     Raises:
-        UsageError: naming what is missing and the command that installs it.
+        UsageError: with the command that installs it.
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise UsageError("--plot needs matplotlib: pip install 'loraspec[demo]'")
 
 
 def drawn(found: dict[str, Any]) -> bytes:
-    """A PNG of a report with one case at least."""
+    """A PNG for a report with at least one case."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -52,7 +52,7 @@ def styles(cases: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def points(cases: list[dict[str, Any]], label: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """The cases in which a layer was measured, with its row."""
+    """The cases in which a layer was measured, each with the layer's row."""
     rows = [(case, row) for case in cases for row in case["layers"]]
     return [(case, row) for case, row in rows if row["label"] == label and row["status"] == MEASURED]
 
@@ -86,5 +86,5 @@ def _roofline(panel: Any, found: dict[str, Any]) -> None:
         panel.annotate(dtype, (ends[-1], most), ha="right", va="bottom", fontsize=8)
     panel.set_xscale("log")
     panel.set_yscale("log")
-    panel.set_xlabel("FLOP for each byte that must move")
+    panel.set_xlabel("FLOP per byte that must move")
     panel.set_ylabel("FLOP/s of the formula, and the measured ceilings")

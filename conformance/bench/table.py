@@ -1,4 +1,4 @@
-"""What a benchmark shows: a table for each case, who is not ranked and why, and the ceilings."""
+"""The output of a benchmark: a table for each case, the reasons why a layer is not ranked, and the ceilings."""
 
 from __future__ import annotations
 
@@ -8,24 +8,28 @@ from typing import Any
 from conformance.bench.measuring import FROZEN, MEASURED, UNRANKED
 from conformance.report.terminal import console, listed
 
-WIDE = 200  # characters of a line in a file or a pipe
+WIDE = 200  # characters of a line, if the output is not a terminal
 FAILS = "fails, not ranked"
 NOTES = (
-    "÷ frozen is the median of the ratios of times in the same round, with quartiles; ÷ 1 likewise over the layer in "
-    "place 1. FLOP/s and bytes/s are the formula's work in the median time, and what that is of the ceiling; ÷ roof is "
-    "the time over the least time that the ceilings allow. Saved is what forward keeps for backward beyond x and "
-    "parameters; peak is the most held at a time."
+    "÷ frozen is the ratio to the frozen layer's time in the same round, as median and quartiles; ÷ 1 is the median "
+    "ratio to the layer in place 1. FLOP/s and bytes/s are the formula's work in the median time, with its share of "
+    "the ceiling; ÷ roof is the time over the least time that the ceilings allow. Saved is the memory that forward "
+    "keeps for backward, without x and parameters; peak is the largest memory in use at a time."
 )
 
 
 def headings(places: int) -> list[str]:
-    """The columns of a case with so many measured layers."""
+    """The columns of a case with `places` ranked layers."""
     others = [f"÷ {place}" for place in range(1, places + 1)] if places > 1 else []
     return ["", "layer", "time", "÷ frozen", "quartiles", *others, "FLOP/s", "bytes/s", "÷ roof", "saved", "peak"]
 
 
 def rows(case: dict[str, Any], failed: dict[str, str]) -> Iterator[list[str]]:
-    """The cells of a case: the frozen layer, the layers by place, and who has none; `failed` says what of a target."""
+    """The cells of a case: the frozen layer, the ranked layers by place, then the others.
+
+    Args:
+        failed: the number of failing clauses of each target that fails, in words.
+    """
     placed = [row for row in case["layers"] if row["status"] == MEASURED]
     names = [row["label"] for row in placed]
     yield _cells("", case["frozen"], names)
@@ -42,19 +46,19 @@ def rows(case: dict[str, Any], failed: dict[str, str]) -> Iterator[list[str]]:
 
 
 def failed(found: dict[str, Any]) -> dict[str, str]:
-    """How much the targets that do not pass fail; the sentences below name the clauses."""
+    """The number of failing clauses of each target that fails, in words; `sentences` names the clauses."""
     counts = {target["spec"]: len(target["failing"]) for target in found["targets"] if target["verdict"] != "pass"}
     return {spec: f"{count} clause{'s' if count != 1 else ''}" for spec, count in counts.items()}
 
 
 def title(case: dict[str, Any], found: dict[str, Any]) -> str:
-    """What a case's table is about."""
+    """The title of a case's table."""
     where = f"{found['device_name']}, {found['threads']} threads" if found["device"] == "cpu" else found["device_name"]
     return f"{case['case']} on {where}"
 
 
 def sentences(found: dict[str, Any]) -> list[str]:
-    """What the tables do not say."""
+    """The sentences below the tables: ceilings, pace and verdicts."""
     limits = found["ceilings"]
     reached = ", ".join(f"{_scaled(value)}FLOP/s in {dtype}" for dtype, value in limits["flops"].items())
     size = limits["product"]
@@ -64,7 +68,7 @@ def sentences(found: dict[str, Any]) -> list[str]:
         f"{found['processors']} processors.",
     ]
     if any(row.get("of_flops_ceiling", 0) > 1 for case in found["cases"] for row in (case["frozen"], *case["layers"])):
-        said.append("A share of FLOP/s above 100% says that the machine was busier while its ceilings were measured.")
+        said.append("A share of FLOP/s above 100% means that other load slowed the measurement of the ceilings.")
     for target in found["targets"]:
         name = target["spec"] + (f" {target['version']}" if target["version"] else "")
         if target["verdict"] == "pass":
@@ -78,7 +82,7 @@ def sentences(found: dict[str, Any]) -> list[str]:
 
 
 def show(found: dict[str, Any]) -> None:
-    """Print it."""
+    """Print the tables and sentences."""
     from rich import box
     from rich.table import Table
 
@@ -134,7 +138,7 @@ def _line(cells: list[str]) -> str:
 
 
 def _scaled(value: float) -> str:
-    """Three digits and a prefix, as `45.2 G`."""
+    """Three digits and a prefix, such as `45.2 G`."""
     for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= size:
             return f"{value / size:.3g} {prefix}"

@@ -1,4 +1,4 @@
-"""What the demo leaves behind: a table, all figures as JSON, and a plot; all of them or none."""
+"""The files of the demo: a table, all numbers as JSON, and a plot; either all or none are written."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ HEADINGS = (
     "Δ disable",
 )
 NOTES = (
-    "s/step is the median over the steps; CPU s likewise, of all threads of the client. Up and down are the encrypted "
-    "inputs and results of one step; the key is the evaluation key, sent once. Δ is the largest difference of any "
-    "step's loss from that of torch, and of disable."
+    "s/step is the median over the steps; CPU s is the median CPU time of all threads of the client. Up and down are "
+    "the encrypted inputs and results of one step; the key is the evaluation key, sent once. Δ is the largest "
+    "difference between a step's loss and that of mode torch, or of mode disable."
 )
 
 
 @contextmanager
 def reserved(folder: Path) -> Iterator[None]:
-    """See that a folder can be written to, and leave none that was not there if the block fails.
+    """Check that a folder is writable, creating it if necessary; remove a created folder if the block fails.
 
     Raises:
-        UsageError: if nothing can be written there.
+        UsageError: if the folder is not writable.
     """
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     report.prepare(folder)
@@ -61,12 +61,12 @@ def write(folder: Path, found: dict[str, Any]) -> None:
 
 
 def as_json(found: dict[str, Any]) -> bytes:
-    """All figures, as they are written."""
+    """The JSON file with all numbers."""
     return (json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def write_files(folder: Path, contents: dict[str, bytes]) -> None:
-    """Write files under other names first, which are renamed once all are whole."""
+    """Write the files under temporary names, and rename them once all are complete."""
     temporary: dict[str, Path] = {}
     try:
         for name, content in contents.items():
@@ -83,7 +83,7 @@ def write_files(folder: Path, contents: dict[str, bytes]) -> None:
 
 
 def rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The table's rows, a run each, in the order of `HEADINGS`."""
+    """The rows of the table, one for each run, in the order of `HEADINGS`."""
     shown = []
     for model in found["models"]:
         for run in model["runs"]:
@@ -100,7 +100,7 @@ def rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def sentences(found: dict[str, Any]) -> list[str]:
-    """What the table does not say."""
+    """The sentences below the table."""
     said = []
     for model in found["models"]:
         for run in model["runs"]:
@@ -121,7 +121,7 @@ def sentences(found: dict[str, Any]) -> list[str]:
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """The table with what it is about."""
+    """The table in Markdown, with its settings."""
     lines = ["# Private training", ""]
     lines += [f"- {model['name']}: {model['about']}." for model in found["models"]]
     settings = found["settings"]
@@ -135,7 +135,7 @@ def markdown(found: dict[str, Any]) -> str:
 
 
 def show(found: dict[str, Any], folder: Path) -> None:
-    """The same table on the terminal."""
+    """Print the same table on the terminal."""
     from rich.table import Table
 
     from conformance.report.terminal import console
@@ -160,7 +160,7 @@ def line(cells: Any) -> str:
 
 
 def seconds_of(seconds: float) -> str:
-    """Three digits, hours where they are many."""
+    """Three digits, in hours for long times."""
     if seconds >= 7200:
         return f"{seconds / 3600:.3g} h"
     return f"{seconds:.3g} s" if seconds < 1000 else f"{seconds:.0f} s"
@@ -174,7 +174,7 @@ def _bytes(number: int) -> str:
 
 
 def difference(value: float | None) -> str:
-    """Two digits; – where there is nothing to compare with."""
+    """Two digits; – if there is no run to compare with."""
     if value is None:
         return "–"
     return "0" if value == 0 else f"{value:.2g}"

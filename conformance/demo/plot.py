@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable
 from typing import Any
 
-STYLES: dict[str, dict[str, Any]] = {  # from wide to narrow, so that curves that coincide all show
+STYLES: dict[str, dict[str, Any]] = {  # from wide to narrow, so that coinciding curves all stay visible
     "torch": {"color": "#c9c9c9", "linewidth": 8, "solid_capstyle": "round"},
     "disable": {"color": "#0072b2", "linewidth": 4},
     "simulate": {"color": "#f0e442", "linewidth": 1.8},
@@ -38,7 +38,7 @@ def losses(models: list[dict[str, Any]], backend: str) -> bytes:
 
 
 def curves(name: str, runs: list[dict[str, Any]]) -> bytes:
-    """A PNG with one panel: the losses of each target, from a wide line to a narrow one."""
+    """A PNG with one panel: the losses of each target, with lines from wide to narrow."""
 
     def draw(panel: Any, runs: list[dict[str, Any]]) -> None:
         for order, run in enumerate(runs):
@@ -49,7 +49,7 @@ def curves(name: str, runs: list[dict[str, Any]]) -> bytes:
 
 
 def _drawn(panels: list[tuple[str, Callable[[Any, Any], None], Any]], measured: str) -> bytes:
-    """Panels side by side, each with a title and what draws its curves."""
+    """A PNG with panels side by side, each with a title, a function that draws its curves, and the argument of it."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

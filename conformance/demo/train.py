@@ -1,4 +1,4 @@
-"""All of one `loraspec demo train`: every target takes the same steps, side by side, and the losses are compared."""
+"""The whole `loraspec demo train`: all targets take the same steps side by side, and their losses are compared."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ MODELS = ("minilm", "llama")
 TARGETS = ("reference", "optimized", "peft")
 NAMES = ("load_adapter", "save_adapter")
 PACKAGES = ("loraspec", "torch", "transformers", "peft")
-# Of the first loss. In 50 steps rounding took float32 losses 6e-7 of it apart, with either model.
+# Relative to the first loss. In 50 steps of either model, rounding made float32 losses differ by 6e-7 of it.
 BAND = 1e-4
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to run.
+    """The options of the demo.
 
     Attributes:
-        model: of `MODELS`.   targets: `peft` or importable modules; the others are compared with the first.
+        model: one of `MODELS`.   targets: `peft` or importable modules; all others are compared with the first.
     """
 
     model: str
@@ -41,10 +41,10 @@ class Wanted:
 
 
 def check_installed(wanted: Wanted) -> None:
-    """See that all optional packages that a run needs are there, before anything runs.
+    """Check that all optional packages that a run needs are installed, before anything runs.
 
     Raises:
-        UsageError: naming what is missing and the command that installs it.
+        UsageError: naming the missing packages and the command that installs them.
     """
     needed = {"matplotlib": "demo", "transformers": "demo"}
     if wanted.model == "minilm":
@@ -55,10 +55,10 @@ def check_installed(wanted: Wanted) -> None:
 
 
 def parts_of(target: str) -> Any:
-    """The module that a target names; None for PEFT.
+    """The module of a target; None for PEFT.
 
     Raises:
-        UsageError: if it does not import or lacks one of `NAMES`.
+        UsageError: if the module does not import or lacks one of `NAMES`.
     """
     if target == "peft":
         return None
@@ -66,7 +66,7 @@ def parts_of(target: str) -> Any:
 
 
 def run(wanted: Wanted) -> tuple[dict[str, Any], list[Learner]]:
-    """Train; the report, and the learners with what they learnt."""
+    """Train all targets; return the report and the trained learners."""
     from rich.progress import Progress
 
     from conformance.demo import fine_tuning, learners
@@ -84,7 +84,7 @@ def run(wanted: Wanted) -> tuple[dict[str, Any], list[Learner]]:
         each = [learners.Learner(task, name, part, Path(folder), wanted.steps) for name, part in parts.items()]
         progress.update(bar, total=wanted.steps * len(each), description=f"{wanted.model}: {', '.join(parts)}")
         for number, window in enumerate(task.windows):
-            # in turn, so that what else the machine does meets all of them; and not always the same one first
+            # targets take turns, so that other load on the machine affects all alike; the first one changes
             for offset in range(len(each)):
                 each[(number + offset) % len(each)].step(window)
                 progress.advance(bar)
@@ -99,7 +99,7 @@ def run(wanted: Wanted) -> tuple[dict[str, Any], list[Learner]]:
 
 
 def compared(runs: list[Any]) -> list[dict[str, Any]]:
-    """The runs as in the report, each with how far it is from the first."""
+    """The runs in the form of the report, each with its differences from the first."""
     first = runs[0]
     described = []
     for run in runs:
@@ -122,11 +122,11 @@ def compared(runs: list[Any]) -> list[dict[str, Any]]:
 
 
 def _finite(value: float) -> float | None:
-    """The number; None for what JSON has no word for."""
+    """The number; None for NaN and infinities, which JSON does not have."""
     return value if math.isfinite(value) else None
 
 
 def _furthest(gaps: Iterable[float]) -> float | None:
-    """The largest; None where one is no number, of which no maximum knows."""
+    """The largest gap; None if one is not finite, since `max` does not propagate NaN."""
     found = list(gaps)
     return max(found) if all(map(math.isfinite, found)) else None

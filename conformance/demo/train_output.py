@@ -1,4 +1,4 @@
-"""What `loraspec demo train` leaves behind: a table, all figures as JSON, a plot, and adapters."""
+"""The files of `loraspec demo train`: a table, all numbers as JSON, a plot, and the adapters."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from conformance.demo.output import as_json, difference, line, seconds_of, write
 
 HEADINGS = ("target", "s/step", "÷ first", "trained", "first loss", "last loss", "Δ loss", "Δ norm")
 NOTES = (
-    "s/step is the median over the steps, which the targets take in turn; ÷ first is the median ratio to the first "
-    "target's. Δ loss is the largest difference of any step's loss from the first target's, Δ norm the largest "
+    "s/step is the median over the steps, in which the targets take turns; ÷ first is the median ratio to the first "
+    "target's time. Δ loss is the largest difference between a step's loss and the first target's, Δ norm the largest "
     "relative difference of the gradient norms before clipping. Each step is a window of two micro-batches, the last "
-    "of one; AdamW's rate falls to a tenth."
+    "step of one; AdamW's learning rate falls to a tenth."
 )
 
 
 def write(folder: Path, found: dict[str, Any], learners: list[Any]) -> None:
-    """Write the three files, and the adapters of each target in a folder of its own."""
+    """Write the three files, and each target's adapters to a separate folder."""
     contents = {
         "losses.png": plot.curves(found["model"]["name"], found["runs"]),
         "train.json": as_json(found),
         "train.md": markdown(found).encode(),
     }
     with tempfile.TemporaryDirectory(dir=folder, prefix=".adapters-") as held:
-        for learner in learners:  # all of them first: one that cannot be saved leaves nothing
+        for learner in learners:  # save all before the rest, so that an error here leaves no files
             learner.save(Path(held, learner.run.target))
         write_files(folder, contents)
         shutil.copytree(held, folder / "adapters", dirs_exist_ok=True)
 
 
 def rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The table's rows, a target each, in the order of `HEADINGS`."""
+    """The rows of the table, one for each target, in the order of `HEADINGS`."""
     return [
         (
             run["target"],
@@ -55,7 +55,7 @@ def _loss(value: float | None) -> str:
 
 
 def sentences(found: dict[str, Any]) -> list[str]:
-    """Whether the curves agree."""
+    """The sentences below the table, which say whether the losses agree."""
     first, *others = found["runs"]
     band = found["settings"]["band"]
     return [
@@ -66,7 +66,7 @@ def sentences(found: dict[str, Any]) -> list[str]:
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """The table with what it is about."""
+    """The table in Markdown, with its settings."""
     settings = found["settings"]
     lines = [
         "# Fine-tuning",
@@ -82,7 +82,7 @@ def markdown(found: dict[str, Any]) -> str:
 
 
 def show(found: dict[str, Any], folder: Path) -> None:
-    """The same table on the terminal."""
+    """Print the same table on the terminal."""
     from rich.table import Table
 
     from conformance.report.terminal import console

@@ -66,7 +66,7 @@ def read(path: Path = RECORD) -> dict[str, Measured]:
             try:
                 found[cells["digest"]] = Measured(**{f.name: PARSED[f.type](cells[f.name]) for f in fields(Measured)})
             except (KeyError, TypeError, ValueError):
-                raise ValueError(f"{path.name}, line {number} is no row of a compilation: {cells}") from None
+                raise ValueError(f"{path.name}, line {number} is not a row of a compilation: {cells}") from None
     return found
 
 

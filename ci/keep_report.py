@@ -1,4 +1,4 @@
-"""Store a run's report in the repository, without its empty parts and the machine's paths.
+"""Store a run's report in the repository, without its empty fields and local paths.
 
 python ci/keep_report.py loraspec-report/report.json conformance/reports/peft/0.21.2.json
 """

@@ -26,15 +26,15 @@ HERE = Path(__file__).resolve().parent
 FOLDER = HERE / "clauses"
 OPTIONS: dict[str, tuple[str | None, str]] = {
     "target": ("optimized", "implementation to test: package.module or package.module:attribute"),
-    "group": (None, "only these groups of clauses (comma or repeated)"),
-    "clause": (None, "only these clauses (comma or repeated)"),
-    "dtype": (None, "only these dtypes (comma or repeated)"),
-    "profile": ("default", "how many cases: quick, default or nightly"),
+    "group": (None, "only these groups of clauses (separated by commas, or repeated)"),
+    "clause": (None, "only these clauses (separated by commas, or repeated)"),
+    "dtype": (None, "only these dtypes (separated by commas, or repeated)"),
+    "profile": ("default", "number of cases: quick, default or nightly"),
     "device": ("cpu", "cpu, cuda or cuda:N"),
     "lane": (None, "only subjects that run in this lane: cpu, interpreter or gpu"),
-    "seed": ("0", "which cases are drawn"),
+    "seed": ("0", "seed from which the cases are drawn"),
     "shard": (None, "i/n: only the i-th of n parts of the trials; `loraspec merge` puts their reports together"),
-    "report-dir": (None, "write report.json, report.html, junit.xml and reproducers there"),
+    "report-dir": (None, "folder for report.json, report.html, junit.xml and reproducers"),
 }
 LISTS = ("group", "clause", "dtype")
 
@@ -111,7 +111,7 @@ def selected(config: pytest.Config) -> Selection:
     try:
         seed = int(option.loraspec_seed)
     except ValueError:
-        raise UsageError(f"--seed {option.loraspec_seed!r} is no integer") from None
+        raise UsageError(f"--seed {option.loraspec_seed!r} is not an integer") from None
     return Selection.of(
         option.loraspec_target,
         groups=as_list(option.loraspec_group),

@@ -108,7 +108,7 @@ class Bundle:
         if use.annotation and not isinstance(target, Import):
             return  # annotations are never evaluated
         if isinstance(target, Source):
-            raise NoSource(f"{piece.definition.where.name} passes on the module {ast.unparse(node)}")
+            raise NoSource(f"{piece.definition.where.name} uses as a value the module {ast.unparse(node)}")
         if target is None:
             self.builtins.add(use.path[0])
         else:

@@ -135,7 +135,9 @@ def read(text: str | None = None) -> dict[str, Entry]:
 def _entry(row: str, group: str, spaces: dict[str, str], reasons: dict[str, str]) -> Entry:
     cells = [cell.strip().replace(BAR, "|") for cell in re.split(r"(?<!\\)\|", row)[1:-1]]
     if len(cells) != len(COLUMNS) or cells[1] not in (MUST, SHOULD):
-        raise ValueError(f"{row!r} in SPEC.md is no clause: expected {len(COLUMNS)} cells, the second MUST or SHOULD")
+        raise ValueError(
+            f"{row!r} in SPEC.md is not a clause: expected {len(COLUMNS)} cells, the second MUST or SHOULD"
+        )
     name, level, sentence, dtypes, applies, space, file = cells
     judged = {"all": FLOAT_DTYPES, "any": ()}.get(dtypes)
     words = _words(applies)

@@ -33,7 +33,7 @@ def write(path: Path) -> None:
         UsageError: if the name is not a module file's, the file exists, or the file cannot be written.
     """
     if path.suffix != ".py" or not path.stem.isidentifier():
-        raise UsageError(f"{str(path)!r} is no module file: expected a name like my_target.py")
+        raise UsageError(f"{str(path)!r} is not a module file: expected a name like my_target.py")
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(TEMPLATE.format(name=path.stem))

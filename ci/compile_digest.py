@@ -1,4 +1,4 @@
-"""A digest of all that a compilation's result depends on: equal digests, equal results."""
+"""A digest of all inputs of a compilation: compilations with equal digests have equal results."""
 
 import ast
 import hashlib
@@ -11,11 +11,11 @@ from typing import Any
 
 from ci.compile_sources import Source
 
-LENGTH = 16  # hexadecimal digits: two of a thousand sources agree once in 10¹³ times
+LENGTH = 16  # hexadecimal digits: among a thousand sources, a collision has a probability of about 10⁻¹³
 
 
 def digest(source: Source, arch: int, *others: str) -> str:
-    """The digest of a source for an architecture, and of whatever else decides, such as the compiler's version."""
+    """The digest of a source, an architecture, and `others`, such as the compiler's version."""
     constants = {name: str(value) for name, value in sorted(source.constants.items())}
     given = (arch, source.signature, constants, source.aligned, sorted(source.options.items()))
     text = "\n".join((*others, repr(given), *functions(source.kernel)))
@@ -24,9 +24,9 @@ def digest(source: Source, arch: int, *others: str) -> str:
 
 @cache
 def functions(kernel: Any) -> list[str]:
-    """The code of a kernel, of each function that it calls, and the values of the globals that they read, sorted.
+    """The code of a kernel and of each function that it calls, and the values of the globals that they read, sorted.
 
-    Comments, docstrings and the place in a file are none of it; what belongs to Triton has Triton's version.
+    The code excludes comments, docstrings and positions in files, and Triton's own functions, whose version is known.
     """
     found: dict[str, str] = {}
     waiting = [_plain(kernel)]
@@ -51,7 +51,7 @@ def code(function: Any) -> str:
 
 
 def _plain(function: Any) -> types.FunctionType:
-    """The Python function behind what `triton.jit` made of it."""
+    """The Python function inside a `triton.jit` function."""
     found: types.FunctionType = getattr(function, "fn", function)
     return found
 
@@ -67,10 +67,10 @@ def _parsed(function: types.FunctionType) -> ast.FunctionDef:
 
 
 def _globals(tree: ast.FunctionDef, function: types.FunctionType) -> Iterator[tuple[str, Any]]:
-    """The global names that a function reads, but for Triton's and Python's own, with their values.
+    """The global names that a function reads, without Triton's and Python's own, and their values.
 
     Raises:
-        TypeError: for a value whose text does not tell what it is.
+        TypeError: if the text of a value does not determine the value.
     """
     arguments = tree.args
     own = {a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)}
@@ -96,7 +96,7 @@ def _globals(tree: ast.FunctionDef, function: types.FunctionType) -> Iterator[tu
 
 CODE = types.FunctionType | type
 TOLD = types.FunctionType | bool | int | float | str | tuple | None
-"""Whose text says what it is, or a function; besides, Triton's constants and dtypes."""
+"""Functions, and types whose text determines the value. Triton's constants and dtypes are accepted too."""
 
 
 def _is_triton(module: str) -> bool:

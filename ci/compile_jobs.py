@@ -1,4 +1,4 @@
-"""What `ci/compile` compiles: every kernel, in every configuration that its launcher can choose."""
+"""The jobs of `ci/compile`: every kernel in every configuration that its launcher can choose."""
 
 import itertools
 from dataclasses import dataclass
@@ -28,31 +28,31 @@ KERNELS = {
     "weight_grad": (weight_grad_kernel, weight_grad_config, mixed_dot),
     "shrink_and_grad": (shrink_and_grad_kernel, shrink_and_grad_config, mixed_dot),
 }
-# Element by element: no product, one configuration, and one compilation for each activation.
+# Elementwise kernels, without a product: one configuration, and one compilation for each activation.
 ACTIVATION_KERNELS = {
     "gated_activation": gated_activation_kernel,
     "gated_activation_gradients": gated_activation_gradients_kernel,
 }
-# What becomes of int8 operands, int64 being the bare product; float16 differs from bfloat16 in one last cast.
+# Result dtypes for int8 operands; int64 is the bare product. float16 differs from bfloat16 only in the last cast.
 RESULTS = (torch.int64, torch.float64, torch.float32, torch.bfloat16)
-# Tiles by tensor descriptors, which sm_80 has not; weight and factor as forward and as backward multiply by them.
+# Layouts of weight and factor in forward and backward. The tiles need tensor descriptors, which sm_80 lacks.
 LINEAR_EXPAND_LAYOUTS = ("forward", "backward", "forward, odd rank", "backward, odd rank")
-# The dtype of the operands and the one they are rounded to; the last pair is autocast's.
+# The dtype of the operands, and the dtype to which they are rounded; autocast needs the last pair.
 DTYPES = (
     (torch.bfloat16, torch.bfloat16),
     (torch.float16, torch.float16),
     (torch.float32, torch.float32),
     (torch.float32, torch.bfloat16),
 )
-# One shape on each side of every bound that a configuration depends on.
+# One shape on each side of every threshold of the configurations.
 SHAPES = tuple(itertools.product((1, 33, 512, 513, 65536), (1, 4096), (1, 17, 33, 128)))
 LAYOUTS = ("packed", "swapped", "odd rank", "strided")
-UNSWAPPED = ("weight_grad", "shrink_and_grad")  # each of their operands has one place in the formula
+UNSWAPPED = ("weight_grad", "shrink_and_grad")  # kernels whose operands never change roles
 
 
 @dataclass(frozen=True)
 class Job:
-    """One compilation; where `dropped`, of a kernel that computes a mask."""
+    """One compilation; if `dropped`, the kernel computes a dropout mask."""
 
     kernel: str
     arch: int
@@ -88,7 +88,7 @@ def jobs() -> list[Job]:
 
 
 def _linear_expand_jobs() -> list[Job]:
-    """The persistent kernel: both passes in bfloat16, each block size, with a mask and without."""
+    """Jobs of the persistent kernel: both passes in bfloat16, each block size, with and without a dropout mask."""
     variants = itertools.product((90, 100), LINEAR_EXPAND_LAYOUTS, (128, 4096), (False, True))
     found = [
         Job(
@@ -106,7 +106,7 @@ def _linear_expand_jobs() -> list[Job]:
 
 
 def _gated_activation_jobs() -> list[Job]:
-    """The activation kernels: each activation, gated or not, in each dtype, for every architecture."""
+    """Jobs of the activation kernels: each activation, gated or not, in each dtype, for every architecture."""
     dtypes = dict.fromkeys(named(dtype) for dtype, _ in DTYPES)
     variants = [f"{name}{gate}" for name in ACTIVATIONS for gate in ("", " gated")]
     return [
@@ -116,7 +116,7 @@ def _gated_activation_jobs() -> list[Job]:
 
 
 def _int8_linear_jobs() -> list[Job]:
-    """The kernel on int8: each configuration and result for every architecture; strided with the widest result."""
+    """Jobs of the int8 kernel: each configuration and result dtype for every architecture; strided with the widest."""
     found = {}
     layouts = [*((result, "packed") for result in RESULTS), (torch.float64, "strided")]
     for arch, (result, layout), M, K in itertools.product(ARCHITECTURES, layouts, (1, 17, 65536), (1, 4096)):
@@ -127,12 +127,12 @@ def _int8_linear_jobs() -> list[Job]:
 
 
 def _is_lean(name: str, layout: str, R: int, wide: bool) -> bool:
-    """What the launchers conclude: the large operand decides, and beyond rank 16 the factor too."""
+    """The launchers' choice of a lean configuration: the large operand decides, above rank 16 the factor as well."""
     large = name != "lora_expand" and (layout == "strided" or wide)
     factor = name not in UNSWAPPED and (layout in ("strided", "odd rank") or wide)
     return large or (R > 16 and factor)
 
 
 def named(dtype: torch.dtype) -> str:
-    """`bfloat16` for torch.bfloat16."""
+    """The name of a dtype: `bfloat16` for torch.bfloat16."""
     return str(dtype).removeprefix("torch.")

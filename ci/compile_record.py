@@ -1,4 +1,4 @@
-"""The record of what compilations gave, `ci/compiled.csv`: a line for each job, with the digest of its source."""
+"""The record of compilation results, `ci/compiled.csv`: a line for each job, with the digest of its source."""
 
 import csv
 from collections.abc import Callable, Iterable
@@ -13,10 +13,10 @@ RECORD = Path(__file__).with_name("compiled.csv")
 
 @dataclass(frozen=True)
 class Measured:
-    """What one compilation gave.
+    """The result of one compilation.
 
     Attributes:
-        instructions: those of the tensor cores, or `fma`.   descriptors: whether tiles are moved by them.
+        instructions: the tensor-core instructions, or `fma`.   descriptors: whether tensor descriptors move tiles.
         fused: whether float64 multiplications are fused with additions.
     """
 
@@ -29,7 +29,7 @@ class Measured:
 
 
 def labels(job: Job) -> dict[str, str | int | bool]:
-    """The columns that say which job it is."""
+    """The columns that identify a job."""
     return {
         "kernel": job.kernel,
         "arch": f"sm_{job.arch}",
@@ -44,7 +44,7 @@ def labels(job: Job) -> dict[str, str | int | bool]:
 
 
 def write(rows: Iterable[tuple[Job, str, Measured]], path: Path = RECORD) -> None:
-    """Write a record of these jobs, their digests and what they gave."""
+    """Write a record of these jobs, their digests and their results."""
     cells = [{**labels(job), **asdict(measured), "digest": digest} for job, digest, measured in rows]
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, cells[0], lineterminator="\n")
@@ -53,10 +53,10 @@ def write(rows: Iterable[tuple[Job, str, Measured]], path: Path = RECORD) -> Non
 
 
 def read(path: Path = RECORD) -> dict[str, Measured]:
-    """What each digest gave; nothing where there is no record.
+    """The result for each digest; empty if there is no record.
 
     Raises:
-        ValueError: naming the first line that is not complete.
+        ValueError: naming the first incomplete line.
     """
     if not path.exists():
         return {}
@@ -66,7 +66,7 @@ def read(path: Path = RECORD) -> dict[str, Measured]:
             try:
                 found[cells["digest"]] = Measured(**{f.name: PARSED[f.type](cells[f.name]) for f in fields(Measured)})
             except (KeyError, TypeError, ValueError):
-                raise ValueError(f"{path.name}, line {number} is no row of a compilation: {cells}") from None
+                raise ValueError(f"{path.name}, line {number} is not a row of a compilation: {cells}") from None
     return found
 
 

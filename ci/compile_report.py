@@ -1,9 +1,9 @@
-"""Compile ahead of time every kernel in every configuration that has changed, and judge what comes out of all of them.
+"""Compile the changed kernels and configurations ahead of time, and judge the results of all.
 
-Needs no GPU: the triton wheel carries ptxas. A job whose source, options, architecture and Triton version have an entry
-in `ci/compiled.csv` has been compiled, and its entry says what came out. Exit status 1 when a kernel spills, wants
-more shared memory than its architecture has, multiplies 16-bit or int8 tiles without a tensor core, or fuses what is to
-round twice; with --all also where the record says anything else than what the compilations give.
+No GPU is needed: the triton wheel contains ptxas. A job is not compiled again if `ci/compiled.csv` has an entry for its
+source, options, architecture and Triton version; the entry holds the result. The exit status is 1 if a kernel spills,
+needs more shared memory than its architecture has, multiplies 16-bit or int8 tiles without a tensor core, or fuses
+operations that must round twice; with --all also if the record differs from the results of compilation.
 """
 
 import argparse
@@ -36,7 +36,7 @@ SHOWN = ("registers", "spill_bytes", "shared_bytes", "instructions", "descriptor
 
 @dataclass(frozen=True)
 class Row:
-    """A job, the digest of its source, what its compilation gave, and what is wrong with that."""
+    """A job, the digest of its source, its compilation result, and the faults of the result."""
 
     job: Job
     digest: str
@@ -44,7 +44,7 @@ class Row:
 
     @property
     def faults(self) -> list[str]:
-        """What is wrong, by the rules as they are now, whenever it was compiled."""
+        """The faults by the current rules, even if the result was recorded earlier."""
         job, measured = self.job, self.measured
         faults = []
         if measured.spill_bytes:
@@ -63,7 +63,7 @@ class Row:
 
     @property
     def columns(self) -> dict[str, str | int | bool]:
-        """What the table shows."""
+        """The columns of the table."""
         return {**labels(self.job), **{name: asdict(self.measured)[name] for name in SHOWN}}
 
 
@@ -94,12 +94,12 @@ def compiled(job: Job) -> Measured:
 
 
 def digest_of(job: Job, version: str = triton.__version__) -> str:
-    """The digest of what this job is compiled from, by what, and of how the result is read."""
+    """The digest of a job's source, the compiler's version, and the code that reads the result."""
     return digest(source_of(job), job.arch, version, code(compiled), repr(TENSOR_CORE))
 
 
 def compile_all(chosen: list[Job]) -> list[Measured]:
-    """Compile these jobs, by as many processes as there are cores."""
+    """Compile these jobs, with as many processes as cores."""
     if not chosen:
         return []
     with tempfile.TemporaryDirectory() as cache:
@@ -110,13 +110,13 @@ def compile_all(chosen: list[Job]) -> list[Measured]:
 
 
 def _prepare(cache: str) -> None:
-    """Have triton show what ptxas says, which it does only when it compiles: a cache of our own, empty."""
+    """Have triton print ptxas's log. It does so only when it compiles, so the cache must be empty."""
     triton.knobs.cache.dir = cache
     triton.knobs.nvidia.dump_ptxas_log = True
 
 
 def differences(rows: Iterable[Row], known: dict[str, Measured]) -> list[str]:
-    """Where a record says anything else than these compilations, which are all there are."""
+    """The differences between a record and these rows, which are the results of all jobs."""
     found = []
     rows = list(rows)
     for row in rows:
@@ -144,9 +144,9 @@ def _table(rows: list[Row]) -> str:
 
 
 def main(arguments: list[str], record: Path = compile_record.RECORD) -> int:
-    """Compile, print the table, write what is asked for; 1 when anything is wrong."""
+    """Compile, print the table, and write the requested files; return 1 if anything is wrong."""
     parser = argparse.ArgumentParser(prog="ci/compile", description=__doc__)
-    parser.add_argument("--all", action="store_true", help="compile what has an entry too, and compare")
+    parser.add_argument("--all", action="store_true", help="compile every job, and compare the results with the record")
     parser.add_argument("--record", action="store_true", help="write the record anew")
     parser.add_argument("--json", type=Path, help="where to write the rows")
     asked = parser.parse_args(arguments)
@@ -161,7 +161,7 @@ def main(arguments: list[str], record: Path = compile_record.RECORD) -> int:
     wrong = differences(rows, known) if asked.all and not asked.record else []
     said += [f"{record.name}: {line}" for line in wrong]
     if anew and not asked.record:
-        said.append(f"`ci/compile --record` writes what was compiled to ci/{record.name}, so that it is not done again")
+        said.append(f"`ci/compile --record` writes the new results to ci/{record.name}, so that they are kept")
     sys.stdout.write(f"{_table(rows)}\n\n" + "\n".join(said) + "\n")
     if asked.record:
         compile_record.write([(row.job, row.digest, row.measured) for row in rows], record)

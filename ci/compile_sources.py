@@ -1,4 +1,4 @@
-"""What the compiler is given for each job: the kernel, the types of its arguments, which are constant, the options."""
+"""The compiler's input for each job: the kernel, the types and constants among its arguments, and the options."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +11,9 @@ from optimized.kernels.linear_expand import linear_expand_kernel
 from optimized.kernels.split_k_reduce import split_k_reduce_kernel
 from optimized.kernels.tiles import TL_DTYPE
 
-# What a launch finds out: which strides are 1, and which other numbers are no multiples of 16. A swapped
-# factor is a transposed one, as in g · B and T · A; an odd rank is no multiple of 16; nothing is known of
-# strided operands.
+# The specialisation at launch: the strides that are 1, and the other numbers that are not multiples of 16. A swapped
+# factor is a transposed factor, as in g · B and T · A; an odd rank is not a multiple of 16; strided operands have
+# neither property.
 INNER = ("stride_xk", "stride_gn", "stride_yn", "stride_sr", "stride_pr", "stride_tr", "stride_dr")
 UNIT_STRIDES = {
     "packed": (*INNER, "stride_ak", "stride_br", "stride_or"),
@@ -29,9 +29,9 @@ class Source:
     """One compilation as the compiler sees it.
 
     Attributes:
-        kernel: as `triton.jit` made it.   signature: the type of each argument, as Triton writes it.
-        constants: the arguments that are constant.   aligned: places of those known to be multiples of 16.
-        options: of the compiler.
+        kernel: the `triton.jit` function.   signature: the type of each argument, as Triton writes it.
+        constants: the constant arguments.   aligned: positions of the arguments known to be multiples of 16.
+        options: options of the compiler.
     """
 
     kernel: Any
@@ -42,7 +42,7 @@ class Source:
 
 
 def source_of(job: Job) -> Source:
-    """What the compiler is given for this job."""
+    """The compiler's input for this job."""
     kernel, constants = _kernel(job)
     options = {"num_warps": job.config.num_warps, "num_stages": job.config.num_stages}
     if job.kernel == "int8_linear":
@@ -58,7 +58,7 @@ def source_of(job: Job) -> Source:
 
 
 def _kernel(job: Job) -> tuple[Any, dict[str, Any]]:
-    """The job's kernel and the arguments that are constant in it."""
+    """The job's kernel and its constant arguments."""
     compute = getattr(torch, job.compute)
     if job.kernel == "int8_linear":
         scaled = job.dtype != "int64"

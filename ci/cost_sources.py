@@ -1,4 +1,4 @@
-"""What steps, trials, tests and twins took, read from what a run of the gate, of pytest or of `loraspec` leaves."""
+"""The time of steps, trials, tests and twins, read from the files of a run of the gate, pytest or `loraspec`."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ KINDS = ("steps", "groups", "files", "trials", "tests", "twins")
 
 @dataclass
 class Cost:
-    """Seconds: of processors, children included, and of the clock."""
+    """CPU seconds, including child processes, and wall-clock seconds."""
 
     cpu: float = 0.0
     wall: float = 0.0
 
     def add(self, other: Cost) -> None:
-        """Count more."""
+        """Add another cost."""
         self.cpu += other.cpu
         self.wall += other.wall
 
 
 @dataclass
 class Costs:
-    """By name what each took: steps of the gate, groups of clauses, files of tests, trials, other tests, and twins."""
+    """Costs by kind and name: steps of the gate, groups of clauses, test files, trials, other tests, and twins."""
 
     kinds: dict[str, dict[str, Cost]] = field(default_factory=lambda: {kind: defaultdict(Cost) for kind in KINDS})
 
     def add(self, kind: str, name: str, cost: Cost) -> None:
-        """Count this for one of a kind, beside what is known of it."""
+        """Add to the cost of one name of a kind."""
         self.kinds[kind][name].add(cost)
 
     def add_test(self, nodeid: str, cost: Cost) -> None:
-        """Count a test of pytest for what it is: a trial of its clause's group, one of a twin's, or another."""
+        """Add the cost of a pytest test to its kinds: as a trial of a clause, a test of a twin, or another test."""
         path, _, test = nodeid.partition("::")
         label = test.partition("[")[2].removesuffix("]")
         if path.startswith(CLAUSES):
@@ -55,10 +55,10 @@ class Costs:
 
 
 def read(sources: list[Path]) -> Costs:
-    """The costs in these folders of the gate's, reports (report.json) and results of pytest (junit.xml).
+    """The costs in these sources: folders of the gate, reports (report.json) and pytest results (junit.xml).
 
     Raises:
-        ValueError: naming a source in which there are none.
+        ValueError: naming a source without costs.
     """
     found = Costs()
     for source in sources:
@@ -100,7 +100,7 @@ def _read_report(report: Report, found: Costs) -> None:
 
 
 def _cases(file: Path) -> Iterator[tuple[str, float]]:
-    """The tests of a junit.xml as pytest names them, and their seconds of the clock."""
+    """The tests of a junit.xml by pytest's names, with their wall-clock seconds."""
     for case in ET.parse(file).iter("testcase"):
         path, name = case.get("classname", "").replace(".", "/"), case.get("name", "")
         yield f"{path}.py::{name}", float(case.get("time", 0))

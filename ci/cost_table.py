@@ -1,8 +1,8 @@
-"""Print what the gate's steps, the groups of clauses, and the dearest trials, tests and twins took; keep it in a file.
+"""Print the time of the gate's steps, groups of clauses, and slowest trials, tests and twins, and store it in a file.
 
-The figures are seconds of processors and of the clock. `ci/cost.json` has an entry a line. A figure there stays until
-one is measured that is off by a fifth, and a name until others are clearly dearer, so that its differences are the
-suite's and not the machine's.
+The numbers are CPU seconds and wall-clock seconds. `ci/cost.json` has one entry per line. A number in it changes only
+if a measurement differs by a fifth, and a name is replaced only if others are clearly slower, so that differences in
+the file come from the suite and not from the machine.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ sys.path.insert(0, str(ROOT))
 from ci.cost_sources import KINDS, Cost, Costs, read  # noqa: E402
 
 FILE = ROOT / "ci" / "cost.json"
-DEAREST = {"files": 20, "trials": 20, "tests": 20, "twins": 20}  # of what there are many
-SAME = 1.2  # a factor within which two measurements may be of the same
-NEGLIGIBLE = 0.2  # seconds, likewise
+DEAREST = {"files": 20, "trials": 20, "tests": 20, "twins": 20}  # entries listed, for kinds with many
+SAME = 1.2  # measurements within this factor count as equal
+NEGLIGIBLE = 0.2  # measurements within this many seconds count as equal
 VERSIONS = ("torch", "triton", "numpy", "hypothesis", "pytest")
 
 Entries = dict[str, dict[str, dict[str, float]]]
 
 
 def chosen(costs: Costs, kept: Entries) -> Entries:
-    """Of each kind what is listed, by name: all, or the dearest, those that were listed before at an advantage."""
+    """The listed entries of each kind by name: all, or the slowest, with an advantage for those listed before."""
     found: Entries = {}
     for kind in KINDS:
         known = kept.get(kind, {})
@@ -44,7 +44,7 @@ def chosen(costs: Costs, kept: Entries) -> Entries:
 
 
 def _steady(cost: Cost, known: dict[str, float] | None) -> dict[str, float]:
-    """The figures, each as it was where it may be the same."""
+    """The cost as numbers; a number that counts as equal to the known one stays as it was."""
     measured = asdict(cost)
     if known is None:
         return {name: _rounded(seconds) for name, seconds in measured.items()}
@@ -57,7 +57,7 @@ def _same(known: float, seconds: float) -> bool:
 
 
 def _rounded(seconds: float) -> float:
-    """Two digits, and no more than two after the point."""
+    """The seconds rounded to two significant digits and at most two decimals."""
     return float(f"{round(seconds, 2):.2g}")
 
 
@@ -71,7 +71,7 @@ def written(head: dict[str, Any], entries: Entries) -> str:
 
 
 def head() -> dict[str, Any]:
-    """On what, with what and when it was measured."""
+    """The machine, the versions and the date of the measurement."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for name in VERSIONS:
         try:
@@ -90,7 +90,7 @@ def machine() -> str:
 
 
 def table(costs: Costs, recorded: dict[str, Any]) -> str:
-    """The costs, the dearest first, each with the processors' seconds that the file has of it."""
+    """The costs, the largest first, each with the recorded CPU seconds."""
     lines = [f"{'CPU s':>9} {'wall s':>9} {'recorded':>9}   on {recorded.get('machine', 'no machine so far')}"]
     for kind in KINDS:
         of_kind = sorted(costs.kinds[kind].items(), key=lambda item: (-item[1].cpu, item[0]))
@@ -109,7 +109,7 @@ def table(costs: Costs, recorded: dict[str, Any]) -> str:
 
 
 def _before(known: dict[str, float] | None, cost: Cost) -> str:
-    """The recorded figure, marked where this one is dearer or cheaper."""
+    """The recorded number, marked if the measured one is larger or smaller."""
     if known is None:
         return "–"
     mark = "" if _same(known["cpu"], cost.cpu) else "↑ " if cost.cpu > known["cpu"] else "↓ "
@@ -117,10 +117,10 @@ def _before(known: dict[str, float] | None, cost: Cost) -> str:
 
 
 def main(arguments: list[str], file: Path = FILE) -> int:
-    """Print the table of what the sources say; with --write, keep it."""
+    """Print the table of the sources' costs; with --write, store it."""
     parser = argparse.ArgumentParser(prog="ci/cost", description=__doc__)
-    parser.add_argument("sources", nargs="+", type=Path, help="folders of the gate's, report.json, junit.xml")
-    parser.add_argument("--write", action="store_true", help=f"keep it in ci/{FILE.name}")
+    parser.add_argument("sources", nargs="+", type=Path, help="folders of the gate, report.json, junit.xml")
+    parser.add_argument("--write", action="store_true", help=f"write the costs to ci/{FILE.name}")
     asked = parser.parse_args(arguments)
     recorded = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     try:

@@ -1,4 +1,4 @@
-"""Keep a run's report in the repository: without what is empty, and without the paths of the machine.
+"""Store a run's report in the repository, without its empty fields and local paths.
 
 python ci/keep_report.py loraspec-report/report.json conformance/reports/peft/0.21.2.json
 """
@@ -42,7 +42,7 @@ def _result(result: ReportedResult, clause: ReportedClause) -> dict[str, Any]:
 
 
 def _lines(report: dict[str, Any]) -> str:
-    """JSON with a line for each clause, so that two reports can be compared."""
+    """The report as JSON with one line for each clause, so that two reports can be compared."""
     head = {key: value for key, value in report.items() if key != "clauses"}
     clauses = ",\n".join(json.dumps(clause, ensure_ascii=False) for clause in report["clauses"])
     return f'{json.dumps(head, ensure_ascii=False)[:-1]},\n"clauses": [\n{clauses}\n]}}\n'

@@ -11,7 +11,7 @@ PACKAGES = ("conformance", "reference", "optimized")
 
 
 def main(root: Path, into: Path) -> None:
-    """Build into a folder; end with what is missing or too much."""
+    """Build into a folder; exit with a message if the wheel lacks files or has additional ones."""
     subprocess.run(
         [sys.executable, "-m", "build", "--outdir", str(into), str(root)], check=True, stdout=subprocess.DEVNULL
     )
@@ -27,9 +27,7 @@ def main(root: Path, into: Path) -> None:
     tracked = {name for name in listed.stdout.splitlines() if (root / name).exists()}
     if built != tracked:
         missing, more = sorted(tracked - built), sorted(built - tracked)
-        sys.exit(
-            f"{wheel.name} lacks {', '.join(missing) or 'nothing'}, and has beyond it {', '.join(more) or 'nothing'}"
-        )
+        sys.exit(f"{wheel.name} lacks {', '.join(missing) or 'no file'}; additional files: {', '.join(more) or 'none'}")
     sys.stdout.write(f"{wheel.name} has all {len(built)} files\n")
 
 

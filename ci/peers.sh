@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Build an environment with every library that has a target and runs on a CPU; run them all with --run.
+# Build an environment with every library that has a target and runs on a CPU; with --run, judge all of them.
 #
-#     ci/peers.sh DIRECTORY            # a virtual environment, made where it is not there yet
-#     ci/peers.sh DIRECTORY --run      # then each target, one report folder each under $REPORTS
+#     ci/peers.sh DIRECTORY            # the virtual environment, created if it does not exist
+#     ci/peers.sh DIRECTORY --run      # then judge each target, with a report folder each under $REPORTS
 #
-# What pip cannot resolve beside torch 2.13 is installed without its dependencies, at the versions the targets were
-# written for: NeMo Automodel's and torchtune's that matter are in constraints.txt; of Concrete ML one file is used.
+# Libraries that pip cannot resolve together with torch 2.13 are installed without dependencies, at the versions for
+# which the targets are written. The dependencies that NeMo Automodel and torchtune need are in constraints.txt; the
+# target of Concrete ML uses a single file of it.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 environment=${1:?a directory for the virtual environment}

@@ -1,7 +1,7 @@
-"""Run a step of the gate and note, in the folder that $COSTS names, what it took: python ci/timed.py NAME COMMAND …
+"""Run a step of the gate and record its time in the folder $COSTS: python ci/timed.py NAME COMMAND …
 
-The seconds are of the clock and, children included, of processors. It needs nothing but Python, so that it can time the
-installation too. The exit status is the command's.
+The record has wall-clock seconds, and CPU seconds including child processes. The script needs only Python, so that it
+can time the installation too. The exit status is that of the command.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The command `loraspec`: what is common to its commands, which are in `conformance/commands/`."""
+"""The command `loraspec`: parsing, errors and exit codes of all commands, which are in `conformance/commands/`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(f"loraspec: the suite itself failed, which says nothing about the target:\n{error}", 3)
     except KeyboardInterrupt as interruption:
         return _complain(f"loraspec: interrupted; {str(interruption) or 'nothing was written'}", 130)
-    except BrokenPipeError:  # the reader of our output has gone
+    except BrokenPipeError:  # the reader of our output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
 

@@ -1,4 +1,4 @@
-"""Every exception of the suite that ends a command, and the check of a name with its "did you mean"."""
+"""Every exception of the suite that ends a command, and the check for unknown names with its "did you mean"."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ MOST = 16  # names that a message lists in full; all groups fit
 
 
 class UsageError(Exception):
-    """The command cannot do what was asked; the message names what came and what was expected."""
+    """The command cannot do what the user asked for; the message names the given and the expected value."""
 
 
 class SuiteError(Exception):
@@ -21,7 +21,7 @@ class TargetError(Exception):
 
 
 def known(names: Iterable[str], expected: Iterable[str], what: str) -> None:
-    """Check that every name is one of those expected.
+    """Check that every name is one of the expected names.
 
     Raises:
         UsageError: for the first unknown name, with the nearest known ones.
@@ -33,7 +33,7 @@ def known(names: Iterable[str], expected: Iterable[str], what: str) -> None:
 
 
 def suggestion(name: str, choices: list[str]) -> str:
-    """What was expected; for a long list, the names that are near."""
+    """The expected names; the similar ones where the list is long."""
     if len(choices) <= MOST:
         return f"expected one of {', '.join(choices)}"
     by_case = {choice.lower(): choice for choice in choices}

@@ -1,8 +1,8 @@
 """The pytest plugin: runs the suite's clauses as tests on a chosen target.
 
-It is installed wherever loraspec is, so it does nothing, and adds no option, unless a session collects this
-suite: `pytest --pyargs conformance --target my.target`, or pytest inside a checkout. Importing it imports
-neither torch nor hypothesis.
+pytest loads the plugin wherever loraspec is installed. The plugin therefore does nothing, and adds no option, unless
+the session collects this suite: `pytest --pyargs conformance --target my.target`, or pytest inside a checkout.
+Importing the plugin imports neither torch nor hypothesis.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ HERE = Path(__file__).resolve().parent
 FOLDER = HERE / "clauses"
 OPTIONS: dict[str, tuple[str | None, str]] = {
     "target": ("optimized", "implementation to test: package.module or package.module:attribute"),
-    "group": (None, "only these groups of clauses (comma or repeated)"),
-    "clause": (None, "only these clauses (comma or repeated)"),
-    "dtype": (None, "only these dtypes (comma or repeated)"),
-    "profile": ("default", "how many cases: quick, default or nightly"),
+    "group": (None, "only these groups of clauses (separated by commas, or repeated)"),
+    "clause": (None, "only these clauses (separated by commas, or repeated)"),
+    "dtype": (None, "only these dtypes (separated by commas, or repeated)"),
+    "profile": ("default", "number of cases: quick, default or nightly"),
     "device": ("cpu", "cpu, cuda or cuda:N"),
     "lane": (None, "only subjects that run in this lane: cpu, interpreter or gpu"),
-    "seed": ("0", "which cases are drawn"),
+    "seed": ("0", "seed from which the cases are drawn"),
     "shard": (None, "i/n: only the i-th of n parts of the trials; `loraspec merge` puts their reports together"),
-    "report-dir": (None, "write report.json, report.html, junit.xml and reproducers there"),
+    "report-dir": (None, "folder for report.json, report.html, junit.xml and reproducers"),
 }
 LISTS = ("group", "clause", "dtype")
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
-    """Add `--target` and so on, each as `--loraspec-target` too: another plugin may have the short one."""
+    """Add each option under two names, such as `--target` and `--loraspec-target`: the short one may be taken."""
     config = pluginmanager.get_plugin("pytestconfig")
     if config is None or not concerns_us(config):
         return
@@ -56,7 +56,7 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
 
 
 def concerns_us(config: pytest.Config) -> bool:
-    """Whether this session collects this suite: it is named, or the session is inside its checkout."""
+    """Whether this session collects this suite: an argument names the suite, or the session runs in its checkout."""
     words = [*config.invocation_params.args, *os.environ.get("PYTEST_ADDOPTS", "").split()]
     here = config.invocation_params.dir
     return (
@@ -90,12 +90,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Module | None:
-    """Collect every file of clauses, whatever names the session expects of files of tests."""
+    """Collect every file of clauses, whatever file names the session takes for tests."""
     if not hasattr(parent.config.option, "loraspec_target") or file_path.parent.parent != FOLDER:
         return None
     patterns = [*parent.config.getini("python_files"), "__init__.py"]
     collected = parent.session.isinitpath(file_path) or any(fnmatch(file_path.name, each) for each in patterns)
-    if file_path.suffix != ".py" or collected:  # the session collects it anyway, or it has no clauses
+    if file_path.suffix != ".py" or collected:  # the session collects the file anyway, or the file has no clauses
         return None
     module: pytest.Module = pytest.Module.from_parent(parent, path=file_path)
     return module
@@ -111,7 +111,7 @@ def selected(config: pytest.Config) -> Selection:
     try:
         seed = int(option.loraspec_seed)
     except ValueError:
-        raise UsageError(f"--seed {option.loraspec_seed!r} is no integer") from None
+        raise UsageError(f"--seed {option.loraspec_seed!r} is not an integer") from None
     return Selection.of(
         option.loraspec_target,
         groups=as_list(option.loraspec_group),
@@ -126,5 +126,5 @@ def selected(config: pytest.Config) -> Selection:
 
 
 def as_list(values: Iterable[str] | None) -> tuple[str, ...]:
-    """An option that may be repeated, as a tuple."""
+    """The values of a repeatable option as a tuple."""
     return tuple(values or ())

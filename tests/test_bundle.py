@@ -174,7 +174,7 @@ def test_a_name_is_followed_through_a_packages_own_imports() -> None:
 
 @pytest.mark.usefixtures("own")
 def test_a_module_as_a_value_cannot_be_written_out() -> None:
-    with pytest.raises(NoSource, match=r"own.other passes on the module shapes"):
+    with pytest.raises(NoSource, match=r"own.other uses as a value the module shapes"):
         written("passes_a_module_on")
 
 

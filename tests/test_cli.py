@@ -71,7 +71,7 @@ def test_help_version_explain_and_init_import_nothing_heavy(tmp_path: Path) -> N
         ),
         (["rerun", "LAY-FWD right m=3"], "does not claim LAY-FWD: it has no LinearLoRA"),
         (["init", "right.py"], "'right.py' exists: it is not overwritten"),
-        (["init", "my-target.py"], "is no module file: expected a name like my_target.py"),
+        (["init", "my-target.py"], "is not a module file: expected a name like my_target.py"),
         (["init", "nowhere/mine.py"], "cannot write 'nowhere/mine.py'"),
     ],
 )

@@ -232,7 +232,7 @@ def test_a_record_can_be_read_as_it_was_written(run: Run, tmp_path: Path) -> Non
     assert compile_record.read(path) == {compile_report.digest_of(job): GOOD for job in wanted}
     assert len(json.loads((tmp_path / "rows.json").read_text())["rows"]) == len(wanted)
     path.write_text("\n".join([*lines[:2], lines[2].replace("False", "false"), *lines[3:]]))
-    with pytest.raises(ValueError, match=r"compiled\.csv, line 3 is no row of a compilation"):
+    with pytest.raises(ValueError, match=r"compiled\.csv, line 3 is not a row of a compilation"):
         compile_record.read(path)
 
 

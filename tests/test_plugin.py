@@ -117,7 +117,7 @@ def test_deviations_are_strict(target: str, code: int, says: str) -> None:
     [
         (("--target", "nosuch"), "target 'nosuch' does not import"),
         (("--lane", "tpu"), "unknown lane 'tpu'"),
-        (("--seed", "x"), "--seed 'x' is no integer"),
+        (("--seed", "x"), "--seed 'x' is not an integer"),
         (("--report-dir", "right.py"), "cannot write reports to 'right.py'"),
     ],
 )

@@ -60,7 +60,7 @@ def test_an_unknown_prefix_or_a_second_home_is_an_error(monkeypatch: pytest.Monk
 
 
 def test_a_row_that_is_no_clause_is_an_error() -> None:
-    with pytest.raises(ValueError, match="is no clause: expected 7 cells"):
+    with pytest.raises(ValueError, match="is not a clause: expected 7 cells"):
         spec_page.read("## linear\n\n| id |\n| --- |\n| LIN-FWD | MAY | y | all |  |  |\n")
 
 

@@ -1,1 +1,1 @@
-"""`loraspec bench`: what layers cost beside the frozen `nn.Linear` they adapt, in one process and interleaved."""
+"""`loraspec bench`: time and memory of layers relative to the frozen `nn.Linear`, interleaved in one process."""

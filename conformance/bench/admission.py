@@ -12,7 +12,7 @@ from conformance.report.verdict import gates
 from conformance.run.execution import Run
 from conformance.run.selection import Selection
 
-GROUPS = ("layer", "linear")  # the first that a target claims is judged, and timed
+GROUPS = ("layer", "linear")  # the first group that a target claims is judged and timed
 
 
 @dataclass(frozen=True)
@@ -37,18 +37,18 @@ class Admission:
 
     @property
     def passes(self) -> bool:
-        """Whether it is ranked."""
+        """Whether the target is ranked."""
         return not self.failing
 
 
 def examined(spec: str, dtypes: tuple[str, ...], device: str, clauses: tuple[str, ...] = ()) -> Admission:
-    """Judge a target by the quick profile, in processes of their own.
+    """Judge a target by the quick profile, in separate processes.
 
     Args:
-        clauses: only these; all of the group where empty.
+        clauses: the clauses to judge; if empty, all of the group.
 
     Raises:
-        UsageError: if it does not import, or has no layer and no function to time.
+        UsageError: if the target does not import, or has no layer and no function to time.
         SuiteError: if the suite itself failed.
     """
     lane = "cpu" if device == "cpu" else "gpu"

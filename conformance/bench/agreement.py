@@ -1,8 +1,8 @@
-"""Whether a layer computes what it is timed on: y, dX, dA and dB at the very size, within the error budget.
+"""The check that a layer is correct at the timed size: y, dX, dA and dB within the error budget.
 
-The quick conformance draws small cases; a layer that is wrong, or does nothing, at large ones must not be ranked. Each
-result is compared on part of one dimension on which its other elements do not depend: y and dX on a few tokens, dA on
-a few of the features in, dB on a few of those out.
+The quick profile draws small cases; a layer that is wrong, or does nothing, at large sizes must not be ranked. Each
+result is compared on a few indices of one dimension, which suffice for the oracle to compute these elements: y and dX
+on a few tokens, dA on a few input features, dB on a few output features.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from conformance.judgement.outcomes import require
 from conformance.numerics.formats import dtype_named, numbers
 
 PARTS = 8  # tokens, or features
-# of each result: whose shape it has, and the axis and dimension of which a part is compared
+# for each result: the tensor of the same shape, and the axis and dimension from which indices are compared
 LAYOUTS = {"y": ("g", 0, "m"), "dX": ("x", 0, "m"), "dA": ("lora_A", 1, "k"), "dB": ("lora_B", 0, "n")}
 DIMENSIONS = {"x": "mk", "g": "mn", "weight": "nk", "bias": "n", "lora_A": "rk", "lora_B": "nr"}
 
 
 class Part(Operands):
-    """The timed operands with a few indices of one dimension, as the oracle takes them."""
+    """The timed operands restricted to a few indices of one dimension, as operands of the oracle."""
 
     def __init__(self, problem: Problem, timed: Timed, dimension: str, kept: Tensor) -> None:
         size = {name: getattr(problem.size, name) for name in "mknr"} | {dimension: len(kept)}
@@ -42,16 +42,16 @@ class Part(Operands):
 
 
 class Agreement:
-    """What every layer must give on the operands of a problem; computed once, when first asked."""
+    """The expected results on the operands of a problem, computed once, and the comparison of layers with them."""
 
     def __init__(self, problem: Problem, timed: Timed) -> None:
         self.problem, self.timed = problem, timed
 
     def check(self, layer: nn.Module) -> float:
-        """Run the layer once, without dropout; the worst error ÷ budget.
+        """Run the layer once, without dropout; return the worst error ÷ budget.
 
         Raises:
-            Violation: naming the result that is off.
+            Violation: naming the wrong result.
         """
         x, training = self.timed.x, layer.training
         y = layer.eval()(x)
@@ -71,14 +71,14 @@ class Agreement:
         return worst
 
     def kept(self, dimension: str) -> Tensor:
-        """The indices of a dimension that are compared: the first, the last, and some between."""
+        """The compared indices of a dimension: the first, the last, and some between."""
         size = getattr(self.problem.size, dimension)
         spaced = torch.linspace(0, size - 1, min(PARTS, size), dtype=torch.float64)
         return spaced.round().long().to(self.problem.device)
 
     @cached_property
     def expected(self) -> dict[str, Expected]:
-        """The oracle's result for each part."""
+        """The oracle's value of each result on its part."""
         oracles = {d: LinearOracle(Part(self.problem, self.timed, d, self.kept(d))) for d in "mkn"}
         return {name: getattr(oracles[dimension], name) for name, (_, _, dimension) in LAYOUTS.items()}
 

@@ -1,4 +1,4 @@
-"""The sizes that are measured: M tokens, K in, N out, rank r; imports nothing heavy."""
+"""The measured sizes: M tokens, K input features, N output features, rank r. This module imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MODEL_SIZES = ((1024, 1024), (4096, 4096), (4096, 14336), (14336, 4096))  # K, N
 
 @dataclass(frozen=True)
 class Size:
-    """One size, shown as `512x1024x1024 r16`."""
+    """One size, printed as `512x1024x1024 r16`."""
 
     m: int
     k: int
@@ -27,7 +27,7 @@ GPU = tuple(Size(m, k, n, r) for (k, n), m, r in product(MODEL_SIZES, (256, 1024
 
 
 def sizes(shapes: Sequence[tuple[int, int, int]], ranks: Sequence[int], device: str) -> tuple[Size, ...]:
-    """Every shape with every rank; without either those of the device's default set."""
+    """Every shape with every rank: by default the device's shapes and rank 16, or the default set without either."""
     default = CPU if device == "cpu" else GPU
     if not shapes and not ranks:
         return default
@@ -39,7 +39,7 @@ def shape(text: str) -> tuple[int, int, int]:
     """M, K and N of `MxKxN` or `M,K,N`.
 
     Raises:
-        ValueError: if it is neither, or one of them is not 1 or more.
+        ValueError: if the text has another form, or a size is less than 1.
     """
     words = text.replace(",", "x").split("x")
     numbers = [int(word) for word in words if word.isdecimal()]

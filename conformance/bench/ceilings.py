@@ -1,4 +1,4 @@
-"""What the device can do, as measured: FLOP/s of a large product in each dtype, bytes/s of a large copy."""
+"""The measured ceilings of a device: FLOP/s of a large product in each dtype, bytes/s of a large copy."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ DURATION = 2.0  # seconds for each
 
 @dataclass(frozen=True)
 class Ceilings:
-    """The most that was reached.
+    """The highest measured rates.
 
     Attributes:
-        flops: per second, by dtype.   bytes: per second, read and written.
-        product: M = K = N of the product.   copied: bytes of the tensor copied.
+        flops: FLOP/s by dtype.   bytes: bytes/s, read and written.
+        product: M = K = N of the measured product.   copied: bytes of the copied tensor.
     """
 
     flops: dict[str, float]
@@ -31,12 +31,12 @@ class Ceilings:
     copied: int
 
     def least_seconds(self, passes: Sequence[Work], dtype: str) -> float:
-        """The roofline: for each pass the longer of its operations and its bytes at their ceiling, added up."""
+        """The roofline time: the sum over passes of the larger of FLOP ÷ FLOP/s and bytes ÷ bytes/s."""
         return sum(max(work.flops / self.flops[dtype], work.bytes / self.bytes) for work in passes)
 
 
 def measured(dtypes: Iterable[str], device: str, duration: float = DURATION) -> Ceilings:
-    """Measure them on this device."""
+    """Measure the ceilings of a device."""
     kind = device.partition(":")[0]
     size, count = PRODUCT[kind], COPIED[kind]
     flops = {}

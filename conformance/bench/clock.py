@@ -12,7 +12,7 @@ Step = Callable[[], Any]
 
 
 def calls(step: Step, device: str, duration: float) -> int:
-    """How many calls of a step take about this long, after three to warm up; 1 on a GPU, whose clock sees to it."""
+    """The number of calls that take about `duration`, after three warm-up calls; 1 on a GPU: do_bench chooses there."""
     if device != "cpu":
         return 1
     _timer(step).timeit(3)
@@ -20,14 +20,14 @@ def calls(step: Step, device: str, duration: float) -> int:
 
 
 def seconds(step: Step, device: str, number: int, duration: float) -> float:
-    """The time of one call: the mean of so many on a CPU, the median of as many as fit into the duration on a GPU."""
+    """The time of one call: on a CPU the mean of `number` calls, on a GPU the median of the calls within `duration`."""
     if device != "cpu":
         return _on_gpu(step, duration, "median")
     return float(_timer(step).timeit(number).median)
 
 
 def fastest(step: Step, device: str, duration: float) -> float:
-    """The shortest time of one call among those of the duration."""
+    """The shortest time of one call among the calls within `duration`."""
     if device != "cpu":
         return _on_gpu(step, duration, "min")
     _timer(step).timeit(3)
@@ -35,7 +35,7 @@ def fastest(step: Step, device: str, duration: float) -> float:
 
 
 def _timer(step: Step) -> Timer:
-    # the timer sets its own number of threads, one unless told otherwise
+    # the timer would otherwise set the number of threads to one
     return Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads())
 
 

@@ -1,4 +1,4 @@
-"""The clauses of group `distributed` as a table: each by strategy and number of ranks, its verdict and its seconds."""
+"""The clauses of group `distributed` as a table: verdict and seconds by strategy and number of ranks."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def judged(spec: str, worlds: Sequence[int], cases: int, clauses: Sequence[str] 
     """A cell for each clause, subject, strategy and number of ranks, in the clause's first dtype.
 
     Raises:
-        UsageError: if the target claims nothing of the group, or a clause is not of it.
-        TargetError: if it does not import.
+        UsageError: if the target claims no clause of the group, or a clause is not in the group.
+        TargetError: if the target does not import.
     """
     torch.set_num_threads(1)  # the ranks share the cores
     prepare()

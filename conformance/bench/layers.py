@@ -1,4 +1,4 @@
-"""What is timed: the frozen layer, and each target's layer around a copy of it, with the same adapter."""
+"""The timed layers: the frozen layer, and each target's layer around a copy of it, with the same adapter."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SCALE = 2.0  # alpha ÷ r of every layer
 
 @dataclass(frozen=True)
 class Problem:
-    """One measurement to make: a size, a dtype, and the dropout of the adapter."""
+    """One measurement: a size, a dtype, and the dropout of the adapter."""
 
     size: Size
     dtype: str
@@ -37,7 +37,7 @@ class Problem:
 
 
 class Operands:
-    """x [M, K], g [M, N], the frozen layer, and an adapter A [r, K], B [N, r] whose B is not zero."""
+    """x [M, K], g [M, N], the frozen layer, and an adapter A [r, K], B [N, r] with nonzero B."""
 
     def __init__(self, problem: Problem) -> None:
         size = problem.size
@@ -57,9 +57,9 @@ class Contender:
     """One layer of a target.
 
     Attributes:
-        subject: the public name of the target that is timed.
-        replaced: what the target puts in place of torch's functions, in force while its layer runs.
-        ranked: whether it has a place; a target that fails its conformance has none.
+        subject: the timed public name of the target.
+        replaced: the target's monkeypatches, which are active while its layer runs.
+        ranked: whether the layer gets a place; False if the target fails its conformance.
     """
 
     target: Target
@@ -69,18 +69,18 @@ class Contender:
 
     @property
     def label(self) -> str:
-        """How it is shown: the target as it was named, and what of it is timed where that is not LinearLoRA."""
+        """The label in tables: the target's spec, and the subject if it is not LinearLoRA."""
         return self.target.spec + ("" if self.subject == "LinearLoRA" else f" {self.subject}")
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Its own replacements are in force meanwhile."""
+        """A region in which the target's monkeypatches are active."""
         PRISTINE.replaced = dict(self.replaced)
         with PRISTINE.suspended():
             yield
 
     def built(self, problem: Problem, operands: Operands) -> nn.Module:
-        """Its layer in training mode, with the operands' values."""
+        """The layer in training mode, with the operands' values."""
         thing = getattr(self.target.thing, self.subject)
         if self.subject == "lora_linear":
             return FunctionLayer(thing, problem, operands)
@@ -97,7 +97,7 @@ class Contender:
 
 
 class FunctionLayer(nn.Module):
-    """A target's `lora_linear` with its operands, as a layer."""
+    """A target's `lora_linear` and its operands as a layer."""
 
     def __init__(self, function: Any, problem: Problem, operands: Operands) -> None:
         super().__init__()
@@ -109,15 +109,15 @@ class FunctionLayer(nn.Module):
             self.options = {"dropout": problem.dropout, "dropout_position": problem.position}
 
     def forward(self, x: Tensor) -> Any:
-        """The function's y."""
+        """The output of the function."""
         options = {**self.options, "training": self.training} if self.options else {}
         return self.function(x, self.base.weight, self.base.bias, self.lora_A, self.lora_B, SCALE, **options)
 
 
 def contenders(spec: str, device: str) -> list[Contender]:
-    """What of a target is timed: its layer, or else its function; on a GPU its Triton layer as well.
+    """The timed layers of a target: its layer, or else its function; on a GPU its Triton layer as well.
 
-    On a CPU Triton's kernels are interpreted, and a time says nothing.
+    On a CPU, Triton kernels are interpreted, so their time is meaningless.
     """
     target = Target.load(spec, device)
     replaced = dict(PRISTINE.replaced)
@@ -127,7 +127,7 @@ def contenders(spec: str, device: str) -> list[Contender]:
 
 
 def step(layer: nn.Module, x: Tensor, g: Tensor) -> None:
-    """Forward and backward, and every gradient dropped."""
+    """Run forward and backward, and clear all gradients."""
     layer(x).backward(g)
     x.grad = None
     for parameter in layer.parameters():

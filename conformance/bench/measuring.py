@@ -1,4 +1,4 @@
-"""One problem measured: every layer in turn, round after round, and ratios within the same round."""
+"""Measurement of one problem: in each round every layer takes a turn, and ratios compare times of the same round."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ WRONG = "wrong at this size, not ranked"
 
 @dataclass(frozen=True)
 class Pace:
-    """How long to measure: so many rounds, and seconds for each layer in a round."""
+    """The duration of a measurement: the number of rounds, and the seconds for each layer in a round."""
 
     rounds: int = 41
     seconds: float = 0.01
@@ -42,7 +42,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class Turn:
-    """A layer that takes its turn in every round."""
+    """A layer that takes a turn in every round."""
 
     layer: nn.Module
     running: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -95,7 +95,7 @@ def _turn(contender: Contender, problem: Problem, operands: Operands, agreement:
 
 
 def interleaved(turns: Mapping[str, Turn], operands: Operands, device: str, pace: Pace) -> dict[str, list[float]]:
-    """Seconds of a step of each layer, one entry a round; who begins moves on from round to round."""
+    """The seconds of a step of each layer in each round; each round starts with the next layer."""
     x, g = operands.x, operands.g
     for turn in turns.values():
         with turn.running():

@@ -1,4 +1,4 @@
-"""What a step holds: bytes that forward saves for backward, and the most held at a time."""
+"""The memory of a step: the bytes that forward saves for backward, and the peak."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from conformance.bench.layers import step
 
 
 def saved_bytes(layer: nn.Module, x: Tensor) -> int:
-    """Bytes that forward saves for backward beyond x and parameters, each storage counted once.
+    """The bytes that forward saves for backward, without x and parameters; each storage counts once.
 
-    Counted is what autograd saves. A tensor kept as an attribute of a context is not seen here; the peak tells.
+    The count covers tensors saved by autograd. It misses tensors kept as attributes of a context; the peak has them.
     """
     known = {t.untyped_storage().data_ptr() for t in (x, *layer.parameters())}
     storages: dict[int, int] = {}
@@ -35,7 +35,7 @@ def saved_bytes(layer: nn.Module, x: Tensor) -> int:
 
 
 def peak_bytes(layer: nn.Module, x: Tensor, g: Tensor) -> int:
-    """The most memory that one forward and backward holds at a time beyond what was there before."""
+    """The peak memory of one forward and backward pass, minus the memory in use before."""
     if x.is_cuda:
         torch.cuda.reset_peak_memory_stats(x.device)
         before = torch.cuda.memory_allocated(x.device)
@@ -54,7 +54,7 @@ def peak_bytes(layer: nn.Module, x: Tensor, g: Tensor) -> int:
 
 @contextmanager
 def _profiler_silent() -> Iterator[None]:
-    """Keep what the profiler's library writes to standard error at each start and stop off the terminal."""
+    """Suppress the lines that the profiler's library writes to standard error at each start and stop."""
     sys.stderr.flush()
     kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:

@@ -1,4 +1,4 @@
-"""The plots: ratios over the frozen layer against M, K, N and r, and the roofline."""
+"""The plots: time ratios to the frozen layer against M, K, N and r, and the roofline."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ PANELS = [["M", "K", "roofline"], ["N", "r", "roofline"]]
 
 
 def check_installed() -> None:
-    """See that it can be drawn, before anything is measured.
+    """Check that matplotlib is installed, before anything is measured.
 
     Raises:
-        UsageError: naming what is missing and the command that installs it.
+        UsageError: with the command that installs it.
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise UsageError("--plot needs matplotlib: pip install 'loraspec[demo]'")
@@ -87,5 +87,5 @@ def _roofline(panel: Any, found: BenchReport) -> None:
         panel.annotate(dtype, (ends[-1], most), ha="right", va="bottom", fontsize=8)
     panel.set_xscale("log")
     panel.set_yscale("log")
-    panel.set_xlabel("FLOP for each byte that must move")
+    panel.set_xlabel("FLOP per byte that must move")
     panel.set_ylabel("FLOP/s of the formula, and the measured ceilings")

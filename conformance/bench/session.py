@@ -1,4 +1,4 @@
-"""A benchmark from its targets to its report: conformance first, then ceilings, then every problem."""
+"""A whole benchmark: conformance of the targets first, then the ceilings, then every problem."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from conformance.run.selection import gpu_at_hand, set_interpreter
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to measure.
+    """The options of a benchmark.
 
     Attributes:
-        dropout: probability, of each adapter in training; at a position that all targets have.
-        unranked: targets that fail are timed as well.
+        dropout: dropout probability of each adapter, at a position that all targets support.
+        unranked: whether failing targets are timed as well.
     """
 
     targets: tuple[str, ...]
@@ -44,7 +44,7 @@ def run(wanted: Wanted, say: Callable[[str], None]) -> BenchReport:
     """Measure all cases, and say what is going on.
 
     Raises:
-        UsageError: if a target does not import or has nothing to time, or there is no such device.
+        UsageError: if a target does not import or has nothing to time, or the device does not exist.
         SuiteError: if the suite itself failed.
     """
     load = os.getloadavg()[0]
@@ -56,8 +56,8 @@ def run(wanted: Wanted, say: Callable[[str], None]) -> BenchReport:
     contenders = _contenders(admitted, wanted)
     position = _position(contenders) if wanted.dropout else "post"
     if wanted.device != "cpu":
-        torch.cuda.set_device(torch.device(wanted.device).index or 0)  # which GPU the clock and the counters mean
-    say(f"measuring what {wanted.device} can do")
+        torch.cuda.set_device(torch.device(wanted.device).index or 0)  # the GPU of the clock and the counters
+    say(f"measuring the ceilings of {wanted.device}")
     limits = ceilings.measured(wanted.dtypes, wanted.device)
     cases = []
     for size, dtype in product(wanted.sizes, wanted.dtypes) if contenders else ():
@@ -80,7 +80,7 @@ def run(wanted: Wanted, say: Callable[[str], None]) -> BenchReport:
 
 
 def _contenders(admitted: list[Admission], wanted: Wanted) -> list[Contender]:
-    """The layers of the targets that are timed; what an import does to the number of threads is undone."""
+    """The timed layers of the targets; a change of the number of threads by an import is undone."""
     threads = torch.get_num_threads()
     found = []
     for admission in admitted:
@@ -92,7 +92,7 @@ def _contenders(admitted: list[Admission], wanted: Wanted) -> list[Contender]:
 
 
 def _position(contenders: list[Contender]) -> str:
-    """Where dropout is: a position that every target has."""
+    """The dropout position: one that every target supports."""
     common = [p for p in ("post", "pre") if all(p in c.target.dropout_positions for c in contenders)]
     if not common:
         each = ", ".join(f"{c.target.spec}: {'/'.join(c.target.dropout_positions)}" for c in contenders)

@@ -8,18 +8,18 @@ from conformance.bench.measured_case import FROZEN, MEASURED, UNRANKED, Costs, M
 from conformance.bench.report import BenchReport
 from conformance.report.terminal import console, listed
 
-WIDE = 200  # characters of a line in a file or a pipe
+WIDE = 200  # characters of a line, if the output is not a terminal
 FAILS = "fails, not ranked"
 NOTES = (
-    "÷ frozen is the median of the ratios of times in the same round, with quartiles; ÷ 1 likewise over the layer in "
-    "place 1. FLOP/s and bytes/s are the formula's work in the median time, and what that is of the ceiling; ÷ roof is "
-    "the time over the least time that the ceilings allow. Saved is what forward keeps for backward beyond x and "
-    "parameters; peak is the most held at a time."
+    "÷ frozen is the ratio to the frozen layer's time in the same round, as median and quartiles; ÷ 1 is the median "
+    "ratio to the layer in place 1. FLOP/s and bytes/s are the formula's work in the median time, with its share of "
+    "the ceiling; ÷ roof is the time over the least time that the ceilings allow. Saved is the memory that forward "
+    "keeps for backward, without x and parameters; peak is the largest memory in use at a time."
 )
 
 
 def headings(places: int) -> list[str]:
-    """The columns of a case with so many measured layers."""
+    """The columns of a case with `places` ranked layers."""
     others = [f"÷ {place}" for place in range(1, places + 1)] if places > 1 else []
     return ["", "layer", "time", "÷ frozen", "quartiles", *others, "FLOP/s", "bytes/s", "÷ roof", "saved", "peak"]
 
@@ -138,7 +138,7 @@ def _line(cells: list[str]) -> str:
 
 
 def _scaled(value: float) -> str:
-    """Three digits and a prefix, as `45.2 G`."""
+    """Three digits and a prefix, such as `45.2 G`."""
     for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= size:
             return f"{value / size:.3g} {prefix}"

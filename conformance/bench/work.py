@@ -1,4 +1,4 @@
-"""The least that a step has to do: the formula's operations, and each operand read or written once a pass."""
+"""The minimal work of a step: the formula's operations, and one read or write of each operand per pass."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Work:
 
 
 def frozen(size: Size, width: int) -> tuple[Work, Work]:
-    """Forward ``y = x Wᵀ + b`` and backward ``dX = g W`` of the frozen layer; width is the bytes of an element."""
+    """The frozen layer's work: forward ``y = x Wᵀ + b``, backward ``dX = g W``; `width` is the bytes of an element."""
     M, K, N = size.m, size.k, size.n
     forward = Work(2 * M * K * N, width * (M * K + N * K + N + M * N))
     backward = Work(2 * M * K * N, width * (M * N + N * K + M * K))
@@ -24,9 +24,9 @@ def frozen(size: Size, width: int) -> tuple[Work, Work]:
 
 
 def adapted(size: Size, width: int) -> tuple[Work, Work]:
-    """The same with an adapter: ``S = x Aᵀ, S Bᵀ``, and backward ``g B, (g B) A, dA = (g B)ᵀ x, dB = gᵀ S``.
+    """The work with an adapter: also ``S = x Aᵀ, S Bᵀ``, and backward ``g B, (g B) A, dA = (g B)ᵀ x, dB = gᵀ S``.
 
-    S is taken to stay on the chip; backward reads x once more, for dA.
+    S counts as staying on the chip; backward reads x again, for dA.
     """
     M, K, N, r = size.m, size.k, size.n, size.r
     forward, backward = frozen(size, width)

@@ -1,1 +1,1 @@
-"""Cases: small frozen records, and the operands that are made from them."""
+"""Cases, which are small frozen records, and the operands made from them."""

@@ -1,4 +1,4 @@
-"""Cases: small frozen records of ints, enums and a seed, drawn by a counter, searched and shrunk by value."""
+"""Cases: small frozen records of numbers, names and a seed; how they are drawn, searched and shrunk."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ C = TypeVar("C", bound="Case")
 
 @dataclass(frozen=True)
 class Case:
-    """What one example is made from; never a tensor element.
+    """The parameters of one example; a case never holds tensor elements.
 
-    Printed as its sizes and the fields that differ from their defaults (`m=17 k=32 dtype=bfloat16`), and read
-    back from that.
+    A case prints its sizes and the fields that differ from their defaults (`m=17 k=32 dtype=bfloat16`); `parse`
+    reads that text back.
     """
 
     seed: int = 0
@@ -33,10 +33,10 @@ class Case:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read a case from what `str` printed.
+        """Read a case from the text that `str` gives.
 
         Raises:
-            ValueError: naming the word that is no `field=value`, the unknown field, or the value's expected type.
+            ValueError: naming the word that is not `field=value`, the unknown field, or the value's expected type.
         """
         fields = {f.name: f for f in dataclasses.fields(cls)}
         values: dict[str, Any] = {}
@@ -66,10 +66,10 @@ def _read(name: str, value: str, kind: type) -> Any:
 
 
 class Space(Generic[C]):
-    """The values each field of a case may take, simplest first, and how to draw from them.
+    """The values that each field of a case may take, simplest first, and how to draw from them.
 
-    `draw` is a Latin hypercube over a counter: within any run of L consecutive cases each of a field's L values
-    occurs once, so that few cases already cover every value; a case depends on nothing but its arguments.
+    `draw` is a Latin hypercube over a counter: each of a field's L values occurs once in every block of L cases, so
+    few cases cover every value. A case depends on the arguments of `draw` only.
     """
 
     def __init__(self, case_type: type[C], *, tame: Callable[[C], C] | None = None, **values: Sequence[Any]) -> None:
@@ -81,11 +81,11 @@ class Space(Generic[C]):
         self.tame = tame or (lambda case: case)
 
     def narrowed(self, **values: Sequence[Any]) -> Space[C]:
-        """The same space with some fields' values replaced."""
+        """This space with other values for some fields."""
         return Space(self.case_type, tame=self.tame, **{**self.values, **values})
 
     def draw(self, seed: int, clause: str, index: int, **fixed: Any) -> C:
-        """The case number `index` of a clause; the same for every worker, shard and order of tests."""
+        """Case number `index` of a clause; it is the same for every worker, shard and order of tests."""
         drawn = {
             name: _permuted(len(options), f"{seed}/{clause}/{name}/{index // len(options)}")[index % len(options)]
             for name, options in self.values.items()
@@ -94,10 +94,10 @@ class Space(Generic[C]):
         return self.tame(self.case_type(**{"seed": index, **chosen, **fixed}))
 
     def strategy(self, **fixed: Any) -> SearchStrategy[C]:
-        """The same space as a Hypothesis strategy, which shrinks toward each field's first value.
+        """This space as a Hypothesis strategy, which shrinks toward each field's first value.
 
-        It draws bits only: into integers, and choices by an integer, Hypothesis mixes constants of the modules that
-        the process has imported so far, and the cases would depend on what ran before.
+        The strategy draws bits only. Hypothesis also draws integers from the constants of the modules imported so far,
+        so cases made from integers would depend on earlier tests.
         """
         from hypothesis import strategies as st
 
@@ -111,13 +111,13 @@ class Space(Generic[C]):
         return st.builds(self.case_type, **{"seed": below(2**16), **fields, **given}).map(self.tame)
 
     def simpler(self, case: C) -> Iterator[C]:
-        """Cases one step simpler than this one: for each field every earlier value, then smaller integers."""
+        """Cases one step simpler than this one: for each field, every earlier value, or smaller integers."""
         for name, options in self.values.items():
             value = getattr(case, name)
             earlier = options[: options.index(value)] if value in options else options
             if isinstance(value, int) and not isinstance(value, bool):
                 floor = min(options)
-                # never a larger integer, and besides the listed ones the half and the predecessor
+                # smaller listed integers, the half, and the predecessor
                 steps = {v for v in earlier if v < value} | {v for v in (value // 2, value - 1) if v >= floor}
                 earlier = tuple(sorted(steps))
             for option in earlier:
@@ -134,7 +134,7 @@ def _permuted(length: int, key: str) -> tuple[int, ...]:
 
 
 def shrink(space: Space[C], case: C, fails: Callable[[C], bool], attempts: int = 150) -> C:
-    """The simplest case that still fails, reached greedily within so many attempts."""
+    """The simplest failing case that a greedy search finds within `attempts` checks."""
     tried = {case}
     progress = True
     while progress:

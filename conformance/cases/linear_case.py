@@ -1,4 +1,4 @@
-"""The case of one LoRA linear layer, and the sizes and values that cases are drawn from."""
+"""The case of one LoRA linear layer, and the sizes from which cases are drawn."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ class LinearCase(Case):
 
     Fields:
         lead: leading dimensions of x: `1d` (none), `2d`, `3d`, `4d`; m is rounded up to fill them.
-        scale: alpha ÷ r (the factor itself, unless `rslora` names it otherwise).
+        scale: alpha ÷ r, which is the factor of the update, except with `rslora`.
         values: `integers` (exact lane), `cancelling` (exact lane: large partial sums of a small result, exact in a
             float32 accumulator but not in a 16-bit one), `normal`, `positive` (nothing cancels), `huge-term`
             (one product of 32 times the others' size).
-        adapter: dtype of lora_A and lora_B, `same` as the base or another.
+        adapter: dtype of lora_A and lora_B; `same` is the base's.
         x, g, w, ab: layout of the input, the upstream gradient, the weight, and lora_A and lora_B.
         special: `nan` or `inf` in one row of x, `zero-x`, `zero-B`, `denormal` x, or `identity` (r = k = n,
-            lora_A = lora_B = I, W = 0: what dropout does to x, or to the update, is then read off y);
-            `near-overflow` (x so large that an intermediate is close to the largest number, and partial sums
-            beyond it), `overflow-before-scale` (the update fits, but not before its scale; W = 0).
-        autocast: the region's dtype; operands then hold values that this dtype represents.
+            lora_A = lora_B = I, W = 0: the output then shows the dropout mask of x or of the update);
+            `near-overflow` (x so large that an intermediate is close to the largest finite number, and partial sums
+            exceed it), `overflow-before-scale` (the update fits the dtype only after scaling; W = 0).
+        autocast: dtype of the autocast region; operands then hold values that this dtype represents.
     """
 
     m: int = 1
@@ -48,7 +48,7 @@ class LinearCase(Case):
     autocast: str = "off"
 
     def cut_for(self, lane: str) -> LinearCase:
-        """The case as a lane can afford it: the interpreter runs one program of 16³ in about 10 ms."""
+        """The case with sizes that the lane can afford: the interpreter runs one 16³ program in about 10 ms."""
         return tamed(self, WORK_INTERPRETED) if lane == "interpreter" else self
 
     @property
@@ -58,7 +58,7 @@ class LinearCase(Case):
 
 
 def leading_dimensions(m: int, lead: str) -> tuple[int, ...]:
-    """m tokens, rounded up to fill them, spread over none (`1d`) to three (`4d`) leading dimensions."""
+    """Leading dimensions for m tokens, from none (`1d`) to three (`4d`); m is rounded up to fill them."""
     half = math.ceil(m / 2)
     return {"1d": (), "2d": (m,), "3d": (2, half), "4d": (2, 1, half)}[lead]
 
@@ -68,7 +68,7 @@ WORK_INTERPRETED = 2**17
 
 
 def tamed(case: LinearCase, work: int = WORK) -> LinearCase:
-    """The case with m, then n, cut until its base product fits the work; a 1-D input has one token."""
+    """The case with m, then n, reduced until the base product takes at most `work`; a 1-D input has one token."""
     if case.special == "identity":
         return dataclasses.replace(case, k=min(case.k, 64), n=min(case.k, 64), r=min(case.k, 64), bias=False)
     m = 1 if case.lead == "1d" else case.m
@@ -77,7 +77,7 @@ def tamed(case: LinearCase, work: int = WORK) -> LinearCase:
     return dataclasses.replace(case, m=m, n=n)
 
 
-# Sizes at, below and above the usual block sizes; a size of 1 hides most defects, and is where shrinking ends.
+# Sizes at, below and above the usual block sizes. A size of 1 hides most defects; shrinking ends there.
 SCALES = (1.0, 2.0, -1.0, 0.5, 4.0)
 LINEAR = Space(
     LinearCase,

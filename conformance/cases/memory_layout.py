@@ -1,4 +1,4 @@
-"""Placing operands in memory: views with chosen strides inside larger buffers whose margins are canaries."""
+"""Operands in memory: views with chosen strides inside larger buffers, with canary values in the margins."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import torch
 from conformance.numerics.formats import Array
 
 LAYOUTS = ("packed", "offset", "padded", "strided", "transposed", "expanded")
-MARGIN = 64  # elements before and after; more than any vector width, so that an overrun lands in them
+MARGIN = 64  # elements before and after the tensor: more than any vector width, so that overruns hit them
 
 
 @dataclass(frozen=True)
 class Placed:
-    """A tensor, the buffer it is a view of, and the buffer's content at the start."""
+    """A tensor, the buffer behind the view, and the initial content of the buffer."""
 
     tensor: torch.Tensor
     buffer: torch.Tensor
     before: torch.Tensor
 
     def margins_changed(self) -> bool:
-        """Whether anything outside the tensor was written."""
+        """Whether an element of the buffer outside the tensor has changed."""
         now, before = self._bits(self.buffer), self._bits(self.before)
         outside = torch.ones(len(now), dtype=torch.bool)
         if self.tensor.numel():
@@ -31,14 +31,14 @@ class Placed:
         return not torch.equal(now[outside], before[outside])
 
     def contents_changed(self) -> bool:
-        """Whether the tensor itself was written."""
+        """Whether an element of the tensor has changed."""
         size, stride, offset = _geometry(self.tensor)
         now, before = (self._bits(b).as_strided(size, stride, offset) for b in (self.buffer, self.before))
         return not torch.equal(now, before)
 
     @staticmethod
     def _bits(buffer: torch.Tensor) -> torch.Tensor:
-        # compared as integers, so that a NaN equals itself and -0 differs from 0
+        # integers, so that a NaN equals itself and -0 differs from 0
         kind = {8: torch.int64, 4: torch.int32, 2: torch.int16}[buffer.element_size()]
         return buffer.detach().view(kind).cpu()
 
@@ -48,13 +48,13 @@ def _geometry(tensor: torch.Tensor) -> tuple[torch.Size, tuple[int, ...], int]:
 
 
 def place(values: Array, dtype: torch.dtype, layout: str, device: str = "cpu") -> Placed:
-    """Lay values out in memory as asked, canaries all around.
+    """Place values in memory with the given layout, with canary values all around.
 
-    The canary is NaN, or the largest power of two for 16-bit numbers on a CPU: torch's own product there (oneDNN
-    3.12, odd K) reads one element past a row and multiplies it by zero, which only a finite number survives.
+    The canary is NaN, but the largest power of two for 16-bit dtypes on a CPU: there, torch's own matmul (oneDNN
+    3.12, odd K) reads one element past a row and multiplies it by zero, which must not give NaN.
 
     Args:
-        values: any shape; `expanded` expects every slice along the first axis to be equal.
+        values: any shape; for `expanded`, all slices along the first axis must be equal.
         layout: `packed`; `offset` (starts at an odd element); `padded` (gaps between rows); `strided` (every
             second element of a row); `transposed` (last two axes swapped in memory); `expanded` (first axis
             has stride 0).

@@ -1,4 +1,4 @@
-"""The numbers of a LoRA linear layer's operands, drawn from a case: exact integers, or values of order one."""
+"""The element values of a LoRA linear layer's operands, drawn from a case: exact integers, or values of order one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from conformance.numerics.formats import Array, dtype_named, format_of
 
 @draws_values
 def floats(case: LinearCase) -> dict[str, Array]:
-    """Values of order one, scaled so that base, bias and update all weigh in the output."""
+    """Values of order one, scaled so that base, bias and update have similar magnitudes in the output."""
     random = np.random.default_rng([case.seed, case.m, case.k, case.n, case.r])
 
     def draw(*shape: int) -> Array:
@@ -31,14 +31,14 @@ def floats(case: LinearCase) -> dict[str, Array]:
         "g": draw(*case.leading, case.n),
     }
     if case.values == "huge-term" and case.leading and values["x"].size:
-        # one product of 32 times the others' size: what is cut off or rounded beside it shows
+        # one product is 32 times as large as the others: it shows truncation and coarse rounding of the rest
         values["x"][..., case.seed % case.k] *= 32
         values["g"][..., case.seed % case.n] *= 32
     return _specialised(case, _repeated(case, values))
 
 
 def _specialised(case: LinearCase, values: dict[str, Array]) -> dict[str, Array]:
-    """The values with what `special` asks for."""
+    """The values, changed as the case's `special` field says."""
     x = values["x"].reshape(-1, case.k)
     if case.special in ("nan", "inf"):
         x[case.seed % len(x), case.seed % case.k] = float(case.special)
@@ -47,7 +47,7 @@ def _specialised(case: LinearCase, values: dict[str, Array]) -> dict[str, Array]
     elif case.special == "zero-B":
         values["lora_B"][...] = 0
     elif case.special == "denormal":
-        # some hundred steps of the format: below its smallest normal number, well above its rounding
+        # some hundred steps of the format: below the smallest normal number, but far above the rounding error
         x *= (4096 if case.dtype == "float32" else 256) * format_of(dtype_named(case.dtype)).step
     elif case.special == "near-overflow":
         for name in ("weight", "lora_A"):
@@ -55,11 +55,11 @@ def _specialised(case: LinearCase, values: dict[str, Array]) -> dict[str, Array]
         x[:, : case.k // 2], x[:, case.k // 2 :] = np.abs(x[:, : case.k // 2]), -np.abs(x[:, case.k // 2 :])
         largest = format_of(dtype_named(case.dtype)).largest
         x *= 0.7 * largest / _largest_forward(x, values, case.scale)
-        values["bias"] *= 0.2 * largest / np.abs(values["bias"]).max()  # else it would be lost beside them
+        values["bias"] *= 0.2 * largest / np.abs(values["bias"]).max()  # a bias of order one would be lost in rounding
     elif case.special == "overflow-before-scale":
         values["weight"][...] = 0
         update = np.abs(x @ values["lora_A"].T @ values["lora_B"].T).max(initial=1e-9) * abs(case.scale)
-        update = max(update, float(np.abs(values["lora_B"]).max()))  # lora_B itself must fit
+        update = max(update, float(np.abs(values["lora_B"]).max()))  # lora_B itself must fit the dtype
         values["lora_B"] *= 0.7 * format_of(dtype_named(case.dtype)).largest / update
     elif case.special == "identity":
         values["weight"][...] = 0
@@ -68,7 +68,7 @@ def _specialised(case: LinearCase, values: dict[str, Array]) -> dict[str, Array]
 
 
 def _repeated(case: LinearCase, values: dict[str, Array]) -> dict[str, Array]:
-    """The values with every slice along the first axis equal where the layout is `expanded`."""
+    """The values, with equal slices along the first axis for operands whose layout is `expanded`."""
     for name, layout in (("x", case.x), ("g", case.g)):
         if layout == "expanded" and case.leading:
             values[name][...] = values[name][:1]
@@ -77,8 +77,8 @@ def _repeated(case: LinearCase, values: dict[str, Array]) -> dict[str, Array]:
 
 @draws_values
 def integers(case: LinearCase, limit: int) -> dict[str, Array]:
-    """Small integers, thinned until every intermediate of every plan is an exact integer of the dtype."""
-    fraction = max(1.0, 1 / (min(abs(case.scale), 1.0) or 1.0))  # a scale of 1/4 leaves quarters
+    """Small integers, made sparser until every intermediate of every plan is at most `limit`, hence exact."""
+    fraction = max(1.0, 1 / (min(abs(case.scale), 1.0) or 1.0))  # a scale of 1/4 gives multiples of 1/4
     values: dict[str, Array] = {}
     for attempt in range(ATTEMPTS):
         size = 1.0
@@ -94,7 +94,7 @@ def integers(case: LinearCase, limit: int) -> dict[str, Array]:
                 break
             size *= 0.7
         if decides or case.special != "none":
-            break  # few and small integers may cancel to a term of nothing but zeros: then draw again
+            break  # sparse integers may cancel to a term that is all zeros; the loop then draws again
     return values
 
 
@@ -103,7 +103,7 @@ LARGEST = 31  # its square times any K or M is exact in float32
 
 
 def _signs(case: LinearCase, density: float, random: np.random.Generator) -> dict[str, Array]:
-    """Operands of -1, 0 and 1, the fewer zeros the denser."""
+    """Operands of -1, 0 and 1; `density` is the share of elements that are not zero."""
 
     def draw(*shape: int, keep: float = density) -> Array:
         signs = random.integers(0, 2, shape) * 2.0 - 1
@@ -120,13 +120,13 @@ def _signs(case: LinearCase, density: float, random: np.random.Generator) -> dic
 
 
 def _cancelling(case: LinearCase, sparse: dict[str, Array], most: int, random: np.random.Generator) -> dict[str, Array]:
-    """Operands whose sums over K, N and M grow to half-way and shrink back to what the sparse part adds.
+    """Operands whose partial sums over K, N and M grow for half of the terms and then cancel, except the sparse part.
 
-    x = [p, -p] and g = [q, -q], and W, A and B repeat one block along K and N, plus the sparse integers; the second
-    half of the tokens is the first with g negated, but for one or two tokens that have no partner.
+    x = [p, -p] and g = [q, -q]. W, A and B repeat one block along K and N, plus the sparse integers. The second half
+    of the tokens repeats the first with g negated; one or two tokens have no partner.
 
     Args:
-        most: the largest number in x, g and W: with it partial sums leave a 16-bit accumulator from K = 64 on.
+        most: the largest element of x, g and W. With 31, partial sums exceed a 16-bit accumulator for K ≥ 64.
     """
 
     def paired(shape: tuple[int, ...], signs: tuple[int, int], largest: int) -> Array:
@@ -143,7 +143,7 @@ def _cancelling(case: LinearCase, sparse: dict[str, Array], most: int, random: n
     weight = np.concatenate([rows, rows, np.ones((n - 2 * (n // 2), k))])
     few = {}
     for name in ("weight", "lora_A", "lora_B"):
-        # enough of them in every row and column that each sum has something left
+        # each row and column keeps enough elements for nonzero sums
         share = max(0.1, 8 / min(sparse[name].shape))
         few[name] = sparse[name] * (random.random(sparse[name].shape) < share)
     tokens = math.prod(lead)
@@ -157,7 +157,7 @@ def _cancelling(case: LinearCase, sparse: dict[str, Array], most: int, random: n
         "x": x.reshape(*lead, k),
         "g": g.reshape(*lead, n),
         "weight": weight + few["weight"],
-        "lora_A": down * (r <= 8) + few["lora_A"],  # for larger ranks B A would leave the exact range
+        "lora_A": down * (r <= 8) + few["lora_A"],  # B A would exceed the exact range at larger ranks
         "lora_B": up * (r <= 8) + few["lora_B"],
     }
 
@@ -171,18 +171,18 @@ def _largest_forward(x: Array, values: dict[str, Array], scale: float) -> float:
 
 
 def weighed(values: dict[str, Array], scale: float, limit: float = math.inf) -> tuple[float, bool]:
-    """The largest magnitude among what any plan may store, and whether every term of every result shows.
+    """The largest magnitude that any plan may store, and whether every term of every result is nonzero.
 
     Args:
-        values: integers, or numbers whose sums are as exact.
-        limit: beyond which it does not matter by how much, nor what shows.
+        values: integers, or other numbers whose sums are exact.
+        limit: if a product exceeds this magnitude, the rest is skipped and the second result is False.
     """
     x = values["x"].reshape(-1, values["x"].shape[-1])
     g = values["g"].reshape(-1, values["g"].shape[-1])
     weight, down, up = values["weight"], values["lora_A"], values["lora_B"]
     joined, s, t = up @ down, x @ down.T, g @ up
     back, part = t @ down, s @ up.T
-    d_up, d_down = g.T @ s, t.T @ x  # those of gᵀ x too, as nothing rounds
+    d_up, d_down = g.T @ s, t.T @ x  # exact, so equal to the same products by way of gᵀ x
     grown = max(1.0, abs(scale))
     largest = max(grown * _largest(v, 2.0) for v in (joined, s, t, part, back, d_up, d_down))
     if largest > limit:
@@ -198,5 +198,5 @@ def weighed(values: dict[str, Array], scale: float, limit: float = math.inf) -> 
 
 
 def _largest(found: Array, least: float) -> float:
-    """The largest magnitude, or `least` if that is more."""
+    """The largest magnitude, at least `least`."""
     return max(float(found.max(initial=least)), -float(found.min(initial=-least)))

@@ -1,4 +1,4 @@
-"""Operands of one LoRA linear layer, made from a case: exact values, placed tensors, and how they round."""
+"""Operands of one LoRA linear layer, made from a case: exact values, tensors in memory, and their rounding."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from conformance.numerics.formats import Array, dtype_named, format_of, rounded
 
 
 class Operands:
-    """Exact operand values of a case, and the tensors holding them inside canary margins.
+    """Exact operand values of a case, and the tensors that hold them between canary margins.
 
-    Values are float64 arrays of numbers that the operand's dtype represents, so oracle and target see the same.
+    The values are float64 arrays of numbers that the operand's dtype represents: oracle and target see the same ones.
     """
 
     def __init__(self, case: LinearCase, device: str = "cpu") -> None:
         self.case, self.device = case, device
         self.dtype = dtype_named(case.dtype)
         self.adapter_dtype = self.dtype if case.adapter == "same" else dtype_named(case.adapter)
-        # under autocast the values are numbers of its dtype, and the tensors that hold them of the case's
+        # under autocast, the autocast dtype represents the values, and the tensors have the case's dtype
         self.computed_in = self.dtype if case.autocast == "off" else dtype_named(case.autocast)
         self.scale = case.scale
         self.shape = (*case.leading, case.n)
@@ -38,7 +38,7 @@ class Operands:
 
     @property
     def exact(self) -> bool:
-        """Whether this is the exact-integer lane, where no order of summation rounds."""
+        """Whether the values are exact integers, which no order of summation rounds."""
         return self.case.values in ("integers", "cancelling")
 
     @property
@@ -47,7 +47,7 @@ class Operands:
 
     @property
     def rounding(self) -> Rounding:
-        """How the budget may assume this case is rounded."""
+        """The rounding that the budget assumes for this case."""
         correlated = "expanded" in (self.case.x, self.case.g)
         if self.case.autocast != "off":
             return Rounding(self.computed_in, self.computed_in, correlated)
@@ -55,7 +55,7 @@ class Operands:
 
     @property
     def degenerate(self) -> bool:
-        """Whether gradients are zero by construction (no tokens, or scale 0): compared exactly, not certified."""
+        """Whether gradients are zero by construction (no tokens, or scale 0): compared exactly, without certificate."""
         return self.scale == 0 or math.prod(self.case.leading) == 0
 
     def rows(self, name: str) -> Array:
@@ -65,7 +65,7 @@ class Operands:
 
     @cached_property
     def placed(self) -> dict[str, Placed]:
-        """Each operand as a view inside a larger buffer; made once."""
+        """Each operand as a view inside a larger buffer."""
         case = self.case
         layouts = {"x": case.x, "g": case.g, "weight": case.w, "lora_A": case.ab, "lora_B": case.ab}
         kinds = dict.fromkeys(("lora_A", "lora_B"), self.adapter_dtype)

@@ -8,10 +8,10 @@ import torch
 
 
 def seed_torch(seed: int) -> None:
-    """Do what `torch.manual_seed` does, at a hundredth of its cost.
+    """Seed like `torch.manual_seed`, at a hundredth of its cost.
 
-    That one writes down the stack for each kind of accelerator that is not there, which takes a millisecond inside a
-    test, and imports torch's compiler first, which takes seconds.
+    `torch.manual_seed` records the stack for each kind of missing accelerator, which takes a millisecond inside a
+    test, and first imports torch's compiler, which takes seconds.
     """
     torch.default_generator.manual_seed(seed)
     cuda: Any = torch.cuda  # untyped

@@ -1,4 +1,4 @@
-"""What an encrypted training step would take, from one row of each of its products: for models too large to run one."""
+"""An estimate of an encrypted training step from one row of each of its products, for models too large to run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class MeasuredProduct:
 
 @dataclass(frozen=True)
 class Estimate:
-    """An estimate, and what it rests on.
+    """An estimate and its basis.
 
     Attributes:
         seconds, cpu_seconds, up, down: of one step: rows times the cost of one row; the last two in bytes.
@@ -48,7 +48,7 @@ def estimate(task: Task, hybrid: Any, recorder: RecordingBackend, keys: Keys) ->
     """Count the rows of one float step by shape, and encrypt, multiply and decrypt one row of each shape.
 
     Args:
-        hybrid: of the task; it takes a step.   recorder: any backend.   keys: of it.
+        hybrid: the task's model, which takes a step.   recorder: any backend.   keys: the backend's keys.
     """
     measured, up, down = [], 0, 0
     _one_row(recorder, keys, 1, 1, 2**task.n_bits)  # opens the evaluation key, which is done once
@@ -70,7 +70,7 @@ def estimate(task: Task, hybrid: Any, recorder: RecordingBackend, keys: Keys) ->
 
 
 def _rows(task: Task, hybrid: Any) -> Counter[tuple[int, int]]:
-    """Rows that the remote products of one step have, by (K, N)."""
+    """The number of rows of the remote products of one step, by (K, N)."""
     counted: Counter[tuple[int, int]] = Counter()
 
     def count(module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -86,7 +86,7 @@ def _rows(task: Task, hybrid: Any) -> Counter[tuple[int, int]]:
 
 
 def _one_row(recorder: RecordingBackend, keys: Keys, features: int, columns: int, levels: int) -> tuple[float, float]:
-    """Seconds, and CPU seconds, for the product of one row; its time does not depend on the values."""
+    """The seconds and CPU seconds for the product of one row; they do not depend on the values."""
     generator = torch.Generator().manual_seed(0)
     q = torch.randint(levels, (1, features), generator=generator)
     weight = torch.randint(-levels // 2, levels // 2, (columns, features), generator=generator)

@@ -1,4 +1,4 @@
-"""What `loraspec demo train` trains: a model as it is before any adapter, and windows of micro-batches of text."""
+"""The task of `loraspec demo train`: a model without adapters, and windows of micro-batches of text."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from torch import Tensor, nn
 from conformance.demo import minilm
 from conformance.demo.tasks import draws
 
-ROWS, MICRO = 8, 4  # texts of a window, and of each of its micro-batches; the last window has one micro-batch alone
-BYTES = 32  # of a text for the small Llama
+ROWS, MICRO = 8, 4  # texts per window and per micro-batch; the last window has only one micro-batch
+BYTES = 32  # bytes per text for the small Llama
 Batch = tuple[dict[str, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class FineTuning:
-    """A training run to be done by several targets.
+    """A training run that several targets repeat.
 
     Attributes:
-        name: of the model.   about: the model and the data in a sentence.
-        model: frozen and without adapters; never changed, runs take copies.
+        name: name of the model.   about: the model and the data in a sentence.
+        model: the frozen model without adapters; it is never changed, runs take copies.
         targets: patterns of the layers to adapt.
-        windows: of each optimiser step the micro-batches, ``(x, labels)``.
-        logits: of the model's output.   learning_rate: of AdamW, at first.
+        windows: for each optimiser step, its micro-batches ``(x, labels)``.
+        logits: function from the model's output to logits.   learning_rate: initial learning rate of AdamW.
         details: sizes, for the report.
     """
 
@@ -43,14 +43,14 @@ class FineTuning:
     details: dict[str, Any] = field(default_factory=dict)
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The cross-entropy of a micro-batch, summed over its texts, each the mean over its tokens."""
+        """The cross-entropy of a micro-batch: the sum over its texts of the mean over a text's tokens."""
         x, labels = batch
         logits = self.logits(model(**x))
         return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="sum") / labels[0].numel()
 
 
 def prepared(name: str, steps: int, seed: int) -> FineTuning:
-    """The model of that name, `minilm` or `llama`, and so many windows, all drawn by the seed."""
+    """The task for a model, `minilm` or `llama`, with `steps` windows; `seed` determines all random draws."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return {"minilm": _minilm, "llama": _llama}[name](steps)
@@ -60,7 +60,7 @@ def _minilm(steps: int) -> FineTuning:
     tokenizer, encoder = minilm.loaded()
     texts = [(text, label) for label, package in enumerate(minilm.PACKAGES) for text in minilm.docstrings(package)]
     model = minilm.Classifier(encoder, len(minilm.PACKAGES))
-    nn.init.normal_(model.head_weight, std=0.05)  # frozen: all that is learnt is in the adapters
+    nn.init.normal_(model.head_weight, std=0.05)  # frozen: only the adapters learn
 
     def batch(indices: list[int]) -> Batch:
         return minilm.batch(tokenizer, [texts[i][0] for i in indices], [texts[i][1] for i in indices])
@@ -112,6 +112,6 @@ def _llama(steps: int) -> FineTuning:
 
 
 def _windows(size: int, steps: int) -> list[list[list[int]]]:
-    """The indices of each window by micro-batch; the last window is cut off after one, as an epoch's end cuts it."""
+    """The indices of each window by micro-batch; the last window has only one, as at the end of an epoch."""
     windows = [[part.tolist() for part in torch.split(rows, MICRO)] for rows in draws(size, ROWS, steps)]
     return [*windows[:-1], windows[-1][:1]]

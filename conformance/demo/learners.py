@@ -1,4 +1,4 @@
-"""A model with adapters of one target, and its training step: the same for a target of ours and for PEFT."""
+"""A model with one target's adapters, and its training step, which is the same for this project's targets and PEFT."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ MAX_GRAD_NORM = 1.0
 
 @dataclass
 class Run:
-    """What one target gave.
+    """The results of one target.
 
     Attributes:
-        losses: of each window, before its step.   norms: of its gradient, before clipping.
-        seconds: of each step.   trained: how many numbers.
+        losses: loss of each window before its step.   norms: gradient norm of each window before clipping.
+        seconds: seconds of each step.   trained: number of trained parameters.
     """
 
     target: str
@@ -35,7 +35,7 @@ class Run:
 
 
 def start(task: FineTuning, folder: Path) -> None:
-    """Save the adapters that all targets start from, as PEFT does: `lora_B` is zero."""
+    """Save the initial adapters of all targets in PEFT's layout; `lora_B` is zero."""
     model = copy.deepcopy(task.model)
     config = reference.PeftConfig(target_modules=task.targets, dim=task.rank, alpha=task.alpha)
     with torch.random.fork_rng(devices=[]):
@@ -45,11 +45,11 @@ def start(task: FineTuning, folder: Path) -> None:
 
 
 class Learner:
-    """One target's model, with its optimiser and schedule: AdamW, whose rate falls to a tenth, after clipping.
+    """One target's model, optimiser and schedule: AdamW on clipped gradients, with a rate that falls to a tenth.
 
     Args:
-        target: `peft`, or what `parts` is called.   parts: a module with load_adapter and save_adapter; None for PEFT.
-        start: the folder with the adapters to start from.   steps: of the schedule.
+        target: `peft`, or the name of `parts`.   parts: a module with load_adapter and save_adapter; None for PEFT.
+        start: the folder with the initial adapters.   steps: length of the schedule.
     """
 
     def __init__(self, task: FineTuning, target: str, parts: Any, start: Path, steps: int) -> None:
@@ -68,7 +68,7 @@ class Learner:
         self.schedule = torch.optim.lr_scheduler.LinearLR(self.optimizer, 1.0, 0.1, steps)
 
     def step(self, window: list[Batch]) -> None:
-        """Accumulate the gradients of a window's micro-batches, of the mean over all its texts; clip and step."""
+        """Accumulate the gradient of the mean loss over a window's texts, micro-batch by micro-batch; clip and step."""
         began = time.perf_counter()
         texts = sum(len(labels) for _, labels in window)
         total = 0.0
@@ -88,8 +88,8 @@ class Learner:
         """Save the trained adapters in PEFT's layout."""
         if self.parts is None:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of a base model that is on no hub
-                # by itself it adds a frozen lm_head
+                warnings.simplefilter("ignore")  # PEFT warns about a base model that is not on the hub
+                # by default PEFT also saves a frozen lm_head
                 self.model.save_pretrained(str(folder), save_embedding_layers=False)
         else:
             self.parts.save_adapter(self.model, self.config, folder)
@@ -97,7 +97,7 @@ class Learner:
 
 def _by_peft(model: nn.Module, start: Path) -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it remarks on what it finds in the environment
+        warnings.simplefilter("ignore")  # the import warns about the environment
         from peft import PeftModel
 
         return PeftModel.from_pretrained(model, str(start), is_trainable=True).train()

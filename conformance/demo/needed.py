@@ -1,4 +1,4 @@
-"""What a demo needs beyond the core: optional packages, and modules of the user's that have some names."""
+"""The requirements of a demo: optional packages, and user modules with certain names."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from conformance.errors import UsageError
 
 
 def packages(needed: Mapping[str, str]) -> None:
-    """See that these packages are installed, before anything runs.
+    """Check that these packages are installed, before anything runs.
 
     Args:
-        needed: the extra that installs each.
+        needed: for each package, the extra that installs it.
     Raises:
-        UsageError: naming what is missing and the command that installs it.
+        UsageError: naming the missing packages and the command that installs them.
     """
     missing = {name: extra for name, extra in needed.items() if importlib.util.find_spec(name) is None}
     if missing:
@@ -25,12 +25,12 @@ def packages(needed: Mapping[str, str]) -> None:
 
 
 def module(name: str, names: Sequence[str], what: str, otherwise: str = "") -> Any:
-    """A module that has all these names.
+    """Import a module and check that it has all these names.
 
     Args:
-        what: it is called in an error.   otherwise: what else would have been right.
+        what: the kind of module, for error messages.   otherwise: the end of the message about missing names.
     Raises:
-        UsageError: if it does not import or lacks one of them.
+        UsageError: if the module does not import or lacks a name.
     """
     try:
         found = importlib.import_module(name)

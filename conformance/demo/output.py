@@ -27,18 +27,18 @@ HEADINGS = (
     "Δ disable",
 )
 NOTES = (
-    "s/step is the median over the steps; CPU s likewise, of all threads of the client. Up and down are the encrypted "
-    "inputs and results of one step; the key is the evaluation key, sent once. Δ is the largest difference of any "
-    "step's loss from that of torch, and of disable."
+    "s/step is the median over the steps; CPU s is the median CPU time of all threads of the client. Up and down are "
+    "the encrypted inputs and results of one step; the key is the evaluation key, sent once. Δ is the largest "
+    "difference between a step's loss and that of mode torch, or of mode disable."
 )
 
 
 @contextmanager
 def reserved(folder: Path) -> Iterator[None]:
-    """See that a folder can be written to, and leave none that was not there if the block fails.
+    """Check that a folder is writable, creating it if necessary; remove a created folder if the block fails.
 
     Raises:
-        UsageError: if nothing can be written there.
+        UsageError: if the folder is not writable.
     """
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     files.prepare(folder)
@@ -67,7 +67,7 @@ def json_text(found: dict[str, Any]) -> bytes:
 
 
 def write_files(folder: Path, contents: dict[str, bytes]) -> None:
-    """Write files under other names first, which are renamed once all are whole."""
+    """Write the files under temporary names, and rename them once all are complete."""
     temporary: dict[str, Path] = {}
     try:
         for name, content in contents.items():
@@ -162,7 +162,7 @@ def line(cells: Any) -> str:
 
 
 def seconds_of(seconds: float) -> str:
-    """Three digits, hours where they are many."""
+    """Three digits, in hours for long times."""
     if seconds >= 7200:
         return f"{seconds / 3600:.3g} h"
     return f"{seconds:.3g} s" if seconds < 1000 else f"{seconds:.0f} s"
@@ -176,7 +176,7 @@ def _bytes(number: int) -> str:
 
 
 def difference(value: float | None) -> str:
-    """Two digits; – where there is nothing to compare with."""
+    """Two digits; – if there is no run to compare with."""
     if value is None:
         return "–"
     return "0" if value == 0 else f"{value:.2g}"

@@ -50,7 +50,7 @@ def curves(name: str, runs: Sequence[TargetRun]) -> bytes:
 
 
 def _drawn(panels: list[tuple[str, Callable[[Any, Any], None], Any]], measured: str) -> bytes:
-    """Panels side by side, each with a title and what draws its curves."""
+    """A PNG with panels side by side, each with a title, a function that draws its curves, and the argument of it."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

@@ -1,4 +1,4 @@
-"""A backend that counts what goes through another one."""
+"""A backend that counts the traffic of another backend."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from reference.encrypted.noise import EncryptionParameters
 
 @dataclass
 class Traffic:
-    """What a client sent and received: encrypted inputs up, encrypted results down, in bytes, and in how many parts."""
+    """The traffic of a client: bytes of encrypted inputs up and of encrypted results down, and the number of parts."""
 
     up: int = 0
     down: int = 0
@@ -23,12 +23,12 @@ class Traffic:
 
 
 class RecordingBackend:
-    """`Backend` that leaves all work to another one.
+    """A `Backend` that delegates all work to another backend.
 
     Args:
-        parameters: its parameter set.   make: gives it; called when something is first to be encrypted.
+        parameters: the other backend's parameter set.   make: creates the other backend at its first use.
     Attributes:
-        traffic: what has gone through `encrypt` and `decrypt` since it was last set.
+        traffic: the traffic of `encrypt` and `decrypt` since it was last set.
     """
 
     def __init__(self, parameters: EncryptionParameters, make: Callable[[EncryptionParameters], Backend]) -> None:
@@ -38,7 +38,7 @@ class RecordingBackend:
 
     @cached_property
     def backend(self) -> Backend:
-        """The other one."""
+        """The other backend."""
         return self.make(self.parameters)
 
     def keygen(self) -> Keys:
@@ -52,7 +52,7 @@ class RecordingBackend:
         return ciphertext
 
     def evaluate(self, ciphertext: bytes, weight: Tensor, evaluation: bytes, **options: Any) -> bytes:
-        """See `Backend`; the server's work, which sends nothing."""
+        """See `Backend`; not counted, because it is the server's work."""
         return self.backend.evaluate(ciphertext, weight, evaluation, **options)
 
     def decrypt(self, result: bytes, rows: int, columns: int, keys: Keys, **options: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""A server of a saved model, in a process of its own for the time of a `with` block."""
+"""A server of a saved model, in a separate process for the time of a `with` block."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ START_SECONDS, STOP_SECONDS = 180, 15
 
 
 class ServerError(UsageError):
-    """The server did not start, and why."""
+    """The server did not start; the message says why."""
 
 
 @contextmanager
 def served(model_dir: Path) -> Iterator[str]:
-    """Serve the models of a folder on a free port of this machine: the address, for as long as the block lasts.
+    """Serve the models of a folder on a free port of this machine while the block runs; gives the address.
 
     Raises:
         ServerError: if it does not start.
@@ -55,19 +55,19 @@ def _address(connection: Connection) -> str:
 
 
 def _serve(connection: Connection, model_dir: Path) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to both; the demo says when to stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both processes; the demo stops the server
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         from reference.service.server import serve
 
         serve(model_dir, port=0, grace=1.0, ready=lambda address, _: connection.send((True, address)))
-    except Exception as error:  # noqa: BLE001  (it is told to the demo, whose error it becomes)
+    except Exception as error:  # noqa: BLE001  (the demo raises it as its own error)
         connection.send((False, f"{type(error).__name__}: {error}"))
         raise SystemExit(1) from None
 
 
 def _end_with_parent() -> None:
-    """Stop when the demo is gone, however it went."""
+    """End this process when the demo ends in any way."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

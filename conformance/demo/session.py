@@ -1,4 +1,4 @@
-"""All runs of one `loraspec demo private-training`, and the report of them."""
+"""All runs of one `loraspec demo private-training`, and their report."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ PACKAGES = ("loraspec", "torch", "numpy", "concrete-ml-extensions", "scikit-lear
 
 
 def check_installed(wanted: Wanted) -> None:
-    """See that all optional packages that a session needs are there, before anything runs.
+    """Check that all optional packages that the demo needs are installed, before anything runs.
 
     Raises:
-        UsageError: naming what is missing and the command that installs it.
+        UsageError: naming the missing packages and the command that installs them.
     """
     needed = {"matplotlib": "demo"}
     if "mlp" in wanted.models:
@@ -43,10 +43,10 @@ def check_installed(wanted: Wanted) -> None:
 
 
 def implementation(name: str) -> Any:
-    """The module whose classes are used.
+    """The implementation to use, as a module.
 
     Raises:
-        UsageError: if it does not import or lacks one of `NAMES`.
+        UsageError: if the module does not import or lacks one of `NAMES`.
     """
     return module(name, NAMES, "implementation")
 
@@ -74,7 +74,7 @@ def run(wanted: Wanted) -> PrivateTraining:
 
 
 class _Session:
-    """The runs, with the keys that they share."""
+    """The runs and the keys that they share."""
 
     def __init__(self, wanted: Wanted, parts: Any, parameters: Any, progress: Any) -> None:
         from conformance.demo.recording import RecordingBackend
@@ -145,7 +145,7 @@ class _Session:
 
     @contextmanager
     def _shown(self, what: str, steps: int | None) -> Iterator[Callable[[], object]]:
-        """A bar for so many steps, which the block advances; a line where there is no terminal."""
+        """Show a progress bar, which the block advances; without a terminal, print a line."""
         if not self.progress.console.is_terminal:
             self.progress.console.print(f"… {what}")
         bar = self.progress.add_task(what, total=steps)
@@ -155,7 +155,7 @@ class _Session:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGTERM stops a session as Ctrl-C does: the server with it, and nothing is left behind."""
+    """A region in which SIGTERM works like Ctrl-C: it also ends the server, and no files remain."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -167,7 +167,7 @@ def interruptible() -> Iterator[None]:
 
 
 def version(package: str) -> str:
-    """The version of a package that is installed, or that it is not."""
+    """The installed version of a package, or a text that says that it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""What is trained: a model with adapters in its initial state, and the batches, the same for every mode."""
+"""The training tasks: a model with adapters in its initial state, and batches, the same for every mode."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ WIDTH, BATCH = 32, 16
 
 @dataclass(frozen=True)
 class Task:
-    """A training run to be done in several modes.
+    """A training run that is repeated in several modes.
 
     Attributes:
-        name: of the model.   about: the model and the data in a sentence.
-        model: with adapters; never changed, runs take copies.
-        batches: ``(x, labels)``, one for each step.
-        learning_rate: of Adam.   n_bits: of inputs and weights in the quantised modes.
-        details: sizes, for the report.   seed: of the noise that is simulated.
+        name: name of the model.   about: the model and the data in a sentence.
+        model: the model with adapters; it is never changed, runs take copies.
+        batches: one ``(x, labels)`` for each step.
+        learning_rate: learning rate of Adam.   n_bits: bits of inputs and weights in the quantised modes.
+        details: sizes, for the report.   seed: seed of the simulated noise.
     """
 
     name: str
@@ -37,11 +37,11 @@ class Task:
 
 
 def mlp(implementation: Any, steps: int, seed: int) -> Task:
-    """Digits turned by 90°, learnt by adapters on a network that knows them upright.
+    """Adapters learn digits turned by 90° on a network trained on upright digits.
 
     Args:
-        implementation: has PeftConfig and apply_lora_to_linear_modules.
-        steps: how many batches.   seed: of everything that is drawn.
+        implementation: a module with PeftConfig and apply_lora_to_linear_modules.
+        steps: number of batches.   seed: seed of all random draws.
     """
     from sklearn.datasets import load_digits
 
@@ -70,7 +70,7 @@ def mlp(implementation: Any, steps: int, seed: int) -> Task:
 
 
 def draws(size: int, batch: int, steps: int) -> list[Tensor]:
-    """The indices of so many batches: whole passes in random order, one after another."""
+    """The indices of each batch: passes over the data, each in a new random order, one after another."""
     passes = -(-batch * steps // size)
     order = torch.cat([torch.randperm(size) for _ in range(passes)])
     return [order[at : at + batch] for at in range(0, batch * steps, batch)]
@@ -91,6 +91,6 @@ def _pretrain(model: nn.Module, x: Tensor, labels: Tensor) -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     for _ in range(PRETRAINING_STEPS):
         optimizer.zero_grad()
-        loss = F.cross_entropy(model(x), labels, label_smoothing=0.2)  # not too sure of itself, so that it can relearn
+        loss = F.cross_entropy(model(x), labels, label_smoothing=0.2)  # smoothing keeps the network able to learn again
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

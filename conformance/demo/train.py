@@ -1,4 +1,4 @@
-"""All of one `loraspec demo train`: every target takes the same steps, side by side, and the losses are compared."""
+"""The whole `loraspec demo train`: all targets take the same steps side by side, and their losses are compared."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ PACKAGES = ("loraspec", "torch", "transformers", "peft")
 
 
 def check_installed(wanted: Wanted) -> None:
-    """See that all optional packages that a run needs are there, before anything runs.
+    """Check that all optional packages that a run needs are installed, before anything runs.
 
     Raises:
-        UsageError: naming what is missing and the command that installs it.
+        UsageError: naming the missing packages and the command that installs them.
     """
     needed = {"matplotlib": "demo", "transformers": "demo"}
     if wanted.model == "minilm":
@@ -36,10 +36,10 @@ def check_installed(wanted: Wanted) -> None:
 
 
 def parts_of(target: str) -> Any:
-    """The module that a target names; None for PEFT.
+    """The module of a target; None for PEFT.
 
     Raises:
-        UsageError: if it does not import or lacks one of `NAMES`.
+        UsageError: if the module does not import or lacks one of `NAMES`.
     """
     if target == "peft":
         return None
@@ -65,7 +65,7 @@ def run(wanted: Wanted) -> tuple[TargetComparison, list[Learner]]:
         each = [learners.Learner(task, name, part, Path(folder), wanted.steps) for name, part in parts.items()]
         progress.update(bar, total=wanted.steps * len(each), description=f"{wanted.model}: {', '.join(parts)}")
         for number, window in enumerate(task.windows):
-            # in turn, so that what else the machine does meets all of them; and not always the same one first
+            # targets take turns, so that other load on the machine affects all alike; the first one changes
             for offset in range(len(each)):
                 each[(number + offset) % len(each)].step(window)
                 progress.advance(bar)

@@ -13,10 +13,10 @@ from conformance.demo.target_comparison import BAND, TargetComparison
 
 HEADINGS = ("target", "s/step", "÷ first", "trained", "first loss", "last loss", "Δ loss", "Δ norm")
 NOTES = (
-    "s/step is the median over the steps, which the targets take in turn; ÷ first is the median ratio to the first "
-    "target's. Δ loss is the largest difference of any step's loss from the first target's, Δ norm the largest "
+    "s/step is the median over the steps, in which the targets take turns; ÷ first is the median ratio to the first "
+    "target's time. Δ loss is the largest difference between a step's loss and the first target's, Δ norm the largest "
     "relative difference of the gradient norms before clipping. Each step is a window of two micro-batches, the last "
-    "of one; AdamW's rate falls to a tenth."
+    "step of one; AdamW's learning rate falls to a tenth."
 )
 
 
@@ -28,7 +28,7 @@ def write(folder: Path, found: TargetComparison, learners: list[Any]) -> None:
         "train.md": markdown(found).encode(),
     }
     with tempfile.TemporaryDirectory(dir=folder, prefix=".adapters-") as held:
-        for learner in learners:  # all of them first: one that cannot be saved leaves nothing
+        for learner in learners:  # save all before the rest, so that an error here leaves no files
             learner.save(Path(held, learner.run.target))
         write_files(folder, contents)
         shutil.copytree(held, folder / "adapters", dirs_exist_ok=True)

@@ -1,4 +1,4 @@
-"""One training run in one mode, from the same initial state as all others."""
+"""One training run in one mode; all runs start from the same state."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ MODEL_NAME = "demo"
 
 @dataclass
 class Run:
-    """What one mode gave.
+    """The results of one mode.
 
     Attributes:
-        losses, seconds, cpu_seconds: of each step; the last without those of a server.
-        up, down: bytes of encrypted inputs and results in a step.   products: encrypted ones in a step.
-        evaluation_key: its bytes, sent once.   adapters: SHA-256 of everything trained, after the last step.
+        losses, seconds, cpu_seconds: values of each step; cpu_seconds excludes a server.
+        up, down: bytes of encrypted inputs and results in a step.   products: encrypted products in a step.
+        evaluation_key: bytes of the evaluation key, sent once.
+        adapters: SHA-256 of all trained parameters after the last step.
     """
 
     mode: str
@@ -44,7 +45,7 @@ class Run:
 
 
 def split(task: Task, implementation: Any, recorder: RecordingBackend, address: str | None = None) -> Any:
-    """A copy of the task's model, its frozen products remote: a HybridFHEModel of a LoraTraining, not compiled."""
+    """A copy of the task's model with remote frozen products: a HybridFHEModel of a LoraTraining, not yet compiled."""
     training = implementation.LoraTraining(copy.deepcopy(task.model))
     _configure(training, task)
     names = implementation.get_remote_names(training)
@@ -53,12 +54,12 @@ def split(task: Task, implementation: Any, recorder: RecordingBackend, address: 
 
 
 def compile_model(hybrid: Any, task: Task) -> None:
-    """Turn the remote modules into integers, as the first batch shows them."""
+    """Quantise the remote modules, calibrated on the first batch."""
     hybrid.compile_model(task.batches[0], n_bits=task.n_bits)
 
 
 def save(task: Task, implementation: Any, recorder: RecordingBackend, folder: Path) -> None:
-    """Write the server's and the client's part of the model, as its owner would before any training."""
+    """Save the server's and the client's part of the model, as its owner would before training."""
     hybrid = split(task, implementation, recorder)
     compile_model(hybrid, task)
     hybrid.save_and_clear_private_info(folder)
@@ -68,8 +69,8 @@ def train(task: Task, mode: str, hybrid: Any, recorder: RecordingBackend, advanc
     """Train on every batch of the task.
 
     Args:
-        hybrid: from `split`, compiled or loaded, with its keys where the mode encrypts.
-        recorder: its backend.   advance: called after each step.
+        hybrid: a model from `split`, compiled or loaded, with keys if the mode encrypts.
+        recorder: the model's backend.   advance: called after each step.
     """
     run = Run(mode)
     recorder.traffic = Traffic()

@@ -1,1 +1,1 @@
-"""What keeps a target's code and process apart from the judge."""
+"""Isolation of the judge from a target's code and process."""

@@ -1,4 +1,4 @@
-"""Whether a dict has changed, told by the counter that CPython 3.11 and 3.12 keep in each (PEP 509)."""
+"""Detection of changes of a dict, by the version counter that each dict has in CPython 3.11 and 3.12 (PEP 509)."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ import gc
 import sys
 from typing import Any
 
-PLACE = 24  # bytes from a dict's address to its counter: after the reference count, the type and the length
+PLACE = 24  # offset of the counter in a dict, in bytes: the reference count, the type and the length come first
 
 
 class Version:
-    """The counter of a module's or class's dict: equal numbers mean that nothing was set or deleted in between."""
+    """The version counter of a module's or class's dict: equal numbers mean that the dict has not changed between."""
 
     def __init__(self, owner: Any) -> None:
-        # a class shows its dict through a proxy
+        # vars() of a class is a proxy of its dict
         self.held = vars(owner) if isinstance(vars(owner), dict) else gc.get_referents(vars(owner))[0]
         self.counter = ctypes.c_uint64.from_address(id(self.held) + PLACE) if COUNTED else None
 
     @property
     def number(self) -> int | None:
-        """The counter now; None where this Python has none."""
+        """The current count; None if this Python has no counter."""
         return None if self.counter is None else self.counter.value
 
 
 def _is_counted() -> bool:
-    """Whether each change of a dict, and no reading of it, shows at the place of the counter."""
+    """Whether the number at the counter's offset changes at each write to a dict, and at no read."""
     if sys.implementation.name != "cpython":
         return False
     probe = {"kept": 1}

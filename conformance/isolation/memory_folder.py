@@ -1,15 +1,15 @@
-"""Where files go that are read back at once: memory, where there is a folder for it, as a disk waits to be sure."""
+"""A folder in memory for short-lived files: a write to disk may wait until the disk has confirmed it."""
 
 from __future__ import annotations
 
 import os
 
 SHARED_MEMORY = "/dev/shm"
-LEAST = 2**26  # free bytes; some containers give it next to nothing
+LEAST = 2**26  # free bytes; in some containers the folder has almost no space
 
 
 def in_memory() -> str | None:
-    """A folder in memory, for `tempfile`; None, which is its own choice, where there is none with room."""
+    """A folder in memory for `tempfile`; None, which means tempfile's default, if no such folder has enough space."""
     try:
         room = os.statvfs(SHARED_MEMORY)
     except OSError:

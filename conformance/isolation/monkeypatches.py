@@ -1,8 +1,8 @@
-"""What a target replaces in torch, NumPy, Python and this suite: in force while the target runs, and only then.
+"""A target's monkeypatches of torch, NumPy, Python and this suite: they are active only while the target runs.
 
-An implementation that patches `torch.allclose` must not be judged by its own patch, and one that patches `F.linear`
-must find it there. So originals are kept, replacements are taken out when the target's code returns, and put back
-when it is called again.
+An implementation that patches `torch.allclose` must not be judged by its own patch, but one that patches `F.linear`
+needs its patch when it runs. So the originals are kept; patches are removed when the target's code returns, and
+restored when it is called again.
 """
 
 from __future__ import annotations
@@ -50,21 +50,21 @@ LIBRARIES: tuple[Any, ...] = (
     torch.random,
 )
 JUDGES: list[ModuleType] = [error_pattern, formats, judge, linear_oracle, memory_layout, outcomes]
-FOLLOWING = ("Storage",)  # which torch itself replaces with the default dtype
-GONE = object()  # in place of an attribute that is not there
+FOLLOWING = ("Storage",)  # names that torch itself replaces when the default dtype changes
+GONE = object()  # stands for a missing attribute
 
 
 def protect(module: str) -> None:
-    """Keep the functions of a module that judges as they are, whatever a target replaces; called by the module."""
+    """Protect the functions of a judging module from a target's patches; the module itself calls this function."""
     JUDGES.append(sys.modules[module])
 
 
 @dataclass
 class Space:
-    """A module or class, and its functions and classes as they were.
+    """A module or class, and its original functions and classes.
 
     Attributes:
-        seen: the version of its dict at which it was last found to be the same.
+        seen: the version of its dict when it was last found unchanged.
     """
 
     owner: Any
@@ -77,17 +77,17 @@ class Space:
 
     @classmethod
     def of(cls, owner: Any) -> Space:
-        """Take it down as it is now."""
+        """Record the current functions and classes of a module or class."""
         every = ((name, value) for name, value in vars(owner).items() if name not in FOLLOWING)
         found = {name: value for name, value in every if callable(value) or isinstance(value, property)}
-        # two keys at least: itemgetter gives a tuple only then
+        # at least two keys, because itemgetter of one key does not return a tuple
         names = (*found, *list(found)[:1] * 2)
         originals = tuple(found[name] for name in names)
         return cls(owner, len(vars(owner)), names, originals, operator.itemgetter(*names), Version(owner))
 
     def same(self) -> bool:
-        """Whether nothing was replaced, added or deleted."""
-        # asked after every call of the target, when most often nothing at all has changed
+        """Whether no attribute was replaced, added or deleted."""
+        # this runs after every call of the target, and usually nothing has changed
         now = self.version.number
         if now is not None and now == self.seen:
             return True
@@ -101,13 +101,13 @@ class Space:
         return same
 
     def changed(self) -> dict[str, tuple[Any, Any]]:
-        """Name, original and replacement of what is not as it was."""
+        """Original and replacement of each changed attribute, by name."""
         if self.same():
             return {}
         here = vars(self.owner)
         pairs = zip(self.names, self.originals, strict=True)
         found = {name: (was, here.get(name, GONE)) for name, was in pairs if here.get(name, GONE) is not was}
-        if isinstance(self.owner, type):  # a new attribute of a class replaces the one it inherited
+        if isinstance(self.owner, type):  # a new attribute of a class overrides the inherited one
             inherited = [
                 name for name in here if name not in self.names and hasattr(super(self.owner, self.owner), name)
             ]
@@ -117,11 +117,12 @@ class Space:
 
 @dataclass
 class Pristine:
-    """The originals of everything watched, what the target put in their place, and the settings it changed.
+    """The originals of all watched modules and classes, the target's patches, and the settings that it changed.
 
     Attributes:
         replaced: original and replacement, by index of the space and name.
-        settings: what the import of the target changed.   left: what calls of it changed and was put back at once.
+        settings: settings that the import of the target changed.
+        left: settings that calls of the target changed and that were restored at once.
     """
 
     spaces: list[Space] = field(default_factory=list)
@@ -131,13 +132,13 @@ class Pristine:
     depth: int = 0
 
     def begin(self) -> None:
-        """Forget what was replaced; what is there now is the original."""
+        """Forget all patches, and take the present functions and classes as the originals."""
         self.spaces = [Space.of(owner) for owner in (*LIBRARIES, *JUDGES)]
         self.replaced, self.settings = {}, []
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
-        """The target runs: its replacements are in force, and new ones are taken out afterwards."""
+        """A region in which the target runs: its patches are active inside, and new patches are removed at the end."""
         self.depth += 1
         grad = torch.is_grad_enabled()
         if self.depth == 1 and self.replaced:
@@ -149,12 +150,12 @@ class Pristine:
             self.depth -= 1
             if self.depth == 0:
                 self._withdraw()
-            if torch.is_grad_enabled() != grad:  # the rest of the check could not go on
+            if torch.is_grad_enabled() != grad:  # the rest of the check needs the original mode
                 self.left.append(f"grad mode from {grad} to {not grad}")
                 torch._C._set_grad_enabled(grad)
 
     def names(self) -> list[str]:
-        """What was replaced, as `torch.Tensor.add`."""
+        """The full names of the patched attributes, such as `torch.Tensor.add`."""
         return sorted({f"{name_of(self.spaces[index].owner)}.{name}" for index, name in self.replaced})
 
     def _withdraw(self) -> None:
@@ -165,7 +166,7 @@ class Pristine:
                 if not _wrapped_by_its_owner(space.owner, original, replacement):
                     self.replaced[index, name] = original, replacement
                     _put(space.owner, name, original)
-            if not space.same():  # what is still different is new, or the owner's own doing
+            if not space.same():  # the remaining changes are new attributes, or made by the library itself
                 self.spaces[index] = Space.of(space.owner)
 
 
@@ -178,9 +179,10 @@ def name_of(owner: Any) -> str:
 
 
 def _wrapped_by_its_owner(owner: Any, original: Any, replacement: Any) -> bool:
-    """Whether a library wraps its own function, as torch does with `manual_seed` where torch._dynamo is imported.
+    """Whether the library itself wraps its function, as torch wraps `manual_seed` when torch._dynamo is imported.
 
-    What torch._dynamo puts in place of `Module.__init__`, once it has compiled a module, says nothing of the original.
+    `Module.__init__` needs a test of its own: the replacement by torch._dynamo, made once a module is compiled, does
+    not refer to the original.
     """
     code = getattr(replacement, "__code__", None)
     package = sys.modules.get(name_of(owner).partition(".")[0])

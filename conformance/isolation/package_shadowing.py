@@ -1,4 +1,4 @@
-"""The guard against shadowing: `reference`, `optimized`, `conformance` must be this distribution's."""
+"""The check against shadowing: `reference`, `optimized` and `conformance` must come from this distribution."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ HERE = Path(__file__).resolve().parents[2]
 
 
 def check(first: Iterable[str | Path] = ()) -> None:
-    """Check where the three packages would be imported from, with `first` ahead of the import path.
+    """Check that the import path, with `first` ahead of it, leads to this distribution's three packages.
 
     Raises:
-        UsageError: naming the package, the path that shadows it, and where it belongs.
+        UsageError: naming the package, the path that shadows it, and the expected path.
     """
     path = [*map(str, first), *sys.path]
     for name in PACKAGES:

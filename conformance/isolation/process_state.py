@@ -1,4 +1,4 @@
-"""Settings of the whole process that a target could change: read, compared, and put back."""
+"""Settings of the whole process that a target could change: reading, comparing and restoring them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RANDOM = ("torch's random state", "the GPU's random state", "NumPy's random stat
 MATMUL: Any = torch.backends.cuda.matmul
 DNN: Any = torch.backends.cudnn
 MEMORY: Any = torch.utils.deterministic
-SMALLEST = sys.float_info.min  # of the normal numbers
+SMALLEST = sys.float_info.min  # the smallest normal number
 
 
 def _autocast() -> tuple[Any, ...]:
@@ -33,14 +33,14 @@ def _autocast() -> tuple[Any, ...]:
 
 
 def _modes() -> int:
-    """How many modes of torch are left on that see every call."""
+    """The number of active torch function modes and dispatch modes."""
     functions: Any = torch.overrides
     dispatch: Any = torch.utils._python_dispatch
     return len(functions._get_current_function_mode_stack()) + len(dispatch._get_current_dispatch_mode_stack())
 
 
 def _flushes() -> bool:
-    """Whether subnormal results are flushed to zero; asked before and after each case, so of Python's own division."""
+    """Whether the CPU flushes subnormal results to zero; a Python division is fast enough for every case."""
     return SMALLEST / 2 == 0
 
 
@@ -49,7 +49,7 @@ def _attribute(owner: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any]
 
 
 def _environment() -> dict[Any, Any]:
-    """The variables as bytes, as Python keeps them: asked before and after each case, and decoding takes its time."""
+    """The environment variables as Python's undecoded bytes: decoding them twice per case would take too long."""
     kept = getattr(os.environ, "_data", None)
     return dict(os.environ if kept is None else kept)
 
@@ -60,7 +60,7 @@ def _set_environment(values: dict[Any, Any]) -> None:
 
 
 def _filters() -> list[Any]:
-    """The filters of Python's own categories; a library that is imported late brings its own."""
+    """The warning filters of Python's own categories; a library that is imported late may add filters for its own."""
     return [filter_ for filter_ in warnings.filters if filter_[2].__module__ == "builtins"]
 
 
@@ -82,7 +82,7 @@ def _of_numpy() -> tuple[Any, ...]:
     return kind, np.asarray(key).tobytes(), *rest
 
 
-# how each is read, and where it can be, put back
+# for each setting, a function that reads it, and one that restores it if that is possible
 SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any] | None]] = {
     "the default dtype": (torch.get_default_dtype, torch.set_default_dtype),
     "the default device": (lambda: str(torch.get_default_device()), None),
@@ -112,23 +112,23 @@ SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any] | None]] = {
     "Python's random state": (random.getstate, None),
 }
 RESTORED = tuple(name for name, (_, put) in SETTINGS.items() if put is not None)
-# what a library may do to the whole process where it is imported: add a variable, a filter, set its threads up
+# a library may change these settings on import: it may add a variable or a filter, and set up its threads
 ALLOWED_ON_IMPORT = ("the environment", "the filters of warnings", "the number of threads", *RANDOM[1:2])
 
 
 def taken(names: tuple[str, ...] = tuple(SETTINGS)) -> dict[str, Any]:
-    """The settings as they are now."""
+    """The current values of these settings."""
     return {name: SETTINGS[name][0]() for name in names}
 
 
 def changes(before: dict[str, Any]) -> list[str]:
-    """What is no longer as it was, in words."""
+    """The settings that have changed, each described in words."""
     now = taken(tuple(before))
     return [_said(name, before[name], now[name]) for name in before if now[name] != before[name]]
 
 
 def restore(before: dict[str, Any]) -> None:
-    """Put back what can be."""
+    """Restore the settings that can be restored."""
     for name, value in before.items():
         read, put = SETTINGS[name]
         if put is not None and read() != value:
@@ -137,10 +137,12 @@ def restore(before: dict[str, Any]) -> None:
 
 @contextmanager
 def kept(what: str, but: tuple[str, ...] = ()) -> Iterator[None]:
-    """Nothing of the whole process changes meanwhile.
+    """A region in which no process-wide setting may change.
 
+    Args:
+        what: the code in the region, for the message.   but: settings that may change.
     Raises:
-        Violation: naming what did.
+        Violation: naming the changed settings.
     """
     before = taken(tuple(name for name in SETTINGS if name not in but))
     PRISTINE.left.clear()

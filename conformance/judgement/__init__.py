@@ -1,1 +1,1 @@
-"""The judgement: what a target gave against what was expected, within its budget."""
+"""The judgement: a target's results compared with the expected values, within their budget."""

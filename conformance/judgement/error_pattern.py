@@ -1,4 +1,4 @@
-"""The pattern of an error: what the wrong elements have in common, in one line a kernel author can act on."""
+"""The pattern of an error: the common traits of the wrong elements, in one line that helps a kernel author."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ Mask = NDArray[np.bool_]
 
 
 def describe(got: Array, want: Array, wrong: Mask, terms: dict[str, Array]) -> str:
-    """Say where the wrong elements lie and how they relate to the right ones.
+    """Say where the wrong elements lie and how they relate to the expected ones.
 
     Args:
-        got, want: the values.   wrong: which elements are outside the budget.   terms: the formula's parts.
+        got, want: the actual and expected values.   wrong: mask of the elements outside the budget.
+        terms: the parts of the expected value by formula term.
     """
     count = f"{int(wrong.sum())} of {wrong.size} elements wrong"
     relation = next(_relations(got, want, wrong, terms), "")
@@ -24,7 +25,7 @@ def describe(got: Array, want: Array, wrong: Mask, terms: dict[str, Array]) -> s
 
 
 def _relations(got: Array, want: Array, wrong: Mask, terms: dict[str, Array]) -> Iterator[str]:
-    """How the wrong elements relate to the right ones: every relation that holds, the most telling first."""
+    """Every relation that holds between the wrong and the expected elements, the most informative first."""
     seen, right = got[wrong], want[wrong]
     if np.isnan(seen).any():
         yield "NaN" if np.isnan(seen).all() else "some of them NaN"

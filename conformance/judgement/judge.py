@@ -1,4 +1,4 @@
-"""The judgement: a tensor against its expected value and budget, with the certificate that it could have failed."""
+"""The judgement: a tensor compared with its expected value and budget, and the certificate that the case can fail."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from conformance.numerics.formats import Array, format_of, numbers
 
 
 def worst(*ratios: float | None) -> float | None:
-    """The largest of several judgements' ratios."""
+    """The largest error ÷ budget of several judgements; None if there is none."""
     return max((r for r in ratios if r is not None), default=None)
 
 
@@ -25,7 +25,7 @@ def judge(actual: Any, expected: Expected) -> float:
     """Compare a tensor with its expected value; return the worst error ÷ budget.
 
     Raises:
-        Violation: if type, shape, dtype or any element is off, with the worst element and the error's pattern.
+        Violation: if type, shape, dtype or any element is wrong, with the worst element and the error's pattern.
         Inconclusive: if zeros, the negated result, or the result without a formula term would pass as well.
     """
     what = expected.name
@@ -46,7 +46,7 @@ def compare(got: Array, expected: Expected) -> float:
     """The worst error ÷ budget over all elements.
 
     Raises:
-        Violation: if it exceeds 1, or any element differs where there is no budget.
+        Violation: if the ratio exceeds 1, or if there is no budget and any element differs.
     """
     note(expected=expected)
     if got.size == 0:
@@ -78,14 +78,14 @@ def _ratios(got: Array, expected: Expected) -> Array:
 
 
 def _overflowed(got: Array, want: Array, expected: Expected) -> Array:
-    """Where an infinity is right: a result within the budget is beyond the largest number of the dtype."""
+    """Where an infinity is correct: a value within the budget exceeds the largest finite number of the dtype."""
     reach = np.abs(want) + np.asarray(expected.budget)
     beyond = reach > format_of(expected.dtype).largest
     return np.asarray(np.isinf(got) & (np.sign(got) == np.sign(want)) & beyond)
 
 
 def certify(expected: Expected) -> None:
-    """Check that the case can fail.
+    """Check that wrong results would fail on this case.
 
     Raises:
         Inconclusive: if all zeros, the negated result, or the result without one of its terms is within budget.

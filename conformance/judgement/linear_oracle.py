@@ -1,4 +1,4 @@
-"""The oracle: expected values in NumPy float64 by closed formulas, independent of autograd, each with its budget."""
+"""The oracle: expected values by closed formulas in NumPy float64, without autograd, each with its budget."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from conformance.numerics.formats import Array
 
 @dataclass(frozen=True)
 class Expected:
-    """What one tensor of a right implementation holds.
+    """The expected value of one tensor.
 
     Attributes:
-        name: what it is called in messages (`y`, `dA`).
+        name: its name in messages (`y`, `dA`).
         value: exact result, float64.
-        budget: largest allowed absolute error per element; None where equality is required.
+        budget: largest allowed absolute error per element; None if equality is required.
         dtype: the tensor's dtype.
-        terms: for the certificate, the part of the value that each formula term contributes; the result without
-            any one of them must be outside the budget, else the case decides nothing.
-        certified: False for degenerate cases whose expected result may well be zero.
+        terms: for the certificate, the contribution of each formula term to the value; the result without any one
+            term must be outside the budget, otherwise the case is inconclusive.
+        certified: False for degenerate cases, whose expected result may be zero.
     """
 
     name: str
@@ -40,8 +40,8 @@ class Expected:
 class LinearOracle:
     """Expected output and gradients of `y = x Wᵀ + b + s·(x Aᵀ) Bᵀ` for given operands.
 
-    With `mask` [*, K] or [*, N] (0 or 1/(1-p) per element, at the case's dropout position) the formulas of
-    dropout: `pre` replaces x by mask·x on the adapter path, `post` multiplies the adapter's output.
+    With a dropout `mask` [*, K] or [*, N] (0 or 1/(1-p) per element, at the case's dropout position), `pre` replaces
+    x by mask·x on the adapter path, and `post` multiplies the adapter's output by the mask.
     """
 
     def __init__(self, operands: Operands, *, base: bool = True, mask: Array | None = None) -> None:
@@ -65,9 +65,9 @@ class LinearOracle:
         shape = (*leading, rows.shape[-1]) if name in ("y", "dX") else rows.shape
         special, operands = self.operands.case.special, self.operands
         degenerate = operands.degenerate or (special == "zero-B" and name in ("y", "dX", "dA"))
-        if degenerate:  # the update is zero by construction; what remains must still show
+        if degenerate:  # the update is zero by construction; the other terms must still contribute
             terms = {term: value for term, value in terms.items() if term != "adapter"}
-        if special in ("identity", "overflow-before-scale"):  # their weight is zero
+        if special in ("identity", "overflow-before-scale"):  # W is zero
             terms.pop("base", None)
         silent = special == "zero-x" or (degenerate and not terms)
         return Expected(
@@ -81,7 +81,7 @@ class LinearOracle:
 
     @cached_property
     def y(self) -> Expected:
-        """`x Wᵀ + b + s·(x Aᵀ) Bᵀ`, or the update alone where there is no base."""
+        """`x Wᵀ + b + s·(x Aᵀ) Bᵀ`, or the update alone without a base."""
         weight, bias = (self.weight, self.bias) if self.base else (None, None)
         chain = RowChain(self.dropped_x, weight, bias, self.down, self.up, self.scale, self.how)
         update = chain.update if self.post is None else chain.update * self.post
@@ -93,7 +93,7 @@ class LinearOracle:
 
         def allowed() -> Array:
             found = chain.budget
-            if self.post is not None:  # the mask multiplies the update's own error; keep the base's part
+            if self.post is not None:  # the mask multiplies the update's error, not the base's
                 alone = budget.row_chain(self.dropped_x, None, None, self.down, self.up, self.scale, self.how)
                 found = found + alone * self.post
             if self.pre is not None and weight is not None:

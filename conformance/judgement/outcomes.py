@@ -1,12 +1,12 @@
-"""What a check says of a case besides that it passes: violated, inconclusive, or refused by the target."""
+"""The outcomes of a check other than a pass: violated, inconclusive, or refused by the target."""
 
 from __future__ import annotations
 
 
 class Violation(Exception):  # noqa: N818  (a verdict on the target, not an error of the suite)
-    """A target broke a clause: what was seen, what was expected, and the worst error ÷ budget.
+    """A target broke a clause; the message gives the actual and the expected result, `ratio` the worst error ÷ budget.
 
-    is_slow: to see it again takes a time limit, so that no smaller case is looked for.
+    is_slow: reproducing the violation takes a whole time limit, so the case is not shrunk.
     """
 
     def __init__(self, message: str, ratio: float | None = None, *, is_slow: bool = False) -> None:
@@ -15,7 +15,7 @@ class Violation(Exception):  # noqa: N818  (a verdict on the target, not an erro
 
 
 class Inconclusive(Exception):  # noqa: N818
-    """A case on which a wrong implementation could pass too; another one is drawn."""
+    """A case on which a wrong implementation could pass too; another case is drawn."""
 
 
 class Refused(Exception):  # noqa: N818
@@ -23,10 +23,10 @@ class Refused(Exception):  # noqa: N818
 
 
 def require(condition: bool, message: str) -> None:
-    """State a requirement that needs no budget.
+    """Check a requirement that needs no budget.
 
     Raises:
-        Violation: with the message, if the condition does not hold.
+        Violation: with the message, if the condition is false.
     """
     if not condition:
         raise Violation(message)

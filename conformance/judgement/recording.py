@@ -1,4 +1,4 @@
-"""A recording of one check: the operands it bound, the gradients it asked for, what it compared last."""
+"""A recording of one check: its operands, the gradients it asked for, and its last comparison."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Recording:
-    """What was seen, each the last of its kind; None where the check never came to it."""
+    """The last operands, layer options, gradient names and expected value of a check; None if the check had none."""
 
     operands: Operands | None = None
     options: dict[str, Any] = field(default_factory=dict)
@@ -40,7 +40,7 @@ def recording() -> Iterator[Recording]:
 
 @left_out
 def note(**seen: Any) -> None:
-    """Add to the recordings that are on; costs nothing where there is none."""
+    """Add to every active recording."""
     for recorded in _current:
         for name, value in seen.items():
             setattr(recorded, name, value)

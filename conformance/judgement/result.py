@@ -1,4 +1,4 @@
-"""The judgement of one clause on one subject and dtype; imports nothing heavy, so any process reads it."""
+"""The judgement of one clause on one subject and dtype. Any process can import this module: it does not need torch."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Result:
 
     Attributes:
         status: `pass`, `fail`, `unsupported`, `inconclusive` or `crashed`.
-        worst_ratio: largest error ÷ budget over all cases; None where nothing numeric was compared.
-        examples: cases that decided something.   inconclusive: cases on which a wrong result would pass.
-        launches: Triton kernels that Triton's interpreter ran.
-        case: the shrunk failing case as a string.   found: the case as it was drawn.
-        message: what was seen and expected.
+        worst_ratio: largest error ÷ budget over all cases; None if no numbers were compared.
+        examples: number of conclusive cases.   inconclusive: number of cases on which a wrong result would pass.
+        launches: number of Triton kernels that Triton's interpreter ran.
+        case: the shrunk failing case as a string.   found: the failing case before shrinking.
+        message: the actual and the expected result.
     """
 
     clause: str
@@ -43,5 +43,5 @@ class Result:
 
 
 def without_addresses(text: str) -> str:
-    """A text that is the same in every process: `<C object at 0x7f…>` says nothing to another one."""
+    """The text without memory addresses (`<C object at 0x7f…>`), so that it is the same in every process."""
     return re.sub(r"\bat 0x[0-9a-fA-F]+", "at 0x…", text)

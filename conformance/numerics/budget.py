@@ -1,18 +1,18 @@
-"""The error budget: how far a right implementation may be from the exact result, element by element.
+"""The error budget: how far a correct implementation may be from the exact result, element by element.
 
-There is no tolerance to set. For each allowed plan of computing a product chain the budget adds what that plan's
-roundings can do to the very operands at hand, and the largest plan counts:
+There is no tolerance to set. A plan is one order of computing a product chain, with its intermediates. For each
+allowed plan the budget bounds the rounding errors on the operands of the case; the largest bound is the budget:
 
 - *stores*: an intermediate v that the plan stores with unit roundoff u, and that reaches the result with weight t,
-  adds `(4/√3)·u·√Σ(v·t)²`; the final stores add `u·|v|`; each store adds the format's smallest step, carried by |t|;
-- *accumulation* over k terms: `6·√k·u_acc` times the summed absolute products, and k of the accumulator's smallest
-  steps, which is what remains of it among subnormal numbers. A sum may be accumulated onto what it is added to, as
-  `Y += X Wᵀ` is by a product in place: then its roundings are relative to that too, which counts as one more product.
+  adds `(4/√3)·u·√Σ(v·t)²`; the final stores add `u·|v|`; each store adds the format's smallest step, times |t|;
+- *accumulation* over k terms adds `6·√k·u_acc` times the sum of absolute products, and k of the accumulator's
+  smallest steps, which bound the error among subnormal numbers. An in-place product such as `Y += X Wᵀ` accumulates
+  onto Y: its roundings are relative to Y too, which counts as one more product.
 
-In float64 the oracle's own sums round like the target's, so that a difference has twice the error of either.
+In float64 the oracle's own sums round like the target's, so the difference may have twice the error of either.
 
-Where operands are equal along the reduction their roundings are equal too, so errors add instead of averaging out:
-`k·u_acc`, and stores add absolutely.
+Where operands are equal along the reduction, their roundings are equal too: errors add up instead of averaging out.
+Accumulation then adds `k·u_acc`, and stores add absolutely.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ACCUMULATE = 6.0
 
 @dataclass(frozen=True)
 class Rounding:
-    """How a chain is rounded: base in `dtype`, adapter in `adapter_dtype`; `correlated` operands add up."""
+    """How a chain is rounded: the base in `dtype`, the adapter in `adapter_dtype`; errors add up where `correlated`."""
 
     dtype: torch.dtype
     adapter_dtype: torch.dtype
@@ -42,7 +42,7 @@ class Rounding:
         """Relative error of a sum of k products."""
         unit = max(accumulator_unit(self.dtype), accumulator_unit(self.adapter_dtype))
         if unit == format_of(torch.float64).unit:
-            unit *= 2  # the oracle's sums are such sums too
+            unit *= 2  # the oracle's sums are in float64 too
         averaged = ACCUMULATE * math.sqrt(k)
         return unit * (max(k, averaged) if self.correlated else averaged)
 
@@ -51,16 +51,16 @@ class Rounding:
         return self.stored_of(*map(self.sizes, factors))
 
     def sizes(self, factor: Array) -> Array:
-        """A factor's elements as `stored_of` adds them up: squares, or magnitudes."""
+        """The elements of a factor as `stored_of` sums them: squares, or magnitudes for correlated operands."""
         return np.abs(factor) if self.correlated else factor * factor
 
     def stored_of(self, *sizes: Array) -> Array:
-        """`stored` of factors whose `sizes` are at hand."""
+        """`stored`, given the `sizes` of the factors."""
         product = sizes[0].dot(sizes[1]) if len(sizes) == 2 else np.linalg.multi_dot(sizes)
         return self.rooted(product)
 
     def rooted(self, sums: Array) -> Array:
-        """What products of `sizes` come to."""
+        """The error bound from products of `sizes`: their square roots, or the products where correlated."""
         return np.asarray(STORE * (sums if self.correlated else np.sqrt(sums)))
 
     def underflow(self, k: int) -> float:
@@ -82,10 +82,10 @@ class Rounding:
 
 
 class RowChain:
-    """`rows·baseᵀ + bias + scale·(rows·downᵀ)·upᵀ`: the forward pass, and dX with g for rows.
+    """`rows·baseᵀ + bias + scale·(rows·downᵀ)·upᵀ`: the forward pass, or dX where the rows are those of g.
 
     Attributes:
-        update: the adapter's term.   product: the base's, None where there is none.
+        update: the adapter's term.   product: the base term; None without a base.
     """
 
     def __init__(
@@ -127,11 +127,11 @@ class RowChain:
             how.stored_of(how.sizes(self.middle), ups),
             how.stored_of(sizes, how.sizes(joined.T)),
         )
-        # scale may be stored into S or B, into x, or into A; x is stored once more where the adapter's dtype differs
+        # a plan may multiply the scale into S or B, into x, or into A, and stores x again in an adapter's other dtype
         scaled = np.maximum.reduce([through_middle, through_joined, how.stored_of(sizes, how.sizes(down.T), ups)])
         cast = through_joined if how.adapter_dtype != how.dtype else 0.0
         stores = s * how.adapter_unit * (np.maximum(through_middle + scaled, 2 * through_joined) + cast)
-        spread = s * wide.sum(1)[None, :]  # how a step in S reaches the result
+        spread = s * wide.sum(1)[None, :]  # the weight with which one step of S reaches the result
         carried = spread + s * magnitudes.sum(1)[:, None] + 4
         lost = how.step * carried + how.underflow(width) * (1 + spread) + how.underflow(rank) * s
         product = self.product
@@ -146,7 +146,7 @@ class RowChain:
         merging = s * how.adapter_unit * (2 * through_joined + cast)
         merging = merging + how.unit * how.stored_of(sizes, how.sizes(merged.T))
         stores = np.maximum(stores, merging)
-        partial = np.maximum(np.abs(with_bias), np.abs(product + update))  # whichever the bias is added to
+        partial = np.maximum(np.abs(with_bias), np.abs(product + update))  # the bias is added first or last
         final = final + how.unit * (np.abs(product) + partial + np.abs(update) + np.abs(result))
         return np.asarray(accumulated + stores + final + lost)
 
@@ -176,8 +176,8 @@ def weight_chain(left: Array, middle: Array, right: Array, scale: float, how: Ro
     accumulated = s * (how.accumulation(width) + how.accumulation(tokens)) * absolute
 
     middles, rights = how.sizes(middle.T), beside if how.correlated else how.sizes(right)
-    first = how.stored_of(how.sizes(product.T), rights)  # (left·middle) stored, then scaled or cast and stored again
-    operand = how.stored_of(middles, how.sizes(left.T), rights)  # scale·left or a cast of it stored
+    first = how.stored_of(how.sizes(product.T), rights)  # left·middle, stored, then scaled or cast and stored again
+    operand = how.stored_of(middles, how.sizes(left.T), rights)  # scale·left, or its cast, stored
     joined = how.stored_of(middles, how.sizes(outer))  # leftᵀ·right stored, as autograd does through a merged weight
     casts = (first + operand) if how.adapter_dtype != how.dtype else 0.0
     unit = max(how.unit, how.adapter_unit)
@@ -192,7 +192,7 @@ def weight_chain(left: Array, middle: Array, right: Array, scale: float, how: Ro
 
 
 def summed(values: Array, how: Rounding) -> Array:
-    """Budget of a sum over tokens, `Σ_m values[m]`: the bias gradient, stored once more if a batch is summed apart."""
+    """Budget of a sum over tokens, `Σ_m values[m]`: the bias gradient, with one more store for a separate batch sum."""
     return np.asarray(
         how.accumulation(len(values)) * np.abs(values).sum(0) + 2 * how.unit * np.abs(values.sum(0)) + 2 * how.step
     )

@@ -1,4 +1,4 @@
-"""The floating-point formats the budget speaks of: unit roundoff, largest value, smallest step."""
+"""The floating-point formats of the error budget: unit roundoff, largest value, smallest step."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def accumulator_unit(dtype: torch.dtype) -> float:
 
 
 def dtype_named(name: str) -> torch.dtype:
-    """`torch.bfloat16` from `"bfloat16"`."""
+    """The torch dtype of a name: `torch.bfloat16` for `"bfloat16"`."""
     dtype = getattr(torch, name)
     assert isinstance(dtype, torch.dtype)
     return dtype
 
 
 def rounded(values: Array, dtype: torch.dtype) -> Array:
-    """The values a tensor of this dtype would hold, as float64."""
+    """The values rounded to a dtype, as float64."""
     if dtype == torch.float64:
         return values
     return numbers(torch.from_numpy(np.ascontiguousarray(values)).to(dtype))

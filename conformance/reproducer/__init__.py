@@ -1,1 +1,1 @@
-"""A failing check written out as a script of its own."""
+"""Reproducers: a failing check written as a standalone script."""

@@ -1,4 +1,4 @@
-"""A failing check as a script of its own: the check, all it refers to, and the lines that run it on the one case."""
+"""A failing check as a standalone script: the check, all code that it uses, and a `main` that runs it on one case."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from conformance.reproducer.source_bundle import Bundle
 from conformance.specification.clause import Clause
 from conformance.target.subject import Subject
 
-LOCALS = ("main", "target", "subject", "case", "outcome")  # of the lines around the check
+LOCALS = ("main", "target", "subject", "case", "outcome")  # names in the lines around the check
 NUMPY, RANDOM = Import("numpy", name="np"), Import("random", name="random")
 SYS, TORCH = Import("sys", name="sys"), Import("torch", name="torch")
-# Instead of `model.base.config_class` where the target has a PeftConfig: the reference's is then not needed.
+# If the target has a PeftConfig, this function replaces the one marked `chooses_config`, which needs the reference.
 OWN_CONFIG = '''
 def config_class(subject: Subject) -> Any:
     """The target's PeftConfig."""
@@ -28,13 +28,13 @@ def config_class(subject: Subject) -> Any:
 
 
 def replay(clause: Clause, subject: Subject, target: str, result: Result, header: str) -> str:
-    """The script: it exits with 1 while the defect is there and with 0 once it is gone.
+    """The script, which exits with 1 while the defect is present and with 0 once it is fixed.
 
     Args:
-        target: how the target is imported, `package.module` or `package.module:attribute`.
-        header: what the script says first.
+        target: the import name of the target, `package.module` or `package.module:attribute`.
+        header: the beginning of the script's docstring.
     Raises:
-        NoSource: if the check or something it needs is not written in this distribution.
+        NoSource: if the source of the check, or of code that it uses, is not available.
     """
     case = clause.cases.case_type.parse(result.case or "")
     check = defined(clause.check)
@@ -46,7 +46,7 @@ def replay(clause: Clause, subject: Subject, target: str, result: Result, header
         bundle = Bundle(roots, numbers | instead)
     text = Text(bundle, LOCALS)
     interpreted = 'import os\n\nos.environ["TRITON_INTERPRET"] = "1"\n\n' if subject.lane == "interpreter" else ""
-    guide = f"The check is `{text.name(check)}`, first below; `main`, at the end, runs it on the case."
+    guide = f"The check `{text.name(check)}` is the first definition; `main`, at the end, runs it on the case."
     parts = [
         f'"""{header}\n\n{guide}\n"""',
         f"from __future__ import annotations\n\n{interpreted}{text.imports}",
@@ -58,7 +58,7 @@ def replay(clause: Clause, subject: Subject, target: str, result: Result, header
 
 
 def importing(target: str) -> list[str]:
-    """Lines that bind the name `target` to the target."""
+    """Lines that import the target under the name `target`."""
     module, _, attribute = target.partition(":")
     package, _, last = module.rpartition(".")
     imported = f"from {package} import {last} as target" if package else f"import {last} as target"
@@ -75,13 +75,13 @@ def _own_config(subject: Subject) -> dict[str, Definition]:
 
 
 def _main(clause: Clause, subject: Subject, case: Case, text: Text, check: Definition, kinds: list[Definition]) -> str:
-    """The lines around the check; they set what `examine.check_case` and `Trial` set."""
+    """The lines around the check; they seed and set up what `check_case` and `Trial` do."""
     case_type, subject_type, violation, refused, inconclusive = map(text.name, kinds)
     random, np, torch, sys = map(text.name, (RANDOM, NUMPY, TORCH, SYS))
     given = [f"{f.name}={literal(getattr(case, f.name))}" for f in dataclasses.fields(case) if _is_shown(case, f)]
     where = ", ".join(map(literal, (subject.device, subject.lane, subject.dropout_positions)))
     return f'''def main() -> int:
-    """Run the check on the case: 1 while the defect is there, else 0."""
+    """Run the check on the case; return 1 while the defect is present, else 0."""
     {torch}.set_num_threads(1)
     {random}.seed({case.seed})
     {np}.random.seed({case.seed % 2**32})
@@ -106,6 +106,6 @@ if __name__ == "__main__":
 
 
 def _is_shown(case: Case, field: dataclasses.Field[object]) -> bool:
-    """As in the case's own text: sizes, and what is not the default."""
+    """Whether the script gives the field, as the case's own text does: sizes, and values other than the default."""
     value = getattr(case, field.name)
     return (type(value) is int and field.name != "seed") or value != field.default

@@ -1,4 +1,4 @@
-"""What a check draws from its case, as literals: a script that holds the numbers needs no code to draw them."""
+"""The values that a check draws from its case, as literals: with them, a script needs no code to draw the values."""
 
 from __future__ import annotations
 
@@ -26,29 +26,30 @@ from conformance.target.subject import Subject
 from conformance.target.target import Target
 
 Drawn = Array | dict[str, Array]
-MOST = 1000  # numbers in one script; beyond them it draws them from the seed, as the suite does
+MOST = 1000  # literal numbers in one script; a script that needs more draws them from the seed, as the suite does
 LOOKED_UP = '''
 def {name}({arguments}) -> {returns}:
     """{summary}
 
-    Here they are not drawn but looked up.
+    This script looks the values up; the suite draws them.
     """
     return {found}
 '''
 
 
 def is_drawing(definitions: Iterable[Definition]) -> bool:
-    """Whether any of `DRAWING` is among these."""
+    """Whether one of these definitions is a function in `DRAWING`."""
     drawing = set(map(full_name, DRAWING))
     return not drawing.isdisjoint(definition.full_name for definition in definitions)
 
 
 def looked_up(clause: Clause, subject: Subject, case: Case) -> dict[str, Definition]:
-    """Definitions that stand in for the functions of `DRAWING`, by their full names; none where they would be large.
+    """Definitions that replace the functions in `DRAWING`, by full name; empty if they would be too large.
 
-    The check is run on the reference, so that a target which is right finds its numbers as well as the defective one.
+    The check runs on the reference to record the values. The script then works for a fixed target, which may need
+    more values than the defective one.
     """
-    # not Target.of, which would take what the judged target replaced for the originals
+    # Target.of would take the judged target's patches for the originals
     right = [s for s in Target("reference", reference, subject.device).subjects(clause) if s.name == subject.name]
     if not right:
         return {}
@@ -56,8 +57,8 @@ def looked_up(clause: Clause, subject: Subject, case: Case) -> dict[str, Definit
         try:
             check_case(clause, dataclasses.replace(right[0], dropout_positions=subject.dropout_positions), case)
         except Inconclusive:
-            pass  # so it will be for any right target, and at the same place
-        except Exception:  # noqa: BLE001  (whatever ends it, not everything was drawn)
+            pass  # any correct target is inconclusive at the same place
+        except Exception:  # noqa: BLE001  (after an error the recorded values may be incomplete)
             return {}
     stand_in: dict[str, Definition] = {}
     for module, table in tables.items():
@@ -68,7 +69,7 @@ def looked_up(clause: Clause, subject: Subject, case: Case) -> dict[str, Definit
 
 @contextmanager
 def _recorded() -> Iterator[dict[str, dict[str, Drawn]]]:
-    """What is drawn inside the block: by module, and by the case as text."""
+    """Record the values drawn inside the block, by module and by the case as text."""
     tables: dict[str, dict[str, Drawn]] = {name: {} for name in _by_module()}
     originals = [(sys.modules[module], name) for module, names in _by_module().items() for name in names]
     before = [getattr(module, name) for module, name in originals]
@@ -76,7 +77,7 @@ def _recorded() -> Iterator[dict[str, dict[str, Drawn]]]:
     def noting(drawing: Any, table: dict[str, Drawn]) -> Any:
         def noted(case: Case, *arguments: Any) -> Drawn:
             values: Drawn = drawing(case, *arguments)
-            table[str(case)] = copy.deepcopy(values)  # a check may change what it is given
+            table[str(case)] = copy.deepcopy(values)  # a check may modify the values in place
             return values
 
         return noted
@@ -91,7 +92,7 @@ def _recorded() -> Iterator[dict[str, dict[str, Drawn]]]:
 
 
 def _by_module() -> dict[str, list[str]]:
-    """The names of the functions of `DRAWING` by their module; of one module's, each case needs one."""
+    """The names of the functions in `DRAWING` by module; a case uses one function of each module."""
     found: dict[str, list[str]] = {}
     for function in DRAWING:
         found.setdefault(function.__module__, []).append(function.__name__)

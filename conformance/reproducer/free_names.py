@@ -1,4 +1,4 @@
-"""Which outer names a piece of code refers to, where it does, and whether it needs them when it is defined."""
+"""The free names of a piece of code: where they occur, and whether they are evaluated when the code is defined."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Use:
 
     Attributes:
         node: the name, or the attribute chain that begins with it (`budget.row_chain`).
-        eager: whether it is evaluated when the code is defined, not when it is called.
-        annotation: whether it stands in an annotation, which nobody evaluates.
-        hidden: the names that are bound locally around it.
+        eager: whether the name is evaluated when the code is defined, not when it is called.
+        annotation: whether the name is in an annotation, which is never evaluated.
+        hidden: the names that the code around it binds locally.
     """
 
     node: ast.expr
@@ -37,19 +37,19 @@ class Use:
 
 
 def uses(node: ast.AST, outer: frozenset[str] = frozenset()) -> list[Use]:
-    """The references in a statement, in reading order; `outer` are names bound around it."""
+    """The references in a statement, in reading order; `outer` are the names bound around the statement."""
     reader = _Reader(outer)
     reader.visit(node)
     return reader.found
 
 
 class _Reader(ast.NodeVisitor):
-    """Walks code with the names bound around each place; `eager` until it enters a function's body."""
+    """Walks code and tracks the names bound around each node; `eager` holds outside of function bodies."""
 
     def __init__(self, hidden: frozenset[str]) -> None:
         self.found: list[Use] = []
         self.hidden, self.eager, self.annotation = hidden, True, False
-        self.of_class: frozenset[str] = frozenset()  # of the hidden, what the body of a class binds
+        self.of_class: frozenset[str] = frozenset()  # the part of `hidden` that a class body binds
 
     def _within(self, nodes: Iterable[ast.AST], **state: object) -> None:
         before = {name: getattr(self, name) for name in state}
@@ -59,7 +59,7 @@ class _Reader(ast.NodeVisitor):
         vars(self).update(before)
 
     def _inside(self, nodes: Iterable[ast.AST], bound: Iterable[str]) -> None:
-        # the body of a class does not reach into its methods
+        # methods do not see the names of the class body
         hidden = self.hidden - self.of_class | set(bound)
         self._within(nodes, hidden=hidden, eager=False, of_class=frozenset())
 

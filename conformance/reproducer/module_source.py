@@ -1,4 +1,4 @@
-"""The source of a module, statement by statement: what each top-level name is, and where it comes from."""
+"""The source of a module: the definition or import behind each top-level name."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("conformance", "reference")  # whose code is read; every other module is imported as it is
+PACKAGES = ("conformance", "reference")  # packages whose source is copied; a script imports all others
 
 
-class NoSource(Exception):  # noqa: N818  (it says what is missing)
-    """Code that cannot be written out: nothing defines it where its name says."""
+class NoSource(Exception):  # noqa: N818  (the name says what is missing)
+    """Code that a script cannot contain, because its source is not where its name says."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Import:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The name it is used by, as of a definition."""
+        """The name under which it is used, as a tuple like `Definition.names`."""
         return (self.name,)
 
     def statement(self, name: str) -> str:
-        """The statement that binds it to a name."""
+        """The import statement that binds the given name."""
         what = self.attribute or self.module
         renamed = what if name == what.partition(".")[0] else f"{what} as {name}"
         return f"from {self.module} import {renamed}" if self.attribute else f"import {renamed}"
@@ -43,9 +43,9 @@ class Definition:
     """A statement that binds names: a function, a class, or an assignment.
 
     Attributes:
-        where: the module whose names it refers to.   node: the statement.   source: the text that node's places
-            count in; the module's, but for text that stands in for it.
-        given: what names stand for that are not the module's: those of the function it is defined in.
+        where: the module whose names it refers to.   node: the statement.
+        source: the text to which the node's positions refer: the module's text, or that of a replacement.
+        given: definitions of names that are not the module's, such as closure variables.
     """
 
     where: Source
@@ -60,27 +60,27 @@ class Definition:
 
     @cached_property
     def nodes(self) -> tuple[ast.AST, ...]:
-        """The statement and all that is in it."""
+        """The statement and all nodes inside it."""
         return tuple(ast.walk(self.node))
 
     @cached_property
     def words(self) -> tuple[tuple[int, str], ...]:
-        """The attributes and strings in it, with their places: what a method may be called by."""
+        """The attributes and strings in it, with their positions: a method may be called by any of these names."""
         attributes = [(n, n.attr) for n in self.nodes if isinstance(n, ast.Attribute)]
         strings = [(n, n.value) for n in self.nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)]
         return tuple((self.source.offset(n.lineno, n.col_offset), word) for n, word in (*attributes, *strings))
 
     @property
     def full_name(self) -> str:
-        """The module's name and its own, as `conformance.judgement.judge.judge`."""
+        """The module's name and its own, such as `conformance.judgement.judge.judge`."""
         return f"{self.where.name}.{self.names[0]}"
 
     def find(self, name: str) -> Definition | Import | Source | None:
-        """What a name in it stands for that it does not bind itself; None for a builtin."""
+        """The target of a free name in it; None for a builtin."""
         return self.given.get(name) or self._lazily_imported(name) or self.where.find(name)
 
     def _lazily_imported(self, name: str) -> Definition | Import | Source | None:
-        """What a name stands for that a function imports from `PACKAGES` when it is called."""
+        """The target of a name that a function imports from `PACKAGES` when it is called."""
         node = self._lazy.get(name)
         return None if node is None else self.where.imported(node, name)
 
@@ -90,7 +90,7 @@ class Definition:
         return {name: node for node in imports for name in bound_names(node)}
 
     def bindings(self) -> Iterator[tuple[str, tuple[int, int]]]:
-        """Each name it binds, with its place in the source."""
+        """Each name it binds, with its position in the source."""
         node = self.node
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             keyword = "def " if isinstance(node, ast.FunctionDef) else "class "
@@ -101,7 +101,7 @@ class Definition:
 
 
 class Lines:
-    """A text by line and by UTF-8 offset within it, as `ast` counts."""
+    """A text with conversion from `ast` positions, which are lines and UTF-8 columns, to byte offsets."""
 
     def __init__(self, text: str) -> None:
         self.text = text.encode()
@@ -111,29 +111,29 @@ class Lines:
             self._starts.append(self._starts[-1] + len(line))
 
     def offset(self, line: int, column: int = 0) -> int:
-        """The place in `text` of a column of a line, which are counted from 1."""
+        """The offset in `text` of a line, counted from 1, and a column, counted from 0."""
         return self._starts[line - 1] + column
 
     def place(self, node: ast.expr) -> tuple[int, int]:
-        """Where an expression begins and ends in `text`."""
+        """The offsets in `text` at which an expression begins and ends."""
         assert node.end_lineno is not None
         assert node.end_col_offset is not None
         return self.offset(node.lineno, node.col_offset), self.offset(node.end_lineno, node.end_col_offset)
 
     def with_comments(self, line: int, first: int = 1) -> int:
-        """The first line of the comment right above a line; that line itself where there is none."""
+        """The first line of the comment directly above a line; the line itself if there is no comment."""
         while line > first and self.lines[line - 2].lstrip().startswith(b"#"):
             line -= 1
         return line
 
 
 class Source:
-    """A module of `PACKAGES`, read and not run."""
+    """A module of `PACKAGES`, read from its file without running it."""
 
     def __init__(self, name: str) -> None:
         try:
             spec = importlib.util.find_spec(name)
-        except (ImportError, ValueError):  # ValueError for what was made without a file
+        except (ImportError, ValueError):  # ValueError for a module without a file
             spec = None
         if spec is None or not spec.origin or not spec.origin.endswith(".py"):
             raise NoSource(f"module {name} has no source")
@@ -143,7 +143,7 @@ class Source:
 
     @cached_property
     def bound(self) -> dict[str, Definition | ast.Import | ast.ImportFrom]:
-        """What binds each top-level name, the last where there are several."""
+        """The last statement that binds each top-level name."""
         bound: dict[str, Definition | ast.Import | ast.ImportFrom] = {}
         for node in self.tree.body:
             found = node if isinstance(node, ast.Import | ast.ImportFrom) else Definition(self, node, self.lines)
@@ -151,14 +151,14 @@ class Source:
         return bound
 
     def find(self, name: str) -> Definition | Import | Source | None:
-        """What a top-level name stands for, through any number of imports; None for a builtin."""
+        """The target of a top-level name, through any number of imports; None for a builtin."""
         found = self.bound.get(name)
         if isinstance(found, ast.Import | ast.ImportFrom):
             return self.imported(found, name)
         return self._submodule(name) if found is None and self.is_package else found
 
     def imported(self, node: ast.Import | ast.ImportFrom, name: str) -> Definition | Import | Source | None:
-        """What an import statement of this module binds to a name."""
+        """The target of a name that an import statement of this module binds."""
         alias = next(a for a in node.names if name in (a.asname, a.name.partition(".")[0], a.name))
         if isinstance(node, ast.Import):
             own = alias.name if alias.asname else alias.name.partition(".")[0]
@@ -169,7 +169,7 @@ class Source:
         return source(module).find(alias.name)
 
     def _absolute(self, node: ast.ImportFrom) -> str:
-        """The module that a `from` statement names, which may be relative."""
+        """The absolute name of the module in a `from` statement."""
         if not node.level:
             return node.module or ""
         up = node.level - (1 if self.is_package else 0)
@@ -183,7 +183,7 @@ class Source:
             return None
 
     def function(self, line: int) -> tuple[ast.FunctionDef, ast.FunctionDef | None]:
-        """The function whose code begins on a line, and the one it is defined in, if any."""
+        """The function that begins on a line, and its enclosing function, if any."""
         for node, parent in _functions(self.tree, None):
             if line in (node.lineno, *(d.lineno for d in node.decorator_list)):
                 return node, parent
@@ -201,21 +201,21 @@ def _functions(
 
 @lru_cache(maxsize=256)
 def source(name: str) -> Source:
-    """The source of a module, read once."""
+    """The source of a module, cached."""
     return Source(name)
 
 
 def defined(thing: Any) -> Definition:
-    """The definition of a function or a class; what a function takes from one around it is given as literals.
+    """The definition of a function or a class; closure variables become literals.
 
     Raises:
-        NoSource: if no module that can be read defines it, or it takes a value that has no literal.
+        NoSource: if no readable module defines it, or a closure variable has no literal.
     """
     where = source(thing.__module__ or "")
     if isinstance(thing, type):
         found = where.find(thing.__qualname__)
         if not isinstance(found, Definition):
-            raise NoSource(f"{thing.__qualname__} is no top-level class of {where.name}")
+            raise NoSource(f"{thing.__qualname__} is not a top-level class of {where.name}")
         return found
     node, parent = where.function(thing.__code__.co_firstlineno)
     if parent is None:
@@ -228,10 +228,10 @@ def defined(thing: Any) -> Definition:
 
 
 def literal(value: Any) -> str:
-    """A number, text, or collection of them as an expression.
+    """A number, a string, or a collection of these, as a Python expression.
 
     Raises:
-        NoSource: for anything else.
+        NoSource: if the value is of another type.
     """
     if isinstance(value, float) and not math.isfinite(value):
         return f'float("{value}")'
@@ -261,7 +261,7 @@ def is_own_import(node: ast.Import | ast.ImportFrom) -> bool:
 
 
 def bound_names(node: ast.stmt) -> Iterator[str]:
-    """The names that a statement binds where it stands; none for what only type checkers read."""
+    """The names that a statement binds in its scope; none for `from __future__` and inside `if`."""
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         yield node.name
     elif isinstance(node, ast.Import | ast.ImportFrom):
@@ -272,7 +272,7 @@ def bound_names(node: ast.stmt) -> Iterator[str]:
 
 
 def _stored(node: ast.stmt) -> Iterator[ast.Name]:
-    """The names that an assignment's left side holds."""
+    """The names on the left side of an assignment."""
     targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
     return (
         n for target in targets for n in ast.walk(target) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)

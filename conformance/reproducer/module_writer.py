@@ -1,4 +1,4 @@
-"""A bundle as the text of one module: in which order, under which names, and what of each source is kept."""
+"""A bundle as the text of one module: the order and the names of its definitions, and the source of each."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from collections.abc import Iterable, Iterator
 from conformance.reproducer.module_source import Definition, Import
 from conformance.reproducer.source_bundle import Bundle, Piece, Place, Target, extent
 
-# remarks for type checkers and linters; what such a remark explains in brackets stays
+# remarks for type checkers and linters, which are removed; an explanation in brackets after one is kept
 REMARK = re.compile(
     r"  # (?:type: ignore(?:\[[\w, -]+\])?|noqa(?:: [A-Z0-9, ]+)?)(?:  \((.*)\))?(?=$|  #)", re.MULTILINE
 )
 
 
 class Text:
-    """The text of a bundle: `imports`, `body`, and the name each root has in it.
+    """The text of a bundle: `imports`, `body`, and the name of each root.
 
     Args:
-        reserved: names that nothing in the body may take.
+        reserved: names that no definition may have.
     """
 
     def __init__(self, bundle: Bundle, reserved: Iterable[str] = ()) -> None:
@@ -31,12 +31,12 @@ class Text:
         self._names = self._chosen_names({*reserved, *bundle.builtins})
 
     def name(self, target: Target, own: str = "") -> str:
-        """What a definition or an import is called; `own` is its name at home where it binds several."""
+        """The name of a definition or an import in the script; `own` is its original name if it binds several."""
         return self._names[target, own or target.names[0]]
 
     @property
     def imports(self) -> str:
-        """The import statements, those of the standard library first."""
+        """The import statements, standard library first."""
         standard: tuple[list[str], list[str]] = [], []
         others: tuple[list[str], list[str]] = [], []
         for imported in sorted(self.bundle.imports, key=lambda i: (i.module, i.attribute)):
@@ -48,7 +48,7 @@ class Text:
 
     @property
     def body(self) -> str:
-        """The definitions, each after what it needs when it is defined, else in the order a reader meets them."""
+        """The definitions in reading order, except that a definition comes after those that it needs when defined."""
         text, constants = "", False
         for definition in self.order:
             was, constants = constants, not isinstance(definition.node, ast.FunctionDef | ast.ClassDef)
@@ -56,7 +56,7 @@ class Text:
         return text.strip("\n") + "\n"
 
     def _written(self, piece: Piece) -> str:
-        """The source of a piece with its references renamed, and without what is left out."""
+        """The source of a piece with renamed references and without its removed parts."""
         definition, lines = piece.definition, piece.definition.source
         start, end = extent(lines, definition.node)
         edits = [(*place, "") for place in _outermost(piece.removed)]
@@ -68,8 +68,8 @@ class Text:
         return _tidied(textwrap.dedent(text.decode()))
 
     def _chosen_names(self, reserved: set[str]) -> dict[tuple[Target, str], str]:
-        """A name for everything: its own where that is free, else one with its module's before it."""
-        hidden: dict[Target, set[str]] = {}  # names bound where a target is spoken of in another way
+        """A name for every definition and import: its own if free, otherwise prefixed with its module's name."""
+        hidden: dict[Target, set[str]] = {}  # local names around the references to a target, which would hide it
         for piece in self.bundle.pieces.values():
             for link in piece.links:
                 hidden.setdefault(link.target, set()).update(link.use.hidden)
@@ -93,7 +93,7 @@ def _candidates(target: Target, own: str) -> Iterator[str]:
 
 
 def _ordered(bundle: Bundle) -> Iterator[Definition]:
-    """Each root and what it refers to, the near before the far; but nothing before what it needs to be defined."""
+    """The definitions breadth first from the roots, but each after those that it needs when it is defined."""
     written: set[Definition] = set()
     for root in bundle.roots:
         queue = deque([root] if isinstance(root, Definition) else [])
@@ -105,7 +105,7 @@ def _ordered(bundle: Bundle) -> Iterator[Definition]:
 
 
 def _with_needed(bundle: Bundle, definition: Definition, written: set[Definition]) -> Iterator[Definition]:
-    """A definition after all it needs to be defined."""
+    """A definition, preceded by the definitions that it needs when it is defined."""
     if definition in written:
         return
     written.add(definition)
@@ -114,16 +114,16 @@ def _with_needed(bundle: Bundle, definition: Definition, written: set[Definition
         if not isinstance(link.target, Definition):
             continue
         if _is_plain(bundle, link.target):
-            yield from _with_needed(bundle, link.target, written)  # a number is read before what is done with it
+            yield from _with_needed(bundle, link.target, written)  # constants come before the code that uses them
         elif link.use.eager:
-            # what is called here and now needs all that its body refers to
+            # a function called at definition time needs everything that its body refers to
             for needed in _reachable(bundle, link.target) if id(link.use.node) in called else [link.target]:
                 yield from _with_needed(bundle, needed, written)
     yield definition
 
 
 def _is_plain(bundle: Bundle, definition: Definition) -> bool:
-    """Whether it is a constant made from nothing else in the bundle."""
+    """Whether a definition is a constant that uses nothing else in the bundle."""
     is_constant = isinstance(definition.node, ast.Assign | ast.AnnAssign)
     return is_constant and all(isinstance(link.target, Import) for link in bundle.pieces[definition].links)
 
@@ -139,18 +139,18 @@ def _reachable(bundle: Bundle, definition: Definition) -> list[Definition]:
 
 
 def _outermost(places: list[Place]) -> list[Place]:
-    """The places that do not lie in another one."""
+    """The places that are not inside another place."""
     return [p for p in set(places) if not any(q != p and q[0] <= p[0] and p[1] <= q[1] for q in places)]
 
 
 def _tidied(text: str) -> str:
-    """Without remarks for tools, and without gaps where something was left out."""
+    """The text without remarks for tools and without the gaps of removed parts."""
     text = REMARK.sub(lambda found: f"  # {found[1]}" if found[1] else "", text)
     return re.sub(r"\n{3,}", "\n\n", text).rstrip("\n") + "\n"
 
 
 def _joined(statements: list[str]) -> list[str]:
-    """`from` statements, one for each module."""
+    """The `from` statements, joined to one for each module."""
     modules: dict[str, list[str]] = {}
     for statement in statements:
         module, _, name = statement.removeprefix("from ").partition(" import ")

@@ -1,6 +1,6 @@
 """Reproducers: a failing case as a script that needs torch and the target, but not the suite.
 
-The shortest holds the operands as literals and one call on them; see `replay` for all others.
+The shortest script consists of literal operands and one call of the target; `replay` writes all others.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from conformance.specification.clause import Clause
 from conformance.target.check_case import check_case
 from conformance.target.subject import Subject
 
-LITERAL = 4096  # elements up to which an operand is written out as numbers
+LITERAL = 4096  # elements; larger operands are written in base64
 SOURCES = {"y": "y", "dX": "x.grad", "dA": "lora_A.grad", "dB": "lora_B.grad", "dbias": "bias.grad"}
 
 LAYER_SOURCES = {
@@ -39,10 +39,10 @@ LAYER_SOURCES = {
 
 
 def script(clause: Clause, subject: Subject, target: str, result: Result) -> str:
-    """A script that exits with 1 while the defect is there and 0 once it is gone.
+    """A script that exits with 1 while the defect is present and with 0 once it is fixed.
 
-    Where one call on the case's operands shows the defect on the target and none on `reference`, it is that call;
-    otherwise the whole check is written out. Only a check that has no source here is left to the suite.
+    If a single call on the case's operands shows the defect on the target, and no defect on `reference`, the script
+    makes that call. Otherwise the script contains the whole check. It needs the suite only if the check has no source.
     """
     recorded = _recorded(clause, subject, result)
     if recorded is not None and _stands_alone(recorded):
@@ -84,7 +84,7 @@ def _shows_defect(text: str) -> bool:
     try:
         exec(compile(text, "<reproducer>", "exec"), space)
         return space["wrong"]() is not None
-    except Exception:  # noqa: BLE001  (the target may raise anything, and that too is the defect shown)
+    except Exception:  # noqa: BLE001  (an exception of the target shows the defect too)
         return "wrong" in space
     finally:
         sys.path[:] = path
@@ -101,7 +101,7 @@ def _through_suite(clause: Clause, target: str, result: Result) -> str:
         words += ["--lane", result.lane]
     return (
         f'"""{_header(clause, target, result)}\n\n'
-        "The source of this check is not at hand, so the script asks the suite (pip install loraspec).\n"
+        "The source of this check is not available, so the script runs the suite (pip install loraspec).\n"
         '"""\n\n'
         "import sys\n\n"
         "from conformance.cli import main\n\n"
@@ -110,12 +110,12 @@ def _through_suite(clause: Clause, target: str, result: Result) -> str:
 
 
 def _header(clause: Clause, target: str, result: Result) -> str:
-    """What a script says first, as the inside of a docstring."""
+    """The beginning of a script's docstring."""
     text = (
         f"{clause.id}: {clause.sentence}\n\n"
         f"Target {target}, {result.subject}, {result.dtype}, {result.device}; case {result.case}\n"
-        "Exits with 1 while the defect is there and with 0 once it is gone; run it where the target imports.\n\n"
-        f"Seen when it was written:\n{textwrap.indent(result.message or '', '    ')}"
+        "Exits with 1 while the defect is present and with 0 once it is fixed. The target must be importable.\n\n"
+        f"When this script was written, the defect was:\n{textwrap.indent(result.message or '', '    ')}"
     ).replace("\\", "\\\\")
     shown = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
     return shown.replace('"""', '\\"\\"\\"').rstrip()
@@ -150,7 +150,7 @@ def _standalone(clause: Clause, subject: Subject, target: str, result: Result, r
         "",
         "",
         "def wrong():",
-        f'    """What is wrong with {expected.name}, or None."""',
+        f'    """The error of {expected.name}, or None if it is right."""',
         *(f"    {line}" for line in _calls(subject, operands, expected, recorded)),
         *(f"    {line}" for line in _comparison(expected)),
         "",
@@ -164,7 +164,7 @@ def _standalone(clause: Clause, subject: Subject, target: str, result: Result, r
 
 
 PLACED = '''def placed(values, stride, dtype, device):
-    """The values as a view with these strides, inside a larger buffer of other numbers."""
+    """The values as a view with these strides, inside a larger buffer with canary values."""
     extent = sum((n - 1) * s for n, s in zip(values.shape, stride)) + 1 if values.numel() else 0
     canary = 2.0**15 if dtype.itemsize == 2 and device == "cpu" else nan
     buffer = torch.full((128 + extent,), canary, dtype=dtype)

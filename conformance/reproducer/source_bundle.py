@@ -1,4 +1,4 @@
-"""A bundle: some functions and classes of this distribution with everything they refer to, found by reading."""
+"""A bundle: functions and classes of this distribution with all code they refer to, found by reading the source."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Place = tuple[int, int]
 
 @dataclass(frozen=True)
 class Link:
-    """A reference that is written, and what it refers to; `node` is the part of the use that says so."""
+    """A reference in a piece and its target; `node` is the part of the attribute chain that names the target."""
 
     use: Use
     node: ast.expr
@@ -25,7 +25,7 @@ class Link:
 
     @property
     def own(self) -> str:
-        """The target's name at home."""
+        """The target's original name."""
         said = self.node.attr if isinstance(self.node, ast.Attribute) else self.use.path[0]
         if said not in self.target.names and len(self.target.names) > 1:
             raise NoSource(f"{said} is another name of one of {', '.join(self.target.names)}")
@@ -34,11 +34,11 @@ class Link:
 
 @dataclass(eq=False)
 class Piece:
-    """A definition that is in the bundle, and what of it is.
+    """A definition in the bundle, of which parts may be removed.
 
     Attributes:
         links: the references in it, in reading order.
-        removed: places of statements, decorators and methods that are left out.
+        removed: places of the removed statements, decorators and methods.
     """
 
     definition: Definition
@@ -48,14 +48,14 @@ class Piece:
 
 
 class Bundle:
-    """What some roots need: `pieces` of this distribution, and `imports` from others.
+    """The code that the roots need: `pieces` of this distribution, and `imports` from others.
 
-    Of a class without a base of another distribution only the methods are in it whose names occur somewhere.
+    Unused methods are dropped, unless the class inherits from a third-party class.
 
     Args:
-        instead: definitions that stand in for others, by the full names of these.
+        instead: replacements of definitions, by the full names of the replaced ones.
     Raises:
-        NoSource: if something that is needed is defined nowhere that can be read.
+        NoSource: if the source of a needed definition cannot be found.
     """
 
     def __init__(self, roots: Iterable[Target], instead: dict[str, Definition] | None = None) -> None:
@@ -63,7 +63,7 @@ class Bundle:
         self.pieces: dict[Definition, Piece] = {}
         self.imports: dict[Import, None] = {}
         self.builtins: set[str] = set()
-        self._words: set[str] = set()  # attributes and strings that occur: what a method may be called by
+        self._words: set[str] = set()  # attributes and strings read so far: possible names of methods
         self._waiting: list[Target] = list(reversed(self.roots))
         while self._waiting:
             while self._waiting:
@@ -85,14 +85,14 @@ class Bundle:
             self._read(piece, extent(target.source, target.node))
 
     def _wake_methods(self) -> None:
-        """Read the methods that something read so far may call."""
+        """Read the methods that the code read so far may call."""
         for piece in list(self.pieces.values()):
             for name in [n for n in piece._methods if n in self._words or n.startswith("__")]:
                 for place in piece._methods.pop(name):
                     self._read(piece, place)
 
     def _read(self, piece: Piece, within: Place) -> None:
-        """Follow the references in a part of a definition, but not in what is left out of it."""
+        """Follow the references in a part of a definition, except those in removed parts."""
         out = [*piece.removed, *(place for places in piece._methods.values() for place in places)]
 
         def is_written(place: int) -> bool:
@@ -106,9 +106,9 @@ class Bundle:
     def _follow(self, piece: Piece, use: Use) -> None:
         target, node = self._resolved(piece.definition, use.node)
         if use.annotation and not isinstance(target, Import):
-            return  # nobody evaluates it
+            return  # annotations are never evaluated
         if isinstance(target, Source):
-            raise NoSource(f"{piece.definition.where.name} passes on the module {ast.unparse(node)}")
+            raise NoSource(f"{piece.definition.where.name} uses as a value the module {ast.unparse(node)}")
         if target is None:
             self.builtins.add(use.path[0])
         else:
@@ -116,7 +116,7 @@ class Bundle:
             self._waiting.append(target)
 
     def _resolved(self, definition: Definition, node: ast.expr) -> tuple[Target | Source | None, ast.expr]:
-        """What a name or a chain of attributes refers to, and the part of the chain that says so."""
+        """The target of a name or an attribute chain, and the part of the chain that names it."""
         chain = [node]
         while isinstance(chain[-1], ast.Attribute):
             chain.append(chain[-1].value)
@@ -132,7 +132,7 @@ class Bundle:
         return target, reached
 
     def _is_closed(self, definition: Definition) -> bool:
-        """Whether nobody outside the bundle can call a class's methods: it has no base from elsewhere."""
+        """Whether only the bundle can call a class's methods: none of its bases is a third-party class."""
         assert isinstance(definition.node, ast.ClassDef)
         for base in definition.node.bases:
             name = base.value if isinstance(base, ast.Subscript) else base  # Generic[C]
@@ -155,7 +155,7 @@ def references(definition: Definition) -> list[tuple[int, Use]]:
 
 @lru_cache(maxsize=4096)
 def left_out(definition: Definition) -> tuple[Place, ...]:
-    """The statements and decorators of a definition that are written nowhere."""
+    """The places of the statements and decorators of a definition that no script contains."""
     out: list[ast.stmt | ast.expr] = []
     for node in definition.nodes:
         if isinstance(node, ast.FunctionDef):
@@ -176,12 +176,12 @@ def _is_left_out(definition: Definition, node: ast.expr) -> bool:
 
 
 def extent(lines: Lines, node: ast.stmt) -> Place:
-    """The place of a statement with its decorators and the comment above it, as whole lines."""
+    """The lines of a statement, with its decorators and the comment above it, as offsets."""
     decorators = node.decorator_list if isinstance(node, ast.FunctionDef | ast.ClassDef) else []
     first = min([node.lineno, *(d.lineno for d in decorators)])
     return lines.offset(lines.with_comments(first)), lines.offset((node.end_lineno or first) + 1)
 
 
 def whole_lines(lines: Lines, node: ast.stmt | ast.expr) -> Place:
-    """The place of the lines that a statement or a decorator takes."""
+    """The lines of a statement or a decorator, as offsets."""
     return lines.offset(node.lineno), lines.offset((node.end_lineno or node.lineno) + 1)

@@ -1,1 +1,1 @@
-"""The clauses as they are declared, and the page that lists them."""
+"""The declaration of clauses, and the page that lists them."""

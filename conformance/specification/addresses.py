@@ -1,4 +1,4 @@
-"""Where a clause stands: the file and line that checks it, and those of its known-bad twins, found by its id."""
+"""The source locations of a clause: the file and line of its check and of its known-bad twins, found by its id."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ TWINS = ROOT / "tests" / "known_bad"
 
 
 def checked_in(clause: str) -> str | None:
-    """FILE:LINE of the clause's declaration; None where no file has its id."""
+    """FILE:LINE of the clause's declaration; None if no file contains its id."""
     return next(iter(_places(clause, FOLDER)), None)
 
 
 def twins_in(clause: str) -> list[str]:
-    """FILE:LINE of each known-bad twin of the clause, in a checkout that has them."""
+    """FILE:LINE of each known-bad twin of the clause; none outside a checkout."""
     return _places(clause, TWINS)
 
 

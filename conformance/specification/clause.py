@@ -26,18 +26,18 @@ class Clause:
     """One normative sentence and how it is checked.
 
     Attributes:
-        id: stable, never reused with another meaning (`LIN-BWD-DB`).
+        id: a stable name (`LIN-BWD-DB`), never reused with another meaning.
         sentence: what an implementation must do.
-        check: called with the subject and a case; raises `Violation`.
-        cases: where its cases are drawn from.
-        level: MUST gates the verdict, SHOULD is reported.
-        dtypes: judged once for each of them; empty where dtype has no meaning.
-        needs: public names without which this clause is not claimed, beyond the group's required ones.
-        subjects: names of the group's subjects it applies to; empty for all.
-        position: the dropout position without which it is not claimed; empty for either.
-        library: packages that its cases need, as in ``transformers>=5 peft``; not claimed where one is not installed.
-        weight: cases relative to an ordinary clause (0.1 for one that compiles, say); at least one runs.
-        why: the reason for the clause, where its sentence does not say it.
+        check: a function of the subject and a case, which raises `Violation`.
+        cases: the space from which its cases are drawn.
+        level: MUST decides the verdict, SHOULD is reported only.
+        dtypes: the clause is judged once in each; empty if dtype has no meaning.
+        needs: public names, beyond the group's required ones, without which a target does not claim the clause.
+        subjects: names of the group's subjects that the clause applies to; empty for all.
+        position: the dropout position that the target must support; empty for either.
+        library: packages that its cases need, as in ``transformers>=5 peft``; the clause is skipped without them.
+        weight: number of cases relative to an ordinary clause (say 0.1 for a clause that compiles); at least one runs.
+        why: the reason for the clause, if its sentence does not say it.
     """
 
     id: str
@@ -56,7 +56,7 @@ class Clause:
 
     @cached_property
     def group(self) -> str:
-        """The group that its id's prefix names (`linear` for `LIN-FWD`)."""
+        """The group of the clause, from the prefix of its id (`linear` for `LIN-FWD`)."""
         return group_of(self.id)
 
 
@@ -69,11 +69,12 @@ def clause(
 ) -> Callable[[Check], Callable[[Any], None]]:
     """Register a check as one clause or several, and turn it into a pytest test that takes one `trial`.
 
-    Several ids are the same sentence about several groups. The plugin parametrises the test: one trial for each
+    Several ids state the same sentence for several groups. The plugin parametrises the test: it has one trial for each
     clause, subject and dtype of the chosen target.
 
     Raises:
-        ValueError: if an id is taken, no group has its prefix, or an option is unknown.
+        ValueError: if an id is declared twice or no group has its prefix.
+        TypeError: if an option is unknown.
     """
 
     def register(check: Check) -> Callable[[Any], None]:
@@ -104,7 +105,7 @@ def _one_line(text: str) -> str:
 
 
 def load_all(chosen: Iterable[str] | None = None) -> dict[str, Clause]:
-    """Import the clauses of these groups, or of all, and return those registered: by group, folder and file."""
+    """Import the clauses of the chosen groups, or of all; return every registered clause by id, in the page's order."""
     every = list(groups())
     for folder in dict.fromkeys(folder for group in chosen or every for folder in folders_of(group)):
         for topic in pkgutil.iter_modules([str(FOLDER / folder)]):

@@ -1,7 +1,7 @@
-"""A group of clauses: what a target must expose to claim it, and what the pages say of it.
+"""Groups of clauses: the names that a target must expose to claim a group, and the group's description for the pages.
 
 Each folder of `conformance/clauses` that holds a group has one record, `GROUP`, in its `__init__.py`; all tables of
-names derive from these records. A folder without a record holds clauses that several groups share.
+names derive from these records. A folder with the record `SHARED` instead holds clauses that several groups share.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ class Group:
     """One group of clauses.
 
     Attributes:
-        prefix: how the ids of its clauses begin (`LIN` of `LIN-FWD`).
-        place: where the group stands among the others on pages and in reports.
-        judged: what its clauses judge, for the pages; by subject where a subject is judged on its own.
-        names: the names that the README shows for it, as Markdown.
+        prefix: the prefix of its clauses' ids (`LIN` of `LIN-FWD`).
+        place: its position among the groups on pages and in reports.
+        judged: a description of what its clauses judge, for the pages.
+        names: the names that the README shows for the group, as Markdown.
         required: names that a target must expose to claim the group: `f`, `Class.method` or `Class(argument)`.
-        subjects: names that the clauses judge, those that are not required only where the target has them.
-        alone: subjects that claim the clauses about themselves, whatever else of the group is missing.
-        positional: for each callable, how many positional arguments it takes.
-        cpu_only: whether the clauses are judged on the CPU alone.
+        subjects: names that the clauses judge; optional ones are judged if the target exposes them.
+        alone: subjects whose clauses are judged even if other required names are missing, each with a description.
+        positional: for each callable, the number of its positional arguments.
+        cpu_only: whether the clauses are judged on the CPU only.
     """
 
     prefix: str
@@ -46,7 +46,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Shared:
-    """A folder whose clauses belong to several groups, each by the prefix of its id.
+    """A folder whose clauses belong to several groups; the prefix of a clause's id tells its group.
 
     Attributes:
         groups: the names of these groups.
@@ -64,12 +64,12 @@ def groups() -> dict[str, Group]:
 
 @cache
 def folders() -> tuple[str, ...]:
-    """The folders of clauses, by name."""
+    """The names of the folders of clauses, sorted."""
     return tuple(sorted(found.name for found in pkgutil.iter_modules([str(FOLDER)]) if found.ispkg))
 
 
 def folders_of(group: str) -> tuple[str, ...]:
-    """The folders that hold clauses of a group: those it shares with others, then its own."""
+    """The folders that hold clauses of a group: the shared folders, then its own."""
     shared = [name for name in folders() if isinstance(record := _record(name), Shared) and group in record.groups]
     return (*shared, group)
 

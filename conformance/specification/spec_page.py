@@ -1,4 +1,4 @@
-"""SPEC.md: written from the registered clauses, and read back without importing them."""
+"""SPEC.md: writing it from the registered clauses, and reading it back without importing them."""
 
 from __future__ import annotations
 
@@ -33,13 +33,14 @@ Symbols: x [*, K], W [N, K], b [N], A = lora_A [r, K], B = lora_B [N, r], s the 
 
 @dataclass(frozen=True)
 class Entry:
-    """One clause as SPEC.md has it.
+    """One clause as SPEC.md shows it.
 
     Attributes:
-        dtypes: the dtypes it is judged in; empty where dtype has no meaning.
-        needs: public names without which it is not claimed.   subjects: what it judges; empty for all.
-        cases: what its cases range over, a field a word.   file: the file that checks it, beside SPEC.md.
-        why: the reason for the clause, where its sentence does not say it.
+        dtypes: the dtypes in which it is judged; empty if dtype has no meaning.
+        needs: public names that a target must have to claim it.   subjects: the names it judges; empty for all.
+        cases: the values of its cases' fields, one `field=values` a word.
+        file: the file of its check, relative to SPEC.md.
+        why: the reason for the clause, if its sentence does not say it.
     """
 
     id: str
@@ -91,7 +92,7 @@ def document(clauses: Iterable[Clause]) -> str:
 
 
 def _chapter(group: str, members: list[Entry]) -> str:
-    """A group: its clauses as a table, then what their cases range over."""
+    """The chapter of a group: a table of its clauses, then the spaces of their cases."""
     spaces = {cases: str(n) for n, cases in enumerate(dict.fromkeys(e.cases for e in members if e.cases), 1)}
     rows = [_row(*COLUMNS), _row(*["---"] * len(COLUMNS))]
     for entry in members:
@@ -114,10 +115,10 @@ def _row(*cells: str) -> str:
 
 
 def read(text: str | None = None) -> dict[str, Entry]:
-    """The entries of SPEC.md by id, in its order.
+    """The entries of SPEC.md by id, in the order of the page.
 
     Raises:
-        ValueError: for a table row that is no clause.
+        ValueError: if a table row is not a clause.
     """
     entries: dict[str, Entry] = {}
     whole = PATH.read_text(encoding="utf-8") if text is None else text
@@ -135,7 +136,9 @@ def read(text: str | None = None) -> dict[str, Entry]:
 def _entry(row: str, group: str, spaces: dict[str, str], reasons: dict[str, str]) -> Entry:
     cells = [cell.strip().replace(BAR, "|") for cell in re.split(r"(?<!\\)\|", row)[1:-1]]
     if len(cells) != len(COLUMNS) or cells[1] not in (MUST, SHOULD):
-        raise ValueError(f"{row!r} in SPEC.md is no clause: expected {len(COLUMNS)} cells, the second MUST or SHOULD")
+        raise ValueError(
+            f"{row!r} in SPEC.md is not a clause: expected {len(COLUMNS)} cells, the second MUST or SHOULD"
+        )
     name, level, sentence, dtypes, applies, space, file = cells
     judged = {"all": FLOAT_DTYPES, "any": ()}.get(dtypes)
     words = _words(applies)

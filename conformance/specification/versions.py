@@ -1,3 +1,3 @@
-"""The versions of the specification that this suite judges by, the newest last."""
+"""The versions of the specification that this suite implements, newest last."""
 
 SPECS = ("1.0",)

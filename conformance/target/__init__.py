@@ -1,1 +1,1 @@
-"""A target: what it claims, its subjects, and the page that tells how to write one."""
+"""A target: its claimed groups, its subjects, and the page that tells how to write a target."""

@@ -1,4 +1,4 @@
-"""Calls of the target's code, whose exceptions are the target's failures."""
+"""Calls of the target's code; their exceptions are failures of the target."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ protect(__name__)
 
 @contextmanager
 def calling(what: str) -> Iterator[None]:
-    """Run the target's code: an exception inside is the target's failure, not the suite's.
+    """A region that runs the target's code: an exception inside is a failure of the target, not of the suite.
 
     Raises:
         Refused: for NotImplementedError.   Violation: for any other exception, naming the call.

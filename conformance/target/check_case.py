@@ -20,7 +20,7 @@ protect(__name__)
 
 
 def check_case(clause: Clause, subject: Any, case: Case) -> float | None:
-    """Check one case with the random generators seeded by it: the same alone as within a run, whatever ran before."""
+    """Check one case with random generators seeded by it, so that the result does not depend on earlier cases."""
     before = process_state.taken(process_state.RESTORED)
     random.seed(case.seed)
     np.random.seed(case.seed % 2**32)

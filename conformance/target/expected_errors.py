@@ -1,4 +1,4 @@
-"""Expected errors: a call that must be refused, and what its message must name."""
+"""Expected errors: a call that the target must refuse, and the words that its message must contain."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from conformance.target.calls import calling
 def refuses(
     what: str, call: Callable[[], Any], *mentions: str, types: tuple[type[Exception], ...] = (ValueError,)
 ) -> str:
-    """Make a call of the target that must raise; the error's message.
+    """Make a call of the target that must raise, and return the error's message.
 
     Args:
-        what: the call as the message shows it.   mentions: words that the error's message must contain.
-        types: the exceptions that count as refusing.
+        what: the call, as shown in messages.   mentions: words that the error's message must contain.
+        types: the exception types that count as a refusal.
     Raises:
-        Violation: if it returns, raises something else, or its message leaves a mention out.
+        Violation: if the call returns, raises another type, or its message lacks one of the words.
     """
     expected = " or ".join(t.__name__ for t in types)
     try:
@@ -32,7 +32,7 @@ def refuses(
         return str(error)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # SystemExit included: it is the target's failure
+    except BaseException as error:  # SystemExit too is a failure of the target
         raise Violation(f"{what} raised {_shown(error)}: expected {expected}") from error
     raise Violation(f"{what} returned {type(result).__name__}: expected {expected}")
 
@@ -47,7 +47,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def calling_quietly(what: str) -> Iterator[None]:
-    """As `calling`, for a call that may warn."""
+    """Like `calling`, without warnings."""
     with quiet(), calling(what):
         yield
 

@@ -1,4 +1,4 @@
-"""The fingerprint of a target's source: what a cut off run or a shard must have in common with its others."""
+"""The fingerprint of a target's source: a run is resumed, and shards are merged, only if their fingerprints agree."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ INSTALLED = ("site-packages", "dist-packages")
 
 
 def fingerprint(target: str) -> str:
-    """A digest of the files, as imported so far, that belong to an imported target; empty where it has none.
+    """A digest of the imported source files that belong to an imported target; empty if there are none.
 
-    These are the modules of the target's own package, or beside a target that is a single module, this suite's
-    excepted; what is installed elsewhere is known by its version. Where they lie on the disk does not count.
+    These are the modules in the folder of the target's package, or of its module, without this suite's. Packages
+    installed elsewhere are identified by their version. The location of the folder does not matter.
     """
     module = target.partition(":")[0]
     file = _file(module.partition(".")[0]) or _file(module)
@@ -25,7 +25,7 @@ def fingerprint(target: str) -> str:
     found = {path.relative_to(folder): path.read_bytes() for path in files}
     digest = hashlib.sha256()
     for name, content in sorted(found.items()):
-        if not set(INSTALLED) & set(name.parts):  # a virtual environment beside the target
+        if not set(INSTALLED) & set(name.parts):  # skip a virtual environment beside the target
             digest.update(f"{name.as_posix()} {len(content)}\n".encode() + content)
     return digest.hexdigest()[:16]
 
@@ -36,6 +36,6 @@ def _file(module: str) -> Path | None:
 
 
 def _of_the_suite(module: str) -> bool:
-    # which of these are imported differs between the command and the plugin
+    # the command and the plugin import different modules of the suite
     suite, _, rest = module.partition(".")
     return suite == __package__.partition(".")[0] and rest.partition(".")[0] != "targets"

@@ -1,4 +1,4 @@
-"""Where a target's own source says what a name is: what an annotation of its failure points to."""
+"""The source location of a target's name, to which the annotation of a failure points."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def defined(module: ModuleType, thing: Any, name: str) -> tuple[str, int] | None
 
     Args:
         thing: the target, which is the module, or an object or class in it.
-
-    None where the module's source cannot be read.
+    Returns:
+        [file, line], or None if the module's source cannot be read.
     """
     file = getattr(module, "__file__", None)
     if file is None:
@@ -32,7 +32,7 @@ def defined(module: ModuleType, thing: Any, name: str) -> tuple[str, int] | None
 
 
 def _statements(body: Iterable[ast.AST]) -> Iterator[ast.stmt]:
-    """The statements that are executed with these, inside `if` and `try` too, without the bodies of definitions."""
+    """These statements and those nested in `if`, `try` and `with`, but not the bodies of definitions."""
     for node in body:
         if isinstance(node, ast.If | ast.Try | ast.With | ast.ExceptHandler):
             yield from _statements(ast.iter_child_nodes(node))

@@ -1,4 +1,4 @@
-"""A subject: one thing a target exposes (a function, a layer class), behind the few calls that checks need."""
+"""A subject: one public name of a target (a function or a layer class), wrapped in the few calls that checks need."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ TRAINABLE = ("x", "lora_A", "lora_B")
 
 @dataclass(frozen=True)
 class Subject:
-    """What is judged: a name of the target and the object behind it.
+    """One judged name of a target and its object.
 
     Attributes:
         name: the public name (`lora_linear`, `TritonLinearLoRA`).
         thing: the function, class or module itself.
         target: the whole target, for checks that need other names of it.
-        device: where operands are placed.
-        lane: `cpu`, `interpreter` or `gpu`: how it runs there.
-        dropout_positions: where it can apply dropout.
+        device: the device of the operands.
+        lane: how the subject runs on that device: `cpu`, `interpreter` or `gpu`.
+        dropout_positions: the dropout positions that it supports.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Subject:
     def operands(self, case: LinearCase) -> Operands:
         """The case's operands on this subject's device.
 
-        A layer's scale is not negative, because alpha is not; dropout is where the subject can apply it.
+        A layer's case gets a nonnegative scale, because alpha is nonnegative, and a dropout position it supports.
         """
         if case.position not in self.dropout_positions:
             case = dataclasses.replace(case, position=self.dropout_positions[0])
@@ -54,16 +54,16 @@ class Subject:
 
     @property
     def has_base(self) -> bool:
-        """Whether the subject computes the whole layer, or the adapter term alone."""
+        """Whether the subject computes the whole layer, not only the adapter term."""
         return self.name != "LoRATritonFunction"
 
     @property
     def is_layer(self) -> bool:
-        """Whether the subject is built as a module."""
+        """Whether the subject is a module class."""
         return self.name.endswith("LinearLoRA")
 
     def build(self, operands: Operands, **options: Any) -> Instance:
-        """One layer (or one call) with the operands as its weights, ready to run.
+        """A layer, or a function, bound to the operands.
 
         Args:
             options: further keyword arguments of the layer.
@@ -84,11 +84,11 @@ class Instance:
     module: Any = None
 
     def require_grad(self, names: Sequence[str]) -> None:
-        """Ask for the gradients of exactly these operands."""
+        """Set `requires_grad` on these operands and unset it on the others."""
         note(needs=tuple(names))
         for name, tensor in self.tensors.items():
             if name == "weight" or (name == "bias" and name not in names):
-                continue  # frozen by the implementation itself, which is what is judged
+                continue  # the implementation itself must freeze it; that is judged
             tensor.requires_grad_(name in names)
 
     def forward(self) -> torch.Tensor:
@@ -122,8 +122,8 @@ def run(subject: Subject, operands: Operands, needs: Sequence[str] = TRAINABLE, 
 
 @contextmanager
 def poisoned_memory() -> Iterator[None]:
-    """Fill what `torch.empty` returns with NaN, so that an output element nobody wrote shows."""
-    # not use_deterministic_algorithms: that imports all of torch._inductor, which takes seconds
+    """A region in which `torch.empty` returns NaN, so that unwritten output elements show."""
+    # use_deterministic_algorithms would import all of torch._inductor, which takes seconds
     mode = torch.get_deterministic_debug_mode()
     memory: Any = torch.utils.deterministic
     filled = memory.fill_uninitialized_memory
@@ -132,7 +132,7 @@ def poisoned_memory() -> Iterator[None]:
     try:
         yield
     finally:
-        if torch.get_deterministic_debug_mode() == 1:  # else the target changed it, which is to be seen
+        if torch.get_deterministic_debug_mode() == 1:  # keep a mode that the target has set: `kept` reports it
             torch.set_deterministic_debug_mode(mode)
         memory.fill_uninitialized_memory = filled
 
@@ -199,7 +199,7 @@ def _built_layer(subject: Subject, operands: Operands, options: dict[str, Any]) 
 
 
 def frozen_linear(operands: Operands) -> nn.Linear:
-    """An nn.Linear that holds the case's weight and bias, in place, inside their margins."""
+    """A frozen nn.Linear whose parameters are the case's weight and bias, still between their canary margins."""
     case = operands.case
     base = nn.Linear(case.k, case.n, bias=case.bias, device="meta", dtype=operands.dtype)
     for name in ("weight", "bias"):

@@ -1,4 +1,4 @@
-"""A target: the module or object under test, which groups it claims, and the subjects it offers."""
+"""A target: the module or object under test, the groups it claims, and its subjects."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ TRITON = ("TritonLinearLoRA", "LoRATritonFunction")
 
 @dataclass(frozen=True)
 class Target:
-    """What is tested, with what it declares about itself.
+    """The module or object under test, with its declaration `CONFORMANCE`.
 
     Attributes:
-        spec: how it was named, `package.module` or `package.module:attribute`.   thing: the module or object.
-        device: where it runs (`cpu`, `cuda`).
+        spec: its name, `package.module` or `package.module:attribute`.   thing: the module or object.
+        device: the device it runs on (`cpu`, `cuda`).
     """
 
     spec: str
@@ -44,11 +44,11 @@ class Target:
         """Import a target by name.
 
         Raises:
-            TargetError: if it does not import or the attribute is missing, with the cause.
+            TargetError: if the import fails or the attribute is missing, with the cause.
         """
         module_name, _, attribute = spec.partition(":")
         if not module_name or module_name.startswith(".") or "/" in spec or module_name.endswith(".py"):
-            raise TargetError(f"target {spec!r} is no importable name: expected package.module[:attribute]")
+            raise TargetError(f"target {spec!r} is not an importable name: expected package.module[:attribute]")
         PRISTINE.begin()
         try:
             with PRISTINE.suspended(), settings_restored():
@@ -85,59 +85,59 @@ class Target:
 
     @property
     def name(self) -> str:
-        """The name it declares, or how it was named."""
+        """The declared name, otherwise `spec`."""
         return str(self.declared.get("name", self.spec))
 
     @property
     def version(self) -> str | None:
-        """The version of the distribution that provides it, where one is known."""
+        """The declared version, otherwise the target's `__version__`; None if it has neither."""
         if "version" in self.declared:
             return str(self.declared["version"])
         return getattr(self.thing, "__version__", None)
 
     @property
     def dtypes(self) -> tuple[str, ...]:
-        """The dtypes it declares; all of them unless it says otherwise."""
+        """The declared dtypes; by default all."""
         return tuple(self.declared.get("dtypes", FLOAT_DTYPES))
 
     @property
     def devices(self) -> tuple[str, ...]:
-        """The devices it declares; all unless it says otherwise."""
+        """The declared devices; by default all."""
         return tuple(self.declared.get("devices", ("cpu", "cuda")))
 
     @property
     def deviations(self) -> dict[str, str]:
-        """Clauses it declares not to meet, each with a reason."""
+        """The clauses that the target declares not to meet, each with a reason."""
         return dict(self.declared.get("deviations", {}))
 
     @property
     def dropout_positions(self) -> tuple[str, ...]:
-        """Where it can apply dropout: `pre` and `post` unless it says otherwise."""
+        """The declared dropout positions; by default `pre` and `post`."""
         return tuple(self.declared.get("dropout_positions", DROPOUT_POSITIONS))
 
     def has(self, name: str) -> bool:
-        """Whether a public name is exposed: `f`, `Class.method`, or `Class(argument)`."""
+        """Whether the target exposes a public name: `f`, `Class.method`, or `Class(argument)`."""
         if name.endswith(")"):
             owner, _, argument = name[:-1].partition("(")
             return self.has(owner) and _accepts(getattr(self.thing, owner), argument)
         first, _, rest = name.partition(".")
         thing = getattr(self.thing, first, None)
         if rest and thing is not None and not isinstance(thing, type):
-            thing = self._built(first)  # a function that returns a module: ask the module
+            thing = self._built(first)  # the name is a function that returns a module: look at the module
         return thing is not None and (not rest or hasattr(thing, rest))
 
     def _built(self, name: str) -> Any:
-        """A small layer from a callable that is no class; None if it cannot be built, which clauses will say."""
+        """A small layer from a callable that is not a class; None if the call fails."""
         from torch import nn
 
         try:
             return getattr(self.thing, name)(nn.Linear(2, 2), 1)
-        except Exception:  # noqa: BLE001  (the clauses will report whatever it is)
+        except Exception:  # noqa: BLE001  (the clauses will report the error)
             return None
 
     @cached_property
     def claimed(self) -> tuple[str, ...]:
-        """The groups whose required names are all there, or one that claims clauses alone."""
+        """The groups of which the target exposes all required names, or a subject that is judged alone."""
         return tuple(
             name for name, group in groups().items() if not self.missing(name) or any(map(self.has, group.alone))
         )
@@ -147,12 +147,12 @@ class Target:
         return tuple(name for name in groups()[group].required if not self.has(name))
 
     def lacking(self, clause: Clause) -> tuple[str, ...]:
-        """The names that the target lacks for this clause: of its group, or of a subject alone, and of its own."""
+        """The missing names for this clause: its own, and those of its group, or of its subjects if judged alone."""
         alone = clause.subjects if _is_alone(clause) else groups()[clause.group].required
         return tuple(dict.fromkeys(name for name in (*alone, *clause.needs) if not self.has(name)))
 
     def subjects(self, clause: Clause) -> tuple[Subject, ...]:
-        """What this clause judges on this target; none where the group or a needed name is not claimed."""
+        """The subjects of this target that the clause judges; none if the target does not claim the clause."""
         if self.lacking(clause):
             return ()
         if clause.position and clause.position not in self.dropout_positions:
@@ -166,14 +166,14 @@ class Target:
         )
 
     def lane(self, subject: str) -> str:
-        """Where a subject runs: `gpu`, or on a CPU `interpreter` for Triton's names when that is on, else `cpu`."""
+        """How a subject runs: `gpu`; on a CPU, `interpreter` for Triton names if the interpreter is on, else `cpu`."""
         if self.device != "cpu":
             return "gpu"
         interpreting = os.environ.get("TRITON_INTERPRET") == "1"
         return "interpreter" if subject in TRITON and interpreting else "cpu"
 
     def binding_errors(self) -> list[str]:
-        """Claimed callables that cannot take the arguments that interface.md gives them."""
+        """Messages about claimed callables that do not take their positional arguments."""
         problems = []
         for name, count in _positional().items():
             if not self.has(name):
@@ -185,7 +185,7 @@ class Target:
             try:
                 signature = inspect.signature(getattr(self.thing, name))
             except (TypeError, ValueError):
-                continue  # builtins and some wrappers have none to check
+                continue  # builtins and some wrappers have no signature
             try:
                 signature.bind(*range(count))
             except TypeError as error:
@@ -195,7 +195,7 @@ class Target:
 
 @contextmanager
 def settings_restored() -> Iterator[None]:
-    """Note which settings of the process an import changes, and put them back: they are not the target's to choose."""
+    """Record and restore the process settings that an import changes: a target must not change them."""
     before = taken(tuple(name for name in SETTINGS if name not in ALLOWED_ON_IMPORT))
     yield
     PRISTINE.settings = changes(before)
@@ -203,17 +203,17 @@ def settings_restored() -> Iterator[None]:
 
 
 def elsewhere(clause: Clause, device: str) -> bool:
-    """Whether a clause is judged on the CPU alone, and this is another device."""
+    """Whether a clause is judged on the CPU only, and this is another device."""
     return groups()[clause.group].cpu_only and device != "cpu"
 
 
 def uninstalled(clause: Clause) -> tuple[str, ...]:
-    """The packages that a clause's cases need and that are not installed."""
+    """The packages that a clause's cases need but that are not installed."""
     return tuple(package for package in clause.library.split() if not _is_installed(*package.partition(">=")[::2]))
 
 
 def _is_installed(name: str, least: str) -> bool:
-    """Whether a package is, in that major version or a later one."""
+    """Whether a package is installed, in major version `least` or later."""
     if importlib.util.find_spec(name) is None:
         return False
     return not least or int(importlib.metadata.version(name).partition(".")[0]) >= int(least)
@@ -224,17 +224,17 @@ def _is_alone(clause: Clause) -> bool:
 
 
 def _together(group: str) -> tuple[str, ...]:
-    """The subjects of a clause that names none."""
+    """The subjects that a clause judges if it names none."""
     return tuple(name for name in groups()[group].subjects if name not in groups()[group].alone)
 
 
 def _positional() -> dict[str, int]:
-    """For each callable of every group, how many positional arguments it takes."""
+    """The number of positional arguments of each callable of every group."""
     return {name: count for group in groups().values() for name, count in group.positional.items()}
 
 
 def _described(error: BaseException) -> str:
-    """Type, message and place of an exception."""
+    """Type, message and source line of an exception."""
     frames = traceback.extract_tb(error.__traceback__)
     outside = [f for f in frames if f.filename != __file__ and "importlib" not in f.filename]
     place = f" ({outside[-1].filename}, line {outside[-1].lineno})" if outside else ""

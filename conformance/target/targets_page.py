@@ -1,7 +1,7 @@
-"""The contract of every group as a table: the names a target exposes, their signatures, and what is judged.
+"""The contract of every group as a table: the names that a target exposes, their signatures, and their clauses.
 
-`loraspec spec` writes the table of TARGETS.md, and the shorter one of README.md, from the code: the names from the
-groups' records and the clauses, the signatures from `reference`.
+`loraspec spec` writes the table of TARGETS.md, and the shorter one of README.md. The names come from the groups'
+records and the clauses, the signatures from `reference`.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 PATH = ROOT / "conformance" / "TARGETS.md"
 README = ROOT / "README.md"
-LONG = 60  # characters of a signature that is not written twice
+LONG = 60  # characters; a longer signature is written once and then referred to
 CLASS = r"<class '([\w.]+)'>"
 BOUNDS = ("<!-- contract: written by `loraspec spec` -->\n", "<!-- end of the contract -->\n")
 
 
 def page(text: str, clauses: Iterable[Clause]) -> str:
-    """TARGETS.md with its table as it should be.
+    """TARGETS.md with an up-to-date table.
 
     Raises:
-        ValueError: if the bounds of the table are not there.
+        ValueError: if the page lacks the marks around the table.
     """
     return _between(text, PATH.name, table(list(clauses)))
 
 
 def readme(text: str) -> str:
-    """README.md with its table of groups as it should be.
+    """README.md with an up-to-date table of groups.
 
     Raises:
-        ValueError: if the bounds of the table are not there.
+        ValueError: if the page lacks the marks around the table.
     """
     rows = ["| group | names | what is judged |", "|---|---|---|"]
     for name, group in groups().items():
@@ -58,9 +58,9 @@ def _between(text: str, page: str, written: str) -> str:
 
 
 def table(clauses: list[Clause]) -> str:
-    """A row for each name of each group: required or judged where it is there, its signature, and what is judged."""
+    """The table: for each name of each group, its status, its signature, and the clauses that judge or need it."""
     rows = ["| group | name | | signature | what is judged |", "|---|---|---|---|---|"]
-    shown: dict[str, str] = {}  # a name by its signature, which is written once
+    shown: dict[str, str] = {}  # signature → the first name that has it
     for group, record in groups().items():
         members = [clause for clause in clauses if clause.group == group]
         about = f"{record.judged} ({len(members)} clauses)"
@@ -78,7 +78,7 @@ def table(clauses: list[Clause]) -> str:
 
 
 def _names(group: Group, members: list[Clause]) -> dict[str, list[str]]:
-    """The names of a group, the required ones first, each with the clauses that are judged only where it is there."""
+    """The names of a group, the required ones first, each with the clauses that need it."""
     found: dict[str, list[str]] = {name: [] for name in (*group.required, *group.subjects)}
     for clause in members:
         for name in clause.needs:
@@ -87,7 +87,7 @@ def _names(group: Group, members: list[Clause]) -> dict[str, list[str]]:
 
 
 def _signature(name: str) -> str:
-    """How `reference` declares it, without annotations."""
+    """The signature of a name in `reference`, without annotations."""
     import reference
 
     owner, _, argument = name.rstrip(")").partition("(")

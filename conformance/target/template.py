@@ -1,4 +1,4 @@
-"""The target module that `loraspec init` writes: plain PyTorch, of which the user replaces one line."""
+"""The target module that `loraspec init` writes: plain PyTorch, in which the user replaces one line."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def write(path: Path) -> None:
     """Write the template.
 
     Raises:
-        UsageError: if the name is no module's, the file exists, or it cannot be written.
+        UsageError: if the name is not a module file's, the file exists, or the file cannot be written.
     """
     if path.suffix != ".py" or not path.stem.isidentifier():
-        raise UsageError(f"{str(path)!r} is no module file: expected a name like my_target.py")
+        raise UsageError(f"{str(path)!r} is not a module file: expected a name like my_target.py")
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(TEMPLATE.format(name=path.stem))

@@ -1,1 +1,1 @@
-"""Targets for libraries that people use: thin wrappers with this project's names around the library's own layer."""
+"""Targets for widely used libraries: thin wrappers that give the library's own layer this project's names."""

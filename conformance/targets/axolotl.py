@@ -1,6 +1,6 @@
 """Axolotl's fused LoRA projection: `loraspec run conformance.targets.axolotl --device cuda`.
 
-Written from the source of axolotl 0.19.0 (`axolotl/kernels/lora.py`) and not run so far: it needs a GPU.
+The target follows the source of axolotl 0.19.0 (`axolotl/kernels/lora.py`). It needs a GPU and has never been run.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ CONFORMANCE = declaration("Axolotl apply_lora_linear", version_of("axolotl"))
 
 
 class LinearLoRA(FusedLayer):
-    """PEFT's layer with Axolotl's forward and backward, dropout and DoRA included."""
+    """PEFT's layer with Axolotl's forward and backward pass, including dropout and DoRA."""
 
     library = "Axolotl"
 
     def project(self, x: Tensor) -> Any:
-        """Axolotl's, which takes everything from PEFT's layer."""
+        """Axolotl's projection, which takes all operands from PEFT's layer."""
         return apply_lora_linear(self.wrapped, x)
 
 

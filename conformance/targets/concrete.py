@@ -20,5 +20,5 @@ CONFORMANCE = {
 
 
 def fhe_backend() -> ConcreteBackend:
-    """The backend of `HybridFHEModel(backend="toy")`; that of "exact" and "fast" differs in numbers alone."""
+    """The backend of `HybridFHEModel(backend="toy")`; the backends "exact" and "fast" differ only in parameters."""
     return ConcreteBackend("toy")

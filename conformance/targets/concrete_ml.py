@@ -1,8 +1,8 @@
 """Concrete ML's LoRA modules: `loraspec run conformance.targets.concrete_ml`.
 
-Of the distribution concrete-ml only the file `concrete/ml/torch/lora.py` is executed, which needs torch and
-transformers. The rest of it wants Concrete's compiler and versions of torch and NumPy that this suite does not run on;
-so it is installed with `pip install --no-deps concrete-ml==1.7.0` (see `ci/peers.sh`).
+The target executes only one file of the distribution concrete-ml, `concrete/ml/torch/lora.py`, which needs torch and
+transformers. The rest needs Concrete's compiler, and versions of torch and NumPy that this suite does not support; so
+the distribution is installed with `pip install --no-deps concrete-ml==1.7.0` (see `ci/peers.sh`).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from types import ModuleType
 from conformance.targets.wrapping import library, version_of
 
 FILE = "concrete/ml/torch/lora.py"
-NAME = "concrete_ml_torch_lora"  # not its own: `concrete.ml.torch.lora` would import all of concrete.ml
+NAME = "concrete_ml_torch_lora"  # the module's own name, `concrete.ml.torch.lora`, would import all of concrete.ml
 
 
 def _executed() -> ModuleType:
-    """The module of the installed distribution's file, without the packages that it lies in."""
+    """The module from the installed file, executed without importing its parent packages."""
     try:
         path = importlib.metadata.distribution("concrete-ml").locate_file(FILE)
     except importlib.metadata.PackageNotFoundError as error:

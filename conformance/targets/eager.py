@@ -1,6 +1,6 @@
-"""The control: `nn.Linear` and a plain adapter in eager PyTorch, by which the libraries' findings are judged.
+"""The control for the findings about libraries: `nn.Linear` with a plain adapter in eager PyTorch.
 
-A clause that this layer fails would be a defect of the suite: `loraspec run conformance.targets.eager`.
+If this layer failed a clause, the suite would be at fault: `loraspec run conformance.targets.eager`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ CONFORMANCE = {"name": "eager PyTorch", "version": version_of("torch")}
 
 
 class LinearLoRA(nn.Linear):
-    """``y = x Wᵀ + b + dropout(scale · (x Aᵀ) Bᵀ)``, x [*, K], A [r, K], B [N, r], as one would write it by hand.
+    """A plain handwritten layer, ``y = x Wᵀ + b + dropout(scale · (x Aᵀ) Bᵀ)``, with x [*, K], A [r, K], B [N, r].
 
     Raises:
-        ValueError: for an initialisation or a dropout position that has no such name.
+        ValueError: if the initialisation or the dropout position is unknown.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class LinearLoRA(nn.Linear):
         lora_dtype: torch.dtype | None = None,
         *,
         use_rslora: bool = False,
-        use_memory_efficient_lora: bool = False,  # noqa: ARG002  (eager saves what autograd saves)
+        use_memory_efficient_lora: bool = False,  # noqa: ARG002  (autograd chooses the saved tensors)
     ) -> None:
         super().__init__(orig_linear.in_features, orig_linear.out_features, orig_linear.bias is not None, device="meta")
         self.weight, self.bias = orig_linear.weight, orig_linear.bias
@@ -45,7 +45,7 @@ class LinearLoRA(nn.Linear):
         self.lora_B = nn.Linear(dim, self.out_features, bias=False, **place)
         if lora_A_init_method == "xavier":
             nn.init.xavier_normal_(self.lora_A.weight)
-        elif lora_A_init_method not in ("uniform", "kaiming"):  # which is how nn.Linear begins
+        elif lora_A_init_method not in ("uniform", "kaiming"):  # nn.Linear's own initialisation
             raise ValueError(f"lora_A_init_method = {lora_A_init_method!r}: expected xavier, uniform or kaiming")
         nn.init.zeros_(self.lora_B.weight)
         self.scale = alpha / (math.sqrt(dim) if use_rslora else dim)

@@ -1,4 +1,4 @@
-"""PEFT's layer computed by another library's fused projection, as that library replaces it in a model."""
+"""PEFT's layer with the forward pass of another library's fused projection, as that library patches a model."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from conformance.targets import peft
 
 
 class FusedLayer(peft.LinearLoRA):
-    """PEFT's parameters and state; a subclass says what computes y.
+    """PEFT's parameters and state; a subclass computes y.
 
-    The fused functions are written for x of [batch, tokens, K]: any other x is viewed as one batch.
+    The fused functions take x of shape [batch, tokens, K]; any other x is reshaped to one batch.
     """
 
     def project(self, x: Tensor) -> Any:
-        """y of x [batch, tokens, K]."""
+        """The output y for x [batch, tokens, K]."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        """The fused projection, in the leading dimensions of x."""
+        """The fused projection for any leading dimensions of x."""
         if x.dim() == 3:
             return self.project(x)  # type: ignore[no-any-return]
         y: Tensor = self.project(x.reshape(1, x.shape[:-1].numel(), x.shape[-1]))
@@ -28,7 +28,7 @@ class FusedLayer(peft.LinearLoRA):
 
 
 def declaration(name: str, version: str) -> dict[str, Any]:
-    """What both fused libraries declare."""
+    """The declaration that both fused libraries share."""
     return {
         "name": name,
         "version": version,

@@ -30,14 +30,14 @@ CONFORMANCE = {
 class LinearLoRA(WrappedLayer):
     """loralib's layer with a base layer's parameters.
 
-    `merge_weights=False`, since merging follows train() and eval() there.
+    `merge_weights=False`, because loralib otherwise merges in eval() and unmerges in train().
     Source: loralib 0.1.2, `loralib/layers.py`.
     """
 
     library = "loralib"
 
     def wrap(self, orig_linear: nn.Linear, dim: int, alpha: Any, dropout: float, **_: bool) -> Any:
-        """loralib's layer, its weight and bias replaced by those of orig_linear."""
+        """loralib's layer with the weight and bias of orig_linear."""
         options = {"bias": orig_linear.bias is not None, "dtype": orig_linear.weight.dtype, "merge_weights": False}
         sizes = (orig_linear.in_features, orig_linear.out_features)
         layer = Linear(*sizes, r=dim, lora_alpha=alpha, lora_dropout=dropout, **options)

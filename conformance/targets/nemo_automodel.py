@@ -1,8 +1,8 @@
 """NeMo Automodel's own classes and functions: `loraspec run conformance.targets.nemo_automodel`.
 
-`LinearLoRA` is as it comes, memory-efficient; `conformance.targets.nemo_automodel:plain` is the layer without that, and
-`…:triton` the one of Triton kernels, which is interpreted where there is no GPU (`--lane interpreter`). 0.7.0 puts
-`use_dora` and `use_memory_efficient_lora` between the arguments of the documented signature: here they come after.
+`LinearLoRA` is NeMo's default layer, which is memory-efficient; `conformance.targets.nemo_automodel:plain` is the layer
+without that option, and `…:triton` the layer with Triton kernels, interpreted without a GPU (`--lane interpreter`).
+NeMo 0.7.0 has `use_dora` and `use_memory_efficient_lora` in the middle of the documented arguments; here they are last.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from conformance.targets.wrapping import check, library, version_of
 
 WRITTEN_FOR = ("nemo-automodel", "0.7.0", "ci/peers.sh builds an environment with it")
 with library(*WRITTEN_FOR), warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # of torch's and of optional packages, while NeMo is imported
+    warnings.simplefilter("ignore")  # torch and optional packages warn while NeMo is imported
     from nemo_automodel.components._peft import lora as nemo
     from nemo_automodel.components._peft import lora_kernel
     from nemo_automodel.components._peft.lora import LinearLoRA, PeftConfig
@@ -78,7 +78,7 @@ def patch_linear_module(
     use_dora: bool = False,
     use_memory_efficient_lora: bool = True,
 ) -> nn.Module:
-    """NeMo's, by keyword; use_triton is left off without a GPU, which its kernels need."""
+    """NeMo's function, called by keyword; without a GPU, which its kernels need, use_triton is False."""
     return nemo.patch_linear_module(  # type: ignore[no-any-return]
         orig_linear,
         dim=dim,
@@ -94,7 +94,7 @@ def patch_linear_module(
 
 
 def apply_lora_to_linear_modules(model: nn.Module, peft_config: Any) -> int:
-    """NeMo's; use_triton as in `patch_linear_module`."""
+    """NeMo's function; without a GPU, use_triton is False as in `patch_linear_module`."""
     if peft_config.use_triton and not HAS_GPU:
         peft_config = dataclasses.replace(peft_config, use_triton=False)
     return nemo.apply_lora_to_linear_modules(model, peft_config)  # type: ignore[no-any-return]
@@ -119,7 +119,7 @@ TRITON_DTYPES = ("float32", "float16", "bfloat16") if HAS_GPU else ("float32", "
 
 @functools.cache
 def _prepare_kernels() -> None:
-    """Leave one configuration where the kernels are interpreted: choosing among several needs a GPU."""
+    """Keep one configuration if the kernels are interpreted: autotuning needs a GPU."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         for kernel in (lora_kernel.lora_forward_kernel, lora_kernel.lora_da_dx_kernel, lora_kernel.lora_db_kernel):
             del kernel.configs[1:]
@@ -129,12 +129,12 @@ def _declared(layer: Any, orig_linear: nn.Linear, *args: Any, **options: Any) ->
     _prepare_kernels()
     kind = str(orig_linear.weight.dtype).removeprefix("torch.")
     if kind not in TRITON_DTYPES:
-        raise NotImplementedError(f"{kind} is not among what is judged of the Triton kernels: {TRITON_DTYPES}")
+        raise NotImplementedError(f"{kind} is not a dtype in which the Triton kernels are judged: {TRITON_DTYPES}")
     return layer(orig_linear, *args, **options)
 
 
 class triton:  # noqa: N801
-    """The layer of Triton kernels, in the dtypes that they are for where it runs."""
+    """The layer with Triton kernels, in the dtypes that the kernels support on this machine."""
 
     CONFORMANCE = {  # noqa: RUF012
         "name": "NeMo Automodel TritonLinearLoRA",

@@ -36,12 +36,12 @@ class LinearLoRA(WrappedLayer):
         super().__init__(orig_linear, *args, more={"use_dora": use_dora}, **options)
 
     def wrap(self, orig_linear: nn.Linear, dim: int, alpha: Any, dropout: float, **options: Any) -> Any:
-        """PEFT's layer; it keeps orig_linear as its base_layer."""
+        """PEFT's layer, which keeps orig_linear as its base_layer."""
         config = peft.LoraConfig(r=dim, lora_alpha=alpha, lora_dropout=dropout, **options)
         return Linear(orig_linear, ADAPTER, config=config, r=dim, lora_alpha=alpha)
 
     def adapters(self) -> list[Tensor]:
-        """Both matrices, and DoRA's magnitude where there is one."""
+        """Both adapter matrices, and DoRA's magnitude if there is one."""
         return [*super().adapters(), *self.wrapped.lora_magnitude_vector.parameters()]
 
     @property
@@ -66,7 +66,7 @@ class LinearLoRA(WrappedLayer):
 
     @property
     def merged(self) -> bool:
-        """Whether the weight holds the update."""
+        """Whether the update is merged into the weight."""
         return bool(self.wrapped.merged)
 
     def merge(self) -> None:

@@ -11,7 +11,7 @@ from conformance.targets.wrapping import WrappedLayer, check, library, version_o
 
 WRITTEN_FOR = ("torchtune", "0.6.1", "pip install 'loraspec[torchtune]'")
 with library(*WRITTEN_FOR), warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # of torchao's, about compiled parts for other versions of torch
+    warnings.simplefilter("ignore")  # torchao warns about extensions compiled for other versions of torch
     from torchtune.modules.peft import LoRALinear
 
 CONFORMANCE = {
@@ -38,7 +38,7 @@ class LinearLoRA(WrappedLayer):
     library = "torchtune"
 
     def wrap(self, orig_linear: nn.Linear, dim: int, alpha: Any, dropout: float, **_: bool) -> Any:
-        """torchtune's layer, its weight and bias replaced by those of orig_linear."""
+        """torchtune's layer with the weight and bias of orig_linear."""
         sizes = (orig_linear.in_features, orig_linear.out_features)
         layer = LoRALinear(*sizes, dim, alpha, dropout=dropout, use_bias=orig_linear.bias is not None)
         layer.weight, layer.bias = orig_linear.weight, orig_linear.bias

@@ -1,6 +1,7 @@
 """Unsloth's fused LoRA projection: `loraspec run conformance.targets.unsloth --device cuda`.
 
-Written from the source of unsloth 2026.10.9 (`unsloth/kernels/fast_lora.py`) and not run so far: it needs a GPU.
+The target follows the source of unsloth 2026.10.9 (`unsloth/kernels/fast_lora.py`). It needs a GPU and has never been
+run.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ CONFORMANCE = declaration("Unsloth apply_lora_o", version_of("unsloth"))
 
 
 class LinearLoRA(FusedLayer):
-    """PEFT's layer with Unsloth's forward and backward.
+    """PEFT's layer with Unsloth's forward and backward pass.
 
-    `apply_lora_o` knows no bias of the base layer: Unsloth leaves such a projection to PEFT (`models/llama.py`).
+    `apply_lora_o` does not support a bias of the base layer; Unsloth leaves such a layer to PEFT (`models/llama.py`).
     """
 
     library = "Unsloth"
 
     def project(self, x: Tensor) -> Any:
-        """Unsloth's, as an attention block calls it for its o_proj."""
+        """Unsloth's projection, called as an attention block calls it for its o_proj."""
         return self.wrapped(x) if self.bias is not None else apply_lora_o(SimpleNamespace(o_proj=self.wrapped), x)
 
 

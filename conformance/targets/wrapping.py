@@ -1,4 +1,4 @@
-"""What the targets of libraries share: a guarded import, and the library's layer under this project's names."""
+"""Shared code of the targets of libraries: a guarded import, and a wrapper that gives a layer this project's names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 def version_of(distribution: str) -> str:
-    """The installed version of a distribution; empty where it is not installed."""
+    """The installed version of a distribution; empty if it is not installed."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -22,14 +22,14 @@ def version_of(distribution: str) -> str:
 
 @contextmanager
 def library(distribution: str, written_for: str, install: str) -> Iterator[None]:
-    """Around the import of a library's names by its target.
+    """A region in which a target imports the names of its library, with errors that say what to install.
 
     Args:
-        distribution: what pip calls it.   written_for: the version whose names the target uses.
+        distribution: the library's name for pip.   written_for: the version for which the target is written.
         install: the command that installs it.
     Raises:
-        ModuleNotFoundError: where a module is missing, with the command.
-        ImportError: where a name is missing or does not take the target's arguments, with both versions.
+        ModuleNotFoundError: if a module is missing, with the command.
+        ImportError: if a name is missing or does not take the target's arguments, with both versions.
     """
     try:
         yield
@@ -44,10 +44,10 @@ def library(distribution: str, written_for: str, install: str) -> Iterator[None]
 
 
 def check(layer: Callable[..., Any]) -> None:
-    """Build a small layer and read what the suite reads of one, without drawing from the random state.
+    """Build a small layer and read the attributes that the suite uses; the random state stays the same.
 
     Raises:
-        AttributeError, TypeError: where the library no longer has it, for `library` to explain.
+        AttributeError, TypeError: if the library no longer has an attribute; `library` explains the error.
     """
     with torch.random.fork_rng(devices=[]):
         built = layer(nn.Linear(2, 3), dim=1, alpha=2)
@@ -59,15 +59,15 @@ def check(layer: Callable[..., Any]) -> None:
 
 
 class WrappedLayer(nn.Module):
-    """A library's layer around a linear layer's parameters, its adapter under this project's names.
+    """A library's layer built from a linear layer's parameters, with the adapter under this project's names.
 
-    A subclass says how the library's layer is built (`wrap`), and where its parts are if not under these names.
+    A subclass builds the library's layer in `wrap`, and overrides the properties whose names differ in the library.
 
     Attributes:
-        library: what the library is called.
-        wrapped: its layer.   It applies dropout before the adapter only.
+        library: the name of the library.
+        wrapped: the library's layer, which applies dropout before the adapter only.
     Raises:
-        NotImplementedError: for dropout after the adapter.
+        NotImplementedError: if dropout after the adapter is asked for.
     """
 
     library = "the library"
@@ -84,7 +84,7 @@ class WrappedLayer(nn.Module):
         *,
         use_rslora: bool = False,
         use_memory_efficient_lora: bool = False,  # noqa: ARG002  (these libraries have one path)
-        more: Mapping[str, bool] = MappingProxyType({}),  # for `wrap`: named, since **options would claim DoRA
+        more: Mapping[str, bool] = MappingProxyType({}),  # options of `wrap`; as **options they would claim DoRA
     ) -> None:
         super().__init__()
         if dropout and dropout_position != "pre":
@@ -92,7 +92,7 @@ class WrappedLayer(nn.Module):
         self.wrapped = self.wrap(orig_linear, dim, alpha, dropout, use_rslora=use_rslora, **more)
         for parameter in (self.weight, self.bias):
             if parameter is not None:
-                parameter.requires_grad_(False)  # as each library does for a whole model
+                parameter.requires_grad_(False)  # each library freezes the parameters of the whole model
         for adapter in self.adapters():
             adapter.data = adapter.data.to(lora_dtype or orig_linear.weight.dtype)
 
@@ -101,7 +101,7 @@ class WrappedLayer(nn.Module):
         raise NotImplementedError
 
     def adapters(self) -> list[Tensor]:
-        """The parameters that lora_dtype is about."""
+        """The parameters that lora_dtype applies to."""
         return [self.lora_A.weight, self.lora_B.weight]
 
     @property
@@ -116,7 +116,7 @@ class WrappedLayer(nn.Module):
 
     @property
     def lora_A(self) -> Any:
-        """The adapter's first matrix, as or like a linear layer."""
+        """The adapter's first matrix, as a module with a weight."""
         return _like_module(self.wrapped.lora_A)
 
     @property

@@ -20,9 +20,9 @@ def grad_norm(parameters: Tensor | Iterable[Tensor]) -> Tensor:
             the gradients may be on several devices. A DTensor counts as the whole tensor; all its ranks must call
             this function together, with the same parameters.
     Returns:
-        0-d, on the first gradient's device: float32, or float64 if a gradient is float64. 0 without
-        gradients; inf or NaN if a gradient is; inf if the norm is beyond the dtype. It is plain, and the same on
-        every rank.
+        a 0-d plain tensor on the first gradient's device, the same on every rank: float32, or float64 if a
+        gradient is float64. It is 0 without gradients, inf or NaN if a gradient is, and inf if the norm exceeds
+        the range of the dtype.
     Source: Higham, Accuracy and Stability of Numerical Algorithms, section 27.5 (scaling by the largest
         element).
     """

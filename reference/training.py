@@ -104,7 +104,7 @@ class LoraTraining(nn.Module):
         self.calibrate = enable
 
     def toggle_run_optimizer(self, enable: bool = True) -> None:
-        """Turn the optimiser on or off; while it is on, and calibration is off, a call ends with clipping and a step."""
+        """Turn the optimiser on or off; while it is on, and calibration off, a call ends with clipping and a step."""
         self.run_optimizer = enable
 
     def forward(self, inputs: Any) -> tuple[Tensor, Tensor | None]:

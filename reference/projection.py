@@ -7,7 +7,7 @@ from torch import Tensor
 from .linear import check_operands, lora_linear
 
 Projection = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, float]
-"""(weight [N, K], bias [N] or None, lora_A [r, K], lora_B [N, r], scale); without adapter, lora_A and lora_B are None."""
+"""(weight [N, K], bias [N] or None, lora_A [r, K], lora_B [N, r], scale); lora_A and lora_B may both be None."""
 
 
 def project(x: Tensor, projection: Projection, name: str) -> Tensor:

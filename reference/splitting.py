@@ -151,7 +151,7 @@ class HybridFHEModel:
         clearing.clear()
 
     def load_client(self, path: str | Path) -> None:
-        """Load the client's part from ``path/client/<model_name>``; the state is as after `save_and_clear_private_info`.
+        """Load the client's part from ``path/client/<model_name>``, and delete the weights here.
 
         Raises:
             ValueError: if the modules or shapes differ, or the files are damaged.

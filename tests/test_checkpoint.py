@@ -139,8 +139,8 @@ def test_the_error_says_what_does_not_fit(tmp_path: Path, what: str) -> None:
 FILES_REFUSED = {
     CONFIG: [
         (b'{"peft_type": "LORA", "r": 2, "r": 3}', "r is given twice"),
-        (b'{"peft_type": "LORA", "lora_alpha": NaN}', "NaN is no number of JSON"),
-        (b"[" * 10**5, "is no JSON object"),
+        (b'{"peft_type": "LORA", "lora_alpha": NaN}', "NaN is not a JSON number"),
+        (b"[" * 10**5, "is not a JSON object"),
         (b"3", "it holds a int"),
         (b'{"r": 2}', "has no peft_type: expected 'LORA'"),
         (b'{"peft_type": "LORA", "a": 1}', "has the unknown field a = 1"),
@@ -161,7 +161,7 @@ FILES_REFUSED = {
         (b'{"dropout": 0.5}', "has lora_dropout = 0.0 but automodel_peft_config.json has dropout = 0.5"),
         (b'{"of_tomorrow": 1}', "automodel_peft_config.json has the unknown field of_tomorrow = 1"),
     ],
-    TENSORS: [(b"", "is no whole safetensors file"), (b"\x80\x04.", "is no whole safetensors file")],
+    TENSORS: [(b"", "is not a whole safetensors file"), (b"\x80\x04.", "is not a whole safetensors file")],
 }
 
 
@@ -186,7 +186,7 @@ def test_other_kinds_of_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"adapter_model\.bin is a pickle, which could run anything"):
         reference.load_adapter(model, tmp_path)
     os.mkfifo(tmp_path / TENSORS)
-    with pytest.raises(ValueError, match="is no regular file"):
+    with pytest.raises(ValueError, match="is not a regular file"):
         reference.load_adapter(model, tmp_path)
     (tmp_path / TENSORS).unlink()
     (tmp_path / TENSORS).symlink_to(TENSORS)

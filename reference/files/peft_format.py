@@ -62,7 +62,7 @@ REFUSED = (
     "use_qalora",
     "velora_config",
 )
-OWN = ("dim", "alpha")  # NeMo Automodel leaves them to PEFT's file
+OWN = ("dim", "alpha")  # NeMo Automodel reads them from PEFT's file
 
 
 def to_peft(config: PeftConfig, adapted: Iterable[str], others: Iterable[str]) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def from_peft(
 
 
 def beside_peft(config: PeftConfig) -> dict[str, Any]:
-    """The contents of ``automodel_peft_config.json``: all options except those that NeMo Automodel takes from PEFT's file.
+    """The contents of ``automodel_peft_config.json``: all options except dim and alpha, which are in PEFT's file.
 
     Source: NeMo Automodel `_get_automodel_peft_metadata`.
     """

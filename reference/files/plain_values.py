@@ -64,7 +64,7 @@ def unflatten(value: Any, tensors: Mapping[str, Tensor]) -> Any:
             return tuple(unflatten(item, tensors) for item in held)
         return MAPPINGS[kind]({key: unflatten(item, tensors) for key, item in held})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{value!r:.80} is no value of a checkpoint: {error}") from None
+        raise ValueError(f"{value!r:.80} is not a value of a checkpoint: {error}") from None
 
 
 def same(value: Any, other: Any) -> bool:

@@ -48,7 +48,7 @@ def decode(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  (no mapping)
             return tensors, dict(file.metadata() or {})
     except SafetensorError as error:
-        raise ValueError(f"{path.name} is no whole safetensors file: {error}") from None
+        raise ValueError(f"{path.name} is not a whole safetensors file: {error}") from None
 
 
 def digest(tensors: Mapping[str, Tensor], about: object) -> str:
@@ -74,9 +74,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_bytes(), object_pairs_hook=_once, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path.name} is no JSON object: {error}") from None
+        raise ValueError(f"{path.name} is not a JSON object: {error}") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{path.name} is no JSON object: it holds a {type(values).__name__}")
+        raise ValueError(f"{path.name} is not a JSON object: it holds a {type(values).__name__}")
     return values
 
 
@@ -105,7 +105,7 @@ def file_in(folder: Path, name: str) -> Path:
     if target.parent not in allowed:
         raise ValueError(f"{path.name} leads out of its folder, to {target}: expected a file in {folder}")
     if not stat.S_ISREG(target.stat().st_mode):
-        raise ValueError(f"{path.name} is no regular file")
+        raise ValueError(f"{path.name} is not a regular file")
     return target
 
 
@@ -118,4 +118,4 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(text: str) -> None:
-    raise ValueError(f"{text} is no number of JSON")
+    raise ValueError(f"{text} is not a JSON number")

@@ -179,10 +179,10 @@ def _check(training: LoraTraining, state: dict[str, Any]) -> None:
 
 def _check_keys(what: str, found: Any, expected: Iterable[str]) -> None:
     if not isinstance(found, dict):
-        raise ValueError(f"of {what} it has a {type(found).__name__}: expected a dict")
+        raise ValueError(f"{what}: got a {type(found).__name__}, expected a dict")
     extra, missing = ([str(key) for key in keys] for keys in (set(found) - set(expected), set(expected) - set(found)))
     if extra or missing:
-        raise ValueError(f"of {what} it has {sorted(extra)} too many, {sorted(missing)} missing")
+        raise ValueError(f"{what}: unexpected {sorted(extra)}, missing {sorted(missing)}")
 
 
 def _check_tensors(what: str, found: dict[str, Any], own: dict[str, Tensor]) -> None:
@@ -199,7 +199,7 @@ def _check_settings(settings: Any) -> None:
     try:
         check_training_arguments(settings["gradient_accumulation_steps"], settings["max_grad_norm"])
     except TypeError as error:
-        raise ValueError(f"its max_grad_norm is no number: {error}") from None
+        raise ValueError(f"its max_grad_norm is not a number: {error}") from None
     for key in ("run_optimizer", "calibrate"):
         if not isinstance(settings[key], int):
             raise ValueError(f"it has {key} = {settings[key]!r}: expected True or False")

@@ -141,14 +141,14 @@ def _check_options(name: str, layer: LinearLoRA, config: PeftConfig, source: str
                 f"expected the same for every layer"
             )
     if layer.scale != scale_of(config):
-        raise ValueError(f"{name} has the scale {layer.scale!r}: expected {scale_of(config)!r}, as its alpha says")
+        raise ValueError(f"{name} has the scale {layer.scale!r}: expected {scale_of(config)!r}, from its alpha")
 
 
 def _warn_of_unsaved(model: nn.Module, layers: Layers) -> None:
     saved = {id(tensor) for tensor in _tensors(layers).values()}
     left = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in saved]
     if left:
-        warnings.warn(f"trainable, but no adapter's and so not saved: {', '.join(left)}", stacklevel=3)
+        warnings.warn(f"trainable parameters outside adapters are not saved: {', '.join(left)}", stacklevel=3)
 
 
 def _tensor_path(folder: Path) -> Path:
@@ -177,7 +177,7 @@ def _by_module(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
             raise ValueError(f"{key} is {tensor.dtype}: expected one of {', '.join(map(str, DTYPES.values()))}")
         named.setdefault(key.removeprefix(PREFIX).removesuffix(f".{PARTS[part]}"), {})[part] = tensor
     if not named:
-        raise ValueError(f"{TENSORS} holds no tensor: expected those of an adapter")
+        raise ValueError(f"{TENSORS} holds no tensor: expected the tensors of an adapter")
     return named
 
 

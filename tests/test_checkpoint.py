@@ -153,8 +153,8 @@ FILES_REFUSED = {
         (b'{"peft_type": "LORA", "megatron_config": {"a": 1}}', "megatron_config = {'a': 1}, which is not supported"),
         (b'{"peft_type": "LORA", "init_lora_weights": "pissa"}', "has init_lora_weights = 'pissa': expected one of"),
         (b'{"peft_type": "LORA", "r": 2, "lora_alpha": 1' + b"0" * 400 + b"}", "0: expected a finite number"),
-        (b'{"peft_type": "LORA", "r": 2, "lora_alpha": 6, "target_modules": ["fc1"]}', "is none of target_modules"),
-        (b'{"peft_type": "LORA", "r": 2, "target_modules": ["fc1", "fc2", "head"]}', "head is one of target_modules"),
+        (b'{"peft_type": "LORA", "r": 2, "lora_alpha": 6, "target_modules": ["fc1"]}', "is not in target_modules"),
+        (b'{"peft_type": "LORA", "r": 2, "target_modules": ["fc1", "fc2", "head"]}', "head is in target_modules"),
         (b" " * (2**24 + 1), "expected at most 16777216"),
     ],
     REST: [
@@ -197,7 +197,7 @@ def test_other_kinds_of_file_are_refused(tmp_path: Path) -> None:
 def test_what_is_not_saved_is_named(tmp_path: Path) -> None:
     model, config = toy()
     model.get_parameter("head.weight").requires_grad_(True)
-    with pytest.warns(UserWarning, match=r"trainable, but no adapter's and so not saved: head\.weight"):
+    with pytest.warns(UserWarning, match=r"trainable parameters outside adapters are not saved: head\.weight"):
         reference.save_adapter(model, config, tmp_path)
 
 

@@ -48,7 +48,7 @@ def test_an_optimiser_that_takes_up_another_state_is_put_back(tmp_path: Path) ->
         training.optimizer.param_groups[0]["lr"] = 1.0
 
     training.optimizer.load_state_dict = another
-    with pytest.raises(ValueError, match="the optimizer does not take up the state that was saved"):
+    with pytest.raises(ValueError, match="the optimizer does not reproduce the saved state"):
         reference.load_training(training, tmp_path)
     assert same(training.optimizer.state_dict(), before)
 
@@ -129,7 +129,7 @@ BROKEN: dict[str, tuple[Callable[[Any], None], str]] = {
         with_value("model", "gradients", "head.weight", torch.ones(5, 4)),
         r"the model's gradients: unexpected \['head.weight'\]",
     ),
-    "an optimizer's state": (without("optimizer", "param_groups"), "does not take up its state: KeyError"),
+    "an optimizer's state": (without("optimizer", "param_groups"), "cannot load its state: KeyError"),
     "Python's random state": (with_value("random", "python", (3, (1, 2), None)), "random state of python cannot be"),
     "NumPy's": (with_value("random", "numpy", ["MT19937", [1], 0, 0, 0.0]), "random state of numpy cannot be"),
     "NumPy's position": (with_value("random", "numpy", 2, 10**6), "random state of numpy .* position is 1000000"),

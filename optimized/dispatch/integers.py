@@ -22,7 +22,7 @@ def why_not_kernel(layer: reference.QuantizedLinear, x: Tensor) -> str | None:
     if reason := _why_not_int32(layer) or why_not_triton_on(x.device):
         return reason
     if x.device.type == "cpu" and x.numel() * layer.out_features > MOST_INTERPRETED:
-        return f"interpreted, more than {MOST_INTERPRETED} multiplications take long"
+        return f"the interpreter is slow for more than {MOST_INTERPRETED} multiplications"
     return None
 
 

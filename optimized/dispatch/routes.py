@@ -46,11 +46,11 @@ def why_not_one_kernel(x: Tensor, weight: Tensor, rank: int, wanted: bool = Fals
     if wanted:
         return None
     if x.device.type == "cpu":
-        return "interpreted, nothing is faster"
+        return "the interpreted kernel is not faster"
     if masked:
-        return "no measurement says what one kernel takes with a mask"
+        return "one kernel was not measured with a mask"
     if not _measured(linear_expand_entry(weight), x, x.dtype, M=x.shape[0], N=weight.shape[0], K=x.shape[1], R=rank):
-        return "no measurement says that one kernel is faster here"
+        return "no measurement shows that one kernel is faster here"
     return None
 
 
@@ -100,7 +100,7 @@ def _measured(kernel: str, operand: Tensor, compute: torch.dtype, **sizes: int) 
 def _why_not_described(x: Tensor, weight: Tensor) -> str | None:
     """The reason why tensor descriptors cannot hold x [M, K], the weight [N, K] or [K, N], and y [M, N]."""
     if x.dtype == torch.float16:
-        return "scale · S, which it rounds to 16 bits, may have no room in float16"
+        return "scale · S is rounded to 16 bits and may overflow in float16"
     if x.dtype != torch.bfloat16 or weight.dtype != x.dtype:
         return f"products of {x.dtype} and {weight.dtype} are left to cuBLAS"
     if x.is_cuda and torch.cuda.get_device_capability(x.device) < (9, 0):

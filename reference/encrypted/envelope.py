@@ -57,7 +57,7 @@ class Envelope:
         if len(sealed) < _HEADER:
             raise EncryptionError(f"{kind} came as {len(sealed)} bytes: expected at least the {_HEADER} of its header")
         if not sealed.startswith(_MAGIC):
-            raise EncryptionError(f"{kind} came without the mark at its beginning: these bytes are something else")
+            raise EncryptionError(f"{kind} came without the mark at the beginning: these bytes are something else")
         fields, checksum, contents = sealed[: _FIELDS.size], sealed[_FIELDS.size : _HEADER], sealed[_HEADER:]
         contents_digest = digest(contents)
         if checksum != _checksum(fields, contents_digest):

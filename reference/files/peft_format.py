@@ -194,11 +194,11 @@ def _check_targets(values: Mapping[str, Any], names: list[str], others: Iterable
 
     for name in names:
         if not chosen(name):
-            raise ValueError(f"{name} has tensors but is none of target_modules = {targets!r}")
+            raise ValueError(f"{name} has tensors but is not in target_modules = {targets!r}")
     if not any(values.get(key) for key in CHOOSING[1:]):
         for name in others:
             if chosen(name):
-                raise ValueError(f"{name} is one of target_modules = {targets!r} but has no tensors")
+                raise ValueError(f"{name} is in target_modules = {targets!r} but has no tensors")
 
 
 def _exact(name: str) -> str:

@@ -103,7 +103,7 @@ def _groups(training: LoraTraining) -> list[list[str]]:
     names = {id(p): name for name, p in training.inference_model.named_parameters()}
     groups = [[names.get(id(p), "") for p in g["params"]] for g in getattr(training.optimizer, "param_groups", [])]
     if any(not name for group in groups for name in group):
-        raise ValueError("the optimizer has a parameter that is not the model's: its state could not be told apart")
+        raise ValueError("the optimizer has a parameter that is not the model's: its state cannot be named")
     return groups
 
 
@@ -242,14 +242,14 @@ def _restore_steppers(training: LoraTraining, state: dict[str, Any]) -> None:
             if before[name] is not None:
                 getattr(training, name).load_state_dict(state[name])
                 if not same(_state(training, name), state[name]):
-                    raise ValueError(f"the {name} does not take up the state that was saved")
+                    raise ValueError(f"the {name} does not reproduce the saved state")
     except Exception as error:
         for name in STEPPERS:
             if before[name] is not None:
                 getattr(training, name).load_state_dict(before[name])
         if isinstance(error, ValueError):
             raise
-        raise ValueError(f"an optimizer or lr_scheduler does not take up its state: {error!r}") from error
+        raise ValueError(f"an optimizer or lr_scheduler cannot load its state: {error!r}") from error
 
 
 @torch.no_grad()

@@ -145,7 +145,7 @@ class Clearing:
         if left:
             holders = {type(holder).__name__ for holder in gc.get_referrers(*left) if holder is not left}
             raise RuntimeError(
-                f"the weights were cleared from the model, but {len(left)} tensors with their values live on, held by "
+                f"the weights were cleared from the model, but {len(left)} tensors with their values remain, held by "
                 f"{', '.join(sorted(holders)) or 'a running function'}: drop them (an optimiser of all parameters?)"
             )
 

@@ -62,7 +62,7 @@ class RemoteModule(nn.Module):
         mode = self.split.mode
         if mode is not HybridFHEMode.TORCH and torch.is_grad_enabled() and x.requires_grad:
             raise RuntimeError(
-                f"{self.module_name} runs remotely and its input needs a gradient, which it cannot give: make it a "
+                f"{self.module_name} runs remotely and its input needs a gradient, which it cannot compute: make it a "
                 f"CustomLinear (LoraTraining.replace_layers_with_custom), or leave it out of module_names"
             )
         if x.ndim == 0 or x.shape[-1] != self.in_features:

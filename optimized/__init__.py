@@ -1,26 +1,28 @@
-"""The names of `reference`, with its signatures and what they compute, faster.
+"""A faster implementation of `reference`, with the same names, signatures and results.
 
 - `linear`: the base product and the update as one autograd node, summed in place, on the products of `matrices` and
   the masks of `dropout`.
-- `nodes`: these nodes. `plain` is that in float32 and float64 on a CPU, `same_dtype` in 16 bits or on a GPU, `general`
-  with dropout, mixed dtypes or autocast; `qkv` and `mlp` are a block of several projections, and `blocks`
-  differentiates them twice; `adapter` is the update alone in Triton, `triton_layer` the whole layer around its kernels.
-- `philox`: masks that nobody draws, an element's bits from its row and column.
+- `nodes`: the autograd nodes. For the layer, `plain` is the node in float32 and float64 on a CPU, `same_dtype` in 16
+  bits or on a GPU, and `general` with dropout, mixed dtypes or autocast. `qkv` and `mlp` are nodes of several
+  projections, and `blocks` computes their second derivatives. `adapter` is the update alone in Triton, and
+  `triton_layer` the whole layer.
+- `philox`: dropout masks that are computed, not stored: the bits of an element follow from its row and column.
 - `qkv`, `mlp`: a block of several projections as one node, on the products of `projections`; `activations` computes
   f, in Triton or in PyTorch.
-- `layer`, `model`: `reference`'s layers and patching with that node; `dora` puts it under a magnitude.
+- `layer`, `model`: the layers and the patching of `reference` with these nodes; `dora` adds a magnitude.
 - `products`, `kernels`: the products of an update, in Triton; `tuned_kernels` names those with measured configurations.
-- `dispatch`: which of several right ways is taken, and why not another.
-- `gradnorm`, `training`: one pass over the gradients.
-- `quantization`, `service.remote_module`, `splitting`: integers as int8, float32 or float64 products, whichever is
-  exact; on a GPU one kernel multiplies, takes the zero points out and scales.
-- `hybrid`: a frozen layer as one node where its products run here.
+- `dispatch`: the choice between several correct implementations, with reasons.
+- `gradnorm`, `training`: the gradient norm in one pass over the gradients.
+- `quantization`, `service.remote_module`, `splitting`: integer products in int8, float32 or float64, the fastest
+  exact one; on a GPU one kernel multiplies, corrects for the zero points and scales.
+- `hybrid`: a frozen layer as one autograd node if its products run locally.
 - `checkpoint`: the reference's files, loaded into the layers of `optimized`.
 
-All other names have no faster variant and are the reference's.
+All other names are those of `reference`.
 
-What falls back says why: `why_not_triton(*operands)` for the kernels, `dispatch.integers.why_not_kernel` for that of
-integers, `dispatch.fused_node.why_not_fused` for the node. ``loraspec bench optimized reference`` times it.
+These functions give the reason for a fallback: `why_not_triton(*operands)` for the kernels,
+`dispatch.integers.why_not_kernel` for the integer kernel, `dispatch.fused_node.why_not_fused` for the autograd node.
+``loraspec bench optimized reference`` compares the times.
 """
 
 from optimized.checkpoint import load_adapter, load_training, save_adapter, save_training

@@ -1,4 +1,4 @@
-"""h = f(gate) ⊙ up or f(up), and its gradients with h computed again: by one Triton kernel each, or by PyTorch."""
+"""h = f(gate) ⊙ up or f(up), and its gradients together with h again; each by one Triton kernel, or by PyTorch."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from reference.mlp import activated
 def gated_activation(lifts: Sequence[Tensor], activation: str) -> Tensor:
     """h [M, I] from gate and up [M, I], or from up alone, in their dtype.
 
-    Where `why_not_triton(*lifts)` gives a reason, PyTorch computes it; so does it in `gated_activation_gradients`.
+    If `why_not_triton` gives a reason, PyTorch computes, here and in `gated_activation_gradients`.
     """
     if why_not_triton(*lifts) is None:
         from optimized import kernels
@@ -25,7 +25,7 @@ def gated_activation(lifts: Sequence[Tensor], activation: str) -> Tensor:
 def gated_activation_gradients(
     d_h: Tensor | None, lifts: Sequence[Tensor], activation: str
 ) -> tuple[Tensor, list[Tensor]]:
-    """h again, and the gradients of the lifts; none of them where d_h is None. Nothing is written over."""
+    """Compute h again, and the gradients of the lifts, or no gradients if d_h is None; no operand is modified."""
     if d_h is None:
         return gated_activation(lifts, activation), []
     if why_not_triton(d_h, *lifts) is None:

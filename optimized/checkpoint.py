@@ -1,4 +1,4 @@
-"""An adapter and a training run on disk: the reference's files, and layers of `optimized` where loading makes them."""
+"""An adapter and a training run on disk, in the files of the reference; loading creates layers of `optimized`."""
 
 import os
 

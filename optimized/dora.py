@@ -1,4 +1,4 @@
-"""DoRA on the fused layer: the length of each row applied to the layer's output in one pass."""
+"""DoRA on the fused layer: one pass over its output applies the magnitudes."""
 
 import torch
 from torch import Tensor
@@ -24,9 +24,9 @@ def dora_linear(
 ) -> Tensor:
     """``y = m′ ⊙ (x Wᵀ + s·(x Aᵀ) Bᵀ) + b``, ``m′ = m/‖W + s·B A‖_row``: `reference.dora_linear`.
 
-    Shapes, dtypes and errors are the reference's, and with dropout acting so is the computation: the base
-    product is then needed apart from the update. The norm is taken of the sum itself, in float32 at least;
-    ``‖W‖² + 2s⟨W, B A⟩ + s²‖B A‖²`` would save a pass but cancels.
+    Shapes, dtypes and errors are those of the reference. With active dropout the reference also computes, because
+    the base product is then needed without the update. The norm is computed from the sum W + s·B A, in float32 at
+    least; ``‖W‖² + 2s⟨W, B A⟩ + s²‖B A‖²`` would save a pass but suffers from cancellation.
     """
     if (training and dropout) or magnitude.shape != weight.shape[:1]:
         return plain_dora_linear(

@@ -1,4 +1,4 @@
-"""The global gradient norm in one pass over the gradients, and clipping by it in another."""
+"""The global gradient norm in one pass over the gradients, and clipping in a second pass."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -14,10 +14,10 @@ _PIECE = 2**16  # elements whose float64 copy stays in a core's cache
 
 
 def grad_norm(parameters: Tensor | Iterable[Tensor]) -> Tensor:
-    """``√ Σ_p Σ_i g_p,i²``: `reference.grad_norm`, its dtypes and special cases.
+    """``√ Σ_p Σ_i g_p,i²``: `reference.grad_norm`, with its dtypes and special cases.
 
-    Squares are summed in float64, which the square of no float32 leaves, so that no largest element is sought
-    first. Float64, complex and sparse gradients, DTensors, and gradients on several devices are left to the reference.
+    Squares are summed in float64, where the square of a float32 cannot overflow, so no pass for the largest element is
+    needed. The reference computes float64, complex and sparse gradients, DTensors, and gradients on several devices.
     """
     gradients = gradients_of(parameters)
     return _norm(gradients).to(norm_dtype(gradients))
@@ -30,14 +30,14 @@ def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float, erro
     wide = _norm(gradients)
     length = wide.item()
     factor = max_norm / (length + 1e-6)
-    # Both are normal numbers of float32, so that there is no error to raise and no factor to round away.
+    # If norm and factor are normal float32 numbers, there is no error to raise and the factor does not underflow.
     if not (length < 1e38 and 1e-30 < factor < math.inf and _are_plain(gradients)):
         return plain_clip_grad_norm_(parameters, max_norm, error_if_nonfinite)
     if factor < 1.0:
         if single := [g for g in gradients if g.dtype == torch.float32]:
             torch._foreach_mul_(single, factor)
         for gradient in gradients:
-            if gradient.dtype != torch.float32:  # there the factor would itself be rounded to 16 bits
+            if gradient.dtype != torch.float32:  # in 16 bits the factor itself would be rounded
                 gradient.copy_(gradient.float().mul_(factor))
     return wide.to(norm_dtype(gradients))
 
@@ -69,7 +69,7 @@ def _square(piece: Tensor, buffer: Tensor) -> Tensor:
 
 
 def _are_plain(gradients: list[Tensor]) -> bool:
-    """Whether there are any, all real, dense, of at most 32 bits, on one device and whole."""
+    """Whether there are gradients, all real, dense, unsharded, of at most 32 bits and on one device."""
     narrow = (torch.float32, torch.float16, torch.bfloat16)
     return len({g.device for g in gradients}) == 1 and all(
         g.dtype in narrow and g.layout == torch.strided and not is_sharded(g) for g in gradients

@@ -1,4 +1,4 @@
-"""The LoRA layer as a module: the reference's, computed by the fused node or by Triton kernels."""
+"""The LoRA layer of the reference, computed by the fused node or by Triton kernels."""
 
 from collections.abc import Collection
 from typing import Any
@@ -23,13 +23,13 @@ from reference.linear import check_operands, drop
 class LinearLoRA(reference.LinearLoRA):
     """`reference.LinearLoRA` as one autograd node: ``y = x Wᵀ + b + scale · (x Aᵀ) Bᵀ``.
 
-    Saved for backward beyond x and the parameters are x Aᵀ and one bit for each element dropout acts on; with
-    use_memory_efficient_lora nothing, both being computed again.
+    Besides x and the parameters, backward needs x Aᵀ and one mask bit for each element under dropout. They are saved,
+    or with use_memory_efficient_lora computed again.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """As the reference's."""
-        # Names are looked up where they are: nn.Module.__getattr__ takes half a microsecond for each.
+        """As in the reference."""
+        # Direct look-ups, because nn.Module.__getattr__ takes half a microsecond for each name.
         parameters: dict[str, Any] = self._parameters
         if self._buffers["unmerged_weight"] is not None:
             return self.base_product(x)
@@ -50,10 +50,10 @@ class LinearLoRA(reference.LinearLoRA):
 
     @property
     def base_is_elsewhere(self) -> bool:
-        """As the reference's."""
+        """As in the reference."""
         return self.has_own_forward or self._modules.get("base_layer") is not None
 
-    has_own_forward = False  # of a patched subclass of nn.Linear; told once for each class
+    has_own_forward = False  # whether a patched subclass of nn.Linear has one; set once per class
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -62,22 +62,22 @@ class LinearLoRA(reference.LinearLoRA):
 
 
 class TritonLinearLoRA(LinearLoRA, reference.TritonLinearLoRA):
-    """`LinearLoRA` on Triton kernels, with the large products by PyTorch unless one kernel computes both.
+    """`LinearLoRA` on Triton kernels; PyTorch computes the large products unless one kernel includes the update.
 
-    With operands of one dtype the kernels compute dropout's mask wherever they need it, and x Aᵀ is all that is saved.
+    If all operands have one dtype, the kernels compute the dropout mask themselves, and only x Aᵀ is saved.
 
-    Where ``why_not_triton(x, lora_A.weight, lora_B.weight)`` or `why_not_kernels` gives a reason, and with DoRA, it
-    computes as `LinearLoRA`.
+    If ``why_not_triton(x, lora_A.weight, lora_B.weight)`` or `why_not_kernels` gives a reason, and with DoRA, the layer
+    computes as `LinearLoRA` does.
 
     Attributes:
-        routes: of `optimized.dispatch.routes`, those to take wherever they can be taken, whatever they are expected to
-            cost; with operands of one dtype.
+        routes: routes of `optimized.dispatch.routes` to take whenever possible, whatever their expected cost; used if
+            all operands have one dtype.
     """
 
     routes: Collection[str] = ()
 
     def forward(self, x: Tensor) -> Tensor:
-        """As the reference's."""
+        """As in the reference."""
         A, B, weight, bias = self.lora_A.weight, self.lora_B.weight, self.weight, self.bias
         elsewhere = self.merged or self.base_is_elsewhere or self.lora_magnitude is not None
         if elsewhere or why_not_triton(x, A, B) is not None:
@@ -85,7 +85,7 @@ class TritonLinearLoRA(LinearLoRA, reference.TritonLinearLoRA):
         check_operands(x, weight, bias, A, B)
         rate = self.dropout_p if self.training else 0.0
         one_node = rate < 1.0 and x.dtype == A.dtype == weight.dtype and not _is_transformed(x, weight, A, B)
-        # torch.compile does not follow the rule, which looks at addresses and reads a table
+        # torch.compile cannot trace the rule, which looks at addresses and reads a table
         by_rule = not self.routes and not torch.compiler.is_compiling()
         if by_rule:
             masking = one_node and rate > 0.0
@@ -103,5 +103,5 @@ class TritonLinearLoRA(LinearLoRA, reference.TritonLinearLoRA):
 
 
 def _is_transformed(x: Tensor, *parameters: Tensor) -> bool:
-    """Whether autocast, torch.compile or torch.func want the formula's own operations."""
+    """Whether autocast, torch.compile or torch.func need the operations of the formula."""
     return autocast_dtype(x) is not None or why_not_fused(x, *parameters) is not None

@@ -25,10 +25,10 @@ def lora_linear(
     dropout_position: str = "post",
     training: bool = False,
 ) -> Tensor:
-    """``y = x Wᵀ + b + scale · (x Aᵀ) Bᵀ``: `reference.lora_linear`, its shapes, dtypes and errors.
+    """``y = x Wᵀ + b + scale · (x Aᵀ) Bᵀ``: `reference.lora_linear`, with its shapes, dtypes and errors.
 
-    Saved for backward beyond x and the parameters: x Aᵀ, and one bit for each element dropout acts on.
-    What `why_not_fused` gives a reason for is computed by the reference.
+    Besides x and the parameters, x Aᵀ and one mask bit for each element under dropout are saved for backward.
+    If `why_not_fused` gives a reason, the reference computes.
     """
     check_dropout(dropout, dropout_position)
     rate = dropout if training else 0.0
@@ -46,10 +46,10 @@ def fused_linear(
     position: str = "post",
     recompute: bool = False,
 ) -> Tensor:
-    """`lora_linear` with dropout at `rate`, which has been checked.
+    """`lora_linear` with dropout of probability `rate`, which the caller has checked.
 
-    With `recompute` nothing beyond x and the parameters is saved: backward computes x Aᵀ again, and draws the
-    dropout mask again from its seed.
+    With `recompute` only x and the parameters are saved: backward computes x Aᵀ again, and draws the dropout mask
+    again from its seed.
     """
     if not rate and is_plain(x, weight, bias, lora_A, lora_B, scale):
         node = plain_apply if x.is_cpu and x.dtype.itemsize > 2 else same_dtype_apply

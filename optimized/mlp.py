@@ -1,4 +1,4 @@
-"""The feed-forward block by one autograd node, `nodes.mlp`."""
+"""The feed-forward block as one autograd node, `nodes.mlp`."""
 
 from torch import Tensor
 
@@ -11,11 +11,11 @@ from reference.projection import Projection
 
 
 def lora_mlp(x: Tensor, gate: Projection | None, up: Projection, down: Projection, activation: str = "silu") -> Tensor:
-    """``y = down(f(gate(x)) ⊙ up(x))``: `reference.lora_mlp`, its shapes, dtypes and errors.
+    """``y = down(f(gate(x)) ⊙ up(x))``: `reference.lora_mlp`, with its shapes, dtypes and errors.
 
-    Saved for backward beyond x and the parameters: gate(x) and up(x), with x ``K + 2I`` numbers a token. Backward
-    computes h, and x and h times their lora_A, again. What `why_not_fused` gives a reason for is computed by the
-    reference; `optimized.activations` says what computes f.
+    Besides the parameters, x, gate(x) and up(x) are saved for backward, ``K + 2I`` numbers per token. Backward computes
+    h, and the products of x and h with lora_A, again. If `why_not_fused` gives a reason, the reference computes;
+    `optimized.activations` computes f.
     """
     check_mlp(x, gate, up, down, activation)
     inner = {"up": up} if gate is None else {"gate": gate, "up": up}

@@ -1,4 +1,4 @@
-"""Putting fused adapters into a model: the reference chooses and prepares them, and these are the classes."""
+"""Functions that put fused adapters into a model: the reference patches the modules, then their class is replaced."""
 
 import functools
 from typing import Any
@@ -18,7 +18,7 @@ def patch_linear_module(orig_linear: nn.Linear, *args: Any, **kwargs: Any) -> Li
 
 
 def apply_lora_to_linear_modules(model: nn.Module, peft_config: PeftConfig) -> int:
-    """`reference.apply_lora_to_linear_modules` with the classes of `optimized`; older layers keep theirs."""
+    """`reference.apply_lora_to_linear_modules` with the classes of `optimized`; earlier layers keep their class."""
     without = [module for module in model.modules() if not isinstance(module, reference.LinearLoRA)]
     count = reference.apply_lora_to_linear_modules(model, peft_config)
     for module in without:
@@ -28,7 +28,7 @@ def apply_lora_to_linear_modules(model: nn.Module, peft_config: PeftConfig) -> i
 
 
 def _fused(layer: Any) -> LinearLoRA:
-    """A layer that the reference has patched, the same object, with the class that replaces its own."""
+    """Replace the class of a layer that the reference has patched, in place."""
     lora: Any = TritonLinearLoRA if isinstance(layer, reference.TritonLinearLoRA) else LinearLoRA
     plain = type(layer) in (reference.LinearLoRA, reference.TritonLinearLoRA)
     original = nn.Linear if plain else type(layer).__bases__[1]

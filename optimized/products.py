@@ -1,6 +1,6 @@
 """The products of a LoRA adapter, and the large product with its update, by Triton kernels or else by PyTorch.
 
-With `kept`, the large operand x or g, or of `lora_expand` the product, is what dropout keeps of it, not divided by 1-p.
+`kept` is a dropout mask on the large operand x or g, or in `lora_expand` on the product, without the factor 1/(1-p).
 """
 
 from collections.abc import Collection
@@ -34,7 +34,7 @@ def lora_expand(
     added: bool = False,
     kept: Kept | None = None,
 ) -> None:
-    """``scale · S[M, R] · B[N, R]ᵀ``, written to `out`, or where `added` added to it."""
+    """``scale · S[M, R] · B[N, R]ᵀ``, written to `out`, or added to it with `added`."""
     if _runs_on_triton(s, b, out):
         from optimized import kernels
 
@@ -70,7 +70,7 @@ def shrink_and_grad(
 ) -> Tensor:
     """``T = g[M, N] · B[N, R]``, unrounded, and ``scale · gᵀ · S[M, R]``, written to `out`.
 
-    Where `why_not_one_reading` gives a reason, by `lora_shrink` and `weight_grad`; `wanted` is as there.
+    If `why_not_one_reading` gives a reason, `lora_shrink` and `weight_grad` compute them; `wanted` is passed to it.
     """
     if _runs_on_triton(g, b, s, out) and why_not_one_reading(g, b.shape[1], compute, wanted) is None:
         from optimized import kernels
@@ -90,11 +90,11 @@ def linear_expand(
     routes: Collection[str] = (),
     kept: Kept | None = None,
 ) -> Tensor:
-    """``y[M, N] = x[M, K] · weight[N, K]ᵀ + bias + scale · S[M, R] · factor[N, R]ᵀ``, of the last what is `kept`.
+    """``y[M, N] = x[M, K] · weight[N, K]ᵀ + bias + scale · S[M, R] · factor[N, R]ᵀ``; `kept` masks the last term.
 
-    In one kernel where `why_not_one_kernel` has no reason against it. Otherwise the update is written first and the
-    large product added in place, while it reads y anyway; with a bias the large product comes first, since
-    ``b + scale · S Bᵀ`` may be larger, and rounded more coarsely, than any term of the formula's order.
+    One kernel computes y unless `why_not_one_kernel` gives a reason. Otherwise the update is written first and the
+    large product is added in place, which reads y anyway. With a bias the large product comes first, because
+    ``b + scale · S Bᵀ`` may be larger, and so rounded more coarsely, than the partial sums of the formula.
     """
     if why_not_one_kernel(x, weight, S.shape[1], ONE_KERNEL in routes, kept is not None) is None:
         from optimized import kernels
@@ -114,13 +114,13 @@ def linear_expand(
 
 
 def _runs_on_triton(*operands: Tensor) -> bool:
-    """Whether Triton can, and autograd does not record, as it does in backward with `create_graph`."""
+    """Whether Triton can run, and autograd does not record, as it would in backward with `create_graph`."""
     recorded = torch.is_grad_enabled() and any(operand.requires_grad for operand in operands)
     return not recorded and why_not_triton(*operands) is None
 
 
 def _wide(x: Tensor, compute: torch.dtype) -> Tensor:
-    """x rounded to `compute`, in the dtype that sums are kept in."""
+    """x rounded to `compute`, in the dtype of the sums."""
     x = x.to(compute)
     return x.float() if compute in (torch.float16, torch.bfloat16) else x
 

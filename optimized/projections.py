@@ -1,4 +1,4 @@
-"""Several LoRA projections of one x, outside autograd: one pass over x for all of their lora_A, and one for all dA."""
+"""Several LoRA projections of one x, outside autograd: one pass over x for all lora_A, and one for all dA."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from optimized.matrices import (
 
 
 class Operands(NamedTuple):
-    """One projection ``t ↦ t Wᵀ + b + scale · (t Aᵀ) Bᵀ``; without adapter A and B have rank 0."""
+    """One projection ``t ↦ t Wᵀ + b + scale · (t Aᵀ) Bᵀ``; without an adapter A and B have rank 0."""
 
     weight: Tensor
     bias: Tensor | None
@@ -32,13 +32,13 @@ class Operands(NamedTuple):
         return self.lora_A.shape[0]
 
     def autocast_as(self, dtype: torch.dtype | None) -> Operands:
-        """The projection as autocast sees it."""
+        """The projection with its operands in autocast's dtype."""
         weight, bias, lora_A, lora_B = autocast_as(dtype, *self[:4])
         return Operands(weight, bias, lora_A, lora_B, self.scale)
 
 
 class Needs(NamedTuple):
-    """Which gradients of one projection are wanted; that of the weight never is."""
+    """The wanted gradients of one projection; a gradient of the weight is never wanted."""
 
     weight: bool
     bias: bool
@@ -47,7 +47,7 @@ class Needs(NamedTuple):
 
 
 def forward(x: Tensor, projections: Sequence[Operands]) -> tuple[list[Tensor], Tensor | None]:
-    """Each projection's y [M, N] of x [M, K], and ``S = x [A_1; A_2; …]ᵀ`` [M, Σr], None without any adapter."""
+    """Each projection's y [M, N] of x [M, K], and ``S = x [A_1; A_2; …]ᵀ`` [M, Σr], or None without adapters."""
     S = middle(x, projections)
     ys = [linear(x, p.weight, p.bias) for p in projections]
     for y, s, p in zip(ys, _parts(S, projections), projections, strict=True):
@@ -58,7 +58,7 @@ def forward(x: Tensor, projections: Sequence[Operands]) -> tuple[list[Tensor], T
 
 
 def middle(x: Tensor, projections: Sequence[Operands]) -> Tensor | None:
-    """``S = x [A_1; A_2; …]ᵀ`` [M, Σr], or None without any adapter."""
+    """``S = x [A_1; A_2; …]ᵀ`` [M, Σr], or None without adapters."""
     A = _stacked(projections)
     if A is None:
         return None
@@ -70,10 +70,10 @@ def middle(x: Tensor, projections: Sequence[Operands]) -> Tensor | None:
 def back_through(
     gs: Sequence[Tensor | None], projections: Sequence[Operands], *, needs_x: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """``dX = Σ g W + T [A_1; A_2; …]`` [M, K] and ``T = [scale_1 · g_1 B_1, …]`` [M, Σr], over the g that are there.
+    """``dX = Σ g W + T [A_1; A_2; …]`` [M, K] and ``T = [scale_1 · g_1 B_1, …]`` [M, Σr], without missing g.
 
     Args:
-        gs: the gradient of each projection's y [M, N], None where it has none.
+        gs: the gradient of each projection's y [M, N], or None.
     """
     active = [(g, p) for g, p in zip(gs, projections, strict=True) if g is not None]
     parts = []
@@ -93,7 +93,7 @@ def back_through(
             dX.addmm_(g, p.weight)
     A = _stacked([p for _, p in active])
     if T is not None and A is not None:
-        # a summed rank may be one that 16 bits are not safe with where each rank is
+        # 16 bits may be unsafe with the sum of the ranks though safe with each rank
         apart = dX.dtype.itemsize == 2 and overreads(dX, len(A))
         factors = [p.lora_A for _, p in active if p.rank] if apart else [A]
         for t, factor in zip(parts if apart else [T], factors, strict=True):
@@ -111,10 +111,10 @@ def of_operands(
     needs: Sequence[Needs],
     like: Sequence[Operands],
 ) -> list[Tensor | None]:
-    """dW (none), dbias, dA and dB of each projection in turn, in the dtypes of `like`; None where not wanted.
+    """dW (always None), dbias, dA and dB of each projection, in the dtypes of `like`; None if not wanted.
 
     Args:
-        x: [M, K], for dA; S: as `forward` gave it, for dB; T: as `back_through` gave it, for dA.
+        x: [M, K], for dA; S: from `forward`, for dB; T: from `back_through`, for dA.
     """
     active = [p for g, p in zip(gs, projections, strict=True) if g is not None]
     d_As = iter(_parts(_outer(T, x), active, dim=0)) if any(n.lora_A for n in needs) else None
@@ -132,7 +132,7 @@ def of_operands(
 
 
 def _outer(left: Tensor | None, right: Tensor | None, scale: float = 1.0) -> Tensor | None:
-    """``scale · leftᵀ right`` [P, Q] over the tokens; the narrow operand stands on the left."""
+    """``scale · leftᵀ right`` [P, Q] over the tokens, with the narrow operand on the left."""
     if left is None or right is None:
         return None
     wide_left, wide_right = as_dtype(_compute(right, left, len(right)), left, right)
@@ -141,13 +141,13 @@ def _outer(left: Tensor | None, right: Tensor | None, scale: float = 1.0) -> Ten
 
 
 def _compute(t: Tensor, factor: Tensor, *inner: int) -> torch.dtype:
-    """The wider of both dtypes; on a CPU float32 where 16 bits are slower, for so small a t, or not safe."""
+    """The wider dtype; on a CPU float32 if 16 bits are slower, because t is small, or unsafe."""
     wider = torch.promote_types(t.dtype, factor.dtype)
     return torch.float32 if wider.itemsize == 2 and (few_for_16_bits(t) or overreads(t, *inner)) else wider
 
 
 def _stacked(projections: Sequence[Operands]) -> Tensor | None:
-    """[A_1; A_2; …] of the projections that have an adapter."""
+    """[A_1; A_2; …] of the projections with an adapter."""
     return _joined([p.lora_A for p in projections if p.rank], dim=0)
 
 
@@ -161,7 +161,7 @@ def _joined(parts: list[Tensor], dim: int = 1) -> Tensor | None:
 
 
 def _parts(joined: Tensor | None, projections: Sequence[Operands], dim: int = 1) -> list[Tensor | None]:
-    """Each projection's part of what `_joined` joined, None for one without adapter."""
+    """Split the result of `_joined` into the projections' parts; None for a projection without an adapter."""
     if joined is None:
         return [None] * len(projections)
     parts = torch.split(joined, [p.rank for p in projections], dim)

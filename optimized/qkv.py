@@ -1,4 +1,4 @@
-"""Query, key and value by one autograd node, `nodes.qkv`."""
+"""Query, key and value as one autograd node, `nodes.qkv`."""
 
 from torch import Tensor
 
@@ -10,10 +10,10 @@ from reference.qkv import lora_qkv as plain_lora_qkv
 
 
 def lora_qkv(x: Tensor, q: Projection, k: Projection, v: Projection) -> tuple[Tensor, Tensor, Tensor]:
-    """``y_p = x W_pᵀ + b_p + scale_p · (x A_pᵀ) B_pᵀ`` for q, k and v: `reference.lora_qkv` with its errors.
+    """``y_p = x W_pᵀ + b_p + scale_p · (x A_pᵀ) B_pᵀ`` for q, k and v: `reference.lora_qkv`, with its errors.
 
-    Saved for backward beyond x and the parameters: ``x [A_q; A_k; A_v]ᵀ``. What `why_not_fused` gives a reason
-    for is computed by the reference.
+    Besides x and the parameters, ``x [A_q; A_k; A_v]ᵀ`` is saved for backward. If `why_not_fused` gives a reason, the
+    reference computes.
     """
     projections = operands_of(x, q=q, k=k, v=v)
     if why_not_fused(x, *flat(projections)):

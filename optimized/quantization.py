@@ -1,4 +1,4 @@
-"""A linear layer in integers, through the fastest product that is exact."""
+"""A linear layer on integers, with the fastest exact product."""
 
 from functools import cached_property
 
@@ -10,19 +10,20 @@ from optimized.dispatch.integers import why_not_float32, why_not_int8, why_not_k
 from reference.quantization import Quantized, quantize_dynamic, step_and_zero_point
 
 ELEMENTS_AT_ONCE = 2**15 - 1
-"""Of a block of rows: its intermediate results stay in the cache, and PyTorch does not split work that small among
-threads, which on a busy machine wait for each other longer than they compute."""
+"""Elements in a block of rows. The intermediate results of a block stay in the cache, and PyTorch does not split such
+small work between threads, which on a busy machine wait for each other longer than they compute."""
 
 
 class QuantizedLinear(reference.QuantizedLinear):
-    """`reference.QuantizedLinear` with its integers multiplied as int8, float32 or float64, whichever is exact.
+    """`reference.QuantizedLinear` with integer products in int8, float32 or float64.
 
-    The first that is of int8 (by a Triton kernel, see `why_not_kernel`, or by PyTorch, see `why_not_int8`),
-    float32 (see `why_not_float32`) and float64; every one keeps its own copy of the weight from the first product on.
+    The product is the first exact one of int8 (by a Triton kernel, see `why_not_kernel`, or by PyTorch, see
+    `why_not_int8`), float32 (see `why_not_float32`) and float64. Each keeps its own copy of the weight after its first
+    use.
     """
 
     def __call__(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """As the reference's; by one kernel (see `why_not_kernel`), or block by block, but for one int8 product."""
+        """As in the reference, by one kernel (see `why_not_kernel`), or in blocks of rows around one int8 product."""
         if self.weight is None or 0 in (*x.shape, self.out_features):
             return super().__call__(x, dtype)
         if why_not_kernel(self, x) is None:
@@ -40,14 +41,14 @@ class QuantizedLinear(reference.QuantizedLinear):
         return self._in_blocks(x, scale, zero_point - self._half, dtype)
 
     def quantize(self, x: Tensor) -> Quantized:
-        """As the reference's, in a few passes over x."""
+        """As in the reference, with few passes over x."""
         if self.input_range is not None or x.ndim != 2 or not x.numel():
             return super().quantize(x)
         scale, zero_point = self._steps(x)
         return Quantized(self._integers(x, scale, zero_point, lowest=0).long(), scale, zero_point.long())
 
     def accumulate(self, x: Tensor) -> Tensor:
-        """As the reference's."""
+        """As in the reference."""
         if self.weight is None or 0 in (*x.shape, self.out_features):
             return super().accumulate(x)
         if why_not_kernel(self, x) is None:
@@ -60,7 +61,7 @@ class QuantizedLinear(reference.QuantizedLinear):
         return (x.double() @ self._weight_float64).long()
 
     def recover(self, raw: Tensor, x: Quantized) -> Tensor:
-        """As the reference's; below 2⁵³ the correction is exact in float64, and one product of rank 2."""
+        """As in the reference; below 2⁵³ the correction is exact in float64, as one product of rank 2."""
         if 0 in raw.shape or self._is_beyond_float64(x.zero_point):
             return super().recover(raw, x)
         rest = x.values.sum(1, keepdim=True) - x.zero_point * self.in_features
@@ -68,24 +69,24 @@ class QuantizedLinear(reference.QuantizedLinear):
         return self._corrected(raw.double(), terms, x.scale)
 
     def to(self, device: torch.device) -> None:
-        """As the reference's."""
+        """As in the reference."""
         if self.weight_sum.device != device:
             self._forget_copies()
         super().to(device)
 
     def clear(self) -> None:
-        """As the reference's; no copy stays."""
+        """As in the reference; all copies of the weight are deleted too."""
         super().clear()
         self._forget_copies()
 
     def _steps(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The scale and the zero point of each row, float64 [M, 1]."""
-        # not aminmax, which takes nine times as long
+        # aminmax would take nine times as long
         low, high = x.amin(1, keepdim=True).double(), x.amax(1, keepdim=True).double()
         try:
             return step_and_zero_point(low, high, self.n_bits, lowest=0)
         except ValueError:
-            quantize_dynamic(x, self.n_bits)  # which says what is wrong with x
+            quantize_dynamic(x, self.n_bits)  # its error names the fault of x
             raise
 
     def _integers(self, x: Tensor, scale: Tensor, zero_point: Tensor, lowest: int) -> Tensor:
@@ -94,7 +95,7 @@ class QuantizedLinear(reference.QuantizedLinear):
 
     @torch.no_grad()
     def _in_blocks(self, x: Tensor, scale: Tensor, low: Tensor, dtype: torch.dtype) -> Tensor:
-        """y, with ``q_x - 2ⁿ⁻¹`` for q_x, whose zero points are `low`; one product of all rows, the rest by blocks."""
+        """y from ``q_x - 2ⁿ⁻¹``, whose zero points are `low`: one product for all rows, the other steps in blocks."""
         at_once = max(1, ELEMENTS_AT_ONCE // max(self.in_features, self.out_features))
         centred, terms = torch.empty_like(x, dtype=torch.int8), torch.cat((low * -self.in_features, low), 1)
         before = [torch.split(t, at_once) for t in (x, scale, low, centred, terms[:, :1])]
@@ -109,7 +110,7 @@ class QuantizedLinear(reference.QuantizedLinear):
         return y
 
     def _by_kernel(self, x: Tensor, terms: tuple[Tensor, ...], columns: Tensor, dtype: torch.dtype) -> Tensor:
-        """`kernels.int8_linear` of the centred x, padded as the weight is: in a dtype, from terms [M, 1] or [1, 1]."""
+        """`kernels.int8_linear` of the centred x, padded like the weight; terms are [M, 1] or [1, 1]."""
         from optimized import kernels
 
         weight = self._weight_int8.t()[: self.out_features]
@@ -120,12 +121,12 @@ class QuantizedLinear(reference.QuantizedLinear):
         return y
 
     def _corrected(self, raw: Tensor, terms: Tensor, scale: Tensor) -> Tensor:
-        """``(raw - [z_w·(Σq_x - z_x·K) + z_x·Σq_w])·(s_x·s_w) + b``, into raw, in float64."""
+        """``(raw - [z_w·(Σq_x - z_x·K) + z_x·Σq_w])·(s_x·s_w) + b``, in place in raw, in float64."""
         y = raw.addmm_(terms, self._columns, alpha=-1).mul_(scale * self.weight_scale)
         return y if self.bias is None else y.add_(self.bias)
 
     def _is_beyond_float64(self, zero_point: Tensor) -> bool:
-        """Whether an integer of the correction might not be below 2⁵³."""
+        """Whether an integer of the correction could reach 2⁵³."""
         return 4 * self.in_features * self._largest(zero_point) * self._largest_weight >= 2**53
 
     @cached_property
@@ -143,14 +144,14 @@ class QuantizedLinear(reference.QuantizedLinear):
 
     @cached_property
     def largest_product(self) -> int:
-        """`largest_accumulator`, found once."""
+        """`largest_accumulator`, computed once."""
         return self.largest_accumulator
 
     @cached_property
     def _weight_int8(self) -> Tensor:
         assert self.weight is not None
         weight = self.weight.to(torch.int8)
-        if weight.is_cuda:  # whose product takes multiples of 8 alone; a kernel reads 16 at once
+        if weight.is_cuda:  # its product needs multiples of 8, and a kernel reads 16 at once
             weight = torch.nn.functional.pad(weight, (0, -self.in_features % 16, 0, -self.out_features % 8))
         return weight.t()
 
@@ -172,7 +173,7 @@ class QuantizedLinear(reference.QuantizedLinear):
         return int(2**self.n_bits) + (int(zero_point.abs().amax()) if zero_point.numel() else 0)
 
     def _by_int8(self, x: Tensor) -> Tensor:
-        """``q_x · q_wᵀ = (q_x - 2ⁿ⁻¹) · q_wᵀ + 2ⁿ⁻¹·Σq_w``: so the unsigned q_x is signed."""
+        """``q_x · q_wᵀ = (q_x - 2ⁿ⁻¹) · q_wᵀ + 2ⁿ⁻¹·Σq_w``; the subtraction makes the unsigned q_x fit int8."""
         centred = (x - self._half).to(torch.int8)
         if centred.is_cuda:
             rows = max(17 - len(x), 0)

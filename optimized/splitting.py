@@ -5,6 +5,6 @@ from optimized.service.remote_module import RemoteModule
 
 
 class HybridFHEModel(reference.splitting.HybridFHEModel):
-    """`reference.HybridFHEModel` on fast remote modules."""
+    """`reference.HybridFHEModel` with fast remote modules."""
 
     remote_module = RemoteModule

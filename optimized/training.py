@@ -1,4 +1,4 @@
-"""One training step of a LoRA model with remote products: the reference's, with the faster parts."""
+"""The training step of `reference.training` with faster parts."""
 
 from torch import nn
 
@@ -15,5 +15,5 @@ class LoraTraining(reference.LoraTraining):
 
     @staticmethod
     def replace_layers_with_custom(model: nn.Module, skip_first: bool = True) -> None:
-        """As the reference's."""
+        """As in the reference."""
         replace_linear_layers(model, CustomLinear, skip_first)

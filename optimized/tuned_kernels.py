@@ -1,12 +1,12 @@
-"""The kernels that `kernels/tuned.json` has entries for: what they are called there, and their largest rank."""
+"""The names of kernels in `kernels/tuned.json`, and the largest rank of one of them."""
 
 from torch import Tensor
 
-# In the table: W in rows, as forward reads it, or in columns.
+# Two entries: W is contiguous along K, as in forward, or along N, as in backward.
 LINEAR_EXPAND, LINEAR_EXPAND_BACKWARD = "linear_expand", "linear_expand, backward"
 MOST_ONE_READING_RANK = 32
 
 
 def linear_expand_entry(weight: Tensor) -> str:
-    """The name that entries of `tuned.json` have for one kernel beside a weight [N, K] of this layout."""
+    """The name of `linear_expand` in `tuned.json` for a weight [N, K] of this layout."""
     return LINEAR_EXPAND if weight.stride(1) == 1 else LINEAR_EXPAND_BACKWARD

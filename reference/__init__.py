@@ -1,41 +1,40 @@
-"""What LoRA, and training it with remote linear layers, compute: the specification as plain PyTorch.
+"""The specification of LoRA, and of its training with remote linear layers, as plain PyTorch.
 
-Read it in this order; each file holds one concept and each public docstring its formula, shapes, dtypes and
-errors.
-Symbols everywhere: x [*, K], weight W [N, K], bias b [N], lora_A A [r, K], lora_B B [N, r], scale s, and g
-for the gradient of the output.
+Read the files in this order. Each file holds one concept; each public docstring states the formula, shapes, dtypes
+and errors. The symbols are the same everywhere: x [*, K], weight W [N, K], bias b [N], lora_A A [r, K],
+lora_B B [N, r], scale s, and g for the gradient of the output.
 
 - `linear`: the formula, `lora_linear`.
-- `adapter`: its adapter term alone with the gradients written out, `LoRATritonFunction`.
+- `adapter`: the adapter term of that formula with its gradients written out, `LoRATritonFunction`.
 - `dora`: magnitude and direction, `dora_linear`.
-- `qkv`, `mlp`: fused blocks of several such layers, each one a `projection`: `lora_qkv` and `lora_mlp`.
+- `qkv`, `mlp`: fused blocks of several such layers, `lora_qkv` and `lora_mlp`; `projection` is one layer of a block.
 - `layer`: the formula as a module that merges and unmerges, `LinearLoRA`.
 - `config`: every option with its default, `PeftConfig`.
-- `matching`: which modules are chosen, `ModuleMatcher`.
-- `model`: adapters put into a model, `patch_linear_module` and `apply_lora_to_linear_modules`.
-- `gradnorm`: the gradient norm and clipping by it.
-- `distributed`: a layer split over ranks, `colwise_parallel_lora` and `rowwise_parallel_lora`; `sharded`: the parts of
-  a gradient that is spread over them.
-- `hybrid`: linear layers whose products run elsewhere, `CustomLinear`.
+- `matching`: the rule that chooses modules by name, `ModuleMatcher`.
+- `model`: functions that put adapters into a model, `patch_linear_module` and `apply_lora_to_linear_modules`.
+- `gradnorm`: the gradient norm, and gradient clipping.
+- `distributed`: a layer split over ranks, `colwise_parallel_lora` and `rowwise_parallel_lora`; `sharded`: tensors
+  that are sharded over ranks.
+- `hybrid`: linear layers whose products can run on a server, `CustomLinear`.
 - `training`: one training step of such a model, `LoraTraining`.
-- `checkpoint`: an adapter on disk, in PEFT's layout, `save_adapter` and `load_adapter`. Behind it the package `files`:
+- `checkpoint`: an adapter on disk, in PEFT's layout, `save_adapter` and `load_adapter`. It uses the package `files`:
   `training_file`: a training run, `save_training` and `load_training`; `peft_format`, `tensor_file`, `plain_values`
   and `whole_files`.
 - `quantization`: numbers as n-bit integers, and `QuantizedLinear`, a linear layer that multiplies them.
 - `splitting`: a model whose products run remotely, `HybridFHEModel`.
 - the package `encrypted`: encrypted integer products.
   - `noise`: the parameter sets of the encryption, `EncryptionParameters`, and the noise of its results.
-  - `envelope`, `layout`: what a message is checked for before it is used.
-  - `keys`: a pair of keys, kept from view, `Keys`; `library`: what encrypts.
+  - `envelope`, `layout`: the checks of a message before it is used.
+  - `keys`: a pair of keys that is never shown, `Keys`; `library`: the wrapper of the encryption library.
   - `encryption`: the products, `Backend` and `ConcreteBackend`.
 - the package `service`: the client and the server of a split model.
-  - `remote_module`: a product as each `HybridFHEMode` computes it, `RemoteModule`; behind it `shared_state` and
+  - `remote_module`: a product as each `HybridFHEMode` computes it, `RemoteModule`; it uses `shared_state` and
     `weight_version`.
-  - `protocol`: what client and server send each other; `client`: `RemoteClient`.
-  - `server`: `serve`; behind it `listener`, `connection`, `application`, `key_store` and `worker`.
+  - `protocol`: the messages between client and server; `client`: `RemoteClient`.
+  - `server`: `serve`; it uses `listener`, `connection`, `application`, `key_store` and `worker`.
   - `deployment`: both parts of a split model on disk.
 
-Nothing here is fast. `optimized` has the same names, files and signatures, and is.
+This package is not fast. `optimized` has the same names, files and signatures, and is fast.
 """
 
 from .adapter import LoRATritonFunction

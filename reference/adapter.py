@@ -1,4 +1,4 @@
-"""The adapter term alone, with its gradients written out: what a fused kernel has to compute."""
+"""The adapter term alone, with its gradients written out, as a fused kernel computes it."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ class LoRATritonFunction(torch.autograd.Function):
 
     ``LoRATritonFunction.apply(x, lora_A, lora_B, scale, dtype)``: with S = x Aᵀ [*, r] and g the gradient of
     y, ``dX = scale·(g B) A``, ``dA = scale·(g B)ᵀ x``, ``dB = scale·gᵀ S``. All sums are accumulated in
-    float32 at least (float64 in float64) and rounded once. Autocast plays no part: dtype says what comes out.
+    float32 at least (float64 in float64) and rounded once. Autocast has no effect: dtype is the dtype of the result.
     Source: Hu et al., LoRA (2021); named after NeMo Automodel's function, which computes this in Triton
         kernels.
     """
@@ -24,10 +24,10 @@ class LoRATritonFunction(torch.autograd.Function):
         """``scale · (x Aᵀ) Bᵀ``.
 
         Args:
-            x: [*, K], floating point; cast to the adapter's dtype where that differs.
-            lora_A: [r, K].   lora_B: [N, r].   Of one dtype, any strides.
+            x: [*, K], floating point; cast to the adapter's dtype.
+            lora_A: [r, K].   lora_B: [N, r].   Both have one dtype; any strides.
             scale: a number.
-            dtype: of the result; None for x's.
+            dtype: the dtype of the result; None for x's.
         Returns:
             [*, N] in dtype.
         Raises:
@@ -40,7 +40,7 @@ class LoRATritonFunction(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004 torch's signature
-        """Keep the operands for backward; S is computed again there."""
+        """Save the operands for backward, which computes S again."""
         x, lora_A, lora_B, scale, _ = inputs
         ctx.save_for_backward(x, lora_A, lora_B)
         ctx.scale = scale
@@ -50,9 +50,8 @@ class LoRATritonFunction(torch.autograd.Function):
         """``dX = scale·(g B) A``, ``dA = scale·(g B)ᵀ x``, ``dB = scale·gᵀ (x Aᵀ)`` for g = d_y [*, N].
 
         Returns:
-            (dX [*, K], dA [r, K], dB [N, r], None, None), each in the dtype of its operand and None where the
-            operand needs no gradient. These are plain differentiable products, so double backward is right
-            too.
+            (dX [*, K], dA [r, K], dB [N, r], None, None), each in the dtype of its operand, and None where the
+            operand needs no gradient. All products are differentiable, so double backward is right too.
         """
         x, lora_A, lora_B = ctx.saved_tensors
         need_x, need_A, need_B = ctx.needs_input_grad[:3]
@@ -61,8 +60,7 @@ class LoRATritonFunction(torch.autograd.Function):
             A, B = widen(lora_A), widen(lora_B)
             gB = g @ B
             d_x = (gB @ A * ctx.scale).to(x.dtype) if need_x else None
-            # "...n,...k->nk" sums the outer product over every leading dimension, none and empty ones
-            # included.
+            # "...n,...k->nk" sums the outer product over all leading dimensions, if there are any.
             d_A = (torch.einsum("...r,...k->rk", gB, wide_x) * ctx.scale).to(lora_A.dtype) if need_A else None
             S = F.linear(wide_x, A)
             d_B = (torch.einsum("...n,...r->nr", g, S) * ctx.scale).to(lora_B.dtype) if need_B else None

@@ -1,4 +1,4 @@
-"""An adapter on disk, in Hugging Face PEFT's layout: saving it, and loading it into a model."""
+"""An adapter on disk, in Hugging Face PEFT's layout: how to save it and load it into a model."""
 
 import os
 import warnings
@@ -21,30 +21,30 @@ from .model import patch_linear_module
 __all__ = ["load_adapter", "load_training", "save_adapter", "save_training"]
 
 CONFIG, TENSORS, REST = "adapter_config.json", "adapter_model.safetensors", "automodel_peft_config.json"
-DIGEST = "loraspec_sha256"  # of the tensors and of what scales them, in the metadata of TENSORS
+DIGEST = "loraspec_sha256"  # hash of the tensors and the options that scale them, in the metadata of TENSORS
 PARTS = {"lora_A.weight": "lora_A.weight", "lora_B.weight": "lora_B.weight", "lora_magnitude": "lora_magnitude_vector"}
 Layers = dict[str, Any]
 
 
 def save_adapter(model: nn.Module, config: PeftConfig, path: str | os.PathLike[str]) -> None:
-    """Save the adapters of a model as Hugging Face PEFT does, so that either loads it.
+    """Save the adapters of a model in the format of Hugging Face PEFT, which PEFT and `load_adapter` both read.
 
-    Three files: ``adapter_model.safetensors`` with ``base_model.model.<name>.lora_A.weight`` [r, K],
+    There are three files: ``adapter_model.safetensors`` with ``base_model.model.<name>.lora_A.weight`` [r, K],
     ``….lora_B.weight`` [N, r] and with DoRA ``….lora_magnitude_vector`` [N], in their dtypes, neither scaled
-    nor merged; ``adapter_config.json`` with PEFT's fields; ``automodel_peft_config.json`` with the options PEFT
-    has no field for. The same adapter gives the same bytes. They replace older ones all or none.
+    nor merged; ``adapter_config.json`` with PEFT's fields; ``automodel_peft_config.json`` with the options that
+    have no field in PEFT. The same adapter gives the same bytes. The files replace older files, all or none.
 
     Args:
-        model: with `LinearLoRA`s; a layer with two names is saved under both.
-        config: what they were made with.
-        path: a folder, made if it is not there; its other files stay.
+        model: a model with `LinearLoRA`s; a layer with two names is saved under both.
+        config: the config of these layers.
+        path: a folder, created if missing; its other files stay.
     Raises:
         ValueError: if there is no adapter, or config has another dim, alpha, use_rslora or use_dora than a
             layer, naming it.
-        OSError: if a file cannot be written; the older ones are then whole.
+        OSError: if a file cannot be written; the older files are then intact.
     Warns:
-        UserWarning: for trainable parameters that are no adapter's, and so not saved; for what PEFT cannot
-            say.
+        UserWarning: for trainable parameters outside adapters, which are not saved; for an option that PEFT has no
+            field for.
     Source: PEFT `save_pretrained`; NeMo Automodel `PeftAddon`.
     """
     layers, others = _layers(model)
@@ -63,29 +63,29 @@ def save_adapter(model: nn.Module, config: PeftConfig, path: str | os.PathLike[s
 
 
 def load_adapter(model: nn.Module, path: str | os.PathLike[str]) -> PeftConfig:
-    """Load adapters that `save_adapter` or Hugging Face PEFT saved; all is checked before anything is changed.
+    """Load adapters that `save_adapter` or Hugging Face PEFT saved; all checks come before the first change.
 
-    A model with adapters must have those of the file, and gets their values alone, cast to the dtype it has
-    them in; a merged layer is unmerged; dropout stays the model's. A model without is adapted first, as
-    `apply_lora_to_linear_modules` does, in the file's dtypes.
+    A model with adapters must have the same adapters as the file. It gets only their values, cast to its own
+    dtypes; a merged layer is unmerged; the model keeps its dropout. A model without adapters is adapted first, as by
+    `apply_lora_to_linear_modules`, in the dtypes of the file.
 
     Args:
         model: changed in place.
-        path: the folder. Links in it may not lead out of it, but to the blobs of a Hugging Face cache.
+        path: the folder. A link in it may lead to a file of the folder or to the blobs of a Hugging Face cache.
     Returns:
-        the config; for a file of PEFT's with the adapted modules as targets and dropout on x.
+        the config; for files of PEFT, its targets are the adapted modules and its dropout is on x.
     Raises:
-        ValueError: if a file is not whole, is a pickle, names tensors that the model has no place for or lacks
-            some, has other shapes or dtypes than floating point, does not fit the model's dtype, or says of
-            the adapter what is not supported (see `peft_format`); the model is then as it was.
-        FileNotFoundError: naming the file that is not there.
+        ValueError: if a file is not whole or is a pickle; if its tensors have other names or shapes than the model
+            needs, are not floating point, or have values beyond the model's dtype; if it uses an unsupported
+            option (see `peft_format`). The model is then unchanged.
+        FileNotFoundError: naming the missing file.
     Source: PEFT `PeftModel.from_pretrained`.
     """
     return read_adapter(model, path, patch_linear_module)
 
 
 def read_adapter(model: nn.Module, path: str | os.PathLike[str], patch: Callable[..., Any]) -> PeftConfig:
-    """What `load_adapter` does, adapting layers by `patch`, a `patch_linear_module`."""
+    """Implement `load_adapter`; `patch` is the `patch_linear_module` that adapts layers."""
     folder = Path(path)
     try:
         values = read_json(file_in(folder, CONFIG))
@@ -118,7 +118,7 @@ def _layers(model: nn.Module) -> tuple[Layers, list[str]]:
 
 
 def _tensors(layers: Layers) -> dict[str, Tensor]:
-    """The adapters' tensors by PEFT's names for them."""
+    """The adapters' tensors by their names in PEFT."""
     named: dict[str, Tensor] = {}
     for name, layer in layers.items():
         state = {"lora_A.weight": layer.lora_A.weight, "lora_B.weight": layer.lora_B.weight}
@@ -133,7 +133,7 @@ def _digest(tensors: dict[str, Tensor], config: PeftConfig) -> str:
 
 
 def _check_options(name: str, layer: LinearLoRA, config: PeftConfig, source: str) -> None:
-    """Refuse a layer that computes something else than the config says."""
+    """Refuse a layer whose options differ from the config."""
     for key in ("dim", "alpha", "use_rslora", "use_dora"):
         if getattr(layer, key) != getattr(config, key):
             raise ValueError(
@@ -141,14 +141,14 @@ def _check_options(name: str, layer: LinearLoRA, config: PeftConfig, source: str
                 f"expected the same for every layer"
             )
     if layer.scale != scale_of(config):
-        raise ValueError(f"{name} has the scale {layer.scale!r}: expected {scale_of(config)!r}, as its alpha says")
+        raise ValueError(f"{name} has the scale {layer.scale!r}: expected {scale_of(config)!r}, from its alpha")
 
 
 def _warn_of_unsaved(model: nn.Module, layers: Layers) -> None:
     saved = {id(tensor) for tensor in _tensors(layers).values()}
     left = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in saved]
     if left:
-        warnings.warn(f"trainable, but no adapter's and so not saved: {', '.join(left)}", stacklevel=3)
+        warnings.warn(f"trainable parameters outside adapters are not saved: {', '.join(left)}", stacklevel=3)
 
 
 def _tensor_path(folder: Path) -> Path:
@@ -165,7 +165,7 @@ def _by_module(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """The tensors by module and part.
 
     Raises:
-        ValueError: for a name or a dtype that no adapter of a linear layer has.
+        ValueError: for a name or a dtype that an adapter of a linear layer cannot have.
     """
     named: dict[str, dict[str, Tensor]] = {}
     for key, tensor in sorted(tensors.items()):
@@ -177,7 +177,7 @@ def _by_module(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
             raise ValueError(f"{key} is {tensor.dtype}: expected one of {', '.join(map(str, DTYPES.values()))}")
         named.setdefault(key.removeprefix(PREFIX).removesuffix(f".{PARTS[part]}"), {})[part] = tensor
     if not named:
-        raise ValueError(f"{TENSORS} holds no tensor: expected those of an adapter")
+        raise ValueError(f"{TENSORS} holds no tensor: expected the tensors of an adapter")
     return named
 
 
@@ -201,7 +201,7 @@ def _check_names(named: dict[str, Any], layers: Layers, modules: dict[str, nn.Mo
 
 
 def _check_layer(name: str, parts: dict[str, Tensor], module: nn.Module, config: PeftConfig) -> None:
-    """Refuse what does not fit one module."""
+    """Refuse tensors that do not fit one module."""
     if isinstance(module, LinearLoRA):
         _check_options(name, module, config, CONFIG)
     else:
@@ -230,7 +230,7 @@ def _check_layer(name: str, parts: dict[str, Tensor], module: nn.Module, config:
 
 
 def _check_fits(name: str, parts: dict[str, Tensor], layer: LinearLoRA) -> None:
-    """Refuse finite values that are none in the dtype of their place."""
+    """Refuse finite values that overflow in the dtype of the layer's parameter."""
     for part, value in parts.items():
         place = layer.get_parameter(part)
         if not torch.equal(value.isfinite(), value.to(place.dtype).isfinite()):
@@ -240,11 +240,11 @@ def _check_fits(name: str, parts: dict[str, Tensor], layer: LinearLoRA) -> None:
 
 
 def _adapt(model: nn.Module, parts: dict[nn.Module, Any], config: PeftConfig, patch: Callable[..., Any]) -> None:
-    """Adapt modules as `apply_lora_to_linear_modules` does, each in the dtype of its tensors."""
+    """Adapt modules as `apply_lora_to_linear_modules` does, but each in the dtype of its tensors."""
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     devices = {p.device for p in model.parameters() if p.is_cuda}
-    # The initial values are replaced: the caller's random draws are to stay as they were.
+    # The initial values will be replaced, so drawing them must not change the caller's random state.
     with torch.random.fork_rng(devices=list(devices)):
         for module, own in parts.items():
             patch(

@@ -1,4 +1,4 @@
-"""The options of an adapter: names, defaults and the values they take, stated here and nowhere else."""
+"""The options of an adapter: their names, defaults and valid values. Only this file states them."""
 
 import difflib
 import sys
@@ -17,12 +17,12 @@ LORA_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 @dataclass
 class PeftConfig:
-    """What to adapt and how: every option of LoRA with its default; treat it as frozen.
+    """Every option of LoRA with its default: the modules to adapt and their adapters. Treat it as frozen.
 
     Args:
         target_modules: patterns of the modules to adapt (see `matching`); None is [], a string is one
             pattern.
-        exclude_modules: patterns of the linear modules to leave out; alone it means all others.
+        exclude_modules: patterns of the linear modules to leave out; given alone, all other linear modules are adapted.
         match_all_linear: adapt every linear module.
         dim: rank r of the adapter, an int of at least 1.
         alpha: a finite number, not negative; the scale is ``alpha/dim`` (``alpha/√dim`` with use_rslora).
@@ -31,16 +31,14 @@ class PeftConfig:
         lora_A_init: "xavier", "uniform" or "kaiming" (see `LinearLoRA.init_lora_weights`).
         lora_dtype: the adapter's dtype, a torch.dtype or its name ("bfloat16", "torch.bfloat16"), held as a
             torch.dtype; None takes the dtype of the layer.
-        use_triton: which class a patched layer gets; the values computed are the same. The seed disagrees
-            with itself here, and both of its defaults are kept: False in this class, True in
-            `patch_linear_module`.
+        use_triton: patch with `TritonLinearLoRA` instead of `LinearLoRA`; both compute the same values. The source
+            has two defaults, and both are kept: False in this class, True in `patch_linear_module`.
         use_dora: decompose the weight into magnitude and direction (see `dora`).
         use_rslora: rank-stabilised scale, ``alpha/√dim``.
-        use_memory_efficient_lora: recompute instead of save in backward; the values computed are the same.
+        use_memory_efficient_lora: recompute in backward instead of saving; the computed values are the same.
     Raises:
         ValueError: naming the key, the value and what was expected, for a wrong type, NaN or a value out of
-            range. Which of the three ways to choose modules go together is decided by `ModuleMatcher`, not
-            here.
+            range. `ModuleMatcher`, not this class, refuses more than one of the three ways to choose modules.
     Source: NeMo Automodel `PeftConfig`; rsLoRA: Kalajdzievski (2023); DoRA: Liu et al. (2024).
     """
 
@@ -88,10 +86,10 @@ class PeftConfig:
         """The config that a dict describes; ``from_dict(to_dict(c)) == c``.
 
         Args:
-            d: option names and values; missing ones take their default. It is not modified.
+            d: option names and values; missing options take their default. The dict is not modified.
         Raises:
-            ValueError: for an unknown key, naming it, its value and the nearest valid key; and as the class
-                does.
+            ValueError: for an unknown key, naming it, its value and the nearest valid key; and as in the
+                class.
         Source: NeMo Automodel `PeftConfig.from_dict`.
         """
         if not isinstance(d, Mapping):
@@ -105,13 +103,13 @@ class PeftConfig:
 
 
 def check_dim(dim: object) -> None:
-    """Refuse a rank that is no int of at least 1; True is no rank."""
+    """Refuse a rank that is not an int of at least 1; a bool is refused too."""
     if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
         raise ValueError(f"dim = {dim!r}: expected an int of at least 1")
 
 
 def check_alpha(alpha: object) -> None:
-    """Refuse an alpha that is no finite number, or negative; 0 switches the adapter off."""
+    """Refuse an alpha that is negative or not a finite number; an alpha of 0 switches the adapter off."""
     if not _is_number(alpha) or not 0 <= alpha <= sys.float_info.max:
         raise ValueError(f"alpha = {alpha!r}: expected a finite number, not negative")
 
@@ -125,13 +123,13 @@ def check_dropout(dropout: object, dropout_position: object) -> None:
 
 
 def check_init_method(key: str, method: object) -> None:
-    """Refuse an initialisation that has no name here."""
+    """Refuse an initialisation that is not in `INIT_METHODS`."""
     if method not in INIT_METHODS:
         raise ValueError(f"{key} = {method!r}: expected one of {INIT_METHODS}")
 
 
 def check_flag(key: str, value: object) -> None:
-    """Refuse what is neither True nor False: 0, 1 and "false" are usually a misplaced argument."""
+    """Refuse a value other than True and False: 0, 1 and "false" are usually a misplaced argument."""
     if not isinstance(value, bool):
         raise ValueError(f"{key} = {value!r}: expected True or False")
 
@@ -140,7 +138,7 @@ def parse_dtype(dtype: object) -> torch.dtype | None:
     """The torch.dtype that "bfloat16", "torch.bfloat16" or torch.bfloat16 names; None stays None.
 
     Raises:
-        ValueError: if it is none of `LORA_DTYPES`, the dtypes that a linear layer computes in.
+        ValueError: if the dtype is not one of `LORA_DTYPES`, the dtypes that a linear layer computes in.
     """
     if dtype is None:
         return None

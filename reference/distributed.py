@@ -7,7 +7,7 @@ from torch import nn
 if TYPE_CHECKING:
     from torch.distributed.tensor.parallel import ParallelStyle
 
-# The dimension along which each parameter is cut; None where every rank holds all of it.
+# The dimension along which each parameter is split; None if every rank holds the whole parameter.
 COLUMNS = {"weight": 0, "bias": 0, "lora_A.weight": None, "lora_B.weight": 0}
 ROWS = {"weight": 1, "bias": None, "lora_A.weight": 1, "lora_B.weight": None}
 
@@ -22,10 +22,10 @@ def colwise_parallel_lora(**layouts: Any) -> "ParallelStyle":
         layouts: ``input_layouts`` (all of x on each rank), ``output_layouts`` (columns) and ``use_local_output``
             (True) of torch's `ColwiseParallel`.
     Returns:
-        a style for a `LinearLoRA`, whose parameters become DTensors. N need not divide by the number of ranks; a rank
-        may be left with no row. DDP and `fully_shard` need no style.
+        a style for a `LinearLoRA`, whose parameters become DTensors. N need not be a multiple of the number of
+        ranks; a rank may have no row. DDP and `fully_shard` need no style.
     Raises:
-        ValueError: where it is applied to a module without an adapter, or to one with a magnitude (DoRA).
+        ValueError: when applied to a module without an adapter, or with a magnitude (DoRA).
     Source: NeMo Automodel `ColwiseParallelLora`, which splits A too and gathers x Aᵀ.
     """
     from torch.distributed.tensor.parallel import ColwiseParallel
@@ -45,9 +45,9 @@ def rowwise_parallel_lora(**layouts: Any) -> "ParallelStyle":
 
     Args:
         layouts: ``input_layouts`` (features of x), ``output_layouts`` (all of y on each rank) and
-            ``use_local_output`` (True) of torch's `RowwiseParallel`. Where K does not divide by the number of ranks, x
-            must come as a DTensor or with ``input_layouts=Replicate()``.
-    Returns, Raises: as `colwise_parallel_lora`.
+            ``use_local_output`` (True) of torch's `RowwiseParallel`. If K is not a multiple of the number of ranks, x
+            must be a DTensor or come with ``input_layouts=Replicate()``.
+    Returns, Raises: as in `colwise_parallel_lora`.
     Source: NeMo Automodel `RowwiseParallelLora`.
     """
     from torch.distributed.tensor.parallel import RowwiseParallel
@@ -60,7 +60,7 @@ def rowwise_parallel_lora(**layouts: Any) -> "ParallelStyle":
 
 
 def _place(name: str, module: nn.Module, mesh: Any, cuts: dict[str, int | None]) -> None:
-    """Spread the parameters of a layer over the mesh; its submodules, which come with a name, are part of that."""
+    """Distribute the parameters of a layer over the mesh; calls for submodules, which have a name, do nothing."""
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
     if name:

@@ -1,4 +1,4 @@
-"""DoRA: the adapted weight split into a trainable length of each row and its direction."""
+"""DoRA: the adapted weight as a trainable magnitude and a direction for each row."""
 
 from collections.abc import Callable
 
@@ -25,8 +25,8 @@ def dora_linear(
 ) -> Tensor:
     """A frozen linear layer with DoRA: ``y = m′ ⊙ (x Wᵀ + s·(x Aᵀ) Bᵀ) + b``, ``m′ = m/‖W + s·B A‖_row``.
 
-    The norm is detached: it is a constant of the backward pass. With dropout D in training the adapter path
-    is what DoRA adds to the base layer, so that p = 1 leaves the base layer:
+    The norm is detached: it is a constant of the backward pass. In training, dropout D acts on the difference
+    between the DoRA layer and the base layer, so that p = 1 gives the base layer:
 
     - pre: ``y = x Wᵀ + b + (m′-1) ⊙ D(x) Wᵀ + m′ ⊙ s·(D(x) Aᵀ) Bᵀ``
     - post: ``y = x Wᵀ + b + D((m′-1) ⊙ x Wᵀ + m′ ⊙ s·(x Aᵀ) Bᵀ)``
@@ -39,7 +39,7 @@ def dora_linear(
     Returns:
         [*, N], in the dtype of the base product.
     Raises:
-        ValueError: as `lora_linear`; for a magnitude that is not [N]; if a row of W + s·B A is zero.
+        ValueError: as in `lora_linear`; for a magnitude that is not [N]; if a row of W + s·B A is zero.
     Source: Liu et al., DoRA (2024), sections 4.1 and 4.3; pre-dropout after PEFT and NeMo Automodel.
     """
     check_operands(x, weight, bias, lora_A, lora_B)
@@ -77,10 +77,10 @@ def dora_output(
     dropout_position: str,
     training: bool,
 ) -> Tensor:
-    """`dora_linear` for a base product ``t ↦ t Wᵀ`` that is computed elsewhere, for example on a server.
+    """`dora_linear` with a base product ``t ↦ t Wᵀ`` that the caller computes, for example on a server.
 
     Args:
-        product: takes [*, K], possibly widened, to [*, N].
+        product: a function from [*, K], possibly widened, to [*, N].
         the rest: as in `dora_linear`.
     """
     check_dropout(dropout, dropout_position)
@@ -106,7 +106,7 @@ def dora_output(
 
 
 def dora_weight(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float, magnitude: Tensor) -> Tensor:
-    """The weight that a merged DoRA layer has: ``m ⊙ (W + s·B A)/‖W + s·B A‖_row``, [N, K], not yet rounded.
+    """The weight of a merged DoRA layer: ``m ⊙ (W + s·B A)/‖W + s·B A‖_row``, [N, K], not yet rounded.
 
     Raises:
         ValueError: if a row of W + s·B A is zero.
@@ -127,7 +127,7 @@ def row_norm(weight: Tensor) -> Tensor:
     """The length of each row, ``‖W‖_row``: [N, K] → [N], detached and not rounded to 16 bits.
 
     Raises:
-        ValueError: if a row is zero, since it has no direction; naming the rows.
+        ValueError: if a row is zero and so has no direction, naming the rows.
     """
     with without_autocast(weight):
         norm: Tensor = torch.linalg.vector_norm(widen(weight), dim=-1)

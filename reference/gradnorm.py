@@ -1,4 +1,4 @@
-"""The global gradient norm, and clipping by it, without overflow, underflow or a loss of accuracy."""
+"""The global gradient norm, and gradient clipping, without overflow, underflow or loss of accuracy."""
 
 import math
 from collections.abc import Iterable
@@ -12,17 +12,17 @@ from .sharded import is_sharded, local_part, over_ranks, settled
 def grad_norm(parameters: Tensor | Iterable[Tensor]) -> Tensor:
     """The L2 norm of all gradients taken as one vector: ``√ Σ_p Σ_i g_p,i²``.
 
-    Sums are taken in float64 over ``g/max|g|``, so that neither large nor small gradients leave its range.
+    The sums are of ``g/max|g|`` in float64, so that large and small gradients stay in its range.
 
     Args:
-        parameters: one tensor, or any iterable of them, a generator included; a tensor listed twice counts
-            once. Those without a gradient and empty gradients are skipped; sparse gradients are coalesced;
-            the gradients may lie on several devices. DTensors count as the tensors that they are shards of; all
-            their ranks must call this together, with the same parameters.
+        parameters: one tensor, or any iterable of tensors, a generator included; a tensor listed twice counts
+            once. Tensors without a gradient and empty gradients are skipped; sparse gradients are coalesced;
+            the gradients may be on several devices. A DTensor counts as the whole tensor; all its ranks must call
+            this function together, with the same parameters.
     Returns:
-        0-d, on the first gradient's device: float32, or float64 if a gradient is float64. 0 without
-        gradients; inf or NaN if a gradient is; inf if the norm is beyond the dtype. It is plain, and the same on
-        every rank.
+        a 0-d plain tensor on the first gradient's device, the same on every rank: float32, or float64 if a
+        gradient is float64. It is 0 without gradients, inf or NaN if a gradient is, and inf if the norm exceeds
+        the range of the dtype.
     Source: Higham, Accuracy and Stability of Numerical Algorithms, section 27.5 (scaling by the largest
         element).
     """
@@ -31,18 +31,18 @@ def grad_norm(parameters: Tensor | Iterable[Tensor]) -> Tensor:
 
 
 def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float, error_if_nonfinite: bool = False) -> Tensor:
-    """Scale all gradients in place by ``min(1, max_norm/(norm + 1e-6))``, norm being their `grad_norm`.
+    """Scale all gradients in place by ``min(1, max_norm/(norm + 1e-6))``, where norm is their `grad_norm`.
 
     Args:
         parameters: as in `grad_norm`.
-        max_norm: a number, not negative; inf clips nothing.
-        error_if_nonfinite: refuse a norm that is inf or NaN. Otherwise inf scales finite gradients to 0, and
-            NaN all to NaN, as in torch.
+        max_norm: a number, not negative; inf disables clipping.
+        error_if_nonfinite: refuse a norm that is inf or NaN. Otherwise a norm of inf scales finite gradients to 0,
+            and a norm of NaN makes all gradients NaN, as in torch.
     Returns:
         the norm before clipping, as in `grad_norm`.
     Raises:
         ValueError: for a negative or NaN max_norm.
-        RuntimeError: for a norm that is not finite, with error_if_nonfinite; no gradient is changed then.
+        RuntimeError: for a norm that is not finite, with error_if_nonfinite; the gradients are then unchanged.
     Source: torch.nn.utils.clip_grad_norm_, whose float32 sums lose accuracy and overflow.
     """
     if math.isnan(max_norm) or max_norm < 0:
@@ -55,7 +55,7 @@ def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float, erro
     if max_norm < wide.item() + 1e-6 or torch.isnan(wide):
         for gradient in gradients:
             values = gradient._values() if gradient.is_sparse else local_part(gradient)
-            # Divided first, in float64: the factor itself may be below what the gradient's dtype can hold.
+            # Divide first, in float64: the factor itself may underflow in the gradient's dtype.
             values.copy_(_widen(values) / (wide.to(values.device) + 1e-6) * max_norm)
     return norm
 
@@ -81,9 +81,9 @@ def wide_norm(gradients: list[Tensor]) -> Tensor:
     magnitudes = [_widen(g.coalesce().values() if g.is_sparse else local_part(g)).abs() for g in gradients]
     pairs = list(zip(magnitudes, gradients, strict=True))
     largest = torch.stack([over_ranks(_largest(m), g, "max").to(device) for m, g in pairs]).max()
-    regular = bool(largest > 0) and bool(torch.isfinite(largest))  # else all are zero, or one is inf or NaN
+    regular = bool(largest > 0) and bool(torch.isfinite(largest))  # else all gradients are zero, or one is inf or NaN
     unit = largest if regular else torch.ones_like(largest)
-    # Summed in any case: no rank may leave while others wait for its part.
+    # Always take part in the sums: the other ranks wait for this rank's part.
     squares = [over_ranks(((m / unit.to(m.device)) ** 2).sum(), g, "sum").to(device) for m, g in pairs]
     return largest * torch.stack(squares).sum().sqrt() if regular else largest
 

@@ -1,4 +1,4 @@
-"""A frozen linear layer whose forward and backward products are two modules, which may run remotely."""
+"""A frozen linear layer with one module for the forward product and one for the backward; both may run remotely."""
 
 import sys
 import warnings
@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 
 class _Conv1DIfImported(type):
-    """Makes isinstance answer for transformers' Conv1D without importing transformers.
+    """Make isinstance recognise transformers' Conv1D without importing transformers.
 
-    A Conv1D can exist only once its module is imported, so looking there at the time of the question is
-    always right, also when transformers is imported after this module; importing it here would cost every
-    user seconds.
+    A Conv1D exists only after its module is imported, so it is enough to look in sys.modules at each call.
+    Importing transformers here would cost every user seconds.
     """
 
     def __instancecheck__(cls, instance: object) -> bool:
@@ -25,12 +24,11 @@ class _Conv1DIfImported(type):
 
 
 class Conv1D(metaclass=_Conv1DIfImported):
-    """Stands for transformers' Conv1D in isinstance: a linear layer whose weight is [in, out]."""
+    """A stand-in for transformers' Conv1D in isinstance: a linear layer with a weight [in, out]."""
 
 
 LINEAR_LAYERS: tuple[type, ...] = (nn.Linear, Conv1D)
-"""The classes of linear layers, for isinstance: nn.Linear, and transformers' Conv1D whenever that is
-imported."""
+"""The classes of linear layers, for isinstance: nn.Linear and transformers' Conv1D."""
 
 LORA_NAMES = frozenset(
     {
@@ -48,8 +46,8 @@ LORA_NAMES = frozenset(
 class _FrozenOperands(nn.Module):
     """A module that holds a frozen weight, and possibly a bias.
 
-    They are registered, so that `to` moves them; but where a parent registers the same tensors, only the
-    parent writes and reads them in a state_dict, so that it holds each once.
+    Both are registered, so that `to` moves them. If a parent registers the same tensors, only the parent reads and
+    writes them in a state_dict, so that the state_dict holds each tensor once.
     """
 
     weight: nn.Parameter
@@ -64,7 +62,7 @@ class _FrozenOperands(nn.Module):
         self.in_features, self.out_features = self.weight.shape if weight_transposed else self.weight.shape[::-1]
 
     def tie(self, weight: Any, bias: Any) -> None:
-        """Take over the parent's tensors, which to_empty and load_state_dict(assign=True) replace."""
+        """Take over the parent's tensors again, because to_empty and load_state_dict(assign=True) replace them."""
         if self.weight is not weight:
             self.weight = weight
         if self.bias is not None and self.bias is not bias:
@@ -137,9 +135,9 @@ def _check_features(name: str, t: Tensor, features: int, weight: Tensor) -> None
 
 
 class ForwardBackwardModule(torch.autograd.Function):
-    """``y = forward_module(x)`` with ``dX = backward_module(g)``: two modules take the place of autograd.
+    """``y = forward_module(x)`` with ``dX = backward_module(g)``: two modules replace autograd.
 
-    ``ForwardBackwardModule.apply(x, forward_module, backward_module)``. Nothing but x gets a gradient.
+    ``ForwardBackwardModule.apply(x, forward_module, backward_module)``. Only x gets a gradient.
     Source: Concrete ML `ForwardBackwardModule`.
     """
 
@@ -149,11 +147,10 @@ class ForwardBackwardModule(torch.autograd.Function):
         ctx.backward_module = backward_module
         ctx.input_dtype = input_tensor.dtype
         ctx.autocast = _autocast_state(input_tensor)
-        # Saved for autograd's check that nobody changes, between forward and backward, what backward will
-        # read.
+        # Saved so that autograd refuses a change of these parameters between forward and backward.
         ctx.save_for_backward(*backward_module.parameters())
         y: Tensor = forward_module(input_tensor)
-        # The consumer may modify y in place, which autograd forbids for a view made in here.
+        # The consumer may modify y in place, which autograd forbids for a view made in this function.
         return y.clone() if y._is_view() else y
 
     @staticmethod
@@ -161,8 +158,8 @@ class ForwardBackwardModule(torch.autograd.Function):
         """Run the backward module on g, under the autocast state of the forward; dX has x's dtype.
 
         Raises:
-            RuntimeError: if the backward module's parameters have changed since forward, as in eager; on a
-                second differentiation through a backward module that autograd cannot follow.
+            RuntimeError: if the backward module's parameters have changed since forward, as in eager mode; for a
+                second derivative, if the backward module returns a gradient without a graph.
         """
         _ = ctx.saved_tensors  # raises if one was modified in place
         if not ctx.needs_input_grad[0]:
@@ -190,17 +187,16 @@ def _autocast_state(t: Tensor) -> dict[str, Any]:
 
 
 class CustomLinear(_FrozenOperands):
-    """A frozen linear layer, ``y = x Wᵀ + b``, whose two products are modules that remote ones can replace.
+    """A frozen linear layer, ``y = x Wᵀ + b``, whose two product modules can be replaced by remote ones.
 
-    W and b get no gradient, whether they are marked trainable or not. The names and tensors of its state_dict
-    are
-    those of the layer it replaces: ``weight`` and ``bias``.
+    W and b get no gradient, even if they are marked trainable. The state_dict has the names and tensors of the
+    replaced layer: ``weight`` and ``bias``.
 
     Args:
         weight: [N, K]; [K, N] with weight_transposed. Shared, not copied.
         bias: [N] or None.
     Attributes:
-        weight, bias, in_features, out_features: of the layer.
+        weight, bias, in_features, out_features: as in the replaced layer.
         forward_module: a `ForwardModuleLinear`.   backward_module: a `BackwardModuleLinear`.
     Source: Concrete ML `CustomLinear`.
     """
@@ -215,7 +211,7 @@ class CustomLinear(_FrozenOperands):
     def forward(self, input_tensor: Tensor) -> Tensor:
         """``x Wᵀ + b``: [*, K] → [*, N], through `ForwardBackwardModule`."""
         for module in (self.forward_module, self.backward_module):
-            product = getattr(module, "private_module", module)  # of a module that runs remotely
+            product = getattr(module, "private_module", module)  # the float module of a remote one
             if isinstance(product, _FrozenOperands):
                 product.tie(self.weight, self.bias)
         return ForwardBackwardModule.apply(  # type: ignore[no-any-return,no-untyped-call]
@@ -224,10 +220,10 @@ class CustomLinear(_FrozenOperands):
 
 
 def is_lora_module(name: str, module: nn.Module) -> bool:
-    """Whether a module is part of an adapter, told by its dotted name.
+    """Whether a module is part of an adapter, by its dotted name.
 
-    It is when a component of the name is one of `LORA_NAMES`, or when it is a leaf whose own name starts with
-    ``lora_``. A layer *called* ``explorator``, or below a parent called ``lora_model``, is not.
+    Its name has a component in `LORA_NAMES`, or it is a leaf whose own name starts with ``lora_``. A layer called
+    ``explorator``, or below a parent called ``lora_model``, is not part of an adapter.
     """
     *_, own = components = name.split(".")
     is_leaf = next(module.children(), None) is None
@@ -235,9 +231,9 @@ def is_lora_module(name: str, module: nn.Module) -> bool:
 
 
 def is_frozen_product(name: str, module: nn.Module) -> bool:
-    """Whether a module is a linear layer that can run remotely: nn.Linear or Conv1D, not of an adapter.
+    """Whether a module is a linear layer that can run remotely: nn.Linear or Conv1D, outside adapters.
 
-    A subclass of nn.Linear may compute something else, `LinearLoRA` for one.
+    A subclass of nn.Linear may compute something else, for example `LinearLoRA`.
     """
     return (type(module) is nn.Linear or isinstance(module, Conv1D)) and not is_lora_module(name, module)
 
@@ -245,16 +241,15 @@ def is_frozen_product(name: str, module: nn.Module) -> bool:
 def get_remote_names(model: nn.Module, include_embedding_layers: bool = False) -> list[str]:
     """The names of the modules that run remotely, in registration order.
 
-    A `CustomLinear` at path gives ``path.forward_module`` and ``path.backward_module``; any other linear
-    layer (see `is_frozen_product`) its own name. Adapters never run remotely. Nor, unless asked, do
-    embeddings and the output head, which is what lies at or below a component ``lm_head``. A module reachable
-    under two names is named once.
+    A `CustomLinear` at path gives ``path.forward_module`` and ``path.backward_module``; any other linear layer (see
+    `is_frozen_product`) gives its own name. Adapters never run remotely. Embeddings and the output head (names with
+    a component ``lm_head``) run remotely only on request. A module with two names is named once.
 
     Args:
-        model: converted or not.
+        model: any model; its linear layers may be `CustomLinear`s or not.
         include_embedding_layers: name nn.Embedding and ``lm_head`` too.
     Warns:
-        UserWarning: if there is no name at all.
+        UserWarning: if no module can run remotely.
     Source: Concrete ML `get_remote_names`, which looks for "lora" and "lm_head" anywhere in a name.
     """
     names: list[str] = []

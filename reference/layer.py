@@ -1,4 +1,4 @@
-"""A LoRA layer as a module: the frozen linear layer, its adapter, and merging the one into the other."""
+"""A LoRA layer as a module: a frozen linear layer and its adapter, which can be merged into the weight."""
 
 import math
 from collections.abc import Mapping
@@ -25,27 +25,27 @@ from .sharded import placed_as
 class LinearLoRA(nn.Linear):
     """A frozen nn.Linear with an adapter: ``y = x Wᵀ + b + scale · (x Aᵀ) Bᵀ``, see `lora_linear`.
 
-    It shares the weight and bias Parameters of orig_linear, freezes them, and takes over device, dtype and
-    training flag; the meta device is fine (then ``to_empty`` and `init_lora_weights`). A bias is made
-    trainable by ``layer.bias.requires_grad_(True)``.
+    The layer shares the weight and bias Parameters of orig_linear and freezes them. It takes over device, dtype
+    and training flag. On the meta device, call ``to_empty`` and `init_lora_weights` afterwards.
+    ``layer.bias.requires_grad_(True)`` makes the bias trainable.
 
     Args:
         orig_linear: an nn.Linear without an adapter; `patch_linear_module` also takes subclasses with their
             own forward.
         dim, alpha, dropout, dropout_position, lora_dtype, use_rslora, use_dora: as in `PeftConfig`.
         lora_A_init_method: "xavier", "uniform" or "kaiming".
-        use_memory_efficient_lora: changes nothing here.
+        use_memory_efficient_lora: has no effect here.
     Attributes:
         weight [N, K], bias [N] or None, lora_A.weight [r, K], lora_B.weight [N, r], lora_magnitude [N] or
             None.
         dim, alpha, dropout_position, use_dora, use_rslora, use_memory_efficient_lora: as given.
-        dropout_p: the dropout, a float; it acts while ``training`` is set.
+        dropout_p: the dropout probability, a float; dropout acts while ``training`` is set.
         scale: ``alpha/dim``, or ``alpha/√dim`` with use_rslora.
-        merged: whether `weight` holds the update.
-        base_layer: absent, or the module that computes ``x Wᵀ + b`` instead (see
+        merged: whether `weight` includes the update.
+        base_layer: absent, or the module that computes ``x Wᵀ + b`` instead of this layer (see
             `replace_layers_with_custom`).
     Raises:
-        ValueError: for options out of range, a module that is no nn.Linear or already has an adapter.
+        ValueError: for options out of range, and for a module that is not an nn.Linear or already has an adapter.
     Source: NeMo Automodel `LinearLoRA`; Hu et al., LoRA (2021); with use_dora Liu et al., DoRA (2024).
     """
 
@@ -112,9 +112,9 @@ class LinearLoRA(nn.Linear):
         use_memory_efficient_lora: bool = PeftConfig.use_memory_efficient_lora,
         use_dora: bool = PeftConfig.use_dora,
     ) -> None:
-        """Freeze an nn.Linear and attach an adapter to it; the arguments are the class's.
+        """Freeze an nn.Linear and attach an adapter to it; the arguments are those of the class.
 
-        Nothing is changed if an argument is refused.
+        If an argument is refused, the module is unchanged.
         """
         check_dim(dim)
         check_alpha(alpha)
@@ -129,7 +129,7 @@ class LinearLoRA(nn.Linear):
             check_flag(key, flag)
         weight = obj.weight
         placed: dict[str, Any] = {"device": weight.device, "dtype": parse_dtype(lora_dtype) or weight.dtype}
-        # Before anything is attached, because a zero row is refused here.
+        # Computed before anything is attached, because this refuses a zero row.
         magnitude = nn.Parameter(row_norm(weight).to(placed["dtype"])) if use_dora else None
 
         obj.weight.requires_grad_(False)
@@ -148,7 +148,7 @@ class LinearLoRA(nn.Linear):
 
     @torch.no_grad()
     def init_lora_weights(self, init_method: str) -> None:
-        """Draw A anew and set B = 0, and lora_magnitude = ‖W‖_row, in place: an optimiser holds on to them.
+        """Draw A again, set B = 0 and lora_magnitude = ‖W‖_row, in place: an optimiser may hold these tensors.
 
         Args:
             init_method: "xavier" is ``xavier_normal_``, "uniform" and "kaiming" are
@@ -158,7 +158,7 @@ class LinearLoRA(nn.Linear):
         Source: NeMo Automodel; an older release filled A from U(0, 1), a defect.
         """
         check_init_method("init_method", init_method)
-        LinearLoRA.unmerge(self)  # what was merged is no longer the adapter
+        LinearLoRA.unmerge(self)  # the merged update is not that of the new adapter
         if init_method == "xavier":
             nn.init.xavier_normal_(self.lora_A.weight)
         else:
@@ -168,14 +168,14 @@ class LinearLoRA(nn.Linear):
             self.lora_magnitude.copy_(row_norm(self.weight))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x Wᵀ + b + scale · (x Aᵀ) Bᵀ``; merged, the base product alone, since W then holds the update.
+        """``x Wᵀ + b + scale · (x Aᵀ) Bᵀ``; a merged layer computes ``x Wᵀ + b``, because W includes the update.
 
         Args:
             x: [*, K].
         Returns:
             [*, N], in the dtype of the base product.
         Raises:
-            ValueError: as `lora_linear`.
+            ValueError: as in `lora_linear`.
         """
         if self.merged:
             return self.base_product(x)
@@ -197,7 +197,7 @@ class LinearLoRA(nn.Linear):
         return dora_output(product, x, self.weight, bias, A, B, self.scale, m, **dropout)
 
     def base_product(self, x: Tensor) -> Tensor:
-        """What the layer computed before it was adapted: ``x Wᵀ + b``, by base_layer where there is one."""
+        """The product of the layer without its adapter: ``x Wᵀ + b``; base_layer computes it if there is one."""
         base_layer = getattr(self, "base_layer", None)
         if base_layer is None:
             return super().forward(x)
@@ -207,21 +207,21 @@ class LinearLoRA(nn.Linear):
 
     @property
     def base_is_elsewhere(self) -> bool:
-        """Whether the base product is computed by base_layer, or by the own forward of a patched subclass."""
+        """Whether base_layer, or the own forward of a patched subclass, computes the base product."""
         own_forward = super().forward.__func__ is not nn.Linear.forward  # type: ignore[attr-defined]
         return own_forward or getattr(self, "base_layer", None) is not None
 
     @property
     def merged(self) -> bool:
-        """Whether `weight` holds the update."""
+        """Whether `weight` includes the update."""
         return self.unmerged_weight is not None
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Add the update to the weight in place: ``W ← W + scale · B A``, rounded once; nothing if merged.
+        """Add the update to the weight in place: ``W ← W + scale · B A``, rounded once.
 
-        The weight stays the same Parameter, so a layer that shares it sees the update too. The adapter and
-        its scale must not change until `unmerge`. With DoRA, ``W ← m′ ⊙ (W + scale · B A)``.
+        A merged layer stays as it is. The weight stays the same Parameter, so a layer that shares it sees the update
+        too. The adapter and its scale must not change until `unmerge`. With DoRA, ``W ← m′ ⊙ (W + scale · B A)``.
         """
         if self.merged:
             return
@@ -232,25 +232,25 @@ class LinearLoRA(nn.Linear):
                 merged = dora_weight(weight, A, B, self.scale, self.lora_magnitude)
             else:
                 merged = weight + B @ A * self.scale
-        # The original is kept: W + ΔW - ΔW would be off by a rounding, and by later changes of the adapter.
+        # Keep the original: W + ΔW - ΔW would differ by rounding, and by later changes of the adapter.
         self.unmerged_weight = self.weight.detach().clone()
         self.weight.copy_(placed_as(merged, self.weight))
 
     @torch.no_grad()
     def unmerge(self) -> None:
-        """Put the weight back as it was before `merge`, bit for bit; does nothing if not merged."""
+        """Restore the weight from before `merge`, bit for bit; a layer that is not merged stays as it is."""
         if self.unmerged_weight is not None:
             self.weight.copy_(self.unmerged_weight)
             self.unmerged_weight = None
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        """A checkpoint is always the unmerged layer, so that it loads into any."""
+        """Write the unmerged layer, so that the checkpoint loads into any layer."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.unmerged_weight is not None:
             destination[prefix + "weight"] = self.unmerged_weight
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        """A checkpoint is the unmerged layer: loading one leaves the layer unmerged."""
+        """Unmerge first, because a checkpoint holds the unmerged layer."""
         self.unmerge()
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -259,14 +259,14 @@ class LinearLoRA(nn.Linear):
 
 
 class TritonLinearLoRA(LinearLoRA):
-    """The layer that `optimized` computes with Triton kernels; here it computes what `LinearLoRA` computes.
+    """A layer that uses Triton kernels in `optimized`; here it computes the same as `LinearLoRA`.
 
     Source: NeMo Automodel `TritonLinearLoRA`.
     """
 
 
 def check_adaptable(module: object, use_dora: bool = False) -> None:
-    """Refuse a module that is no nn.Linear, or has an adapter, or whose base product DoRA cannot rescale."""
+    """Refuse a module that is not an nn.Linear, has an adapter, or has a base product that DoRA cannot rescale."""
     if not isinstance(module, nn.Linear):
         raise ValueError(f"got a {type(module).__name__}: expected an nn.Linear")
     if hasattr(module, "lora_A") or hasattr(module, "lora_B"):
@@ -278,7 +278,7 @@ def check_adaptable(module: object, use_dora: bool = False) -> None:
 
 
 def empty_linear(in_features: int, out_features: int, *, device: torch.device, dtype: torch.dtype) -> nn.Linear:
-    """An nn.Linear without bias whose weight is not initialised, so that no random number is drawn for it."""
+    """An nn.Linear without bias and with an uninitialised weight, so that no random number is drawn."""
     linear = nn.Linear.__new__(nn.Linear)
     nn.Module.__init__(linear)
     linear.in_features, linear.out_features = in_features, out_features

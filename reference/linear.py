@@ -1,4 +1,4 @@
-"""A frozen linear layer with a low-rank update, as a function: the formula that all else here rests on."""
+"""A frozen linear layer with a low-rank update, as a function: the central formula of this package."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -24,24 +24,24 @@ def lora_linear(
     """A frozen linear layer with a low-rank update: ``y = x Wᵀ + b + scale · (x Aᵀ) Bᵀ``.
 
     Its gradients, for g of y's shape: ``dX = g W + scale·((g B) A)``, ``dA = scale·(g B)ᵀ x``,
-    ``dB = scale·gᵀ (x Aᵀ)``, each in the dtype of its operand; ``db = Σ g`` if the bias requires it; W gets
-    none.
+    ``dB = scale·gᵀ (x Aᵀ)``, each in the dtype of its operand; ``db = Σ g`` if the bias requires a
+    gradient; W gets no gradient.
 
     Args:
-        x: [*, K], floating point; any leading dimensions, none and empty ones included.
-        weight: [N, K] in x's dtype, frozen; None for the update alone.
+        x: [*, K], floating point; any number of leading dimensions, possibly empty.
+        weight: [N, K] in x's dtype, frozen; None to compute the update alone.
         bias: [N] in x's dtype, or None; None if weight is None.
-        lora_A: [r, K].   lora_B: [N, r].   Any strides. Both of one dtype, which may differ from x's: x is
+        lora_A: [r, K].   lora_B: [N, r].   Any strides. Both have one dtype, which may differ from x's: x is
             cast to it for the update, and the update is cast back before the sum.
         scale: a number; alpha/r in a layer.
-        dropout: p in [0, 1], the probability of zeroing an element of the adapter path; the rest is divided
-            by 1-p. p = 1 leaves the base layer.
+        dropout: p in [0, 1], the probability of zeroing an element of the adapter path; the other elements are
+            divided by 1-p. p = 1 gives the base layer.
         dropout_position: "pre" drops elements of x, "post" elements of the update.
         training: whether dropout acts.
     Returns:
         [*, N], in the dtype of the base product: x's, or autocast's inside an autocast region. Sums are
-        accumulated in float32 at least and 16-bit results are rounded once, so that y is finite wherever the
-        exact result is (in float16 and bfloat16).
+        accumulated in float32 at least and 16-bit results are rounded once: in float16 and bfloat16, y is finite
+        wherever the exact result is finite.
     Raises:
         ValueError: if K, N or r do not chain, naming both shapes; if dtypes do not fit; for a bias without a
             weight; for a dropout outside [0, 1] or an unknown position.
@@ -68,7 +68,7 @@ def low_rank_update(
 
     Args:
         x: [*, K], cast to the adapter's dtype.   lora_A: [r, K].   lora_B: [N, r].
-        dropout: of D, which acts in training.
+        dropout: the probability of D, which acts in training.
     Returns:
         [*, N] in `widen`'s dtype for the adapter, or in autocast's.
     """
@@ -77,7 +77,7 @@ def low_rank_update(
 
 
 def drop(t: Tensor, p: float, training: bool) -> Tensor:
-    """Inverted dropout: zero each element with probability p and divide the others by 1-p; in training."""
+    """Inverted dropout: zero each element with probability p and divide the others by 1-p, in training only."""
     if not training or p == 0.0:
         return t
     if p == 1.0:  # F.dropout multiplies by 0, which would turn inf into NaN
@@ -86,9 +86,9 @@ def drop(t: Tensor, p: float, training: bool) -> Tensor:
 
 
 def widen(t: Tensor) -> Tensor:
-    """The tensor in the dtype it is computed in: float32 for 16-bit types, its own else and under autocast.
+    """The tensor in the dtype of the computation: float32 for 16-bit types, otherwise its own.
 
-    Autocast is left to choose the dtype of each product itself, as it does for F.linear.
+    Under autocast the dtype stays, because autocast chooses the dtype of each product, as it does for F.linear.
     """
     return t.float() if t.dtype in {torch.float16, torch.bfloat16} and not autocasting(t) else t
 
@@ -100,7 +100,7 @@ def autocasting(t: Tensor) -> bool:
 
 
 def without_autocast(t: Tensor) -> AbstractContextManager[object]:
-    """A region in which t's device computes in the dtypes it is given."""
+    """A context that disables autocast on t's device."""
     kind = t.device.type
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
@@ -127,7 +127,7 @@ def check_operands(x: Tensor, weight: Tensor | None, bias: Tensor | None, lora_A
 
 
 def check_adapter(x: Tensor, lora_A: Tensor, lora_B: Tensor) -> None:
-    """Refuse an x that is no floating point tensor [*, K], and an adapter that does not chain with it."""
+    """Refuse an x that is not a floating point tensor [*, K], and an adapter that does not chain with it."""
     if not x.is_floating_point():
         raise ValueError(f"x is {x.dtype}: expected a floating point dtype")
     if x.ndim == 0:

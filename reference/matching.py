@@ -1,4 +1,4 @@
-"""Which modules get an adapter, told by their dotted names."""
+"""The rules that choose, by dotted name, the modules that get an adapter."""
 
 import re
 import warnings
@@ -12,13 +12,13 @@ DEFAULT_TARGET = "*_proj"
 def wildcard_match(pattern: str, key: str | None) -> bool:
     """Whether a pattern matches a dotted module name, or is equal to its last component.
 
-    ``*`` is any run of characters, dots included, and ``.`` a literal dot; a final ``.*`` also matches
-    nothing: ``*.b.*`` matches ``a.b`` and ``a.b.c``. A pattern that *begins* with ``.*`` is the legacy form,
-    in which each ``.*`` is any run: ``.*fc.*`` matches ``mlp.fc1``.
+    ``*`` matches any run of characters, dots included, and ``.`` matches a dot. A final ``.*`` also matches the
+    empty string: ``*.b.*`` matches ``a.b`` and ``a.b.c``. A pattern that *begins* with ``.*`` has the legacy form,
+    in which each ``.*`` matches any run: ``.*fc.*`` matches ``mlp.fc1``.
 
     Args:
         pattern: for example ``*.layers.0.*.q_proj``, ``*_proj`` or ``q_proj``.
-        key: the full dotted name, for example ``model.layers.0.self_attn.q_proj``; None matches nothing.
+        key: the full dotted name, for example ``model.layers.0.self_attn.q_proj``; no pattern matches None.
     Source: NeMo Automodel `module_matcher.wildcard_match`, where ``*.layers.1.*.q`` also matches
         ``layers.11``.
     """
@@ -43,15 +43,15 @@ def _literal_or_run(part: str) -> str:
 class ModuleMatcher:
     """The rule that chooses the linear modules to adapt.
 
-    Exactly one of these applies: `target_modules` (those that a pattern matches), `exclude_modules` (all that
-    no pattern matches), `match_all_linear` (all); with none given, the target is ``*_proj``, with a warning.
+    Exactly one option applies: `target_modules` (the modules that a pattern matches), `exclude_modules` (the modules
+    that no pattern matches) or `match_all_linear` (all). Without any option the target is ``*_proj``, with a warning.
 
     Args:
         target_modules: patterns of `wildcard_match`; None is [], a string is one pattern.
         exclude_modules: likewise.
-        match_all_linear: every nn.Linear, subclasses included.
-        is_causal_lm: the model is a causal language model, whose output head ``lm_head`` match_all_linear
-            leaves out.
+        match_all_linear: choose every nn.Linear, subclasses included.
+        is_causal_lm: whether the model is a causal language model; match_all_linear then leaves out its output
+            head ``lm_head``.
     Raises:
         ValueError: if two of the three are given (``... mutually exclusive ...``), or a list holds a
             non-string.
@@ -82,12 +82,12 @@ class ModuleMatcher:
             )
 
     def match(self, m: nn.Module, name: str | None = None, prefix: str | None = None) -> bool:
-        """Whether module m is to be adapted; never true of a module that is no nn.Linear.
+        """Whether module m is to be adapted; False for a module that is not an nn.Linear.
 
         Args:
             m: the module.
-            name: its dotted name; below prefix, if there is one.
-            prefix: the dotted name of the module that name is relative to.
+            name: its dotted name, relative to prefix if there is one.
+            prefix: the dotted name of a parent module.
         """
         if not isinstance(m, nn.Linear):
             return False
@@ -100,7 +100,7 @@ class ModuleMatcher:
 
 
 def pattern_list(key: str, value: object) -> list[str]:
-    """A new list of patterns: None is [], a string is one pattern; all but a list of strings is refused."""
+    """A new list of patterns: None gives [], and a string gives a list of one; other types are refused."""
     if value is None:
         return []
     if isinstance(value, str):

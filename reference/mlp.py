@@ -1,4 +1,4 @@
-"""The feed-forward block of a transformer, gated or not, with an adapter on each projection."""
+"""The feed-forward block of a transformer, with or without a gate, and an adapter on each projection."""
 
 import torch
 import torch.nn.functional as F
@@ -16,21 +16,21 @@ def lora_mlp(x: Tensor, gate: Projection | None, up: Projection, down: Projectio
     SwiGLU is f = silu, GeGLU f = gelu or gelu_tanh; without a gate ``h = f(up(x))``, as in ReLU² (relu2). A
     projection is ``p(t) = t W_pᵀ + b_p + scale_p · (t A_pᵀ) B_pᵀ``. The gradients, for g of y's shape:
     ``dh = g W_d + scale_d · (g B_d) A_d``, ``d_gate = dh ⊙ up ⊙ f′(gate)``, ``d_up = dh ⊙ f(gate)``,
-    ``dX = Σ_p d_p W_p + scale_p · (d_p B_p) A_p`` over gate and up, and for each projection those of
-    `lora_linear`.
+    ``dX = Σ_p d_p W_p + scale_p · (d_p B_p) A_p`` over gate and up. The other gradients of each projection are
+    those of `lora_linear`.
 
     Args:
-        x: [*, K], floating point; any leading dimensions, none and empty ones included.
+        x: [*, K], floating point; any number of leading dimensions, possibly empty.
         gate, up: (weight [I, K], bias [I] or None, lora_A [r, K], lora_B [I, r], scale) each, the operands of
-            `lora_linear` after x; lora_A and lora_B are both None without adapter, gate is None without gate.
+            `lora_linear` after x; lora_A and lora_B are both None without an adapter; gate is None without a gate.
         down: the same with weight [N, I], bias [N], lora_A [r, I] and lora_B [N, r].
-        activation: f, one of "silu" t·σ(t), "gelu" t·Φ(t), "gelu_tanh" (gelu with
+        activation: the name of f, one of "silu" t·σ(t), "gelu" t·Φ(t), "gelu_tanh" (gelu with
             ``Φ(t) ≈ (1 + tanh(√(2/π)(t + 0.044715 t³)))/2``) and "relu2" max(t, 0)².
     Returns:
         [*, N], in the dtype of `lora_linear`'s output. f and the product with up are computed in float32 at
         least, and h is rounded once to the dtype of the projections' outputs.
     Raises:
-        ValueError: as `lora_linear`, beginning with the projection's name; if gate and up differ in width; for
+        ValueError: as in `lora_linear`, beginning with the projection's name; if gate and up differ in width; for
             an unknown activation.
     Source: Shazeer, GLU Variants Improve Transformer (2020); So et al., Primer (2021), for relu2; fused as in
         Unsloth's fast_lora.
@@ -45,7 +45,7 @@ def lora_mlp(x: Tensor, gate: Projection | None, up: Projection, down: Projectio
 
 
 def activated(t: Tensor, activation: str) -> Tensor:
-    """f(t) element by element, in t's dtype."""
+    """f(t) for each element, in t's dtype."""
     with without_autocast(t):
         if activation == "silu":
             return F.silu(t)
@@ -56,12 +56,12 @@ def activated(t: Tensor, activation: str) -> Tensor:
 
 
 def wide(t: Tensor) -> Tensor:
-    """The tensor in float32 at least; under autocast too, which has no rule for these functions."""
+    """The tensor in float32 at least, also under autocast, which has no rule for these functions."""
     return t.float() if t.dtype in {torch.float16, torch.bfloat16} else t
 
 
 def check_mlp(x: Tensor, gate: Projection | None, up: Projection, down: Projection, activation: str) -> None:
-    """Refuse projections that do not chain and an unknown activation, as `lora_mlp` states."""
+    """Refuse projections that do not chain and an unknown activation, with the errors of `lora_mlp`."""
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation is {activation!r}: expected one of {', '.join(ACTIVATIONS)}")
     width = checked(x, up, "up")[0].shape[0]

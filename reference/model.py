@@ -1,4 +1,4 @@
-"""Putting adapters into a model: patching one linear module in place, and all that a config chooses."""
+"""Functions that put adapters into a model: into one linear module, or into all modules that a config chooses."""
 
 import functools
 import warnings
@@ -29,17 +29,17 @@ def patch_linear_module(
     """Give a linear module an adapter in place: the same object, its class changed to a `LinearLoRA`.
 
     Parameter names, dtype, device, training flag and hooks stay. A subclass of nn.Linear with its own
-    forward keeps it: that computes the base product. With DoRA the base product must be nn.Linear's.
+    forward keeps that forward for the base product. DoRA needs the base product of nn.Linear.
 
     Args:
         orig_linear: an nn.Linear, or an instance of a subclass; the meta device is fine.
-        use_triton: take `TritonLinearLoRA` rather than `LinearLoRA`; the values computed are the same here.
+        use_triton: use `TritonLinearLoRA` instead of `LinearLoRA`; both compute the same values here.
         the rest: as in `LinearLoRA`.
     Returns:
         orig_linear itself.
     Raises:
-        ValueError: for a module that is no nn.Linear or already has an adapter, and for options out of range,
-            as `LinearLoRA`; the module is then as it was.
+        ValueError: for a module that is not an nn.Linear or already has an adapter, and for options out of range,
+            as in `LinearLoRA`; the module is then unchanged.
     Source: NeMo Automodel `patch_linear_module`.
     """
     check_adaptable(orig_linear, use_dora)
@@ -64,9 +64,9 @@ def patch_linear_module(
 
 @functools.cache  # one class for all layers of a kind
 def patched_class(original: Any, lora: Any) -> Any:
-    """The class that adapts instances of `original`; for a subclass of nn.Linear one derived from both.
+    """The class of an adapted `original`: `lora` itself for nn.Linear, else a class derived from `lora` and `original`.
 
-    LinearLoRA comes first in its bases, so that its ``super().forward`` is the forward of `original`.
+    `lora` is the first base, so that its ``super().forward`` is the forward of `original`.
     """
     if original is nn.Linear:
         return lora
@@ -74,7 +74,7 @@ def patched_class(original: Any, lora: Any) -> Any:
 
 
 def _reduce(self: Any, _protocol: object) -> tuple[Any, ...]:
-    """Pickle by the two bases, since the derived class is in no module."""
+    """Pickle the two bases, because pickle cannot find the derived class in a module."""
     lora, original = type(self).__bases__
     return _new, (original, lora), self.__getstate__()
 
@@ -87,18 +87,19 @@ def _new(original: Any, lora: Any) -> Any:
 def apply_lora_to_linear_modules(model: nn.Module, peft_config: PeftConfig) -> int:
     """Patch the linear modules that a config chooses and freeze every parameter that is not an adapter's.
 
-    A module reachable under several names is patched once: if a target pattern matches one of its names, and
-    otherwise if no name of it is excluded. A model whose class or ``config.architectures`` names it a
-    CausalLM keeps its ``lm_head`` with match_all_linear. No match warns with the names tried.
+    A module with several names is patched once. With target patterns, one matching name is enough; with
+    exclude_modules or match_all_linear, all its names must match. If the class of the model or its
+    ``config.architectures`` contains CausalLM, match_all_linear leaves ``lm_head`` out. If no module matches, a
+    warning lists the names tried.
 
     Args:
         model: changed in place.
-        peft_config: which modules, see `ModuleMatcher`, and with what adapter.
+        peft_config: the modules to adapt (see `ModuleMatcher`) and the options of the adapters.
     Returns:
-        how many modules were patched.
+        the number of patched modules.
     Raises:
         ValueError: if a chosen module already has an adapter, naming it, or the config's choices exclude each
-            other; the model is then as it was.
+            other; the model is then unchanged.
     Source: NeMo Automodel `apply_lora_to_linear_modules`.
     """
     c = peft_config
@@ -132,7 +133,7 @@ def apply_lora_to_linear_modules(model: nn.Module, peft_config: PeftConfig) -> i
             use_memory_efficient_lora=c.use_memory_efficient_lora,
         )
     for layer in model.modules():
-        if isinstance(layer, LinearLoRA):  # those of an earlier call too
+        if isinstance(layer, LinearLoRA):  # also the layers of an earlier call
             layer.lora_A.requires_grad_(True)
             layer.lora_B.requires_grad_(True)
             if layer.lora_magnitude is not None:
@@ -141,7 +142,7 @@ def apply_lora_to_linear_modules(model: nn.Module, peft_config: PeftConfig) -> i
 
 
 def _names_of_linear_modules(model: nn.Module) -> dict[nn.Linear, list[str]]:
-    """Every linear module with all its names, in registration order; the parts of adapters are left out."""
+    """Every linear module with all its names, in registration order, except the parts of adapters."""
     parts = {part for m in model.modules() if isinstance(m, LinearLoRA) for part in (m.lora_A, m.lora_B)}
     names: dict[nn.Linear, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):

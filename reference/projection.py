@@ -1,4 +1,4 @@
-"""One projection of a fused block: the operands of `lora_linear` after x, with an adapter or without."""
+"""One projection of a fused block: the operands of `lora_linear` after x, with or without an adapter."""
 
 from typing import Any
 
@@ -7,24 +7,24 @@ from torch import Tensor
 from .linear import check_operands, lora_linear
 
 Projection = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, float]
-"""(weight [N, K], bias [N] or None, lora_A [r, K], lora_B [N, r], scale); no adapter is None for lora_A and lora_B."""
+"""(weight [N, K], bias [N] or None, lora_A [r, K], lora_B [N, r], scale); lora_A and lora_B may both be None."""
 
 
 def project(x: Tensor, projection: Projection, name: str) -> Tensor:
-    """``x Wᵀ + b + scale · (x Aᵀ) Bᵀ``, or ``x Wᵀ + b`` without adapter: `lora_linear` and its errors.
+    """``x Wᵀ + b + scale · (x Aᵀ) Bᵀ``, or ``x Wᵀ + b`` without an adapter, with the errors of `lora_linear`.
 
     Args:
-        name: of the projection, for errors.
+        name: the name of the projection, for errors.
     """
     return lora_linear(x, *checked(x, projection, name))
 
 
 def checked(x: Tensor, projection: Any, name: str) -> tuple[Tensor, Tensor | None, Tensor, Tensor, float]:
-    """The operands of `lora_linear` after x; no adapter is one of rank 0, whose term is zero.
+    """The operands of `lora_linear` after x; without an adapter, an adapter of rank 0, whose term is zero.
 
     Raises:
-        ValueError: as `lora_linear`, beginning with the name; if there are not five operands, the weight is
-            None, or only one of lora_A and lora_B is.
+        ValueError: as in `lora_linear`, beginning with the name; if there are not five operands, the weight is
+            None, or only one of lora_A and lora_B is None.
     """
     if not isinstance(projection, tuple | list) or len(projection) != 5:
         found = f"{len(projection)} of them" if isinstance(projection, tuple | list) else type(projection).__name__

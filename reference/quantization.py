@@ -1,4 +1,4 @@
-"""Numbers as n-bit integers, and a linear layer that multiplies integers only."""
+"""Quantisation to n-bit integers, and a linear layer that multiplies only integers."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -29,16 +29,16 @@ class Quantized:
 
 
 def quantize_dynamic(x: Tensor, n_bits: int) -> Quantized:
-    """Rows of x as unsigned integers, each row over its own range.
+    """Quantise x to unsigned integers, each row over its own range.
 
     ``s = (max - min)/(2ⁿ - 1)``, ``z = round(-min/s)``, ``q = clamp(round(x/s) + z, 0, 2ⁿ - 1)``, rounding half
-    to even, in float64 and by true division. A constant row c is exact: c = 0 is (s 1, z 0, q 0), c > 0 is
-    (c, 0, 1), c < 0 is (|c|, 1, 0).
+    to even, in float64 and by true division. A constant row c is exact: (s, z, q) is (1, 0, 0) for
+    c = 0, (c, 0, 1) for c > 0, and (|c|, 1, 0) for c < 0.
 
     Args:
         x: [M, K], any float dtype; M or K may be 0.   n_bits: n, 2 to 16.
     Raises:
-        ValueError: for n_bits out of range; if x holds NaN or infinities, or a range beyond float64.
+        ValueError: for n_bits out of range; if x has NaN or infinite elements, or a range beyond float64.
     """
     x = _checked("x", x, n_bits)
     low, high = (x.amin(1, keepdim=True), x.amax(1, keepdim=True)) if x.shape[1] else (x.new_zeros(len(x), 1),) * 2
@@ -46,14 +46,14 @@ def quantize_dynamic(x: Tensor, n_bits: int) -> Quantized:
 
 
 def quantize_static(x: Tensor, low: float, high: float, n_bits: int) -> tuple[Quantized, int]:
-    """x as unsigned integers over one range, with how many elements lay outside and were clamped to it.
+    """Quantise x to unsigned integers over one range; also return the number of clamped elements.
 
-    As `quantize_dynamic`, with min = low and max = high.
+    The formula is that of `quantize_dynamic`, with min = low and max = high.
 
     Args:
-        x: [M, K].   low, high: the range, as calibration recorded it.   n_bits: n, 2 to 16.
+        x: [M, K].   low, high: the range from calibration.   n_bits: n, 2 to 16.
     Raises:
-        ValueError: as `quantize_dynamic`.
+        ValueError: as in `quantize_dynamic`.
     """
     x = _checked("x", x, n_bits)
     clamped = int(((x < low) | (x > high)).sum())
@@ -62,15 +62,15 @@ def quantize_static(x: Tensor, low: float, high: float, n_bits: int) -> tuple[Qu
 
 
 def quantize_weight_columns(weight: Tensor, n_bits: int) -> Quantized:
-    """A weight as signed integers, each output column over its own range; for dynamically quantised inputs.
+    """Quantise a weight to signed integers, each output column over its own range; for dynamic inputs.
 
     ``s = (max - min)/(2ⁿ - 1)``, ``z = round(-2ⁿ⁻¹ - min/s)``, q in [-2ⁿ⁻¹, 2ⁿ⁻¹ - 1]. Constant columns are exact,
-    as the rows of `quantize_dynamic`.
+    as constant rows are in `quantize_dynamic`.
 
     Args:
-        weight: [N, K]; an output column is a row of it.   n_bits: n, 2 to 16.
+        weight: [N, K]; each row belongs to one output column.   n_bits: n, 2 to 16.
     Raises:
-        ValueError: as `quantize_dynamic`.
+        ValueError: as in `quantize_dynamic`.
     """
     weight = _checked("weight", weight, n_bits)
     if not weight.shape[1]:
@@ -80,14 +80,14 @@ def quantize_weight_columns(weight: Tensor, n_bits: int) -> Quantized:
 
 
 def quantize_weight(weight: Tensor, n_bits: int) -> Quantized:
-    """A weight as signed integers over one range, symmetric about zero; for statically quantised inputs.
+    """Quantise a weight to signed integers over one range, symmetric about zero; for static inputs.
 
     ``s = max|w|/(2ⁿ⁻¹ - 1)``, ``z = 0``; a weight of zeros has s = 1.
 
     Args:
         weight: [N, K].   n_bits: n, 2 to 16.
     Raises:
-        ValueError: as `quantize_dynamic`.
+        ValueError: as in `quantize_dynamic`.
     """
     weight = _checked("weight", weight, n_bits)
     largest = 2 ** (n_bits - 1) - 1
@@ -97,7 +97,7 @@ def quantize_weight(weight: Tensor, n_bits: int) -> Quantized:
 
 
 def accumulate(x: Tensor, weight: Tensor) -> Tensor:
-    """``q_x · q_wᵀ``, exactly; on the CPU, as GPUs have no product of 64-bit integers.
+    """``q_x · q_wᵀ``, exactly; on the CPU, because GPUs have no product of 64-bit integers.
 
     Args:
         x: [M, K].   weight: [N, K].   Both int64.
@@ -110,20 +110,20 @@ def accumulate(x: Tensor, weight: Tensor) -> Tensor:
 class QuantizedLinear:
     """A linear layer compiled to integers: ``y = (raw - [z_w·Σq_x + z_x·Σq_w - z_x·z_w·K])·(s_x·s_w) + b``.
 
-    ``raw = q_x · q_wᵀ`` is all that a server computes; the rest takes the sums, scales and zero points alone,
-    which stay at the client with the bias.
+    A server computes only ``raw = q_x · q_wᵀ``. The rest needs the sums, scales and zero points, which stay at the
+    client with the bias.
 
     Args:
-        weight: [N, K], float; quantised here, once.   bias: [N] or None.   n_bits: n, of inputs and weight.
-        input_range: (low, high) for statically quantised inputs and one scale for the weight; None for inputs
-            quantised row by row and a scale for each output column.
+        weight: [N, K], float; quantised once, here.   bias: [N] or None.   n_bits: n, of inputs and weight.
+        input_range: (low, high) for static quantisation, with one scale for the weight; None for dynamic
+            quantisation, with a scale for each row of the inputs and each output column.
     Attributes:
-        weight: the integers [N, K], int64; None at a client whose weights were cleared.
+        weight: the integers [N, K], int64; None once cleared at the client.
         weight_scale: [N], float64.   weight_zero_point, weight_sum: [N], int64.   bias: [N], float64, or None.
         n_bits, input_range, in_features, out_features.
-        clamped: how many input elements static quantisation has clamped.
+        clamped: the number of input elements that static quantisation has clamped.
     Raises:
-        ValueError: as `quantize_dynamic`.
+        ValueError: as in `quantize_dynamic`.
     Source: Concrete ML's GLWE backend; the exact constants are this project's.
     """
 
@@ -144,13 +144,13 @@ class QuantizedLinear:
         """The layer's output [M, N], in dtype, for x [M, K]: quantised, multiplied and recovered.
 
         Raises:
-            ValueError: as `quantize_dynamic`.   RuntimeError: as `accumulate`.
+            ValueError: as in `quantize_dynamic`.   RuntimeError: as in `accumulate`.
         """
         rows = self.quantize(x)
         return self.recover(self.accumulate(rows.values), rows).to(dtype)
 
     def quantize(self, x: Tensor) -> Quantized:
-        """x [M, K] as this layer's inputs, row by row or over the calibrated range."""
+        """Quantise the input x [M, K], row by row or over the calibrated range."""
         if self.input_range is None:
             return quantize_dynamic(x, self.n_bits)
         quantized, clamped = quantize_static(x, *self.input_range, self.n_bits)
@@ -170,8 +170,8 @@ class QuantizedLinear:
     def recover(self, raw: Tensor, x: Quantized) -> Tensor:
         """The layer's output [M, N], float64, from the integer products and the quantised input.
 
-        Integers are exact in int64 as long as none can reach 2⁶². Nearly constant rows and columns far from zero
-        have larger zero points; their sums go through float64, where they cannot cancel.
+        The integers are exact in int64 if they stay below 2⁶². Nearly constant rows and columns far from zero have
+        larger zero points; their sums use float64.
         """
         K, levels = self.in_features, 2**self.n_bits
         largest = [
@@ -186,7 +186,7 @@ class QuantizedLinear:
 
     @property
     def largest_accumulator(self) -> int:
-        """``(2ⁿ - 1)·max_j max(Σ_k q_w⁺, Σ_k |q_w⁻|)``: no product of n-bit inputs is larger.
+        """The largest possible product of n-bit inputs: ``(2ⁿ - 1)·max_j max(Σ_k q_w⁺, Σ_k |q_w⁻|)``.
 
         Raises:
             RuntimeError: if the weight was cleared.
@@ -207,11 +207,11 @@ class QuantizedLinear:
             setattr(self, name, None if tensor is None else tensor.to(device))
 
     def clear(self) -> None:
-        """Forget the weight: what is left is the client's part."""
+        """Delete the weight; the client's part remains."""
         self.weight = None
 
     def to_arrays(self) -> dict[str, np.ndarray[Any, Any]]:
-        """The client's part, as NumPy arrays to save; `from_arrays` takes them back."""
+        """The client's part as NumPy arrays, from which `from_arrays` makes the layer again."""
         arrays = {name: getattr(self, name).cpu().numpy() for name in _CLIENT}
         arrays["shape"] = np.array([self.out_features, self.in_features, self.n_bits])
         if self.bias is not None:
@@ -222,7 +222,7 @@ class QuantizedLinear:
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray[Any, Any]]) -> "QuantizedLinear":
-        """A layer without a weight, from what `to_arrays` gave.
+        """A layer without a weight, from the arrays of `to_arrays`.
 
         Raises:
             KeyError, ValueError: if an array is missing or of another length.
@@ -256,18 +256,18 @@ def _checked(name: str, t: Tensor, n_bits: int) -> Tensor:
 
 
 def step_and_zero_point(low: Tensor, high: Tensor, n_bits: int, lowest: int) -> tuple[Tensor, Tensor]:
-    """The scale and zero point with which [low, high] becomes about ``[lowest, lowest + 2ⁿ - 1]``; one value is exact.
+    """The scale and zero point that map [low, high] to about ``[lowest, lowest + 2ⁿ - 1]``; low = high is exact.
 
     Args:
         low, high: any shape, float64.   n_bits: n.   lowest: 0 for unsigned integers, -2ⁿ⁻¹ for signed ones.
     Returns:
-        The scale, and the zero point as integers, both float64 of that shape.
+        The scale, and the integer zero point, both float64 in the shape of low.
     Raises:
         ValueError: if a range is beyond float64.
     """
     if not (high - low).isfinite().all():
         raise ValueError("the range of the values is beyond float64: expected max - min to be finite")
-    # Below 2⁻⁵² of the values themselves float64 cannot tell steps apart, and a zero point would leave int64.
+    # A step below 2⁻⁵² of the values is lost in float64, and its zero point could overflow int64.
     finest = torch.maximum(low.abs(), high.abs()) * 2.0**-52
     step = torch.maximum((high - low) / (2**n_bits - 1), finest).clamp(min=2.0**-1022)
     constant = low == high

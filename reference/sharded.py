@@ -1,4 +1,4 @@
-"""Tensors spread over ranks: what of them is on this rank, how they are placed, and a number over all ranks."""
+"""Tensors sharded over ranks: their local part, their placements, and reductions over all ranks."""
 
 import sys
 from typing import Any
@@ -7,35 +7,35 @@ from torch import Tensor
 
 
 def is_sharded(t: Tensor) -> bool:
-    """Whether t is a DTensor, spread over the ranks of a device mesh."""
-    # Its import takes a second or more: where nobody has made it, there is no DTensor.
+    """Whether t is a DTensor, distributed over the ranks of a device mesh."""
+    # The import takes a second or more. If no one has imported the module, t is not a DTensor.
     module: Any = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(t, module.DTensor)
 
 
 def settled(t: Any) -> Any:
-    """A DTensor without pending sums: where ranks hold summands (`Partial`), each then holds the sum."""
+    """A DTensor without `Partial` placements: ranks that held summands now hold their sum."""
     from torch.distributed.tensor import Replicate
 
     return t.redistribute(placements=[Replicate() if p.is_partial() else p for p in t.placements])
 
 
 def placed_as(t: Any, like: Any) -> Tensor:
-    """t with the placements of another DTensor: products of shards come in whatever placement costs least."""
+    """t with the placements of another DTensor, because torch chooses the cheapest placement for a product."""
     return t.redistribute(placements=like.placements) if is_sharded(like) else t  # type: ignore[no-any-return]
 
 
 def local_part(t: Any) -> Tensor:
-    """What of t is on this rank: a plain tensor that shares its memory, maybe empty."""
+    """The part of t on this rank: a plain tensor, possibly empty, that shares the memory of t."""
     return t.to_local() if is_sharded(t) else t  # type: ignore[no-any-return]
 
 
 def over_ranks(value: Tensor, of: Any, operation: str) -> Tensor:
-    """A 0-d number of this rank's part of a tensor, combined over the ranks that hold other parts of it.
+    """Reduce a 0-d value of this rank's part of a tensor over the ranks that hold its other parts.
 
     Args:
-        of: the tensor; a plain one is whole on every rank, and so is a DTensor along a mesh dimension that it is
-            replicated over.
+        of: the tensor. A plain tensor needs no reduction, and a DTensor needs none over a mesh dimension where it
+            is replicated.
         operation: "sum" or "max".
     """
     if not is_sharded(of):

@@ -1,4 +1,4 @@
-"""A model split in two: its frozen linear products run elsewhere, as integers that may be encrypted."""
+"""A model split in two: a server computes its frozen linear products, on integers that may be encrypted."""
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,24 +23,24 @@ class HybridFHEModel:
     """A model whose named linear products run remotely; everything else stays with the client.
 
     Args:
-        model: changed in place: each named module becomes a `RemoteModule`. A `LoraTraining`, to train.
-        module_names: of linear layers, see `get_remote_names`.
-        server_remote_address: ``http://host:port`` of a `serve`, for mode remote.
-        model_name: what the server knows the model by.
+        model: changed in place: each named module becomes a `RemoteModule`. For training, a `LoraTraining`.
+        module_names: names of linear layers, see `get_remote_names`.
+        server_remote_address: ``http://host:port`` of a running `serve`, for mode remote.
+        model_name: the name of the model at the server.
         verbose: 1 shows the progress of encrypted products.
         backend: "exact", "fast" or "toy" (insecure, for tests), see `noise.PARAMETER_SETS`; or a `Backend`.
         timeout: seconds that one product, or the upload of the key, may take in mode remote; see `RemoteClient`.
-        noise_seed: decides the noise of mode simulate, with the order in which products are simulated. Two models
-            of one seed have the same noise. None draws a seed for each model from torch's default generator, as a layer
-            does its weights; with a seed no state of torch's generators is read or changed.
+        noise_seed: the seed of the noise of mode simulate; two models with one seed that simulate the same products in
+            the same order have the same noise. None draws a seed from torch's default generator; with a seed,
+            torch's generators are neither read nor changed.
     Attributes:
         model: the model.
         remote_modules: the `RemoteModule`s by name.
-        keys: the `Keys`; made when first needed, or assigned (see `Keys.load`).
+        keys: the `Keys`; generated when first needed, or assigned (see `Keys.load`).
         mode: the `HybridFHEMode`.
     Raises:
-        ValueError: for a name that is no linear layer or belongs to an adapter, or none at all; for an unknown
-            backend, a time-out or a seed that is none. Nothing is changed then.
+        ValueError: for a name that is not a linear layer or belongs to an adapter; for no names; for an unknown
+            backend, an invalid time-out or an invalid seed. The model is then unchanged.
     Source: Concrete ML `HybridFHEModel`.
     """
 
@@ -66,7 +66,7 @@ class HybridFHEModel:
         self._split = Split(backend, model_name, server_remote_address, verbose, timeout, noise_seed)
         every = dict(model.named_modules(remove_duplicate=False))
         self.remote_modules: dict[str, RemoteModule] = {}
-        made: dict[nn.Module, RemoteModule] = {}  # one for each module, whatever the number of its names
+        made: dict[nn.Module, RemoteModule] = {}  # one per module, even if it has several names
         for name in names:
             module = _found(every, name)
             if module not in made:
@@ -79,18 +79,18 @@ class HybridFHEModel:
             _move_hooks(module, remote)
 
     def compile_model(self, x: Any, n_bits: int = 8, use_dynamic_quantization: bool = True) -> None:
-        """Run the model once on x, then turn each remote module into integers; all of them or none.
+        """Run the model once on x, then quantise all remote modules, or none of them after an error.
 
         Args:
-            x: an input of the model: a tensor, a tuple of arguments or a dict of keyword arguments; of a
-                `LoraTraining`, its ``(x, labels)``.
-            n_bits: of inputs and weights, 2 to 16.
-            use_dynamic_quantization: inputs row by row; otherwise over the range that was seen, here and in mode
-                calibrate before.
+            x: an input of the model: a tensor, a tuple of arguments or a dict of keyword arguments; for a
+                `LoraTraining`, ``(x, labels)``.
+            n_bits: bits of inputs and weights, 2 to 16.
+            use_dynamic_quantization: quantise inputs row by row; otherwise over the range seen in this call and
+                earlier in mode calibrate.
         Raises:
             ValueError: for n_bits out of range, or an accumulator that could wrap, naming the module.
-            RuntimeError: if a skipped layer turns out to need a gradient, or static quantisation saw no input of a
-                module; both name it. If an adapter is merged into its weight, which would go to the server.
+            RuntimeError: naming the module, if a skipped layer needs a gradient, if static quantisation saw no input of
+                a module, or if an adapter is merged into a weight, which would go to the server.
         """
         for name, module in self.model.named_modules():
             if isinstance(module, LinearLoRA) and module.merged:
@@ -103,10 +103,10 @@ class HybridFHEModel:
             self.remote_modules[name].take(quantized, std)
 
     def set_fhe_mode(self, mode: str | HybridFHEMode) -> None:
-        """Put all remote modules into a mode, forward and backward ones alike.
+        """Set the mode of all remote modules, forward and backward.
 
         Raises:
-            ValueError: for an unknown mode.   RuntimeError: if the mode needs what is not there.
+            ValueError: for an unknown mode.   RuntimeError: if the model does not meet the needs of the mode.
         """
         mode = HybridFHEMode(mode)
         uncompiled = [name for name, module in self.remote_modules.items() if module.quantized is None]
@@ -122,26 +122,26 @@ class HybridFHEModel:
         self._split.mode = mode
 
     def __call__(self, x: Any, fhe: str | HybridFHEMode = "disable") -> Any:
-        """Run the model in a mode, in which it stays, so that backward runs in it too.
+        """Run the model in a mode. The model stays in that mode, so that backward uses it too.
 
         Args:
-            x: as `compile_model`.   fhe: the mode.
+            x: as in `compile_model`.   fhe: the mode.
         Raises:
-            ValueError, RuntimeError: as `set_fhe_mode`.
+            ValueError, RuntimeError: as in `set_fhe_mode`.
         """
         self.set_fhe_mode(fhe)
         return self._run(x)
 
     def save_and_clear_private_info(self, path: str | Path) -> None:
-        """Write ``path/server/<model_name>`` and ``path/client/<model_name>``, and forget the weights here.
+        """Write ``path/server/<model_name>`` and ``path/client/<model_name>``, and delete the weights here.
 
-        Afterwards no tensor of this process holds a remote weight, which is checked; mode remote is left.
+        A check ensures that no tensor of this process still holds a remote weight. Only mode remote remains.
 
         Raises:
-            RuntimeError: before compiling, or if a weight is needed here too (shared with a module that stays, or
-                by DoRA): nothing is written or cleared then. If something outside the model still holds a weight,
-                an optimiser for instance: after clearing, naming it.
-            FileExistsError: if there is such a folder; nothing is cleared then.
+            RuntimeError: before compiling, or if a module that stays here needs a weight (a shared weight, or DoRA);
+                nothing is then written or cleared. After clearing, if an object outside the model, such as an
+                optimiser, still holds a weight, naming it.
+            FileExistsError: if one of the folders exists; nothing is then cleared.
         """
         for name, module in self.remote_modules.items():
             if module.quantized is None or module.quantized.weight is None:
@@ -151,10 +151,10 @@ class HybridFHEModel:
         clearing.clear()
 
     def load_client(self, path: str | Path) -> None:
-        """Take the client's part from ``path/client/<model_name>``, as after `save_and_clear_private_info`.
+        """Load the client's part from ``path/client/<model_name>``, and delete the weights here.
 
         Raises:
-            ValueError: if it is of other modules or shapes, or the files are damaged.
+            ValueError: if the modules or shapes differ, or the files are damaged.
         """
         parts = deployment.load_client(Path(path), self._split.model_name, self.remote_modules)
         clearing = deployment.Clearing(self.model, self.remote_modules)
@@ -164,7 +164,7 @@ class HybridFHEModel:
 
     @property
     def mode(self) -> HybridFHEMode:
-        """The mode that all remote modules are in."""
+        """The mode of all remote modules."""
         return self._split.mode
 
     @property
@@ -185,7 +185,7 @@ class HybridFHEModel:
             self._split.mode = before
 
     def _run_once(self, x: Any) -> None:
-        """Calibrate: a training step that leaves the gradients as they were, or a forward pass without any."""
+        """Calibrate: a training step that restores the gradients, or a forward pass without gradients."""
         if not isinstance(self.model, LoraTraining):
             with torch.no_grad():
                 self._run(x)
@@ -226,7 +226,7 @@ def _put(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def _move_hooks(source: Any, target: Any) -> None:
-    """Hand over a module's hooks; the dicts are shared, so that the handles given out for them still remove."""
+    """Move a module's hooks; the dicts are shared, so that existing handles still remove their hooks."""
     for key, value in vars(source).items():
         if "hooks" in key and "state_dict" not in key and isinstance(value, dict):
             vars(target)[key] = value

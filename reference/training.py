@@ -1,4 +1,4 @@
-"""One training step of a LoRA model whose frozen linear products may run elsewhere."""
+"""One training step of a LoRA model whose frozen linear products may run on a server."""
 
 import inspect
 import warnings
@@ -13,18 +13,18 @@ from .layer import LinearLoRA
 
 
 class LoraTraining(nn.Module):
-    """A LoRA model with its loss, gradients and optimiser step: calling it is one micro-batch of training.
+    """A LoRA model with its loss, gradients and optimiser step: a call trains on one micro-batch.
 
-    The model's frozen linear products, the first one excepted, become `CustomLinear`s.
+    The model's frozen linear layers, except the first one, become `CustomLinear`s.
 
     Args:
-        inference_model: with adapters (some layer has lora_A and lora_B); changed in place.
+        inference_model: a model with adapters (some layer has lora_A and lora_B); changed in place.
     Attributes:
         inference_model: the model.
         optimizer, lr_scheduler, loss_fn, gradient_accumulation_steps, max_grad_norm: see
-            `update_training_parameters`; at first None, None, None, 1 and None.
-        calibrate: see `toggle_calibrate`; at first False.   run_optimizer: see `toggle_run_optimizer`;
-            likewise.
+            `update_training_parameters`; initially None, None, None, 1 and None.
+        calibrate: see `toggle_calibrate`; initially False.   run_optimizer: see `toggle_run_optimizer`; initially
+            False.
     Raises:
         ValueError: for a model without a LoRA layer.
     Source: Concrete ML `LoraTraining`.
@@ -50,19 +50,18 @@ class LoraTraining(nn.Module):
     def replace_layers_with_custom(model: nn.Module, skip_first: bool = True) -> None:
         """Replace the frozen linear layers of a model by `CustomLinear`s that share their tensors, in place.
 
-        Eligible are nn.Linear itself and transformers' Conv1D, outside adapters, and the base product of a
-        `LinearLoRA`: the layer then gets ``base_layer = CustomLinear(weight, bias)`` and keeps its adapter.
-        Hooks, training flag, and the names and tensors of the state_dict stay; a module reachable under two
-        names is replaced once, under both.
+        Eligible layers are nn.Linear itself and transformers' Conv1D, outside adapters, and the base product of a
+        `LinearLoRA`: that layer gets ``base_layer = CustomLinear(weight, bias)`` and keeps its adapter. Hooks,
+        training flag, and the names and tensors of the state_dict stay. A module with two names is replaced once,
+        under both.
 
         Args:
-            model: itself no linear layer.
-            skip_first: leave out the first eligible layer in registration order, whose input mostly needs no
-                gradient. If it does need one, autograd still computes it here; a layer that runs remotely
-                cannot.
+            model: a module that is not itself a linear layer.
+            skip_first: leave out the first eligible layer in registration order, whose input usually needs no
+                gradient. If its input does need one, autograd still computes it here; a remote layer cannot.
         Warns:
-            UserWarning: naming a layer whose trainable bias no longer gets a gradient while its weight is
-                frozen, and a subclass of nn.Linear with its own forward, which is left alone.
+            UserWarning: naming a layer with a frozen weight and a trainable bias, which no longer gets a gradient,
+                and a subclass of nn.Linear, which is left alone.
         Source: Concrete ML `LoraTraining.replace_layers_with_custom`.
         """
         replace_linear_layers(model, CustomLinear, skip_first)
@@ -74,14 +73,14 @@ class LoraTraining(nn.Module):
         loss_fn: Any = None,
         training_args: Mapping[str, Any] | object | None = None,
     ) -> None:
-        """Set all of what a step uses; what is not given goes back to its default.
+        """Set the optimiser, scheduler, loss and options of a step; omitted ones return to their defaults.
 
         Args:
-            optimizer: has ``step()``; None steps nothing.
-            lr_scheduler: has ``step()``, called after the optimiser's.
-            loss_fn: ``loss_fn(output, labels) -> loss``; None leaves the loss to the model.
-            training_args: a dict or a namespace; of it are used ``gradient_accumulation_steps`` (int ≥ 1,
-                default 1) and ``max_grad_norm`` (a number, not negative; default None: no clipping).
+            optimizer: an object with ``step()``, or None.
+            lr_scheduler: an object with ``step()``, called after the optimiser's, or None.
+            loss_fn: ``loss_fn(output, labels) -> loss``; with None the model returns the loss.
+            training_args: a dict or a namespace. Only ``gradient_accumulation_steps`` (int ≥ 1, default 1) and
+                ``max_grad_norm`` (a number, not negative; default None: no clipping) are used.
         Raises:
             ValueError: for values out of range.
         """
@@ -95,27 +94,27 @@ class LoraTraining(nn.Module):
         check_training_arguments(steps, max_norm)
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
-        # Not registered as a child when it is an nn.Module: its buffers are no part of the model's state.
+        # An nn.Module is not registered as a child, because its buffers are not part of the model's state.
         object.__setattr__(self, "loss_fn", loss_fn)
         self.gradient_accumulation_steps = steps
         self.max_grad_norm = max_norm
 
     def toggle_calibrate(self, enable: bool = True) -> None:
-        """Calibration on or off: while on, a call leaves no gradients behind and never steps."""
+        """Turn calibration on or off; while it is on, a call clears the gradients and never steps."""
         self.calibrate = enable
 
     def toggle_run_optimizer(self, enable: bool = True) -> None:
-        """Optimiser on or off: while on, and not calibrating, a call ends with clipping and a step."""
+        """Turn the optimiser on or off; while it is on, and calibration off, a call ends with clipping and a step."""
         self.run_optimizer = enable
 
     def forward(self, inputs: Any) -> tuple[Tensor, Tensor | None]:
-        """Compute the loss of a micro-batch, *run backward*, and as configured clip, step and zero gradients.
+        """Compute the loss of a micro-batch, *run backward*, and, if configured, clip, step and zero gradients.
 
         ``loss = loss_fn(model(x), labels) / gradient_accumulation_steps``; its gradients are accumulated.
 
         Args:
-            inputs: ``(x, labels)``; x is a tensor, a tuple of them or a dict of keyword arguments. Also
-                ``(x1, x2, …, labels)`` and a dict with the key ``labels``. Never modified.
+            inputs: ``(x, labels)``; x is a tensor, a tuple of tensors or a dict of keyword arguments. Other
+                forms are ``(x1, x2, …, labels)`` and a dict with the key ``labels``. The inputs are not modified.
         Returns:
             (loss, grad_norm). The loss is a scalar, divided as above, and still requires grad. grad_norm is
             the norm before clipping if this call clipped, else None.
@@ -165,7 +164,7 @@ class LoraTraining(nn.Module):
         return loss
 
     def _backward(self, loss: Tensor) -> None:
-        """Accumulate the gradients, and make sure that there were some to accumulate."""
+        """Accumulate the gradients; refuse a loss that reaches no trainable parameter."""
         reached: list[Tensor] = []
         trainable: list[Any] = [p for p in self.inference_model.parameters() if p.requires_grad]
         handles = [p.register_post_accumulate_grad_hook(reached.append) for p in trainable]
@@ -183,7 +182,7 @@ class LoraTraining(nn.Module):
 
 
 def check_training_arguments(steps: Any, max_norm: Any) -> None:
-    """Refuse a window that is no int of at least 1, and a largest norm that is negative or NaN."""
+    """Refuse a number of steps that is not an int of at least 1, and a largest norm that is negative or NaN."""
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"gradient_accumulation_steps = {steps!r}: expected an int of at least 1")
     if max_norm is not None and not max_norm >= 0:
@@ -191,7 +190,7 @@ def check_training_arguments(steps: Any, max_norm: Any) -> None:
 
 
 def replace_linear_layers(model: nn.Module, custom_linear: type[CustomLinear], skip_first: bool) -> None:
-    """What `LoraTraining.replace_layers_with_custom` does, with `CustomLinear` or a subclass of it."""
+    """Implement `LoraTraining.replace_layers_with_custom` with `CustomLinear` or a subclass of it."""
     eligible = _eligible(model)
     for module in list(eligible)[1 if skip_first else 0 :]:
         names = eligible[module]
@@ -206,7 +205,7 @@ def replace_linear_layers(model: nn.Module, custom_linear: type[CustomLinear], s
             custom.owned_by_parent = True
             module.base_layer = custom
             continue
-        # The dicts of hooks are shared, so that the handles given out for them still remove.
+        # The dicts of hooks are shared, so that existing handles still remove their hooks.
         vars(custom).update({key: value for key, value in vars(module).items() if "hooks" in key})
         custom._is_full_backward_hook = module._is_full_backward_hook
         for name in names:
@@ -218,7 +217,7 @@ def assert_has_lora_layers(model: nn.Module) -> None:
     """Refuse a model in which no layer exposes lora_A and lora_B, or lora_embedding_A and _B, in any case.
 
     Raises:
-        ValueError: naming what was looked for.
+        ValueError: naming the attributes that are missing.
     """
     for module in model.modules():
         names = {key.lower() for held in (vars(module), module._parameters, module._modules) for key in held}
@@ -228,7 +227,7 @@ def assert_has_lora_layers(model: nn.Module) -> None:
 
 
 def _eligible(model: nn.Module) -> dict[Any, list[str]]:
-    """The layers to replace with all their names, in registration order."""
+    """The layers to replace, each with all its names, in registration order."""
     names: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         names.setdefault(module, []).append(name)
@@ -250,7 +249,7 @@ def _eligible(model: nn.Module) -> dict[Any, list[str]]:
 
 
 def _split(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
-    """Positional arguments, keyword arguments and labels of a batch, which stays as it is."""
+    """Positional arguments, keyword arguments and labels of a batch, which is not modified."""
     if isinstance(inputs, Mapping) and "labels" in inputs:
         return (), {key: value for key, value in inputs.items() if key != "labels"}, inputs["labels"]
     if isinstance(inputs, Mapping) or not isinstance(inputs, tuple | list) or len(inputs) < 2:

@@ -139,8 +139,8 @@ def test_the_error_says_what_does_not_fit(tmp_path: Path, what: str) -> None:
 FILES_REFUSED = {
     CONFIG: [
         (b'{"peft_type": "LORA", "r": 2, "r": 3}', "r is given twice"),
-        (b'{"peft_type": "LORA", "lora_alpha": NaN}', "NaN is no number of JSON"),
-        (b"[" * 10**5, "is no JSON object"),
+        (b'{"peft_type": "LORA", "lora_alpha": NaN}', "NaN is not a JSON number"),
+        (b"[" * 10**5, "is not a JSON object"),
         (b"3", "it holds a int"),
         (b'{"r": 2}', "has no peft_type: expected 'LORA'"),
         (b'{"peft_type": "LORA", "a": 1}', "has the unknown field a = 1"),
@@ -153,15 +153,15 @@ FILES_REFUSED = {
         (b'{"peft_type": "LORA", "megatron_config": {"a": 1}}', "megatron_config = {'a': 1}, which is not supported"),
         (b'{"peft_type": "LORA", "init_lora_weights": "pissa"}', "has init_lora_weights = 'pissa': expected one of"),
         (b'{"peft_type": "LORA", "r": 2, "lora_alpha": 1' + b"0" * 400 + b"}", "0: expected a finite number"),
-        (b'{"peft_type": "LORA", "r": 2, "lora_alpha": 6, "target_modules": ["fc1"]}', "is none of target_modules"),
-        (b'{"peft_type": "LORA", "r": 2, "target_modules": ["fc1", "fc2", "head"]}', "head is one of target_modules"),
+        (b'{"peft_type": "LORA", "r": 2, "lora_alpha": 6, "target_modules": ["fc1"]}', "is not in target_modules"),
+        (b'{"peft_type": "LORA", "r": 2, "target_modules": ["fc1", "fc2", "head"]}', "head is in target_modules"),
         (b" " * (2**24 + 1), "expected at most 16777216"),
     ],
     REST: [
         (b'{"dropout": 0.5}', "has lora_dropout = 0.0 but automodel_peft_config.json has dropout = 0.5"),
         (b'{"of_tomorrow": 1}', "automodel_peft_config.json has the unknown field of_tomorrow = 1"),
     ],
-    TENSORS: [(b"", "is no whole safetensors file"), (b"\x80\x04.", "is no whole safetensors file")],
+    TENSORS: [(b"", "is not a whole safetensors file"), (b"\x80\x04.", "is not a whole safetensors file")],
 }
 
 
@@ -186,7 +186,7 @@ def test_other_kinds_of_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"adapter_model\.bin is a pickle, which could run anything"):
         reference.load_adapter(model, tmp_path)
     os.mkfifo(tmp_path / TENSORS)
-    with pytest.raises(ValueError, match="is no regular file"):
+    with pytest.raises(ValueError, match="is not a regular file"):
         reference.load_adapter(model, tmp_path)
     (tmp_path / TENSORS).unlink()
     (tmp_path / TENSORS).symlink_to(TENSORS)
@@ -197,7 +197,7 @@ def test_other_kinds_of_file_are_refused(tmp_path: Path) -> None:
 def test_what_is_not_saved_is_named(tmp_path: Path) -> None:
     model, config = toy()
     model.get_parameter("head.weight").requires_grad_(True)
-    with pytest.warns(UserWarning, match=r"trainable, but no adapter's and so not saved: head\.weight"):
+    with pytest.warns(UserWarning, match=r"trainable parameters outside adapters are not saved: head\.weight"):
         reference.save_adapter(model, config, tmp_path)
 
 

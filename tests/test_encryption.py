@@ -152,5 +152,5 @@ class TestWrongKeys:
             BACKEND.evaluate(ciphertext, WEIGHT, bytearray(keys.evaluation))  # type: ignore[arg-type]
 
     def test_toy_keys_warn(self) -> None:
-        with pytest.warns(UserWarning, match="the parameter set toy-insecure is not secure: for tests alone"):
+        with pytest.warns(UserWarning, match="the parameter set toy-insecure is not secure: use it only in tests"):
             BACKEND.keygen()

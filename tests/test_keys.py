@@ -64,7 +64,7 @@ class TestKeys:
         broken += [whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :] for at in range(len(whole))]
         for content in broken:
             path.write_bytes(content)
-            with pytest.raises(EncryptionError, match=r"is no file of keys|bytes: expected|is damaged") as caught:
+            with pytest.raises(EncryptionError, match=r"is not a file of keys|bytes: expected|is damaged") as caught:
                 Keys.load(path)
             assert "secret" not in str(caught.value).replace(str(path), "")
 

@@ -94,8 +94,8 @@ def _drip(connection: socket.socket) -> None:
         (_says(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"), "status 200 came without the header"),
         (_says(OURS % (200, 9) + b"cut"), "no whole HTTP answer came: peer closed connection"),
         (_says(OURS % (200, 2) + b"hi"), "something unnamed came, expected application/octet-stream"),
-        (_says(OURS % (302, 0)), "refused with 302: 0 bytes that are no JSON error"),
-        (_says(OURS % (404, 2) + b"[]"), "refused with 404: 2 bytes that are no JSON error"),
+        (_says(OURS % (302, 0)), "refused with 302: 0 bytes that are not a JSON error"),
+        (_says(OURS % (404, 2) + b"[]"), "refused with 404: 2 bytes that are not a JSON error"),
     ],
 )
 def test_a_server_that_is_none(answer: Callable[[socket.socket], object], says: str) -> None:

@@ -42,7 +42,7 @@ def test_a_saved_model_is_complete_or_not_there(tmp_path: Path, monkeypatch: Any
     assert sorted(p.name for p in (tmp_path / "server" / "m").iterdir()) == ["0.npz", "model.json"]
     with np.load(tmp_path / "server" / "m" / "0.npz") as held:
         assert held.files == ["weight"]
-    with pytest.raises(FileExistsError, match="server/m is there already"):
+    with pytest.raises(FileExistsError, match="server/m exists already"):
         _save(tmp_path)
 
 

@@ -113,8 +113,8 @@ def _cut(folder: Path) -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no json": (lambda f: (f / "one" / "model.json").unlink(), "one is no saved model: model.json is missing"),
-    "no arrays": (lambda f: (f / "one" / "0.npz").unlink(), "one is no saved model: 0.npz is missing"),
+    "no json": (lambda f: (f / "one" / "model.json").unlink(), "one is not a saved model: model.json is missing"),
+    "no arrays": (lambda f: (f / "one" / "0.npz").unlink(), "one is not a saved model: 0.npz is missing"),
     "not json": (lambda f: (f / "one" / "model.json").write_text("{"), "one is damaged: JSONDecodeError"),
     "no dict": (lambda f: (f / "one" / "model.json").write_text("[1]"), "one is damaged: TypeError"),
     "bytes": (lambda f: (f / "one" / "model.json").write_bytes(b"\xff\xfe"), "one is damaged: UnicodeDecodeError"),
@@ -128,10 +128,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "objects": (lambda f: _arrays(f, weight=np.array([[{}]])), "Object arrays cannot be loaded"),
     "floats": (
         lambda f: _arrays(f, weight=np.ones((2, 2))),
-        "the weight of fc.forward_module is no matrix of integers",
+        "the weight of fc.forward_module is not a matrix of integers",
     ),
-    "vector": (lambda f: _arrays(f, weight=np.ones(2, np.int8)), "is no matrix of integers"),
-    "other": (lambda f: _arrays(f, bias=np.ones((2, 2), np.int8)), "is no matrix of integers"),
+    "vector": (lambda f: _arrays(f, weight=np.ones(2, np.int8)), "is not a matrix of integers"),
+    "other": (lambda f: _arrays(f, bias=np.ones((2, 2), np.int8)), "is not a matrix of integers"),
     "cut off": (_cut, "one is damaged: "),
 }
 
@@ -157,7 +157,7 @@ def test_a_damaged_model_is_not_served(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["nowhere", *PLAIN], "nowhere is no folder: expected one that holds MODEL/model.json"),
+        (["nowhere", *PLAIN], "nowhere is not a folder: expected one that holds MODEL/model.json"),
         ([".", *PLAIN], " holds no model: expected MODEL/model.json in it"),
         ([".", "--backend", "nowhere:Backend"], "backend 'nowhere:Backend': expected an importable module:name"),
         (

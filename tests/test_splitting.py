@@ -102,7 +102,7 @@ class TestClearing:
     def test_what_still_holds_a_weight_is_named(self, tmp_path: Path) -> None:
         hybrid = split()
         optimiser = [dict(enumerate(hybrid.model.parameters()))]
-        with pytest.raises(RuntimeError, match=r"tensors with their values live on, held by .*dict"):
+        with pytest.raises(RuntimeError, match=r"tensors with their values remain, held by .*dict"):
             hybrid.save_and_clear_private_info(tmp_path)
         assert optimiser
 

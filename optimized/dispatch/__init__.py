@@ -1,1 +1,1 @@
-"""What computes given operands: every `why_not_…` says why a faster way is not taken, or None where it is."""
+"""The choice of an implementation for given operands; `why_not_…` gives the reason against a faster one, or None."""

@@ -1,4 +1,4 @@
-"""Whether the products of a `CustomLinear` are one autograd node."""
+"""The choice whether the products of a `CustomLinear` are one autograd node."""
 
 from torch import Tensor, nn
 
@@ -7,7 +7,7 @@ from reference.hybrid import BackwardModuleLinear, ForwardModuleLinear
 
 
 def why_not_one_node(layer: reference.CustomLinear, x: Tensor) -> str | None:
-    """Why a layer's products go through its two modules, or None if one node computes them.
+    """The reason why a layer's products need its two modules, or None if one node computes them.
 
     Args:
         layer: the layer.   x: [*, K], its input.

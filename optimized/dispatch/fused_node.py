@@ -1,4 +1,4 @@
-"""Whether one autograd node computes a layer, and how: the node, or the reference's formula."""
+"""The choice between a fused autograd node and the formula of the reference."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from optimized.matrices import overreads
 
 
 def why_not_fused(x: Tensor, *parameters: Tensor | None) -> str | None:
-    """Why the reference's formula computes these operands, or None if the fused node does."""
+    """The reason why the reference must compute these operands, or None if the fused node can."""
     if torch.compiler.is_compiling():
         return "torch.compile fuses the formula itself"
     if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
@@ -25,9 +25,9 @@ def why_not_fused(x: Tensor, *parameters: Tensor | None) -> str | None:
 
 
 def is_plain(x: Tensor, weight: Any, bias: Tensor | None, lora_A: Tensor, lora_B: Tensor, scale: float) -> bool:
-    """Whether nothing is to be refused, and all products are plain ones in x's dtype.
+    """Whether the operands are valid, and all products are plain products in x's dtype.
 
-    In one look, what `check_operands` and `why_not_fused` ask of any operands.
+    This is a single faster check in place of `check_operands` and `why_not_fused`.
     """
     if is_compiling() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return False

@@ -1,4 +1,4 @@
-"""Which product of quantised integers is taken: by a kernel, in int8, float32 or float64."""
+"""The choice of a product for quantised integers: by a kernel, in int8, float32 or float64."""
 
 from typing import Any
 
@@ -9,25 +9,25 @@ import reference
 from optimized.dispatch.triton_kernels import why_not_triton_on
 
 MOST_INTERPRETED = 2**14
-"""Multiplications up to which a CPU runs the kernel interpreted, as conformance asks: so a run judges it by the small
-cases, and by the others what a CPU computes by itself."""
+"""The largest number of multiplications that a CPU runs in the interpreted kernel. So a conformance run judges the
+kernel by small cases, and the products of the CPU by the other cases."""
 
 
 def why_not_kernel(layer: reference.QuantizedLinear, x: Tensor) -> str | None:
-    """Why no Triton kernel multiplies int8 and takes the zero points out; None if one does, exactly.
+    """The reason why the int8 Triton kernel cannot compute the layer exactly, or None if it can.
 
     Args:
-        layer: the layer.   x: [M, K], its input, of which device and size count.
+        layer: the layer.   x: [M, K], its input; only its device and size matter.
     """
     if reason := _why_not_int32(layer) or why_not_triton_on(x.device):
         return reason
     if x.device.type == "cpu" and x.numel() * layer.out_features > MOST_INTERPRETED:
-        return f"interpreted, more than {MOST_INTERPRETED} multiplications take long"
+        return f"the interpreter is slow for more than {MOST_INTERPRETED} multiplications"
     return None
 
 
 def why_not_int8(layer: reference.QuantizedLinear, x: Tensor) -> str | None:
-    """Why PyTorch's int8 products with int32 sums would not be exact, or not fast; None if they are both.
+    """The reason why PyTorch's int8 product with int32 sums is not exact or not fast, or None.
 
     Args:
         layer: the layer.   x: [M, K], its quantised input.
@@ -45,12 +45,12 @@ def why_not_int8(layer: reference.QuantizedLinear, x: Tensor) -> str | None:
 
 
 def why_not_float32(layer: reference.QuantizedLinear) -> str | None:
-    """Why float32 products would not be exact; None if every partial sum, in any order, is an integer below 2²⁴.
+    """The reason why float32 products are not exact, or None if every partial sum is an integer below 2²⁴.
 
     Args:
         layer: the layer, with its weight.
     """
-    kept: Any = layer  # that of `optimized` finds it once
+    kept: Any = layer  # the layer of `optimized` computes it once
     largest: int = kept.largest_product if hasattr(layer, "largest_product") else layer.largest_accumulator
     if largest >= 2**24:
         return f"sums of up to {largest} do not fit the 24 bits of float32"
@@ -60,7 +60,7 @@ def why_not_float32(layer: reference.QuantizedLinear) -> str | None:
 
 
 def _why_not_int32(layer: reference.QuantizedLinear) -> str | None:
-    """Why sums of products of int8 might leave int32; none of 2¹⁷ - 1 products of at most 2¹⁴ does."""
+    """The reason why sums of int8 products could overflow int32; 2¹⁷ - 1 products of at most 2¹⁴ cannot."""
     if layer.n_bits > 8:
         return f"{layer.n_bits} bits do not fit int8"
     if layer.in_features >= 2**17:

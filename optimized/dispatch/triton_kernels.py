@@ -1,4 +1,4 @@
-"""Whether Triton kernels run on given operands."""
+"""The choice whether Triton kernels run on given operands."""
 
 import functools
 import importlib.util
@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 def why_not_triton(*operands: Tensor) -> str | None:
-    """Why PyTorch, and not the Triton kernels, multiplies these operands; None when Triton does.
+    """The reason why PyTorch, not Triton, multiplies these operands, or None if Triton does.
 
-    Every product asks this of its own operands, and nothing else decides.
+    Every product decides by this function alone, with its own operands.
     """
     if reason := next(filter(None, map(_why_not_tensor, operands)), None):
         return reason
@@ -22,7 +22,7 @@ def why_not_triton(*operands: Tensor) -> str | None:
 
 
 def why_not_triton_on(device: torch.device) -> str | None:
-    """Why no Triton kernel runs on this device; None where they do."""
+    """The reason why Triton kernels do not run on this device, or None if they do."""
     if device.type == "cpu":
         return _why_not_interpret()
     if device.type != "cuda":
@@ -33,7 +33,7 @@ def why_not_triton_on(device: torch.device) -> str | None:
 def _why_not_tensor(operand: Tensor) -> str | None:
     if type(operand) not in (Tensor, torch.nn.Parameter) or operand.layout != torch.strided:
         return f"a {operand.layout} {type(operand).__name__} has no pointer and strides to give to a kernel"
-    # a compiled layer reaches the kernels through a custom operator, which torch.func does not enter
+    # a compiled layer calls the kernels by a custom operator, which torch.func does not transform
     if not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(operand):
         return "torch.func transforms the products"
     if operand.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):

@@ -1,10 +1,9 @@
 """The Triton kernels of a LoRA adapter, of the activation in a feed-forward block, and of quantised products.
 
-Importing this imports triton, so it is imported at the first launch.
+This package imports triton, so it is imported only at the first launch.
 
-Axes are M (tokens), N (out features), K (in features) and R (rank). Operands may have any strides, and each
-is rounded to the compute dtype as it is read; intermediates between kernels are float32 (float64 for
-float64).
+The axes are M (tokens), N (out features), K (in features) and R (rank). Operands may have any strides. Each operand
+is rounded to the compute dtype when it is loaded; intermediates between kernels are float32 (float64 for float64).
 """
 
 from optimized.kernels.gated_activation import gated_activation, gated_activation_gradients

@@ -1,6 +1,6 @@
-"""Which elements of a matrix dropout keeps, computed from their row and column wherever a kernel needs to know.
+"""The dropout mask in Triton: whether an element is kept is computed from its row and column.
 
-The generator is that of `optimized.philox`, which has the design; this is the same in Triton.
+The generator is that of `optimized.philox`, which describes the design.
 """
 # mypy: allow-incomplete-defs, allow-untyped-calls
 
@@ -12,8 +12,8 @@ NONE_DROPPED = (0, 0)  # the seed and limit of a launch that computes no mask
 
 @triton.jit
 def is_kept(seed, limit, rows, first, WIDTH: tl.constexpr):
-    """[rows, WIDTH]: whether each element of these rows in the WIDTH columns from `first`, a multiple of 8, is kept."""
-    # Rounds stay [1, groups] or [rows, 1] as long as they depend on a column or a row alone: of seven, two.
+    """The mask [rows, WIDTH] of these rows and the WIDTH columns from `first`, a multiple of 8."""
+    # Words keep the shape [1, groups] or [rows, 1] while they depend only on a column or a row, for two rounds.
     key_a = seed.to(tl.uint32)
     key_b = (seed >> 32).to(tl.uint32)
     words_0 = (first // 8 + tl.arange(0, WIDTH // 8)).to(tl.uint32)[None, :]
@@ -25,7 +25,7 @@ def is_kept(seed, limit, rows, first, WIDTH: tl.constexpr):
     words_3 = product_a.to(tl.uint32)
     # Walks the six rounds after the first, whose other product is 0.
     for _ in tl.static_range(6):
-        key_a = tl.add(key_a, 0x9E3779B9, sanitize_overflow=False)  # it wraps
+        key_a = tl.add(key_a, 0x9E3779B9, sanitize_overflow=False)  # the sum wraps
         key_b = tl.add(key_b, 0xBB67AE85, sanitize_overflow=False)
         product_a = words_0.to(tl.uint64) * 0xD2511F53
         product_b = words_2.to(tl.uint64) * 0xCD9E8D57

@@ -1,4 +1,4 @@
-"""h = f(gate) ⊙ up, or f(up), element by element; and in one pass h again with the gradients of gate and up."""
+"""h = f(gate) ⊙ up, or f(up), per element; and h again with the gradients of gate and up, in one pass."""
 # mypy: allow-incomplete-defs, allow-untyped-calls
 
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from optimized.kernels.tiles import INTERPRETED, TL_DTYPE, Config, accumulator, 
 
 @triton.jit
 def value_and_slope(t, ACTIVATION: tl.constexpr):
-    """f(t) and f′(t) in t's dtype; each is finite where its exact value is."""
+    """f(t) and f′(t) in t's dtype; each is finite if its exact value is finite."""
     if ACTIVATION == "silu":
         gate = tl.sigmoid(t)
         value = t * gate
         slope = gate + value * (1 - gate)
     elif ACTIVATION == "relu2":
-        positive = tl.where(t < 0, 0.0, t)  # not tl.maximum, which loses a NaN
+        positive = tl.where(t < 0, 0.0, t)  # tl.maximum would lose a NaN
         value = positive * positive
         slope = 2 * positive
     elif ACTIVATION == "gelu":
@@ -26,7 +26,7 @@ def value_and_slope(t, ACTIVATION: tl.constexpr):
         value = t * share
         slope = share + t * 0.3989422804014327 * tl.exp(-0.5 * t * t)
     else:
-        # (1 + tanh(z))/2 = σ(2z), and σ(2z)·σ(-2z), from e = exp(-|2z|), which loses no digits on either side
+        # (1 + tanh(z))/2 = σ(2z) and σ(2z)·σ(-2z) are computed from e = exp(-|2z|), accurately for both signs.
         square = t * t
         e = tl.exp(-tl.abs(1.5957691216057308 * t * (1 + 0.044715 * square)))
         share = tl.where(t < 0, e, 1.0) / (1 + e)
@@ -48,7 +48,7 @@ def gated_activation_kernel(
     ACC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One run of BLOCK elements of h; without gate, gate_ptr is not read."""
+    """One block of BLOCK elements of h; without a gate, gate_ptr is not read."""
     offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = offs < SIZE
     up = as_operand(tl.load(up_ptr + offs, mask=inside, other=0.0), ACC)
@@ -74,7 +74,7 @@ def gated_activation_gradients_kernel(
     ACC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One run of BLOCK elements of h, d_gate and d_up; without gate, those of gate are not touched."""
+    """One block of BLOCK elements of h, d_gate and d_up; without a gate, gate_ptr and d_gate_ptr are not used."""
     offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = offs < SIZE
     d_h = as_operand(tl.load(d_h_ptr + offs, mask=inside, other=0.0), ACC)
@@ -96,12 +96,12 @@ def gated_activation(lifts: Sequence[torch.Tensor], activation: str) -> torch.Te
     """h from gate and up, or from up alone.
 
     Args:
-        lifts: of one shape and dtype; copied where not contiguous.
+        lifts: gate and up, or up alone, of one shape and dtype; copied if not contiguous.
     Returns:
         h in their dtype; computed in float32 (float64 for float64) and rounded once.
 
-    The grid is the runs of BLOCK elements: nothing is shared between them, and a block of 1024 keeps several
-    16-byte loads of each thread under way.
+    The grid is the number of blocks of BLOCK elements, which are independent. A block of 1024 keeps several 16-byte
+    loads of each thread in flight.
     """
     gate, up = _both(lifts)
     h = torch.empty_like(up)
@@ -115,9 +115,9 @@ def gated_activation(lifts: Sequence[torch.Tensor], activation: str) -> torch.Te
 def gated_activation_gradients(
     d_h: torch.Tensor, lifts: Sequence[torch.Tensor], activation: str
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """h, and the gradients of gate and up, or of up alone, from one reading of all of them.
+    """h, and the gradients of gate and up, or of up alone, from one reading of all operands.
 
-    Args and grid as for `gated_activation`; d_h is of the lifts' shape and dtype.
+    Args and grid are as in `gated_activation`; d_h has the shape and dtype of the lifts.
     """
     gate, up = _both(lifts)
     h, d_lifts = torch.empty_like(up), [torch.empty_like(up) for _ in lifts]
@@ -131,14 +131,14 @@ def gated_activation_gradients(
 
 
 def gated_activation_config(size: int) -> Config:
-    """One block size on a GPU; interpreted, as few programs as can be."""
+    """One block size on a GPU; under the interpreter, blocks for the fewest programs."""
     if INTERPRETED:
         return Config({"BLOCK": block(size, 256, 4096, 16384)}, num_warps=1, num_stages=1)
     return Config({"BLOCK": 1024}, num_warps=4, num_stages=1)
 
 
 def _both(lifts: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gate and up, contiguous; up twice where there is no gate."""
+    """Gate and up, contiguous; without a gate, up twice."""
     packed = [t.contiguous() for t in lifts]
     return packed[0], packed[-1]
 

@@ -1,4 +1,4 @@
-"""q_x · q_wᵀ of int8 operands, exact, with the zero points taken out, the scales and the bias applied at its end."""
+"""The exact product q_x · q_wᵀ of int8 operands, with an epilogue for zero points, scales and bias."""
 # mypy: allow-incomplete-defs, allow-untyped-calls
 
 import torch
@@ -38,7 +38,7 @@ def int8_linear_kernel(
     x_rows = x_ptr + offs_m.to(tl.int64)[:, None] * stride_xm
     w_rows = w_ptr + offs_n.to(tl.int64)[None, :] * stride_wn
     acc = tl.full((BLOCK_M, BLOCK_N), 0, tl.int32)
-    # Walks K; the loads put zeros in its tail.
+    # Walks K; masked loads fill its tail with zeros.
     for k in range(0, K, BLOCK_K):
         offs_k = k + tl.arange(0, BLOCK_K)
         inside_k = offs_k < K
@@ -61,7 +61,7 @@ def int8_linear_kernel(
         if BIASED:
             y += tl.load(columns_ptr + n + N + N + N, mask=inside_n, other=0.0)[None, :]
         if y_ptr.dtype.element_ty != tl.float64:
-            y = y.to(tl.float32)  # as torch rounds to 16 bits
+            y = y.to(tl.float32)  # torch also rounds to 16 bits from float32
         tl.store(y_ptrs, as_stored(y, y_ptr.dtype.element_ty), mask=inside)
     else:
         tl.store(y_ptrs, y.to(tl.int64), mask=inside)
@@ -72,17 +72,17 @@ def int8_linear(
 ) -> None:
     """``y = x · wᵀ - (rows₀·columns₀ + rows₁·columns₁)``, and ``· (rows₂·columns₂) + columns₃`` for a y of floats.
 
-    The product is summed in int32, which holds sums over fewer than 2¹⁷ features; the rest is float64, exact as
-    long as no integer in it reaches 2⁵³, with the two scales multiplied first and nothing fused: what PyTorch
-    gives, to the bit.
+    The product is summed in int32, which holds sums over fewer than 2¹⁷ features. The rest is in float64, and exact if
+    all integers stay below 2⁵³. The two scales are multiplied first and no operations are fused, so the result equals
+    PyTorch's bit for bit.
 
     Args:
         x: int8 [M, K].   weight: int8 [N, K].   Any strides.
         rows: float64 [2, M], [3, M] with scales.   columns: float64 [2, N], [3, N] with scales, [4, N] with a bias.
         y: [M, N], any strides, overwritten: int64 without scales, else of a float dtype.
 
-    The grid is (tiles of M, tiles of N). 128 × 64 is the largest tile whose epilogue, in float64, needs no more
-    registers than there are: 128 × 128 spills. The int32 sums never reach memory.
+    The grid is (tiles of M, tiles of N). 128 × 64 is the largest tile whose float64 epilogue fits in
+    registers: 128 × 128 spills. The int32 sums are not written to memory.
     """
     (M, K), N = x.shape, weight.shape[0]
     if 0 in (M, N):
@@ -97,11 +97,11 @@ def int8_linear(
 
 
 NOT_FUSED = {} if INTERPRETED else {"enable_fp_fusion": False}
-"""An option of the launch: ``y · scale + bias`` is two roundings, as everywhere else."""
+"""A launch option: ``y · scale + bias`` is rounded twice, as in PyTorch."""
 
 
 def int8_linear_config(M: int, N: int, K: int, lean: bool) -> Config:
-    """Blocks by shape; operands gathered byte by byte get a smaller area, and few rows tiles of 16."""
+    """Block sizes by shape; operands loaded byte by byte get smaller tiles, and few rows get tiles of 16."""
     if INTERPRETED:
         blocks = {
             "BLOCK_M": block(M, 16, 32, 64, 128),
@@ -117,7 +117,7 @@ def int8_linear_config(M: int, N: int, K: int, lean: bool) -> Config:
 
 
 def _is_lean(operand: torch.Tensor) -> bool:
-    """Whether rows are not read in 16-byte pieces; see `tiles.is_lean`."""
+    """Whether rows cannot be loaded in 16-byte pieces; see `tiles.is_lean`."""
     return (
         operand.data_ptr() % 16 != 0 or operand.stride(1) != 1 or bool(operand.stride(0) % 16 or operand.shape[1] % 16)
     )

@@ -1,4 +1,4 @@
-"""y = x · Wᵀ + b + scale · S · Bᵀ in one persistent kernel, its tiles moved by tensor descriptors (TMA)."""
+"""y = x · Wᵀ + b + scale · S · Bᵀ in one persistent kernel, which moves tiles by tensor descriptors (TMA)."""
 # mypy: allow-incomplete-defs, allow-untyped-calls
 
 import torch
@@ -42,14 +42,14 @@ def linear_expand_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
-    """The [BLOCK_M, BLOCK_N] tiles of y that are this program's: each as many programs after the last.
+    """Every num_programs-th [BLOCK_M, BLOCK_N] tile of y, from the index of this program.
 
-    Tiles go down GROUP_M rows of tiles before they go across, so that those under way at a time share operands
-    in the cache. W is [K, N] where K_FIRST, else [N, K].
+    Tiles are ordered down GROUP_M rows of tiles before across, so that concurrent tiles share operands in the cache.
+    W is [K, N] if K_FIRST, else [N, K].
     """
     tiles_m = tl.cdiv(M, BLOCK_M)
     tiles_n = tl.cdiv(N, BLOCK_N)
-    # Walks the tiles; descriptors read zeros beyond M, N and K, and write nothing there.
+    # Walks the tiles; descriptors read zeros beyond M, N and K, and do not write there.
     for tile in range(tl.program_id(0), tiles_m * tiles_n, tl.num_programs(0)):
         first = tile // (GROUP_M * tiles_n) * GROUP_M
         rows = tl.minimum(tiles_m - first, GROUP_M)
@@ -61,7 +61,7 @@ def linear_expand_kernel(
         offs_n = n + tl.arange(0, BLOCK_N)
         s_rows = s_ptr + offs_m.to(tl.int64)[:, None] * stride_sm
         b_columns = b_ptr + offs_n.to(tl.int64)[None, :] * stride_bn
-        # Walks R; the loads put zeros in its tail.
+        # Walks R; masked loads fill its tail with zeros.
         for r in range(0, R, BLOCK_R):
             offs_r = r + tl.arange(0, BLOCK_R)
             inside_r = offs_r < R
@@ -74,7 +74,7 @@ def linear_expand_kernel(
             acc = tl.dot(s, as_operand(b, OPERAND), acc, out_dtype=tl.float32)
         if DROPPED:
             acc = tl.where(is_kept(seed, limit, offs_m, n, BLOCK_N), acc, 0.0)
-        # Walks K; what a descriptor reads of its tail is zeros.
+        # Walks K; descriptors fill its tail with zeros.
         for k in range(0, K, BLOCK_K):
             x = as_operand(x_desc.load([m, k]), OPERAND)
             if K_FIRST:
@@ -100,19 +100,19 @@ def linear_expand(
     """``x[M, K] · W[N, K]ᵀ + bias[N] + scale · S[M, R] · B[N, R]ᵀ``, summed in float32 and rounded once.
 
     Args:
-        x, w, bias, b: of one 16-bit dtype; x and w as `why_not_one_kernel` asks; w may be a transposed [K, N].
-        s: [M, R], as `lora_shrink` gives it; scale · S is rounded to the dtype of x.
-        config: None for that of `tuned.json`, or without one there of `linear_expand_config`.
+        x, w, bias, b: of one 16-bit dtype; x and w satisfy `why_not_one_kernel`; w may be a transposed [K, N].
+        s: [M, R], from `lora_shrink`; scale · S is rounded to the dtype of x.
+        config: None for the entry of `tuned.json`, or without one `linear_expand_config`.
         kept: the elements of the update that dropout keeps.
     Returns:
         [M, N] in the dtype of x.
 
-    The grid is one program for each multiprocessor, and each walks over tiles: the stores of one can overlap with the
-    products of the next.
+    The grid is one program per multiprocessor. Each program walks over tiles, so that the stores of one tile can
+    overlap with the products of the next.
     """
     (M, K), N, R = x.shape, w.shape[0], s.shape[1]
     y = x.new_empty(M, N)
-    if config is None and kept is None:  # measured without a mask
+    if config is None and kept is None:  # entries are measured without a mask
         config = tuned(linear_expand_entry(w), x.device, x.dtype, M=M, N=N, K=K, R=R)
     config = config or linear_expand_config(M, N, K, kept is not None)
     BLOCK_M, BLOCK_N, BLOCK_K = (config.blocks[f"BLOCK_{axis}"] for axis in "MNK")
@@ -150,9 +150,9 @@ def linear_expand(
 
 
 def linear_expand_config(M: int, N: int, K: int, dropped: bool = False) -> Config:
-    """Blocks by shape; 128 × 256 sums fill the registers of two warp groups, and three stages the shared memory.
+    """Block sizes by shape; 128 × 256 sums fill the registers of two warp groups, and three stages the shared memory.
 
-    With a mask they would spill.
+    With a mask, 128 × 256 sums would spill.
     """
     if INTERPRETED:
         blocks = {"BLOCK_M": block(M, 16, 64), "BLOCK_N": block(N, 16, 64), "BLOCK_K": block(K, 16, 64), "BLOCK_R": 16}
@@ -162,5 +162,5 @@ def linear_expand_config(M: int, N: int, K: int, dropped: bool = False) -> Confi
 
 
 def _programs(device: torch.device) -> int:
-    """One for each multiprocessor; interpreted two, so that each walks over several tiles."""
+    """One program per multiprocessor; two under the interpreter, so that each walks over several tiles."""
     return 2 if INTERPRETED else torch.cuda.get_device_properties(device).multi_processor_count

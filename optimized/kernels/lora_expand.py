@@ -1,4 +1,4 @@
-"""Y = scale · S · Bᵀ, from the rank up to features; with T for S and Aᵀ for B it is dX = scale · T · A."""
+"""Y = scale · S · Bᵀ, from the rank to the features; with T for S and Aᵀ for B, dX = scale · T · A."""
 # mypy: allow-incomplete-defs, allow-untyped-calls
 
 import torch
@@ -46,7 +46,7 @@ def lora_expand_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
-    """One [BLOCK_M, BLOCK_N] tile of Y; what is there is overwritten, or where ADDED is one of the summands."""
+    """One [BLOCK_M, BLOCK_N] tile of Y, which is overwritten, or added to if ADDED."""
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside_m = offs_m < M
@@ -54,7 +54,7 @@ def lora_expand_kernel(
     s_rows = s_ptr + offs_m.to(tl.int64)[:, None] * stride_sm
     b_rows = b_ptr + offs_n.to(tl.int64)[None, :] * stride_bn
     acc = tl.full((BLOCK_M, BLOCK_N), 0, ACC)
-    # Walks R; the loads put zeros in its tail.
+    # Walks R; masked loads fill its tail with zeros.
     for r in range(0, R, BLOCK_R):
         offs_r = r + tl.arange(0, BLOCK_R)
         inside_r = offs_r < R
@@ -87,17 +87,17 @@ def lora_expand(
     added: bool = False,
     kept: Kept | None = None,
 ) -> None:
-    """``out[M, N] = scale · S[M, R] · B[N, R]ᵀ``, and out itself added where `added`.
+    """``out[M, N] = scale · S[M, R] · B[N, R]ᵀ``, or added to out with `added`.
 
     Args:
-        s: [M, R], as `lora_shrink` gives it.   b: [N, R], any strides; rounded to `compute` as it is read.
-        scale: applied to the sum, before the one rounding.
+        s: [M, R], from `lora_shrink`.   b: [N, R], any strides; rounded to `compute` when it is loaded.
+        scale: applied to the sum, before the only rounding.
         out: [M, N], any strides, overwritten; the sum is rounded to its dtype once.
-        kept: the elements of the product that dropout keeps, the others being 0; before `added`.
-        added: for an out with rows of unit stride; the addresses of others take more registers than there are.
+        kept: the elements of the product that dropout keeps; the others are 0. The mask applies before the addition.
+        added: add to out, whose rows must have unit stride; other strides need too many registers for addresses.
 
-    The grid is (tiles of M, tiles of N): nothing is reduced but R, so every tile of Y is written once, and
-    has only to be wide enough for whole 128-byte lines and small enough to stay in registers.
+    The grid is (tiles of M, tiles of N). Only R is reduced, so every tile of Y is written once. A tile must be wide
+    enough for whole 128-byte lines and small enough for the registers.
     """
     (M, R), N = s.shape, b.shape[0]
     if 0 in (M, N, R):
@@ -113,7 +113,7 @@ def lora_expand(
 
 
 def lora_expand_config(M: int, N: int, R: int, compute: torch.dtype, lean: bool, dropped: bool = False) -> Config:
-    """Blocks by shape; few rows get tiles of 16, and operands held in float32 a smaller area."""
+    """Block sizes by shape; few rows get tiles of 16, and float32 operands get smaller tiles."""
     if INTERPRETED:
         blocks = {
             "BLOCK_M": block(M, 16, 32, 64, 128),

@@ -1,4 +1,4 @@
-"""S = X · Aᵀ, from features down to the rank; with g for X and Bᵀ for A it is T = g · B."""
+"""S = X · Aᵀ, from the features to the rank; with g for X and Bᵀ for A, T = g · B."""
 # mypy: allow-incomplete-defs, allow-untyped-calls
 
 import torch
@@ -47,9 +47,9 @@ def lora_shrink_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """One [BLOCK_M, BLOCK_R] tile of S, over the K_OF_SPLIT columns of X that belong to this split.
+    """One [BLOCK_M, BLOCK_R] tile of S, over the K_OF_SPLIT columns of X in this split.
 
-    Where DROPPED, X is what dropout keeps of it.
+    If DROPPED, X is masked by dropout.
     """
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -61,7 +61,7 @@ def lora_shrink_kernel(
     x_rows = x_ptr + offs_m.to(tl.int64)[:, None] * stride_xm
     a_rows = a_ptr + offs_r.to(tl.int64)[None, :] * stride_ar
     acc = tl.full((BLOCK_M, BLOCK_R), 0, ACC)
-    # Walks K; the loads put zeros in its tail. Splits end at whole blocks, so that only K itself has one.
+    # Walks K; masked loads fill its tail with zeros. Splits end at whole blocks, so that only K itself has a tail.
     for k in range(k_from, k_to, BLOCK_K):
         offs_k = k + tl.arange(0, BLOCK_K)
         inside_k = offs_k < K
@@ -80,15 +80,15 @@ def lora_shrink(x: torch.Tensor, a: torch.Tensor, compute: torch.dtype, kept: Ke
     """``S[M, R] = X[M, K] · A[R, K]ᵀ``.
 
     Args:
-        x: [M, K].   a: [R, K].   Any strides; either is rounded to `compute` as it is read.
-        compute: the dtype the product is formed in; sums are kept in float32 (float64 for float64).
+        x: [M, K].   a: [R, K].   Any strides; both are rounded to `compute` when they are loaded.
+        compute: the dtype of the factors; sums are in float32 (float64 for float64).
         kept: the elements of x that dropout keeps; the others count as 0.
     Returns:
         [M, R], float32 (float64 for float64), so that the intermediate is not rounded twice.
 
-    The grid is (tiles of M, tiles of R, splits of K). A tile holds the whole rank up to 64, so that X is
-    read once, and few rows, so that 8192 of them already give 128 programs; fewer rows are made up for by
-    splitting K, whose partial sums are added in a fixed order.
+    The grid is (tiles of M, tiles of R, splits of K). A tile covers the whole rank up to 64, so that X is read once. It
+    has few rows, so that 8192 rows give 128 programs. With fewer rows K is split, and the partial sums are added in a
+    fixed order.
     """
     (M, K), R = x.shape, a.shape[0]
     dtype = accumulator(compute)
@@ -126,7 +126,7 @@ def lora_shrink(x: torch.Tensor, a: torch.Tensor, compute: torch.dtype, kept: Ke
 
 
 def lora_shrink_config(M: int, K: int, R: int, compute: torch.dtype, lean: bool, dropped: bool = False) -> Config:
-    """Blocks by shape; 16-bit products fill a warp group's 64 rows, float32 ones run on FMA units."""
+    """Block sizes by shape; 16-bit products fill the 64 rows of a warp group, float32 products run on FMA units."""
     if INTERPRETED:
         blocks = {
             "BLOCK_M": block(M, 16, 32, 64, 128),

@@ -57,7 +57,7 @@ def shrink_and_grad_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
-    """What BLOCK_N columns of g, over the M_OF_SPLIT tokens of this split, add to T and to dB."""
+    """The partial sums of T and dB from BLOCK_N columns of g and the M_OF_SPLIT tokens of this split."""
     offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     offs_r = tl.arange(0, BLOCK_R)
     split = tl.program_id(1)
@@ -73,7 +73,7 @@ def shrink_and_grad_kernel(
     s_columns = s_ptr + offs_r[None, :] * stride_sr
     t_columns = t_ptr + tl.program_id(0).to(tl.int64) * stride_tp + offs_r[None, :] * stride_tr
     acc = tl.full((BLOCK_N, BLOCK_R), 0, ACC)
-    # Walks M; the loads put zeros in its tail. Splits end at whole blocks, so that only M itself has one.
+    # Walks M; masked loads fill its tail with zeros. Splits end at whole blocks, so that only M itself has a tail.
     for m in range(m_from, m_to, BLOCK_M):
         offs_m = m + tl.arange(0, BLOCK_M)
         inside_m = offs_m < M
@@ -105,18 +105,18 @@ def shrink_and_grad(
     """``T[M, R] = g[M, N] · B[N, R]``, returned, and ``out[N, R] = scale · gᵀ · S[M, R]``.
 
     Args:
-        g: [M, N].   b: [N, R], R at most `MOST_ONE_READING_RANK`.   Any strides; rounded to `compute` as they are read.
-        s: [M, R], as `lora_shrink` gives it.
+        g: [M, N].   b: [N, R], R at most `MOST_ONE_READING_RANK`.   Any strides; rounded to `compute` when loaded.
+        s: [M, R], from `lora_shrink`.
         out: [N, R], any strides, overwritten; the sum is rounded to its dtype once.
-        config: None for that of `tuned.json`, or without one there of `shrink_and_grad_config`.
+        config: None for the entry of `tuned.json`, or without one `shrink_and_grad_config`.
         kept: the elements of g that dropout keeps; the others count as 0.
     Returns:
-        [M, R], float32 (float64 for float64), as of `lora_shrink`.
+        [M, R], float32 (float64 for float64), as in `lora_shrink`.
 
-    The grid is (tiles of N, splits of M). A program keeps its part of dB in registers while it walks down its
-    tokens, and its part of T is ready after each step: so both are partial sums, over tiles of N for T and over
-    splits of M for dB, and `split_k_reduce` adds them in order. Tiles are as wide and splits as long as
-    registers and 132 multiprocessors allow, because every partial sum is written and read again.
+    The grid is (tiles of N, splits of M). A program keeps its part of dB in registers while it walks over its tokens,
+    and writes its part of T after each step. Both are partial sums, of T over tiles of N and of dB over splits of M;
+    `split_k_reduce` adds them in order. Tiles are as wide and splits as long as registers and 132 multiprocessors
+    allow, because every partial sum is written and read again.
     """
     (M, N), R = g.shape, b.shape[1]
     dtype = accumulator(compute)
@@ -124,7 +124,7 @@ def shrink_and_grad(
         out.zero_()
         return torch.zeros(M, R, dtype=dtype, device=g.device)
     lean = is_lean(g, compute)
-    if config is None and not lean and kept is None:  # measured without a mask
+    if config is None and not lean and kept is None:  # entries are measured without a mask
         config = tuned("shrink_and_grad", g.device, compute, M=M, N=N, R=R)
     config = config or shrink_and_grad_config(M, N, R, compute, lean, kept is not None)
     tiles = triton.cdiv(N, config.blocks["BLOCK_N"])
@@ -146,9 +146,9 @@ def shrink_and_grad(
 
 
 def shrink_and_grad_config(M: int, N: int, R: int, compute: torch.dtype, lean: bool, dropped: bool = False) -> Config:
-    """Blocks by shape; the whole rank, and 256 or 512 columns of g where its tiles are read in 16-byte pieces.
+    """Block sizes by shape: the whole rank, and 256 or 512 columns of g if its tiles load in 16-byte pieces.
 
-    A mask takes registers, of which 512 columns leave none.
+    A mask needs registers, and 512 columns leave none.
     """
     block_r = block(R, 16, MOST_ONE_READING_RANK)
     if INTERPRETED:

@@ -41,8 +41,8 @@ def split_k_reduce_kernel(
 def split_k_reduce(partials: torch.Tensor, scale: float, out: torch.Tensor) -> None:
     """``out[N, R] = scale · Σₚ partials[p, N, R]``, rounded once to the dtype of `out`.
 
-    The grid is (tiles of N, tiles of R). Blocks are small, 1024 elements, because the partials come from L2
-    and the programs have to be many to hide its latency.
+    The grid is (tiles of N, tiles of R). Blocks are small, 1024 elements: the partials come from L2, and many programs
+    are needed to hide its latency.
     """
     P, N, R = partials.shape
     config = split_k_reduce_config(N, R)
@@ -53,7 +53,7 @@ def split_k_reduce(partials: torch.Tensor, scale: float, out: torch.Tensor) -> N
 
 
 def split_k_reduce_config(N: int, R: int) -> Config:
-    """Blocks by shape; up to 64 of R, and of N what makes up 1024 elements."""
+    """Block sizes by shape: up to 64 of R, and enough of N for 1024 elements."""
     if INTERPRETED:
         return Config({"BLOCK_N": block(N, 16, 64, 128), "BLOCK_R": block(R, 16, 64)}, num_warps=1, num_stages=1)
     block_r = block(R, 16, 64)

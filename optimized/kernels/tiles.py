@@ -1,4 +1,4 @@
-"""What the kernels share: rounding a tile, how to multiply two, configurations, the launch."""
+"""Shared parts of the kernels: rounding and multiplication of tiles, configurations, and the launch."""
 # mypy: allow-incomplete-defs, allow-untyped-calls
 
 import contextlib
@@ -38,7 +38,7 @@ TL_DTYPE = {
 
 @dataclass(frozen=True)
 class Config:
-    """One way to launch a kernel: its block sizes by name, its warps, its pipeline depth."""
+    """A configuration of a kernel: block sizes by name, number of warps, and number of pipeline stages."""
 
     blocks: dict[str, int]
     num_warps: int
@@ -61,20 +61,20 @@ else:
 
 
 def accumulator(compute: torch.dtype) -> torch.dtype:
-    """The dtype sums are kept in: float32, and float64 for float64."""
+    """The dtype of the sums: float32, or float64 for float64."""
     return torch.float64 if compute == torch.float64 else torch.float32
 
 
 def native_dot(compute: torch.dtype) -> dict[str, Any]:
-    """How to multiply two tiles that are both rounded to `compute`: exact products, summed in ACC."""
+    """Constants to multiply two tiles that are both rounded to `compute`: exact products, summed in ACC."""
     return {"OPERAND": TL_DTYPE[compute], "PRECISION": "ieee", "ACC": TL_DTYPE[accumulator(compute)]}
 
 
 def mixed_dot(compute: torch.dtype) -> dict[str, Any]:
-    """How to multiply a float32 intermediate with a tile that is rounded to `compute`.
+    """Constants to multiply a float32 intermediate with a tile that is rounded to `compute`.
 
-    Beside bfloat16 the intermediate is rounded to bfloat16 too. float16 has no room for it (65504), so both
-    are taken as float32, of which three TF32 products keep 22 bits.
+    With bfloat16 the intermediate is rounded to bfloat16 too. In float16 (at most 65504) it could overflow, so both
+    are multiplied as float32, with three TF32 products that keep 22 bits.
     """
     dot = {"COMPUTE": TL_DTYPE[compute], **native_dot(compute)}
     if compute == torch.float16:
@@ -83,16 +83,16 @@ def mixed_dot(compute: torch.dtype) -> dict[str, Any]:
 
 
 def block(size: int, *sizes: int) -> int:
-    """The least of the ascending powers of two `sizes` that covers `size`, or the largest of them."""
+    """The smallest of the ascending `sizes` that is at least `size`, or the largest one."""
     return next((choice for choice in sizes if choice >= size), sizes[-1])
 
 
 def is_lean(operand: torch.Tensor, compute: torch.dtype) -> bool:
-    """Whether this operand's tiles have to be small: gathered by elements, or stored wider than `compute`.
+    """Whether this operand needs small tiles: it is loaded element by element, or stored wider than `compute`.
 
-    Tiles are read in 16-byte pieces where one axis has unit stride and the address, that axis and the other
-    stride are multiples of 16, as Triton sees at the launch. Other tiles take an address for each element,
-    in registers.
+    Tiles are loaded in 16-byte pieces if one axis has unit stride, and the address, the size of that axis and the other
+    stride are multiples of 16, as Triton checks at the launch. Other tiles need registers for the address of each
+    element.
     """
     sizes, strides = operand.shape, operand.stride()
     vectorised = operand.data_ptr() % 16 == 0 and any(
@@ -102,10 +102,10 @@ def is_lean(operand: torch.Tensor, compute: torch.dtype) -> bool:
 
 
 def splits_of(length: int, programs: int, least: int) -> int:
-    """Into how many runs to cut a sum, so that `programs` × runs fill a GPU and none is below `least`.
+    """The number of splits of a sum, so that `programs` × splits fill a GPU and no split is shorter than `least`.
 
-    256 programs are two waves of the 132 multiprocessors of an H100. It depends on shapes alone, so that one
-    case adds in the same order wherever it runs.
+    256 programs are two waves of the 132 multiprocessors of an H100. The number depends only on shapes, so that the
+    order of summation is the same on every device.
     """
     return max(1, min(256 // max(programs, 1), length // least))
 
@@ -118,7 +118,7 @@ def launch(kernel, grid: tuple[int, ...], *args: Any, config: Config, **constant
 
 @contextlib.contextmanager
 def _place(device: torch.device) -> Iterator[None]:
-    """The device made current; interpreted, numpy's warnings about inf and NaN silenced, as on a GPU."""
+    """Make the device current; under the interpreter, silence numpy's warnings about inf and NaN."""
     if INTERPRETED:
         with np.errstate(all="ignore"):
             yield

@@ -1,8 +1,9 @@
-"""Measure block configurations on the GPU at hand: ``python -m optimized.kernels.tune --device cuda --table FILE``.
+"""Measure block configurations on the local GPU: ``python -m optimized.kernels.tune --device cuda --table FILE``.
 
-Each candidate is checked against float32 products before it is timed; one that is wrong or does not run is left out.
-The best becomes a measured entry of the table, with the time of what the kernel replaces, so that `dispatch.routes`
-takes the kernel only where it is faster. Without ``--table`` it is the table of the package that is rewritten.
+Each candidate is checked against float32 products before it is timed; a wrong or failing candidate is left out. The
+best one becomes a measured entry of the table, together with the time of the operations that the kernel replaces, so
+that `dispatch.routes` uses the kernel only where it is faster. Without ``--table`` the table of the package is
+rewritten.
 """
 
 import argparse
@@ -25,13 +26,13 @@ from optimized.kernels.weight_grad import weight_grad
 from optimized.tuned_kernels import LINEAR_EXPAND, LINEAR_EXPAND_BACKWARD, MOST_ONE_READING_RANK
 
 Clock = Callable[[Callable[[], Any]], float]
-MOST_ERROR = 2.0**-6  # of an element and of the usual one: four units of bfloat16's last place
+MOST_ERROR = 2.0**-6  # relative to an element plus the root mean square: four ulps of bfloat16
 FEATURES = ((1024, 1024), (4096, 4096), (4096, 14336), (14336, 4096))  # K, N
 TOKENS, RANKS = (1024, 4096, 8192, 16384), (16, 32, 64, 128)
 
 
 def candidates(kernel: str, R: int) -> Iterator[Config]:
-    """The configurations that are tried; what does not fit a device fails there and is left out."""
+    """The candidate configurations; one that does not fit a device fails there and is left out."""
     if kernel == "shrink_and_grad":
         for m, n, warps, stages in itertools.product((32, 64), (256, 512), (4, 8), (2, 3)):
             blocks = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_R": 16 if R <= 16 else MOST_ONE_READING_RANK}
@@ -42,10 +43,10 @@ def candidates(kernel: str, R: int) -> Iterator[Config]:
 
 
 def tune(kernel: str, dtype: torch.dtype, device: str, sizes: dict[str, int], clock: Clock) -> dict[str, Any] | None:
-    """The measured entry of one kernel and size; None where no candidate is right.
+    """The measured entry of one kernel and size, or None if no candidate is correct.
 
     Args:
-        sizes: M, N, K and R.   clock: the milliseconds of one call.
+        sizes: M, N, K and R.   clock: measures the milliseconds of one call.
     """
     operands = _operands(dtype, device, **sizes)
     run, instead, exact, written = (
@@ -56,7 +57,7 @@ def tune(kernel: str, dtype: torch.dtype, device: str, sizes: dict[str, int], cl
         _spoil(written, exact)
         try:
             right = all(_is_right(ours, want) for ours, want in zip(run(config), exact, strict=True))
-        except Exception as error:  # noqa: BLE001  (a configuration that the device has no room for)
+        except Exception as error:  # noqa: BLE001  (a configuration that does not fit the device)
             sys.stderr.write(f"{kernel} {sizes} {config}: {type(error).__name__}\n")
             continue
         if right:
@@ -83,7 +84,7 @@ def tune(kernel: str, dtype: torch.dtype, device: str, sizes: dict[str, int], cl
 
 
 def merged(known: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The known entries, those measured anew replaced."""
+    """The known entries, with new measurements in place of old ones."""
 
     def key(entry: dict[str, Any]) -> tuple[Any, ...]:
         return tuple(entry[field] for field in ("kernel", "device", "dtype", "M", "N", "K", "R"))
@@ -93,14 +94,14 @@ def merged(known: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Tune every size and write the table; 2 without a GPU."""
+    """Tune every size and write the table; return 2 without a GPU."""
     parser = argparse.ArgumentParser(prog="python -m optimized.kernels.tune", description=__doc__)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--table", type=Path, default=TABLE)
     parser.add_argument("--dtype", default="bfloat16,float16")
     chosen = parser.parse_args(arguments)
     if not torch.cuda.is_available():
-        sys.stderr.write("there is no GPU at hand: block configurations are measured on one\n")
+        sys.stderr.write("there is no GPU at hand: block configurations are measured on a GPU\n")
         return 2
     from triton.testing import do_bench
 
@@ -110,12 +111,12 @@ def main(arguments: list[str] | None = None) -> int:
             kernel, getattr(torch, name), chosen.device, sizes, lambda step: do_bench(step, return_mode="median")
         )
         known = merged(known, [] if entry is None else [entry])
-        write(known, chosen.table)  # each at once: what follows may end this
+        write(known, chosen.table)  # after each entry, because a later one may crash
     return 0
 
 
 def runs(dtypes: list[str]) -> Iterator[tuple[str, str, dict[str, int]]]:
-    """Dtype, kernel and sizes of every entry, each once: one reading of g does not depend on K."""
+    """Dtype, kernel and sizes of every entry; `shrink_and_grad` does not depend on K, and has one entry per N."""
     for dtype, (K, N), M, R in itertools.product(dtypes, FEATURES, TOKENS, RANKS):
         sizes = {"M": M, "N": N, "K": K, "R": R}
         if R <= MOST_ONE_READING_RANK and N not in [n for _, n in FEATURES[: FEATURES.index((K, N))]]:
@@ -126,7 +127,7 @@ def runs(dtypes: list[str]) -> Iterator[tuple[str, str, dict[str, int]]]:
 
 
 def _operands(dtype: torch.dtype, device: str, M: int, N: int, K: int, R: int) -> tuple[Tensor, ...]:
-    """x, W, g, A, B and S; values of about 1 throughout."""
+    """x, W, g, A, B and S, with all values of order 1."""
     draws = torch.Generator(device).manual_seed(0)
 
     def drawn(*shape: int) -> Tensor:
@@ -139,7 +140,7 @@ def _operands(dtype: torch.dtype, device: str, M: int, N: int, K: int, R: int) -
 def _shrink_and_grad(
     x: Tensor, _weight: Tensor, g: Tensor, _A: Tensor, B: Tensor, S: Tensor
 ) -> tuple[Any, Any, Any, list[Tensor]]:
-    """T and dB by `shrink_and_grad`, by two kernels, and in float32; and what the kernel writes to."""
+    """T and dB by `shrink_and_grad`, by the two kernels it replaces, and in float32; and its output tensors."""
     out = torch.full_like(B, torch.nan)
 
     def run(config: Config) -> tuple[Tensor, Tensor]:
@@ -155,7 +156,7 @@ def _shrink_and_grad(
 def _linear_expand(
     kernel: str, x: Tensor, weight: Tensor, _g: Tensor, _A: Tensor, B: Tensor, S: Tensor
 ) -> tuple[Any, Any, Any, list[Tensor]]:
-    """y by `linear_expand`, by the update and the large product in place, and in float32; W, B as its pass has them."""
+    """y by `linear_expand`, by update and large product in place, and in float32; W and B have the pass's layout."""
     exact = x.float() @ weight.float().mT + S @ B.float().mT
     if kernel == LINEAR_EXPAND_BACKWARD:
         weight, B = weight.t().contiguous().t(), B.t().contiguous().t()
@@ -172,7 +173,7 @@ def _linear_expand(
 
 
 def _spoil(written: list[Tensor], like: tuple[Tensor, ...]) -> None:
-    """Leave NaN where a candidate will write, and in memory that it may be given: not the right result of the last."""
+    """Fill the output, and memory that may be allocated next, with NaN, to remove the previous candidate's result."""
     for tensor in written:
         tensor.fill_(torch.nan)
     for tensor in like:
@@ -181,7 +182,7 @@ def _spoil(written: list[Tensor], like: tuple[Tensor, ...]) -> None:
 
 
 def _is_right(found: Tensor, exact: Tensor) -> bool:
-    """Whether every element is near the exact one; NaN is not."""
+    """Whether every element is close to the exact one; NaN is never close."""
     usual = exact.square().mean().sqrt()
     return bool(((found.float() - exact).abs() <= MOST_ERROR * (exact.abs() + usual)).all())
 

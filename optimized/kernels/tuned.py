@@ -1,8 +1,8 @@
-"""Block configurations for named GPUs, from `tuned.json`: what `optimized.kernels.tune` writes.
+"""Block configurations for named GPUs from `tuned.json`, which `optimized.kernels.tune` writes.
 
-An entry holds for one kernel, dtype and device (a part of its name), and for the sizes that fall into its buckets: M, N
-and K rounded up to powers of two, R to one of at least 16; null is any. ``"origin": "modelled, not measured"`` is an
-expectation, and makes no route win; ``"measured"`` comes with the times that it was chosen by.
+An entry applies to one kernel, dtype and device (a part of its name), and to the sizes in its buckets: M, N, K and R
+rounded up to powers of two within `BOUNDS`; null matches any size. An entry with ``"origin": "modelled, not measured"``
+contains a configuration but no times, so `wins` ignores it; a ``"measured"`` entry contains its times.
 """
 
 import functools
@@ -28,7 +28,7 @@ def bucket(axis: str, size: int) -> int:
 
 
 def tuned(kernel: str, device: torch.device, compute: torch.dtype, **sizes: int) -> Config | None:
-    """The configuration of the entry that fits, a measured one first, then that of most sizes; None without any."""
+    """The configuration of the best matching entry: measured before modelled, then with most sizes; or None."""
     if device.type != "cuda":
         return None
     found = _entry(kernel, torch.cuda.get_device_name(device), _name(compute), tuple(sorted(sizes.items())))
@@ -36,7 +36,7 @@ def tuned(kernel: str, device: torch.device, compute: torch.dtype, **sizes: int)
 
 
 def wins(kernel: str, device: str, compute: torch.dtype, **sizes: int) -> bool | None:
-    """Whether the kernel was measured to take less time than what it replaces; None where nothing was measured."""
+    """Whether the kernel was measured to be faster than the operations it replaces; None without a measurement."""
     found = _entry(kernel, device, _name(compute), tuple(sorted(sizes.items())))
     if found is None or found["origin"] != MEASURED:
         return None
@@ -47,7 +47,7 @@ def entries(path: Path = TABLE) -> list[dict[str, Any]]:
     """Every entry of a table.
 
     Raises:
-        ValueError: naming the first entry that is not complete.
+        ValueError: naming the first incomplete entry.
     """
     found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["entries"]
     for entry in found:
@@ -87,6 +87,6 @@ def _shipped() -> list[dict[str, Any]]:
 
 
 def write(found: list[dict[str, Any]], path: Path = TABLE) -> None:
-    """Write a table, one entry a line."""
+    """Write a table with one entry per line."""
     lines = ",\n  ".join(json.dumps(entry) for entry in found)
     path.write_text(f'{{"entries": [\n  {lines}\n]}}\n' if found else '{"entries": []}\n', encoding="utf-8")

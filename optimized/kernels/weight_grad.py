@@ -50,7 +50,7 @@ def weight_grad_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
-    """One [BLOCK_N, BLOCK_R] tile of the sum over the M_OF_SPLIT tokens that belong to this split."""
+    """One [BLOCK_N, BLOCK_R] tile of the sum over the M_OF_SPLIT tokens of this split."""
     offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     offs_r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
     split = tl.program_id(2)
@@ -61,7 +61,7 @@ def weight_grad_kernel(
     g_columns = g_ptr + offs_n.to(tl.int64)[:, None] * stride_gn
     s_columns = s_ptr + offs_r.to(tl.int64)[None, :] * stride_sr
     acc = tl.full((BLOCK_N, BLOCK_R), 0, ACC)
-    # Walks M; the loads put zeros in its tail. Splits end at whole blocks, so that only M itself has one.
+    # Walks M; masked loads fill its tail with zeros. Splits end at whole blocks, so that only M itself has a tail.
     for m in range(m_from, m_to, BLOCK_M):
         offs_m = m + tl.arange(0, BLOCK_M)
         inside_m = offs_m < M
@@ -85,17 +85,16 @@ def weight_grad(
     out: torch.Tensor,
     kept: Kept | None = None,
 ) -> None:
-    """``out[N, R] = scale · g[M, N]ᵀ · S[M, R]``; for dA give x, T and a transposed [R, K].
+    """``out[N, R] = scale · g[M, N]ᵀ · S[M, R]``; for dA pass x, T and a transposed [R, K].
 
     Args:
-        g: [M, N], any strides; rounded to `compute` as it is read.   s: [M, R], as `lora_shrink` gives it.
+        g: [M, N], any strides; rounded to `compute` when it is loaded.   s: [M, R], from `lora_shrink`.
         out: [N, R], any strides, overwritten; the sum is rounded to its dtype once.
         kept: the elements of g that dropout keeps; the others count as 0.
 
-    The grid is (tiles of N, tiles of R, splits of M). A tile holds the whole rank up to 64, so that g is
-    read once; a 4096-wide g gives 32 tiles of 128, and splitting M makes 256 programs of them. Each split
-    writes its own partial sum and `split_k_reduce` adds them in order: two runs agree to the bit, which
-    atomics do not promise.
+    The grid is (tiles of N, tiles of R, splits of M). A tile covers the whole rank up to 64, so that g is read once.
+    For example, a g of width 4096 has 32 tiles of 128, and splitting M gives 256 programs. Each split writes its own
+    partial sum and `split_k_reduce` adds them in order, so that two runs agree bit for bit, unlike with atomics.
     """
     (M, N), R = g.shape, s.shape[1]
     if 0 in (M, N, R):
@@ -120,7 +119,7 @@ def weight_grad(
 
 
 def weight_grad_config(M: int, N: int, R: int, compute: torch.dtype, lean: bool, dropped: bool = False) -> Config:
-    """Blocks by shape; N plays a product's rows, and operands held in float32, or masked, get a smaller area."""
+    """Block sizes by shape; N is the row axis of the product, and float32 or masked operands get smaller tiles."""
     if INTERPRETED:
         blocks = {
             "BLOCK_M": block(M, 16, 64, 128),

@@ -1,1 +1,1 @@
-"""The autograd nodes: each computes a layer, a block of layers or an update as one node of the graph."""
+"""The autograd nodes: each is one node of the graph for a layer, a block of layers or an update."""

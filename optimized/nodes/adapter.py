@@ -1,4 +1,4 @@
-"""The low-rank update and its gradients as one autograd node, on Triton kernels where they can run."""
+"""The low-rank update and its gradients as one autograd node, on Triton kernels if they can run."""
 
 import math
 from typing import Any
@@ -16,23 +16,23 @@ class LoRATritonFunction(torch.autograd.Function):
     each only if needed and in its operand's dtype.
 
     Args:
-        x: [*, K]; any leading dimensions, none and empty ones included, any strides.
+        x: [*, K]; any number of leading dimensions, possibly empty; any strides.
         lora_A: [r, K].   lora_B: [N, r].   Any strides. x is rounded to their dtype; under autocast all three
-            are rounded to that of autocast, as `F.linear` does.
+            are rounded to the autocast dtype, as in `F.linear`.
         scale: a number; it gets no gradient.
-        dtype: of the result; None for that of x (under autocast, that of autocast).
+        dtype: the dtype of the result; None for the dtype of x, or under autocast its dtype.
     Returns:
-        [*, N]. The intermediates x Aᵀ and g B are kept in float32 at least, and so are all sums. Where
-        `why_not_triton(x, lora_A, lora_B)` gives a reason, PyTorch computes the same; so it does in a
-        backward pass that is itself to be differentiated, which makes second derivatives right.
+        [*, N]. The intermediates x Aᵀ and g B are kept in float32 at least, and so are all sums. If
+        `why_not_triton(x, lora_A, lora_B)` gives a reason, PyTorch computes the same. PyTorch also computes in
+        backward with `create_graph`, so that second derivatives are correct.
     Raises:
         ValueError: if K or r do not chain, naming shapes; if A and B differ in dtype, or the three in device.
         NotImplementedError: on complex operands.
-        TypeError: on a scale that wants a gradient.
-        RuntimeError: in backward, if an operand was changed in place meanwhile.
+        TypeError: on a scale that requires a gradient.
+        RuntimeError: in backward, if an operand was changed in place since forward.
 
-    At most x, A and B are saved: x Aᵀ is computed again, and only for dB. `adapter_forward` and
-    `adapter_gradients` serve a caller that would rather keep it.
+    At most x, A and B are saved; x Aᵀ is computed again for dB. A caller that saves x Aᵀ can use `adapter_forward`
+    and `adapter_gradients`.
     Source: Hu et al., LoRA (2021), section 4.1; the signature is that of NeMo Automodel.
     """
 
@@ -79,8 +79,8 @@ def adapter_forward(
 ) -> tuple[Tensor, Tensor]:
     """``y = scale · S Bᵀ`` and ``S = x Aᵀ``, outside autograd.
 
-    Args: as for `LoRATritonFunction`; `compute` is the dtype that operands are rounded to.
-    Returns: y [*, N] in `dtype`, S [M, r] in float32 (float64 for float64), M the product of the leading
+    Args: as in `LoRATritonFunction`; operands are rounded to the dtype `compute`.
+    Returns: y [*, N] in `dtype`, and S [M, r] in float32 (float64 for float64); M is the product of the leading
     dimensions.
     """
     s = lora_shrink(_rows(x), lora_A, compute)
@@ -99,10 +99,10 @@ def adapter_gradients(
     wanted: tuple[torch.dtype | None, torch.dtype | None, torch.dtype | None],
     s: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """dX, dA and dB, outside autograd; each in the dtype that `wanted` has for it, or None for None.
+    """dX, dA and dB, outside autograd, each in its dtype in `wanted`, or None for a dtype of None.
 
-    Operands that no wanted gradient needs may be None: x serves dA and dB, A dX and dB, B dX and dA. `s` is
-    the S that `adapter_forward` gave; without it, it is computed again.
+    An operand that is not needed may be None: x is needed for dA and dB, A for dX and dB, B for dX and dA. `s` is
+    S from `adapter_forward`; without it, S is computed again.
     """
     x_dtype, A_dtype, B_dtype = wanted
     g = _rows(d_y)
@@ -131,14 +131,14 @@ def adapter_gradients(
 
 
 def _given(operand: Tensor | None) -> Tensor:
-    """The operand, which a wanted gradient needs."""
+    """The operand, or an error if it is None although a wanted gradient needs it."""
     if operand is None:
         raise TypeError("an operand that a wanted gradient needs is None")
     return operand
 
 
 def check_operands(x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> None:
-    """Raise, as `LoRATritonFunction` states, unless the operands chain."""
+    """Raise the errors of `LoRATritonFunction`."""
     if x.dim() == 0:
         raise ValueError("x has no dimensions: it must be [*, K]")
     for name, factor in (("lora_A", lora_A), ("lora_B", lora_B)):
@@ -164,9 +164,9 @@ def check_operands(x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> N
 
 
 def dtypes(x: Tensor, lora_A: Tensor, lora_B: Tensor, dtype: torch.dtype | None) -> tuple[torch.dtype, torch.dtype]:
-    """What operands are rounded to, and the dtype of the result, as calls of `F.linear` would choose them.
+    """The dtype to round operands to, and the dtype of the result, chosen as by `F.linear`.
 
-    That is the adapter's; under autocast it is autocast's, which leaves float64 alone.
+    Operands are rounded to the adapter's dtype, or under autocast to its dtype, except float64.
     """
     kind = x.device.type
     autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
@@ -180,7 +180,7 @@ def dtypes(x: Tensor, lora_A: Tensor, lora_B: Tensor, dtype: torch.dtype | None)
 
 
 def _rows(x: Tensor) -> Tensor:
-    """x as [M, K], copied only where no strides describe that."""
+    """x as [M, K], copied only if strides cannot describe it."""
     return x.resolve_neg().reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
@@ -192,7 +192,7 @@ def _name(dtype: torch.dtype) -> str:
 def _compiled_forward(
     x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float, compute: torch.dtype, dtype: torch.dtype
 ) -> Tensor:
-    """`adapter_forward` as one opaque operator, so that `torch.compile` keeps its graph whole."""
+    """`adapter_forward` as one opaque operator, so that `torch.compile` does not break its graph."""
     return adapter_forward(x, lora_A, lora_B, scale, compute, dtype)[0]
 
 
@@ -213,7 +213,7 @@ def _compiled_gradients(
     A_dtype: torch.dtype | None,
     B_dtype: torch.dtype | None,
 ) -> list[Tensor]:
-    """`adapter_gradients` as one opaque operator; only the gradients that are wanted are returned."""
+    """`adapter_gradients` as one opaque operator; it returns only the wanted gradients."""
     found = adapter_gradients(d_y, x, lora_A, lora_B, scale, compute, (x_dtype, A_dtype, B_dtype))
     return [gradient.contiguous() for gradient in found if gradient is not None]
 

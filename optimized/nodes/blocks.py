@@ -1,4 +1,4 @@
-"""What the autograd nodes of fused blocks share: their operands as one flat list, and second derivatives."""
+"""Shared parts of the autograd nodes of fused blocks: operands as one flat list, and second derivatives."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from reference.projection import Projection, checked
 
 
 def operands_of(x: Tensor, **projections: Projection) -> list[Operands]:
-    """The projections as operands; errors as in the reference, naming the projection."""
+    """The projections as operands, with the errors of the reference, which name the projection."""
     return [Operands._make(checked(x, projection, name)) for name, projection in projections.items()]
 
 
 def flat(projections: Sequence[Operands]) -> list[Tensor | None]:
-    """Weight, bias, lora_A and lora_B of each projection in turn, as an autograd function takes them."""
+    """Weight, bias, lora_A and lora_B of each projection, as inputs of an autograd function."""
     return [operand for p in projections for operand in p[:4]]
 
 
 def grouped(operands: Sequence[Any], scales: Sequence[float]) -> list[Operands]:
-    """The projections that `flat` flattened."""
+    """The inverse of `flat`."""
     return [Operands._make((*operands[4 * i : 4 * i + 4], scale)) for i, scale in enumerate(scales)]
 
 
 def needs_of(flags: Sequence[bool]) -> list[Needs]:
-    """Which gradients each projection wants, from `needs_input_grad` of its flat operands."""
+    """The wanted gradients of each projection, from `needs_input_grad` of the flat operands."""
     return [Needs(False, *flags[i + 1 : i + 4]) for i in range(0, len(flags), 4)]
 
 
@@ -41,16 +41,16 @@ def differentiable_gradients(
     gs: Sequence[Tensor | None],
     autocast: torch.dtype | None,
 ) -> list[Tensor | None]:
-    """The gradients of x and of the flat operands, as formulas that autograd differentiates again.
+    """The gradients of x and of the flat operands, as formulas that autograd can differentiate again.
 
     Args:
         plain: the reference's outputs for x and the projections.
-        gs: the gradient of each output, None where it has none.
-        autocast: the dtype of the region that forward ran in.
+        gs: the gradient of each output, or None.
+        autocast: the autocast dtype of forward, or None.
     """
     operands = [x, *flat(projections)]
     wanted = [needs_x, *(flag for need in needs for flag in need)]
-    # aliases, since one operand may be made from another: that path is not part of its own gradient
+    # aliases, because one operand may be computed from another, and that path must not count
     aliases = [t.view_as(t) if t is not None and want else t for t, want in zip(operands, wanted, strict=True)]
     asked = [t for t, want in zip(aliases, wanted, strict=True) if t is not None and want]
     with torch.autocast(x.device.type, dtype=autocast, enabled=autocast is not None):

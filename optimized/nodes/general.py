@@ -1,4 +1,4 @@
-"""The fused LoRA layer in full: with dropout, mixed dtypes, autocast, no weight, or a second derivative."""
+"""The fused LoRA layer in general: with dropout, mixed dtypes, autocast, no weight, or second derivatives."""
 
 import math
 from typing import Any
@@ -26,7 +26,7 @@ class GeneralLoRALinear(torch.autograd.Function):
     """(x, W, b, A, B, scale, dropout, recompute) → y, with gradients for x, b, A and B.
 
     Backward: ``T = g B`` once, ``dX = g W + scale · T A`` summed in place, ``dA = scale · Tᵀ x``,
-    ``dB = scale · gᵀ (x Aᵀ)``, where dropout masks x, or g on its way to T and dB.
+    ``dB = scale · gᵀ (x Aᵀ)``; dropout masks x, or the g in T and dB.
     """
 
     @staticmethod
@@ -71,7 +71,7 @@ def general_forward(
     scale: float,
     drop: Dropout,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """y [*, N], S = x Aᵀ [M, r] in A's dtype, and the dropout mask, each None where there is none."""
+    """y [*, N], S = x Aᵀ [M, r] in A's dtype, and the dropout mask; S and the mask may be None."""
     x2 = as_matrix(x, lora_A.shape[1])
     x2, weight, bias, A, B = autocast_as(autocast_dtype(x), x2, weight, bias, lora_A, lora_B)
     S = mask = None
@@ -88,13 +88,13 @@ def general_forward(
 
 
 def general_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    """dX, dbias, dA, dB; under ``create_graph=True`` by formulas that can be differentiated again."""
+    """dX, dbias, dA, dB; with ``create_graph=True`` by formulas that autograd can differentiate again."""
     with without_autocast(g):
         return (_differentiable_backward if torch.is_grad_enabled() else _backward)(ctx, g)
 
 
 def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    """dX, dbias, dA, dB, each in its operand's dtype, None where not needed."""
+    """dX, dbias, dA, dB, each in its operand's dtype, or None if not needed."""
     needs_x, _, needs_bias, needs_A, needs_B = ctx.needs_input_grad[:5]
     x, weight, lora_A, lora_B, S, bits = ctx.saved_tensors
     drop = ctx.drop
@@ -116,7 +116,7 @@ def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
                 add_product(dX, T, A, scale, on_x)
             if needs_A:
                 dA = product(T.t(), wide_x, scale, lora_A)
-        if needs_B:  # dBᵀ: with the narrow operand on the left the product is up to 1.4 times faster
+        if needs_B:  # as dBᵀ: the product is up to 1.4 times faster with the narrow operand on the left
             S = linear(wide_x, A) if S is None else S
             dB = product(S.t(), wide_g, scale, lora_B.t()).t()
     else:
@@ -130,7 +130,7 @@ def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _differentiable_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    """The same as plain formulas, which autograd can differentiate again: for ``create_graph=True``."""
+    """`_backward` as plain formulas, which autograd can differentiate again, for ``create_graph=True``."""
     needs_x, _, needs_bias, needs_A, needs_B = ctx.needs_input_grad[:5]
     x, weight, lora_A, lora_B, _, bits = ctx.saved_tensors
     if needs_B and x is None:

@@ -1,4 +1,4 @@
-"""The feed-forward block as one autograd node that keeps gate and up, and computes everything else again."""
+"""The feed-forward block as one autograd node that saves gate and up, and computes the rest again."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from reference.mlp import lora_mlp as plain_lora_mlp
 
 
 class LoRAMLP(torch.autograd.Function):
-    """(scales, activation, x, and W, b, A, B of gate where there is one, up and down) → y."""
+    """(scales, activation, x, and W, b, A, B of gate (if any), up and down) → y."""
 
     @staticmethod
     def forward(ctx: Any, scales: Sequence[float], activation: str, x: Tensor, *operands: Tensor | None) -> Tensor:
@@ -62,7 +62,7 @@ class LoRAMLP(torch.autograd.Function):
 
 
 class _Plain:
-    """The reference's output for x and the projections, as a sequence of one."""
+    """The reference's output for x and the projections, as a tuple of one."""
 
     def __init__(self, activation: str) -> None:
         self.activation = activation

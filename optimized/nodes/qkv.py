@@ -1,4 +1,4 @@
-"""Query, key and value as one autograd node: one pass over x for their lora_A, one for the gradients of them."""
+"""Query, key and value as one autograd node: one pass over x for all lora_A, and one for their gradients."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""The fused LoRA layer for operands of one dtype, of 16 bits or on a GPU: how its products are computed is chosen."""
+"""The fused LoRA layer for operands of one dtype, in 16 bits or on a GPU, with a choice for each product."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ class SameDtypeLoRALinear(torch.autograd.Function):
     """(x, W, b, A, B, scale, recompute) → y for operands of 16 bits or on a GPU, with gradients for x, b, A and B.
 
     Backward: ``T = g B`` once, ``dX = g W + scale · T A`` summed in place, ``dA = scale · Tᵀ x``,
-    ``dB = scale · gᵀ S`` with ``S = x Aᵀ``. S is all that is saved beyond operands.
+    ``dB = scale · gᵀ S`` with ``S = x Aᵀ``, which is saved besides the operands.
     """
 
     @staticmethod
@@ -85,5 +85,5 @@ class SameDtypeLoRALinear(torch.autograd.Function):
         return dX, None, dbias, dA, dB, None, None
 
 
-# What torch.autograd.Function.apply calls once it has looked for torch.func, which takes it as long as a small product.
+# This skips the check for torch.func in torch.autograd.Function.apply, which takes as long as a small product.
 same_dtype_apply: Any = super(torch.autograd.Function, SameDtypeLoRALinear).apply

@@ -1,4 +1,4 @@
-"""The LoRA layer as one autograd node around Triton kernels: three passes over x and g beside the large products."""
+"""The LoRA layer as one autograd node around Triton kernels: three passes over x and g besides the large products."""
 
 from collections.abc import Collection
 from typing import Any
@@ -18,11 +18,11 @@ class TritonLoRALinear(torch.autograd.Function):
 
     Forward: ``S = x Aᵀ``, then ``y = x Wᵀ + b + scale · S Bᵀ`` by `linear_expand`. Backward: T = g B and
     ``dB = scale · gᵀ S`` by `shrink_and_grad`, ``dX = g W + scale · T A`` by `linear_expand`, ``dA = scale · Tᵀ x``.
-    Saved beyond operands is S, in float32 at least; with `recompute` nothing. `routes` are those to take whatever they
+    S is saved besides the operands, in float32 at least, unless `recompute` is set. `routes` are taken whatever their
     cost.
 
-    Dropout masks x as it is read and the update added to dX, or the update added to y and g as it is read on the way
-    to T and dB; each kernel computes the mask. Its 1/(1-p) is a part of scale.
+    Dropout at `pre` masks x and the update of dX; dropout at `post` masks the update of y, and the g in T and dB. Each
+    kernel computes the mask itself. The factor 1/(1-p) is part of scale.
     """
 
     @staticmethod

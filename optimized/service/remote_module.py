@@ -1,4 +1,4 @@
-"""A linear product that runs as its model's mode says, with the fast integers of `optimized.quantization`."""
+"""A linear product in the mode of its model, with the fast integer products of `optimized.quantization`."""
 
 from typing import Any
 
@@ -11,12 +11,12 @@ from reference.service.shared_state import HybridFHEMode
 
 
 class RemoteModule(reference.service.remote_module.RemoteModule):
-    """`reference.RemoteModule` with fast integer products, and no noise drawn where none survives rounding."""
+    """`reference.RemoteModule` with fast integer products; it draws no noise that would round to 0."""
 
     quantized_linear = QuantizedLinear
 
     def _product(self, quantized: Any, x: Tensor, mode: HybridFHEMode, dtype: torch.dtype) -> Tensor:
-        """As the reference's; noise below 1/2 rounds to none, once in 10¹⁵ excepted, and compiling saw to the range."""
+        """As in the reference; mode simulate skips noise with 8σ below 1/2, which rounds to 0 except once in 10¹⁵."""
         if mode is HybridFHEMode.SIMULATE and self._has_no_noise:
             mode = HybridFHEMode.DISABLE
         return super()._product(quantized, x, mode, dtype)

@@ -1,1 +1,1 @@
-"""Encrypted integer products: parameter sets and their noise, keys, messages, and the backend that multiplies."""
+"""Encrypted integer products: parameter sets and their noise, keys, messages, and the backend."""

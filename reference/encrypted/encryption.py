@@ -1,4 +1,4 @@
-"""Encrypted integer products ``q Wᵀ``: what a backend offers, and one on concrete-ml-extensions."""
+"""Encrypted integer products ``q Wᵀ``: the protocol of a backend, and a backend on concrete-ml-extensions."""
 
 import json
 import warnings
@@ -18,7 +18,7 @@ from .noise import PARAMETER_SETS, STANDARD_DEVIATION, EncryptionParameters, noi
 __all__ = ["Backend", "ConcreteBackend", "EncryptionError", "EncryptionParameters", "Keys", "Progress"]
 
 Progress = Callable[[int, int], object]
-"""Called with the rows done and their number, after each row."""
+"""A callback with the number of finished rows and of all rows, called after each row."""
 
 _T = TypeVar("_T")
 
@@ -26,24 +26,24 @@ _T = TypeVar("_T")
 class Backend(Protocol):
     """An encryption that can multiply: ``decrypt(evaluate(encrypt(q), W)) = wrap(q Wᵀ + noise)``.
 
-    Whoever evaluates needs only the evaluation key, and learns the shapes but not q. Messages are bytes that
-    mean something to the same backend alone.
+    Evaluation needs only the evaluation key; it reveals the shapes but not q. Messages are bytes that only the same
+    backend can read.
 
-    Errors of all four: ValueError for a matrix of the wrong shape, dtype or range, and `EncryptionError` for
-    bytes that are not what they should be, or that belong to other keys or other parameters.
+    All four methods raise ValueError for a matrix of the wrong shape, dtype or range, and `EncryptionError` for
+    damaged bytes and for bytes under other keys or parameters.
 
-    A backend whose noise follows another law than `noise.noise_std` of its parameters has a further method
-    ``noise_std(weight)``, see `noise_of`. Nothing is inherited: `loraspec run TARGET --group fhe` judges what a
-    target's ``fhe_backend()`` returns.
+    A backend whose noise does not follow `noise.noise_std` of its parameters also has a method ``noise_std(weight)``,
+    see `noise_of`. A backend need not inherit from this class: `loraspec run TARGET --group fhe` judges the object
+    that a target's ``fhe_backend()`` returns.
     """
 
     @property
     def parameters(self) -> EncryptionParameters:
-        """The parameter set: what every number of it says, `noise.noise_std` included; at the least bits and secure."""
+        """The parameter set, from which `noise.noise_std` computes the noise; `bits` and `secure` are required."""
         ...
 
     def keygen(self) -> Keys:
-        """A new pair of keys; a UserWarning where the parameters are not secure."""
+        """A new pair of keys, with a UserWarning if the parameters are not secure."""
         ...
 
     def encrypt(self, q: Tensor, keys: Keys, *, progress: Progress | None = None) -> bytes:
@@ -59,7 +59,7 @@ class Backend(Protocol):
     def decrypt(
         self, result: bytes, rows: int, columns: int, keys: Keys, *, progress: Progress | None = None
     ) -> Tensor:
-        """The result, int64 [M, N] as [rows, columns], from -2^(b-1) to 2^(b-1)-1: sums beyond are wrapped."""
+        """The result, int64 [M, N] as [rows, columns], from -2^(b-1) to 2^(b-1)-1; larger sums wrap."""
         ...
 
 
@@ -67,7 +67,7 @@ def noise_of(backend: Backend, weight: Tensor) -> Tensor:
     """The standard deviation of the noise that a backend adds to a product, before rounding to integers.
 
     Args:
-        backend: asked for its ``noise_std(weight)`` if it has one; otherwise `noise.noise_std` of its parameters.
+        backend: its ``noise_std(weight)`` if it has this method, otherwise `noise.noise_std` of its parameters.
         weight: int64 [N, K].
     Returns:
         float64 [N].
@@ -79,18 +79,18 @@ def noise_of(backend: Backend, weight: Tensor) -> Tensor:
 class ConcreteBackend:
     """`Backend` on concrete-ml-extensions, on the CPU.
 
-    It works row by row, so that an interrupt is heeded and progress is told between rows; within a row the
-    library does not let other Python threads run.
+    It works row by row, and handles interrupts and progress between rows; within a row the library blocks all
+    other Python threads.
 
     Args:
-        parameters: "exact", "fast", "toy" (insecure, for tests), or other ones.
-        threads: how many the library uses, all cores if None. It starts them once in a process: later, only
-            the same number or None is accepted.
+        parameters: "exact", "fast", "toy" (insecure, for tests), or an `EncryptionParameters`.
+        threads: the number of threads of the library, or None for all cores. The library starts them once per
+            process; after that, only the same number or None is accepted.
     Raises:
         ModuleNotFoundError: if the library is not installed, with the command that installs it.
         ValueError: for an unknown name, or threads < 1.
-        EncryptionError: in a process forked from one that has used the library, where it would wait for
-            threads that are not there; and for another number of threads than it was started with.
+        EncryptionError: in a process forked after the library was used, where it would hang without its threads;
+            and for another number of threads than the library was started with.
     """
 
     def __init__(self, parameters: str | EncryptionParameters = "exact", threads: int | None = None) -> None:
@@ -108,7 +108,7 @@ class ConcreteBackend:
         """See `Backend`. About 5 s and 134 MB with "fast", 12 s and 336 MB with "exact", per core."""
         library = use(self.threads)
         if not self.parameters.secure:
-            warnings.warn(f"the parameter set {self.parameters.name} is not secure: for tests alone", stacklevel=2)
+            warnings.warn(f"the parameter set {self.parameters.name} is not secure: use it only in tests", stacklevel=2)
         with panics_as_errors("keygen"):
             secret, evaluation = library.cpu_create_private_key(_crypto(library, self.parameters))
             secret_contents, evaluation_contents = secret.serialize(), evaluation.serialize()
@@ -139,7 +139,7 @@ class ConcreteBackend:
     def evaluate(
         self, ciphertext: bytes, weight: Tensor, evaluation: bytes, *, progress: Progress | None = None
     ) -> bytes:
-        """See `Backend`. The two evaluation keys used last are kept in memory, ready for use."""
+        """See `Backend`. The two last used evaluation keys stay in memory, deserialised."""
         _check_matrix("weight", weight)
         if len(weight) == 0:
             raise ValueError(f"weight is {list(weight.shape)}: expected at least one row")
@@ -152,7 +152,7 @@ class ConcreteBackend:
         given = self._rows(inputs, layout.inputs_row)
         library = use(self.threads)
         with panics_as_errors("evaluate"):
-            check_bytes(EVALUATION, evaluation)  # what is no bytes may have no hash, which the cache needs
+            check_bytes(EVALUATION, evaluation)  # the cache needs a hashable key
             key_id, key = _open_evaluation(evaluation, self.parameters)
             _check_key(INPUTS, inputs.key_id, "the evaluation key", key_id)
             operand = weight.cpu().numpy().view("uint64").T
@@ -182,7 +182,7 @@ class ConcreteBackend:
 
             def decrypt_row(i: int) -> Tensor:
                 row = library.CompressedResultEncryptedMatrix.deserialize(given[i])
-                # It must be told how many values of the last ciphertext count.
+                # The library needs the number of valid values in the last ciphertext.
                 values = library.decrypt_matrix(row, secret, crypto, columns % size or size)
                 return torch.from_numpy(values.view("int64"))
 
@@ -195,23 +195,23 @@ class ConcreteBackend:
     def _open_secret(self, library: Any, keys: Keys) -> tuple[bytes, Any]:
         sealed = Envelope.open(keys.secret, SECRET, self.parameters)
         if not layout.follows(layout.secret_key(self.parameters), sealed.contents):
-            raise EncryptionError(f"{SECRET} came with contents that are none")
+            raise EncryptionError(f"{SECRET} came with invalid contents")
         return sealed.key_id, library.PrivateKey.deserialize(sealed.contents)
 
     def _rows(self, sealed: Envelope, layout_of: Callable[[EncryptionParameters, int], layout.Layout]) -> list[bytes]:
-        """The contents cut into rows, all of which follow the layout."""
+        """The contents split into rows; each row must follow the layout."""
         size = len(sealed.contents)
-        # A layout takes memory in proportion to the columns: none is made for more than the contents can hold.
+        # A layout takes memory in proportion to the columns, so refuse more columns than the contents can hold.
         expected = layout_of(self.parameters, sealed.columns) if 0 < sealed.columns <= 8 * size else ()
         length = layout.length(expected)
         if size != sealed.rows * length or (sealed.rows and not expected):
             raise EncryptionError(
-                f"{sealed.kind} came as {size} bytes: that is not {sealed.rows} rows of {sealed.columns} columns"
+                f"{sealed.kind} came as {size} bytes: expected {sealed.rows} rows of {sealed.columns} columns"
             )
         rows = [sealed.contents[at : at + length] for at in range(0, size, length)] if size else []
         for i, row in enumerate(rows):
             if not layout.follows(expected, row):
-                raise EncryptionError(f"{sealed.kind} came with contents that are none, in row {i}")
+                raise EncryptionError(f"{sealed.kind} came with invalid contents in row {i}")
         return rows
 
 
@@ -237,7 +237,7 @@ def _crypto(library: Any, p: EncryptionParameters) -> Any:
 def _open_evaluation(evaluation: bytes, parameters: EncryptionParameters) -> tuple[bytes, Any]:
     sealed = Envelope.open(evaluation, EVALUATION, parameters)
     if not layout.follows(layout.evaluation_key(parameters), sealed.contents):
-        raise EncryptionError(f"{EVALUATION} came with contents that are none")
+        raise EncryptionError(f"{EVALUATION} came with invalid contents")
     return sealed.key_id, import_library().CpuCompressionKey.deserialize(sealed.contents)
 
 

@@ -1,4 +1,4 @@
-"""What every encrypted message and key travels in: a header that says what it is and whose, and a checksum."""
+"""The envelope of every encrypted message and key: a header with kind and owner, and a checksum."""
 
 import hashlib
 import struct
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from .noise import PARAMETER_SETS, EncryptionParameters
 
 INPUTS, RESULT, EVALUATION, SECRET = "encrypted inputs", "an encrypted result", "an evaluation key", "a secret key"
-"""The kinds of contents."""
+"""The kinds of contents, as error messages call them."""
 
 _KINDS = {INPUTS: b"I", RESULT: b"R", EVALUATION: b"E", SECRET: b"S"}
 _MAGIC = b"LORAFHE\x01"
@@ -16,22 +16,22 @@ _HEADER = _FIELDS.size + hashlib.sha256().digest_size
 
 
 class EncryptionError(RuntimeError):
-    """A key, ciphertext or result that cannot be used, and why. It never shows any of a key."""
+    """The reason why a key, ciphertext or result cannot be used; the message never contains a part of a key."""
 
 
 @dataclass(frozen=True, repr=False)
 class Envelope:
     """Contents with a header: ``magic | kind | parameters | key id | rows | columns | SHA-256 | contents``.
 
-    The checksum finds truncation and accidents, not forgery. Who forges it can still only give a wrong
-    result: the layout of the contents is checked too.
+    The checksum detects truncation and accidental changes, not forgery. A forged message can only give a wrong
+    result, because the layout of the contents is checked too.
 
     Args:
-        kind: what it is.
-        fingerprint: of the parameter set.
+        kind: the kind of the contents.
+        fingerprint: the fingerprint of the parameter set.
         key_id: 16 bytes that name the key pair; see `digest`.
-        rows, columns: of the encrypted matrix; 0 for keys.
-        contents: as the encryption library wrote them, a row after another.
+        rows, columns: the shape of the encrypted matrix; 0 for keys.
+        contents: the bytes of the encryption library, row after row.
     """
 
     kind: str
@@ -48,16 +48,16 @@ class Envelope:
 
     @classmethod
     def open(cls, sealed: bytes, kind: str, parameters: EncryptionParameters) -> "Envelope":
-        """The envelope of sealed bytes, if they are whole, of this kind and under these parameters.
+        """Parse sealed bytes; they must be whole, of this kind and under these parameters.
 
         Raises:
-            EncryptionError: if not, saying which.
+            EncryptionError: naming the condition that fails.
         """
         check_bytes(kind, sealed)
         if len(sealed) < _HEADER:
             raise EncryptionError(f"{kind} came as {len(sealed)} bytes: expected at least the {_HEADER} of its header")
         if not sealed.startswith(_MAGIC):
-            raise EncryptionError(f"{kind} came without the mark it begins with: these bytes are something else")
+            raise EncryptionError(f"{kind} came without the mark at the beginning: these bytes are something else")
         fields, checksum, contents = sealed[: _FIELDS.size], sealed[_FIELDS.size : _HEADER], sealed[_HEADER:]
         contents_digest = digest(contents)
         if checksum != _checksum(fields, contents_digest):
@@ -71,18 +71,18 @@ class Envelope:
                 f"{kind} came under {_named(fingerprint)}: expected the parameter set {parameters.name}"
             )
         if kind == EVALUATION and key_id != contents_digest[:16]:
-            raise EncryptionError(f"{kind} came under the name of another")
+            raise EncryptionError(f"{kind} came under the name of another key")
         return cls(kind, fingerprint, key_id, rows, columns, contents)
 
 
 def check_bytes(kind: str, sealed: object) -> None:
-    """Refuse what is not bytes, which is nothing that `seal` gave."""
+    """Refuse a message that is not bytes."""
     if not isinstance(sealed, bytes):
         raise EncryptionError(f"{kind} came as {type(sealed).__name__}: expected bytes")
 
 
 def digest(contents: bytes) -> bytes:
-    """SHA-256. The first 16 bytes of an evaluation key's name the key pair, and tell nothing of the secret."""
+    """SHA-256; its first 16 bytes, for an evaluation key, name the key pair without revealing the secret key."""
     return hashlib.sha256(contents).digest()
 
 
@@ -91,5 +91,5 @@ def _checksum(fields: bytes, contents_digest: bytes) -> bytes:
 
 
 def _named(fingerprint: bytes) -> str:
-    known = (p.name for p in PARAMETER_SETS.values() if p.fingerprint() == fingerprint)
-    return f"the parameter set {next(known, 'of nobody here')}"
+    known = (f"the parameter set {p.name}" for p in PARAMETER_SETS.values() if p.fingerprint() == fingerprint)
+    return f"{next(known, 'an unknown parameter set')}"

@@ -1,4 +1,4 @@
-"""A pair of keys: kept from view, and saved so that only its owner reads it."""
+"""A pair of keys that is never shown, and a file of it that only its owner can read."""
 
 import hashlib
 import os
@@ -16,14 +16,14 @@ _HEADER = struct.Struct("<8sQQ32s")  # magic, length of the secret key, length o
 
 
 class Keys:
-    """A secret key, which encrypts and decrypts, and the evaluation key that a server computes with.
+    """A secret key, which encrypts and decrypts, and the evaluation key, with which a server computes.
 
-    No representation shows the secret key, and the pair is not pickled: what is pickled ends up in places
-    that nobody watches. Copies are the same object, which nothing modifies.
+    No representation shows the secret key. The pair cannot be pickled, so that it does not end up in unprotected
+    files. A copy is the same object, because the object is immutable.
 
     Args:
-        secret: never leaves the client.
-        evaluation: what the server gets.
+        secret: the key that never leaves the client.
+        evaluation: the key for the server.
     """
 
     __slots__ = ("_evaluation", "_secret")
@@ -39,14 +39,14 @@ class Keys:
 
     @property
     def evaluation(self) -> bytes:
-        """The evaluation key, which may be given away."""
+        """The evaluation key, which is public."""
         return self._evaluation
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write both to one file of mode 0600: to a temporary name beside it, then renamed.
+        """Write both keys to one file of mode 0600, first under a temporary name in the same folder.
 
         Raises:
-            OSError: if the file cannot be written; nothing is left behind, and an earlier file as it was.
+            OSError: if the file cannot be written; the temporary file is removed and an earlier file unchanged.
         """
         path = Path(path)
         lengths = len(self._secret), len(self._evaluation)
@@ -66,17 +66,17 @@ class Keys:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Keys":
-        """Read what `save` wrote.
+        """Read a file of `save`.
 
         Raises:
-            EncryptionError: if anyone but the owner may read or write the file (on POSIX), or it is not whole.
-            OSError: if it cannot be read.
+            EncryptionError: if other users may read or write the file (on POSIX), or the file is damaged.
+            OSError: if the file cannot be read.
         """
         with open(path, "rb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             if os.name == "posix" and mode & 0o077:
                 raise EncryptionError(
-                    f"{path} has mode {mode:04o}: others can reach the secret key in it; make that 0600 (chmod 600)"
+                    f"{path} has mode {mode:04o}: others can reach the secret key in it; change it to 0600 (chmod 600)"
                 )
             content = file.read()
         return cls._parse(content, path)
@@ -84,7 +84,7 @@ class Keys:
     @classmethod
     def _parse(cls, content: bytes, path: object) -> "Keys":
         if len(content) < _HEADER.size or not content.startswith(_MAGIC):
-            raise EncryptionError(f"{path} is no file of keys")
+            raise EncryptionError(f"{path} is not a file of keys")
         _, secret_length, evaluation_length, checksum = _HEADER.unpack_from(content)
         expected = _HEADER.size + secret_length + evaluation_length
         if len(content) != expected:

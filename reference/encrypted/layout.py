@@ -1,8 +1,8 @@
-"""How concrete-ml-extensions 0.2 writes ciphertexts and keys, so that it is never handed anything else.
+"""The format of ciphertexts and keys in concrete-ml-extensions 0.2, to check bytes before the library reads them.
 
-It trusts the lengths and sizes inside what it reads, and stops or asks for all memory where they are wrong. All
-of them follow from the parameters and the matrix: checked here, only coefficients and seeds are left to
-chance, and any value of those is harmless.
+The library trusts the lengths and sizes in its input; wrong ones crash it or make it allocate all memory. These
+values follow from the parameters and the matrix, so this module checks them. Only coefficients and seeds remain
+unchecked, and they are harmless.
 """
 
 import struct
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from .noise import EncryptionParameters
 
 Layout = Sequence[bytes | int]
-"""The parts of a message, in order: bytes that must be these, or a number of bytes that may be anything."""
+"""The parts of a message, in order: fixed bytes, or a number of arbitrary bytes."""
 
 
 def _words(*values: int) -> bytes:
@@ -30,7 +30,7 @@ def inputs_row(parameters: EncryptionParameters, features: int) -> Layout:
 
 
 def result_row(parameters: EncryptionParameters, columns: int) -> Layout:
-    """An encrypted row of results: one ciphertext per polynomial_size columns, the last as short as it can be."""
+    """An encrypted row of results: one ciphertext per polynomial_size columns, the last one shortened."""
     size, bits = parameters.polynomial_size, parameters.bits_out
     parts: list[bytes | int] = [_words(1, -(-columns // size))]
     for done in range(0, columns, size):
@@ -40,25 +40,25 @@ def result_row(parameters: EncryptionParameters, columns: int) -> Layout:
 
 
 def evaluation_key(parameters: EncryptionParameters) -> Layout:
-    """The packing key, and what it packs into."""
+    """The packing key, and the format of packed results."""
     p, size = parameters, parameters.polynomial_size
     words = 2 * p.levels * size * size
     return (_words(words), 8 * words, _words(p.base_log, p.levels, 2, size), _MODULUS, _words(size, p.bits_out))
 
 
 def secret_key(parameters: EncryptionParameters) -> Layout:
-    """The key of inputs, and that of results."""
+    """The key of inputs, and the key of results."""
     size = parameters.polynomial_size
     return (_words(size), 8 * size, _words(size)) * 2
 
 
 def length(layout: Layout) -> int:
-    """How many bytes a message of this layout has."""
+    """The number of bytes in a message of this layout."""
     return sum(part if isinstance(part, int) else len(part) for part in layout)
 
 
 def follows(layout: Layout, message: bytes) -> bool:
-    """Whether a message has the length, and everywhere the fixed bytes, of this layout."""
+    """Whether a message has the length and all fixed bytes of this layout."""
     return len(message) == length(layout) and all(message.startswith(fixed, at) for at, fixed in _fixed(layout))
 
 
@@ -73,6 +73,6 @@ def _fixed(layout: Layout) -> Iterator[tuple[int, bytes]]:
 
 
 def _packed(count: int, bits: int) -> Layout:
-    """So many integers of so many bits, packed into words of 64."""
+    """`count` integers of `bits` bits, packed into 64-bit words."""
     words = -(-count * bits // 64)
     return (_words(words), 8 * words, _words(bits))

@@ -1,4 +1,4 @@
-"""concrete-ml-extensions: imported when first needed, and used in the one process in which it works."""
+"""A wrapper of concrete-ml-extensions, which is imported when first needed and used in a single process."""
 
 import os
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from .envelope import EncryptionError
 
 
 def import_library() -> Any:
-    """The library.
+    """Import the library.
 
     Raises:
         ModuleNotFoundError: if it is not installed, with the command that installs it.
@@ -26,16 +26,16 @@ def import_library() -> Any:
 
 
 def check_use(threads: int | None) -> None:
-    """Refuse what `use` would refuse, without using the library."""
+    """Raise the errors of `use`, without starting the library."""
     import_library()
     _first_use.check(threads)
 
 
 def use(threads: int | None) -> Any:
-    """The library, about to be used with so many threads; None for as many as there are.
+    """Start the library with a number of threads; None keeps the number it has, or uses all cores.
 
     Raises:
-        EncryptionError: in a process forked from one that has used it, or if it has other threads.
+        EncryptionError: in a process forked after the library was used, or if it runs with another number of threads.
     """
     _first_use.check(threads)
     library = import_library()
@@ -48,7 +48,7 @@ def use(threads: int | None) -> Any:
 
 @contextmanager
 def panics_as_errors(doing: str) -> Iterator[None]:
-    """Rust's panics arrive as a BaseException, which no handler of errors would see."""
+    """Convert a Rust panic, which arrives as a BaseException, to an `EncryptionError`."""
     try:
         yield
     except BaseException as error:
@@ -58,7 +58,7 @@ def panics_as_errors(doing: str) -> Iterator[None]:
 
 
 class _FirstUse:
-    """What the library was started with in this process, and in which."""
+    """The process and the number of threads with which the library was started."""
 
     pid: int | None = None
     threads: str | None = None
@@ -74,7 +74,7 @@ class _FirstUse:
         if threads is not None and str(threads) != self.threads:
             raise EncryptionError(
                 f"threads = {threads}, but concrete-ml-extensions was started with {self.threads or 'all cores'} "
-                "in this process, and cannot be started again: say so before its first use"
+                "in this process, and cannot be started again: choose before its first use"
             )
 
 

@@ -1,4 +1,4 @@
-"""The parameter sets of the encryption, the noise that each adds to an integer product, and the range it needs."""
+"""The parameter sets of the encryption, the noise in its integer products, and the check of their range."""
 
 import dataclasses
 import hashlib
@@ -10,20 +10,20 @@ import torch
 from torch import Tensor
 
 STANDARD_DEVIATION = 2.84526747960191e-15
-"""Of the noise in fresh ciphertexts and keys, as a part of the modulus 2^64. It is what makes polynomials of
-2048 coefficients secure, and the same in every set."""
+"""The deviation of the noise in fresh ciphertexts and keys, relative to the modulus 2^64. It is the same in every set,
+and makes polynomials of 2048 coefficients secure."""
 
 
 @dataclass(frozen=True)
 class EncryptionParameters:
-    """What decides the precision, the cost and the security of an encrypted product.
+    """The parameters that decide the precision, the cost and the security of an encrypted product.
 
-    Integers live modulo 2^bits. Ciphertexts of inputs are sent with bits_in bits per coefficient, those of
-    results with bits_out. The key that packs a row of results into few ciphertexts splits coefficients
-    into `levels` digits of base_log bits.
+    Integers are modulo 2^bits. Ciphertexts of inputs are sent with bits_in bits per coefficient, ciphertexts of
+    results with bits_out. The key that packs a row of results into a few ciphertexts splits coefficients into
+    `levels` digits of base_log bits.
 
     Raises:
-        ValueError: for a number that is out of its range, naming it.
+        ValueError: naming a number that is out of range.
     Source: `MatmulCryptoParameters` of concrete-ml-extensions.
     """
 
@@ -44,24 +44,24 @@ class EncryptionParameters:
             value = getattr(self, field)
             if not 1 <= value <= most:
                 raise ValueError(f"{field} = {value}: expected 1 to {most}")
-        if self.levels * self.base_log > 63:  # with 64 bits of anything the library gives random results
+        if self.levels * self.base_log > 63:  # with 64 bits the library gives random results
             product = f"{self.levels}·{self.base_log} = {self.levels * self.base_log}"
             raise ValueError(f"levels·base_log = {product}: expected at most 63")
 
     def fingerprint(self) -> bytes:
-        """16 bytes that differ where any number differs; the name does not count."""
+        """16 bytes that depend on every parameter except the name."""
         numbers = {k: v for k, v in dataclasses.asdict(self).items() if k != "name"}
         return hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).digest()[:16]
 
 
 EXACT = EncryptionParameters("exact", 2048, bits=27, bits_in=60, bits_out=45, levels=5, base_log=7, secure=True)
-"""Exact results: σ is 0.05 at 512 columns, ten times below what rounding forgives. Costs 2.5 times FAST."""
+"""Exact results: σ is 0.05 at 512 columns, a tenth of the rounding threshold. The cost is 2.5 times that of FAST."""
 
 FAST = EncryptionParameters("fast", 2048, bits=27, bits_in=39, bits_out=26, levels=2, base_log=14, secure=True)
 """The defaults of concrete-ml-extensions 0.2: σ is about 19."""
 
 TOY = dataclasses.replace(EXACT, name="toy-insecure", polynomial_size=256, secure=False)
-"""EXACT with polynomials that are easily broken: for tests, which it makes some seventy times as fast."""
+"""EXACT with insecure small polynomials, about seventy times as fast, for tests."""
 
 PARAMETER_SETS = {"exact": EXACT, "fast": FAST, "toy": TOY}
 
@@ -70,14 +70,15 @@ def noise_std(parameters: EncryptionParameters, weight: Tensor) -> Tensor:
     """The standard deviation of an encrypted product's noise, per column, before rounding to integers.
 
     ``σ² = (ρ·2^(b-m_out))² + (ρ·2^(b-L·B))² + n·(s·2^b·√(L·P·4^B/12))² + (2^(b-m_in)/√12·‖w‖₂)²``, with
-    ``ρ = √((1+P/2)/12)`` for a polynomial size P; n is how many columns share the column's ciphertext: P of
-    them, in the last ciphertext what is left. The terms are the rounding of results to m_out bits and of
+    ``ρ = √((1+P/2)/12)`` for a polynomial size P; n is the number of columns in the column's ciphertext: P, or
+    the remainder in the last ciphertext. The terms are the rounding of results to m_out bits and of
     coefficients to L digits of B bits, both multiplied by a binary key; the noise s of the packing key; and
-    the rounding of inputs to m_in bits, multiplied by the weight's column w. The noise s of fresh ciphertexts
-    is left out: multiplied by w it is ``s·2^b·‖w‖₂``, below 0.003 for all that `check_range` accepts at b = 27.
+    the rounding of inputs to m_in bits, multiplied by the weight's column w. The formula omits the noise s
+    of fresh ciphertexts: multiplied by w it is ``s·2^b·‖w‖₂``, below 0.003 for every weight that `check_range` accepts
+    at b = 27.
 
-    The noise is Gaussian and does not depend on the inputs. It is the law of large keys: one key's ρ is off
-    by the random number of its ones, by a part 1/√(4P) or so (1.1 % at 2048, 3 % at the toy set's 256).
+    The noise is Gaussian and does not depend on the inputs. The formula holds for the average key: the ρ of a single
+    key depends on its random number of ones, and differs by about 1/√(4P) (1.1 % at 2048, 3 % at the toy set's 256).
 
     Args:
         weight: int64 [N, K].
@@ -103,31 +104,31 @@ def noise_std(parameters: EncryptionParameters, weight: Tensor) -> Tensor:
 
 
 def wrap(raw: Tensor, bits: int) -> Tensor:
-    """The residue of integers modulo 2^bits that lies in [-2^(bits-1), 2^(bits-1)).
+    """The residue of integers modulo 2^bits in [-2^(bits-1), 2^(bits-1)).
 
     Args:
         raw: int64, any shape.
         bits: 1 to 62.
     Returns:
-        int64, as raw.
+        int64, in the shape of raw.
     """
     half = 1 << (bits - 1)
-    # Where the sum overflows, it is off by 2^64, which does not change the residue.
+    # An overflow of the sum is off by 2^64, which does not change the residue.
     return (raw + half).remainder(2 * half) - half
 
 
 def simulate(raw: Tensor, std: Tensor, bits: int, generator: torch.Generator | None = None) -> Tensor:
-    """What decryption gives for a product: ``wrap(round(raw + ε))`` with ε Gaussian, of deviation std.
+    """The decrypted result of a product: ``wrap(round(raw + ε))`` with Gaussian ε of deviation std.
 
-    Within a row, ε correlates by one half between any two columns: ``ε_ij = σ_j·(u_i + v_ij)/√2``. (In truth
-    the correlation falls from one half between neighbours to minus one half across a whole polynomial.)
-    Between rows it is independent.
+    Any two columns of a row have a correlation of one half: ``ε_ij = σ_j·(u_i + v_ij)/√2``. (In real encryption the
+    correlation falls from one half between neighbours to minus one half across a whole polynomial.) Different
+    rows are independent.
 
     Args:
-        raw: int64 [M, N], what the product is in integers.
-        std: float64 [N], as `noise_std` gives; zeros leave the wrapped product.
+        raw: int64 [M, N], the exact integer product.
+        std: float64 [N], from `noise_std`; with zeros the result is the wrapped product.
         bits: 1 to 62.
-        generator: of the device of raw.
+        generator: a generator on the device of raw.
     Returns:
         int64 [M, N].
     Raises:
@@ -144,16 +145,16 @@ def simulate(raw: Tensor, std: Tensor, bits: int, generator: torch.Generator | N
 def check_range(
     largest: int, std: Tensor, bits: int, *, n_bits: int | None = None, features: int | None = None
 ) -> None:
-    """Refuse products that could leave the range: ``largest + 8·max σ < 2^(bits-1)`` is demanded.
+    """Refuse products that could leave the range: ``largest + 8·max σ`` must be less than ``2^(bits-1)``.
 
-    Beyond it, results wrap and nothing shows it. Noise exceeds 8σ once in 10^15 results.
+    Larger results wrap silently. The noise exceeds 8σ once in 10^15 results.
 
     Args:
         largest: the largest magnitude a product can have.
-        std: float64 [N], as `noise_std` gives.
-        n_bits, features: of the quantised operands, for the message.
+        std: float64 [N], from `noise_std`.
+        n_bits, features: properties of the quantised operands, for the message.
     Raises:
-        ValueError: naming the limit and what to lower.
+        ValueError: naming the limit and the parameters to lower.
     """
     noise = 8 * float(std.max()) if std.numel() else 0.0
     limit = 1 << (bits - 1)

@@ -1,1 +1,1 @@
-"""The files of adapters and training runs: PEFT's layout, safetensors, and whole replacement."""
+"""The files of adapters and training runs: PEFT's layout, safetensors, and atomic replacement."""

@@ -1,4 +1,4 @@
-"""The configuration files of a saved adapter: Hugging Face PEFT's, and what NeMo Automodel keeps beside it."""
+"""The configuration files of a saved adapter: those of Hugging Face PEFT and of NeMo Automodel."""
 
 import dataclasses
 import math
@@ -11,7 +11,7 @@ from ..config import PeftConfig
 
 PREFIX = "base_model.model."  # before the name of each module in a file of PEFT
 
-# PEFT's names, and the values it takes for what is missing; its alpha is not ours.
+# PEFT's fields, our options, and PEFT's defaults; the default alpha differs from ours.
 MAPPED: dict[str, tuple[str, Any]] = {
     "r": ("dim", 8),
     "lora_alpha": ("alpha", 8),
@@ -19,9 +19,9 @@ MAPPED: dict[str, tuple[str, Any]] = {
     "use_dora": ("use_dora", False),
     "use_rslora": ("use_rslora", False),
 }
-# They choose modules, which the names of the tensors tell more exactly.
+# These fields choose modules; the names of the tensors do so more exactly.
 CHOOSING = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
-# They change no value that is computed with a loaded adapter.
+# These fields do not change what a loaded adapter computes.
 SAYING = (
     "auto_mapping",
     "base_model_name_or_path",
@@ -36,7 +36,7 @@ SAYING = (
 ONE_OF: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none", None),
-    # the others change the base weights when an adapter is put in
+    # other initialisations change the base weights
     "init_lora_weights": (True, False, "gaussian", None),
 }
 REFUSED = (
@@ -62,16 +62,16 @@ REFUSED = (
     "use_qalora",
     "velora_config",
 )
-OWN = ("dim", "alpha")  # NeMo Automodel leaves them to PEFT's file
+OWN = ("dim", "alpha")  # NeMo Automodel reads them from PEFT's file
 
 
 def to_peft(config: PeftConfig, adapted: Iterable[str], others: Iterable[str]) -> dict[str, Any]:
     """The contents of ``adapter_config.json``, from which PEFT makes the same adapter.
 
     Args:
-        adapted: dotted names of the adapted modules.   others: those of all other modules of the model.
+        adapted: dotted names of the adapted modules.   others: names of all other modules of the model.
     Warns:
-        UserWarning: for dropout on the adapter's output, which PEFT cannot say: it drops out x.
+        UserWarning: for dropout on the adapter's output, because PEFT applies dropout to x only.
     """
     if config.dropout > 0 and config.dropout_position != "pre":
         warnings.warn(
@@ -103,13 +103,13 @@ def from_peft(
     """The config of a saved adapter.
 
     Args:
-        values: what ``adapter_config.json`` holds, after `check_fields`.
-        rest: what ``automodel_peft_config.json`` holds; None where there is none: dropout is then on x, and
-            the targets are the adapted modules.
-        adapted: names of the modules that have tensors.   others: those of all other modules of the model.
+        values: the contents of ``adapter_config.json``, after `check_fields`.
+        rest: the contents of ``automodel_peft_config.json``; None without that file: dropout is then on x, and the
+            targets are the adapted modules.
+        adapted: names of the modules with tensors.   others: names of all other modules of the model.
     Raises:
-        ValueError: naming a field, for a value that is out of range or disagrees with the other file; if a
-            list of target modules and the adapted modules differ.
+        ValueError: naming a field, for a value that is out of range or differs from the other file; if the target
+            modules and the adapted modules differ.
     """
     names = sorted(adapted)
     _check_targets(values, names, others)
@@ -130,7 +130,7 @@ def from_peft(
 
 
 def beside_peft(config: PeftConfig) -> dict[str, Any]:
-    """The contents of ``automodel_peft_config.json``: all options but those that PEFT's file always has.
+    """The contents of ``automodel_peft_config.json``: all options except dim and alpha, which are in PEFT's file.
 
     Source: NeMo Automodel `_get_automodel_peft_metadata`.
     """
@@ -143,12 +143,12 @@ def scale_of(config: PeftConfig) -> float:
 
 
 def check_fields(values: Mapping[str, Any]) -> None:
-    """Refuse what ``adapter_config.json`` says that is not supported.
+    """Refuse an unsupported field or value in ``adapter_config.json``.
 
     Raises:
         ValueError: naming a field and its value; for an unknown field unless it is null, false, 0 or empty.
     Warns:
-        UserWarning: naming the unknown fields that were ignored.
+        UserWarning: naming the ignored unknown fields.
     """
     if "peft_type" not in values:
         raise ValueError("adapter_config.json has no peft_type: expected 'LORA'")
@@ -168,13 +168,13 @@ def check_fields(values: Mapping[str, Any]) -> None:
 def _ignore_unknown(file: str, unknown: Mapping[str, Any]) -> None:
     for key, value in unknown.items():
         if value:
-            raise ValueError(f"{file} has the unknown field {key} = {value!r}: nothing is known of what it changes")
+            raise ValueError(f"{file} has the unknown field {key} = {value!r}: its effect is unknown")
     if unknown:
-        warnings.warn(f"{file} has unknown fields, which say nothing: {', '.join(unknown)}", stacklevel=5)
+        warnings.warn(f"{file} has unknown fields, which are empty and ignored: {', '.join(unknown)}", stacklevel=5)
 
 
 def _targets(names: list[str], others: Iterable[str]) -> list[str] | str:
-    """The names for PEFT, which takes a listed one also for the end of a longer: then as a regular expression."""
+    """The target modules for PEFT: a list, or a regular expression if a name is also the end of another module's."""
     ends = tuple(f".{name}" for name in names)
     if any(other.endswith(ends) for other in others):
         return "|".join(re.escape(name) for name in names)
@@ -182,7 +182,7 @@ def _targets(names: list[str], others: Iterable[str]) -> list[str] | str:
 
 
 def _check_targets(values: Mapping[str, Any], names: list[str], others: Iterable[str]) -> None:
-    """Refuse a list that says other modules than the tensors; a regular expression from a file is not run."""
+    """Refuse a list of other modules than those with tensors; a regular expression from a file is not run."""
     targets = values.get("target_modules")
     if targets is None or isinstance(targets, str):
         return
@@ -194,13 +194,13 @@ def _check_targets(values: Mapping[str, Any], names: list[str], others: Iterable
 
     for name in names:
         if not chosen(name):
-            raise ValueError(f"{name} has tensors but is none of target_modules = {targets!r}")
+            raise ValueError(f"{name} has tensors but is not in target_modules = {targets!r}")
     if not any(values.get(key) for key in CHOOSING[1:]):
         for name in others:
             if chosen(name):
-                raise ValueError(f"{name} is one of target_modules = {targets!r} but has no tensors")
+                raise ValueError(f"{name} is in target_modules = {targets!r} but has no tensors")
 
 
 def _exact(name: str) -> str:
-    """A pattern of this name alone: one without a dot would also be the end of a longer name."""
+    """A pattern that matches only this name: a pattern without a dot also matches the end of a longer name."""
     return name if "." in name else f"{name}.*"

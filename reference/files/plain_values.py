@@ -1,4 +1,4 @@
-"""Nested Python values as JSON and tensors, and back, exactly: what pickle is often used for, without it."""
+"""Exact conversion of nested Python values to JSON and tensors, and back, without pickle."""
 
 import json
 import math
@@ -9,20 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# What a state may hold besides numbers, strings, None and lists: JSON has no word for it.
+# The mappings that a state may hold; JSON does not distinguish them.
 MAPPINGS: dict[str, Any] = {"dict": dict, "Counter": Counter, "OrderedDict": OrderedDict}
 
 
 def flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """A value that JSON can say, and its tensors by name.
+    """Convert a value to JSON, and add its tensors to `tensors` by name.
 
     Args:
-        value: of None, bool, int, float, str, tensor, list, tuple, dict, Counter and OrderedDict.
-        name: of the value, for its tensors and in errors.   tensors: is added to.
+        value: nested None, bool, int, float, str, tensor, list, tuple, dict, Counter and OrderedDict.
+        name: the name of the value, for its tensors and for errors.   tensors: changed in place.
     Returns:
-        None, bool, int, finite float, str and list as they are; anything else as a dict of one key, its kind.
+        None, bool, int, finite float, str and list unchanged; other values as a dict with one key, their kind.
     Raises:
-        ValueError: naming what is of another type.
+        ValueError: naming a value of another type.
     """
     if value is None or type(value) in (bool, int, str):
         return value
@@ -35,7 +35,7 @@ def flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
         items = [flatten(item, f"{name}[{i}]", tensors) for i, item in enumerate(value)]
         return items if type(value) is list else {"tuple": items}
     kind = type(value).__name__
-    if isinstance(value, defaultdict):  # an optimiser's state: what it makes of a missing key is its own affair
+    if isinstance(value, defaultdict):  # an optimiser's state; its default_factory need not be saved
         kind, value = "dict", dict(value)
     if type(value) is not MAPPINGS.get(kind):
         raise ValueError(f"{name} is a {kind}, {value!r:.80}: expected numbers, strings, tensors, lists and dicts")
@@ -45,10 +45,10 @@ def flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def unflatten(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """What `flatten` was given.
+    """The inverse of `flatten`.
 
     Raises:
-        ValueError: for what it never returns.
+        ValueError: for a value that `flatten` never returns.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
@@ -64,11 +64,11 @@ def unflatten(value: Any, tensors: Mapping[str, Tensor]) -> Any:
             return tuple(unflatten(item, tensors) for item in held)
         return MAPPINGS[kind]({key: unflatten(item, tensors) for key, item in held})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{value!r:.80} is no value of a checkpoint: {error}") from None
+        raise ValueError(f"{value!r:.80} is not a value of a checkpoint: {error}") from None
 
 
 def same(value: Any, other: Any) -> bool:
-    """Whether two such values are the same, bit for bit, their types included."""
+    """Whether two values that `flatten` accepts are the same, bit for bit, types included."""
     tensors: list[dict[str, Tensor]] = [{}, {}]
     texts = [json.dumps(flatten(v, "", into)) for v, into in zip((value, other), tensors, strict=True)]
     return texts[0] == texts[1] and all(_same_bits(tensors[0][name], tensors[1][name]) for name in tensors[0])

@@ -1,4 +1,4 @@
-"""Named tensors as the bytes of a safetensors file, and back: nothing in one is ever executed."""
+"""Conversion of named tensors to the bytes of a safetensors file, and back; no code in a file is ever run."""
 
 import hashlib
 import json
@@ -13,20 +13,20 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-"""What the tensors of an adapter may be, by the name that a safetensors file has for it."""
+"""The dtypes of an adapter's tensors, by their names in a safetensors file."""
 
-LARGEST_JSON = 2**24  # bytes: of a config; one with a thousand module names has 2^16
+LARGEST_JSON = 2**24  # bytes; a config with a thousand module names has 2^16
 
 
 def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """The bytes of a safetensors file: the same for the same names, values and metadata in whatever order.
+    """The bytes of a safetensors file; the order of tensors and metadata does not change them.
 
     Args:
-        tensors: of any device and strides; two may share memory.   metadata: texts by name.
+        tensors: on any device, with any strides; they may share memory.   metadata: texts by name.
     """
     copies = {name: tensors[name].detach().cpu().clone(memory_format=torch.contiguous_format) for name in tensors}
     written: bytes = safetensors.torch.save(copies, dict(metadata))
-    # The library sorts the tensors; the metadata it writes in an order that differs from process to process.
+    # The library sorts the tensors but not the metadata, whose order differs between processes.
     size = int.from_bytes(written[:8], "little")
     header = json.loads(written[8 : 8 + size])
     if "__metadata__" in header:
@@ -40,19 +40,19 @@ def decode(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the metadata of a safetensors file.
 
     Raises:
-        ValueError: if it is not whole: truncated, longer than its header says, or no safetensors file.
+        ValueError: if the file is truncated, longer than its header says, or not a safetensors file.
     """
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            # clones, since what is mapped would change with the file
+            # clones, because mapped memory would change with the file
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  (no mapping)
             return tensors, dict(file.metadata() or {})
     except SafetensorError as error:
-        raise ValueError(f"{path.name} is no whole safetensors file: {error}") from None
+        raise ValueError(f"{path.name} is not a whole safetensors file: {error}") from None
 
 
 def digest(tensors: Mapping[str, Tensor], about: object) -> str:
-    """SHA-256 of names, dtypes, shapes and values, and of what JSON can say besides, in hexadecimal."""
+    """SHA-256 of the tensors (names, dtypes, shapes, values) and of `about` as JSON, in hexadecimal."""
     total = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -62,10 +62,10 @@ def digest(tensors: Mapping[str, Tensor], about: object) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object that a JSON file holds.
+    """The object in a JSON file.
 
     Raises:
-        ValueError: if it is no JSON object, gives a key twice, has NaN or Infinity, or is larger than
+        ValueError: if the file is not a JSON object, has a key twice, has NaN or Infinity, or is larger than
             `LARGEST_JSON`.
     """
     size = path.stat().st_size
@@ -74,26 +74,26 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_bytes(), object_pairs_hook=_once, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path.name} is no JSON object: {error}") from None
+        raise ValueError(f"{path.name} is not a JSON object: {error}") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{path.name} is no JSON object: it holds a {type(values).__name__}")
+        raise ValueError(f"{path.name} is not a JSON object: it holds a {type(values).__name__}")
     return values
 
 
 def write_json(values: Mapping[str, Any]) -> bytes:
-    """The bytes of a JSON file: the same for the same values in whatever order of keys."""
+    """The bytes of a JSON file; the order of keys does not change them."""
     return (json.dumps(values, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
 def file_in(folder: Path, name: str) -> Path:
-    """The regular file of that name in a folder.
+    """The path of a regular file in a folder.
 
     A link may lead to another file of the folder or, from ``snapshots/<revision>`` of a Hugging Face cache and
     the folders in it, to the ``blobs`` beside ``snapshots``.
 
     Raises:
-        FileNotFoundError: if it is not there.
-        ValueError: if it is no regular file, or a link that leads elsewhere.
+        FileNotFoundError: if the file is missing.
+        ValueError: if it is not a regular file, or a link that leads elsewhere.
     """
     path, home = folder / name, folder.resolve()
     try:
@@ -105,7 +105,7 @@ def file_in(folder: Path, name: str) -> Path:
     if target.parent not in allowed:
         raise ValueError(f"{path.name} leads out of its folder, to {target}: expected a file in {folder}")
     if not stat.S_ISREG(target.stat().st_mode):
-        raise ValueError(f"{path.name} is no regular file")
+        raise ValueError(f"{path.name} is not a regular file")
     return target
 
 
@@ -118,4 +118,4 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(text: str) -> None:
-    raise ValueError(f"{text} is no number of JSON")
+    raise ValueError(f"{text} is not a JSON number")

@@ -1,4 +1,4 @@
-"""A training run on disk: what another process needs to go on with it, bit for bit as if nothing had happened."""
+"""A training run on disk, from which another process continues it with the same bits."""
 
 import copy
 import json
@@ -19,7 +19,7 @@ from .tensor_file import decode, digest, encode, file_in
 from .whole_files import replace_files
 
 STATE = "training.safetensors"
-ABOUT, DIGEST = "loraspec_training", "loraspec_sha256"  # in its metadata
+ABOUT, DIGEST = "loraspec_training", "loraspec_sha256"  # keys in the metadata of STATE
 SETTINGS = ("gradient_accumulation_steps", "max_grad_norm", "run_optimizer", "calibrate")
 STEPPERS = ("optimizer", "lr_scheduler")
 MODEL = ("parameters", "gradients", "buffers")
@@ -27,21 +27,21 @@ RANDOM = ("python", "numpy", "torch", "cuda")
 
 
 def save_training(training: LoraTraining, path: str | os.PathLike[str], step: int = 0) -> None:
-    """Save a training run, also within an accumulation window, so that `load_training` goes on with it.
+    """Save a training run, also within an accumulation window, so that `load_training` can continue it.
 
-    One file, ``training.safetensors``, replaces an older one whole. It holds the trainable parameters, their
+    The file ``training.safetensors`` replaces an older one atomically. It holds the trainable parameters, their
     accumulated gradients and the model's buffers, the states of optimiser and scheduler, the settings of
     `LoraTraining.update_training_parameters` and its switches, and the random states of Python, NumPy, torch
-    and, where it is in use, CUDA. Not the frozen parameters, the loss function and the data.
+    and, if in use, CUDA. It does not hold the frozen parameters, the loss function or the data.
 
     Args:
         training: its optimizer and lr_scheduler have ``state_dict()``, or are None.
-        path: a folder, made if it is not there; its other files stay.
-        step: how many micro-batches are done, or whatever else says where the data go on.
+        path: a folder, created if missing; its other files stay.
+        step: the number of finished micro-batches, or another position in the data.
     Raises:
-        ValueError: if a state is neither numbers, strings, tensors, lists nor dicts, if an optimiser or scheduler
-            has no state_dict, or the optimiser has parameters that are not the model's.
-        OSError: if the file cannot be written; the older one is then whole.
+        ValueError: if a state holds other values than numbers, strings, tensors, lists and dicts, if an optimiser or
+            scheduler has no state_dict, or if the optimiser has parameters outside the model.
+        OSError: if the file cannot be written; the older file is then intact.
     """
     if isinstance(step, bool) or not isinstance(step, int) or step < 0:
         raise ValueError(f"step = {step!r}: expected an int of at least 0")
@@ -58,19 +58,19 @@ def save_training(training: LoraTraining, path: str | os.PathLike[str], step: in
 
 
 def load_training(training: LoraTraining, path: str | os.PathLike[str]) -> int:
-    """Make a training run what it was when it was saved; all is checked before anything is changed.
+    """Restore a training run from its file; all checks come before the first change.
 
-    Random states are restored too, so this is to be the last thing before going on.
+    The random states are restored too, so call this last, right before training continues.
 
     Args:
-        training: of the same model, with an optimiser and a scheduler of the same kinds over the same parameters.
+        training: a run of the same model, with an optimiser and a scheduler of the same kinds over the same parameters.
         path: the folder.
     Returns:
-        the step that `save_training` was given.
+        the step that was passed to `save_training`.
     Raises:
-        ValueError: if the file is not whole, lacks something, or is of another run: other parameters, shapes,
-            dtypes, optimiser or scheduler; training is then as it was.
-        FileNotFoundError: if it is not there.
+        ValueError: if the file is damaged or incomplete, or from another run with other parameters, shapes, dtypes,
+            optimiser or scheduler; training is then unchanged.
+        FileNotFoundError: if the file is missing.
     Warns:
         UserWarning: if CUDA generators were saved and this process has another number of devices.
     """
@@ -89,7 +89,7 @@ def load_training(training: LoraTraining, path: str | os.PathLike[str]) -> int:
 
 
 def _layout(training: LoraTraining) -> dict[str, Any]:
-    """What must be the same where the run goes on: the kinds and the names of what is trained."""
+    """The properties that a continued run must share: optimiser and scheduler classes, and parameter names."""
     kinds = {f"{name} kind": _kind(getattr(training, name)) for name in STEPPERS}
     return kinds | {"optimizer parameters": _groups(training)}
 
@@ -103,7 +103,7 @@ def _groups(training: LoraTraining) -> list[list[str]]:
     names = {id(p): name for name, p in training.inference_model.named_parameters()}
     groups = [[names.get(id(p), "") for p in g["params"]] for g in getattr(training.optimizer, "param_groups", [])]
     if any(not name for group in groups for name in group):
-        raise ValueError("the optimizer has a parameter that is not the model's: its state could not be told apart")
+        raise ValueError("the optimizer has a parameter that is not the model's: its state cannot be named")
     return groups
 
 
@@ -118,7 +118,7 @@ def _state(training: LoraTraining, name: str) -> Any:
 
 
 def _model_state(model: nn.Module) -> dict[str, dict[str, Tensor]]:
-    """What training changes in the model."""
+    """The tensors of the model that training changes."""
     trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     persistent = model.state_dict()
     return {
@@ -157,7 +157,7 @@ def _state_in(tensors: dict[str, Tensor], metadata: dict[str, str]) -> dict[str,
 
 
 def _check(training: LoraTraining, state: dict[str, Any]) -> None:
-    """Refuse the state of another run, and one that lacks something or holds what cannot be restored."""
+    """Refuse the state of another run, and a state that is incomplete or cannot be restored."""
     layout = _layout(training)
     _check_keys("the state", state, ("step", *layout, *STEPPERS, "model", "settings", "random"))
     for key, value in layout.items():
@@ -179,10 +179,10 @@ def _check(training: LoraTraining, state: dict[str, Any]) -> None:
 
 def _check_keys(what: str, found: Any, expected: Iterable[str]) -> None:
     if not isinstance(found, dict):
-        raise ValueError(f"of {what} it has a {type(found).__name__}: expected a dict")
+        raise ValueError(f"{what}: got a {type(found).__name__}, expected a dict")
     extra, missing = ([str(key) for key in keys] for keys in (set(found) - set(expected), set(expected) - set(found)))
     if extra or missing:
-        raise ValueError(f"of {what} it has {sorted(extra)} too many, {sorted(missing)} missing")
+        raise ValueError(f"{what}: unexpected {sorted(extra)}, missing {sorted(missing)}")
 
 
 def _check_tensors(what: str, found: dict[str, Any], own: dict[str, Tensor]) -> None:
@@ -199,14 +199,14 @@ def _check_settings(settings: Any) -> None:
     try:
         check_training_arguments(settings["gradient_accumulation_steps"], settings["max_grad_norm"])
     except TypeError as error:
-        raise ValueError(f"its max_grad_norm is no number: {error}") from None
+        raise ValueError(f"its max_grad_norm is not a number: {error}") from None
     for key in ("run_optimizer", "calibrate"):
         if not isinstance(settings[key], int):
             raise ValueError(f"it has {key} = {settings[key]!r}: expected True or False")
 
 
 def _check_random(saved: Any) -> None:
-    """Try the random states on generators of their own."""
+    """Try the random states on new generators."""
     _check_keys("the random states", saved, RANDOM)
     for name in RANDOM:
         try:
@@ -220,7 +220,7 @@ def _try_random(name: str, state: Any) -> None:
         random.Random().setstate(state)
     elif name == "numpy":
         np.random.RandomState().set_state(_numpy_state(state))
-        if not 0 <= state[2] <= len(state[1]):  # which set_state takes unseen
+        if not 0 <= state[2] <= len(state[1]):  # set_state does not check this
             raise ValueError(f"its position is {state[2]}")
     elif name == "torch":
         torch.Generator().set_state(state)
@@ -235,21 +235,21 @@ def _numpy_state(saved: list[Any]) -> tuple[Any, ...]:
 
 
 def _restore_steppers(training: LoraTraining, state: dict[str, Any]) -> None:
-    """Load optimiser and scheduler; if either does not take exactly what was saved, both are as they were."""
+    """Load optimiser and scheduler; if one of them does not reproduce the saved state, restore both."""
     before = {name: copy.deepcopy(_state(training, name)) for name in STEPPERS}
     try:
         for name in STEPPERS:
             if before[name] is not None:
                 getattr(training, name).load_state_dict(state[name])
                 if not same(_state(training, name), state[name]):
-                    raise ValueError(f"the {name} does not take up the state that was saved")
+                    raise ValueError(f"the {name} does not reproduce the saved state")
     except Exception as error:
         for name in STEPPERS:
             if before[name] is not None:
                 getattr(training, name).load_state_dict(before[name])
         if isinstance(error, ValueError):
             raise
-        raise ValueError(f"an optimizer or lr_scheduler does not take up its state: {error!r}") from error
+        raise ValueError(f"an optimizer or lr_scheduler cannot load its state: {error!r}") from error
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Files that are replaced whole or not at all."""
+"""Atomic replacement of files."""
 
 import contextlib
 import os
@@ -9,16 +9,16 @@ from pathlib import Path
 
 
 def replace_files(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write files into a folder so that all are new or, if anything fails, all are as they were.
+    """Write files into a folder so that either all are new or, after an error, all are unchanged.
 
-    Each is written under a temporary name, flushed to the disk and renamed; those renamed already go back if
-    a later rename fails. Only a process that ends between two renames leaves old beside new.
+    Each file is written under a temporary name, flushed to the disk and renamed. If a rename fails, the earlier ones
+    are undone. Old and new files are mixed only if the process is killed between two renames.
 
     Args:
-        folder: made if it is not there.
+        folder: created if missing.
         files: contents by name, in the order in which they are renamed.
     Raises:
-        OSError: of whatever failed.
+        OSError: if writing or renaming fails.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as temporary:
@@ -41,7 +41,7 @@ def replace_files(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _staged(folder: Path, name: str, data: bytes, temporary: contextlib.ExitStack) -> Path:
-    """The contents under a temporary name beside the final one, on the disk."""
+    """Write the contents to a temporary file in the same folder, and flush it to the disk."""
     path = _temporary(folder, name, temporary)
     with path.open("xb") as file:
         file.write(data)
@@ -51,13 +51,13 @@ def _staged(folder: Path, name: str, data: bytes, temporary: contextlib.ExitStac
 
 
 def _kept(folder: Path, name: str, temporary: contextlib.ExitStack) -> Path | None:
-    """A second name of what is to be replaced, or a copy where there are no links, or None where there is nothing."""
+    """A hard link to the file to replace, or a copy on file systems without links; None if there is no such file."""
     if not os.path.lexists(folder / name):
         return None
     path = _temporary(folder, name, temporary)
     try:
         os.link(folder / name, path, follow_symlinks=False)
-    except OSError:  # exFAT and many file systems of FUSE have none
+    except OSError:  # exFAT and many FUSE file systems have no hard links
         shutil.copy2(folder / name, path, follow_symlinks=False)
     return path
 
@@ -69,7 +69,7 @@ def _temporary(folder: Path, name: str, temporary: contextlib.ExitStack) -> Path
 
 
 def _flush(folder: Path) -> None:
-    """Make the renames last."""
+    """Flush the renames to the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

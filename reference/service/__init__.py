@@ -1,1 +1,1 @@
-"""The client and the server of a split model: remote modules, the protocol between both, and models on disk."""
+"""The client and the server of a split model: remote modules, their protocol, and models on disk."""

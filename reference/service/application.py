@@ -1,4 +1,4 @@
-"""The server's end of `protocol` as an ASGI application: keys and ciphertexts come in, encrypted results go out."""
+"""The server side of `protocol` as an ASGI application: it takes keys and ciphertexts and returns results."""
 
 import asyncio
 import hashlib
@@ -22,7 +22,7 @@ from .key_store import KeyStore
 from .protocol import BYTES, KEY_HEADER, PROTOCOL, PROTOCOL_HEADER, Limits
 from .worker import EvaluationError, MakeBackend, Model, RefusedError, TooLongError, Workers, load
 
-CLIENT_GONE = 499  # as other servers log it; nobody receives it
+CLIENT_GONE = 499  # for the log only, as in other servers
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def application(
     """The server as an ASGI application that any ASGI server can run; `close` ends its processes.
 
     Raises:
-        ValueError, ImportError: as `serve`.
+        ValueError, ImportError: as in `serve`.
     """
     limits = limits or Limits()
     models = load(Path(model_dir), backend)
@@ -82,10 +82,10 @@ class Application:
             await self._app(scope, counted_receive, counted_send)
         except ClientDisconnect:
             status = CLIENT_GONE
-        except asyncio.CancelledError:  # the server's time to stop is up
-            stopped = HTTPException(503, "the server stops and could not wait for this request")
+        except asyncio.CancelledError:  # the server stops without waiting any longer
+            stopped = HTTPException(503, "the server is stopping and could not wait for this request")
             await _explained(None, stopped)(scope, counted_receive, counted_send)
-        except Exception as error:  # noqa: BLE001  (it is answered with 500; its text may hold anything)
+        except Exception as error:  # noqa: BLE001  (answered with 500; the text of the error may hold secrets)
             _log.error("%s at %s", type(error).__name__, _place(error))
         _log.info(
             "%s %s %d %.3f s, %d bytes in, %d out",
@@ -161,7 +161,7 @@ class Application:
 
 
 async def _body(request: Request, what: str, most: int, limits: Limits) -> bytes:
-    """The whole body, within its limits of bytes and seconds."""
+    """Read the whole body, within its limits of bytes and seconds."""
     too_large = HTTPException(413, f"{what} of more than {most} bytes: expected at most that")
     if int(request.headers.get("content-length", 0)) > most:
         raise too_large
@@ -210,7 +210,7 @@ def _busy(why: str) -> HTTPException:
 
 
 def _explained(request: Request | None, error: Exception) -> JSONResponse:  # noqa: ARG001
-    """An error as an answer."""
+    """The answer for an error."""
     if isinstance(error, HTTPException):
         return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
     return JSONResponse({"error": "the server failed, see its log"}, 500)
@@ -229,7 +229,7 @@ def _version() -> str:
 
 
 def _shown(scope: Scope) -> str:
-    """Path and query for the log, as they came, percent-encoded; a key's name is cut."""
+    """The percent-encoded path and query for the log; the name of a key is shortened."""
     query = scope["query_string"].decode("ascii", "replace")
     path = scope["raw_path"].decode("ascii", "replace")
     path = re.sub(r"^/keys/([0-9a-f]{8})[0-9a-f]{56}$", r"/keys/\1…", path)

@@ -19,23 +19,23 @@ _PIECE = 2**18  # bytes sent at once
 
 
 class RemoteError(RuntimeError):
-    """What was asked of which server, what came of it, and what was expected."""
+    """A failed request to a server: the message names the request, the server, the result and the expectation."""
 
 
 class RemoteClient:
     """A server's linear products, for `RemoteModule`; several threads may share it.
 
-    It sends ciphertexts, evaluation keys and the names of models and modules, to this address alone: neither
-    redirects nor the proxies of the environment are followed.
+    It sends ciphertexts, evaluation keys and the names of models and modules, and only to this address: it follows
+    neither redirects nor proxies from the environment.
 
     Args:
         address: ``http://host:port`` or ``https://…``.
-        timeout: seconds for one evaluation or the upload of a key, from beginning to end.
-        connect_timeout: seconds until the server has accepted a connection, and for its health.
-        transport: an httpx transport instead of the network's, to record what crosses or to set up TLS.
+        timeout: total seconds for one evaluation or one upload of a key.
+        connect_timeout: seconds to connect, and for the health request.
+        transport: an httpx transport instead of the default one, to record the traffic or to set up TLS.
     Raises:
         ImportError: without httpx, with the command that installs it.
-        ValueError: for something else than an address.
+        ValueError: for an invalid address.
     """
 
     def __init__(
@@ -53,20 +53,20 @@ class RemoteClient:
         self._uploading, self._uploads = threading.Lock(), Counter[str]()
         httpx = _httpx()
         if transport is None:
-            # A host that vanished during a long evaluation is noticed by its silence, minutes before the time-out.
+            # Keep-alive packets detect a dead host minutes before the time-out of a long evaluation.
             alive = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
             for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6)):
                 if hasattr(socket, name):
                     alive.append((socket.IPPROTO_TCP, getattr(socket, name), value))
             transport = httpx.HTTPTransport(trust_env=False, socket_options=alive, limits=httpx.Limits())
         self._http = httpx.Client(base_url=address, transport=transport, trust_env=False)
-        self._closing = weakref.finalize(self, self._http.close)  # models do not close what they are made of
+        self._closing = weakref.finalize(self, self._http.close)  # models do not close their clients
 
     def health(self) -> dict[str, Any]:
-        """What the server says of itself: ``status``, ``version``, ``models`` with their ``modules``.
+        """The server's description of itself: ``status``, ``version``, ``models`` with their ``modules``.
 
         Raises:
-            RemoteError: if none does.
+            RemoteError: if no server answers.
         """
         what = f"health of {self.address}"
         status, _, body = self._ask("GET", "/health", what, self.connect_timeout)
@@ -77,14 +77,14 @@ class RemoteClient:
         except ValueError:
             found = None
         if not isinstance(found, dict):
-            raise RemoteError(f"{what}: {len(body)} bytes came that are no JSON object")
+            raise RemoteError(f"{what}: {len(body)} bytes came that are not a JSON object")
         return found
 
     def evaluate(self, model_name: str, module_name: str, ciphertext: bytes, evaluation: bytes) -> bytes:
         """The encrypted result of a server's module; the evaluation key is uploaded if the server lacks it.
 
         Args:
-            ciphertext: of the inputs, from `Backend.encrypt`.   evaluation: the key of the same pair.
+            ciphertext: the encrypted inputs, from `Backend.encrypt`.   evaluation: the key of the same pair.
         Raises:
             RemoteError: if the server refuses, cannot be reached, or takes longer than the time-out.
         """
@@ -97,7 +97,7 @@ class RemoteClient:
             )
             if status != KEY_UNKNOWN or attempt:
                 break
-            with self._uploading:  # of several threads that learn of it, one uploads
+            with self._uploading:  # only one of several threads uploads
                 if self._uploads[key] == uploads:
                     self._upload(evaluation, key)
                     self._uploads[key] += 1
@@ -108,7 +108,7 @@ class RemoteClient:
         return body
 
     def close(self) -> None:
-        """Close its connections."""
+        """Close the connections."""
         self._closing()
 
     def __reduce__(self) -> Any:
@@ -179,15 +179,15 @@ class RemoteClient:
         try:
             said = json.loads(body[:65536])["error"]
         except (ValueError, KeyError, TypeError):
-            said = f"{len(body)} bytes that are no JSON error"
+            said = f"{len(body)} bytes that are not a JSON error"
         return RemoteError(f"{what}: refused with {status}: {str(said)[:500]}")
 
 
 def check_seconds(name: str, seconds: float) -> None:
-    """Refuse a time-out that is none.
+    """Refuse an invalid time-out.
 
     Raises:
-        ValueError: naming it.
+        ValueError: naming the parameter.
     """
     if not 0 < seconds < float("inf"):
         raise ValueError(f"{name} = {seconds}: expected a positive number of seconds")

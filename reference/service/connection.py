@@ -1,4 +1,4 @@
-"""A server's connections, given up where the other end neither finishes a request nor reads its answer."""
+"""A server's connections, which are closed if the client neither finishes its request nor reads the answer."""
 
 import asyncio
 from typing import Any
@@ -9,7 +9,7 @@ from .protocol import Limits
 
 
 class Connection(H11Protocol):
-    """One connection; `limits` is set by a subclass."""
+    """One connection; a subclass sets `limits`."""
 
     limits: Limits
     _without_request: asyncio.TimerHandle | None = None
@@ -39,7 +39,7 @@ class Connection(H11Protocol):
             self._unread.cancel()
 
     def _watch(self) -> None:
-        """What belongs to no running request has some seconds to become one, be it part of a head or unread body."""
+        """Limit the time without a running request, whether a part of a head or an unread body has come."""
         if self.cycle is not None and not self.cycle.response_complete:
             if self._without_request is not None:
                 self._without_request.cancel()
@@ -53,7 +53,7 @@ class Connection(H11Protocol):
             self.transport.close()
 
     def _look(self, before: int) -> None:
-        """See that some of the answer was read since the last look."""
+        """Abort if the client has read nothing of the answer since the last check."""
         left = self.transport.get_write_buffer_size()
         if left >= before:
             self.transport.abort()

@@ -1,4 +1,4 @@
-"""The server's part of a split model on disk, the client's part, and forgetting the weights in between."""
+"""The server's and the client's part of a split model on disk, and the deletion of the weights at the client."""
 
 import gc
 import json
@@ -29,16 +29,16 @@ FORMAT = 1
 def save(path: Path, model_name: str, modules: Mapping[str, RemoteModule], parameters: EncryptionParameters) -> None:
     """Write both parts: ``path/server/<model_name>`` has the integer weights, ``path/client/<model_name>`` the rest.
 
-    Each is a ``model.json`` that names one NumPy file for each module.
+    Each part has a ``model.json`` that names one NumPy file for each module.
 
     Raises:
-        FileExistsError: if there is one of the folders; nothing is written then.
+        FileExistsError: if one of the folders exists; nothing is then written.
     """
     check_name(model_name)
     folders = [path / side / model_name for side in ("server", "client")]
     for folder in folders:
         if folder.exists():
-            raise FileExistsError(f"{folder} is there already: expected a new model_name or path")
+            raise FileExistsError(f"{folder} exists already: expected a new model_name or path")
     quantized: dict[str, Any] = {name: module.quantized for name, module in modules.items()}
     server = {name: {"weight": _narrow(layer.weight.cpu().numpy())} for name, layer in quantized.items()}
     client = {name: layer.to_arrays() for name, layer in quantized.items()}
@@ -52,10 +52,10 @@ def save(path: Path, model_name: str, modules: Mapping[str, RemoteModule], param
 
 
 def load_server(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The integer weights [N, K] of a model by module name, and the encryption parameters they are meant for.
+    """The integer weights [N, K] of a model by module name, and the encryption parameters for them.
 
     Raises:
-        ValueError: naming the file, if it is missing or damaged.
+        ValueError: naming a file that is missing or damaged.
     """
     arrays, about = _read(folder)
     parameters = about.get("parameters")
@@ -67,16 +67,16 @@ def load_server(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     for name, held in arrays.items():
         weight = held.get("weight")
         if weight is None or weight.ndim != 2 or weight.dtype.kind != "i":
-            raise ValueError(f"{folder}: the weight of {name} is no matrix of integers")
+            raise ValueError(f"{folder}: the weight of {name} is not a matrix of integers")
         weights[name] = torch.from_numpy(weight.astype(np.int64))
     return weights, parameters
 
 
 def load_client(path: Path, model_name: str, modules: Mapping[str, RemoteModule]) -> dict[str, QuantizedLinear]:
-    """The client's part of each of these modules, without a weight.
+    """Load the client's part of each of these modules, without a weight.
 
     Raises:
-        ValueError: naming the folder or the module, if files are missing or damaged, or of other modules or shapes.
+        ValueError: naming the folder or the module, if files are missing or damaged, or the modules or shapes differ.
     """
     check_name(model_name)
     folder = path / "client" / model_name
@@ -100,7 +100,7 @@ def load_client(path: Path, model_name: str, modules: Mapping[str, RemoteModule]
 
 
 class Clearing:
-    """Forgetting the weights of remote modules, wherever in the model they are.
+    """The deletion of the weights of remote modules from the whole model.
 
     Args:
         model: the whole model.   modules: its remote modules by name.
@@ -129,10 +129,10 @@ class Clearing:
         self.tensors = [weakref.ref(tensor) for tensor in _tensors() if _storage(tensor) in storages]
 
     def clear(self) -> None:
-        """Replace the weights by tensors of the same shape without values, and see that they are gone.
+        """Replace the weights by tensors on the meta device, and check that the weights are gone.
 
         Raises:
-            RuntimeError: if something outside the model still holds one, an optimiser for instance.
+            RuntimeError: if an object outside the model, such as an optimiser, still holds a weight.
         """
         for module, key in self.owners:
             shape: Any = module._parameters[key]
@@ -145,16 +145,16 @@ class Clearing:
         if left:
             holders = {type(holder).__name__ for holder in gc.get_referrers(*left) if holder is not left}
             raise RuntimeError(
-                f"the weights were cleared from the model, but {len(left)} tensors with their values live on, held by "
+                f"the weights were cleared from the model, but {len(left)} tensors with their values remain, held by "
                 f"{', '.join(sorted(holders)) or 'a running function'}: drop them (an optimiser of all parameters?)"
             )
 
 
 def check_name(model_name: str) -> None:
-    """Refuse a model name that is no plain file name.
+    """Refuse a model name that is not a plain file name.
 
     Raises:
-        ValueError: naming it.
+        ValueError: naming the model name.
     """
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", model_name):
         raise ValueError(f"model_name {model_name!r}: expected up to 100 letters, digits, '_', '-' and '.'")
@@ -168,7 +168,7 @@ def _narrow(weight: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 @contextmanager
 def _written(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside it, renamed once it is complete."""
+    """A temporary folder that is renamed to `folder` once it is complete."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -192,7 +192,7 @@ def _read(folder: Path) -> tuple[dict[str, dict[str, np.ndarray[Any, Any]]], dic
             with open(folder / file, "rb") as stream, np.load(stream, allow_pickle=False) as held:
                 arrays[name] = {key: held[key] for key in held.files}
     except FileNotFoundError as error:
-        raise ValueError(f"{folder} is no saved model: {Path(error.filename).name} is missing") from error
+        raise ValueError(f"{folder} is not a saved model: {Path(error.filename).name} is missing") from error
     except Exception as error:
         raise ValueError(f"{folder} is damaged: {type(error).__name__}: {error}") from error
     return arrays, about
@@ -205,5 +205,5 @@ def _tensors() -> Iterator[Tensor]:
 def _storage(tensor: Tensor) -> int:
     try:
         return tensor.untyped_storage().data_ptr()
-    except (NotImplementedError, RuntimeError):  # a tensor without a storage, a sparse one
+    except (NotImplementedError, RuntimeError):  # a tensor without a storage, for example a sparse one
         return 0

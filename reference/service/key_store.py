@@ -1,4 +1,4 @@
-"""The evaluation keys that a server keeps in memory."""
+"""The server's store of evaluation keys in memory."""
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from .protocol import KEY_UNKNOWN, Limits
 
 
 class KeyStore:
-    """Evaluation keys by the hash of their bytes, least recently used first."""
+    """Evaluation keys by the hash of their bytes; the least recently used key comes first."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -21,7 +21,7 @@ class KeyStore:
         return name in self.held
 
     def add(self, name: str, key: bytes) -> None:
-        """Keep a key, and let go of those unused for longest where there is no room."""
+        """Store a key; if there is no room, drop the least recently used keys."""
         if name in self.held:
             return
         room, going = self.limits.keys_bytes - sum(map(len, self.held.values())), []
@@ -33,14 +33,14 @@ class KeyStore:
                 going.append(other)
                 room, number = room + len(held), number + 1
         if room < len(key) or number < 1:
-            raise HTTPException(507, "no room for another evaluation key while those here are in use: try again later")
+            raise HTTPException(507, "no room for another evaluation key while the others are in use: try again later")
         for other in going:
             del self.held[other]
         self.held[name] = key
 
     @contextmanager
     def in_use(self, name: str) -> Iterator[bytes]:
-        """The key, which stays meanwhile."""
+        """The key, which is not dropped within this context."""
         if name not in self.held:
             raise HTTPException(KEY_UNKNOWN, "this evaluation key is not here: upload it first")
         self.held.move_to_end(name)
@@ -49,4 +49,4 @@ class KeyStore:
             yield self.held[name]
         finally:
             self.users[name] -= 1
-            self.users += Counter()  # drops what nobody uses
+            self.users += Counter()  # drops names with a count of 0

@@ -1,4 +1,4 @@
-"""A server that listens: its socket, its connections, and the signals that end it."""
+"""The listening server: its socket, its connections, and the signals that stop it."""
 
 import signal
 import socket
@@ -14,7 +14,7 @@ from .connection import Connection
 from .protocol import Limits
 from .worker import MakeBackend
 
-KEEP_ALIVE = 30  # seconds without a request; clients close earlier, so that none is sent into a closing connection
+KEEP_ALIVE = 30  # seconds without a request; clients close earlier, so that no request meets a closing connection
 
 
 def run(
@@ -66,7 +66,7 @@ def _closing(app: Application) -> Iterator[Application]:
 
 @contextmanager
 def _stopped_by_signals(server: uvicorn.Server) -> Iterator[None]:
-    """uvicorn handles them while it runs, and raises them again afterwards: then, and before, they mean no more."""
+    """Handle signals before and after uvicorn runs; uvicorn raises its signals again when it has stopped."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

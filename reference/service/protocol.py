@@ -1,13 +1,13 @@
-"""The protocol between a client and a server that multiplies its encrypted inputs, and what the server grants.
+"""The protocol between a client and a server that multiplies encrypted inputs, and the limits of the server.
 
-Over HTTP, bodies being raw bytes:
+The protocol uses HTTP with raw bytes as bodies:
 
-- ``GET /health``: JSON; the version, and the models with their modules.
-- ``PUT /keys/SHA256``: an evaluation key under the hash of its bytes; 204, or 422 if the hash is another.
-- ``POST /evaluate?model=…&module=…`` with the header ``Evaluation-Key: SHA256``: a ciphertext; 200 and the result, or
-  428 if the server does not have the key (any more), which is then uploaded.
+- ``GET /health`` returns JSON with the version, and the models with their modules.
+- ``PUT /keys/SHA256`` uploads an evaluation key under its hash; the status is 204, or 422 for a wrong hash.
+- ``POST /evaluate?model=…&module=…`` with the header ``Evaluation-Key: SHA256`` sends a ciphertext; the status is 200
+  with the result, or 428 if the server does not have the key, which the client then uploads.
 
-All else is an error: a fitting status, and JSON ``{"error": …}``. Every answer has ``Loraspec-Protocol: 1``.
+Every error has a fitting status and JSON ``{"error": …}``. Every answer has the header ``Loraspec-Protocol: 1``.
 """
 
 from dataclasses import dataclass
@@ -21,19 +21,19 @@ INSTALL = "pip install 'loraspec[remote]'"
 
 @dataclass(frozen=True)
 class Limits:
-    """What one server grants; it holds at most about ``keys_bytes + uploads·key_bytes + requests·ciphertext_bytes``.
+    """The limits of a server; it needs at most about ``keys_bytes + uploads·key_bytes + requests·ciphertext_bytes``.
 
     Attributes:
-        ciphertext_bytes, key_bytes: of one body; more is refused with 413.
-        keys, keys_bytes: how many evaluation keys are kept, and their sum. The least recently used one goes; never
-            one that a request is using.
-        requests: evaluations running or waiting at once; more are refused with 503.
-        uploads: keys arriving at once; more wait, unread, for up to body_seconds.
-        connections: at once; more are refused with 503.
-        head_seconds: for a request line and headers, and for what is left of a body that was refused.
-        stall_seconds: between two pieces of a body, at either side.
-        body_seconds: for a whole body.
-        evaluation_seconds: for one product; its process is ended then.
+        ciphertext_bytes, key_bytes: size of one body; a larger body is refused with 413.
+        keys, keys_bytes: number and total size of the stored evaluation keys. The least recently used key is dropped
+            first, but never a key in use.
+        requests: evaluations that run or wait at the same time; further ones are refused with 503.
+        uploads: keys that arrive at the same time; further ones wait, unread, for up to body_seconds.
+        connections: connections at the same time; further ones are refused with 503.
+        head_seconds: time for a request line and headers, and for the rest of a refused body.
+        stall_seconds: time between two pieces of a body, in either direction.
+        body_seconds: time for a whole body.
+        evaluation_seconds: time for one product; after that its process is killed.
     """
 
     ciphertext_bytes: int = 64 * 2**20

@@ -1,4 +1,4 @@
-"""A linear product that runs as its model's mode says: in floats, in integers, encrypted, or on a server."""
+"""A linear product in the mode of its model: in floats, in integers, encrypted, or on a server."""
 
 import warnings
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ ROWS_AT_ONCE = 64  # rows in one ciphertext: bounds memory and a request's size,
 
 
 class RemoteModule(nn.Module):
-    """A linear product in the place of the module that it takes over, computed as its model's mode says.
+    """A linear product that replaces a module and computes in the mode of its model.
 
     Args:
         private_module: a `ForwardModuleLinear`, a `BackwardModuleLinear`, an nn.Linear or a Conv1D.
@@ -25,10 +25,10 @@ class RemoteModule(nn.Module):
     Attributes:
         private_module: the float module; None once its weight was cleared.
         module_name: as given.
-        quantized: the compiled `QuantizedLinear`, or None. A weight or bias that changed since is an error where
-            autograd counts the change, or one of 1024 values spread over it differs; a write through ``.data`` to
-            none of these goes unnoticed.
-        input_range: (low, high) of all inputs while calibrating, or None.
+        quantized: the compiled `QuantizedLinear`, or None. A later change of the weight or bias is an error if
+            autograd counts it, or if it affects one of 1024 sampled values; other writes through ``.data`` are not
+            detected.
+        input_range: (low, high) of all inputs seen while calibrating, or None.
     Raises:
         ValueError: for another module.
     Source: Concrete ML `RemoteModule`.
@@ -56,12 +56,13 @@ class RemoteModule(nn.Module):
 
         Raises:
             ValueError: if x does not have K features, or has NaN or infinite elements in a quantised mode.
-            RuntimeError: if the mode needs what is not there yet; if x needs a gradient that no module gives.
+            RuntimeError: if the module is not compiled, or has no weight, as the mode needs; if x needs a gradient,
+                which this module cannot compute.
         """
         mode = self.split.mode
         if mode is not HybridFHEMode.TORCH and torch.is_grad_enabled() and x.requires_grad:
             raise RuntimeError(
-                f"{self.module_name} runs remotely and its input needs a gradient, which it cannot give: make it a "
+                f"{self.module_name} runs remotely and its input needs a gradient, which it cannot compute: make it a "
                 f"CustomLinear (LoraTraining.replace_layers_with_custom), or leave it out of module_names"
             )
         if x.ndim == 0 or x.shape[-1] != self.in_features:
@@ -76,11 +77,11 @@ class RemoteModule(nn.Module):
             return self._in_integers(x, self._compiled(), mode)
 
     def compiled(self, n_bits: int, dynamic: bool) -> tuple[QuantizedLinear, Tensor]:
-        """This module in integers, and the noise that its encrypted products will have; changes nothing.
+        """The quantised module, and the deviation of the noise in its encrypted products; this module is unchanged.
 
         Raises:
             ValueError: if its weight is not finite, or its products could wrap.
-            RuntimeError: if the weight was cleared; if static quantisation saw no input.
+            RuntimeError: if the weight was cleared, or static quantisation saw no input.
         """
         if self.private_module is None:
             raise RuntimeError(f"{self.module_name} cannot be compiled: its weight was cleared here")
@@ -100,12 +101,12 @@ class RemoteModule(nn.Module):
         return quantized, std
 
     def take(self, quantized: QuantizedLinear, std: Tensor | None) -> None:
-        """Run as this from now on."""
+        """Use this quantised module and noise from now on."""
         self.quantized, self.noise_std, self.input_range = quantized, std, None
         self._compiled_from = None if self.private_module is None else versions(self.private_module)
 
     def clear(self) -> None:
-        """Forget the weight, float and quantised: only remote is left."""
+        """Delete the float and the quantised weight; only mode remote remains."""
         assert self.quantized is not None
         self.quantized.clear()
         self.private_module = self._compiled_from = None
@@ -160,10 +161,10 @@ class RemoteModule(nn.Module):
         return quantized.recover(raw, rows).to(dtype)
 
     def _with_noise(self, raw: Tensor) -> Tensor:
-        """What decryption would give for these integer products."""
+        """The simulated result of decryption for these integer products."""
         assert self.noise_std is not None
         bits = self.split.parameters.bits
-        # drawn on the CPU: the same noise on every device
+        # The noise is drawn on the CPU, so that it is the same on every device.
         return simulate(raw.cpu(), self.noise_std, bits, self.split.next_noise()).to(raw.device)
 
     def _encrypted(self, quantized: QuantizedLinear, x: Quantized, mode: HybridFHEMode) -> Tensor:
@@ -218,7 +219,7 @@ def product_of(module: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
 
 
 def _without_wrapper(_: nn.Module, state: dict[str, Any], prefix: str, __: Any) -> None:
-    """A checkpoint has the names of the model before it was split."""
+    """Give a checkpoint the names of the model before the split."""
     inner = f"{prefix}private_module."
     for key in [key for key in state if key.startswith(inner)]:
         state[prefix + key.removeprefix(inner)] = state.pop(key)
@@ -230,7 +231,7 @@ def _with_wrapper(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) ->
 
 
 def _shown(blocks: Any, name: str, verbose: int) -> Iterator[Any]:
-    """The blocks, with a progress bar if asked for."""
+    """The blocks, with a progress bar on request."""
     if not verbose:
         yield from blocks
         return

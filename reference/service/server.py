@@ -1,4 +1,4 @@
-"""The server of split models; the packages that it needs are imported when it starts."""
+"""The server of split models; it imports its packages when it starts."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,22 +21,23 @@ def serve(
 ) -> None:
     """Serve the models that `save_and_clear_private_info` wrote, until SIGTERM or SIGINT.
 
-    It holds integer weights, encryption parameters and evaluation keys, the latter in memory alone. Products are
-    evaluated in processes of their own, started as `multiprocessing` does it: a script that calls this needs the
-    usual ``if __name__ == "__main__"``. Running requests are finished at the end, new ones refused.
+    The server holds integer weights, encryption parameters and, only in memory, evaluation keys. It evaluates products
+    in separate processes of `multiprocessing`: a script that calls this function needs the usual
+    ``if __name__ == "__main__"``. When it stops, it finishes running requests and refuses new ones.
 
     Args:
         model_dir: the folder ``path/server``, or one model's folder in it.
-        host, port: where it listens; port 0 is a free one. There is no authentication: who reaches it can use it.
+        host, port: the address to listen on; port 0 chooses a free port. There is no authentication: anyone who reaches
+            the address can use the server.
         backend: makes a `Backend` from a model's parameters; a function or class that can be imported.
-        workers: how many products are evaluated at once; one uses all cores already.
-        limits: see `Limits`; its defaults if None.
-        grace: seconds that running requests get at the end.
-        ready: called with the address and the models' names once it listens.
+        workers: the number of products evaluated at the same time; one product already uses all cores.
+        limits: see `Limits`; None for its defaults.
+        grace: seconds to finish running requests after a signal.
+        ready: called with the address and the models' names once the server listens.
     Raises:
         ImportError: without starlette and uvicorn, or the backend's library, with the command that installs it.
-        ValueError: naming the model's folder, if it is missing or damaged.
-        OSError: if it cannot listen there.
+        ValueError: naming a model's folder that is missing or damaged.
+        OSError: if it cannot listen on the address.
     """
     try:
         from .listener import run

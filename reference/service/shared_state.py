@@ -1,4 +1,4 @@
-"""The mode, the keys and the backend that the remote modules of one model share."""
+"""The state that the remote modules of one model share: mode, keys and backend."""
 
 import enum
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from .client import TIMEOUT, RemoteClient, check_seconds
 
 
 class HybridFHEMode(enum.Enum):
-    """What a remote module computes; the whole model follows one mode.
+    """The mode of a remote module; all modules of a model have the same mode.
 
-    - torch: the float module.
-    - calibrate: the float module, recording the range of its inputs; before compiling.
-    - disable: the quantised module, in the clear.
-    - simulate: the quantised module as the encrypted one computes it, with its noise and its wrap.
-    - execute: encryption, evaluation and decryption in this process.
-    - remote: the same, evaluated by a server that never sees a secret key or an input.
+    - torch: run the float module.
+    - calibrate: run the float module and record the range of its inputs; before compiling.
+    - disable: run the quantised module in the clear.
+    - simulate: run the quantised module with the noise and the wrap of the encrypted one.
+    - execute: encrypt, evaluate and decrypt in this process.
+    - remote: as execute, but a server evaluates, which never sees a secret key or an input.
     """
 
     TORCH = "torch"
@@ -39,9 +39,9 @@ class HybridFHEMode(enum.Enum):
 
 @dataclass
 class Split:
-    """What the remote modules of one model share.
+    """The state that the remote modules of one model share.
 
-    Only encryption needs the backend's library; compiling and simulating need its parameters alone.
+    Only encryption needs the backend's library; compiling and simulating need only its parameters.
     """
 
     chosen: str | Backend
@@ -52,7 +52,7 @@ class Split:
     noise_seed: int | None = None
     mode: HybridFHEMode = HybridFHEMode.TORCH
     keys: Keys | None = None
-    noise_drawn: int = 0  # how many products were simulated so far, each with noise of its own
+    noise_drawn: int = 0  # number of simulated products so far
 
     def __post_init__(self) -> None:
         if isinstance(self.chosen, str) and self.chosen not in PARAMETER_SETS:
@@ -70,23 +70,23 @@ class Split:
 
     @cached_property
     def backend(self) -> Backend:
-        """What encrypts; made when first needed."""
+        """The backend, created when first needed."""
         return ConcreteBackend(self.chosen) if isinstance(self.chosen, str) else self.chosen
 
     @cached_property
     def client(self) -> RemoteClient:
-        """The way to the server."""
+        """The client of the server, created when first needed."""
         assert self.server is not None
         return RemoteClient(self.server, self.timeout)
 
     def noise_std(self, weight: Tensor) -> Tensor:
-        """The deviation of the noise in products by an integer weight."""
-        if isinstance(self.chosen, str):  # its library may not be installed
+        """The deviation of the noise in products with an integer weight."""
+        if isinstance(self.chosen, str):  # the library of the backend may not be installed
             return noise_std(self.parameters, weight)
         return noise_of(self.chosen, weight)
 
     def next_noise(self) -> torch.Generator:
-        """What the noise of one more product is drawn from: by the seed and how many there were before."""
+        """The generator for the noise of the next product, from the seed and the number of products so far."""
         seed: Any = self.noise_seed
         mixed = np.random.SeedSequence(seed, spawn_key=(self.noise_drawn,)).generate_state(1, np.uint64)
         self.noise_drawn += 1

@@ -1,4 +1,4 @@
-"""Whether a weight or a bias has changed since its module was compiled."""
+"""The check whether a weight or a bias has changed since its module was compiled."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,14 +8,14 @@ from torch import Tensor
 
 from ..hybrid import BackwardModuleLinear
 
-COMPARED = 1024  # values of a weight that each call compares with those that were compiled
+COMPARED = 1024  # sampled values of a weight that each call compares
 
 
 @dataclass(frozen=True, eq=False)
 class Version:
-    """A weight or a bias, and what changes when its values do; moving it to a device does not.
+    """A weight or a bias, with properties that change with its values but not with its device.
 
-    Writing through ``.data`` leaves no trace in autograd's count of changes: some of the values are compared.
+    Autograd does not count writes through ``.data``, so some of the values are compared too.
     """
 
     tensor: Tensor | None
@@ -40,16 +40,16 @@ class Version:
 
 
 def some_of(t: Tensor) -> Tensor:
-    """Elements of a tensor, spread over its rows and columns; all of a small one. A copy."""
+    """A copy of some elements, spread over rows and columns; of a small tensor, all elements."""
     if t.numel() <= COMPARED:
         return t.flatten().clone()
     flat = t.view(-1) if t.is_contiguous() else t.t().view(-1) if t.t().is_contiguous() else t.reshape(-1)
     number = torch.arange(COMPARED, device=t.device)
-    within = number % (t.numel() // COMPARED)  # so that it is not the same columns in every row
+    within = number % (t.numel() // COMPARED)  # different columns in each row
     return flat[number * t.numel() // COMPARED + within]
 
 
 def versions(module: Any) -> list[Version]:
-    """Weight and bias of a product."""
+    """The versions of the weight and bias of a product."""
     bias = None if isinstance(module, BackwardModuleLinear) else module.bias
     return [Version.of(module.weight), Version.of(bias)]

@@ -1,7 +1,6 @@
-"""Processes that evaluate a server's products, so that it goes on answering meanwhile and outlives their end.
+"""Processes that evaluate a server's products, so that the server keeps answering and survives their crashes.
 
-A library that multiplies may keep all other threads from running for seconds, or end its process at bytes that
-it did not expect.
+An encryption library may block all other threads for seconds, or end its process at unexpected bytes.
 """
 
 import multiprocessing
@@ -21,28 +20,28 @@ from ..encrypted.encryption import Backend, EncryptionError
 from ..encrypted.noise import EncryptionParameters
 from . import deployment
 
-KEYS_AT_HAND = 2  # evaluation keys that one process keeps; the server has them all
+KEYS_AT_HAND = 2  # evaluation keys that one process keeps; the server keeps all of them
 
 MakeBackend = Callable[[EncryptionParameters], Backend]
 
 
 class RefusedError(Exception):
-    """The backend does not accept these bytes, and says why."""
+    """The backend refuses these bytes; the message gives the reason."""
 
 
 class EvaluationError(Exception):
-    """The product could not be evaluated, for a reason that is the server's."""
+    """The product could not be evaluated, and the fault is the server's."""
 
 
 class TooLongError(EvaluationError):
-    """The product was given up."""
+    """The product took too long."""
 
 
 class Model:
-    """One saved model as a server has it: integer weights by module name, and a backend for its parameters.
+    """One saved model at the server: integer weights by module name, and a backend for its parameters.
 
     Raises:
-        ValueError: naming the folder, if it is missing or damaged.   ImportError: without the backend's library.
+        ValueError: naming a folder that is missing or damaged.   ImportError: without the backend's library.
     """
 
     def __init__(self, folder: Path, make_backend: MakeBackend) -> None:
@@ -56,16 +55,16 @@ class Model:
 
 
 def load(model_dir: Path, make_backend: MakeBackend) -> dict[str, Model]:
-    """The models in the folder by name, or the one that it is itself.
+    """The models in a folder by name; the folder may itself be one model.
 
     Raises:
-        ValueError: naming the folder, if it holds no model or a damaged one.   ImportError: as `Model`.
+        ValueError: naming the folder, if it holds no model or a damaged one.   ImportError: as in `Model`.
     """
     if not model_dir.is_dir():
-        raise ValueError(f"{model_dir} is no folder: expected one that holds MODEL/model.json")
+        raise ValueError(f"{model_dir} is not a folder: expected one that holds MODEL/model.json")
     folders = [model_dir.resolve()]
     if not (model_dir / "model.json").exists():
-        # What begins with a dot is a model whose writing was cut off.
+        # A name that begins with a dot is an unfinished model.
         folders = sorted(entry for entry in model_dir.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not folders:
         raise ValueError(f"{model_dir} holds no model: expected MODEL/model.json in it")
@@ -73,10 +72,10 @@ def load(model_dir: Path, make_backend: MakeBackend) -> dict[str, Model]:
 
 
 class Workers:
-    """A number of processes, each evaluating one product at a time; started at once, and again where one ended.
+    """Processes that evaluate one product at a time each; they start at once, and again after a crash.
 
     Args:
-        model_dir, make_backend: as `load`.   number: of processes.   seconds: for one product.
+        model_dir, make_backend: as in `load`.   number: the number of processes.   seconds: the limit for one product.
     """
 
     def __init__(self, model_dir: Path, make_backend: MakeBackend, number: int, seconds: float) -> None:
@@ -90,7 +89,7 @@ class Workers:
             self._idle.put(worker)
 
     def evaluate(self, model: str, module: str, key_name: str, key: bytes, ciphertext: bytes) -> bytes:
-        """The encrypted result; waits for a process that is free.
+        """The encrypted result; the call waits for a free process.
 
         Raises:
             RefusedError, EvaluationError, TooLongError.
@@ -104,7 +103,7 @@ class Workers:
             self._idle.put(worker)
 
     def close(self) -> None:
-        """End all processes, whatever they do."""
+        """Kill all processes."""
         self._closed.set()
         for worker in self._every:
             worker.stop()
@@ -117,7 +116,7 @@ class _Worker:
         self.connection: Connection | None = None
 
     def start(self) -> None:
-        spawn = multiprocessing.get_context("spawn")  # what was forked from a process with threads may hang
+        spawn = multiprocessing.get_context("spawn")  # a process forked from one with threads may hang
         self.connection, theirs = spawn.Pipe()
         self.process = spawn.Process(target=_work, args=(theirs, *self.start_with), daemon=True)
         self.process.start()
@@ -139,7 +138,7 @@ class _Worker:
                 self.connection.send_bytes(key)
                 said, what = self._answer(seconds)
         except (EOFError, OSError):
-            self.process.join(5)  # it ends by itself, which its exit code tells
+            self.process.join(5)  # let it end by itself, so that its exit code shows the cause
             self.stop()
             raise EvaluationError(f"the process that evaluates ended with exit code {self.process.exitcode}") from None
         if said == "refused":
@@ -157,12 +156,12 @@ class _Worker:
 
 
 def _work(connection: Connection, model_dir: Path, make_backend: MakeBackend) -> None:
-    """A process: evaluate what comes until the server goes, which alone decides when that is."""
-    for name in (signal.SIGINT, signal.SIGTERM):  # a terminal or an init system sends them to the whole group
+    """The main function of a process: evaluate jobs until the server closes the connection."""
+    for name in (signal.SIGINT, signal.SIGTERM):  # they may reach the whole process group; only the server decides
         signal.signal(name, signal.SIG_IGN)
     models = load(model_dir, make_backend)
     keys: OrderedDict[str, bytes] = OrderedDict()
-    with suppress(EOFError, OSError):  # the server is gone
+    with suppress(EOFError, OSError):  # the server has ended
         while True:
             model, module, key_name, ciphertext = connection.recv()
             if key_name not in keys:
@@ -180,4 +179,4 @@ def _evaluated(model: Model, module: str, ciphertext: bytes, key: bytes) -> tupl
     except (EncryptionError, ValueError) as error:
         return "refused", str(error)[:400]
     except BaseException as error:  # noqa: BLE001  (a panic is no Exception; nothing else is raised here)
-        return "failed", f"the backend stopped with {type(error).__name__}"  # its text may be anything
+        return "failed", f"the backend stopped with {type(error).__name__}"  # the text of the error may hold secrets

@@ -211,7 +211,7 @@ def _sealed(kind: bytes, q: torch.Tensor, key: bytes) -> bytes:
 
 def _opened(kind: bytes, sealed: bytes, key: bytes) -> torch.Tensor:
     if not key.startswith(b"EVAL"):
-        raise EncryptionError("an evaluation key came with contents that are none")
+        raise EncryptionError("an evaluation key came with invalid contents")
     if len(sealed) < _HEAD.size or sealed[:4] != kind:
         raise EncryptionError(f"{len(sealed)} bytes came that are no ciphertext")
     _, whose, rows, columns = _HEAD.unpack_from(sealed)

@@ -78,7 +78,7 @@ def test_an_edited_set_is_noticed_and_said(sets: Sets, fresh: Digests) -> None:
     listed = {name: sorted(found) for name, found in edited.items()}
     assert stale(Sources(), listed, fresh) == {(TWINS, CLAUSES)}
     judged = recorded_failures.judged(TWINS, [CLAUSES])
-    said = {f"{lost[0]} fails, which is not recorded: {lost[1]}", f"{added[0]} no longer fails: {added[1]}"}
+    said = {f"{lost[0]} fails, but the failure is not recorded: {lost[1]}", f"{added[0]} no longer fails: {added[1]}"}
     assert set(recorded_failures.differences(judged, listed)) == said
     assert recorded_failures.differences(judged, sets) == []
 

@@ -1,1 +1,1 @@
-"""Right implementations, one a group, that known-bad twins inherit from and override one thing of."""
+"""Right implementations, one for each group; a known-bad twin inherits from one and overrides one thing."""

@@ -1,4 +1,4 @@
-"""Right saving and loading in pieces, for known-bad twins to override one of them."""
+"""A right target for group `checkpoint`, split into small methods; a known-bad twin overrides one of them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MAGNITUDE = "lora_magnitude_vector"
 
 
 class Right:
-    """A target for group `checkpoint`: saving, and loading into adapted models, in small steps."""
+    """A target for group `checkpoint`: it saves adapters and loads them into adapted models in small steps."""
 
     PeftConfig: Any = reference.PeftConfig
     LinearLoRA: Any = reference.LinearLoRA
@@ -40,7 +40,7 @@ class Right:
     # saving
 
     def save_adapter(self, model: nn.Module, config: Any, path: Any) -> None:
-        """Collect, check and write."""
+        """Check the layers against the config, then write the adapter's files."""
         layers = self.layers(model)
         if not layers:
             self.meets_nothing()
@@ -57,19 +57,19 @@ class Right:
         self.write(folder, files)
 
     def layers(self, model: nn.Module) -> dict[str, Any]:
-        """The adapted layers by name."""
+        """Return the adapted layers by name."""
         return {name: m for name, m in model.named_modules() if isinstance(m, reference.LinearLoRA)}
 
     def meets_nothing(self) -> None:
-        """What is done about a model without adapters."""
+        """Refuse to save a model without adapters."""
         raise ValueError("no adapters")
 
     def meets_another(self, layer: Any, config: Any) -> None:
-        """What is done about a config that is not the layer's."""
-        raise ValueError(f"the config is not the layers': {config} and {layer}")
+        """Refuse a config that differs from the layer's."""
+        raise ValueError(f"the config differs from the layer's: {config} and {layer}")
 
     def collected(self, layers: dict[str, Any]) -> dict[str, Tensor]:
-        """The tensors to save, by their names in the file."""
+        """Return the tensors to save by their names in the file."""
         found: dict[str, Tensor] = {}
         for name, layer in layers.items():
             for part, tensor in self.parts(layer).items():
@@ -77,29 +77,29 @@ class Right:
         return found
 
     def parts(self, layer: Any) -> dict[str, Tensor]:
-        """The tensors of one layer."""
+        """Return the tensors of one layer by their PEFT names."""
         found = {"lora_A.weight": layer.lora_A.weight, "lora_B.weight": layer.lora_B.weight}
         return found if layer.lora_magnitude is None else found | {MAGNITUDE: layer.lora_magnitude}
 
     def encoded(self, tensors: dict[str, Tensor]) -> bytes:
-        """A safetensors file."""
+        """Return the bytes of a safetensors file."""
         return safetensors.torch.save(tensors, {"format": "pt"})
 
     def described(self, config: Any, model: nn.Module, names: list[str]) -> dict[str, Any]:
-        """What adapter_config.json says."""
+        """Return the contents of adapter_config.json."""
         values = {theirs: getattr(config, ours) for theirs, ours in FIELDS.items()}
         return values | {"peft_type": "LORA", "bias": "none", "target_modules": self.targets(config, model, names)}
 
     def targets(self, config: Any, model: nn.Module, names: list[str]) -> Any:
-        """A regular expression of the whole names."""
+        """Return a regular expression that matches the full layer names."""
         return "|".join(name.replace(".", r"\.") for name in names)
 
     def make(self, folder: Path) -> None:
-        """Make the folder."""
+        """Create the folder."""
         folder.mkdir(parents=True, exist_ok=True)
 
     def write(self, folder: Path, files: dict[str, bytes]) -> None:
-        """Write all under other names, then rename."""
+        """Write all files under temporary names, then rename them."""
         try:
             for name, data in files.items():
                 (folder / f".{name}.new").write_bytes(data)
@@ -113,7 +113,7 @@ class Right:
     # loading
 
     def load_adapter(self, model: nn.Module, path: Any) -> Any:
-        """Read, check and copy."""
+        """Read and check the files, then copy the values into the model."""
         folder = Path(path)
         tensors = self.tensors(folder)
         values = self.values(folder)
@@ -129,28 +129,28 @@ class Right:
         return config
 
     def tensors(self, folder: Path) -> dict[str, Tensor]:
-        """The file's tensors."""
+        """Return the file's tensors."""
         return safetensors.torch.load(self.read(folder, TENSORS))
 
     def values(self, folder: Path) -> dict[str, Any]:
-        """What adapter_config.json says."""
+        """Return the contents of adapter_config.json."""
         try:
             values = json.loads(self.read(folder, CONFIG))
         except RecursionError:
-            raise ValueError(f"{CONFIG} is nested too deep") from None
+            raise ValueError(f"{CONFIG} is nested too deeply") from None
         if not isinstance(values, dict):
-            raise ValueError(f"{CONFIG} holds no object")
+            raise ValueError(f"{CONFIG} is not a JSON object")
         return values
 
     def read(self, folder: Path, name: str) -> bytes:
-        """The bytes of a file, which is no link out of its folder."""
+        """Return the bytes of a file; refuse a link that leads out of its folder."""
         path = (folder / name).resolve(strict=True)
         if path.parent not in (folder.resolve(), folder.resolve().parent.parent / "blobs"):
             raise ValueError(f"{name} leads out of its folder")
         return path.read_bytes()
 
     def check_fields(self, values: dict[str, Any]) -> None:
-        """Refuse what is not supported."""
+        """Refuse unsupported fields and values."""
         fine: dict[str, Any] = {"peft_type": "LORA", "bias": "none", "init_lora_weights": True}
         for key, value in values.items():
             if key in fine and value != fine[key]:
@@ -159,16 +159,16 @@ class Right:
                 self.meets_unknown(key, value)
 
     def meets_field(self, key: str, value: Any) -> None:
-        """What is done about a field with a value that is not supported."""
+        """Refuse a field whose value is not supported."""
         raise ValueError(f"{key} = {value!r} is not supported")
 
     def meets_unknown(self, key: str, value: Any) -> None:
-        """What is done about a field that is not known."""
+        """Refuse an unknown field unless its value is empty."""
         if value:
             self.meets_field(key, value)
 
     def config(self, values: dict[str, Any], rest: Any, names: list[str]) -> Any:
-        """The config to return."""
+        """Return the config that `load_adapter` returns."""
         options = {ours: values.get(theirs, self.defaults[theirs]) for theirs, ours in FIELDS.items()}
         if rest is not None:
             return reference.PeftConfig.from_dict(rest | options)
@@ -177,7 +177,7 @@ class Right:
     defaults = DEFAULTS
 
     def named(self, tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-        """The tensors by layer and part."""
+        """Return the tensors by layer and part."""
         found: dict[str, dict[str, Tensor]] = {}
         for key in sorted(tensors):
             part = next((p for p in ("lora_A.weight", "lora_B.weight", MAGNITUDE) if key.endswith(f".{p}")), None)
@@ -188,15 +188,15 @@ class Right:
         return found
 
     def meets_tensor(self, key: str) -> None:
-        """What is done about a tensor that is no part of an adapter."""
+        """Refuse a tensor that does not belong to an adapter."""
         raise ValueError(f"unexpected tensor {key}")
 
     def meets_plain(self, model: nn.Module, named: dict[str, dict[str, Tensor]], config: Any) -> Any:
-        """What is done about a model without adapters."""
+        """Refuse to load into a model without adapters."""
         raise ValueError("the model has no adapters")
 
     def check(self, layers: dict[str, Any], named: dict[str, dict[str, Tensor]], config: Any) -> None:
-        """Refuse what does not fit."""
+        """Refuse layers and tensors that do not fit the model."""
         for name in sorted({*named, *layers}):
             if name not in layers or set(named.get(name, ())) != set(self.parts(layers[name])):
                 self.meets_names(name)
@@ -206,16 +206,16 @@ class Right:
                 self.check_tensor(f"{name}.{part}", named[name][part], own)
 
     def meets_names(self, name: str) -> None:
-        """What is done about a layer for which the model and the file have other tensors."""
+        """Refuse a layer whose tensors in the file differ from those in the model."""
         raise ValueError(f"missing or unexpected tensors of {name}")
 
     def check_layer(self, layer: Any, config: Any) -> None:
-        """Refuse another scale."""
+        """Refuse a different scale."""
         if (layer.dim, layer.alpha, layer.use_rslora) != (config.dim, config.alpha, config.use_rslora):
-            raise ValueError(f"the model has another rank, alpha or use_rslora than {config}")
+            raise ValueError(f"the model's rank, alpha or use_rslora differs from {config}")
 
     def check_tensor(self, name: str, tensor: Tensor, own: Tensor) -> None:
-        """Refuse another shape or kind of number."""
+        """Refuse a different shape, or a dtype that is not floating point."""
         if tensor.shape != own.shape or not tensor.dtype.is_floating_point:
             raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}: expected {list(own.shape)}")
         if not torch.equal(tensor.isfinite(), tensor.to(own.dtype).isfinite()):
@@ -236,26 +236,26 @@ class Right:
     # training runs
 
     def save_training(self, training: Any, path: Any, step: int = 0) -> None:
-        """The reference's."""
+        """Save a training run as the reference does."""
         reference.save_training(training, path, step)
 
     def load_training(self, training: Any, path: Any) -> int:
-        """The reference's."""
+        """Load a training run as the reference does."""
         return reference.load_training(training, path)
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The trainable parameters by name."""
+    """Return the trainable parameters by name."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def unpickled(path: Path) -> Any:
-    """What a pickle holds."""
+    """Return the object that a pickle file holds."""
     return pickle.loads(path.read_bytes())
 
 
 def checkpoint_breaks(*clauses: str, says: str, dtypes: tuple[str, ...] = ("float32",), source: str = "") -> Any:
-    """Register a kind of target as a known-bad twin of each of these clauses."""
+    """Return a decorator that registers a target class as a known-bad twin of each of these clauses."""
 
     def register(kind: type) -> type:
         for clause in clauses:

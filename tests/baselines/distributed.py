@@ -1,4 +1,4 @@
-"""A right layer, gradient norm and styles of tensor parallelism, of which known-bad twins replace one."""
+"""A right layer, gradient norm and tensor-parallel styles; a known-bad twin replaces one of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.known_bad import record
 
 
 class Right:
-    """An instance is a target; it exposes what the group `distributed` needs."""
+    """A target for the group `distributed`; an instance has the group's public names."""
 
     LinearLoRA: Any = reference.LinearLoRA
     clip_grad_norm_: Any = staticmethod(reference.clip_grad_norm_)
@@ -19,7 +19,7 @@ class Right:
 
 
 def distributed_breaks(clause: str, *, says: str) -> Callable[[type], type]:
-    """Register a defective layer, or a target with a defect, as a known-bad twin."""
+    """Return a decorator that registers a defective layer or target as a known-bad twin."""
 
     def register(kind: type) -> type:
         is_layer = issubclass(kind, reference.LinearLoRA)
@@ -31,7 +31,7 @@ def distributed_breaks(clause: str, *, says: str) -> Callable[[type], type]:
 
 
 def followed(style: Any, change: Callable[[Any, Any], None]) -> Any:
-    """A style that applies another one, and then changes the layer on its mesh."""
+    """Make a style apply itself and then call `change` on the layer and its mesh."""
     right = style._apply
 
     def apply(module: Any, mesh: Any) -> Any:

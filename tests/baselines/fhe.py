@@ -1,4 +1,4 @@
-"""A right `HybridFHEModel` whose parts known-bad twins replace: the integer layer, the remote module, the model."""
+"""A right `HybridFHEModel`; a known-bad twin replaces its integer layer, its remote module or the model itself."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.known_bad import record
 
 
 class Right:
-    """An instance is a target; it exposes what the group `fhe` needs."""
+    """A target for the group `fhe`; an instance has the group's public names."""
 
     layer: type[reference.QuantizedLinear] = reference.QuantizedLinear
     module: type[reference.RemoteModule] = reference.RemoteModule
@@ -42,7 +42,7 @@ PARTS = {
 
 
 def fhe_breaks(clause: str, *, says: str, dtypes: tuple[str, ...] = ("float32", "bfloat16"), source: str = "") -> Any:
-    """Register a defective part, or a target with one, as a known-bad twin."""
+    """Return a decorator that registers a defective part or target as a known-bad twin."""
 
     def register(kind: type) -> type:
         part = next((name for name, right in PARTS.items() if issubclass(kind, right)), None)

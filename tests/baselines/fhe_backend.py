@@ -1,8 +1,9 @@
-"""A backend as another project might write it, and how known-bad twins of it are registered.
+"""A backend as another project might write it, and the decorator that registers known-bad twins of it.
 
-A toy of learning with errors (Regev, 2005): ``b = ⟨a, s⟩ + q·2^(64-bits) + e`` modulo 2^64, of which integer
-combinations are ciphertexts of integer combinations. With so few dimensions it protects nothing. It inherits nothing
-and needs NumPy alone; ``loraspec run tests.targets.lattice --group fhe`` judges it.
+The scheme is a toy version of learning with errors (Regev, 2005): ``b = ⟨a, s⟩ + q·2^(64-bits) + e`` modulo 2^64. An
+integer combination of ciphertexts encrypts the same combination of the inputs. The dimension is too small to be
+secure. The backend has no base class and needs only NumPy. ``loraspec run tests.targets.lattice --group fhe`` judges
+it.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ import torch
 from tests.known_bad import record
 
 DIMENSIONS = 16
-HEAD = struct.Struct("<4s16sQQ32s")  # kind, whose key, rows, columns, checksum of all else
+HEAD = struct.Struct("<4s16sQQ32s")  # kind, key id, rows, columns, checksum of everything else
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """What a backend says of itself."""
+    """The parameters that a backend declares."""
 
     name: str = "lattice, insecure"
     bits: int = 27
@@ -34,7 +35,7 @@ class Numbers:
 
 @dataclass(frozen=True, repr=False)
 class Keys:
-    """A secret vector, and the name of the pair: to add ciphertexts no other key is needed."""
+    """A secret vector and the id of the key pair; adding ciphertexts needs no evaluation key."""
 
     secret: bytes
     evaluation: bytes
@@ -44,7 +45,7 @@ class Lattice:
     """`reference.Backend` on matrices of 64-bit integers.
 
     Args:
-        error: the deviation of e, in units of what a result is rounded to.
+        error: the standard deviation of e, in units of one step of the result.
     """
 
     def __init__(self, error: float = 0.0) -> None:
@@ -52,7 +53,7 @@ class Lattice:
         self.error = error
 
     def noise_std(self, weight: torch.Tensor) -> torch.Tensor:
-        """Every input's error is multiplied by its weight."""
+        """Return σ of each column's error: each input's error is multiplied by its weight."""
         return self.error * weight.double().norm(dim=1)
 
     def keygen(self) -> Keys:
@@ -95,25 +96,25 @@ class Lattice:
 
     @property
     def unit(self) -> int:
-        """What one of a result is worth in a ciphertext."""
+        """The value that an increment of 1 in the result has in a ciphertext."""
         return 1 << (64 - self.parameters.bits)
 
     def rounded(self, phase: Any) -> Any:
-        """To the nearest multiple of the unit, signed."""
+        """Round to the nearest multiple of the unit and return the signed multiple."""
         return (phase + np.uint64(self.unit // 2)).astype(np.int64) >> (64 - self.parameters.bits)
 
     def halves(self, held: bytes, rows: int, columns: int) -> tuple[Any, Any]:
-        """a [rows, columns, dimensions] and b [rows, columns]."""
+        """Return a [rows, columns, dimensions] and b [rows, columns]."""
         numbers = np.frombuffer(held, np.uint64)
         at = rows * columns * DIMENSIONS
         return numbers[:at].reshape(rows, columns, DIMENSIONS), numbers[at:].reshape(rows, columns)
 
     def random(self, count: int) -> bytes:
-        """So many random bytes, of the system."""
+        """Return `count` random bytes from the operating system."""
         return secrets.token_bytes(count)
 
     def normal(self, shape: Any) -> Any:
-        """Independent normal numbers."""
+        """Return independent standard normal numbers."""
         return np.random.default_rng(secrets.randbits(128)).standard_normal(tuple(shape))
 
     def warn(self) -> None:
@@ -133,9 +134,9 @@ class Lattice:
         return HEAD.pack(kind, whose, rows, columns, hashlib.sha256(blank + held).digest()) + held
 
     def opened(self, kind: bytes, sealed: Any) -> Any:
-        """Whose key, rows, columns and contents."""
+        """Check sealed bytes and return their key id, rows, columns and contents."""
         if not isinstance(sealed, bytes) or len(sealed) < HEAD.size or sealed[:4] != kind:
-            raise RuntimeError(f"these bytes are no {kind.decode()}")
+            raise RuntimeError(f"these bytes are not a {kind.decode()}")
         _, whose, rows, columns, checksum = HEAD.unpack_from(sealed)
         held = sealed[HEAD.size :]
         if checksum != hashlib.sha256(HEAD.pack(kind, whose, rows, columns, bytes(32)) + held).digest():
@@ -144,7 +145,7 @@ class Lattice:
 
 
 class Right:
-    """A target of one backend and nothing else."""
+    """A target that exposes only a backend."""
 
     backend: type[Lattice] = Lattice
     error = 0.0
@@ -154,7 +155,7 @@ class Right:
 
 
 def backend_breaks(clause: str, *, says: str, error: float = 0.0) -> Any:
-    """Register a backend as a known-bad twin."""
+    """Return a decorator that registers a backend as a known-bad twin."""
 
     def register(kind: type) -> type:
         target = type(kind.__name__, (Right,), {"backend": kind, "error": error})()

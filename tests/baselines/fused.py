@@ -1,4 +1,4 @@
-"""A right `lora_qkv` and `lora_mlp` in pieces: known-bad twins and correct variants override one of them."""
+"""A right `lora_qkv` and `lora_mlp`, split into small methods; twins and correct variants override one of them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu2")
 
 
 class Right:
-    """A target for group fused; every formula is one small method, on matrices x [M, K] and g [M, N].
+    """A target for the group `fused`; every formula is one small method on matrices x [M, K] and g [M, N].
 
-    A projection is a namespace of name, weight, bias, A, B (None without adapter) and scale.
+    A projection is a namespace of name, weight, bias, A, B and scale; A and B are None without an adapter.
     """
 
     def base(self, x: Tensor, p: Any) -> Tensor:
@@ -41,7 +41,7 @@ class Right:
         return base if p.A is None else base + ((g.to(p.A.dtype) @ p.B) @ p.A * p.scale).to(base.dtype)
 
     def sum_back(self, parts: list[Tensor]) -> Tensor:
-        """dX from the parts of the projections."""
+        """dX as the sum of the projections' parts."""
         return sum(parts[1:], parts[0])
 
     def d_A(self, g: Tensor, x: Tensor, p: Any) -> Tensor:
@@ -61,7 +61,7 @@ class Right:
         return None
 
     def activated(self, t: Tensor, activation: str) -> Tensor:
-        """f(t), t in float32 at least."""
+        """f(t); t is at least float32."""
         if activation == "silu":
             return nn.functional.silu(t)
         if activation == "relu2":
@@ -78,7 +78,7 @@ class Right:
         return torch.ops.aten.gelu_backward(torch.ones_like(t), t, approximate=kind)
 
     def lift(self, gate: Tensor | None, up: Tensor, activation: str) -> Tensor:
-        """h, rounded once."""
+        """`h = f(gate)·up`, or `f(up)` without gate, rounded once."""
         h = self.activated(wide(up if gate is None else gate), activation)
         return (h if gate is None else h * wide(up)).to(up.dtype)
 
@@ -87,26 +87,26 @@ class Right:
         return (wide(d_h) * wide(up) * self.slope(wide(gate), activation)).to(up.dtype)
 
     def d_up(self, d_h: Tensor, gate: Tensor | None, up: Tensor, activation: str) -> Tensor:
-        """`d_h·f(gate)`, without gate `d_h·f′(up)`."""
+        """`d_h·f(gate)`, or `d_h·f′(up)` without gate."""
         if gate is None:
             return (wide(d_h) * self.slope(wide(up), activation)).to(up.dtype)
         return (wide(d_h) * self.activated(wide(gate), activation)).to(up.dtype)
 
     def qkv(self, x: Tensor, projections: list[Any]) -> tuple[Tensor, ...]:
-        """The three outputs."""
+        """The outputs q, k and v."""
         return tuple(self.project(x, p) for p in projections)
 
     def kept(self, x: Tensor, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """What forward saves of what it was given and made."""
+        """The inputs and results that forward saves for backward."""
         return (x, *outputs)
 
     def back_qkv(self, x: Tensor, projections: list[Any], gs: list[Tensor | None]) -> tuple[Any, list[Any]]:
-        """dX, and for each projection (its input, its g)."""
+        """dX, and the pair (input, upstream gradient) of each projection."""
         parts = [self.back(g, p) for g, p in zip(gs, projections, strict=True) if g is not None]
         return self.sum_back(parts) if parts else None, [(x, g) for g in gs]
 
     def mlp(self, x: Tensor, projections: list[Any], activation: str) -> tuple[Tensor, ...]:
-        """Gate, where there is one, and up, and y, which comes last."""
+        """The outputs of gate (if there is one) and up, then y."""
         *inner, down = projections
         lifts = [self.project(x, p) for p in inner]
         return (*lifts, self.project(self.lift(*_both(lifts), activation), down))
@@ -114,7 +114,7 @@ class Right:
     def back_mlp(
         self, x: Tensor, lifts: list[Tensor], projections: list[Any], g: Tensor, activation: str
     ) -> tuple[Tensor, list[Any]]:
-        """dX, and for each projection (its input, its g)."""
+        """dX, and the pair (input, upstream gradient) of each projection."""
         *inner, down = projections
         gate, up = _both(lifts)
         h, d_h = self.lift(gate, up, activation), self.back(g, down)
@@ -125,7 +125,7 @@ class Right:
         return d_x, [*((x, d) for d in d_lifts), (h, g)]
 
     def refuse(self, x: Tensor, projections: list[Any], activation: str) -> None:
-        """Raise where operands do not chain or the activation is unknown."""
+        """Raise if the operands do not chain or the activation is unknown."""
         width = x.shape[-1]
         for p in projections:
             if p.name == "down":
@@ -148,7 +148,7 @@ class Right:
         return self.call(activation, x, named if gate is None else {"gate": gate, **named})[0]
 
     def call(self, activation: str, x: Tensor, named: dict[str, Any]) -> tuple[Tensor, ...]:
-        """One call of either function on any x, as one autograd node."""
+        """Run either function on an x of any leading dimensions, as one autograd node."""
         names, flat = tuple(named), [t for p in named.values() for t in p[:4]]
         scales = [p[4] for p in named.values()]
         self.refuse(x, _grouped(names, flat, scales), activation or "silu")
@@ -162,7 +162,7 @@ class Right:
 
     @property
     def node(self) -> Any:
-        """The autograd function."""
+        """The autograd function that `call` applies."""
         return Call
 
 
@@ -187,7 +187,7 @@ class Call(torch.autograd.Function):
 
 
 def gradients(ctx: Any, gs: Any) -> Any:
-    """What `Call.backward` returns."""
+    """Return the gradients that `Call.backward` returns."""
     right, inner = ctx.right, len(ctx.names) - 1 if ctx.activation else 0
     x, *saved = ctx.saved_tensors
     lifts, flat = saved[:inner], saved[inner:]

@@ -1,4 +1,4 @@
-"""A right `clip_grad_norm_` in steps, for known-bad twins to override one of."""
+"""A right `clip_grad_norm_`, split into small methods; a known-bad twin overrides one of them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import Tensor
 
 
 class Right:
-    """An instance is a target; it exposes `clip_grad_norm_` and `grad_norm`."""
+    """A target for the group `gradnorm`; an instance has `clip_grad_norm_` and `grad_norm`."""
 
     def chosen(self, parameters: Any) -> list[Any]:
-        """The parameters that count: each once, with a gradient that has elements."""
+        """Return each parameter that has a non-empty gradient, once."""
         once = {id(p): p for p in parameters}
         return [p for p in once.values() if p.grad is not None and p.grad.numel()]
 
     def norm(self, gradients: list[Tensor]) -> Tensor:
-        """Their norm in float64."""
+        """Return the global L2 norm of the gradients in float64."""
         wide = [g.detach().double() for g in gradients]
         largest = max((g.abs().max() for g in wide), default=torch.zeros(()).double())
         if largest == 0 or not torch.isfinite(torch.stack([g.sum() for g in wide])).all():
@@ -25,23 +25,23 @@ class Right:
         return largest * torch.stack([((g / largest) ** 2).sum() for g in wide]).sum().sqrt()
 
     def returned(self, norm: Tensor, gradients: list[Tensor]) -> Any:
-        """What is returned for that norm."""
+        """Return the norm in the dtype that the caller gets: float64 for float64 gradients, else float32."""
         return norm.to(torch.float64 if torch.float64 in {g.dtype for g in gradients} else torch.float32)
 
     def factor(self, norm: Tensor, max_norm: float) -> Tensor:
-        """The clip factor."""
+        """Return the clip factor `min(1, max_norm / (norm + 1e-6))`."""
         return (max_norm / (norm + 1e-6)).clamp(max=1.0)
 
     def scale(self, gradient: Tensor, factor: Tensor) -> Tensor:
-        """A gradient times the factor, rounded once."""
+        """Return the gradient times the factor, rounded once."""
         return (gradient.double() * factor).to(gradient.dtype)
 
     def store(self, parameter: Any, gradient: Tensor) -> None:
-        """Put the clipped gradient where the old one was."""
+        """Copy the clipped gradient into the parameter's gradient."""
         parameter.grad.copy_(gradient)
 
     def refuse(self, norm: Tensor, _parameters: list[Any]) -> None:
-        """What error_if_nonfinite does."""
+        """Raise if the norm is not finite, as `error_if_nonfinite` asks."""
         if not torch.isfinite(norm):
             raise RuntimeError(f"the norm is {norm.item()}")
 
@@ -59,7 +59,7 @@ class Right:
         return self.returned(norm, gradients)
 
     def clip(self, chosen: list[Any], norm: Tensor, max_norm: float) -> None:
-        """Scale the gradients where the norm exceeds max_norm."""
+        """Scale the gradients if the norm exceeds max_norm."""
         factor = self.factor(norm, max_norm)
         if factor != 1:
             for parameter in chosen:

@@ -1,4 +1,4 @@
-"""Right hybrid modules in steps, for known-bad twins to override one of."""
+"""Right hybrid modules, split into small methods; a known-bad twin overrides one of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import reference
 
 
 class Right:
-    """An instance is a target; it exposes what the group `hybrid` needs."""
+    """A target for the group `hybrid`; an instance has the group's public names."""
 
     LINEAR_LAYERS: Any = reference.LINEAR_LAYERS
     LinearLoRA = reference.LinearLoRA
@@ -102,7 +102,7 @@ class Right:
 
 
 class Product(nn.Module):
-    """One product; its tensors belong to the layer and are not registered here."""
+    """A product module; its tensors belong to the layer and are not registered here."""
 
     def __init__(self, rules: Any, rule: str, weight: Tensor, others: tuple[Any, ...], transposed: bool) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class Product(nn.Module):
 
 
 class Routing(torch.autograd.Function):
-    """Forward and backward by the rules of a twin."""
+    """An autograd function whose forward and backward call methods of a `Right` or of a twin."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, there: Any, back: Any, rules: Any) -> Any:
@@ -130,7 +130,7 @@ class Routing(torch.autograd.Function):
 
 
 class Layer(nn.Module):
-    """A frozen linear layer over two products."""
+    """A frozen linear layer made of two product modules."""
 
     def __init__(self, rules: Any, weight: Any, bias: Any, transposed: bool) -> None:
         super().__init__()

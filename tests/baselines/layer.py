@@ -1,4 +1,4 @@
-"""The layer of a right implementation in pieces: known-bad twins and correct variants override one of them."""
+"""The layer of a right implementation, split into small methods; twins and correct variants override one of them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 
 class Layer(nn.Module):
-    """The module of a `Right`; merging and DoRA in methods of their own."""
+    """The module of a `Right`; merging and DoRA have their own methods."""
 
     def __init__(
         self,
-        right: Any,  # a `Right`, whose module imports this one
+        right: Any,  # a `Right`; its module imports this one
         linear: nn.Linear,
         dim: int,
         alpha: float,
@@ -44,7 +44,7 @@ class Layer(nn.Module):
                 raise ValueError("a row of the weight is zero")
 
     def row_norm(self, weight: Tensor) -> Tensor:
-        """`‖W‖` of each row."""
+        """The norm `‖W‖` of each row."""
         return torch.linalg.vector_norm(weight.to(torch.promote_types(weight.dtype, torch.float32)), dim=1)
 
     def delta(self) -> Tensor:
@@ -52,7 +52,7 @@ class Layer(nn.Module):
         return self.scale * (self.lora_B.weight @ self.lora_A.weight).to(self.weight.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The adapted output, or the base alone when merged."""
+        """The adapted output; when merged, the product with the merged weight."""
         if self.merged:
             return nn.functional.linear(x, self.weight, self.bias)
         if self.use_dora:
@@ -70,7 +70,7 @@ class Layer(nn.Module):
         )
 
     def factor(self) -> Tensor:
-        """`m/‖W + s·BA‖`, the norm detached."""
+        """`m′ = m/‖W + s·BA‖`; the norm is detached."""
         wide = torch.promote_types(self.weight.dtype, torch.float32)
         a, b = self.lora_A.weight.detach().to(wide), self.lora_B.weight.detach().to(wide)
         return self.lora_magnitude.to(wide) / self.row_norm(self.weight.to(wide) + self.scale * b @ a)
@@ -82,11 +82,11 @@ class Layer(nn.Module):
         return self.factor()[:, None] * (self.weight.to(wide) + change)
 
     def dropped(self, x: Tensor) -> Tensor:
-        """x or an output with the layer's dropout."""
+        """Apply the layer's dropout to x or to an output."""
         return nn.functional.dropout(x, self.dropout, self.training)
 
     def dora(self, x: Tensor) -> Tensor:
-        """The output of DoRA, both dropout positions."""
+        """The output of DoRA, for both dropout positions."""
         wide = torch.promote_types(x.dtype, torch.float32)
         base = nn.functional.linear(x.to(wide), self.weight.detach().to(wide))
         a, b, m = self.lora_A.weight.to(wide), self.lora_B.weight.to(wide), self.factor()
@@ -110,13 +110,13 @@ class Layer(nn.Module):
 
     @torch.no_grad()
     def unmerge(self) -> None:
-        """Take it away again."""
+        """Restore the weight from before the merge."""
         if self.merged:
             self.weight.copy_(self.base_weight)
             self.merged, self.base_weight = False, None
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """The unmerged layer's."""
+        """Return the state dict of the unmerged layer."""
         found = super().state_dict(*args, **kwargs)
         if self.base_weight is not None:
             found["weight"] = self.base_weight

@@ -1,4 +1,4 @@
-"""A right implementation in pieces: known-bad twins and correct variants override one of them."""
+"""A right implementation, split into small methods; known-bad twins and correct variants override one of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.baselines.layer import Layer
 
 @dataclass(frozen=True)
 class UpdateOperands:
-    """The operands of the update: x after a dropout before it, in the adapter's dtype."""
+    """The operands of the update; x is in the adapter's dtype, after `pre` dropout."""
 
     x: Tensor
     lora_A: Tensor
@@ -24,9 +24,10 @@ class UpdateOperands:
 
 @dataclass(frozen=True)
 class BackwardOperands(UpdateOperands):
-    """The operands of the gradients: g in the output's dtype, g_adapter in the adapter's and after a post mask.
+    """The operands of the gradients.
 
-    `mask` is the pre mask.
+    `g` is in the output's dtype; `g_adapter` is in the adapter's dtype, multiplied by the `post` mask. `mask` is the
+    `pre` mask.
     """
 
     g: Tensor
@@ -38,7 +39,7 @@ class BackwardOperands(UpdateOperands):
 class Right:
     """A target for the groups linear, layer, merge and dora; every formula is one small method.
 
-    Shapes: x [M, K], W [N, K], A [r, K], B [N, r], g [M, N]; `mask` is None or 0 and 1/(1-p) per element.
+    Shapes: x [M, K], W [N, K], A [r, K], B [N, r], g [M, N]. `mask` is None, or has 0 or 1/(1-p) for each element.
     `layer` is the module class behind `LinearLoRA`.
     """
 
@@ -54,11 +55,11 @@ class Right:
         return (o.x @ o.lora_A.T * o.scale) @ o.lora_B.T
 
     def total(self, base: Tensor, update: Tensor) -> Tensor:
-        """The sum, in the dtype of the base."""
+        """Base plus update, in the dtype of the base."""
         return base + update.to(base.dtype)
 
     def gradient_of_x(self, o: BackwardOperands) -> Tensor:
-        """`g W + s·(g B) A`, the second part through the pre mask."""
+        """`g W + s·(g B) A`; the `pre` mask multiplies the second term."""
         part = self.back_through_update(o)
         if o.mask is not None:
             part = part * o.mask
@@ -85,7 +86,7 @@ class Right:
         return g.sum(0)
 
     def mask(self, like: Tensor, p: float) -> Tensor:
-        """0 with probability p, else 1/(1-p)."""
+        """Draw a dropout mask: 0 with probability p, else 1/(1-p)."""
         kept = torch.rand(like.shape, device=like.device) >= p
         return kept.to(like.dtype) / (1 - p) if p < 1 else torch.zeros_like(like)
 
@@ -102,7 +103,7 @@ class Right:
         dropout_position: str = "post",
         training: bool = False,
     ) -> Tensor:
-        """The public function."""
+        """Return `y = x Wᵀ + b + s·(x Aᵀ) Bᵀ`; this is the target's public function."""
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout is {dropout}: expected a probability")
         if x.shape[-1:] != lora_A.shape[1:] or lora_A.shape[0] != lora_B.shape[1]:
@@ -128,15 +129,15 @@ class Right:
 
     @property
     def LoRATritonFunction(self) -> Any:
-        """The adapter term alone, behind `.apply`."""
+        """The adapter term without the base; its `.apply` is the public function."""
         return Alone(self)
 
     def scaling(self, alpha: float, dim: int, use_rslora: bool) -> float:
-        """`alpha/dim`, `alpha/√dim` with rsLoRA."""
+        """`alpha/dim`, or `alpha/√dim` with rsLoRA."""
         return alpha / (math.sqrt(dim) if use_rslora else dim)
 
     def initialise(self, lora_A: Tensor, lora_B: Tensor, method: str) -> None:
-        """A as the method draws it, B = 0."""
+        """Draw A by the method and set B to 0."""
         if method == "xavier":
             nn.init.xavier_normal_(lora_A)
         else:
@@ -157,7 +158,7 @@ class Right:
         use_memory_efficient_lora: bool = False,
         use_dora: bool = False,
     ) -> nn.Module:
-        """The layer."""
+        """Return an adapted layer over `orig_linear`."""
         layer = self.layer(
             self,
             orig_linear,
@@ -224,5 +225,5 @@ class Alone:
         self.right = right
 
     def apply(self, x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
-        """The adapter term in `dtype`."""
+        """Return the adapter term in `dtype`."""
         return self.right.lora_linear(x, None, None, lora_A, lora_B, scale).to(dtype)

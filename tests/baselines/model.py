@@ -1,4 +1,4 @@
-"""A right target for the group model in pieces: known-bad twins override one of them."""
+"""A right target for the group model, split into small methods; a known-bad twin overrides one of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from reference.matching import pattern_list
 
 
 class RightMatcher:
-    """A right `ModuleMatcher`; `target` is the target whose `wildcard_match` it uses."""
+    """A right `ModuleMatcher`; it uses the `wildcard_match` of `target`."""
 
     target: Any
 
@@ -24,23 +24,23 @@ class RightMatcher:
         self.check()
 
     def patterns(self, key: str, given: Any) -> list[str]:
-        """A list of patterns of its own."""
+        """Return the patterns as a new list."""
         return pattern_list(key, given)
 
     def check(self) -> None:
-        """Refuse rules that exclude each other; fall back to `*_proj`."""
+        """Refuse mutually exclusive rules; without any rule, fall back to `*_proj`."""
         if sum(map(bool, (self.targets, self.excludes, self.everything))) > 1:
             raise ValueError("target_modules, exclude_modules and match_all_linear are mutually exclusive")
         if not (self.targets or self.excludes or self.everything):
             self.fall_back()
 
     def fall_back(self) -> None:
-        """The rule where none is given."""
+        """Use `*_proj`, with a warning, when no rule is given."""
         warnings.warn("no targets given: adapting *_proj", stacklevel=5)
         self.targets = ["*_proj"]
 
     def match(self, m: nn.Module, name: str | None = None, prefix: str | None = None) -> bool:
-        """Whether a module is chosen."""
+        """Whether the matcher chooses a module."""
         return self.is_linear(m) and self.chooses(self.full_name(name, prefix))
 
     def is_linear(self, m: nn.Module) -> bool:
@@ -48,11 +48,11 @@ class RightMatcher:
         return isinstance(m, nn.Linear)
 
     def full_name(self, name: str | None, prefix: str | None) -> str | None:
-        """The dotted name below the prefix."""
+        """The dotted name, including the prefix."""
         return f"{prefix}.{name}" if prefix and name else name
 
     def is_head(self, name: str | None) -> bool:
-        """Whether a name is that of the output layer of a causal language model."""
+        """Whether a name belongs to the output layer of a causal language model."""
         return "lm_head" in (name or "").split(".")
 
     def chooses(self, name: str | None) -> bool:
@@ -64,7 +64,7 @@ class RightMatcher:
 
 
 class RightModel:
-    """The reference's patching, and an application of it in small steps."""
+    """A target that patches as the reference does and applies a config in small steps."""
 
     PeftConfig: Any = reference.PeftConfig
     LinearLoRA = reference.LinearLoRA
@@ -75,15 +75,15 @@ class RightModel:
         self.ModuleMatcher: Any = type("ModuleMatcher", (self.Matcher,), {"target": self})
 
     def patch_linear_module(self, orig_linear: Any, *arguments: Any, **options: Any) -> Any:
-        """The reference's."""
+        """Patch a layer as the reference does."""
         return reference.patch_linear_module(orig_linear, *arguments, **options)
 
     def wildcard_match(self, pattern: str, key: str | None) -> bool:
-        """The reference's."""
+        """Match a name as the reference does."""
         return reference.wildcard_match(pattern, key)
 
     def apply_lora_to_linear_modules(self, model: nn.Module, peft_config: Any) -> Any:
-        """Choose, freeze, patch, count."""
+        """Choose the modules, freeze the model, patch the modules and return their count."""
         chosen = self.chosen(model, peft_config)
         for module in chosen:
             if hasattr(module, "lora_A"):
@@ -97,39 +97,39 @@ class RightModel:
         return self.count(chosen)
 
     def chosen(self, model: nn.Module, config: Any) -> list[nn.Module]:
-        """The modules to patch, in registration order."""
+        """Return the modules to patch, in registration order."""
         causal = "CausalLM" in type(model).__name__
         matcher = self.ModuleMatcher(config.target_modules, config.exclude_modules, config.match_all_linear, causal)
         found = [m for name, m in self.named(model) if self.may_patch(name) and matcher.match(m, name)]
         return list(dict.fromkeys(found))
 
     def named(self, model: nn.Module) -> list[tuple[str, nn.Module]]:
-        """The modules to choose from, every name of each."""
+        """Return all modules under all their names."""
         return list(model.named_modules(remove_duplicate=False))
 
     def may_patch(self, name: str) -> bool:
-        """Whether a module is no adapter's part."""
+        """Whether the name lies outside adapters."""
         return not {"lora_A", "lora_B"} & set(name.split("."))
 
     def meets_adapted(self, module: nn.Module) -> None:
-        """What is done about a chosen module that has an adapter."""
+        """Refuse a chosen module that already has an adapter."""
         raise ValueError(f"a chosen {type(module).__name__} already has an adapter")
 
     def warn_of_nothing(self, model: nn.Module) -> None:
-        """Say that nothing was chosen, and among what."""
+        """Warn that no module was chosen, and list the candidates."""
         names = [name for name, m in model.named_modules() if isinstance(m, nn.Linear)]
         warnings.warn(f"no layer matches; tried {', '.join(names)}", stacklevel=4)
 
     def freeze(self, model: nn.Module, chosen: list[nn.Module]) -> None:
-        """Freeze everything there is before adapters come."""
+        """Freeze every parameter before adapters are added."""
         model.requires_grad_(False)
 
     def patch(self, module: nn.Module, config: Any) -> None:
-        """Patch one module as the config says."""
+        """Patch one module with the config's options."""
         self.patch_linear_module(module, **self.options(config))
 
     def options(self, c: Any) -> dict[str, Any]:
-        """The config as arguments of patch_linear_module."""
+        """Return the config as arguments of `patch_linear_module`."""
         return {
             "dim": c.dim,
             "alpha": c.alpha,
@@ -149,9 +149,9 @@ class RightModel:
                 parameter.requires_grad_(True)
 
     def trains(self, name: str) -> bool:
-        """Whether a parameter is to be trained."""
+        """Whether a parameter belongs to an adapter and is trained."""
         return name.endswith(("lora_A.weight", "lora_B.weight", "lora_magnitude"))
 
     def count(self, chosen: list[nn.Module]) -> Any:
-        """How many were patched."""
+        """Return the number of patched modules."""
         return len(chosen)

@@ -1,4 +1,4 @@
-"""A right client and server whose parts known-bad twins replace."""
+"""A right client and server; a known-bad twin replaces one of their parts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.known_bad import record
 def serve(
     model_dir: str, host: str = "127.0.0.1", port: int = 8000, *, backend: Callable[..., Any] = ConcreteBackend
 ) -> None:
-    """`reference.serve` with `Here` in the place of processes."""
+    """Run `reference.serve` with `Here` in place of worker processes."""
     from reference.service import application
 
     application.Workers = Here  # type: ignore[assignment,misc]
@@ -25,7 +25,7 @@ def serve(
 
 
 class Here:
-    """Evaluates where the server runs: to import torch in one more process takes longer than all its products."""
+    """A worker that evaluates in the server's process; importing torch in another process would take longer."""
 
     def __init__(self, model_dir: Path, make_backend: Any, *_: Any) -> None:
         self.models = load(model_dir, make_backend)
@@ -42,7 +42,7 @@ class Here:
 
 
 class Right(fhe.Right):
-    """An instance is a target; it exposes what the group `remote` needs."""
+    """A target for the group `remote`; an instance has the group's public names."""
 
     client: type[reference.RemoteClient] = reference.RemoteClient
     serve = staticmethod(serve)
@@ -70,7 +70,7 @@ PARTS = {
 
 
 def remote_breaks(clause: str, *, says: str) -> Any:
-    """Register a defective part, or a target with one, as a known-bad twin."""
+    """Return a decorator that registers a defective part or target as a known-bad twin."""
 
     def register(kind: type) -> type:
         part = next((name for name, right in PARTS.items() if issubclass(kind, right)), None)

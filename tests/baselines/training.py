@@ -1,4 +1,4 @@
-"""A right `LoraTraining` in steps, for known-bad twins to override one of."""
+"""A right `LoraTraining`, split into small methods; a known-bad twin overrides one of them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Step(nn.Module):
         self.calibrate = self.run_optimizer = False
         self.update_training_parameters()
 
-    # replacing
+    # replacement of layers
 
     @staticmethod
     def replace_layers_with_custom(model: nn.Module, skip_first: bool = True) -> None:
@@ -34,7 +34,7 @@ class Step(nn.Module):
         if not any(hasattr(m, "lora_A") and hasattr(m, "lora_B") for m in model.modules()):
             raise ValueError("no LoRA layer")
 
-    # configuring
+    # configuration
 
     def update_training_parameters(
         self, optimizer: Any = None, lr_scheduler: Any = None, loss_fn: Any = None, training_args: Any = None
@@ -56,7 +56,7 @@ class Step(nn.Module):
     # one call
 
     def forward(self, inputs: Any) -> tuple[Tensor, Any]:
-        """Compute the loss, run backward, and as configured clip and step."""
+        """Compute the loss and run backward; clip and step if configured."""
         self.norm: Any = None
         x, labels = self.unpack(inputs)
         loss = self.divide(self.loss(x, labels))
@@ -125,7 +125,7 @@ class Step(nn.Module):
 
 
 class Replacing:
-    """`replace_layers_with_custom` in steps."""
+    """`replace_layers_with_custom`, split into small methods."""
 
     def run(self, model: nn.Module, skip_first: bool) -> None:
         chosen = self.chosen(model)
@@ -134,7 +134,7 @@ class Replacing:
             self.put(model, module, names)
 
     def chosen(self, model: nn.Module) -> dict[Any, list[str]]:
-        """The layers to replace with all their names."""
+        """Return the layers to replace, with all their names."""
         names: dict[Any, list[str]] = {}
         for name, module in self.walk(model):
             names.setdefault(module, []).append(name)
@@ -190,7 +190,7 @@ class Replacing:
 
 
 class Right:
-    """An instance is a target; `training` and `replacing` are what twins override."""
+    """A target for the group `training`; a twin overrides `training` or `replacing`."""
 
     training: type[Step] = Step
     replacing: type[Replacing] = Replacing
@@ -211,12 +211,12 @@ class Right:
 
 
 def step_breaks(clause: str, *, says: str, dtypes: tuple[str, ...] = ("float32",), source: str = "") -> Any:
-    """Register a kind of training step as a known-bad twin."""
+    """Return a decorator that registers a training step class as a known-bad twin."""
     return _breaks("training", clause, says=says, dtypes=dtypes, source=source)
 
 
 def replacing_breaks(clause: str, *, says: str, dtypes: tuple[str, ...] = ("float32",), source: str = "") -> Any:
-    """Register a way of replacing layers as a known-bad twin."""
+    """Return a decorator that registers a `Replacing` class as a known-bad twin."""
     return _breaks("replacing", clause, says=says, dtypes=dtypes, source=source)
 
 

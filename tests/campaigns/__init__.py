@@ -1,1 +1,1 @@
-"""Measurements of the suite itself, each a command: `python -m tests.campaigns.mutation`, `… .alarms` and others."""
+"""Measurements of the suite itself; each is a command: `python -m tests.campaigns.mutation`, `… .alarms` and others."""

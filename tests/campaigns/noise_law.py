@@ -1,4 +1,4 @@
-"""`python -m tests.campaigns.noise_law`: what encrypted products are off by, against the law, and what they cost."""
+"""`python -m tests.campaigns.noise_law`: the errors of encrypted products compared with the noise law, and the cost."""
 
 from __future__ import annotations
 
@@ -19,14 +19,17 @@ from reference.encrypted.noise import EXACT, FAST, PARAMETER_SETS, EncryptionPar
 
 T = TypeVar("T")
 ALPHA = 1e-3
-"""The false-alarm rate of each test, three times that of a verdict. Kolmogorov's test leaves out that keys differ,
-which moves its distance by a tenth of what it allows."""
+"""The false-alarm rate of each test; it is three times that of a verdict. Kolmogorov's test ignores that keys differ,
+which changes its distance by a tenth of the allowed distance."""
 
 TOY_FAST = dataclasses.replace(FAST, name="fast at size 256", polynomial_size=256, secure=False)
 
 
 def errors(parameters: EncryptionParameters, weight: Tensor, rows: int, keys: int, seed: int = 0) -> Tensor:
-    """int64 [rows, N]: results less products, for random inputs of 8 bits, the rows dealt to several key pairs."""
+    """Return decrypted results minus exact products, int64 [rows, N], for random 8-bit inputs.
+
+    The rows are divided among several key pairs.
+    """
     generator = torch.Generator().manual_seed(seed)
     backend = ConcreteBackend(parameters)
     parts = []
@@ -41,12 +44,12 @@ def errors(parameters: EncryptionParameters, weight: Tensor, rows: int, keys: in
 
 def new_keys(backend: ConcreteBackend) -> Keys:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that toy parameters are not secure
+        warnings.simplefilter("ignore")  # the warning that toy parameters are not secure
         return backend.keygen()
 
 
 def variance_score(found: Tensor, law: float, spread: float) -> float:
-    """How many standard deviations the mean square lies off the law's.
+    """Return how many standard deviations the mean square error lies from the law's variance.
 
     Args:
         spread: relative standard deviation, over keys, of one key's variance, divided by √keys.
@@ -56,9 +59,9 @@ def variance_score(found: Tensor, law: float, spread: float) -> float:
 
 
 def kolmogorov(found: Tensor, law: float, seed: int = 0) -> float:
-    """The p-value of Kolmogorov's test of rounded errors against a Gaussian of deviation law.
+    """Return the p-value of Kolmogorov's test of rounded errors against a Gaussian with standard deviation `law`.
 
-    Each integer stands for an interval, of which a random point is taken: exactly uniform under the law.
+    Each integer is replaced by a random point of its rounding interval; under the law the result is exactly uniform.
     """
     generator = torch.Generator().manual_seed(seed)
     inside = torch.rand(found.shape, dtype=torch.float64, generator=generator) - 0.5
@@ -76,7 +79,7 @@ def two_sided(score: float) -> float:
 
 
 def judge_law(parameters: EncryptionParameters, rows: int, keys: int, features: int = 64) -> bool:
-    """Measure one-column rows, print each test, and say whether the law holds."""
+    """Measure rows of one column, print each test, and return whether the law holds."""
     weight = torch.randint(-128, 128, (1, features), generator=torch.Generator().manual_seed(1))
     law = float(noise_std(parameters, weight)[0])
     start = time.process_time()
@@ -101,18 +104,18 @@ def judge_law(parameters: EncryptionParameters, rows: int, keys: int, features: 
 
 
 def print_correlation(rows: int) -> None:
-    """How errors of one row correlate, against what it should be: ½ - d/P at a distance of d columns."""
+    """Print the correlation of errors in one row; at a distance of d columns, ½ - d/P is expected."""
     found = errors(TOY_FAST, torch.ones(193, 4, dtype=torch.int64), rows, 4).double()
     found /= found.square().mean().sqrt()
     line = []
     for distance in (1, 64, 128, 192):
         products = (found[:, distance:] * found[:, :-distance]).mean()
         line.append(f"{distance}: {float(products):+.2f} ({0.5 - distance / 256:+.2f})")
-    print(f"correlation of columns at a distance, of 256 (expected): {'   '.join(line)}", flush=True)
+    print(f"correlation of columns by distance, of 256 (expected): {'   '.join(line)}", flush=True)
 
 
 def print_costs(parameters: EncryptionParameters) -> None:
-    """Times in CPU seconds (which other work on the machine stretches), and sizes."""
+    """Print times in CPU seconds, which other load on the machine increases, and sizes."""
     backend = ConcreteBackend(parameters)
     keys, keygen = timed(lambda: new_keys(backend))
     print(f"{parameters.name}: keygen {keygen:.1f} s, evaluation key {len(keys.evaluation)} bytes, "
@@ -121,7 +124,7 @@ def print_costs(parameters: EncryptionParameters) -> None:
     for features in (512, 2048, 8192):
         q, weight = torch.ones(2, features, dtype=torch.int64), torch.ones(columns, features, dtype=torch.int64)
         ciphertext, encryption = timed(lambda q=q: backend.encrypt(q, keys))
-        backend.evaluate(ciphertext, weight[:1], keys.evaluation)  # the key is made ready once
+        backend.evaluate(ciphertext, weight[:1], keys.evaluation)  # the first call prepares the key
         evaluate = lambda c=ciphertext, w=weight: backend.evaluate(c, w, keys.evaluation)  # noqa: E731
         result, evaluation = min((timed(evaluate) for _ in range(3)), key=lambda pair: pair[1])
         _, decryption = timed(lambda r=result: backend.decrypt(r, 2, columns, keys))
@@ -140,16 +143,16 @@ def timed(work: Callable[[], T]) -> tuple[T, float]:
 
 
 def main() -> int:
-    """Print what was measured; 1 if the law does not hold."""
+    """Print the measurements; return 1 if the law does not hold."""
     parser = argparse.ArgumentParser(prog="python -m tests.campaigns.noise_law", description=__doc__)
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--keys", type=int, default=4)
     options = parser.parse_args()
-    new_keys(ConcreteBackend(TOY_FAST, threads=1))  # starts the library: times are those of one core
-    # The fewer ones a key has, the more keys it takes until their average is the law's.
+    new_keys(ConcreteBackend(TOY_FAST, threads=1))  # starts the library with one thread: times are those of one core
+    # A short key has few ones, so more keys are needed until their average agrees with the law.
     held = [judge_law(TOY_FAST, options.rows, 16 * options.keys), judge_law(FAST, options.rows, options.keys)]
     found = errors(EXACT, torch.full((2, 512), 127), 8, 1)
-    print(f"exact: {int(found.count_nonzero())} of {found.numel()} results are off")
+    print(f"exact: {int(found.count_nonzero())} of {found.numel()} results are wrong")
     print_correlation(200)
     for parameters in PARAMETER_SETS.values():
         print_costs(parameters)

@@ -1,6 +1,6 @@
-"""`python -m tests.campaigns.paths`: whether every path through the optimized layer is right at benchmarked sizes.
+"""`python -m tests.campaigns.paths` judges every path through the optimized layer at benchmarked sizes.
 
-Triton's kernels are interpreted: 8192x4096x4096 takes them minutes, and the sizes of the CPU's benchmark seconds.
+Triton's kernels are interpreted: 8192x4096x4096 takes minutes, the sizes of the CPU benchmark take seconds.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from conformance.judgement.outcomes import Violation
 from conformance.target.target import Target
 
 DTYPES = ("float32", "bfloat16", "float16")
-# The second's Triton layer takes every route wherever it can.
+# The Triton layer of `routed` takes every optional route.
 LAYERS = (("optimized", "LinearLoRA"), ("optimized", "TritonLinearLoRA"), ("routed", "TritonLinearLoRA"))
 
 
 def verdicts(chosen: tuple[Size, ...] = CPU, dtypes: tuple[str, ...] = DTYPES) -> Iterator[tuple[str, str]]:
-    """What was judged, and the worst error ÷ budget of y, dX, dA and dB, or what is wrong with them."""
+    """Yield each problem with the worst error ÷ budget of y, dX, dA and dB, or with the violation."""
     for problem in (Problem(size, dtype) for size in chosen for dtype in dtypes):
         operands = Operands(problem)
         agreement = Agreement(problem, operands)
@@ -39,7 +39,7 @@ def verdicts(chosen: tuple[Size, ...] = CPU, dtypes: tuple[str, ...] = DTYPES) -
 
 
 def main() -> int:
-    """Print the verdicts; 1 if one is a failure."""
+    """Print the verdicts; return 1 if one is a failure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shapes", nargs="+", type=shape, default=[], metavar="MxKxN")
     parser.add_argument("--rank", nargs="+", type=int, default=[], metavar="r")

@@ -1,4 +1,4 @@
-"""`python -m tests.campaigns.sensitivity`: in how many cases of each size the suite sees a small defect."""
+"""`python -m tests.campaigns.sensitivity` prints the share of cases, by size, that detect each small defect."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GRADIENTS = ("LIN-FWD", "LIN-BWD-DX", "LIN-BWD-DA", "LIN-BWD-DB")
 
 
 class Scales(Right):
-    """Every use of the scale is off by a factor."""
+    """Every use of the scale is wrong by a factor."""
 
     def __init__(self, factor: float) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Scales(Right):
 
 
 def narrow_sums(a: Tensor, b: Tensor, chunk: int = 1) -> Tensor:
-    """a bᵀ with the accumulator in the operands' own dtype, one product (or chunk of products) at a time."""
+    """a bᵀ with an accumulator in the operands' dtype, to which products are added one by one or in chunks."""
     total = a.new_zeros(len(a), len(b))
     for k in range(0, a.shape[1], chunk):
         part = a[:, k : k + chunk].float() @ b[:, k : k + chunk].float().T
@@ -45,12 +45,12 @@ def narrow_sums(a: Tensor, b: Tensor, chunk: int = 1) -> Tensor:
 
 
 def chunked_sums(a: Tensor, b: Tensor) -> Tensor:
-    """a bᵀ with float32 inside chunks of 16 and the operands' own dtype between them."""
+    """a bᵀ with float32 sums inside chunks of 16 and an accumulator in the operands' dtype between them."""
     return narrow_sums(a, b, 16)
 
 
 def short_products(a: Tensor, b: Tensor) -> Tensor:
-    """a bᵀ with both operands cut to TensorFloat-32's ten bits of mantissa."""
+    """a bᵀ with both operands truncated to the ten mantissa bits of TensorFloat-32."""
     cut = [(t.contiguous().view(torch.int32) & ~0x1FFF).view(torch.float32) for t in (a, b)]
     return cut[0] @ cut[1].T
 
@@ -61,7 +61,7 @@ def half_products(a: Tensor, b: Tensor) -> Tensor:
 
 
 class SpoilsOneElement(Right):
-    """The last element of the base output is off by a part in a hundred."""
+    """The last element of the base output is wrong by 3 percent."""
 
     def base(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         y = super().base(x, weight, bias).clone()
@@ -71,7 +71,7 @@ class SpoilsOneElement(Right):
 
 
 class LosesOneProduct(Right):
-    """One product of the many in each sum of the base output is missing."""
+    """Each sum of the base output lacks one of its products."""
 
     def base(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         kept = x.clone()
@@ -81,7 +81,7 @@ class LosesOneProduct(Right):
 
 @dataclass(frozen=True)
 class Defect:
-    """What is wrong, in which dtype, which clauses should see it, and at which sizes (m, k, n, r)."""
+    """A defect with its dtype, the clauses that should detect it, and the sizes (m, k, n, r)."""
 
     name: str
     target: Right
@@ -110,11 +110,11 @@ DEFECTS = (
 
 
 def seen(defect: Defect, clause: str, size: tuple[int, int, int, int], cases: int) -> Iterator[bool]:
-    """For each decided case of this size, as the profile draws them, whether the clause fails the defect."""
+    """Yield, for each decided case of this size, whether the clause detects the defect."""
     about = load_all()[clause]
     subject = Target.of(defect.target, defect.name).subjects(about)[0]
     fixed = dict(zip(("m", "k", "n", "r"), size, strict=True))
-    # dX has terms in n where y has them in k: the same depth for both
+    # y sums over k and dX over n: exchanging the sizes gives both the same depth.
     if clause == "LIN-BWD-DX":
         fixed["k"], fixed["n"] = fixed["n"], fixed["k"]
     for index in range(cases):
@@ -130,7 +130,7 @@ def seen(defect: Defect, clause: str, size: tuple[int, int, int, int], cases: in
 
 
 def main() -> int:
-    """Print, for each defect and clause, the share of cases of each size that show it."""
+    """Print, for each defect and clause, the share of cases of each size that detect it."""
     cases = 10 * PROFILES["quick"].volume
     for defect in DEFECTS:
         for clause in defect.clauses:

@@ -1,4 +1,4 @@
-"""Known-bad twins: implementations with one defect each, and the clause that must see it, in which words."""
+"""Known-bad twins: implementations with one defect each, and the clause and message that must detect it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from conformance.specification.groups import group_of
 
 @dataclass(frozen=True)
 class KnownBad:
-    """One defect.
+    """An implementation with one defect.
 
     Attributes:
         name: `<clause>__<defect>`.
-        target: an object exposing the group's public names, with the defect in it.
+        target: a defective object with the group's public names.
         clause: the clause that must fail.   says: what that clause's message must contain.
-        groups: the groups of clauses it is run against; the set that fails is recorded in recorded.json.
-        dtypes: the dtypes it is run in.
-        source: the real project in which this defect was found, where it was.
+        groups: the groups whose clauses judge it; recorded.json holds the clauses that fail.
+        dtypes: the dtypes in which it is judged.
+        source: the project in which the defect was found, or the mistake behind it.
         module: the module that registers it.
     """
 
@@ -47,7 +47,7 @@ def record(
     dtypes: tuple[str, ...] = ("float32", "bfloat16"),
     source: str = "",
 ) -> None:
-    """Register a target with one defect as a known-bad twin of a clause; its own group judges it by default."""
+    """Register a target with one defect as a known-bad twin of a clause; by default the clause's group judges it."""
     name = f"{clause}__{defect}"
     if name in REGISTRY:
         raise ValueError(f"two known-bad twins are named {name}")
@@ -57,7 +57,7 @@ def record(
 
 
 def _being_imported() -> str:
-    """The module whose import registers a twin, through whatever function."""
+    """Return the name of the module whose import registers the twin, however deep the call."""
     frame = sys._getframe()
     while frame.f_code.co_name != "<module>" and frame.f_back is not None:
         frame = frame.f_back
@@ -65,9 +65,9 @@ def _being_imported() -> str:
 
 
 def breaks(*clauses: str, **options: Any) -> Callable[[type], type]:
-    """Register a class as a known-bad twin of each of these clauses; an instance of it is the target.
+    """Return a decorator that registers an instance of a class as a known-bad twin of each of these clauses.
 
-    The class name says the defect; it inherits from a right implementation and overrides one thing.
+    The class is named after the defect. It inherits from a right implementation and overrides one thing.
     """
 
     def register(kind: type) -> type:

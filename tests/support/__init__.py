@@ -1,1 +1,1 @@
-"""Helpers of the tests: processes, servers, small targets, the twins and what is recorded of them."""
+"""Helpers of the tests: processes, servers, small targets, the known-bad twins and their recorded failures."""

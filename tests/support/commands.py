@@ -1,4 +1,4 @@
-"""Running `loraspec` and pytest in processes of their own, in the folder of the small targets."""
+"""Run `loraspec` and pytest in separate processes, in the folder of the small targets."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from conformance.run.trial import loaded, trials
 from conformance.specification.clause import load_all
 from tests.support import preloaded_process
 
-PATIENCE = 900  # seconds for one process: it may start torch several times, each a minute on a busy machine
+PATIENCE = 900  # seconds for one process: it may import torch several times, at a minute each on a busy machine
 TARGETS = Path(__file__).parents[1] / "targets"
-WITHOUT_SUITE = Path(__file__).parents[1] / "without_suite"  # on PYTHONPATH: the process cannot import the suite
+WITHOUT_SUITE = Path(__file__).parents[1] / "without_suite"  # on PYTHONPATH, it makes importing the suite fail
 
 
 def python(
     *arguments: str, cwd: Path = TARGETS, timeout: float = PATIENCE, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run Python with these arguments, and these variables besides those of this process."""
+    """Run Python with these arguments; `environment` adds to the variables of this process."""
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=cwd,
@@ -42,26 +42,26 @@ def python(
 
 
 def loraspec(*arguments: str, cwd: Path = TARGETS, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
-    """Run the command; where a hash seed is asked for, in a new process, since a copy has one already."""
+    """Run the command in a fork; with PYTHONHASHSEED in a new process, since a fork keeps its parent's hash seed."""
     if "PYTHONHASHSEED" in os.environ:
         return python("-m", "conformance", *arguments, cwd=cwd, timeout=timeout)
     return preloaded_process.command("loraspec", arguments, cwd, timeout)
 
 
 def pytested(*arguments: str, cwd: Path = TARGETS, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
-    """Run pytest in a process that has the suite imported."""
+    """Run pytest in a process that has already imported the suite."""
     return preloaded_process.command("pytest", arguments, cwd, timeout)
 
 
 def run_target(target: str, folder: Path, *options: str) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
-    """`loraspec run` with the quick profile; its process and its report."""
+    """Run `loraspec run` with the quick profile; return its process and its report."""
     ended = loraspec("run", target, "--profile", "quick", "--report-dir", str(folder), *options)
     assert (folder / "report.json").exists(), ended.stdout + ended.stderr
     return ended, report_in(folder)
 
 
 def report_in(folder: Path) -> dict[str, Any]:
-    """The report in a report folder."""
+    """Return the report in a report folder."""
     found: dict[str, Any] = json.loads((folder / "report.json").read_text())
     return found
 
@@ -81,7 +81,7 @@ def judged(target: str, **options: Any) -> Report:
 
 
 def without_times(report: dict[str, Any]) -> dict[str, Any]:
-    """A report without what differs from run to run."""
+    """Return a copy of a report without its times and date, which differ between runs."""
     copy = json.loads(json.dumps(report))
     for name in ("seconds", "date"):
         copy.pop(name)

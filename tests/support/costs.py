@@ -1,4 +1,4 @@
-"""What each test takes, in the folder that $COSTS names: a line of JSON for each, in a file of its process."""
+"""The time of each test: each process writes a line of JSON per test to its own file in the folder $COSTS."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ VARIABLE = "COSTS"
 
 
 class Costs:
-    """A plugin that notes the seconds of each test: those of the clock, and of its process and its children's."""
+    """A plugin that records the wall-clock seconds of each test and the CPU seconds of its process and children."""
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / f"tests-{os.getpid()}.jsonl"
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
-        """Note what the test and the fixtures made for it took."""
+        """Record the time of the test and of the fixtures created for it."""
         processor, clock = spent(), time.perf_counter()
         result = yield
         line = {"test": item.nodeid, "cpu": spent() - processor, "wall": time.perf_counter() - clock}
@@ -34,15 +34,15 @@ class Costs:
 
 
 def spent() -> float:
-    """The processor's seconds of this process, its ended children, and the commands that ran in copies of another."""
+    """Return the CPU seconds of this process, its ended children, and commands that ran in the preloaded process."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    preloaded: Any = sys.modules.get("tests.support.preloaded_process")  # imported by the tests that use it
+    preloaded: Any = sys.modules.get("tests.support.preloaded_process")  # only some tests import it
     commands = preloaded.SPENT[0] if preloaded else 0.0
     return float(time.process_time() + children.ru_utime + children.ru_stime + commands)
 
 
 def begin(config: pytest.Config) -> None:
-    """Note the costs of this process's tests where $COSTS says where; sessions that a test starts note none."""
+    """Record the costs of this process's tests if $COSTS is set; pytest sessions started by a test record none."""
     folder = os.environ.get(VARIABLE)
     if not folder or _deals_to_others(config):
         return
@@ -52,5 +52,5 @@ def begin(config: pytest.Config) -> None:
 
 
 def _deals_to_others(config: pytest.Config) -> bool:
-    """Whether this process runs no tests, but has workers, which find the folder by the same variable."""
+    """Whether this process runs no tests itself but distributes them to workers, which read the same variable."""
     return not hasattr(config, "workerinput") and bool(getattr(config.option, "tx", None))

@@ -1,7 +1,6 @@
-"""`python -m tests.support.deaths`: at which of its clause's cases each known-bad twin dies, and how many are spent.
+"""`python -m tests.support.deaths` prints how many cases each clause needs to fail its known-bad twins, and has.
 
-The small defects of `tests.campaigns.sensitivity` count among the twins: of each size the case at which a clause sees
-them.
+The small defects of `tests.campaigns.sensitivity` count as twins, one for each size.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ from conformance.specification.clause import Clause
 from tests.campaigns.sensitivity import DEFECTS, seen
 from tests.support.twins import CLAUSES, REGISTRY, KnownBad, begun, pairs
 
-MOST = 30  # cases of a clause of weight 1
+MOST = 30  # most cases for a clause of weight 1
 LOOKING = Profile("deaths", volume=MOST, interpreted=MOST, shrinks=0)
-# By clause: the highest number of a case, counted from 0, at which one of its twins dies, and how many twins it has.
+# By clause: the largest index of a case, from 0, at which one of its twins first fails; and its number of twins.
 Deaths = dict[str, tuple[int | None, int]]
 
 
 def death(bad: KnownBad) -> int | None:
-    """The number, from 0, of the counted case at which a twin fails its own clause; None if it does not.
+    """Return the index, from 0, of the decided case at which a twin fails its own clause; None if it does not fail.
 
-    Of its subjects and dtypes the one that takes fewest cases: a run judges all of them.
+    The index is the smallest over all subjects and dtypes, since a run judges all of them.
     """
     clause, least = CLAUSES[bad.clause], None
     with begun(bad) as target:
@@ -45,7 +44,7 @@ def death(bad: KnownBad) -> int | None:
 
 
 def measured(clauses: Iterable[Clause]) -> Deaths:
-    """The deaths of the twins of these clauses; a line for each on standard error."""
+    """Measure the deaths of the twins of these clauses; print a line for each twin on standard error."""
     found: Deaths = {}
     for clause in clauses:
         numbers = []
@@ -60,7 +59,7 @@ def measured(clauses: Iterable[Clause]) -> Deaths:
 
 
 def small_defects(clause: Clause) -> list[int | None]:
-    """The number of the decided case at which the clause sees each small defect, size by size."""
+    """Return, for each small defect and size, the index of the decided case at which the clause detects it."""
     return [
         next((number for number, shows in enumerate(seen(defect, clause.id, size, MOST)) if shows), None)
         for defect in DEFECTS
@@ -70,18 +69,18 @@ def small_defects(clause: Clause) -> list[int | None]:
 
 
 def read() -> Deaths:
-    """What is recorded."""
+    """Read the recorded deaths."""
     return {name: (number, twins) for name, (number, twins) in json.loads(DEATHS.read_text()).items()}
 
 
 def write(deaths: Deaths) -> None:
-    """Record them, a clause a line."""
+    """Record the deaths, one line per clause."""
     lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(deaths[name])}" for name in sorted(deaths))
     DEATHS.write_text(f"{{\n{lines}\n}}\n")
 
 
 def table(deaths: Deaths) -> list[str]:
-    """A line for each clause: its twins, the cases after which all are dead, and the cases that profiles spend."""
+    """Return a line for each clause: its twins, the cases that fail all of them, and the cases of the profiles."""
     lines = [f"{'clause':<28} {'twins':>5} {'cases':>5} {'quick':>5} {'default':>7}"]
     for name, (number, twins) in sorted(deaths.items()):
         quick, default = (PROFILES[profile].cases(CLAUSES[name], "cpu") for profile in ("quick", "default"))
@@ -91,9 +90,9 @@ def table(deaths: Deaths) -> list[str]:
 
 
 def main() -> int:
-    """Measure the chosen groups where asked, and print the table."""
+    """Measure the chosen groups if asked, then print the table."""
     parser = argparse.ArgumentParser(prog="python -m tests.support.deaths", description=__doc__)
-    what = "judge the twins of clauses that have more or fewer twins than recorded, and record what is found"
+    what = "judge the twins of clauses whose number of twins differs from the recorded one, and record the results"
     parser.add_argument("--measure", action="store_true", help=what)
     parser.add_argument("--group", action="append", help="measure all clauses of this group; may be repeated")
     parser.add_argument("--whole", action="store_true", help="measure all clauses")

@@ -1,4 +1,4 @@
-"""A backend and a weight for tests of encryption; the keys are fixtures, in conftest.py."""
+"""A backend and a weight for tests of encryption; conftest.py has fixtures for the keys."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ WEIGHT = torch.tensor([[1, -1, 0], [2, 0, -128]])
 
 
 def product(backend: Backend, q: Tensor, weight: Tensor, keys: Keys) -> Tensor:
-    """q weightᵀ, through encryption."""
+    """Compute `q weightᵀ` by encryption, evaluation and decryption."""
     result = backend.evaluate(backend.encrypt(q, keys), weight, keys.evaluation)
     return backend.decrypt(result, len(q), len(weight), keys)

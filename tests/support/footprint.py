@@ -1,7 +1,7 @@
-"""What memory each clause needs: `python -m tests.support.footprint optimized --group linear`.
+"""The memory that each clause needs: `python -m tests.support.footprint optimized --group linear`.
 
-Each clause is examined in a fork of its own on a few cases, where the system lets no process map more than `MAPPED` to
-write to: what needs more fails. What it occupies at most counts with what Python, torch and the suite occupy.
+Each clause is examined on a few cases in its own fork, which may map at most `MAPPED` MiB of writable memory; a clause
+that needs more fails. The peak of resident memory includes Python, torch and the suite.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from conformance.specification.clause import Clause, load_all
 from conformance.specification.groups import groups
 from conformance.target.target import Target
 
-RESIDENT, MAPPED = 2 * 2**10, 4 * 2**10  # MiB that a clause may need, with a frugal target and all that is imported
+RESIDENT, MAPPED = 2 * 2**10, 4 * 2**10  # most MiB for a clause, with a frugal target, including imports
 FEW = dataclasses.replace(PROFILES["quick"], volume=3, shrinks=0)
 
 
 def memory(name: str) -> int:
-    """A line of /proc/self/status that is in kB, in MiB."""
+    """Return a value of /proc/self/status in MiB; the file has kB."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) // 2**10
 
 
 def needed(clause: Clause, target: Target, mapped: int = MAPPED) -> tuple[int, list[str]] | None:
-    """MiB that are occupied at most while the clause is examined, and what does not pass; None where the process ends.
+    """Return the peak memory of a clause's examination in MiB, with its failures; None if the process ended early.
 
     Args:
-        mapped: MiB that may be mapped for writing.
+        mapped: MiB of memory that may be mapped for writing.
     """
     receive, send = os.pipe()
     child = os.fork()
@@ -56,8 +56,8 @@ def needed(clause: Clause, target: Target, mapped: int = MAPPED) -> tuple[int, l
 
 
 def _examined(clause: Clause, target: Target, mapped: int) -> tuple[int, list[str]]:
-    torch.set_num_threads(1)  # those of the process that forked this one are not here
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # what was occupied before does not count
+    torch.set_num_threads(1)  # a fork does not have its parent's threads
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak
     resource.setrlimit(resource.RLIMIT_DATA, (mapped * 2**20, resource.RLIM_INFINITY))
     results = [
         Examination(clause, subject, dtype, FEW).run()
@@ -68,7 +68,7 @@ def _examined(clause: Clause, target: Target, mapped: int) -> tuple[int, list[st
 
 
 def main() -> int:
-    """Print a line for each clause; 1 if one needs more than it may."""
+    """Print a line for each clause; return 1 if one fails or needs more memory than allowed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("target")
     parser.add_argument("--group", nargs="+", choices=groups(), default=list(groups()))

@@ -1,4 +1,4 @@
-"""What tests/test_counted_dropout.py runs with Triton interpreted."""
+"""Checks that tests/test_counted_dropout.py runs with interpreted Triton kernels."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ R, SCALE = 3, 0.5
 
 @triton.jit
 def tile_kernel(out_ptr, seed: tl.int64, limit: tl.int32, row, column, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """The mask of one tile, written as int8."""
+    """Store the mask of one tile as int8."""
     offs = tl.arange(0, ROWS)
     keep = is_kept(seed, limit, row + offs, column, WIDTH)
     tl.store(out_ptr + offs[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :], keep.to(tl.int8))
 
 
 def tiles() -> None:
-    """Any tile is a part of one mask, as PyTorch computes it, also where places need 31 bits and numbers of them 62."""
+    """Each tile is a part of the mask that PyTorch computes, also where indices need 31 bits and offsets 62 bits."""
     mask = KEPT.mask(48, 96)
     for rows, width, row, column in ((16, 16, 0, 0), (16, 16, 3, 72), (32, 64, 16, 32), (16, 8, 0, 88)):
         assert torch.equal(_tile(KEPT, rows, width, row, column), mask[row : row + rows, column : column + width])
     last = 2**31 - 16
-    for row, column in ((last, 0), (0, last), (last, last), (2**16, 2**16)):  # the last is element 2³² of a row
+    for row, column in ((last, 0), (0, last), (last, last), (2**16, 2**16)):  # in the last tile row · column is 2³²
         places = torch.arange(row, row + 16)[:, None], torch.arange(column // 8, column // 8 + 2)[None, :]
         words = philox(KEPT.seed, (places[1], places[0], torch.tensor(0), torch.tensor(0)))
         lanes = torch.stack([word >> shift & 0xFFFF for word in words for shift in (0, 16)], -1)
@@ -48,7 +48,7 @@ def tiles() -> None:
         assert torch.equal(found, (lanes < KEPT.limit).to(torch.uint8).view(16, 16))
         assert not torch.equal(found, _tile(KEPT, 16, 16, 0, 0))
     assert not _tile(KEPT._replace(limit=0), 16, 16, 0, 0).any()
-    bits = int(philox(KEPT.seed, (torch.tensor(0),) * 4)[0]) & 0xFFFF  # of the first element
+    bits = int(philox(KEPT.seed, (torch.tensor(0),) * 4)[0]) & 0xFFFF  # the random bits of the first element
     for limit, keeps in ((bits, False), (bits + 1, True)):
         kept = KEPT._replace(limit=limit)
         assert bool(_tile(kept, 16, 16, 0, 0)[0, 0]) == bool(kept.mask(1, 1)) == keeps
@@ -61,7 +61,7 @@ def _tile(kept: Kept, rows: int, width: int, row: int, column: int) -> Tensor:
 
 
 def products() -> None:
-    """Each kernel masks what the formula masks, in every configuration: small integers, so that nothing rounds."""
+    """Each kernel applies the formula's mask in every configuration; small integers make all results exact."""
     torch.manual_seed(0)
     M, C = 40, 72
     mask = KEPT.mask(M, C).double()
@@ -94,7 +94,7 @@ def products() -> None:
 
 @contextlib.contextmanager
 def _blocks(m: int, c: int, r: int) -> Iterator[None]:
-    """Every low-rank product in blocks of m rows, c columns and r of the rank."""
+    """Compute every low-rank product in blocks of m rows, c columns and r ranks."""
     sizes = {"M": m, "N": c, "K": c, "R": r}
     with contextlib.ExitStack() as stack:
         for name, axes in (
@@ -110,9 +110,9 @@ def _blocks(m: int, c: int, r: int) -> Iterator[None]:
 
 
 def layers() -> None:
-    """Forward, every gradient and second derivatives are those of the formula with the mask of the layer's seed.
+    """The output, every gradient and second derivatives equal the formula's with the mask of the layer's seed.
 
-    Also under a backward pass of one's own with autocast, and where one kernel computes product and update.
+    They do also when the backward pass runs under autocast, and when one kernel computes base product and update.
     """
     joined: list[bool] = []
     one_kernel = kernels.linear_expand
@@ -129,7 +129,7 @@ def layers() -> None:
 
 
 def _compare(layer: TritonLinearLoRA, x: Tensor, needs: tuple[str, ...]) -> None:
-    """y, and the gradients of these operands, to the bit: all are small integers."""
+    """Compare y and the gradients of these operands bit for bit; all values are small integers."""
     parts = {"x": x, "A": layer.lora_A.weight, "B": layer.lora_B.weight}
     for name, part in parts.items():
         part.requires_grad_(name in needs)
@@ -151,7 +151,7 @@ def _compare(layer: TritonLinearLoRA, x: Tensor, needs: tuple[str, ...]) -> None
 
 
 def saved() -> None:
-    """Nothing of the mask is kept for backward: x Aᵀ alone, and with the memory-efficient option not that."""
+    """Forward saves x Aᵀ for backward but no mask; with the memory-efficient option it saves nothing."""
     for position, recompute in itertools.product(("pre", "post"), (False, True)):
         layer, x = _layer(torch.float32, position, recompute)
         assert saved_bytes(layer, x.requires_grad_()) == (0 if recompute else 70 * R * 4)
@@ -161,7 +161,7 @@ K, N = 40, 24
 
 
 def _layer(dtype: torch.dtype, position: str, recompute: bool) -> tuple[TritonLinearLoRA, Tensor]:
-    """A layer whose operands are small integers, and an input."""
+    """Return a layer whose operands are small integers, and an input."""
     torch.manual_seed(0)
     options: Any = {"dropout": 0.5, "dropout_position": position, "use_memory_efficient_lora": recompute}
     layer = TritonLinearLoRA(nn.Linear(K, N, dtype=dtype), dim=R, alpha=R, **options)
@@ -172,7 +172,7 @@ def _layer(dtype: torch.dtype, position: str, recompute: bool) -> tuple[TritonLi
 
 
 def _called(layer: TritonLinearLoRA, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The layer's output, and the mask [70, K] or [70, N] that its seed gives."""
+    """Return the layer's output and the mask that its seed gives, reshaped from [70, K] or [70, N]."""
     torch.manual_seed(7)
     y = layer(x)
     torch.manual_seed(7)
@@ -182,7 +182,7 @@ def _called(layer: TritonLinearLoRA, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _formula(layer: TritonLinearLoRA, x: Tensor, mask: Tensor) -> Tensor:
-    """The layer's formula in float64, rounded once."""
+    """Compute the layer's formula in float64 and round once."""
     A, B, weight, bias = (t.double() for t in (layer.lora_A.weight, layer.lora_B.weight, layer.weight, layer.bias))
     pre, wide = layer.dropout_position == "pre", x.double()
     update = 2 * layer.scale * ((wide * mask if pre else wide) @ A.t() @ B.t())

@@ -1,4 +1,4 @@
-"""Running what needs Triton's kernels interpreted, which has to be set before Triton is imported."""
+"""Run functions with interpreted Triton kernels; the interpreter must be switched on before Triton is imported."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def interpreted(check: Callable[[], None]) -> None:
-    """Run a function of a module here, where kernels are interpreted already, and otherwise in a process of its own."""
+    """Run a module's function in this process if it interprets kernels, otherwise in a new process."""
     if _is_interpreting():
         with torch.random.fork_rng(devices=[]):
             check()

@@ -1,4 +1,4 @@
-"""JSON with a line for each entry, so that a change to generated data can be read."""
+"""JSON with one line per entry, so that diffs of generated data are readable."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 
 def write(path: Path, found: Mapping[str, Any]) -> None:
-    """Write a table of numbers, of tables and of lists: a line for each number, and for each entry of the others."""
+    """Write a mapping with one line per entry; entries of inner mappings and lists get their own lines."""
     parts = ",\n".join(f" {_text(name)}: {_entries(value)}" for name, value in found.items())
     path.write_text(f"{{\n{parts}\n}}\n", encoding="utf-8")
 
 
 def _entries(value: Any) -> str:
-    """A table or list of several entries, a line for each; anything else on one line."""
+    """Format a non-empty mapping or list with one line per entry, anything else on one line."""
     if not value or not isinstance(value, dict | list):
         return _text(value)
     if isinstance(value, dict):

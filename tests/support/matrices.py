@@ -1,4 +1,4 @@
-"""Small reports and what they make side by side: three groups, a few clauses, two dtypes."""
+"""Small reports and matrix columns made from them: three groups, a few clauses, two dtypes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def a_report(name: str = "mine", *, claims: tuple[str, ...] = tuple(CLAUSES), **
     """The report of a target that passes what it claims, but for what is said.
 
     Args:
-        found: by clause, with _ for -: the status and the ratio in each of the two dtypes.
+        found: clause id with `_` for `-`, and its status and worst ratio in each of the two dtypes.
     """
     bad = {clause.replace("_", "-"): pairs for clause, pairs in found.items()}
     outcome = Outcome()
@@ -58,7 +58,7 @@ def report_of(*clauses: ReportedClause, **about: Any) -> Report:
 
 
 def a_column(name: str = "mine", **options: Any) -> Column:
-    """The column of such a report, with a script for each failure."""
+    """Return the matrix column of such a report, with a script for each failure."""
     made = a_report(name, **options)
     failed = [clause.id for clause in made.clauses if clause.status == "fail"]
     return Column.of(made, {clause: f'print("{clause}")\n' for clause in failed}, f"{name}/")

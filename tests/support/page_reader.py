@@ -1,4 +1,4 @@
-"""A reader who does in a folder what a page says, and compares what commands print."""
+"""A reader that follows a page's instructions in a folder and compares the output of its commands."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ BLOCK = re.compile(r"^```(\w+)(?: file=(\S+))?\n(.*?)^```$", re.MULTILINE | re.D
 
 
 class Reader:
-    """Someone who does in a folder what the page says."""
+    """A reader that follows a page's instructions in a folder."""
 
     def __init__(self, folder: Path, **environment: str) -> None:
         self.folder, self.environment, self.status = folder, environment, 0
         self.loop: Loop | None = None
 
     def console(self, text: str) -> None:
-        """Run each command, and compare; a block without one goes on with the loop that an earlier one started."""
+        """Run each command and compare its output; a block without a command continues an earlier watch loop."""
         before, *commands = re.split(r"(?m)^\$ ", text)
         if before:
             assert self.loop is not None
@@ -40,7 +40,7 @@ class Reader:
                 compare(self.run(command), expected)
 
     def run(self, command: str) -> str:
-        """What a command prints; its exit code is the next one's `$?`."""
+        """Run a command and return its output; its exit code becomes the next command's `$?`."""
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("GITHUB_")}
         ended = subprocess.run(
@@ -57,20 +57,23 @@ class Reader:
         return ended.stdout
 
     def write(self, name: str, text: str) -> None:
-        """A new file."""
+        """Write a file."""
         (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
         (self.folder / name).write_text(text, encoding="utf-8")
 
     def change(self, name: str, diff: str) -> None:
-        """A change to a file, at the one place that fits."""
+        """Apply a diff to a file at the only place that matches."""
         old, new = ("".join(f"{line[1:]}\n" for line in diff.splitlines() if line[0] in f" {s}") for s in "-+")
         text = (self.folder / name).read_text(encoding="utf-8")
-        assert text.count(old) == 1, f"{name} has not one place for\n{diff}"
+        assert text.count(old) == 1, f"{name} does not have exactly one place for\n{diff}"
         self.write(name, text.replace(old, new))
 
 
 def compare(said: str, expected: str) -> None:
-    """`…` in a line stands for anything, and as a line for any lines; blanks at the end of a line do not count."""
+    """Compare output with the expected text.
+
+    `…` in a line matches any text; a line of `…` matches any lines. Trailing blanks are ignored.
+    """
     lines = [".*".join(map(re.escape, line.split("…"))) for line in expected.splitlines()]
     pattern = "".join(r"(?:.*\n)*" if line == ".*" else f"{line}\n" for line in lines)
     clean = "".join(f"{line.rstrip()}\n" for line in said.splitlines())

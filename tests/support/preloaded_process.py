@@ -1,7 +1,7 @@
-"""`loraspec`, and pytest, in copies of one process that has torch and the suite imported: a new process takes seconds.
+"""Run `loraspec` and pytest in forks of one process that has imported torch and the suite; a new process takes seconds.
 
-The process reads requests, one a line, forks a copy for each, and answers by its exit code and the processor's seconds
-that it took. It ends with its input.
+The process reads one request per line and forks for each. It answers with the fork's exit code and CPU seconds. It
+ends at the end of its input.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from conformance.isolation import processes
 from conformance.run.execution import ONE_THREAD
 
 ROOT = Path(__file__).parents[2]
-SPENT = [0.0]  # seconds of the processor so far, which no account of this process's children has
+SPENT = [0.0]  # CPU seconds of all commands so far; getrusage of this process's children lacks them
 
 
 def command(name: str, arguments: tuple[str, ...], cwd: Path, timeout: float) -> subprocess.CompletedProcess[str]:
-    """What `loraspec` or `pytest` prints and ends with in this folder, and with the environment of this process."""
+    """Run `loraspec` or `pytest` in a folder with this process's environment; return its output and exit code."""
     with tempfile.TemporaryDirectory(prefix="loraspec-") as folder:
         streams = [str(Path(folder) / name) for name in ("out", "err")]
         asked = {"command": name, "arguments": arguments, "cwd": str(cwd)}
@@ -37,7 +37,7 @@ def command(name: str, arguments: tuple[str, ...], cwd: Path, timeout: float) ->
 
 @cache
 def _server() -> subprocess.Popen[str]:
-    # whether Triton interprets is set before it is imported, by each command
+    # Each command sets TRITON_INTERPRET itself, before it imports Triton.
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     server = subprocess.Popen(
         [sys.executable, "-m", "tests.support.preloaded_process"],
@@ -52,7 +52,7 @@ def _server() -> subprocess.Popen[str]:
 
 
 def _end(server: subprocess.Popen[str]) -> None:
-    """End it by the end of its input, so that what it and its children took is counted."""
+    """Close the server's input and wait for it, so that its CPU time and its children's are counted."""
     assert server.stdin is not None
     assert server.stdout is not None
     server.stdin.close()
@@ -80,7 +80,7 @@ def _asked(request: dict[str, Any], timeout: float) -> int:
 
 
 def _serve() -> None:
-    """Answer requests until there are no more."""
+    """Answer requests until the input ends."""
     from conformance.run import reload_worker
 
     reload_worker.prepare()
@@ -94,12 +94,12 @@ def _serve() -> None:
 
 
 def _run(request: dict[str, Any]) -> None:
-    """Be the command, as a process of its own would be."""
+    """Run the command in this fork as a new process would."""
     nothing = os.open(os.devnull, os.O_RDONLY)
     writes = [os.open(stream, os.O_WRONLY | os.O_CREAT) for stream in request["streams"]]
     for source, goal in zip((nothing, *writes), (0, 1, 2), strict=True):
         os.dup2(source, goal)
-    sys.stdin = open(0, closefd=False)  # noqa: SIM115  (they live as long as the process)
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115  (the process needs them until it ends)
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     os.environ.clear()
@@ -111,7 +111,7 @@ def _run(request: dict[str, Any]) -> None:
     if request["command"] == "pytest":
         import pytest
 
-        # assertions in what is imported already cannot be rewritten, which pytest would warn of
+        # pytest would warn that it cannot rewrite assertions in modules that are already imported
         sys.exit(pytest.main(["--assert=plain", *request["arguments"]]))
     from conformance import cli
 

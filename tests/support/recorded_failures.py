@@ -1,9 +1,8 @@
-"""Which clauses each known-bad twin fails, as recorded, and which of these sets are of sources that have changed since.
+"""The recorded set of clauses that each known-bad twin fails, and the sets whose sources have changed since.
 
-Twins and clauses meet file by file: for a file of twins and a file of clauses a digest of both, of the files beside
-them that they import, and of what is recorded is kept with the sets. Where it is no longer the digest of what is there,
-those twins are judged by those clauses again. What all groups share (the judge, the drawing of cases) is in no digest:
-after a change there the sets are compared as a whole.
+Each pair of a twin file and a clause file has a digest. It covers both files, the modules of `tests` or of groups that
+they import, and the recorded failures. When a digest no longer matches, the clauses of that file judge the twins again.
+Code that all groups share (the judge, the drawing of cases) is in no digest: after a change there, compare all sets.
 """
 
 from __future__ import annotations
@@ -22,33 +21,33 @@ from tests.support.twins import CLAUSES, REGISTRY, failed, others
 ROOT = Path(__file__).resolve().parents[2]
 SETS = ROOT / "tests" / "known_bad" / "recorded.json"
 DIGESTS = ROOT / "tests" / "known_bad" / "digests.json"
-GATHERING = ("tests.known_bad", "tests.support.twins")  # what registers and loads all of them says nothing of one
+GATHERING = ("tests.known_bad", "tests.support.twins")  # these modules load all twins, so digests ignore them
 
-Sets = dict[str, list[str]]  # the clauses that a twin fails, by its name
-Digests = dict[str, dict[str, str]]  # by the file of the twins and that of the clauses
-Met = list[tuple[str, str]]  # twins and the clauses, not their own, that they are judged by
-Judged = dict[tuple[str, str], Met]  # by the file of the twins and that of the clauses: which of them fail which
+Sets = dict[str, list[str]]  # twin name -> clauses that it fails
+Digests = dict[str, dict[str, str]]  # twin file -> clause file -> digest
+Met = list[tuple[str, str]]  # pairs of a twin and a clause that judges it, besides its own clause
+Judged = dict[tuple[str, str], Met]  # (twin file, clause file) -> pairs that fail
 
 
 def sets_in(path: Path = SETS) -> Sets:
-    """The recorded sets."""
+    """Read the recorded sets."""
     return dict(json.loads(path.read_text()))
 
 
 def digests_in(path: Path = DIGESTS) -> Digests:
-    """The digests that were recorded with them."""
+    """Read the digests that were recorded with the sets."""
     return dict(json.loads(path.read_text())) if path.exists() else {}
 
 
 def write(path: Path, held: Sets | Digests) -> None:
-    """Sorted, an entry a line, so that a change to it can be read."""
+    """Write sorted JSON with one line per entry, so that diffs are readable."""
     lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(held[name], sort_keys=True)}" for name in sorted(held))
     path.write_text(f"{{\n{lines}\n}}\n")
 
 
 @lru_cache(maxsize=1)
 def meetings() -> dict[str, dict[str, Met]]:
-    """By file of twins and file of clauses: which twin is judged by which clause."""
+    """Return, by twin file and clause file, the pairs of a twin and a clause that judges it."""
     found: dict[str, dict[str, Met]] = {bad.module: defaultdict(list) for bad in REGISTRY.values()}
     for bad in REGISTRY.values():
         for clause in others(bad):
@@ -57,7 +56,7 @@ def meetings() -> dict[str, dict[str, Met]]:
 
 
 def failing(met: Met) -> Met:
-    """Those of the meetings in which the twin does not pass."""
+    """Judge these pairs and return those in which the twin does not pass."""
     by_twin: dict[str, list[Clause]] = defaultdict(list)
     for name, clause in met:
         by_twin[name].append(CLAUSES[clause])
@@ -65,33 +64,33 @@ def failing(met: Met) -> Met:
 
 
 def said(met: Met, sets: Sets) -> Met:
-    """Those in which it is recorded that the twin does not pass, and any that it has not with this file of clauses."""
+    """Return the recorded failures of these twins in the clause files of these pairs, besides their own clauses."""
     names, sources = {name for name, _ in met}, {CLAUSES[clause].source for _, clause in met}
     found = [(name, clause) for name in names for clause in sets.get(name, ()) if clause != REGISTRY[name].clause]
     return sorted((name, clause) for name, clause in found if clause in CLAUSES and CLAUSES[clause].source in sources)
 
 
 def judged(twins: str, files: Iterable[str]) -> Judged:
-    """What the twins of a file fail now of these files of clauses."""
+    """Judge the twins of a file by these clause files and return the failures."""
     return {(twins, clauses): failing(meetings()[twins][clauses]) for clauses in files}
 
 
 def differences(found: Judged, sets: Sets) -> list[str]:
-    """In words, where what was judged is not what is recorded."""
+    """Return a line for each difference between the judged and the recorded failures."""
     lines = []
     for (twins, clauses), fails in found.items():
         known = said(meetings()[twins][clauses], sets)
         for name, clause in sorted({*fails} ^ {*known}):
-            how = "fails, which is not recorded" if (name, clause) in fails else "no longer fails"
+            how = "fails, but the failure is not recorded" if (name, clause) in fails else "no longer fails"
             lines.append(f"{name} {how}: {clause}")
     return lines
 
 
 class Sources:
-    """The modules of this project as text.
+    """The source texts of this project's modules.
 
     Args:
-        instead: texts that stand in for those of some modules.
+        instead: texts that replace those of some modules.
     """
 
     def __init__(self, instead: Mapping[str, bytes] | None = None) -> None:
@@ -99,19 +98,19 @@ class Sources:
         self._closures: dict[str, bytes] = {}
 
     def stale(self, twins: str, sets: Sets, digests: Digests) -> list[str]:
-        """The files of clauses that the twins of a file must be judged by again."""
+        """Return the clause files that must judge the twins of a file again."""
         kept = digests.get(twins, {})
         return [name for name in meetings()[twins] if kept.get(name) != self.digest(twins, name, sets)]
 
     def digest(self, twins: str, clauses: str, sets: Sets) -> str:
-        """Of all that decides which of these twins fail which of these clauses, and of what is recorded of it."""
+        """Return a digest of everything that decides which twins fail which clauses, and of the recorded failures."""
         met = meetings()[twins][clauses]
         about = sorted({(name, REGISTRY[name].groups, REGISTRY[name].dtypes) for name, _ in met})
         rest = repr((about, sorted(met), said(met, sets))).encode()
         return hashlib.sha256(self._texts(twins) + self._texts(clauses) + rest).hexdigest()[:16]
 
     def closure(self, module: str) -> list[str]:
-        """A module and those it imports, of the same kind: of twins those of tests, of clauses those of groups."""
+        """Return a module and its imports of the same kind: modules of `tests` for twins, of groups for clauses."""
         found, waiting = {module: None}, [module]
         while waiting:
             for name in imported(self.text(waiting.pop())):
@@ -121,7 +120,7 @@ class Sources:
         return sorted(found)
 
     def text(self, module: str) -> bytes:
-        """The text of a module of this project."""
+        """Return the source text of a module of this project."""
         path = _path(module)
         assert path is not None
         return self._instead.get(module) or _content(path)
@@ -134,7 +133,10 @@ class Sources:
 
 
 def is_followed(module: str, origin: str) -> bool:
-    """Whether an import is followed: of the same package, no list of others, and of groups not what they share."""
+    """Whether an import belongs to the digest.
+
+    It does within the same package, except for modules that only gather others and for code that all groups share.
+    """
     path = _path(module)
     if path is None or path.name == "__init__.py" or module in GATHERING:
         return False
@@ -146,7 +148,7 @@ def is_followed(module: str, origin: str) -> bool:
 
 @lru_cache(maxsize=1024)
 def imported(text: bytes) -> tuple[str, ...]:
-    """The modules that a text imports, and the names in them that could be modules."""
+    """Return the modules that a text imports, and the imported names that could be modules."""
     return tuple(_named(ast.parse(text)))
 
 
@@ -171,7 +173,7 @@ def _path(module: str) -> Path | None:
 
 
 def updated(now: Judged, sets: Sets, digests: Digests) -> tuple[Sets, Digests]:
-    """The sets and their digests after some twins were judged by some clauses: what fails, file by file."""
+    """Return the sets and digests updated by newly judged pairs of files."""
     sources, kept = Sources(), []
     for twins, met_by in meetings().items():
         gone = sources.stale(twins, sets, digests)

@@ -1,4 +1,4 @@
-"""Two models of small integer weights, saved for a server, and a client of them with keys of its own."""
+"""Two models with small integer weights, which a server can load, and a client with its own keys."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.server import PATIENCE, PlainBackend, Server, save_model
 
 PLAIN = ("--backend", "tests.support.server:PlainBackend")
 TAMED = ("--backend", "tests.support.server:TamedBackend")
-STALL = 4.0  # seconds that the shared server grants a client that sends nothing
+STALL = 4.0  # seconds that the shared server waits for a client that sends nothing
 
 generator = torch.Generator().manual_seed(7)
 MODELS = {
@@ -32,7 +32,7 @@ A_KEY = "Evaluation-Key: " + "0" * 64
 
 
 class Client:
-    """A client with keys of its own."""
+    """A client with its own keys."""
 
     def __init__(self, address: str, timeout: float = PATIENCE) -> None:
         self.remote, self.keys = RemoteClient(address, timeout), BACKEND.keygen()
@@ -49,12 +49,12 @@ class Client:
         return torch.equal(self.product(q, model, module), q @ WEIGHTS[model][module].t())
 
     def uploads(self, server: Server) -> int:
-        """How often its key was uploaded."""
+        """Count the uploads of this client's evaluation key."""
         name = hashlib.sha256(self.keys.evaluation).hexdigest()[:8]
         return sum(f"PUT /keys/{name}" in line for line in server.logged())
 
     def refusal(self, **changes: Any) -> str:
-        """What the error says if a request is changed so."""
+        """Send a changed request and return the error's message."""
         given = {
             "model_name": "one",
             "module_name": "fc.forward_module",
@@ -67,12 +67,12 @@ class Client:
 
 
 def save_models(folder: Path) -> Path:
-    """Both models in a folder, which is returned."""
+    """Save both models in a folder and return it."""
     for name, weights in WEIGHTS.items():
         save_model(folder / name, weights)
     return folder
 
 
 def http(path: str, *headers: str, method: str = "POST", body: bytes = b"") -> bytes:
-    """An HTTP request, as bytes."""
+    """Return the bytes of an HTTP request."""
     return "\r\n".join([f"{method} {path} HTTP/1.1", "Host: here", *headers, "", ""]).encode() + body

@@ -1,4 +1,4 @@
-"""A server in a process of its own, models for it, and a backend that is quick and no secret to anybody."""
+"""A server in a separate process, models for it, and a fast backend that is not secure."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from reference.encrypted.encryption import EncryptionError, Keys
 from reference.encrypted.noise import TOY, EncryptionParameters
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 120.0  # seconds until a test gives up; only a failure waits so long
+PATIENCE = 120.0  # seconds until a test gives up; only failing tests wait this long
 
-_HEAD = struct.Struct("<4s32sQQ")  # magic, whose key, rows, columns
+_HEAD = struct.Struct("<4s32sQQ")  # magic, key id, rows, columns
 
 
 class PlainBackend:
-    """A stand-in for encryption: inputs and results are masked by the key, which the evaluation key gives away."""
+    """A stand-in for encryption: it masks inputs and results with a key that the evaluation key reveals."""
 
     def __init__(self, parameters: EncryptionParameters = TOY) -> None:
         self.parameters = parameters
@@ -55,13 +55,13 @@ class PlainBackend:
 
 
 class TamedBackend(PlainBackend):
-    """Does what files in the folder TAMED say: `hold` keeps it waiting, `die` ends its process, `panic` raises."""
+    """A backend controlled by files in the folder $TAMED: `hold` makes it wait, `die` kills it, `panic` raises."""
 
     def evaluate(self, ciphertext: bytes, weight: torch.Tensor, evaluation: bytes, *, progress: Any = None) -> bytes:
         folder = Path(os.environ["TAMED"])
         if (folder / "hold").exists():
             (folder / "holding").touch()
-            until(lambda: not (folder / "hold").exists(), "leave to go on")
+            until(lambda: not (folder / "hold").exists(), "the file `hold` to go")
         if (folder / "die").exists():
             (folder / "die").unlink()
             os.kill(os.getpid(), signal.SIGKILL)
@@ -71,11 +71,11 @@ class TamedBackend(PlainBackend):
 
 
 class Panic(BaseException):
-    """As a library in Rust raises it."""
+    """An exception that is no `Exception`, like the panics of Rust libraries."""
 
 
 class Server:
-    """`loraspec serve` on a free port; its address, its log, and its end."""
+    """A `loraspec serve` process on a free port, with its address and its log."""
 
     def __init__(self, models: Path, *options: str, port: int = 0, **environment: str) -> None:
         command = [sys.executable, "-m", "conformance", "serve", str(models), "--port", str(port), *options]
@@ -105,18 +105,18 @@ class Server:
         lines.put("")
 
     def stop(self, number: int) -> None:
-        """As a terminal or an init system does it: to all of its processes."""
+        """Send a signal to all of its processes, as a terminal or an init system does."""
         os.killpg(self.process.pid, number)
 
     def logged(self) -> list[str]:
-        """The log lines of all requests that were answered until now."""
+        """Return the log lines of all requests answered so far."""
         mark = f"/{time.monotonic_ns()}"
         exchange(self.port, f"GET {mark} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n".encode())
-        until(lambda: any(mark in line for line in self.log), "a mark in the log")
+        until(lambda: any(mark in line for line in self.log), "a marker request in the log")
         return list(self.log)
 
     def sockets(self) -> set[str]:
-        """The sockets that it holds."""
+        """Return the sockets that the process has open."""
         held = set()
         for entry in Path(f"/proc/{self.process.pid}/fd").iterdir():
             with suppress(FileNotFoundError):
@@ -124,7 +124,7 @@ class Server:
         return {name for name in held if name.startswith("socket:")}
 
     def ended(self) -> tuple[int, str]:
-        """Exit code and all that it said, once it has ended."""
+        """Wait for the end of the process; return its exit code and its output."""
         code = self.process.wait(PATIENCE)
         self._reader.join(PATIENCE)
         return code, "".join(self.log)
@@ -139,7 +139,7 @@ class Server:
 
 @contextmanager
 def serving(models: Path, *options: str, **environment: Any) -> Iterator[Server]:
-    """A server that is gone afterwards, whatever happened."""
+    """Run a server and kill it at the end of the block."""
     server = Server(models, *options, **environment)
     try:
         yield server
@@ -148,7 +148,7 @@ def serving(models: Path, *options: str, **environment: Any) -> Iterator[Server]
 
 
 def save_model(folder: Path, weights: dict[str, torch.Tensor], parameters: EncryptionParameters = TOY) -> None:
-    """A server's part of a model, as `deployment.save` writes it."""
+    """Write the server's part of a model in the format of `deployment.save`."""
     folder.mkdir(parents=True)
     files = {}
     for number, (name, weight) in enumerate(weights.items()):
@@ -159,7 +159,7 @@ def save_model(folder: Path, weights: dict[str, torch.Tensor], parameters: Encry
 
 
 def until(happened: Callable[[], Any], what: str) -> Any:
-    """Wait until something is so, and return it."""
+    """Wait until a condition returns a true value, and return the value."""
     deadline = time.monotonic() + PATIENCE
     while not (found := happened()):
         assert time.monotonic() < deadline, f"waited {PATIENCE} s for {what}"
@@ -168,7 +168,7 @@ def until(happened: Callable[[], Any], what: str) -> Any:
 
 
 def exchange(port: int, request: bytes) -> bytes:
-    """Send bytes to a port of this machine; what comes until the other end closes."""
+    """Send bytes to a local port; return all bytes received until the other end closes."""
     with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
         connection.sendall(request)
         came = b""
@@ -179,7 +179,7 @@ def exchange(port: int, request: bytes) -> bytes:
 
 @contextmanager
 def answering(answer: Callable[[socket.socket], object]) -> Iterator[str]:
-    """The address of something that takes one connection and does this with it."""
+    """Listen on a free port, pass the first connection to `answer`, and yield the address."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         listening.settimeout(PATIENCE)
 
@@ -213,7 +213,7 @@ def _opened(kind: bytes, sealed: bytes, key: bytes) -> torch.Tensor:
     if not key.startswith(b"EVAL"):
         raise EncryptionError("an evaluation key came with invalid contents")
     if len(sealed) < _HEAD.size or sealed[:4] != kind:
-        raise EncryptionError(f"{len(sealed)} bytes came that are no ciphertext")
+        raise EncryptionError(f"{len(sealed)} bytes came that are not a ciphertext")
     _, whose, rows, columns = _HEAD.unpack_from(sealed)
     if len(sealed) != _HEAD.size + 8 * rows * columns:
         raise EncryptionError(f"a ciphertext came as {len(sealed)} bytes: it was cut off")

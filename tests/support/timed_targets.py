@@ -1,4 +1,4 @@
-"""Small targets to time, and the one size that the tests of `loraspec bench` measure."""
+"""Small targets whose time is measured, and the only size that the tests of `loraspec bench` measure."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ CEILINGS = Ceilings({"float32": 1e9, "bfloat16": 2e9}, bytes=1e8, product=64, co
 
 
 def plain(x, weight, bias, lora_A, lora_B, scale, *, dropout=0.0, dropout_position="post", training=False):
-    """The formula."""
+    """Compute the formula `x Wᵀ + b + s·(x Aᵀ) Bᵀ`, with `post` dropout."""
     update = F.dropout(F.linear(F.linear(x, lora_A) * scale, lora_B), dropout, training)
     assert dropout_position == "post"
     return F.linear(x, weight, bias) + update
 
 
 def twice(*operands, **options):
-    """The same with all of it computed twice."""
+    """Compute the formula twice and return the mean."""
     return (plain(*operands, **options) + plain(*operands, **options)) / 2
 
 
 def too_large(x, *operands, **options):  # noqa: ARG001
-    """Refuses every size."""
+    """Refuse every size."""
     raise MemoryError(f"{x.shape[0]} tokens are too many\nand more about it")
 
 
 def contender(function: Any = plain, name: str = "plain", **declared: Any) -> Contender:
-    """A function as a target of its own."""
+    """Wrap a function as a target with only `lora_linear`."""
     thing = SimpleNamespace(lora_linear=function, CONFORMANCE=declared)
     return Contender(Target.of(thing, name), "lora_linear")
 
@@ -51,6 +51,6 @@ def measured(*contenders: Contender, **problem: Any) -> MeasuredCase:
 
 
 def layer_of(problem: Problem, function: Any = plain) -> tuple[nn.Module, Operands]:
-    """The layer of a function, and the operands it was built with."""
+    """Return a layer built from a function, and its operands."""
     operands = Operands(problem)
     return contender(function).built(problem, operands), operands

@@ -1,4 +1,4 @@
-"""The known-bad twins, all loaded, and how one is judged: by its own clause, and by the others of its groups."""
+"""All known-bad twins, and functions that judge a twin by its own clause and by the other clauses of its groups."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from conformance.target.target import Target
 from tests import known_bad
 from tests.known_bad import REGISTRY, KnownBad
 
-# torch.compile, calls by the hundred, and keys take seconds for each twin, and see what the plain call shows
+# torch.compile, hundreds of calls, and keys take seconds for each twin and detect the same defects as a plain call.
 SLOW = ("LIN-COMPILE", "LAY-COMPILE", "FUS-COMPILE", "LIN-MEM-LEAK", "LAY-MEM-LEAK")
 SLOW += ("FHE-EXECUTE", "FHE-EXECUTE-NOISE")
-# groups whose twins meet their own clause only: they make keys, files, or processes
+# Twins of these groups are judged only by their own clause, since they create keys, files or processes.
 ALONE = ("remote", "checkpoint", "distributed")
-WHOLE = "MOD-ARCH-"  # likewise clauses that make models of transformers
-# of a clause that is not the twin's own, one case tells whether the defect shows there too
+WHOLE = "MOD-ARCH-"  # these clauses build transformers models: they and their twins meet no others
+# One case decides whether a clause other than the twin's own also detects the defect.
 OTHER = dataclasses.replace(PROFILES["quick"], volume=1, shrinks=0)
 load_all()
 for module in pkgutil.walk_packages(known_bad.__path__, f"{known_bad.__name__}."):
@@ -36,7 +36,7 @@ for module in pkgutil.walk_packages(known_bad.__path__, f"{known_bad.__name__}."
 
 @contextmanager
 def begun(bad: KnownBad) -> Iterator[Target]:
-    """A twin as a target: one that keeps state starts anew, and one that never ends is not waited for long."""
+    """Yield a twin as a target; reset its state first, and shorten the waiting times for a twin that never ends."""
     from conformance.clauses.remote import unreachable_server
 
     reset(bad)
@@ -47,7 +47,7 @@ def begun(bad: KnownBad) -> Iterator[Target]:
         yield Target.of(bad.target, bad.name)
     finally:
         with PRISTINE.suspended():
-            pass  # and then nothing that it has replaced is left
+            pass  # undoes everything that the twin has replaced
         unreachable_server.BOUND = bound
         del os.environ["LORASPEC_RANK_SECONDS"]
         if seconds is not None:
@@ -55,13 +55,13 @@ def begun(bad: KnownBad) -> Iterator[Target]:
 
 
 def pairs(bad: KnownBad, target: Target, clause: Clause) -> list[tuple[Subject, str]]:
-    """The subjects and dtypes in which a clause judges a twin."""
+    """Return the subjects and dtypes in which a clause judges a twin."""
     dtypes = [d for d in clause.dtypes if d in bad.dtypes] or list(clause.dtypes[:1]) or [ANY_DTYPE]
     return list(itertools.product(target.subjects(clause), dtypes))
 
 
 def own_failure(bad: KnownBad, profile: Profile) -> Result | None:
-    """The first result of a twin's own clause, of all subjects and dtypes, that does not pass."""
+    """Return the first result of a twin's own clause, over all subjects and dtypes, that does not pass."""
     clause = CLAUSES[bad.clause]
     with begun(bad) as target:
         for subject, dtype in pairs(bad, target, clause):
@@ -72,13 +72,13 @@ def own_failure(bad: KnownBad, profile: Profile) -> Result | None:
 
 
 def others(bad: KnownBad) -> list[Clause]:
-    """The clauses besides its own that a twin is judged by."""
+    """Return the clauses that judge a twin besides its own."""
     found = [clause for clause in CLAUSES.values() if clause.group in bad.groups and clause.id != bad.clause]
     return [c for c in found if c.id not in SLOW and c.group not in ALONE and WHOLE not in c.id + bad.clause]
 
 
 def failed(bad: KnownBad, clauses: Iterable[Clause]) -> list[Clause]:
-    """Of clauses that are not its own, those of which a twin does not pass one case."""
+    """Judge a twin by one case of each of these clauses and return those it does not pass."""
     found = []
     with begun(bad) as target:
         for clause in clauses:
@@ -90,7 +90,7 @@ def failed(bad: KnownBad, clauses: Iterable[Clause]) -> list[Clause]:
 
 
 def reset(bad: KnownBad) -> None:
-    """Have a twin that keeps state start anew."""
+    """Reset the state of a twin that keeps any."""
     getattr(bad.target, "reset", lambda: None)()
 
 

@@ -1,4 +1,4 @@
-"""`loraspec run T --watch-clause ID` in a process of its own."""
+"""`loraspec run T --watch-clause ID` in a separate process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EPOCH = 1_700_000_000 * 10**9
 
 
 class Loop:
-    """A running loop on a target in a folder, and what it prints."""
+    """A running watch loop on a target in a folder, and its output."""
 
     def __init__(self, folder: Path, target: str, *options: str) -> None:
         self.folder, self.saves = folder, 0
@@ -45,28 +45,28 @@ class Loop:
         new = self.folder / f"{name}.new"
         new.write_text(text)
         self.saves += 1
-        os.utime(new, ns=(0, EPOCH + self.saves))  # all within a second
+        os.utime(new, ns=(0, EPOCH + self.saves))  # saves are nanoseconds apart
         new.replace(self.folder / name)
         return self.verdict()
 
     def verdict(self) -> list[str]:
-        """The lines up to the next verdict."""
+        """Return the lines up to the next verdict."""
         found = [self.lines.get(timeout=PATIENCE)]
         while not re.match(r"\d\d:\d\d:\d\d ", found[-1]):
             found.append(self.lines.get(timeout=PATIENCE))
         return found
 
     def rest(self) -> list[str]:
-        """The lines after the last verdict, of a loop that has ended."""
+        """Return the lines after the last verdict of a loop that has ended."""
         return [self.lines.get() for _ in range(self.lines.qsize())]
 
     def interrupt(self) -> int:
-        """Ctrl-C; the exit code."""
+        """Send Ctrl-C and return the exit code."""
         self.process.send_signal(signal.SIGINT)
         return self.process.wait(PATIENCE)
 
     def stop(self) -> None:
-        """End it, however it goes."""
+        """Terminate the loop if it still runs, and wait for its end."""
         if self.process.poll() is None:
             self.process.terminate()
         self.process.wait(PATIENCE)

@@ -1,1 +1,1 @@
-"""Small targets for the tests of the command: each is imported by its bare name from this folder."""
+"""Small targets for the tests of the command; each is imported from this folder by its bare module name."""

@@ -1,4 +1,4 @@
-"""A target that ends, kills or stalls its process for some dropouts, and drops the scale otherwise."""
+"""A target that exits, crashes or stalls for some dropout probabilities, and ignores the scale otherwise."""
 
 import ctypes
 import os
@@ -17,4 +17,4 @@ def lora_linear(x, weight, bias, lora_A, lora_B, scale, *, dropout=0.0, training
 
 
 def stall():
-    while True: pass  # fmt: skip  # noqa: E701 - one line, as the line where it was stopped is reported
+    while True: pass  # fmt: skip  # noqa: E701 - one line, since the report names the line where it was stopped

@@ -1,4 +1,4 @@
-"""Targets that declare deviations: one that holds, one that does not."""
+"""Targets that declare a deviation: one deviates, one does not, and one names an unknown clause."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""A target with a defect in each of four groups, one of which raises an error that holds an address."""
+"""A target with a defect in each of four groups; one defect raises an error whose message holds an address."""
 
 import layered
 import unscaled

@@ -1,4 +1,4 @@
-"""A target that offers a backend and nothing else."""
+"""A target that exposes only a backend."""
 
 from tests.baselines.fhe_backend import Right
 

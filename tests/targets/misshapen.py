@@ -1,4 +1,4 @@
-"""Targets that cannot be tested: nothing there, a wrong signature, no callable, a wrong declaration."""
+"""Targets that cannot be tested: no public names, a wrong signature, not callable, a wrong declaration."""
 
 from types import SimpleNamespace
 

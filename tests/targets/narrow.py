@@ -1,4 +1,4 @@
-"""Targets that declare float32 only: one refuses other dtypes, one takes them, one refuses float32."""
+"""Targets that declare only float32: one refuses other dtypes, one accepts them, one refuses float32."""
 
 from types import SimpleNamespace
 
@@ -9,7 +9,7 @@ CONFORMANCE = {"dtypes": ("float32",)}
 
 
 def refusing_all_but(accepted):
-    """A target that refuses every other dtype."""
+    """Return a target that refuses every dtype outside `accepted`."""
 
     def lora_linear(x, *operands, **options):
         if x.dtype not in accepted:

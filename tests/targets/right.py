@@ -1,4 +1,4 @@
-"""A right target of group linear, in plain PyTorch."""
+"""A right target of the group linear in plain PyTorch."""
 
 import torch.nn.functional as F
 

@@ -1,4 +1,4 @@
-"""`optimized` with every route of its Triton layer taken wherever it can be."""
+"""`optimized`, with a Triton layer that takes every optional route."""
 
 import optimized
 from optimized.dispatch.routes import ONE_KERNEL, ONE_READING

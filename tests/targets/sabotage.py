@@ -1,4 +1,4 @@
-"""A target that breaks the suite: what the suite itself fails at must not count against a target."""
+"""A target that breaks a clause's check; an error of the suite must not count against a target."""
 
 import right
 

@@ -1,4 +1,4 @@
-"""A target that drops the scale, and takes the time that SLUGGISH says, so that a run of it can be cut off."""
+"""A target that ignores the scale and sleeps $SLUGGISH seconds per call, so that a test can interrupt its run."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""A target that drops the scale."""
+"""A target that ignores the scale."""
 
 import right
 

@@ -1,1 +1,1 @@
-"""The suite on implementations that are right: alarms, undecided cases, and how close the worst error comes."""
+"""Runs of the suite on right implementations: false alarms, undecided cases, and the largest error ÷ budget."""

@@ -1,4 +1,4 @@
-"""`python -m tests.campaigns.alarms run` judges right implementations into a journal; `… table` sums journals up."""
+"""`python -m tests.campaigns.alarms run` judges right implementations and writes a journal; `… table` sums it up."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ def main() -> int:
     """Parse the command line and run it."""
     parser = argparse.ArgumentParser(prog="python -m tests.campaigns.alarms", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="a run that was cut off goes on where its journal ends")
+    run = commands.add_parser("run", help="judge right implementations; an interrupted run continues its journal")
     run.add_argument("--journal", type=Path, default=Path("alarms.jsonl"))
-    run.add_argument("--rounds", type=int, default=1, help="each draws cases of its own")
-    run.add_argument("--volume", type=int, default=24, help="cases for each clause, subject and dtype in a round")
-    run.add_argument("--shard", default="1/1", help="i/n: every n-th implementation and round")
-    run.add_argument("--only", nargs="*", help="implementations")
-    table = commands.add_parser("table", help="alarms by dtype; headroom and undecided share by clause")
+    run.add_argument("--rounds", type=int, default=1, help="number of rounds; each draws new cases")
+    run.add_argument("--volume", type=int, default=24, help="cases per clause, subject and dtype in a round")
+    run.add_argument("--shard", default="1/1", help="i/n: every n-th implementation and round, from the i-th on")
+    run.add_argument("--only", nargs="*", help="judge only these implementations")
+    table = commands.add_parser("table", help="print alarms by dtype, headroom and undecided share by clause")
     table.add_argument("journals", type=Path, nargs="+")
-    table.add_argument("--json", type=Path, help="write the sums there as well")
+    table.add_argument("--json", type=Path, help="also write the sums to this file")
     options = parser.parse_args()
     if options.command == "run":
         return _run(options)
@@ -36,7 +36,7 @@ def main() -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads it when it is imported
     from tests.campaigns.alarms import campaign
 
     done = _finished(options.journal)
@@ -47,7 +47,7 @@ def _run(options: argparse.Namespace) -> int:
         if f"{name} {number} {options.volume}" in done:
             continue
         found = [dataclasses.asdict(entry) for entry in campaign.entries(name, number, options.volume)]
-        # one write for the whole round: it is in the journal, or it is done again
+        # A round is written at once: an interrupted round leaves no entries and is repeated.
         lines = [json.dumps(entry, ensure_ascii=False) for entry in found]
         with options.journal.open("a", encoding="utf-8") as journal:
             journal.write("\n".join(lines) + "\n")

@@ -1,4 +1,4 @@
-"""Rounds of fresh cases on every right implementation, one journal line for each clause, subject and dtype."""
+"""Rounds of new cases on every right implementation; each clause, subject and dtype gives one journal entry."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from conformance.specification.clause import Clause, load_all
 from conformance.target.target import Target
 from tests.campaigns.variants import VARIANTS
 
-# whole implementations, in all groups they claim; the variants are judged in the groups of the formula
+# These implementations are judged in all groups they claim; the variants only in the groups of the formula.
 WHOLE = ("reference", "optimized", "conformance.targets.peft", "conformance.targets.loralib")
 WHOLE += ("conformance.targets.torchtune",)
-# torch.compile for every new kind of operand takes seconds: `loraspec run` judges these
+# torch.compile takes seconds for each new kind of operand; `loraspec run` judges these clauses.
 SLOW = ("LIN-COMPILE", "LAY-COMPILE", "FUS-COMPILE")
-# these recompile for every kind of operand: fewer cases of them
+# These implementations recompile for each kind of operand and get this share of the cases.
 COSTLY = {"compiled": 0.1}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What one clause said of one right implementation in one round.
+    """The result of one clause on one right implementation in one round.
 
     Attributes:
-        volume: cases asked for.   cases: those that decided something.   inconclusive: those that did not.
-        worst: largest error ÷ budget.   message: what was said where it was no pass.
+        volume: requested cases.   cases: decided cases.   inconclusive: undecided cases.
+        worst: largest error ÷ budget.   message: the case and its message, unless the clause passed.
     """
 
     name: str
@@ -46,17 +46,17 @@ class Entry:
 
 
 def targets() -> list[str]:
-    """The name of every right implementation."""
+    """Return the name of every right implementation."""
     return [*VARIANTS, *WHOLE]
 
 
 def loaded(name: str) -> Target:
-    """A right implementation as a target."""
+    """Return a right implementation as a target."""
     return Target.of(VARIANTS[name], name) if name in VARIANTS else Target.of(importlib.import_module(name), name)
 
 
 def entries(name: str, number: int, volume: int) -> Iterator[Entry]:
-    """One round: every clause that the implementation claims, in every dtype, on cases of its own seed."""
+    """Judge one round: every clause that the implementation claims, in every dtype; the round's number is the seed."""
     target = loaded(name)
     profile = Profile("round", volume=max(1, round(volume * COSTLY.get(name, 1))), interpreted=2, seed=number)
     for clause in load_all().values():

@@ -1,4 +1,4 @@
-"""Sums over journals: cases and alarms by dtype, headroom and undecided share by clause."""
+"""Sums of journals: cases and alarms by dtype, headroom and undecided share by clause."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ MOST_UNDECIDED = 0.05
 
 
 def read(journals: Iterable[Path]) -> list[dict[str, Any]]:
-    """Every complete line; a run that was cut off may have left half of one."""
+    """Return the entry of each complete line; an interrupted run may have left half a line."""
     lines = [line for path in journals for line in path.read_text(encoding="utf-8").splitlines(keepends=True)]
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def summary(entries: list[dict[str, Any]]) -> dict[str, Any]:
-    """Counts over everything read.
+    """Return the sums over all entries.
 
-    An alarm is a MUST clause that fails one of our own right implementations; a SHOULD that fails, and what peers fail,
-    are findings. `headroom` of a clause is `1 / worst`: the factor by which its budget could shrink before a right
-    implementation fails.
+    An alarm is a MUST clause that fails one of our own right implementations. Failures of SHOULD clauses and of peer
+    libraries are findings. The `headroom` of a clause is `1 / worst`: the factor by which its budget could shrink
+    before a right implementation fails.
     """
     must = {clause.id for clause in load_all().values() if clause.level == MUST}
     own = {*VARIANTS, "reference", "optimized"}
@@ -68,7 +68,7 @@ def _clause(entries: list[dict[str, Any]], clause: str) -> dict[str, Any]:
 
 
 def show(found: dict[str, Any]) -> int:
-    """Print the tables; exit status 1 where a right implementation failed or a clause decides too little."""
+    """Print the tables; return 1 if a right implementation failed or a clause leaves too many cases undecided."""
     print(f"{'clause':<24} {'cases':>8}  undecided  worst  headroom  by")
     for clause, row in found["clauses"].items():
         numbers = f"{row['worst']:>5}  {row['headroom']:>8}  {row['by']}" if row["worst"] else ""

@@ -1,1 +1,1 @@
-"""A mechanical mutator: small edits of `reference/` and `optimized/`, each of which the suite should notice."""
+"""Mutation testing: small edits of `reference/` and `optimized/`, each of which the suite should detect."""

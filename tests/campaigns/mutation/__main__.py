@@ -1,4 +1,4 @@
-"""`python -m tests.campaigns.mutation run` judges mutants into a journal; `… table` sums it up."""
+"""`python -m tests.campaigns.mutation run` judges mutants and writes a journal; `… table` sums it up."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def main() -> int:
     """Parse the command line and run it."""
     parser = argparse.ArgumentParser(prog="python -m tests.campaigns.mutation", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="judge mutants; those already in the journal are not judged again")
+    run = commands.add_parser("run", help="judge mutants; skip those already in the journal")
     run.add_argument("--journal", type=Path, default=Path("mutation.jsonl"))
-    run.add_argument("--share", type=float, default=1.0, help="a fixed random part of the mutants, 0 to 1")
-    run.add_argument("--shard", default="1/1", help="i/n: every n-th of them, starting with the i-th")
-    run.add_argument("--only", default="", help="mutants whose name contains this")
-    table = commands.add_parser("table", help="scores by group of clauses, and survivors with their reasons")
+    run.add_argument("--share", type=float, default=1.0, help="judge a fixed random share of the mutants, 0 to 1")
+    run.add_argument("--shard", default="1/1", help="i/n: every n-th mutant, starting with the i-th")
+    run.add_argument("--only", default="", help="judge only mutants whose name contains this")
+    table = commands.add_parser("table", help="print scores by file, and survivors without a reason")
     table.add_argument("journals", type=Path, nargs="+")
-    table.add_argument("--json", type=Path, help="write the table there as well")
+    table.add_argument("--json", type=Path, help="also write the table to this file")
     options = parser.parse_args()
     if options.command == "table":
         return summary.show(options.journals, options.json)
@@ -33,7 +33,7 @@ def main() -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads it when it is imported
     from tests.campaigns.mutation import verdict
 
     done = {entry["mutant"] for entry in summary.read([options.journal])} if options.journal.exists() else set()
@@ -55,7 +55,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _share_of(mutant: Mutant) -> float:
-    """A number from 0 to 1 that depends on the mutant's name alone."""
+    """Return a number from 0 to 1 that depends only on the mutant's name."""
     return int.from_bytes(hashlib.sha256(mutant.id.encode()).digest()[:6], "big") / 2**48
 
 

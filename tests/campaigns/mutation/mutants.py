@@ -1,4 +1,4 @@
-"""The mutants of a source file, each with a name that outlives edits elsewhere, and a copy of the packages with one."""
+"""The mutants of a source file, with names that survive edits elsewhere, and copies of the packages with a mutant."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.campaigns.mutation.operators import OPERATORS
 
 ROOT = Path(__file__).resolve().parents[3]
 PACKAGES = ("reference", "optimized")
-EXEMPT = ("__init__.py",)  # a list of exports is no computation
+EXEMPT = ("__init__.py",)  # these files only list exports
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class Mutant:
     """One small edit of one file.
 
     Attributes:
-        file: relative to the root.   function: the qualified name around the edit, empty at module level.
-        operator: its name.   before, after: the source of the edited node.   line: where it is now.
-        ordinal: tells apart equal edits in one function.   text: the whole file as it is.
-        span: where the edited node lies in it, in bytes.   new: what takes its place.
+        file: path relative to the root.   function: qualified name of the enclosing function, empty at module level.
+        operator: the operator's name.   before, after: source of the node before and after the edit.
+        line: line of the node.   ordinal: number that distinguishes equal edits in one function.
+        text: the unedited file.   span: byte offsets of the node in it.   new: the text that replaces the node.
     """
 
     file: str
@@ -41,19 +41,19 @@ class Mutant:
 
     @property
     def id(self) -> str:
-        """A name that does not change when lines are added elsewhere."""
+        """The mutant's name, which does not change when lines are added elsewhere."""
         again = f" #{self.ordinal}" if self.ordinal else ""
         return f"{self.file} {self.function or '<module>'} {self.operator}: {self.before} → {self.after}{again}"
 
     @property
     def source(self) -> str:
-        """The whole edited file."""
+        """The edited file."""
         raw, (start, end) = self.text.encode(), self.span
         return (raw[:start] + self.new.encode() + raw[end:]).decode()
 
     @property
     def valid(self) -> bool:
-        """Whether the edited file is Python at all: a node may stand where its replacement cannot."""
+        """Whether the edited file is valid Python; the replacement may not fit the node's position."""
         try:
             compile(self.source, self.file, "exec")
         except SyntaxError:
@@ -62,12 +62,12 @@ class Mutant:
 
     @property
     def package(self) -> str:
-        """The package that the edit is in."""
+        """The package that contains the edit."""
         return self.file.partition("/")[0]
 
 
 def mutants_of(path: Path) -> list[Mutant]:
-    """Every mutant of one file, in source order."""
+    """Return every mutant of one file, in source order."""
     text = path.read_text(encoding="utf-8")
     file = path.relative_to(ROOT).as_posix()
     starts = list(itertools.accumulate((len(line.encode()) for line in text.splitlines(keepends=True)), initial=0))
@@ -87,13 +87,13 @@ def mutants_of(path: Path) -> list[Mutant]:
 
 
 def all_mutants(packages: tuple[str, ...] = PACKAGES) -> list[Mutant]:
-    """The mutants of every file of the packages."""
+    """Return the mutants of every file of the packages."""
     files = [p for package in packages for p in sorted((ROOT / package).rglob("*.py")) if p.name not in EXEMPT]
     return [mutant for path in files for mutant in mutants_of(path)]
 
 
 def write_copy(folder: Path, mutant: Mutant | None) -> None:
-    """Copy both packages into a folder, with the mutant in place of its file."""
+    """Copy both packages into a folder; the mutant replaces its file."""
     for package in PACKAGES:
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     if mutant is not None:
@@ -101,7 +101,7 @@ def write_copy(folder: Path, mutant: Mutant | None) -> None:
 
 
 def _walk(node: ast.AST, function: str) -> Iterator[tuple[str, Any]]:
-    """Every node that is computed with: no annotation, docstring, message or list of exports."""
+    """Yield every node that takes part in a computation; skip annotations, docstrings, messages and export lists."""
     for field, value in ast.iter_fields(node):
         if field in ("annotation", "returns", "decorator_list", "bases", "type_params", "ctx", "op", "ops"):
             continue
@@ -119,7 +119,7 @@ def _walk(node: ast.AST, function: str) -> Iterator[tuple[str, Any]]:
 
 
 def _said_not_done(node: ast.AST) -> bool:
-    """Docstrings, imports, exports, formatted text and warnings: words, which clauses judge by pattern alone."""
+    """Whether a node is text (a docstring, an f-string) or an import or export, which clauses do not judge exactly."""
     if isinstance(node, ast.Import | ast.ImportFrom | ast.JoinedStr):
         return True
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
@@ -130,7 +130,7 @@ def _said_not_done(node: ast.AST) -> bool:
 
 
 def _placed(node: Any, new: str) -> str:
-    """The new source as it must stand in the node's place: statements indented, expressions in parentheses."""
+    """Return the new source as it replaces the node: statements are indented, expressions get parentheses."""
     return new.replace("\n", "\n" + " " * node.col_offset) if isinstance(node, ast.stmt) else f"({new})"
 
 

@@ -1,4 +1,4 @@
-"""Mutation operators: each turns one node of a syntax tree into nodes that are wrong in one small way."""
+"""Mutation operators; each replaces one node of a syntax tree by nodes with one small defect."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OPERATORS: dict[str, Operator] = {}
 ARITHMETIC: dict[type, type] = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult}
 ARITHMETIC |= {ast.FloorDiv: ast.Mult, ast.Mod: ast.FloorDiv, ast.Pow: ast.Mult, ast.BitAnd: ast.BitOr}
 ARITHMETIC |= {ast.BitOr: ast.BitAnd, ast.LShift: ast.RShift, ast.RShift: ast.LShift}
-# off by one at the boundary first, then the opposite
+# The first replacement differs only at the boundary, the second is the opposite.
 COMPARISONS: dict[type, tuple[type, ...]] = {
     ast.Lt: (ast.LtE, ast.GtE),
     ast.LtE: (ast.Lt, ast.Gt),
@@ -26,7 +26,7 @@ COMPARISONS: dict[type, tuple[type, ...]] = {
     ast.In: (ast.NotIn,),
     ast.NotIn: (ast.In,),
 }
-# what a call of these adds is lost when the call is replaced by its receiver
+# A call of these methods is replaced by its receiver.
 UNWRAPPED = {"detach", "contiguous", "clone", "to", "float", "double", "t", "transpose", "abs", "sum", "type_as"}
 UNWRAPPED |= {"reshape", "view", "flatten", "sqrt", "square", "div", "mul", "add", "neg", "view_as", "lower", "strip"}
 TRANSPOSES = {"T", "mT", "mH"}
@@ -46,7 +46,7 @@ def operator(name: str) -> Callable[[Operator], Operator]:
 
 
 def changed(node: Any, **fields: Any) -> Any:
-    """A copy of a node with some fields replaced."""
+    """Return a copy of a node with some fields replaced."""
     return ast.copy_location(type(node)(**{**dict(ast.iter_fields(copy.copy(node))), **fields}), node)
 
 
@@ -99,7 +99,7 @@ def boolean(node: Any) -> Iterator[Any]:
 
 @operator("condition")
 def condition(node: Any) -> Iterator[Any]:
-    """The branches of `a if c else b` change places; one of them is always taken."""
+    """`a if c else b` becomes `a`, then `b`."""
     if isinstance(node, ast.IfExp):
         yield node.body
         yield node.orelse
@@ -107,7 +107,7 @@ def condition(node: Any) -> Iterator[Any]:
 
 @operator("constant")
 def constant(node: Any) -> Iterator[Any]:
-    """A number becomes a near one, `True` becomes `False`, a word another word."""
+    """A number becomes a nearby number, `True` becomes `False`, a string that is a name gets a trailing `_`."""
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         yield node.operand
     if not isinstance(node, ast.Constant):
@@ -136,7 +136,7 @@ def unwrapped_call(node: Any) -> Iterator[Any]:
 
 @operator("detached")
 def detached(node: Any) -> Iterator[Any]:
-    """A tensor passed on to a product no longer carries its gradient."""
+    """A tensor operand of a product is detached."""
     products = {"linear", "matmul", "mm", "addmm", "dropout", "embedding"}
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in products:
         for position, argument in enumerate(node.args):
@@ -155,7 +155,7 @@ def dropped_keyword(node: Any) -> Iterator[Any]:
 
 @operator("dtype")
 def dtype(node: Any) -> Iterator[Any]:
-    """`torch.float32` becomes `torch.float16`: an accumulator too narrow."""
+    """`torch.float32` becomes `torch.float16`, which makes an accumulator too narrow."""
     if isinstance(node, ast.Attribute) and node.attr in DTYPES and isinstance(node.value, ast.Name):
         yield changed(node, attr=DTYPES[node.attr])
 
@@ -175,7 +175,7 @@ def name(node: Any) -> Iterator[Any]:
 
 @operator("statement")
 def statement(node: Any) -> Iterator[Any]:
-    """A statement with an effect is left out; a condition is turned round; a value is not returned."""
+    """A statement with an effect is removed, a condition is negated, or None is returned instead of a value."""
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
         yield ast.Pass()
     if isinstance(node, ast.AugAssign | ast.Raise):

@@ -1,4 +1,4 @@
-"""The mutation score: killed and surviving mutants by group, time to kill, and why each survivor may live."""
+"""The mutation score: killed and surviving mutants by file, time to kill, and the reason for each survivor."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ REASONS = Path(__file__).parent / "survivors.json"
 
 
 def read(journals: list[Path]) -> list[dict[str, Any]]:
-    """The entries of journals, the last of each mutant."""
+    """Return the last entry of each mutant in the journals."""
     lines = [line for path in journals for line in path.read_text(encoding="utf-8").splitlines()]
     return list({entry["mutant"]: entry for entry in map(json.loads, lines)}.values())
 
 
 def reasons() -> dict[str, str]:
-    """Why a survivor is no gap: a pattern of mutant names, and what makes those equivalent."""
+    """Return why survivors are equivalent to the original: patterns of mutant names with their reasons."""
     found: dict[str, str] = json.loads(REASONS.read_text(encoding="utf-8"))
     return found
 
 
 def reason(mutant: str) -> str | None:
-    """The reason recorded for a survivor; None for a gap."""
+    """Return the reason recorded for a survivor, or None for a gap in the suite."""
     return next((why for pattern, why in reasons().items() if matching(pattern, [mutant])), None)
 
 
 def matching(pattern: str, mutants: list[str]) -> list[str]:
-    """The mutants a pattern names; in it * stands for anything, and all else for itself."""
+    """Return the mutants whose names match a pattern, in which only `*` is special and matches anything."""
     expression = re.compile(".*".join(map(re.escape, pattern.split("*"))) if "*" in pattern else re.escape(pattern))
     return [mutant for mutant in mutants if expression.fullmatch(mutant)]
 
 
 def scores(entries: list[dict[str, Any]]) -> dict[str, Any]:
-    """Counts by file, time to kill in seconds, which clauses killed, and survivors with their reasons."""
+    """Return counts by file, seconds to kill, the groups that killed, and survivors with their reasons."""
     files: dict[str, Counter[str]] = {}
     for entry in entries:
         counts = files.setdefault(entry["file"], Counter())
@@ -71,7 +71,7 @@ def _quantiles(times: list[float]) -> dict[str, float]:
 
 
 def show(journals: list[Path], out: Path | None) -> int:
-    """Print the table; exit status 1 where a survivor has no reason."""
+    """Print the table; return 1 if a survivor has no reason."""
     found = scores(read(journals))
     print(f"{'file':<36} killed  equivalent  gaps  score")
     for name, counts in found["files"].items():

@@ -1,4 +1,4 @@
-"""The suite's verdict on one mutant, in a process forked from one that has torch and the suite loaded."""
+"""The suite's verdict on one mutant; it is found in a fork of a process that has loaded torch and the suite."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from conformance.specification.clause import REGISTRY, Clause, load_all
 from conformance.target.target import TRITON, Target
 from tests.campaigns.mutation.mutants import PACKAGES, Mutant, write_copy
 
-LIMIT = 240  # CPU seconds after which a mutant that is neither killed nor through counts as hanging
-IDLE_LIMIT = 10 * LIMIT  # seconds by the clock, for one that waits for what does not come
-# torch.compile takes seconds for each mutant, and sees what the plain call shows
+LIMIT = 240  # CPU seconds after which an undecided mutant counts as hung
+IDLE_LIMIT = 10 * LIMIT  # wall-clock seconds, for a mutant that waits for ever without using the CPU
+# torch.compile takes seconds for each mutant and detects the same defects as the plain call.
 SLOW = ("LIN-COMPILE", "LAY-COMPILE", "FUS-COMPILE")
 FIRST = Profile("first", volume=1, interpreted=1, shrinks=0)
 QUICK = Profile("quick", PROFILES["quick"].volume, PROFILES["quick"].interpreted, shrinks=0)
 NUMERIC = ("linear", "layer", "merge", "dora", "model")
-# which groups see a file at all, the likeliest first; a file not named here is seen by the numeric groups
+# The groups that can detect a defect in a file, the likeliest first; the default is the numeric groups.
 GROUPS_OF = {
     "config": ("config", "model"),
     "matching": ("model", "hybrid"),
@@ -55,18 +55,18 @@ GROUPS_OF = {
         ("projection", "projections", "blocks", "qkv", "mlp", "activations", "gated_activation"), ("fused",)
     ),
 }
-# files of which one part runs with interpreted kernels and another without
+# These files run partly with interpreted kernels and partly without.
 BOTH_WAYS = ("quantization", "integers")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a mutant.
+    """The fate of a mutant.
 
     Attributes:
-        status: `killed` by a clause, `crashed` or `hung` (both noticed too), or `survived`.
-        clause: the first clause that failed, `import` where the package no longer imports.
-        seconds: CPU time that the verdict took, which other work on the machine does not lengthen.
+        status: `killed` by a clause, `crashed` or `hung` (both count as detected), or `survived`.
+        clause: the first clause that failed; `import` if the package no longer imports.
+        seconds: CPU time of the verdict; other load on the machine does not change it.
     """
 
     mutant: str
@@ -77,7 +77,7 @@ class Verdict:
 
 
 def verdict(mutant: Mutant | None, package: str = "") -> Verdict:
-    """Judge a mutant (or the unchanged `package`) until a clause fails or all have passed."""
+    """Judge a mutant (or the unchanged `package`) until a clause fails or all clauses have passed."""
     name = mutant.id if mutant else package
     with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
         write_copy(Path(folder), mutant)
@@ -92,7 +92,7 @@ def verdict(mutant: Mutant | None, package: str = "") -> Verdict:
 
 
 def _waited(child: int) -> tuple[str, float]:
-    """How a child ended, and its CPU time in seconds."""
+    """Wait for a child; return how it ended and its CPU time in seconds."""
     deadline = time.monotonic() + IDLE_LIMIT
     late = False
     while True:
@@ -108,7 +108,7 @@ def _waited(child: int) -> tuple[str, float]:
 
 
 def _in_child(folder: Path, mutant: Mutant | None, package: str, out: Path) -> None:
-    """Import the mutated package in place of the real one and judge it; never returns."""
+    """Import the mutated package in place of the real one, judge it and end the process."""
     resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, resource.RLIM_INFINITY))
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
@@ -151,7 +151,7 @@ def _first_failure(target: Target, mutant: Mutant | None) -> dict[str, str] | No
 
 
 def _planned(target: Target, mutant: Mutant | None) -> Iterator[tuple[Profile, Clause, Any, str]]:
-    """One case for every clause that may see the file, then the quick profile for every subject and dtype."""
+    """Yield one case for every clause of the file's groups, then the quick profile for every subject and dtype."""
     groups = groups_of(mutant)
     clauses = [c for group in groups for c in REGISTRY.values() if c.group == group and c.id not in SLOW]
     in_kernels = mutant is not None and "/kernels/" in mutant.file
@@ -165,14 +165,14 @@ def _planned(target: Target, mutant: Mutant | None) -> Iterator[tuple[Profile, C
 
 
 def groups_of(mutant: Mutant | None) -> tuple[str, ...]:
-    """The groups of clauses that see the mutant's file."""
+    """Return the groups of clauses that can detect a defect in the mutant's file."""
     if mutant is None:
         return _expected_claims()
     return GROUPS_OF.get(Path(mutant.file).stem, ("linear", "layer") if "/kernels/" in mutant.file else NUMERIC)
 
 
 def prepare() -> None:
-    """Load what every mutant needs, once; with one thread, since a fork keeps no others."""
+    """Load once the modules that every mutant needs; use one thread, since a fork keeps only one."""
     os.environ.setdefault("TRITON_INTERPRET", "1")
     torch.set_num_threads(1)
     load_all()

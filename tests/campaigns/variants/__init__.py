@@ -1,4 +1,4 @@
-"""Right but different implementations, by name: no clause may fail any of them, in any dtype."""
+"""Right but different implementations by name; each must pass every clause in every dtype."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What groups other than `linear` leave to an implementation: by name, the target and the clauses that must pass it."""
+"""Choices that groups other than `linear` leave to an implementation: targets by name, with clauses they must pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Right implementations that differ in the order of the formula, in what they store and in what they fuse."""
+"""Right implementations that differ in the order of operations, in the stored tensors and in fused products."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class MultipliesTheAdaptersFirst(Right):
 
 
 class Merges(Right):
-    """One product with the merged weight."""
+    """The output is one product with the merged weight."""
 
     def lora_linear(
         self, x: Tensor, weight: Any, bias: Any, lora_A: Tensor, lora_B: Tensor, *args: Any, **options: Any
@@ -82,7 +82,7 @@ class Merges(Right):
 
 
 class Concatenates(Right):
-    """Base and adapter in one product over [W, B] and [x, s·S]."""
+    """Base and adapter are one product of [x, s·S] and [W, B]."""
 
     def lora_linear(
         self, x: Tensor, weight: Any, bias: Any, lora_A: Tensor, lora_B: Tensor, *args: Any, **options: Any
@@ -115,7 +115,7 @@ class Eager(Right):
 
 
 class AddsInto(Right):
-    """Base and update by `addmm`, the scale as its alpha."""
+    """Base and update use `addmm`; the scale is its alpha."""
 
     def base(self, x: Tensor, weight: Tensor, bias: Any) -> Tensor:
         return x @ weight.T if bias is None else torch.addmm(bias, x, weight.T)
@@ -126,7 +126,7 @@ class AddsInto(Right):
 
 
 class AddsTheBiasLast(Right):
-    """`(x Wᵀ + update) + b`."""
+    """The bias is added last: `(x Wᵀ + update) + b`."""
 
     def base(self, x: Tensor, weight: Tensor, bias: Any) -> Tensor:
         self.bias = bias
@@ -138,7 +138,7 @@ class AddsTheBiasLast(Right):
 
 
 class RoundsOnce(Right):
-    """Everything in float32 (float64 in float64), rounded once at the end."""
+    """All operations run in float32 (float64 for float64) and the result is rounded once."""
 
     def base(self, x: Tensor, weight: Tensor, bias: Any) -> Tensor:
         self.kind = x.dtype
@@ -151,7 +151,7 @@ class RoundsOnce(Right):
     def total(self, base: Tensor, update: Tensor) -> Tensor:
         return (base + update).to(self.kind)
 
-    # The mask is wide, as what it masks, so the gradient that comes through it is too.
+    # The dropout mask is wide like the update, so the gradient through it is wide too.
     def back_through_update(self, o: BackwardOperands) -> Tensor:
         return super().back_through_update(_widened(o))
 
@@ -163,7 +163,7 @@ class RoundsOnce(Right):
 
 
 class KeepsTheMiddleWide(Right):
-    """S in float32, everything else in the dtype of the adapter."""
+    """S is float32; all other tensors have the dtype of the adapter."""
 
     def update(self, o: UpdateOperands) -> Tensor:
         middle = _wide(o.x) @ _wide(o.lora_A).T
@@ -171,7 +171,7 @@ class KeepsTheMiddleWide(Right):
 
 
 class SumsRankByRank(Right):
-    """The update as r outer products, summed in float32."""
+    """The update is a float32 sum of r outer products."""
 
     def update(self, o: UpdateOperands) -> Tensor:
         middle, up = _wide(o.x) @ _wide(o.lora_A).T, _wide(o.lora_B)
@@ -182,7 +182,7 @@ class SumsRankByRank(Right):
 
 
 class Flattens(Eager):
-    """Plain autograd on matrices, the leading dimensions put back afterwards."""
+    """Plain autograd on matrices; the leading dimensions are restored afterwards."""
 
     def lora_linear(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
         y = super().lora_linear(x.reshape(x.shape[:-1].numel(), x.shape[-1]), *args, **options)
@@ -190,7 +190,7 @@ class Flattens(Eager):
 
 
 class Checkpoints(Eager):
-    """Plain autograd, recomputed in the backward pass."""
+    """Plain autograd with checkpointing: the backward pass recomputes the forward pass."""
 
     def lora_linear(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
         call = super().lora_linear
@@ -199,9 +199,9 @@ class Checkpoints(Eager):
 
 
 class Compiled(Eager):
-    """Plain autograd through torch.compile, without the code generator: the graph is what can differ.
+    """Plain autograd through torch.compile with the `aot_eager` backend, which tests the graph without code generation.
 
-    Buffers are not donated to the backward pass: it could run once only, for which LIN-BWD-TWICE rightly fails a layer.
+    Buffers are not donated to the backward pass: the pass could then run only once, which LIN-BWD-TWICE rightly fails.
     A copy of a layer shares the compiled function, as copies share the code of their class.
     """
 
@@ -217,7 +217,7 @@ class Compiled(Eager):
 
     def lora_linear(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
         self.compiled = self.compiled or torch.compile(super().lora_linear, backend="aot_eager", dynamic=True)
-        torch._functorch.config.donated_buffer = False  # not for this call alone: the backward pass asks again
+        torch._functorch.config.donated_buffer = False  # set for good: the backward pass reads it later
         found: Tensor = self.compiled(x, *args, **options)
         return found
 

@@ -1,4 +1,4 @@
-"""Right implementations that differ in how each product is summed."""
+"""Right implementations that differ in the order in which products are summed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Product = Callable[[Tensor, Tensor], Tensor]
 
 
 def split(parts: int) -> Product:
-    """a bᵀ with the reduction cut into parts, their float32 partials added in order."""
+    """a bᵀ as split K: float32 partial sums of `parts` parts, added in order."""
     return functools.partial(_split, parts=parts)
 
 
@@ -52,16 +52,16 @@ def doubled(a: Tensor, b: Tensor) -> Tensor:
 
 def by_einsum(a: Tensor, b: Tensor) -> Tensor:
     """a bᵀ by einsum."""
-    return torch.einsum("mk,nk->mn", a, b).clone()  # a view cannot leave a custom function
+    return torch.einsum("mk,nk->mn", a, b).clone()  # a custom autograd function must not return a view
 
 
 def by_bmm(a: Tensor, b: Tensor) -> Tensor:
-    """a bᵀ as a batch of one."""
+    """a bᵀ by bmm, as a batch of one."""
     return torch.bmm(a[None], b.T[None])[0].clone()
 
 
 def by_vmap(a: Tensor, b: Tensor) -> Tensor:
-    """a bᵀ row by row, vectorised."""
+    """a bᵀ by vmap over rows."""
     return torch.vmap(lambda row: b @ row)(a).clone() if len(a) else a @ b.T
 
 
@@ -71,14 +71,14 @@ def transposed(a: Tensor, b: Tensor) -> Tensor:
 
 
 def padded(a: Tensor, b: Tensor) -> Tensor:
-    """a bᵀ with every size rounded up to a multiple of 16 by zeros, as kernels with masked tiles compute it."""
+    """a bᵀ with every size zero-padded to a multiple of 16, as kernels with masked tiles compute it."""
     (m, k), n = a.shape, b.shape[0]
     wide_a, wide_b = (torch.nn.functional.pad(t, (0, -k % 16, 0, -len(t) % 16)) for t in (a, b))
     return (wide_a @ wide_b.T)[:m, :n].clone()
 
 
 def tiled(a: Tensor, b: Tensor) -> Tensor:
-    """a bᵀ in tiles of 32 rows and 16 columns, each summed over tiles of 64."""
+    """a bᵀ in tiles of 32 rows and 16 columns, summed over blocks of 64 in K."""
     wide = torch.promote_types(a.dtype, torch.float32)
     out = torch.zeros(len(a), len(b), dtype=wide)
     for i in range(0, len(a), 32):
@@ -102,14 +102,14 @@ def interleaved(a: Tensor, b: Tensor) -> Tensor:
 
 
 def by_broadcast(a: Tensor, b: Tensor) -> Tensor:
-    """a bᵀ as element-wise products summed by `sum`, 64 rows at a time."""
+    """a bᵀ as broadcast products summed by `sum`, 64 rows at a time."""
     wide = torch.promote_types(a.dtype, torch.float32)
     rows = [(part.to(wide)[:, None] * b.to(wide)).sum(-1) for part in a.split(64)]
     return torch.cat(rows).to(a.dtype) if rows else a @ b.T
 
 
 class ProductsBy(Right):
-    """Every product by another method of summation."""
+    """Every product uses the given method of summation."""
 
     def __init__(self, product: Product) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Known-bad twins of adapter config: the config of a saved adapter loses a field, or loading makes one up."""
+"""Known-bad twins of adapter config: the config of a saved adapter loses a field, or loading invents one."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from tests.baselines.checkpoint import checkpoint_breaks as breaks
 
 
 class WritesInPlace(Right):
-    """Opens the files themselves."""
+    """The save writes to the final files without temporary ones."""
 
     def write(self, folder, files):
         for name, data in files.items():

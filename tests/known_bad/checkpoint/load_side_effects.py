@@ -68,7 +68,7 @@ class MapsTheFile(Right):
         return super().read(folder, name)
 
     def copy_one(self, layer, part, own, value):
-        # the first page: what the clause overwrites
+        # `value` maps the file, whose first page the clause overwrites
         own.data = value
 
 

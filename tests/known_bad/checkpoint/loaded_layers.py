@@ -44,7 +44,7 @@ class IgnoresAlphaPattern(Right):
 
 
 class IgnoresWhatItDoesNotKnow(Right):
-    """Loads what there is a place for: strict=False."""
+    """Loading skips unknown fields and tensors, like strict=False."""
 
     def check_fields(self, values):
         pass

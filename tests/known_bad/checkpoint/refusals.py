@@ -7,7 +7,7 @@ from tests.baselines.checkpoint import checkpoint_breaks as breaks
 
 
 class IgnoresAField(Right):
-    """Does not look at one field."""
+    """Loading ignores one field."""
 
     field = ""
 
@@ -51,7 +51,7 @@ class SaysNothing(Right):
 
 
 class CopiesUntilItFails(Right):
-    """Lets copy_ find out what does not fit."""
+    """Loading checks nothing before the copy, so `copy_` fails half-way."""
 
     def check(self, layers, named, config):
         pass

@@ -1,4 +1,4 @@
-"""Known-bad twins of resumed runs: a resumed training run forgets a part of its state."""
+"""Known-bad twins of resumed runs: a resumed training run loses a part of its state."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.baselines.checkpoint import checkpoint_breaks as breaks
 
 
 class Forgets(Right):
-    """Loads a run, and puts back something of what was there before."""
+    """Loading a run restores a part of the state from before the load."""
 
     def before(self, training):
         raise NotImplementedError
@@ -175,7 +175,7 @@ class RestoresRandomNumbersFirst(Right):
 
 
 class RunsInPlace(Right):
-    """Writes the file of a run itself."""
+    """The save writes to the run's final file without a temporary one."""
 
     def save_training(self, training, path, step=0):
         file = Path(path) / "training.safetensors"
@@ -197,7 +197,7 @@ breaks("CKP-RESUME-WHOLE", says="is no longer what it was before a save that fai
 
 
 class Pickles(Right):
-    """Keeps a run as torch.save and pickle do."""
+    """A run is saved by torch.save, which uses pickle."""
 
     def save_training(self, training, path, step=0):
         state = {"step": step, "model": training.inference_model.state_dict()}

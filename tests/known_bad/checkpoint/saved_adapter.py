@@ -155,7 +155,7 @@ class EmptiesTheFolder(Right):
 
 
 class TakesAnyScale(Right):
-    """Takes the file's scale for the layers, as it is."""
+    """Loading sets the layers' scale from the file without a check."""
 
     def check_layer(self, layer, config):
         self.taken = config

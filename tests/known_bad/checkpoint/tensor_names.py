@@ -1,4 +1,4 @@
-"""Known-bad twins of tensor names: a tensor loses the name of its layer on the way."""
+"""Known-bad twins of tensor names: saving or loading changes the name of a layer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.baselines.checkpoint import checkpoint_breaks as breaks
 
 
 class Renames(Right):
-    """Saves under names that `renamed` changes."""
+    """Tensors are saved under names changed by `renamed`."""
 
     def renamed(self, name):
         raise NotImplementedError
@@ -25,7 +25,7 @@ class RemovesDefaultFromNames(Renames):
         return name.replace(".default", "")
 
 
-@breaks("CKP-NAMES", says="raised", source="a prefix removed by str.replace")
+@breaks("CKP-NAMES", says="raised", source="str.replace used to remove a prefix")
 class RemovesThePrefixEverywhere(Renames):
     def renamed(self, name):
         return PREFIX + name.replace(PREFIX, "")

@@ -1,4 +1,4 @@
-"""Classes named `PeftConfig` that have one defect each, for the known-bad twins of the group config."""
+"""Defective classes named `PeftConfig` for the known-bad twins of the group config."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ CONFIG = {"groups": ("config",), "dtypes": ("float32",)}
 
 
 class Right:
-    """The reference's config."""
+    """A target with the reference's config; twins replace `PeftConfig`."""
 
     PeftConfig: Any = reference.PeftConfig
 
 
 def reading(change: Any) -> Any:
-    """A PeftConfig whose from_dict reads `change(dict)` instead."""
+    """Return a PeftConfig whose from_dict reads `change(dict)` instead of the dict."""
 
     @dataclass
     class PeftConfig(reference.PeftConfig):
@@ -30,7 +30,7 @@ def reading(change: Any) -> Any:
 
 
 def writing(change: Any) -> Any:
-    """A PeftConfig whose to_dict is `change(dict, config)`."""
+    """Return a PeftConfig whose to_dict returns `change(dict, config)`."""
 
     @dataclass
     class PeftConfig(reference.PeftConfig):
@@ -41,7 +41,7 @@ def writing(change: Any) -> Any:
 
 
 def accepting(key: str, bad: Any, taken: Any = None) -> Any:
-    """A PeftConfig that takes values of a field that `bad` tells, as they are or as `taken` makes them."""
+    """Return a PeftConfig that accepts values of a field for which `bad` is true, converted by `taken` if given."""
 
     @dataclass
     class PeftConfig(reference.PeftConfig):
@@ -58,7 +58,7 @@ def accepting(key: str, bad: Any, taken: Any = None) -> Any:
 
 
 def refusing(key: str, bad: Any) -> Any:
-    """A PeftConfig that refuses values of a field that `bad` tells."""
+    """Return a PeftConfig that refuses values of a field for which `bad` is true."""
 
     @dataclass
     class PeftConfig(reference.PeftConfig):
@@ -75,7 +75,7 @@ def read(cls: Any, d: Any) -> Any:
 
 
 def remade(names: Any, check: bool = True) -> Any:
-    """A PeftConfig of its own with these of the reference's fields, in this order."""
+    """Return a new PeftConfig class with these fields of the reference, in this order."""
     known = {f.name: f for f in dataclasses.fields(reference.PeftConfig)}
     made = [
         (n, known[n].type, field(default=known[n].default, default_factory=known[n].default_factory)) for n in names

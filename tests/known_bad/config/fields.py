@@ -30,7 +30,7 @@ class DefaultsToTriton(Right):
 @breaks(
     "CFG-DEFAULTS",
     says="PeftConfig.from_dict({}) has dim = 16",
-    source="defaults stated in two places",
+    source="defaults defined in two places",
     **CONFIG,
 )
 class StatesADefaultTwice(Right):

@@ -1,6 +1,6 @@
 """Known-bad twins of round trip: `to_dict` or `from_dict` loses, changes or shares a value."""
 
-# ruff: noqa: ARG005  (a twin ignores what it gets wrong)
+# ruff: noqa: ARG005  (twins ignore arguments on purpose)
 
 from __future__ import annotations
 

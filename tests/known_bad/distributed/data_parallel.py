@@ -1,4 +1,4 @@
-"""Known-bad twins of data parallel: a rank treats its own rows as all of the batch."""
+"""Known-bad twins of data parallel: a rank treats its own rows as the whole batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Known-bad twins of grad norm: a rank measures or clips by its own part of the gradient."""
+"""Known-bad twins of grad norm: a rank computes the norm or clips from its own part of the gradient."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.baselines.distributed import Right, distributed_breaks
 
 
 def here(parameters):
-    """The parameters, each as what of it is on this rank."""
+    """Return parameters that hold this rank's local parts of the gradients."""
     found = []
     for parameter in parameters:
         found.append(nn.Parameter(torch.zeros_like(local_part(parameter.grad))))

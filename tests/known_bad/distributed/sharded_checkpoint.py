@@ -1,4 +1,4 @@
-"""Known-bad twins of sharded checkpoint: a sharded checkpoint has the part of one rank."""
+"""Known-bad twins of sharded checkpoint: a sharded checkpoint holds only the part of one rank."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Known-bad twins of tensor parallel: a split layer omits a sum over the ranks, or sums once too often."""
+"""Known-bad twins of tensor parallel: a split layer omits a sum over the ranks, or sums twice."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.baselines.distributed import Right, distributed_breaks, followed
 
 
 def as_it_is_here(parameter):
-    """The gradient of this rank alone, said to be that of all."""
+    """Declare this rank's local gradient as replicated, without summing over the ranks."""
     from torch.distributed.tensor import DTensor, Replicate
 
     local = parameter.grad.to_local()

@@ -1,4 +1,4 @@
-"""Known-bad twins of dropout: a DoRA layer drops the base, or scales it while it drops."""
+"""Known-bad twins of dropout: a DoRA layer applies dropout to the base, or rescales the base under dropout."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.baselines.layer import Layer
 from tests.known_bad.dora.registration import twin
 
 
-@twin("DORA-DROP", says="worst", source="post dropout on the whole output")
+@twin("DORA-DROP", says="worst", source="post dropout applied to the whole output")
 class DropsTheWholeOutput(Layer):
     def dora(self, x: Tensor) -> Tensor:
         training, self.training = self.training, False
@@ -17,7 +17,7 @@ class DropsTheWholeOutput(Layer):
         return self.dropped(y)
 
 
-@twin("DORA-DROP-PRE", says="worst", source="the base given the dropped x")
+@twin("DORA-DROP-PRE", says="worst", source="the base product computed from the dropped x")
 class GivesTheBaseTheDroppedX(Layer):
     def dora(self, x: Tensor) -> Tensor:
         training, self.training = self.training, False

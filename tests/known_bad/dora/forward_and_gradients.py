@@ -14,7 +14,7 @@ ALL = ("float64", "float32", "bfloat16", "float16")
 
 
 class Weighed(torch.autograd.Function):
-    """The identity, whose gradient is multiplied by a factor."""
+    """The identity; its backward multiplies the gradient by a factor."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
@@ -27,7 +27,7 @@ class Weighed(torch.autograd.Function):
 
 
 def weighed(x: Tensor, factor: float) -> Tensor:
-    """x, with a wrong gradient."""
+    """Return x, with its gradient multiplied by `factor`."""
     return Weighed.apply(x, factor)  # type: ignore[no-any-return]
 
 
@@ -45,7 +45,7 @@ class LeavesTheUpdateOutOfTheNorm(Layer):
         return self.lora_magnitude.float() / self.row_norm(self.weight).float()
 
 
-@twin("DORA-FWD", says="worst", source="the bias scaled by the magnitude")
+@twin("DORA-FWD", says="worst", source="a bias multiplied by the magnitude")
 class ScalesTheBias(Layer):
     def dora(self, x: Tensor) -> Tensor:
         y = super().dora(x)
@@ -59,25 +59,25 @@ class DetachesXOnTheBase(Layer):
         return super().dora(x) - (part - part.detach()).to(x.dtype)
 
 
-@twin("DORA-BWD-DX", says="zeros", dtypes=ALL, source="gradients nobody compared")
+@twin("DORA-BWD-DX", says="zeros", dtypes=ALL, source="gradients that no test compared")
 class ZeroesDX(Layer):
     def dora(self, x: Tensor) -> Tensor:
         return super().dora(weighed(x, 0.0))
 
 
-@twin("DORA-BWD-DX", says="constant ratio -1", dtypes=ALL, source="gradients nobody compared")
+@twin("DORA-BWD-DX", says="constant ratio -1", dtypes=ALL, source="gradients that no test compared")
 class NegatesDX(Layer):
     def dora(self, x: Tensor) -> Tensor:
         return super().dora(weighed(x, -1.0))
 
 
-@twin("DORA-BWD-DX", says="constant ratio 2", dtypes=ALL, source="gradients nobody compared")
+@twin("DORA-BWD-DX", says="constant ratio 2", dtypes=ALL, source="gradients that no test compared")
 class DoublesDX(Layer):
     def dora(self, x: Tensor) -> Tensor:
         return super().dora(weighed(x, 2.0))
 
 
-@twin("DORA-BWD-DA", says="zeros", dtypes=ALL, source="gradients nobody compared")
+@twin("DORA-BWD-DA", says="zeros", dtypes=ALL, source="gradients that no test compared")
 class ZeroesDA(Layer):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -85,7 +85,7 @@ class ZeroesDA(Layer):
             self.lora_A.weight.register_hook(lambda g: g * 0.0)
 
 
-@twin("DORA-BWD-DA", says="constant ratio -1", dtypes=ALL, source="gradients nobody compared")
+@twin("DORA-BWD-DA", says="constant ratio -1", dtypes=ALL, source="gradients that no test compared")
 class NegatesDA(Layer):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -93,7 +93,7 @@ class NegatesDA(Layer):
             self.lora_A.weight.register_hook(lambda g: g * -1.0)
 
 
-@twin("DORA-BWD-DA", says="constant ratio 2", dtypes=ALL, source="gradients nobody compared")
+@twin("DORA-BWD-DA", says="constant ratio 2", dtypes=ALL, source="gradients that no test compared")
 class DoublesDA(Layer):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -101,7 +101,7 @@ class DoublesDA(Layer):
             self.lora_A.weight.register_hook(lambda g: g * 2.0)
 
 
-@twin("DORA-BWD-DB", says="zeros", dtypes=ALL, source="gradients nobody compared")
+@twin("DORA-BWD-DB", says="zeros", dtypes=ALL, source="gradients that no test compared")
 class ZeroesDB(Layer):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -109,7 +109,7 @@ class ZeroesDB(Layer):
             self.lora_B.weight.register_hook(lambda g: g * 0.0)
 
 
-@twin("DORA-BWD-DB", says="constant ratio -1", dtypes=ALL, source="gradients nobody compared")
+@twin("DORA-BWD-DB", says="constant ratio -1", dtypes=ALL, source="gradients that no test compared")
 class NegatesDB(Layer):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -117,7 +117,7 @@ class NegatesDB(Layer):
             self.lora_B.weight.register_hook(lambda g: g * -1.0)
 
 
-@twin("DORA-BWD-DB", says="constant ratio 2", dtypes=ALL, source="gradients nobody compared")
+@twin("DORA-BWD-DB", says="constant ratio 2", dtypes=ALL, source="gradients that no test compared")
 class DoublesDB(Layer):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -125,7 +125,7 @@ class DoublesDB(Layer):
             self.lora_B.weight.register_hook(lambda g: g * 2.0)
 
 
-@twin("DORA-BWD-DM", says="zeros", dtypes=ALL, source="gradients nobody compared")
+@twin("DORA-BWD-DM", says="zeros", dtypes=ALL, source="gradients that no test compared")
 class ZeroesDM(Layer):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -133,7 +133,7 @@ class ZeroesDM(Layer):
             self.lora_magnitude.register_hook(lambda g: g * 0.0)
 
 
-@twin("DORA-BWD-DM", says="constant ratio -1", dtypes=ALL, source="gradients nobody compared")
+@twin("DORA-BWD-DM", says="constant ratio -1", dtypes=ALL, source="gradients that no test compared")
 class NegatesDM(Layer):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -141,7 +141,7 @@ class NegatesDM(Layer):
             self.lora_magnitude.register_hook(lambda g: g * -1.0)
 
 
-@twin("DORA-BWD-DM", says="constant ratio 2", dtypes=ALL, source="gradients nobody compared")
+@twin("DORA-BWD-DM", says="constant ratio 2", dtypes=ALL, source="gradients that no test compared")
 class DoublesDM(Layer):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -157,7 +157,7 @@ class DifferentiatesTheNorm(Layer):
         return self.lora_magnitude.to(wide) / self.row_norm(self.weight.to(wide) + self.scale * b @ a)
 
 
-@twin("DORA-BWD-DA", says="worst", source="the norm not detached, A alone")
+@twin("DORA-BWD-DA", says="worst", source="the norm not detached, for A only")
 class DifferentiatesTheNormByA(Layer):
     def factor(self) -> Tensor:
         wide = torch.promote_types(self.weight.dtype, torch.float32)
@@ -165,7 +165,7 @@ class DifferentiatesTheNormByA(Layer):
         return self.lora_magnitude.to(wide) / self.row_norm(self.weight.to(wide) + self.scale * b @ a)
 
 
-@twin("DORA-LEAD", says="raised", source="three dimensions only")
+@twin("DORA-LEAD", says="raised", source="an input required to have three dimensions")
 class NeedsThreeDimensions(Layer):
     def dora(self, x: Tensor) -> Tensor:
         if x.dim() == 1:
@@ -173,7 +173,7 @@ class NeedsThreeDimensions(Layer):
         return super().dora(x)
 
 
-@twin("DORA-INIT", says="a fresh lora_magnitude", source="the magnitude left at one")
+@twin("DORA-INIT", says="a fresh lora_magnitude", source="a magnitude initialised to one")
 class StartsWithMagnitudeOne(Layer):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)

@@ -11,7 +11,7 @@ from tests.known_bad.dora.registration import twin
 ALL = ("float64", "float32", "bfloat16", "float16")
 
 
-@twin("DORA-MERGE", says="the merged weight", dtypes=ALL, source="a merge that knows plain LoRA alone")
+@twin("DORA-MERGE", says="the merged weight", dtypes=ALL, source="a merge that supports only plain LoRA")
 class MergesWithoutTheMagnitude(Layer):
     def dora_weight(self) -> Tensor:
         return self.weight + self.delta()
@@ -33,7 +33,7 @@ class KeepsTheAdapterWhenMerged(Layer):
         return y
 
 
-@twin("DORA-UNMERGE", says="the unmerged weight", source="the merged update subtracted, the row factor forgotten")
+@twin("DORA-UNMERGE", says="the unmerged weight", source="the update subtracted without undoing the row factor")
 class UnmergesByTheUpdateAlone(Layer):
     @torch.no_grad()
     def unmerge(self) -> None:

@@ -34,7 +34,7 @@ class ReturnsTheMagnitudesDtype(Layer):
         return super().dora(x).to(self.lora_magnitude.dtype)
 
 
-@twin("DORA-NEEDS", says="dA is None", source="the update made without a graph where m is frozen")
+@twin("DORA-NEEDS", says="dA is None", source="an update computed without a graph where m is frozen")
 class TrainsNothingBesideAFrozenMagnitude(Layer):
     def dora(self, x: Tensor) -> Tensor:
         if self.lora_magnitude.requires_grad or not x.requires_grad:
@@ -46,7 +46,7 @@ class TrainsNothingBesideAFrozenMagnitude(Layer):
         return y + through - through.detach()
 
 
-@twin("DORA-BIAS", says="worst    db", source="the bias added inside what the magnitude multiplies")
+@twin("DORA-BIAS", says="worst    db", source="a bias added before the multiplication by the magnitude")
 class MultipliesTheGradientOfTheBias(Layer):
     def dora(self, x: Tensor) -> Tensor:
         y = super().dora(x)
@@ -55,7 +55,7 @@ class MultipliesTheGradientOfTheBias(Layer):
         return y + ((self.factor().detach() - 1) * (self.bias - self.bias.detach())).to(y.dtype)
 
 
-@twin("DORA-TWICE", says="worst    twice dX", source="a gradient buffer that is added to and not cleared")
+@twin("DORA-TWICE", says="worst    twice dX", source="a gradient buffer that is accumulated into and never cleared")
 class GrowsWithEachBackward(Layer):
     def dora(self, x: Tensor) -> Tensor:
         y, passes = super().dora(x), [0]
@@ -69,7 +69,7 @@ class GrowsWithEachBackward(Layer):
         return y
 
 
-@twin("DORA-TWICE", says="twice dm", source="a gradient written, not accumulated")
+@twin("DORA-TWICE", says="twice dm", source="a gradient overwritten instead of accumulated")
 class OverwritesTheGradientOfTheMagnitude(Layer):
     def dora(self, x: Tensor) -> Tensor:
         y = super().dora(x)
@@ -78,7 +78,7 @@ class OverwritesTheGradientOfTheMagnitude(Layer):
         return y
 
 
-@twin("DORA-CKPT", says="raised", source="a forward that cannot be repeated inside backward")
+@twin("DORA-CKPT", says="raised", source="a forward that cannot be recomputed inside backward")
 class CannotRunInsideBackward(Layer):
     def dora(self, x: Tensor) -> Tensor:
         if torch._C._current_graph_task_id() != -1:
@@ -90,7 +90,7 @@ class CannotRunInsideBackward(Layer):
     "DORA-AMP",
     says="raised RuntimeError",
     dtypes=("float32",),
-    source="a product written with addmm_, not seen by autocast",
+    source="a product by addmm_, which autocast does not cast",
 )
 class AddsInPlaceUnderAutocast(Layer):
     def dora(self, x: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class AddsInPlaceUnderAutocast(Layer):
         return y
 
 
-@twin("DORA-OPTIONS", says="worst    y", source="alpha/r stated again where the norm is taken")
+@twin("DORA-OPTIONS", says="worst    y", source="alpha/r recomputed for the norm")
 class TakesTheNormAtAlphaOverDim(Layer):
     def __init__(self, right: Right, linear: nn.Linear, dim: int, alpha: float, *args: Any) -> None:
         super().__init__(right, linear, dim, alpha, *args)
@@ -114,7 +114,7 @@ class TakesTheNormAtAlphaOverDim(Layer):
         return factor
 
 
-@twin("DORA-OPTIONS", says="worst    y", source="a memory-efficient path that knows no magnitude")
+@twin("DORA-OPTIONS", says="worst    y", source="a memory-efficient path that ignores the magnitude")
 class ForgetsTheMagnitudeToSaveMemory(Layer):
     def forward(self, x: Tensor) -> Tensor:
         used, self.use_dora = self.use_dora, self.use_dora and not self.memory_efficient
@@ -123,7 +123,7 @@ class ForgetsTheMagnitudeToSaveMemory(Layer):
         return y
 
 
-@twin("DORA-NONFINITE", says="worst", dtypes=("float32",), source="a sum over all rows added at a weight of zero")
+@twin("DORA-NONFINITE", says="worst", dtypes=("float32",), source="zero times a sum over all rows, added to each row")
 class SpreadsNaNOverRows(Layer):
     def dora(self, x: Tensor) -> Tensor:
         return super().dora(x) + 0 * x.sum()

@@ -1,4 +1,4 @@
-"""The decorator that registers a wrong DoRA layer as a known-bad twin."""
+"""The decorator that registers a defective DoRA layer as a known-bad twin."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from tests.known_bad import record
 
 
 def twin(clause: str, **options: Any) -> Any:
-    """Register a layer class as a known-bad twin."""
+    """Return a decorator that registers a layer class as a known-bad twin."""
 
     def register(kind: type[Layer]) -> type[Layer]:
         target: Any = Right(kind)
-        target.reset = getattr(kind, "reset", lambda: None)  # a layer that keeps state across layers starts anew
+        target.reset = getattr(kind, "reset", lambda: None)  # resets state shared by a class's layers
         record(kind.__name__, target, clause, **options)
         return kind
 

@@ -1,4 +1,4 @@
-"""Known-bad twins of side effects: a DoRA layer changes its inputs, keeps a buffer, or does not repeat to the bit."""
+"""Known-bad twins of side effects: a DoRA layer changes its inputs, keeps a buffer, or is not deterministic."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class RoundsTheMagnitudeInPlace(Layer):
         return y
 
 
-@twin("DORA-MEM-LATER", says="worst    y", source="an output buffer that is used again")
+@twin("DORA-MEM-LATER", says="worst    y", source="a reused output buffer")
 class ReturnsItsBuffer(Layer):
     def dora(self, x: Tensor) -> Tensor:
         y = super().dora(x)
@@ -27,7 +27,7 @@ class ReturnsItsBuffer(Layer):
         return y
 
 
-@twin("DORA-MEM-REFILL", says="worst    y", source="a norm that is kept while the adapter is trained")
+@twin("DORA-MEM-REFILL", says="worst    y", source="a norm cached while the adapter is trained")
 class KeepsTheNorm(Layer):
     def row_norm(self, weight: Tensor) -> Tensor:
         if not hasattr(self, "lora_magnitude"):

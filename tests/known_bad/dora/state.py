@@ -20,14 +20,14 @@ class DoesNotSaveTheMagnitude(Layer):
         return super().load_state_dict(state_dict, strict=False, assign=assign)
 
 
-@twin("DORA-STATE", says="raised RuntimeError", source="the norm of the last step kept on the layer, with its graph")
+@twin("DORA-STATE", says="raised RuntimeError", source="the last step's norm kept on the layer with its graph")
 class CannotBeCopiedAfterUse(Layer):
     def dora(self, x: Tensor) -> Tensor:
         self.last = self.factor()
         return super().dora(x)
 
 
-@twin("DORA-TO", says="lora_magnitude has dtype", dtypes=("bfloat16",), source="a magnitude kept in its own precision")
+@twin("DORA-TO", says="lora_magnitude has dtype", dtypes=("bfloat16",), source="a magnitude that keeps its own dtype")
 class KeepsTheMagnitudesDtype(Layer):
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         magnitude = self.lora_magnitude.data if self.use_dora else None

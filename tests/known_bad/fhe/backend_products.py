@@ -1,4 +1,4 @@
-"""Known-bad twins of backend products: a backend's products are wrong, or their noise is not the declared one."""
+"""Known-bad twins of backend products: a backend's products are wrong, or their noise is not as declared."""
 
 from __future__ import annotations
 

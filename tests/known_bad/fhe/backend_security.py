@@ -78,7 +78,7 @@ class ChecksNoSum(Lattice):
 
 
 class Panic(BaseException):
-    """As a library in Rust raises it."""
+    """An exception that is no `Exception`, like the panics of Rust libraries."""
 
 
 @backend_breaks("FHE-BACKEND-DAMAGED", says="raised Panic")
@@ -100,7 +100,7 @@ class ReadsBeforeItLooks(Lattice):
 
 @backend_breaks("FHE-BACKEND-RANDOM", says="two of the ciphertexts of a matrix are the same")
 class DrawsFromTorch(Lattice):
-    """Whose generator a training script seeds."""
+    """Random numbers come from torch's generator, which a training script seeds."""
 
     def random(self, count):
         if count == 16 * 8:
@@ -135,7 +135,7 @@ class SendsInputsAlong(Lattice):
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """Keys as a dataclass shows them."""
+    """Keys whose repr is a dataclass's and shows the secret key."""
 
     secret: bytes
     evaluation: bytes

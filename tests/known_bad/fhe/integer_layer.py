@@ -1,4 +1,4 @@
-"""The integer layer in steps that twins change one at a time, and the ways in which they round."""
+"""The integer layer split into steps for twins to override, and wrong rounding functions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ GR2 = "zama-ai/concrete-ml 23cb7dc4d (#765): private_module(x.detach()) (GR2)"
 
 
 class Layer(reference.QuantizedLinear):
-    """The integer layer, with its weight's quantisation as a step of its own."""
+    """The integer layer with a separate step that quantises the weight."""
 
     def __init__(self, weight, bias, n_bits, input_range=None):
         super().__init__(weight, bias, n_bits, input_range)
@@ -28,7 +28,7 @@ class Layer(reference.QuantizedLinear):
 
 
 def over(t, low, high, n_bits, lowest=0, *, levels=None, rounding=torch.round):
-    """The formula of dynamic quantisation, with what twins change about it."""
+    """Quantise t dynamically from its range; twins change the lowest value, the number of levels or the rounding."""
     levels = 2**n_bits - 1 if levels is None else levels
     scale = torch.where(high > low, (high - low) / levels, torch.ones_like(low))
     zero_point = rounding(lowest - low / scale)
@@ -37,16 +37,16 @@ def over(t, low, high, n_bits, lowest=0, *, levels=None, rounding=torch.round):
 
 
 def rows(x):
-    """Least and largest of each row."""
+    """Return x in float64 with the least and the largest element of each row."""
     x = x.double()
     return x, x.amin(1, keepdim=True), x.amax(1, keepdim=True)
 
 
 def half_up(t):
-    """Round half-way cases up."""
+    """Round to nearest; ties go up."""
     return (t + 0.5).floor()
 
 
 def half_away(t):
-    """Round half-way cases away from zero."""
+    """Round to nearest; ties go away from zero."""
     return t.sign() * (t.abs() + 0.5).floor()

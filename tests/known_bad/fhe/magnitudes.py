@@ -1,4 +1,4 @@
-"""Known-bad twins of magnitudes: quantisation fails on very small or large numbers, or on more bits than a byte has."""
+"""Known-bad twins of magnitudes: quantisation fails on very small or large numbers, or on more than 8 bits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BOTH = ("float64", "float32")
 
 
 class HasALeastScale(reference.QuantizedLinear):
-    """Scales are no smaller than `least`."""
+    """The integer layer with a lower bound `least` on its scales."""
 
     least = 1e-8
 

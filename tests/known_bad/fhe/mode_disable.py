@@ -31,7 +31,7 @@ class ForgetsTheBias(reference.QuantizedLinear):
         super().__init__(weight, None, n_bits, input_range)
 
 
-@fhe_breaks("FHE-DISABLE", says="elements wrong", source="a fixed range of inputs for all rows of a batch")
+@fhe_breaks("FHE-DISABLE", says="elements wrong", source="one input range for all rows of a batch")
 class QuantizesTheWholeBatch(reference.QuantizedLinear):
     def quantize(self, x):
         if self.input_range is not None or not x.numel():
@@ -139,7 +139,7 @@ class MultipliesInFloat32(reference.QuantizedLinear):
         return (x.float() @ self.weight.float().t()).long()
 
 
-@fhe_breaks("FHE-DISABLE", says="elements wrong", source="int8 kernels take signed inputs: 255 is read as -1")
+@fhe_breaks("FHE-DISABLE", says="elements wrong", source="an int8 kernel with signed inputs, which reads 255 as -1")
 class TakesUnsignedBytesForSigned(reference.QuantizedLinear):
     def accumulate(self, x):
         return super().accumulate(x.to(torch.int8).long())
@@ -153,13 +153,13 @@ class AddsPairsOfProductsInInt16(reference.QuantizedLinear):
 
 
 def behind(matrix, columns):
-    """The elements that follow each row of a packed matrix in memory; zeros after the last."""
+    """Return the `columns` elements that follow each row of a contiguous matrix in memory; zeros after the last row."""
     flat = torch.nn.functional.pad(matrix.flatten(), (0, columns + matrix.shape[1]))
     at = (torch.arange(1, len(matrix) + 1) * matrix.shape[1])[:, None] + torch.arange(columns)
     return flat[at]
 
 
-@fhe_breaks("FHE-DISABLE", says="elements wrong", source="a kernel without a mask on the tail of K")
+@fhe_breaks("FHE-DISABLE", says="elements wrong", source="a kernel that does not mask the tail of K")
 class ReadsOnIntoTheNextRow(reference.QuantizedLinear):
     def accumulate(self, x):
         tail = -self.in_features % 16

@@ -25,7 +25,7 @@ class EncryptsSignedIntegers(reference.RemoteModule):
 
 
 class Given:
-    """A backend whose `evaluate` is given something else."""
+    """A backend whose `evaluate` gets arguments changed by `change`."""
 
     def __init__(self, backend, change):
         self.backend, self.change = backend, change
@@ -41,7 +41,7 @@ class Given:
 
 
 class Gives(reference.RemoteModule):
-    """A remote module that gives the backend something else."""
+    """A remote module that passes changed arguments to its backend's `evaluate`."""
 
     def change(self, given, ciphertext, weight, evaluation):
         return ciphertext, weight, evaluation
@@ -95,7 +95,7 @@ class JoinsNoBlocks(reference.RemoteModule):
 
 
 class PretendsToEncrypt(reference.RemoteModule):
-    """Mode execute in the clear, with noise that is drawn."""
+    """Mode execute without encryption; the noise is drawn."""
 
     def noise(self, raw):
         return self._with_noise(raw) - raw

@@ -38,7 +38,7 @@ class RoundsTheNoiseUp(reference.RemoteModule):
 
 
 class NoisyBy(reference.RemoteModule):
-    """Noise of another deviation."""
+    """Noise with the standard deviation that `std` returns."""
 
     def std(self):
         return self.noise_std
@@ -145,7 +145,7 @@ class AcceptsWhatMayWrap(reference.RemoteModule):
 
 
 class RangeOf(reference.QuantizedLinear):
-    """The range check with another largest product."""
+    """An integer layer whose range check uses a wrong largest accumulator."""
 
 
 @fhe_breaks("FHE-RANGE", says="that could wrap modulo", dtypes=SINGLE)
@@ -154,7 +154,7 @@ class LeavesNoRoomForNoise(reference.RemoteModule):
         kind = self.quantized_linear
 
         class Smaller(kind):
-            # as much smaller as the noise of the largest sum
+            # smaller by the noise's share of the range check
             @property
             def largest_accumulator(layer):  # noqa: N805
                 std = noise_std(self.split.parameters, layer.weight)

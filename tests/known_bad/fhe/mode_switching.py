@@ -16,7 +16,7 @@ SINGLE = ("float32",)
 
 
 class OtherMode(enum.Enum):
-    """The modes, but for two."""
+    """The modes without REMOTE."""
 
     TORCH = "torch"
     CALIBRATE = "calibrate"
@@ -74,7 +74,7 @@ class KeepsAStaleBias(reference.RemoteModule):
 
 @fhe_breaks("FHE-CHANGED", says="elements wrong")
 class DoesNotFollowAssignedWeights(reference.RemoteModule):
-    """It holds what it replaced by another name, where the layer does not look for it."""
+    """The module keeps its first weight under another name and puts it back before each call."""
 
     def forward(self, x):
         if not hasattr(self, "first"):

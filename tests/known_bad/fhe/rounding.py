@@ -14,7 +14,7 @@ from tests.known_bad.fhe.mode_disable import DOUBLE
 
 
 class CorrectsWithout(reference.QuantizedLinear):
-    """The zero point correction without one of its terms."""
+    """The zero-point correction without the term of index `missing`."""
 
     missing = 0
 
@@ -101,7 +101,7 @@ class RoundsTheGradientOfAMean(RoundsConstantRows):
 
 
 class RoundsInputsBy(reference.QuantizedLinear):
-    """Dynamic inputs with another rounding."""
+    """Dynamic quantisation of inputs with another rounding function."""
 
     rounding = staticmethod(torch.round)
 

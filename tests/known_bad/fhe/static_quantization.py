@@ -11,7 +11,7 @@ from tests.known_bad.fhe.integer_layer import HY4, Layer, over
 
 
 class SharesARange(reference.RemoteModule):
-    """Calibration with something else than the range of all inputs of this module."""
+    """Calibration that uses one range for all modules of a model."""
 
     def _observe(self, x):
         super()._observe(x)

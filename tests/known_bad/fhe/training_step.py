@@ -11,7 +11,7 @@ DOUBLE = ("float64",)
 
 
 class Folded(reference.HybridFHEModel):
-    """A model whose step differs."""
+    """A base class for models with a wrong training step."""
 
 
 @fhe_breaks("FHE-TRAIN", says="gradient of inner", dtypes=DOUBLE)

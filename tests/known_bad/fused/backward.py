@@ -1,4 +1,4 @@
-"""Known-bad twins of backward: a gradient of a fused block loses a term, takes another's, or is not given."""
+"""Known-bad twins of backward: a gradient of a fused block lacks a term, belongs to another operand, or is missing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.baselines.fused import Call, Right, gradients, wide
 from tests.known_bad import breaks
 
 
-@breaks("FUS-BWD-DX", says="error ÷ budget", source="one branch of a sum left out")
+@breaks("FUS-BWD-DX", says="error ÷ budget", source="one term of a sum omitted")
 class ForgetsTheLastBranch(Right):
     def sum_back(self, parts):
         return super().sum_back(parts[:-1] or parts)
@@ -27,7 +27,7 @@ class AddsNoPartOfTheLastAdapter(Right):
         return dx, pairs
 
 
-@breaks("FUS-BWD-DA", says="dA of", source="the gradients of gate and up exchanged")
+@breaks("FUS-BWD-DA", says="dA of", source="the gradients of gate and up swapped")
 class SwapsTheGradientsOfGateAndUp(Right):
     def back_mlp(self, x, lifts, projections, g, activation):
         dx, pairs = super().back_mlp(x, lifts, projections, g, activation)
@@ -36,7 +36,7 @@ class SwapsTheGradientsOfGateAndUp(Right):
         return dx, pairs
 
 
-@breaks("FUS-BWD-DA", says="dA of down", source="x for h, where both have the same width")
+@breaks("FUS-BWD-DA", says="dA of down", source="x used in place of h, where both have the same width")
 class RecomputesHWithoutUp(Right):
     def back_mlp(self, x, lifts, projections, g, activation):
         dx, pairs = super().back_mlp(x, lifts, projections, g, activation)
@@ -50,7 +50,7 @@ class KeepsGateAndUpInSixteenBits(Right):
         return (x, *(y.to(torch.bfloat16).to(y.dtype) for y in outputs))
 
 
-@breaks("FUS-BWD-DB", says="dB of", source="S of the first projection used for all")
+@breaks("FUS-BWD-DB", says="dB of", source="S of the first projection used for all projections")
 class UsesTheMiddleOfTheFirst(Right):
     def d_B(self, g, x, p):
         if p.name in ("q", "gate") and p.A is not None:
@@ -60,31 +60,31 @@ class UsesTheMiddleOfTheFirst(Right):
         return super().d_B(g, x, p)
 
 
-@breaks("FUS-BWD-DB", says="constant ratio", source="a scale left out")
+@breaks("FUS-BWD-DB", says="constant ratio", source="an omitted scale")
 class ForgetsTheScaleOfUp(Right):
     def d_B(self, g, x, p):
         return super().d_B(g, x, p) / (p.scale if p.name in ("up", "k") else 1.0)
 
 
-@breaks("FUS-BWD-DBIAS", says="constant ratio", source="a mean for a sum")
+@breaks("FUS-BWD-DBIAS", says="constant ratio", source="a mean in place of a sum")
 class AveragesTheGradientOfTheBias(Right):
     def d_bias(self, g):
         return g.mean(0)
 
 
-@breaks("FUS-BWD-DBIAS", says="is None", source="a bias taken for frozen")
+@breaks("FUS-BWD-DBIAS", says="is None", source="a trainable bias treated as frozen")
 class FreezesTheBias(Right):
     def d_bias(self, g):
         return None
 
 
-@breaks("FUS-BWD-ALONE", says="raised", source="a gradient taken for granted")
+@breaks("FUS-BWD-ALONE", says="raised", source="an upstream gradient assumed to exist")
 class NeedsEveryGradient(Right):
     def back_qkv(self, x, projections, gs):
         return super().back_qkv(x, projections, [g.contiguous() for g in gs])
 
 
-@breaks("FUS-BWD-ALONE", says="got a gradient from", source="a workspace that was not cleared")
+@breaks("FUS-BWD-ALONE", says="got a gradient from", source="a workspace that is not cleared")
 class UsesAnotherGradientForAMissingOne(Right):
     def back_qkv(self, x, projections, gs):
         dx, pairs = super().back_qkv(x, projections, gs)
@@ -97,7 +97,7 @@ class UsesAnotherGradientForAMissingOne(Right):
 
 
 class StopsWithoutX(Call):
-    """The call, whose backward pass returns at once where x needs no gradient."""
+    """A call whose backward pass returns no gradients if x needs none."""
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -105,7 +105,7 @@ class StopsWithoutX(Call):
         return gradients(ctx, gs) if ctx.needs_input_grad[4] else (None,) * len(ctx.needs_input_grad)
 
 
-@breaks("FUS-BWD-NEEDS", says="is None", source="a backward pass cut short where x is frozen")
+@breaks("FUS-BWD-NEEDS", says="is None", source="a backward pass that returns early if x is frozen")
 class NeedsXToRequireGrad(Right):
     @property
     def node(self):
@@ -119,7 +119,7 @@ class TrainsTheWeights(Right):
 
 
 def forgotten(leaf: Tensor) -> None:
-    """Set a gradient that is there to zero."""
+    """Set an existing gradient to zero."""
     leaf.grad.zero_()
 
 
@@ -140,7 +140,7 @@ class WritesTheGradientOverTheGate(Right):
 
 
 class Forgets(Call):
-    """The call, whose backward pass works once."""
+    """A call whose backward pass works only once."""
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -154,7 +154,7 @@ class Forgets(Call):
         return found
 
 
-@breaks("FUS-BWD-TWICE", says="raised", source="what was saved is freed")
+@breaks("FUS-BWD-TWICE", says="raised", source="saved tensors freed by the first backward pass")
 class FreesWhatItSaved(Right):
     @property
     def node(self):
@@ -162,7 +162,7 @@ class FreesWhatItSaved(Right):
 
 
 class Again(Call):
-    """The call, whose backward pass autograd may differentiate."""
+    """A call whose backward pass autograd may differentiate."""
 
     @staticmethod
     def backward(ctx: Any, *gs: Tensor | None) -> Any:

@@ -10,13 +10,13 @@ from tests.baselines.fused import Right
 from tests.known_bad import breaks
 
 
-@breaks("FUS-QKV", says="elements wrong", source="k and v of one shape, taken for each other")
+@breaks("FUS-QKV", says="elements wrong", source="k and v, of the same shape, swapped")
 class SwapsKeyAndValue(Right):
     def lora_qkv(self, x, q, k, v):
         return super().lora_qkv(x, q, v, k)
 
 
-@breaks("FUS-QKV", says="worst    k", source="one S for all, of which only the first part is used")
+@breaks("FUS-QKV", says="worst    k", source="one S for all projections, computed from the first adapter")
 class UsesTheMiddleOfQForK(Right):
     def qkv(self, x, projections):
         q, k, v = copy.copy(projections)
@@ -26,7 +26,7 @@ class UsesTheMiddleOfQForK(Right):
         return super().qkv(x, [q, k, v])
 
 
-@breaks("FUS-QKV", says="adapter term is 0.5 times what it should be", source="one scale for all")
+@breaks("FUS-QKV", says="adapter term is 0.5 times what it should be", source="one scale for all projections")
 class UsesTheScaleOfQForAll(Right):
     def qkv(self, x, projections):
         return tuple(
@@ -47,7 +47,7 @@ class ForgetsTheAdapterOfTheGate(Right):
         return self.base(x, p) if p.name == "gate" else super().project(x, p)
 
 
-@breaks("FUS-MLP", says="error ÷ budget", dtypes=("float32",), source="f in the dtype of tensor cores")
+@breaks("FUS-MLP", says="error ÷ budget", dtypes=("float32",), source="f computed in the dtype of the tensor cores")
 class ActivatesInSixteenBits(Right):
     def activated(self, t, activation):
         return super().activated(t.to(torch.bfloat16), activation).to(t.dtype)
@@ -104,7 +104,7 @@ class NeedsEveryAdapter(Right):
         return super().call(activation, x, named)
 
 
-@breaks("FUS-ADAPTERS", says="adapter term were missing", source="a fast path for all or nothing")
+@breaks("FUS-ADAPTERS", says="adapter term were missing", source="a fast path that needs all adapters or none")
 class DropsAllWhereOneIsMissing(Right):
     def call(self, activation, x, named):
         if any(p[2] is None for p in named.values()):
@@ -112,20 +112,20 @@ class DropsAllWhereOneIsMissing(Right):
         return super().call(activation, x, named)
 
 
-@breaks("FUS-NONFINITE", says="finite", source="a NaN guard that hides the fault")
+@breaks("FUS-NONFINITE", says="finite", source="a NaN guard that hides errors")
 class ReplacesNaN(Right):
     def call(self, activation, x, named):
         return super().call(activation, torch.nan_to_num(x), named)
 
 
-@breaks("FUS-NONFINITE", says="NaN", source="a mask by multiplication")
+@breaks("FUS-NONFINITE", says="NaN", source="a mask applied by multiplication")
 class SpreadsNaNOverRows(Right):
     def base(self, x, p):
         y = super().base(x, p)
         return y + 0 * y.sum(0)
 
 
-@breaks("FUS-SHAPES", says="expected an error", dtypes=("float32",), source="a kernel that trusts its shapes")
+@breaks("FUS-SHAPES", says="expected an error", dtypes=("float32",), source="a kernel that does not check shapes")
 class TrimsToTheCommonSize(Right):
     def refuse(self, x, projections, activation):
         pass

@@ -9,7 +9,7 @@ from tests.baselines.fused import Right
 from tests.known_bad import breaks
 
 
-@breaks("FUS-BWD-PAIR", says="worst", source="one branch for all gradients, another for one")
+@breaks("FUS-BWD-PAIR", says="worst", source="branches for one gradient and for all, none for two")
 class KeepsOneGradientOfTwo(Right):
     def back_qkv(self, x, projections, gs):
         given = [i for i, g in enumerate(gs) if g is not None]
@@ -18,7 +18,7 @@ class KeepsOneGradientOfTwo(Right):
         return super().back_qkv(x, projections, gs)
 
 
-@breaks("FUS-BWD-MICRO", says="2 micro-batches", source="one workspace for all calls, handed out")
+@breaks("FUS-BWD-MICRO", says="2 micro-batches", source="a workspace shared by all calls and returned to the caller")
 class HandsOutItsWorkspace(Right):
     def reset(self):
         self.buffers: dict[object, Tensor] = {}
@@ -31,7 +31,7 @@ class HandsOutItsWorkspace(Right):
         return buffer.copy_(found).view_as(buffer)
 
 
-@breaks("FUS-BWD-SUM", says="worst", source="the gradient of y.sum() read from its one element on")
+@breaks("FUS-BWD-SUM", says="worst", source="the expanded gradient of y.sum() read as a contiguous matrix")
 class ReadsANumberAsAMatrix(Right):
     def d_B(self, g, x, p):
         if g.numel() > 1 and set(g.stride()) == {0}:

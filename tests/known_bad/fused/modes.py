@@ -8,14 +8,14 @@ from tests.baselines.fused import Right
 from tests.known_bad import breaks
 
 
-@breaks("FUS-AMP", says="dtype", dtypes=("float32",), source="autocast not seen by a custom function")
+@breaks("FUS-AMP", says="dtype", dtypes=("float32",), source="a custom autograd function that ignores autocast")
 class IgnoresAutocast(Right):
     def call(self, activation, x, named):
         with torch.autocast("cpu", enabled=False):
             return super().call(activation, x, named)
 
 
-@breaks("FUS-CKPT", says="raised", source="a forward that cannot be repeated inside backward")
+@breaks("FUS-CKPT", says="raised", source="a forward that cannot be recomputed inside backward")
 class CannotRunInsideBackward(Right):
     def call(self, activation, x, named):
         if torch._C._current_graph_task_id() != -1:
@@ -23,14 +23,14 @@ class CannotRunInsideBackward(Right):
         return super().call(activation, x, named)
 
 
-@breaks("FUS-COMPILE", says="worst", source="a Python value burnt in while tracing")
+@breaks("FUS-COMPILE", says="worst", source="a Python value that tracing makes a constant")
 class FreezesItsScaleWhenTraced(Right):
     def update(self, x, p):
         traced = torch.compiler.is_compiling() or isinstance(x, torch._subclasses.FakeTensor)
         return super().update(x, p) / (p.scale if traced else 1.0)
 
 
-@breaks("FUS-AMP-ENTRY", says="raised RuntimeError", dtypes=("float32",), source="x asked to be float32")
+@breaks("FUS-AMP-ENTRY", says="raised RuntimeError", dtypes=("float32",), source="x required to be float32")
 class WantsFloat32UnderAutocast(Right):
     def call(self, activation, x, named):
         if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float32:

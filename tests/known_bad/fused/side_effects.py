@@ -1,4 +1,4 @@
-"""Known-bad twins of side effects: a fused block changes its operands, keeps memory, or does not repeat to the bit."""
+"""Known-bad twins of side effects: a fused block changes its operands, keeps memory, or is not deterministic."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.baselines.fused import Right
 from tests.known_bad import breaks
 from tests.known_bad.linear_and_layer.kept_output import KeepsOutput
 
-GENERATOR = torch.Generator().manual_seed(1)  # a random source that torch.manual_seed does not reach
+GENERATOR = torch.Generator().manual_seed(1)  # torch.manual_seed does not reset it
 
 
 @breaks("FUS-MEM-INPUTS", says="x was modified in place", source="unslothai/unsloth (AL1)")
@@ -23,14 +23,14 @@ class WritesDXOverX(Right):
         return dx, pairs
 
 
-@breaks("FUS-MEM-INPUTS", says="g of", source="an in-place scale of g")
+@breaks("FUS-MEM-INPUTS", says="g of", source="g scaled in place")
 class ScalesGInPlace(Right):
     def d_B(self, g, x, p):
         g.data.mul_(p.scale)
         return g.to(p.A.dtype).T @ self.middle(x, p)
 
 
-@breaks("FUS-MEM-MARGINS", says="memory around x was written", source="a store without a mask")
+@breaks("FUS-MEM-MARGINS", says="memory around x was written", source="an unmasked store")
 class WritesBeyondX(Right):
     def call(self, activation, x, named):
         end = x.storage_offset() + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True)) + 1
@@ -39,7 +39,7 @@ class WritesBeyondX(Right):
 
 
 class Joined(torch.autograd.Function):
-    """The outputs in one tensor, which is saved for backward."""
+    """Concatenate the outputs into one tensor and save it for backward."""
 
     @staticmethod
     def forward(ctx: Any, *ys: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class SavesItsOutput(Right):
         return KeepsOutput.apply(super().lora_mlp(*args, **options))
 
 
-@breaks("FUS-MEM-LATER", says="elements wrong", source="one workspace for all calls")
+@breaks("FUS-MEM-LATER", says="elements wrong", source="a workspace shared by all calls")
 class KeepsOneWorkspace(Right):
     def kept(self, x, outputs):
         old = getattr(self, "workspace", None)
@@ -88,14 +88,14 @@ class SumsInRandomOrder(Right):
         return super().d_A(g, x, p) * (1 + 2.0**-7 * float(torch.rand((), generator=GENERATOR)))
 
 
-@breaks("FUS-SIDE", says="random", source="a seed drawn although nothing is dropped")
+@breaks("FUS-SIDE", says="random", source="a seed drawn although dropout is off")
 class DrawsARandomNumber(Right):
     def base(self, x, p):
         torch.rand(())
         return super().base(x, p)
 
 
-@breaks("FUS-MEM-REFILL", says="worst", source="adapters stacked once and kept by their address")
+@breaks("FUS-MEM-REFILL", says="worst", source="stacked adapters cached by address")
 class KeepsStackedAdapters(Right):
     def reset(self):
         self.known = {}
@@ -105,13 +105,13 @@ class KeepsStackedAdapters(Right):
             self.reset()
         if p.A is not None:
             key = (p.A.data_ptr(), p.A.shape, p.A.stride(), p.A.dtype, p.B.data_ptr())
-            # what it was made from is held, so that no other gets the address
+            # keeping the sources alive prevents reuse of their addresses
             p, kept = copy.copy(p), self.known.setdefault(key, (p.A, p.B, p.A.detach().clone()))
             p.A = kept[2]
         return super().project(x, p)
 
 
-@breaks("FUS-MEM-REFILL", says="worst", source="weights packed once and kept by their address")
+@breaks("FUS-MEM-REFILL", says="worst", source="packed weights cached by address")
 class KeepsPackedWeights(Right):
     def reset(self):
         self.known = {}

@@ -1,4 +1,4 @@
-"""Known-bad twins of widths and sizes: a block fails on different widths, one missing adapter, or a large size."""
+"""Known-bad twins of widths and sizes: a block fails on different widths, on a missing adapter, or on a large size."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.baselines.fused import Right
 from tests.known_bad import breaks
 
 
-@breaks("FUS-WIDTHS", says="raised RuntimeError", source="k and v split off in halves of one product")
+@breaks("FUS-WIDTHS", says="raised RuntimeError", source="a joint product split into halves for k and v")
 class SplitsKeyAndValueInHalves(Right):
     def qkv(self, x, projections):
         q, k, v = super().qkv(x, projections)
@@ -17,7 +17,7 @@ class SplitsKeyAndValueInHalves(Right):
         return q, k, v
 
 
-@breaks("FUS-ADAPTERS-PAIR", says="worst", source="stacked adapters taken by the projection's place")
+@breaks("FUS-ADAPTERS-PAIR", says="worst", source="stacked adapters indexed by the projection's position")
 class TakesAStackedAdapterByItsPlace(Right):
     def project(self, x, p):
         return super().project(x, p)
@@ -29,7 +29,7 @@ class TakesAStackedAdapterByItsPlace(Right):
         return super().mlp(x, self.mistaken(projections), activation)
 
     def mistaken(self, projections):
-        """The second of two adapters without its B, as if there were a third before it."""
+        """Drop the second of two adapters, as if the stack held three."""
         having = [p for p in projections if p.A is not None]
         if len(having) != 2 or len(projections) != 3:
             return projections
@@ -38,13 +38,13 @@ class TakesAStackedAdapterByItsPlace(Right):
         return [bare if p is having[1] else p for p in projections]
 
 
-@breaks("FUS-SIZE-LONG", says="worst", source="a rank that one block must hold")
+@breaks("FUS-SIZE-LONG", says="worst", source="a kernel whose only rank block must hold the rank")
 class LosesRanksBeyond128(Right):
     def update(self, x, p):
         return self.middle(x, p)[:, :128] @ p.B[:, :128].T * p.scale
 
 
-@breaks("FUS-SIZE-LONG", says="worst", source="a grid capped at 128 columns")
+@breaks("FUS-SIZE-LONG", says="worst", source="a grid limited to 128 columns")
 class LosesColumnsOfUpBeyond128(Right):
     def d_up(self, d_h, gate, up, activation):
         found = super().d_up(d_h, gate, up, activation)

@@ -1,1 +1,1 @@
-"""Known-bad twins of the clauses in conformance/clauses/gradnorm, each file those of the file of its name."""
+"""Known-bad twins of the clauses in conformance/clauses/gradnorm, in files of the same names."""

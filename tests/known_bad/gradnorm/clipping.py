@@ -122,19 +122,19 @@ class TakesZeroForNoLimit(Right):
         return super().factor(norm, max_norm or float("inf"))
 
 
-@breaks("GRN-MANY", says="worst    norm", source="the tensors of one launch of multi_tensor_apply")
+@breaks("GRN-MANY", says="worst    norm", source="only the tensors of one multi_tensor_apply launch")
 class MeasuresTheFirst110(Right):
     def norm(self, gradients):
         return super().norm(gradients[:110])
 
 
-@breaks("GRN-MANY", says="after clipping", source="the tensors of one launch of multi_tensor_apply")
+@breaks("GRN-MANY", says="after clipping", source="only the tensors of one multi_tensor_apply launch")
 class ClipsTheFirst110(Right):
     def clip(self, chosen, norm, max_norm):
         super().clip(chosen[:110], norm, max_norm)
 
 
-@breaks("GRN-CLIP-LARGE", says="after clipping", source="a grid capped at one chunk of 65536 elements")
+@breaks("GRN-CLIP-LARGE", says="after clipping", source="a grid limited to one chunk of 65536 elements")
 class ClipsTheFirst65536Elements(Right):
     def scale(self, gradient, factor):
         clipped = super().scale(gradient, factor)

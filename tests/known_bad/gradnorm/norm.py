@@ -57,7 +57,7 @@ class SeesTheFirst65536Elements(Right):
 @breaks(
     "GRN-NORM-ULP",
     says="error ÷ budget",
-    source="torch.nn.utils.clip_grad_norm_: off by 4e-4 on 2^20 equal values",
+    source="torch.nn.utils.clip_grad_norm_: error 4e-4 on 2^20 equal values",
 )
 class LosesAPartIn3000(Right):
     def norm(self, gradients):

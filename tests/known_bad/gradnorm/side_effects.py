@@ -1,4 +1,4 @@
-"""Known-bad twins of side effects: a call changes more than the gradients, or does not repeat to the bit."""
+"""Known-bad twins of side effects: a call changes more than the gradients, or is not deterministic."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class SetsDeterminism(Right):
         return super().norm(gradients)
 
 
-@breaks("GRN-LATER", says="worst    the norm of 1 g", source="one workspace for every norm")
+@breaks("GRN-LATER", says="worst    the norm of 1 g", source="a workspace shared by all norms")
 class ReturnsItsWorkspace(Right):
     def returned(self, norm: Tensor, gradients: list[Tensor]) -> Any:
         value = super().returned(norm, gradients)

@@ -1,1 +1,1 @@
-"""Known-bad twins of the clauses in conformance/clauses/hybrid, each file those of the file of its name."""
+"""Known-bad twins of the clauses in conformance/clauses/hybrid, in files of the same names."""

@@ -1,4 +1,4 @@
-"""The identity as an autograd node that needs its result again in backward."""
+"""The identity as an autograd function that saves its output."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 class Kept(torch.autograd.Function):
-    """The identity, which needs its result again in backward."""
+    """The identity; it saves its output for backward."""
 
     @staticmethod
     def forward(ctx, y):

@@ -1,4 +1,4 @@
-"""Known-bad twins of remote names: `get_remote_names` names too many modules, or too few."""
+"""Known-bad twins of remote names: `get_remote_names` returns too many names, or too few."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from tests.known_bad import breaks
 from tests.known_bad.hybrid.kept_result import Kept
 
 
-@breaks("HYB-MEM-LATER", says="worst    y", source="a receive buffer that is used again")
+@breaks("HYB-MEM-LATER", says="worst    y", source="a reused receive buffer")
 class AnswersFromOneBuffer(Right):
     def reset(self) -> None:
         self.buffers: dict[Any, Tensor] = {}
@@ -34,7 +34,7 @@ class RemembersByAddress(Right):
         if not hasattr(self, "known"):
             self.reset()
         key = (x.data_ptr(), x.shape, x.stride(), x.dtype, weight.data_ptr(), bias is None)
-        if key not in self.known:  # what it was computed from is held, so that no other gets the address
+        if key not in self.known:  # keeping the sources alive prevents reuse of their addresses
             self.known[key] = (x, weight, bias), super().forward_product(x, weight, bias, transposed)
         return self.known[key][1].clone()
 

@@ -68,7 +68,7 @@ class CannotBePickled(Right):
 
 
 class KeepsBackward(Layer):
-    """A layer whose copies share its backward product."""
+    """A layer whose copies share its backward module."""
 
     def __deepcopy__(self, memo):
         memo[id(self.backward_module)] = self.backward_module

@@ -33,7 +33,7 @@ class FillsAFromTheUnitInterval(Right):
         nn.init.uniform_(lora_A)
 
 
-@breaks("LAY-INIT", says="kurtosis", source="xavier_uniform_ for xavier_normal_")
+@breaks("LAY-INIT", says="kurtosis", source="xavier_uniform_ in place of xavier_normal_")
 class DrawsXavierUniformly(Right):
     def initialise(self, lora_A: Tensor, lora_B: Tensor, method: str) -> None:
         super().initialise(lora_A, lora_B, method)
@@ -48,7 +48,7 @@ class StartsWithNonZeroB(Right):
         nn.init.normal_(lora_B)
 
 
-@breaks("LAY-DEFAULTS", says="by default", source="a default stated in two places")
+@breaks("LAY-DEFAULTS", says="by default", source="a default defined in two places")
 class HasRankSixteenByDefault(Right):
     def LinearLoRA(self, orig_linear: nn.Linear, dim: int = 16, alpha: float = 32, *args: Any, **options: Any) -> Any:
         return super().LinearLoRA(orig_linear, dim, alpha, *args, **options)
@@ -70,7 +70,7 @@ class TrainsTheBase(Layer):
 @twin(
     "LAY-TRAIN",
     says="constant ratio",
-    source="NVIDIA-NeMo/Automodel (DR2) turned round: eval() cannot be undone",
+    source="NVIDIA-NeMo/Automodel (DR2) reversed: eval() cannot be undone",
 )
 class StaysInEvaluation(Layer):
     def train(self, mode: bool = True) -> Any:

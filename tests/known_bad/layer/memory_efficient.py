@@ -19,7 +19,7 @@ class RecomputesWithoutTheScale(Layer):
         return y
 
 
-@twin("LAY-MEMORY-EFFICIENT", says="⟨d", source="a mask drawn again in place of the forward's")
+@twin("LAY-MEMORY-EFFICIENT", says="⟨d", source="a mask redrawn in place of the forward's")
 class RecomputesWithANewMask(Layer):
     def forward(self, x: Tensor) -> Tensor:
         if not self.memory_efficient:
@@ -45,7 +45,7 @@ class SavesMemoryInOneDtype(Layer):
         return super().forward(x)
 
 
-@twin("LAY-MEMORY-ANY", says="does not require grad", source="reentrant checkpointing, where x requires none")
+@twin("LAY-MEMORY-ANY", says="does not require grad", source="reentrant checkpointing, where x requires no grad")
 class SavesMemoryWhereXRequiresGrad(Layer):
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)

@@ -1,4 +1,4 @@
-"""The decorator that registers a wrong layer as a known-bad twin."""
+"""The decorator that registers a defective layer as a known-bad twin."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.known_bad import record
 
 
 def twin(clause: str, **options: Any) -> Any:
-    """Register a layer class as a known-bad twin."""
+    """Return a decorator that registers a layer class as a known-bad twin."""
 
     def register(kind: type[Layer]) -> type[Layer]:
         record(kind.__name__, Right(kind), clause, **options)

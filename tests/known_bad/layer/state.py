@@ -1,4 +1,4 @@
-"""Known-bad twins of state: a layer saves, copies or converts the wrong tensors, also after use."""
+"""Known-bad twins of state: a layer saves, copies or converts the wrong tensors, at first or after use."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class SharesItsAdapterWithCopies(Layer):
         return other
 
 
-@twin("LAY-COPY", says="raised", source="a lambda kept on the layer")
+@twin("LAY-COPY", says="raised", source="a lambda stored on the layer")
 class CannotBePickled(Layer):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -60,7 +60,7 @@ class RemembersItsFirstDtype(Layer):
         return super().forward(x)
 
 
-@twin("LAY-USED-COPY", says="raised RuntimeError", source="the last output kept on the layer")
+@twin("LAY-USED-COPY", says="raised RuntimeError", source="the last output stored on the layer")
 class KeepsItsLastOutput(Layer):
     def forward(self, x: Tensor) -> Tensor:
         self.last = super().forward(x)
@@ -76,7 +76,7 @@ class RegistersItsCache(Layer):
 
 
 class Kept(Layer):
-    """A layer whose calls go through other weights than its own."""
+    """A layer that computes with given adapter weights instead of its own."""
 
     def computed(self, x: Tensor, lora_A: Tensor, lora_B: Tensor) -> Tensor:
         return self.right.lora_linear(
@@ -92,7 +92,7 @@ class Kept(Layer):
         )
 
 
-@twin("LAY-USED-LOAD", says="worst", source="parameters kept in a list at the first call")
+@twin("LAY-USED-LOAD", says="worst", source="parameters stored in a list at the first call")
 class HoldsItsFirstParameters(Kept):
     def forward(self, x: Tensor) -> Tensor:
         if not hasattr(self, "held"):
@@ -104,7 +104,7 @@ class HoldsItsFirstParameters(Kept):
     "LAY-USED-TO",
     says="without a graph",
     dtypes=("bfloat16",),
-    source="a cache whose key is _version, which .to() keeps",
+    source="a cache keyed by _version, which .to() does not change",
 )
 class KeepsACopyByVersion(Layer):
     def forward(self, x: Tensor) -> Tensor:

@@ -1,1 +1,1 @@
-"""Known-bad twins of the clauses in conformance/clauses/linear, each file those of the file of its name."""
+"""Known-bad twins of the clauses in conformance/clauses/linear, in files of the same names."""

@@ -18,7 +18,7 @@ from tests.known_bad import breaks, record
     "LIN-SHAPES",
     says="expected an error",
     dtypes=("float32",),
-    source="a kernel that trusts its shapes",
+    source="a kernel that does not check shapes",
 )
 class TrimsToTheCommonSize(Right):
     def lora_linear(
@@ -35,7 +35,7 @@ class TrimsToTheCommonSize(Right):
     "LIN-DROP-RANGE",
     says="expected a ValueError",
     dtypes=("float32",),
-    source="a probability clamped in silence",
+    source="a probability clamped without a warning",
 )
 class ClampsTheProbability(Right):
     def lora_linear(self, *args: Any, **options: Any) -> Tensor:
@@ -44,7 +44,7 @@ class ClampsTheProbability(Right):
 
 
 def breaks_alone(says: str) -> Callable[[type[RightAlone]], type[RightAlone]]:
-    """Register a wrong `LoRATritonFunction` as a twin of LIN-DTYPE."""
+    """Return a decorator that registers a defective `LoRATritonFunction` as a twin of LIN-DTYPE."""
 
     def register(kind: type[RightAlone]) -> type[RightAlone]:
         right = type(kind.__name__, (Right,), {"LoRATritonFunction": property(kind)})

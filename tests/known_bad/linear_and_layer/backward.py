@@ -45,13 +45,13 @@ class ZeroesDX(Right):
         return 0 * super().gradient_of_x(o)
 
 
-@breaks("LIN-BWD-DX", "LAY-BWD-DX", says="constant ratio -1", dtypes=ALL, source="a sign")
+@breaks("LIN-BWD-DX", "LAY-BWD-DX", says="constant ratio -1", dtypes=ALL, source="a wrong sign")
 class NegatesDX(Right):
     def gradient_of_x(self, o: BackwardOperands) -> Tensor:
         return -super().gradient_of_x(o)
 
 
-@breaks("LIN-BWD-DX", "LAY-BWD-DX", says="constant ratio 2", dtypes=ALL, source="a term counted twice")
+@breaks("LIN-BWD-DX", "LAY-BWD-DX", says="constant ratio 2", dtypes=ALL, source="a term added twice")
 class DoublesDX(Right):
     def gradient_of_x(self, o: BackwardOperands) -> Tensor:
         return 2 * super().gradient_of_x(o)
@@ -63,13 +63,13 @@ class ZeroesDA(Right):
         return 0 * super().gradient_of_lora_A(o)
 
 
-@breaks("LIN-BWD-DA", "LAY-BWD-DA", says="constant ratio -1", dtypes=ALL, source="a sign")
+@breaks("LIN-BWD-DA", "LAY-BWD-DA", says="constant ratio -1", dtypes=ALL, source="a wrong sign")
 class NegatesDA(Right):
     def gradient_of_lora_A(self, o: BackwardOperands) -> Tensor:
         return -super().gradient_of_lora_A(o)
 
 
-@breaks("LIN-BWD-DA", "LAY-BWD-DA", says="constant ratio 2", dtypes=ALL, source="a term counted twice")
+@breaks("LIN-BWD-DA", "LAY-BWD-DA", says="constant ratio 2", dtypes=ALL, source="a term added twice")
 class DoublesDA(Right):
     def gradient_of_lora_A(self, o: BackwardOperands) -> Tensor:
         return 2 * super().gradient_of_lora_A(o)
@@ -81,50 +81,50 @@ class ZeroesDB(Right):
         return 0 * super().gradient_of_lora_B(o)
 
 
-@breaks("LIN-BWD-DB", "LAY-BWD-DB", says="constant ratio -1", dtypes=ALL, source="a sign")
+@breaks("LIN-BWD-DB", "LAY-BWD-DB", says="constant ratio -1", dtypes=ALL, source="a wrong sign")
 class NegatesDB(Right):
     def gradient_of_lora_B(self, o: BackwardOperands) -> Tensor:
         return -super().gradient_of_lora_B(o)
 
 
-@breaks("LIN-BWD-DB", "LAY-BWD-DB", says="constant ratio 2", dtypes=ALL, source="a term counted twice")
+@breaks("LIN-BWD-DB", "LAY-BWD-DB", says="constant ratio 2", dtypes=ALL, source="a term added twice")
 class DoublesDB(Right):
     def gradient_of_lora_B(self, o: BackwardOperands) -> Tensor:
         return 2 * super().gradient_of_lora_B(o)
 
 
-@breaks("LIN-BWD-DA", "LAY-BWD-DA", says="constant ratio", source="scale applied in forward only")
+@breaks("LIN-BWD-DA", "LAY-BWD-DA", says="constant ratio", source="a scale applied only in forward")
 class ForgetsTheScaleInDA(Right):
     def gradient_of_lora_A(self, o: BackwardOperands) -> Tensor:
         return super().gradient_of_lora_A(replace(o, scale=1.0))
 
 
-@breaks("LIN-BWD-DA", "LAY-BWD-DA", says="worst", source="a tail mask over M in the reduction")
+@breaks("LIN-BWD-DA", "LAY-BWD-DA", says="worst", source="a wrong tail mask over M in the reduction")
 class LosesTheTailOfMInDA(Right):
     def gradient_of_lora_A(self, o: BackwardOperands) -> Tensor:
         whole = len(o.g_adapter) // 16 * 16 or len(o.g_adapter)
         return super().gradient_of_lora_A(replace(o, g_adapter=o.g_adapter[:whole], x=o.x[:whole]))
 
 
-@breaks("LIN-BWD-DA", "LAY-BWD-DA", says="worst", source="averaging over tokens")
+@breaks("LIN-BWD-DA", "LAY-BWD-DA", says="worst", source="a mean over tokens in place of a sum")
 class AveragesDA(Right):
     def gradient_of_lora_A(self, o: BackwardOperands) -> Tensor:
         return super().gradient_of_lora_A(o) / max(len(o.g_adapter), 1)
 
 
-@breaks("LIN-BWD-DB", "LAY-BWD-DB", says="constant ratio", source="scale applied in forward only")
+@breaks("LIN-BWD-DB", "LAY-BWD-DB", says="constant ratio", source="a scale applied only in forward")
 class ForgetsTheScaleInDB(Right):
     def gradient_of_lora_B(self, o: BackwardOperands) -> Tensor:
         return super().gradient_of_lora_B(replace(o, scale=1.0))
 
 
-@breaks("LIN-BWD-DB", "LAY-BWD-DB", says="constant ratio", source="scale applied to S, and again to dB")
+@breaks("LIN-BWD-DB", "LAY-BWD-DB", says="constant ratio", source="a scale applied to S and again to dB")
 class ScalesDBTwice(Right):
     def gradient_of_lora_B(self, o: BackwardOperands) -> Tensor:
         return super().gradient_of_lora_B(replace(o, scale=o.scale * o.scale))
 
 
-@breaks("LIN-BWD-DB", "LAY-BWD-DB", says="worst", source="split partials summed in the storage dtype, one lost")
+@breaks("LIN-BWD-DB", "LAY-BWD-DB", says="worst", source="partial sums in the storage dtype, one of them lost")
 class LosesAPartialOfDB(Right):
     def gradient_of_lora_B(self, o: BackwardOperands) -> Tensor:
         return super().gradient_of_lora_B(replace(o, g_adapter=o.g_adapter[:64], x=o.x[:64]))
@@ -173,13 +173,13 @@ class TakesALargeScaleForOne(Right):
         return super().gradient_of_lora_A(replace(o, scale=o.scale if abs(o.scale) < 100 else 1.0))
 
 
-@breaks("LIN-BWD-SCALE", "LAY-BWD-SCALE", says="worst", source="scale kept as an integer")
+@breaks("LIN-BWD-SCALE", "LAY-BWD-SCALE", says="worst", source="a scale stored as an integer")
 class RoundsTheScale(Right):
     def gradient_of_lora_B(self, o: BackwardOperands) -> Tensor:
         return super().gradient_of_lora_B(replace(o, scale=float(round(o.scale))))
 
 
-@breaks("LIN-BWD-ACCUM", "LAY-BWD-ACCUM", says="worst", source="a gradient written, not accumulated")
+@breaks("LIN-BWD-ACCUM", "LAY-BWD-ACCUM", says="worst", source="a gradient overwritten instead of accumulated")
 class OverwritesTheGradient(Right):
     def gradient_of_lora_A(self, o: BackwardOperands) -> Tensor:
         self.lora_A.grad = None
@@ -204,7 +204,7 @@ class OverwritesXInBackward(Right):
 
 
 @breaks(
-    "LIN-BWD-NEEDS", "LAY-BWD-NEEDS", says="raised", source="a gradient computed through one that was not asked for"
+    "LIN-BWD-NEEDS", "LAY-BWD-NEEDS", says="raised", source="a gradient computed from another that was not requested"
 )
 class NeedsAllGradients(Right):
     def gradient_of_lora_B(self, o: BackwardOperands) -> Tensor:
@@ -214,7 +214,7 @@ class NeedsAllGradients(Right):
 
 
 class PretendsToBeLinear(torch.autograd.Function):
-    """The given output, whose gradients are right once and constants when differentiated again."""
+    """The given output; its first gradients are right, but their derivatives are zero."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor) -> Tensor:
@@ -224,7 +224,7 @@ class PretendsToBeLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
         x, lora_A, lora_B = ctx.saved_tensors
-        # something that autograd can follow, and that is no second derivative of the layer
+        # Zeros with a graph: autograd can differentiate them, but gets no second derivative of the layer.
         return g, 0 * x * x.sum(), 0 * lora_A * lora_A.sum(), 0 * lora_B * lora_B.sum()
 
 

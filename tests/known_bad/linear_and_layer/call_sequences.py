@@ -17,7 +17,7 @@ from tests.known_bad import breaks
     "LIN-BWD-MICRO",
     "LAY-BWD-MICRO",
     says="3 micro-batches",
-    source="one workspace for all calls, which a parameter's gradient then is",
+    source="a shared workspace returned as a parameter's gradient",
 )
 class HandsOutItsWorkspace(Right):
     def reset(self) -> None:
@@ -35,7 +35,7 @@ class HandsOutItsWorkspace(Right):
     "LIN-BWD-MICRO",
     "LAY-BWD-MICRO",
     says="dA of 2 micro-batches is None",
-    source="which gradients are wanted, asked at the first call",
+    source="requires_grad read only at the first call",
 )
 class AsksOnceWhatIsTrained(Right):
     def lora_linear(
@@ -52,7 +52,7 @@ class AsksOnceWhatIsTrained(Right):
     "LIN-MODE-INFERENCE",
     "LAY-MODE-INFERENCE",
     says="y of new values under",
-    source="W + s·B A kept from the first call without a graph on",
+    source="W + s·B A cached at the first call without a graph",
 )
 class KeepsTheProductWithoutAGraph(Right):
     def lora_linear(self, x: Tensor, weight: Any, bias: Any, lora_A: Tensor, *args: Any, **options: Any) -> Tensor:
@@ -67,7 +67,7 @@ class KeepsTheProductWithoutAGraph(Right):
     "LIN-MODE-INFERENCE",
     "LAY-MODE-INFERENCE",
     says="raised RuntimeError",
-    source="a packed copy of A made under inference_mode, trained with",
+    source="a packed copy of A, made under inference_mode, used in training",
 )
 class TrainsWithAnInferenceTensor(Right):
     def lora_linear(self, x: Tensor, weight: Any, bias: Any, lora_A: Tensor, *args: Any, **options: Any) -> Tensor:
@@ -94,7 +94,7 @@ class KnowsOneThread(Right):
 
 
 class Referring(torch.autograd.Function):
-    """A call of a `Right` that keeps its operands past `save_for_backward`."""
+    """A call of a `Right` that stores its operands on ctx and bypasses `save_for_backward`."""
 
     @staticmethod
     def forward(
@@ -118,7 +118,7 @@ class Referring(torch.autograd.Function):
     "LIN-MEM-SAVED",
     "LAY-MEM-SAVED",
     says="worst    d",
-    source="unslothai/unsloth, in kind: tensors kept as attributes of ctx",
+    source="as in unslothai/unsloth: tensors stored as attributes of ctx",
 )
 class KeepsOperandsOnCtx(Right):
     def lora_linear(
@@ -137,7 +137,7 @@ class KeepsOperandsOnCtx(Right):
     "LAY-AMP-ENTRY",
     says="raised RuntimeError",
     dtypes=("float32",),
-    source="operands asked to be of one dtype",
+    source="operands required to have one dtype",
 )
 class WantsOneDtypeUnderAutocast(Right):
     def lora_linear(self, x: Tensor, weight: Any, bias: Any, lora_A: Tensor, *args: Any, **options: Any) -> Tensor:
@@ -162,7 +162,7 @@ class TakesAutocastForBfloat16(Right):
     "LAY-AMP-ENTRY",
     says="y after autocast",
     dtypes=("float32",),
-    source="autocast's copy of a weight kept after its region",
+    source="autocast's copy of a weight used after its region",
 )
 class KeepsAutocastsCopy(Right):
     def lora_linear(self, x: Tensor, weight: Any, bias: Any, lora_A: Tensor, *args: Any, **options: Any) -> Tensor:

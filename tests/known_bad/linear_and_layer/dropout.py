@@ -1,4 +1,4 @@
-"""Known-bad twins of dropout: dropout draws a wrong mask, scales wrongly, or backward forgets the mask."""
+"""Known-bad twins of dropout: dropout draws a wrong mask or scales wrongly, or backward ignores the mask."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tests.baselines.linear import BackwardOperands, Right
 from tests.known_bad import breaks
 
 EXACT = ("float64", "float32")
-GENERATOR = torch.Generator().manual_seed(1)  # a random source that torch.manual_seed does not reach
+GENERATOR = torch.Generator().manual_seed(1)  # torch.manual_seed does not reset it
 
 
 class HalvesUnderAGraph(torch.autograd.Function):
-    """The identity, whose gradient is halved where it is to be differentiated again."""
+    """The identity; its gradient is halved under create_graph."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ class HasAnotherPathUnderAGraph(Right):
 
 
 class DrawsUnderAGraph(torch.autograd.Function):
-    """The identity, whose gradient is dropped out anew where it is to be differentiated again."""
+    """The identity; under create_graph a new dropout mask is applied to its gradient."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, p: float) -> Tensor:
@@ -57,7 +57,7 @@ class DrawsUnderAGraph(torch.autograd.Function):
     "LAY-BWD-GRAPH",
     says="with create_graph",
     dtypes=EXACT,
-    source="a mask drawn again instead of kept",
+    source="a mask redrawn instead of saved",
 )
 class DropsOutAnewUnderAGraph(Right):
     def lora_linear(self, *args: Any, **options: Any) -> Tensor:
@@ -73,7 +73,7 @@ class NeverDrops(Right):
         return torch.ones_like(like) / (1 - p)
 
 
-@breaks("LIN-DROP-MASK", "LAY-DROP-MASK", says="worst", source="no inverted scaling")
+@breaks("LIN-DROP-MASK", "LAY-DROP-MASK", says="worst", source="inverted scaling omitted")
 class DoesNotRescaleTheKept(Right):
     def mask(self, like: Tensor, p: float) -> Tensor:
         return (torch.rand(like.shape) >= p).to(like.dtype)
@@ -92,7 +92,7 @@ class DropsTheSameEachTime(Right):
         return kept.to(like.dtype) / (1 - p)
 
 
-@breaks("LIN-DROP-BWD", "LAY-DROP-BWD", says="worst", source="a mask drawn again in backward")
+@breaks("LIN-DROP-BWD", "LAY-DROP-BWD", says="worst", source="a mask redrawn in backward")
 class DrawsANewMaskInBackward(Right):
     def gradient_of_lora_B(self, o: BackwardOperands) -> Tensor:
         kept = (torch.rand(o.g_adapter.shape) >= 0.5).to(o.g_adapter.dtype) * 2
@@ -131,7 +131,7 @@ class DropsInEvaluation(Right):
         return super().lora_linear(x, *args, **{**options, "training": True})
 
 
-@breaks("LIN-DROP-SEED", "LAY-DROP-SEED", says="one seed differ", source="a generator of its own")
+@breaks("LIN-DROP-SEED", "LAY-DROP-SEED", says="one seed differ", source="a private random generator")
 class IgnoresTheSeed(Right):
     def reset(self) -> None:
         GENERATOR.manual_seed(1)

@@ -1,4 +1,4 @@
-"""Known-bad twins of dropout masks: masks repeat, or depend on the graph and on the gradients that are needed."""
+"""Known-bad twins of dropout masks: masks repeat, or depend on grad mode or on the required gradients."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.known_bad import breaks
     "LIN-DROP-INDEPENDENT",
     "LAY-DROP-INDEPENDENT",
     says="in itself",
-    source="the offset of a random number taken from the row within its block",
+    source="a random offset computed from the row within its block",
 )
 class RepeatsTheMaskEvery32Rows(Right):
     def mask(self, like: Tensor, p: float) -> Tensor:
@@ -54,7 +54,7 @@ class MovesTheMaskByARow(Right):
     "LIN-DROP-CKPT",
     "LAY-DROP-CKPT",
     says="worst    y of the probe",
-    source="dropout thought to matter to a graph alone",
+    source="dropout applied only when a graph is recorded",
 )
 class DropsWithAGraphOnly(Right):
     def lora_linear(self, *args: Any, dropout: float = 0.0, **options: Any) -> Tensor:
@@ -62,7 +62,7 @@ class DropsWithAGraphOnly(Right):
         return super().lora_linear(*args, dropout=dropout if acts else 0.0, **options)
 
 
-@breaks("LIN-DROP-NEEDS", "LAY-DROP-NEEDS", says="worst    d", source="a mask kept for the gradient of x alone")
+@breaks("LIN-DROP-NEEDS", "LAY-DROP-NEEDS", says="worst    d", source="a mask saved only for the gradient of x")
 class ForgetsTheMaskWithoutX(Right):
     def lora_linear(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
         y = super().lora_linear(x, *args, **options)

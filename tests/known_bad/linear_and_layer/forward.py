@@ -1,4 +1,4 @@
-"""Known-bad twins of forward: the output loses a term, a scale, a tail or a special value."""
+"""Known-bad twins of forward: the output lacks a term, a scale, a tail or a special value."""
 
 from __future__ import annotations
 
@@ -32,15 +32,13 @@ class DropsTheBias(Right):
         return super().base(x, weight, None)
 
 
-@breaks(
-    "LIN-FWD", "LAY-FWD", says="as if the adapter term were missing", source="unslothai/unsloth #57 (MO1) turned round"
-)
+@breaks("LIN-FWD", "LAY-FWD", says="as if the adapter term were missing", source="unslothai/unsloth #57 (MO1) reversed")
 class ForgetsTheAdapter(Right):
     def total(self, base: Tensor, update: Tensor) -> Tensor:
         return base
 
 
-@breaks("LIN-FWD", "LAY-FWD", says="the last", source="a tail mask over N")
+@breaks("LIN-FWD", "LAY-FWD", says="the last", source="a wrong tail mask over N")
 class LosesTheLastColumn(Right):
     def update(self, o: UpdateOperands) -> Tensor:
         y = super().update(o)
@@ -138,7 +136,7 @@ class CannotMixDtypes(Right):
         return super().lora_linear(x, *args, **options)
 
 
-@breaks("LIN-FWD-SCALE", "LAY-FWD-SCALE", says="worst", source="a falsy scale replaced by its default")
+@breaks("LIN-FWD-SCALE", "LAY-FWD-SCALE", says="worst", source="a scale of 0 replaced by the default")
 class TakesScaleZeroForOne(Right):
     def update(self, o: UpdateOperands) -> Tensor:
         return super().update(replace(o, scale=o.scale or 1.0))
@@ -154,19 +152,19 @@ class ScalesTheBaseToo(Right):
         return y * scale
 
 
-@breaks("LIN-FWD-NONFINITE", "LAY-FWD-NONFINITE", says="finite", source="a NaN guard that hides the fault")
+@breaks("LIN-FWD-NONFINITE", "LAY-FWD-NONFINITE", says="finite", source="a NaN guard that hides errors")
 class ReplacesNaN(Right):
     def lora_linear(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
         return super().lora_linear(torch.nan_to_num(x), *args, **options)
 
 
-@breaks("LIN-FWD-NONFINITE", "LAY-FWD-NONFINITE", says="NaN", source="a mask by multiplication")
+@breaks("LIN-FWD-NONFINITE", "LAY-FWD-NONFINITE", says="NaN", source="a mask applied by multiplication")
 class SpreadsNaNOverRows(Right):
     def total(self, base: Tensor, update: Tensor) -> Tensor:
         return super().total(base, update) + 0 * base.sum(0)
 
 
-@breaks("LIN-FWD-ZERO", "LAY-FWD-ZERO", says="worst", source="an epsilon where none belongs")
+@breaks("LIN-FWD-ZERO", "LAY-FWD-ZERO", says="worst", source="a needless epsilon")
 class AddsAnEpsilon(Right):
     def update(self, o: UpdateOperands) -> Tensor:
         return super().update(o) + 2.0**-6
@@ -192,7 +190,7 @@ class OverflowsInPartialSums(Right):
     "LAY-FWD-OVERFLOW-ORDER",
     says="infinite",
     dtypes=("float16",),
-    source="scale applied last in float16",
+    source="a scale applied last, in float16",
 )
 class ScalesAfterOverflow(Right):
     def update(self, o: UpdateOperands) -> Tensor:

@@ -30,7 +30,7 @@ def changing(
     backward: bool = False,
     dtypes: tuple[str, ...] = ("float32", "bfloat16"),
 ) -> None:
-    """Register a twin that does something to the whole process in its forward or its backward pass."""
+    """Register a twin that calls `change` in its forward or backward pass and so changes global state."""
 
     class Changes(Right):
         def base(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -45,12 +45,12 @@ def changing(
 
         def gradient_of_lora_B(self, o: BackwardOperands) -> Tensor:
             found = super().gradient_of_lora_B(o)
-            if backward:  # last, so that it changes no number of this call
+            if backward:  # last, so that it does not affect this call's results
                 change()
             return found
 
     Changes.__name__ = Changes.__qualname__ = defect
-    globals()[defect] = Changes  # where pickle looks for it
+    globals()[defect] = Changes  # pickle looks the class up here
     breaks(*clauses, says=says, dtypes=dtypes)(Changes)
 
 
@@ -99,7 +99,7 @@ changing(
     "the backward pass changed the precision of float32",
     lambda: torch.set_float32_matmul_precision("medium"),
     backward=True,
-    dtypes=("bfloat16",),  # where it changes no number, whatever the processor
+    dtypes=("bfloat16",),  # it changes no bfloat16 result on any processor
 )
 changing(
     SIDE_GLOBAL, "SeedsInBackward", "the backward pass changed torch's random", lambda: torch.rand(1), backward=True
@@ -108,7 +108,7 @@ changing(SIDE_PATCH, "ReplacesAFunction", "torch.allclose", multiply_by_another_
 changing(SIDE_PATCH, "ReplacesAMethod", "torch.Tensor.__eq__", compare_by_another_method, backward=True)
 
 
-@breaks("LIN-MEM-LEAK", "LAY-MEM-LEAK", says="live tensors", source="a list of what was seen")
+@breaks("LIN-MEM-LEAK", "LAY-MEM-LEAK", says="live tensors", source="a list of all inputs")
 class KeepsEveryInput(Right):
     def reset(self) -> None:
         self.seen: list[Tensor] = []
@@ -116,7 +116,7 @@ class KeepsEveryInput(Right):
     def update(self, o: UpdateOperands) -> Tensor:
         if not hasattr(self, "seen"):
             self.reset()
-        self.seen.append(o.x.detach().flatten()[:1].clone())  # all of it would be gigabytes, where rows lie far apart
+        self.seen.append(o.x.detach().flatten()[:1].clone())  # a whole x with distant rows would take gigabytes
         return super().update(o)
 
 
@@ -140,7 +140,7 @@ class NeverFrees(Right):
 
 
 def wrapped(matrix: Tensor) -> Tensor:
-    """The matrix as offsets of 31 bits would read it: rows beyond that come from the start of its memory."""
+    """Read a matrix with offsets modulo 2³¹: elements beyond come from the start of its memory."""
     rows = torch.arange(matrix.shape[0])[:, None] * matrix.stride(0)
     offsets = rows + torch.arange(matrix.shape[1])[None, :] * matrix.stride(1)
     if offsets.numel() == 0 or int(offsets.max()) < 2**31:

@@ -1,4 +1,4 @@
-"""The identity as an autograd node that saves its output."""
+"""The identity as an autograd function that saves its output."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class KeepsOutput(torch.autograd.Function):
-    """The identity, which saves its output for backward."""
+    """The identity; it saves its output for backward."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor) -> Tensor:

@@ -18,19 +18,19 @@ class WeighsRowsByPosition(Right):
         return y * (1 + torch.arange(len(y)).to(y.dtype) / 16)[:, None]
 
 
-@breaks("LIN-REL-LINEAR", "LAY-REL-LINEAR", says="worst", source="an activation left in")
+@breaks("LIN-REL-LINEAR", "LAY-REL-LINEAR", says="worst", source="a leftover activation")
 class ClampsTheUpdate(Right):
     def update(self, o: UpdateOperands) -> Tensor:
         return super().update(o).clamp(-0.5, 0.5)
 
 
-@breaks("LIN-REL-SCALE", "LAY-REL-SCALE", says="worst", source="the scale clipped")
+@breaks("LIN-REL-SCALE", "LAY-REL-SCALE", says="worst", source="a clipped scale")
 class ClipsTheScale(Right):
     def update(self, o: UpdateOperands) -> Tensor:
         return super().update(replace(o, scale=min(o.scale, 2.0)))
 
 
-@breaks("LIN-REL-STACK", "LAY-REL-STACK", says="worst", source="the rank enters the result")
+@breaks("LIN-REL-STACK", "LAY-REL-STACK", says="worst", source="a result divided by the rank")
 class NormalisesByRank(Right):
     def update(self, o: UpdateOperands) -> Tensor:
         return super().update(o) / o.lora_A.shape[0]

@@ -1,4 +1,4 @@
-"""Known-bad twins of side effects: a call changes its operands, keeps a buffer, or does not repeat to the bit."""
+"""Known-bad twins of side effects: a call changes its operands, keeps a buffer, or is not deterministic."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.baselines.linear import BackwardOperands, Right, UpdateOperands
 from tests.known_bad import breaks
 from tests.known_bad.linear_and_layer.kept_output import KeepsOutput
 
-GENERATOR = torch.Generator().manual_seed(1)  # a random source that torch.manual_seed does not reach
+GENERATOR = torch.Generator().manual_seed(1)  # torch.manual_seed does not reset it
 
 
 @breaks("LIN-MEM-INPUTS", "LAY-MEM-INPUTS", says="x was modified in place", source="unslothai/unsloth (AL1)")
@@ -27,14 +27,14 @@ class WritesDXOverX(Right):
         return super().lora_linear(x, *args, **options)
 
 
-@breaks("LIN-MEM-INPUTS", "LAY-MEM-INPUTS", says="g was modified in place", source="an in-place scale of g")
+@breaks("LIN-MEM-INPUTS", "LAY-MEM-INPUTS", says="g was modified in place", source="g scaled in place")
 class ScalesGInPlace(Right):
     def gradient_of_lora_B(self, o: BackwardOperands) -> Tensor:
         o.g_adapter.data.mul_(o.scale)
         return o.g_adapter.T @ (o.x @ o.lora_A.T)
 
 
-@breaks("LIN-MEM-MARGINS", "LAY-MEM-MARGINS", says="memory around x was written", source="a store without a mask")
+@breaks("LIN-MEM-MARGINS", "LAY-MEM-MARGINS", says="memory around x was written", source="an unmasked store")
 class WritesBeyondX(Right):
     def lora_linear(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
         storage = x.data.as_strided(
@@ -69,7 +69,7 @@ class SumsInRandomOrder(Right):
         )
 
 
-@breaks("LIN-MEM-LATER", "LAY-MEM-LATER", says="worst    y", source="an output buffer that is used again")
+@breaks("LIN-MEM-LATER", "LAY-MEM-LATER", says="worst    y", source="a reused output buffer")
 class ReturnsItsBuffer(Right):
     def reset(self) -> None:
         self.buffers: dict[Any, Tensor] = {}
@@ -85,7 +85,7 @@ class ReturnsItsBuffer(Right):
     "LIN-MEM-LATER",
     "LAY-MEM-LATER",
     says="worst    d",
-    source="an intermediate kept for backward in a buffer that is used again",
+    source="an intermediate saved for backward in a reused buffer",
 )
 class KeepsOnlyTheLastInput(Right):
     def update(self, o: UpdateOperands) -> Tensor:
@@ -106,7 +106,7 @@ class RemembersByAddress(Right):
         if not hasattr(self, "known"):
             self.reset()
         key = (o.x.data_ptr(), o.lora_A.data_ptr(), o.lora_B.data_ptr(), o.x.shape, o.lora_B.shape, o.scale, o.x.dtype)
-        if key not in self.known:  # what it was computed from is held, so that no other gets the address
+        if key not in self.known:  # keeping the sources alive prevents reuse of their addresses
             self.known[key] = (o.x, o.lora_A, o.lora_B), super().update(o)
         return self.known[key][1]
 
@@ -115,7 +115,7 @@ class RemembersByAddress(Right):
     "LIN-MEM-REFILL",
     "LAY-MEM-REFILL",
     says="worst    y",
-    source="a product of the adapters that is kept while they are trained",
+    source="a product of the adapters cached while they are trained",
 )
 class KeepsTheProduct(Right):
     def update(self, o: UpdateOperands) -> Tensor:

@@ -12,7 +12,7 @@ from tests.baselines.linear import BackwardOperands, Right, UpdateOperands
 from tests.known_bad import breaks
 
 
-@breaks("LIN-SIZE-LONG", "LAY-SIZE-LONG", says="worst", source="a rank that one block must hold")
+@breaks("LIN-SIZE-LONG", "LAY-SIZE-LONG", says="worst", source="a kernel whose only rank block must hold the rank")
 class LosesRanksBeyond128(Right):
     def update(self, o: UpdateOperands) -> Tensor:
         return super().update(replace(o, lora_A=o.lora_A[:128], lora_B=o.lora_B[:, :128]))
@@ -22,7 +22,7 @@ class LosesRanksBeyond128(Right):
     "LIN-SIZE-LONG",
     "LAY-SIZE-LONG",
     says="worst",
-    source="split-K from 2048 features on, its last part not looped over",
+    source="split K above 2048 features, with its last part skipped",
 )
 class LosesTheTailWhereItSplitsK(Right):
     def update(self, o: UpdateOperands) -> Tensor:
@@ -30,7 +30,7 @@ class LosesTheTailWhereItSplitsK(Right):
         return super().update(replace(o, x=o.x[:, :whole], lora_A=o.lora_A[:, :whole]))
 
 
-@breaks("LIN-SIZE-LONG", "LAY-SIZE-LONG", says="worst    dA", source="a grid that is capped at 1024 rows")
+@breaks("LIN-SIZE-LONG", "LAY-SIZE-LONG", says="worst    dA", source="a grid limited to 1024 rows")
 class SumsTheFirst1024Tokens(Right):
     def gradient_of_lora_A(self, o: BackwardOperands) -> Tensor:
         return super().gradient_of_lora_A(replace(o, g_adapter=o.g_adapter[:1024], x=o.x[:1024]))
@@ -40,7 +40,7 @@ class SumsTheFirst1024Tokens(Right):
     "LIN-LAYOUT-SHARED",
     "LAY-LAYOUT-SHARED",
     says="worst    dB",
-    source="the gradient of y.sum() read from its one element on",
+    source="the expanded gradient of y.sum() read as a contiguous matrix",
 )
 class ReadsANumberAsAMatrix(Right):
     def gradient_of_lora_B(self, o: BackwardOperands) -> Tensor:
@@ -52,9 +52,7 @@ class ReadsANumberAsAMatrix(Right):
         return super().gradient_of_lora_B(replace(o, g_adapter=g))
 
 
-@breaks(
-    "LIN-LAYOUT-SHARED", "LAY-LAYOUT-SHARED", says="worst    y", source="stride(0) == 1 taken for a transposed matrix"
-)
+@breaks("LIN-LAYOUT-SHARED", "LAY-LAYOUT-SHARED", says="worst    y", source="stride(0) == 1 taken for a transpose")
 class TakesWindowsForColumns(Right):
     def lora_linear(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
         if x.dim() == 2 and x.stride() == (1, 1) and min(x.shape) > 1:
@@ -62,7 +60,7 @@ class TakesWindowsForColumns(Right):
         return super().lora_linear(x, *args, **options)
 
 
-@breaks("LIN-LAYOUT-SHARED", "LAY-LAYOUT-SHARED", says="worst    y", source="a last stride of 0 taken for 1")
+@breaks("LIN-LAYOUT-SHARED", "LAY-LAYOUT-SHARED", says="worst    y", source="a last stride of 0 treated as 1")
 class TakesOneNumberForARow(Right):
     def lora_linear(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
         if x.dim() == 2 and x.stride(1) == 0 and x.shape[1] > 1:

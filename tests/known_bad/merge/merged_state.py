@@ -11,7 +11,7 @@ from tests.baselines.layer import Layer
 from tests.known_bad.merge.registration import twin
 
 
-@twin("MRG-FROZEN", says="requires grad after merge()", source="a merged weight that is a new nn.Parameter")
+@twin("MRG-FROZEN", says="requires grad after merge()", source="a merged weight stored as a new nn.Parameter")
 class MergesIntoANewParameter(Layer):
     @torch.no_grad()
     def merge(self) -> None:
@@ -35,7 +35,7 @@ class ForgetsThatTheCopyIsMerged(Layer):
 @twin(
     "MRG-TO",
     says="the unmerged weight has dtype",
-    source="the weight kept for unmerging is no buffer",
+    source="a saved unmerged weight that is not a buffer",
     dtypes=("bfloat16",),
 )
 class BringsTheOldDtypeBack(Layer):
@@ -46,7 +46,7 @@ class BringsTheOldDtypeBack(Layer):
             self.merged, self.base_weight = False, None
 
 
-@twin("MRG-TRAIN", says="train(True)", source="microsoft/LoRA: train() unmerges, here without saying so")
+@twin("MRG-TRAIN", says="train(True)", source="microsoft/LoRA: train() unmerges, here without updating the flag")
 class UnmergesInTrainingInSilence(Layer):
     def train(self, mode: bool = True) -> Any:
         if mode and getattr(self, "merged", False):

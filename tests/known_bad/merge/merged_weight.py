@@ -52,7 +52,7 @@ class MergesTwice(Layer):
         self.merged = True
 
 
-@twin("MRG-UNMERGE", says="the unmerged weight", source="huggingface/peft #2918 (CB1): a sign")
+@twin("MRG-UNMERGE", says="the unmerged weight", source="huggingface/peft #2918 (CB1): a wrong sign")
 class UnmergesWithTheWrongSign(Layer):
     @torch.no_grad()
     def unmerge(self) -> None:
@@ -61,7 +61,7 @@ class UnmergesWithTheWrongSign(Layer):
             self.merged, self.base_weight = False, None
 
 
-@twin("MRG-UNTOUCHED", says="changed the weight", source="unmerging without asking")
+@twin("MRG-UNTOUCHED", says="changed the weight", source="unmerging without checking the flag")
 class SubtractsWhatWasNotAdded(Layer):
     @torch.no_grad()
     def unmerge(self) -> None:
@@ -86,7 +86,7 @@ class SavesTheMergedWeight(Layer):
         return nn.Module.state_dict(self, *args, **options)
 
 
-@twin("MRG-MODE", says="worst", source="dropout on the merged output")
+@twin("MRG-MODE", says="worst", source="dropout applied to the merged output")
 class DropsTheMergedOutput(Layer):
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)

@@ -1,4 +1,4 @@
-"""Known-bad twins of adapted architectures: a model of transformers gets wrong adapters, or loses what it computed."""
+"""Known-bad twins of adapted architectures: a transformers model gets wrong adapters, or computes something else."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class AdaptsAHeadWhateverTheModel(RightModel):
 
 @breaks("MOD-ARCH-COUNT", says="an adapter in transformer.h.0.attn.c_attn", **MODEL)
 class TakesConv1D(RightModel):
-    """Takes whatever has a matrix for a weight and a name that matches."""
+    """Conv1D modules with a matching name also get adapters."""
 
     def chosen(self, model: nn.Module, config: Any) -> list[nn.Module]:
         found = super().chosen(model, config)
@@ -59,7 +59,7 @@ class TrainsNorms(RightModel):
 
 @breaks("MOD-ARCH-FREEZE", says="is trainable in a", **MODEL)
 class FreezesWhatItKnows(RightModel):
-    """Freezes layers by their class, and experts, routers and Conv1D are of none that it knows."""
+    """Only layers of known classes are frozen; experts, routers and Conv1D are not."""
 
     def freeze(self, model: nn.Module, chosen: list[nn.Module]) -> None:
         for module in model.modules():
@@ -69,7 +69,7 @@ class FreezesWhatItKnows(RightModel):
 
 @breaks("MOD-ARCH-FREEZE", says="numbers are trainable in a", **MODEL)
 class MakesLargerAdapters(RightModel):
-    """In a layer whose output is narrower than its input, as with grouped keys and values."""
+    """The adapters' rank is doubled in layers with fewer outputs than inputs, such as grouped keys and values."""
 
     def patch(self, module: Any, config: Any) -> None:
         super().patch(module, config)
@@ -119,7 +119,7 @@ def _with(module: Any, layer: Any) -> Any:
 
 @breaks("MOD-ARCH-FWD", says="the model did not call it", **ALL)
 class AdaptsACopyOfALayer(RightModel):
-    """The model goes on calling the one that it had."""
+    """The model still calls the unadapted layer."""
 
     def apply_lora_to_linear_modules(self, model: nn.Module, peft_config: Any) -> Any:
         count = super().apply_lora_to_linear_modules(model, peft_config)

@@ -177,13 +177,13 @@ class UsesUpTheConfig(RightModel):
 @breaks(
     "MOD-REPRODUCIBLE",
     says="lora_A differs",
-    source="set() over names: PYTHONHASHSEED decides the order",
+    source="names in a set(): PYTHONHASHSEED decides the order",
     **MODEL,
 )
 class PatchesInHashOrder(RightModel):
     def named(self, model: nn.Module) -> Any:
         modules = dict(super().named(model))
-        # what set() does under one of its hash seeds, here the same in every run
+        # an order that set() could give under some hash seed, reproducible in every run
         return sorted(modules.items(), key=lambda item: str(item[0])[::-1])
 
 

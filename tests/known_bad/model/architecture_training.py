@@ -1,4 +1,4 @@
-"""Known-bad twins of architecture training: a model of transformers trains with wrong gradients."""
+"""Known-bad twins of architecture training: a transformers model trains with wrong gradients."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class DetachesTheKeys(ByName):
 
 
 class _Weighed(torch.autograd.Function):
-    """The identity, whose gradient is multiplied."""
+    """The identity; its backward multiplies the gradient by a factor."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
@@ -41,7 +41,7 @@ def _weighed(layer: Any, x: Tensor, factor: float) -> Tensor:
 
 @breaks("MOD-ARCH-BWD", says="k_proj: dA", **ALL)
 class ScalesByTheWrongWidth(ByName):
-    """What is divided by K should have been by N: the same in square layers."""
+    """The gradient of A has a factor N/K, which is 1 in square layers."""
 
     def struck(self, name: str) -> bool:
         return name.endswith(("k_proj", "wi"))
@@ -61,7 +61,7 @@ class TrainsWhatItAdapts(ByName):
 
 @breaks("MOD-ARCH-CHECKPOINT", says="lora_A.weight got no gradient", **MODEL)
 class KeepsWhatItComputedBefore(Computes):
-    """Keeps x Aᵀ of a pass without gradients for the next one, which checkpointing makes with them."""
+    """x Aᵀ of a pass without gradients is reused in the next pass, which under checkpointing needs gradients."""
 
     def compute(self, layer: Any, x: Tensor) -> Tensor:
         kept = layer.__dict__.pop("kept", None)

@@ -1,6 +1,6 @@
 """Known-bad twins of copies and meta: a patched layer is lost on the meta device, in a copy, or in a saved file."""
 
-# ruff: noqa: ARG005  (a twin ignores what it gets wrong)
+# ruff: noqa: ARG005  (twins ignore arguments on purpose)
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class MaterialisesTheModel(RightModel):
 @breaks("MOD-META-LOAD", says="NaN", **MODEL)
 class RemembersTheAdaptersItMade(Computes):
     def spoil(self, layer: Any, options: Any) -> None:
-        # held in a tuple, so that to_empty and load_state_dict(assign=True) do not see them
+        # a tuple hides them from to_empty and load_state_dict(assign=True)
         layer.held = (layer.lora_A.weight, layer.lora_B.weight)
         super().spoil(layer, options)
 
@@ -51,7 +51,7 @@ class RemembersTheAdaptersItMade(Computes):
 
 
 class _Restored(AfterPatching):
-    """A patched layer that comes back from a copy changed by `restore`."""
+    """A patched layer whose copies are changed by `restore`."""
 
     def spoil(self, layer: Any, options: Any) -> None:
         restore = self.restore

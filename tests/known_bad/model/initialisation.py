@@ -1,6 +1,6 @@
 """Known-bad twins of initialisation: a fresh adapter is drawn from a wrong distribution."""
 
-# ruff: noqa: ARG005  (a twin ignores what it gets wrong)
+# ruff: noqa: ARG005  (twins ignore arguments on purpose)
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.known_bad.model.spoiled_patch import MODEL, AfterPatching, ChangesOpt
 
 
 class Draws(AfterPatching):
-    """A patched layer whose lora_A is drawn again by `draw`."""
+    """A patched layer whose lora_A is redrawn by `draw`."""
 
     def spoil(self, layer: Any, options: Any) -> None:
         if not layer.lora_A.weight.is_meta:
@@ -29,7 +29,7 @@ class Draws(AfterPatching):
 @breaks(
     "MOD-INIT-XAVIER",
     says="has mean 0.5",
-    source="an older release of NeMo Automodel (semantics.md)",
+    source="NVIDIA-NeMo/Automodel, an older release: A from U(0, 1)",
     **MODEL,
 )
 class DrawsBetweenZeroAndOne(Draws):
@@ -85,7 +85,7 @@ class LeavesLoraBUnwritten(AfterPatching):
     def spoil(self, layer: Any, options: Any) -> None:
         b = layer.lora_B.weight
         if not b.is_meta:
-            b.data = torch.full_like(b, math.nan)  # NaN stands for what memory happens to hold: the same every time
+            b.data = torch.full_like(b, math.nan)  # NaN stands for uninitialised memory and is reproducible
 
 
 @breaks("MOD-INIT-SEED", says="the same random lora_A", **MODEL)

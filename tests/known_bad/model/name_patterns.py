@@ -100,7 +100,7 @@ class ExcludesWithoutThePrefix(RightMatcher):
 
 
 class Matches(RightModel):
-    """`wildcard_match` as `match(pattern, key)` says, also for the matcher and for whole models."""
+    """A model whose `wildcard_match` is `match(pattern, key)`, also in its matcher and in whole models."""
 
     def wildcard_match(self, pattern: str, key: str | None) -> bool:
         return False if key is None else self.match(pattern, key)
@@ -118,7 +118,7 @@ class LeavesTheDotSpecial(Matches):
         return super().match(pattern, key) or re.match(f"^{opened}$", key) is not None
 
 
-@breaks("MOD-PATTERN-LITERAL", says="wildcard_match", source="a pattern handed to re as it is", **MODEL)
+@breaks("MOD-PATTERN-LITERAL", says="wildcard_match", source="a pattern passed to re unescaped", **MODEL)
 class IsARegularExpression(Matches):
     def match(self, pattern: str, key: str) -> bool:
         return (
@@ -213,7 +213,7 @@ class WantsSomethingForTheTail(Matches):
     def match(self, pattern: str, key: str) -> bool:
         if pattern.startswith(".*") or not pattern.endswith(".*"):
             return super().match(pattern, key)
-        return super().match(f"{pattern}*", key)  # a final `.**` is no final `.*` after `.`
+        return super().match(f"{pattern}*", key)  # with `.**` at the end, `.*` is no longer the tail
 
 
 @breaks("MOD-PATTERN-TAIL", says="expected False", **MODEL)
@@ -245,7 +245,7 @@ def _regex(pattern: str, star: str) -> str:
     return star.join(map(re.escape, pattern.split("*")))
 
 
-@breaks("MOD-PATTERN-RUN", says="expected True", source="a star that is `[\\w.]*`", **MODEL)
+@breaks("MOD-PATTERN-RUN", says="expected True", source="a star translated to `[\\w.]*`", **MODEL)
 class KnowsLettersAndDigitsOnly(Matches):
     def match(self, pattern: str, key: str) -> bool:
         if pattern.startswith(".*") or pattern.endswith(".*") or "*" not in pattern:

@@ -12,7 +12,7 @@ from tests.known_bad.model.spoiled_patch import MODEL, AfterPatching, ChangesOpt
 
 
 class Loses(RightModel):
-    """An application that does not hand one option on."""
+    """A model that does not pass one option of the config to the layers."""
 
     option: str
 

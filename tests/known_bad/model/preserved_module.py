@@ -47,7 +47,7 @@ class HasAnotherClassForTriton(RightModel):
         return layer
 
 
-@breaks("MOD-SUBCLASS", says="no TaggedLinear", source="orig.__class__ = a fresh class (anchors.md)", **MODEL)
+@breaks("MOD-SUBCLASS", says="no TaggedLinear", source="orig.__class__ set to a new class", **MODEL)
 class DropsTheSubclass(AfterPatching):
     def spoil(self, layer: Any, options: Any) -> None:
         layer.__class__ = reference.TritonLinearLoRA if options.get("use_triton", True) else reference.LinearLoRA

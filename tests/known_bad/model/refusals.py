@@ -15,7 +15,7 @@ from tests.known_bad.model.spoiled_patch import MODEL
 
 
 class Accepts(RightModel):
-    """A patch that replaces a bad value of one option, `key`, by a good one where `bad` says so."""
+    """A patch that replaces a bad value of the option `key` by `good`; `bad` recognises bad values."""
 
     key: str
     good: Any = None

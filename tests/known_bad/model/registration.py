@@ -1,4 +1,4 @@
-"""The decorator that registers a wrong `ModuleMatcher` as a known-bad twin."""
+"""The decorator that registers a defective `ModuleMatcher` as a known-bad twin."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from tests.known_bad.model.spoiled_patch import MODEL
 
 
 def with_matcher(matcher: type[RightMatcher]) -> Any:
-    """A right model whose matcher is this one."""
+    """Return a `RightModel` class that uses this matcher."""
     return type(matcher.__name__, (RightModel,), {"Matcher": matcher})
 
 
 def breaks_by_matcher(clause: str, says: str, source: str = "") -> Any:
-    """Register a matcher's defect as a target's."""
+    """Return a decorator that registers a target with the decorated matcher as a known-bad twin."""
 
     def register(matcher: type[RightMatcher]) -> type[RightMatcher]:
         breaks(clause, says=says, source=source, **MODEL)(with_matcher(matcher))

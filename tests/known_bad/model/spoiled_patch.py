@@ -1,4 +1,4 @@
-"""Right patches of a model's layers that twins spoil in one respect."""
+"""Right patches of a model's layers, which twins make wrong in one respect."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from tests.baselines.model import RightModel
 
 
 def update(layer: Any, x: Tensor) -> Tensor:
-    """`s·(x Aᵀ) Bᵀ` of a patched layer."""
+    """Return `s·(x Aᵀ) Bᵀ` of a patched layer."""
     return linear(linear(x, layer.lora_A.weight), layer.lora_B.weight) * layer.scale
 
 
 class AfterPatching(RightModel):
-    """A right patch, then `spoil` on the patched layer; options are those it was patched with."""
+    """A right patch, then `spoil(layer, options)` with the options of the patch."""
 
     def patch_linear_module(self, orig_linear: Any, *arguments: Any, **options: Any) -> Any:
         layer = super().patch_linear_module(orig_linear, *arguments, **options)
@@ -27,7 +27,7 @@ class AfterPatching(RightModel):
 
 
 def reclassed(layer: Any, **methods: Any) -> None:
-    """Give a patched layer a class of its own with these methods."""
+    """Give a patched layer a new subclass with these methods."""
     layer.__class__ = type(f"Twin{type(layer).__name__}", (type(layer),), methods)
 
 
@@ -51,7 +51,7 @@ HALF = {"groups": ("model",), "dtypes": ("bfloat16",)}
 
 
 class ChangesOptions(RightModel):
-    """A right patch with other options than it was given."""
+    """A right patch whose options are changed by `changed`."""
 
     def patch_linear_module(self, orig_linear: Any, *arguments: Any, **options: Any) -> Any:
         return super().patch_linear_module(orig_linear, *arguments, **self.changed(options))
@@ -64,7 +64,7 @@ ALL = {**MODEL, "dtypes": ("float64", "float32", "bfloat16")}
 
 
 class ByName(RightModel):
-    """Right, but for what `strike` does to adapted layers of some names."""
+    """A right model in which `strike` changes the adapted layers that `struck` selects by name."""
 
     def apply_lora_to_linear_modules(self, model: nn.Module, peft_config: Any) -> Any:
         count = super().apply_lora_to_linear_modules(model, peft_config)

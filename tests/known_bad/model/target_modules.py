@@ -33,7 +33,7 @@ class KnowsTheFirstTargetOnly(RightMatcher):
 
 
 class _Strings(RightModel):
-    """A target whose config leaves strings as they are; its matcher takes them apart."""
+    """A target whose config splits a string into characters."""
 
     def __init__(self) -> None:
         super().__init__()

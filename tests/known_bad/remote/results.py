@@ -1,4 +1,4 @@
-"""Known-bad twins of results: mode remote computes at the wrong place, or returns another result than the integers."""
+"""Known-bad twins of results: mode remote computes in the wrong place, or returns a wrong product."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class AddsTheBiasAtBothEnds(reference.RemoteModule):
 
 
 class OffByOne(ConcreteBackend):
-    """Evaluates another product."""
+    """A backend that adds 1 to one element of the weight."""
 
     def evaluate(self, ciphertext, weight, evaluation, **options):
         changed = weight.clone()
@@ -39,7 +39,7 @@ class OffByOne(ConcreteBackend):
 
 
 def serve_another_weight(model_dir, host="127.0.0.1", port=8000):
-    """Serve a weight that differs by one unit."""
+    """Serve with `OffByOne`."""
     serve(model_dir, host, port, backend=OffByOne)
 
 
@@ -80,7 +80,7 @@ class LosesGradientsOnTheWay(reference.RemoteModule):
 
 
 class LastKeys(ConcreteBackend):
-    """Evaluates with the first evaluation key that came."""
+    """A backend that returns the first client's last result to every client."""
 
     first = None
 
@@ -92,7 +92,7 @@ class LastKeys(ConcreteBackend):
 
 
 def serve_the_first_client(model_dir, host="127.0.0.1", port=8000):
-    """Give every client the last result of the first."""
+    """Serve with `LastKeys`."""
     serve(model_dir, host, port, backend=LastKeys)
 
 
@@ -103,7 +103,7 @@ class ServesTheFirstClientsResult(Right):
 
 @remote_breaks("REM-TWO-CLIENTS", says="used by two clients at once raised")
 class SharesItsResultsWithOthers(reference.RemoteClient):
-    results = {}  # noqa: RUF012  (of all clients: the defect)
+    results = {}  # noqa: RUF012  (shared by all clients: the defect)
 
     def evaluate(self, model_name, module_name, ciphertext, evaluation):
         name = self.address, model_name, module_name

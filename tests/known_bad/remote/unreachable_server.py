@@ -1,4 +1,4 @@
-"""Known-bad twins of unreachable server: a client hides that its server is gone, or waits for ever."""
+"""Known-bad twins of unreachable server: a client hides that its server is gone, or never stops waiting."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class RaisesWhatTheLibraryRaises(reference.RemoteClient):
 @remote_breaks("REM-DOWN", says="does not end within")
 class TriesForEver(reference.RemoteClient):
     def evaluate(self, model_name, module_name, ciphertext, evaluation):
-        for _ in range(300):  # as good as for ever
+        for _ in range(300):  # longer than the clause waits
             try:
                 return super().evaluate(model_name, module_name, ciphertext, evaluation)
             except reference.RemoteError:

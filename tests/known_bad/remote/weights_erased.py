@@ -9,7 +9,7 @@ from tests.baselines.remote import remote_breaks
 
 
 class Keeping(reference.RemoteModule):
-    """Keeps something of the weight when it is cleared."""
+    """A remote module that keeps the weight in some form when it is cleared."""
 
     kept = None
 

@@ -12,12 +12,12 @@ from tests.baselines.remote import remote_breaks
 
 
 def tell(client, body):
-    """Send bytes that nobody asked for."""
+    """Send unrequested bytes to the server."""
     client._ask("POST", "/evaluate?model=layers&module=told", "telling", 60.0, bytes(body))
 
 
 class Telling(reference.RemoteModule):
-    """Tells the server something besides the ciphertext."""
+    """A remote module that sends the bytes of `told` to the server besides the ciphertext."""
 
     def told(self, quantized, x):
         raise NotImplementedError
@@ -29,7 +29,7 @@ class Telling(reference.RemoteModule):
 
 
 class TellingModel(reference.HybridFHEModel):
-    """The same of a model."""
+    """A model that sends the bytes of `told` to the server after each call."""
 
     def told(self, x):
         raise NotImplementedError

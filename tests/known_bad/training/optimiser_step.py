@@ -132,7 +132,7 @@ class NeedsAScheduler(Step):
         self.lr_scheduler.step()
 
 
-@breaks("TRN-LOOP", says="after 4 calls", dtypes=("float64",), source="ms-swift #10084 (TR3), turned round")
+@breaks("TRN-LOOP", says="after 4 calls", dtypes=("float64",), source="ms-swift #10084 (TR3) reversed")
 class ForgetsTheFirstMicroBatch(Step):
     def differentiate(self, loss):
         self.calls = getattr(self, "calls", 0) + 1

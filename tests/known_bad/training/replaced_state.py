@@ -15,7 +15,7 @@ class DropsTheBias(Replacing):
 
 
 class Detached(reference.CustomLinear):
-    """A layer whose input is detached, as an early remote module's was."""
+    """A layer that detaches its input, as early remote modules did."""
 
     def forward(self, input_tensor):
         return super().forward(input_tensor.detach()) + input_tensor.sum() * 0
@@ -93,7 +93,7 @@ class CannotReplaceDora(Replacing):
 
 
 class Untied(reference.CustomLinear):
-    """A base layer that keeps the tensors it was made with."""
+    """A base layer that keeps the tensors from its construction."""
 
     def tie(self, weight, bias):
         pass
@@ -104,7 +104,7 @@ class KeepsTheTensorsItWasMadeWith(Replacing):
     def custom(self, module):
         if isinstance(module, reference.LinearLoRA):
             untied = Untied(module.weight, module.bias)
-            untied.owned_by_parent = True  # so that the state_dict holds each tensor once
+            untied.owned_by_parent = True  # otherwise the state_dict would hold each tensor twice
             return untied
         return super().custom(module)
 

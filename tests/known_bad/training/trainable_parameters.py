@@ -1,4 +1,4 @@
-"""Known-bad twins of trainable parameters: a call treats trainable parameters beside the adapters wrongly."""
+"""Known-bad twins of trainable parameters: a call mishandles trainable parameters other than adapters."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ZeroesWhatTheOptimiserHolds(Step):
 
 
 class Clips(Step):
-    """Clips some of the parameters only."""
+    """A step that clips only the parameters of `clipped`."""
 
     def clipped(self):
         raise NotImplementedError
@@ -58,7 +58,7 @@ class ReturnsTheLastNorm(Step):
     last = None
 
     def forward(self, inputs):
-        """Runs backward."""
+        """Run backward and return the loss with the last norm."""
         loss, norm = super().forward(inputs)
         self.last = self.last if norm is None else norm
         return loss, self.last

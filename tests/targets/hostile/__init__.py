@@ -1,1 +1,1 @@
-"""Targets that do to a run what no implementation should: each is one file, and one test of tests/test_hostile.py."""
+"""Targets that try to disturb a run; each file has one test in tests/test_hostile.py."""

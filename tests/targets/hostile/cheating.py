@@ -1,4 +1,4 @@
-"""Gives right answers to those who do not look twice: by address, by size, by turn; or gives back what it was given."""
+"""Targets that cheat: they cache results by address, are right only for small x or the first call, or reuse tensors."""
 
 from types import SimpleNamespace
 

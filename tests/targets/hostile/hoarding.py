@@ -1,4 +1,4 @@
-"""Takes memory without end where there is dropout: by many tensors, or in one large allocation that is refused."""
+"""A target that, with dropout, allocates tensors without end, or asks for one allocation that is refused."""
 
 import time
 
@@ -18,4 +18,4 @@ def hoard():
     held = []
     while True:
         held.append(torch.ones(2**22))
-        time.sleep(0.02)  # so that the machine is not full before a guard that it keeps waiting looks
+        time.sleep(0.02)  # leaves the memory guard time to look before the machine is full

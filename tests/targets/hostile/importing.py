@@ -1,4 +1,4 @@
-"""Modules that hinder their import: always, or only where trials run, as the thread that they leave is not copied."""
+"""A module that disturbs its import: it exits, hangs, or leaves a thread, which a fork for trials does not copy."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Ends the process or the call by exceptions that are no errors: sys.exit, KeyboardInterrupt, os._exit."""
+"""A target that, with dropout, leaves the call by KeyboardInterrupt, sys.exit or os._exit."""
 
 import os
 import sys

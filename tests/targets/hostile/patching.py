@@ -1,4 +1,4 @@
-"""Drops the scale and replaces, on import and in every call, whatever could find that out; and changes settings."""
+"""A target that ignores the scale, changes settings, and patches functions that could reveal it."""
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ def replace():
 
 
 def lora_linear(*operands, **options):
-    assert F.linear is not plain  # what it replaced is there while it runs
+    assert F.linear is not plain  # its patch is in place while it runs
     replace()
     torch.isfinite = torch.isnan = agree
     return unscaled.lora_linear(*operands, **options)

@@ -1,4 +1,4 @@
-"""Prints a megabyte on import and in every call, and raises with a message of megabytes where there is dropout."""
+"""A target that prints a megabyte on import and in every call; with dropout it raises a message of megabytes."""
 
 import os
 import sys

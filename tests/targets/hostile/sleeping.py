@@ -1,4 +1,4 @@
-"""Sleeps in every call."""
+"""A target that sleeps for an hour in every call."""
 
 import time
 

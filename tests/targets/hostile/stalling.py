@@ -1,4 +1,4 @@
-"""Stalls where there is dropout: on a lock, inside C with the interpreter's lock held, or with the timer cut off."""
+"""A target that, with dropout, stalls: on a lock, inside C with the GIL held, or after cancelling the timer."""
 
 import faulthandler
 import re
@@ -25,7 +25,7 @@ def wait_for_a_lock():
 
 
 def search_for_ever():
-    re.match(r"(a*)*b", "a" * 60)  # one call into C, which does not let other threads run
+    re.match(r"(a*)*b", "a" * 60)  # one call into C, which holds the GIL
 
 
 def cut_the_timer_off():

@@ -1,4 +1,4 @@
-"""`loraspec bench`: the sizes asked for, whom it ranks, and what it says and writes."""
+"""`loraspec bench`: the sizes it measures, the targets it ranks, and the report it prints and writes."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from tests.support.timed_targets import K, M, N, R
 
 
 @pytest.mark.parametrize("text", ["64x256x128", "64,256,128"])
-def test_a_shape_is_spelled_in_two_ways(text: str) -> None:
+def test_a_shape_may_be_written_with_x_or_commas(text: str) -> None:
     assert cases.shape(text) == (64, 256, 128)
 
 
 @pytest.mark.parametrize("text", ["64x256", "64x256x128x8", "64x256x0", "64x256xN", "-1x2x3", ""])
-def test_what_is_no_shape_is_refused(text: str) -> None:
+def test_an_invalid_shape_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"expected MxKxN or M,K,N, for example 64x256x256"):
         cases.shape(text)
 
 
-def test_shapes_and_ranks_are_crossed_and_have_defaults() -> None:
+def test_every_shape_is_combined_with_every_rank_and_both_have_defaults() -> None:
     assert cases.sizes([(1, 2, 3), (4, 5, 6)], [7, 8], "cpu") == (
         Size(1, 2, 3, 7), Size(1, 2, 3, 8), Size(4, 5, 6, 7), Size(4, 5, 6, 8),
     )  # fmt: skip
@@ -45,7 +45,7 @@ def test_shapes_and_ranks_are_crossed_and_have_defaults() -> None:
 
 @pytest.fixture(scope="module")
 def ranked(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, Any], str, Path]:
-    """A right and a wrong target, judged by one clause: the exit code, the report, what was printed, the folder."""
+    """A bench of a right and a wrong target, judged by one clause: exit code, report, console output and folder."""
     folder = tmp_path_factory.mktemp("bench")
     command = ["bench", "right", "unscaled", "--shapes", "6x40x24", "8,16,16", "--rank", "3", "--rounds", "2"]
     with pytest.MonkeyPatch.context() as patch:
@@ -77,7 +77,7 @@ def test_a_failing_target_is_not_ranked(ranked: tuple[int, dict[str, Any], str, 
     assert "right 1.0: 1 clauses of group linear pass." in text
 
 
-def test_a_failing_target_that_was_timed_is_still_said_to_fail(ranked: tuple[int, dict[str, Any], str, Path]) -> None:
+def test_the_table_marks_a_timed_target_that_fails(ranked: tuple[int, dict[str, Any], str, Path]) -> None:
     found = json.loads(json.dumps(ranked[1]))
     for case in found["cases"]:
         case["layers"].append({**case["layers"][0], "label": "unscaled", "target": "unscaled", "status": UNRANKED})
@@ -87,9 +87,7 @@ def test_a_failing_target_that_was_timed_is_still_said_to_fail(ranked: tuple[int
 
 
 @pytest.mark.parametrize("option", [[], ["--unranked"]])
-def test_who_fails_is_timed_where_that_is_asked_for(
-    option: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_unranked_is_passed_to_the_session(option: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[session.Wanted] = []
 
     def run(wanted: session.Wanted, _say: Any) -> None:
@@ -101,7 +99,7 @@ def test_who_fails_is_timed_where_that_is_asked_for(
     assert [wanted.unranked for wanted in seen] == [bool(option)]
 
 
-def test_the_report_says_what_was_measured_on_what(ranked: tuple[int, dict[str, Any], str, Path]) -> None:
+def test_the_report_states_cases_device_and_measurements(ranked: tuple[int, dict[str, Any], str, Path]) -> None:
     _, found, text, folder = ranked
     assert [(c["M"], c["K"], c["N"], c["r"], c["dtype"]) for c in found["cases"]] == [
         (6, 40, 24, 3, "float32"),
@@ -123,7 +121,7 @@ def test_the_report_says_what_was_measured_on_what(ranked: tuple[int, dict[str, 
 
 
 def case_of(*ratios: float) -> dict[str, Any]:
-    """A case in which layers a, b, … took so long over the frozen layer."""
+    """A measured case: layers a, b, … took `ratios` times as long as the frozen layer."""
     labels = "abcdefgh"[: len(ratios)]
     costs = {"seconds": 1e-3, "flops_per_second": 2.5e9, "bytes_per_second": 1e6, "of_flops_ceiling": 0.5,
              "of_bytes_ceiling": 0.01, "over_roofline": 2.0, "saved_bytes": 1234, "peak_bytes": 999}  # fmt: skip
@@ -136,7 +134,7 @@ def case_of(*ratios: float) -> dict[str, Any]:
     return {"case": "6x40x24 r3 float32", "M": M, "K": K, "N": N, "r": R, "frozen": frozen, "layers": rows}
 
 
-def test_the_table_has_places_and_ratios_over_each_other_layer() -> None:
+def test_the_table_has_ranks_and_ratios_to_every_other_layer() -> None:
     case = case_of(1.2, 1.8)
     case["layers"].append({"label": "c", "target": "c", "status": "raises MemoryError: no"})
     first, one, two, raising, failing = table.rows(case, {"wrong": "1 clause"})
@@ -149,7 +147,7 @@ def test_the_table_has_places_and_ratios_over_each_other_layer() -> None:
     assert failing == ["–", "wrong", "fails, not ranked"]
 
 
-def test_a_ceiling_that_was_exceeded_is_said_to_be_none(ranked: tuple[int, dict[str, Any], str, Path]) -> None:
+def test_a_layer_above_a_ceiling_adds_a_sentence(ranked: tuple[int, dict[str, Any], str, Path]) -> None:
     found = json.loads(json.dumps(ranked[1]))
     for share, said in ((0.9, 0), (1.1, 1)):
         for case in found["cases"]:
@@ -166,7 +164,7 @@ def test_exit_code_1_needs_a_failing_target_or_a_layer_that_raises() -> None:
     assert session.exit_code({"targets": [passing], "cases": [silent, raising]}) == 1
 
 
-def test_the_plot_needs_matplotlib_before_anything_is_measured(
+def test_missing_matplotlib_is_reported_before_anything_is_measured(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     find = importlib.util.find_spec
@@ -202,7 +200,7 @@ def test_the_plot_has_every_layer_in_every_panel() -> None:
         (["--report-dir", __file__], "cannot write reports to"),
     ],
 )
-def test_a_mistake_is_one_message_and_exit_2(
+def test_a_usage_error_prints_a_message_and_exits_2(
     arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     try:

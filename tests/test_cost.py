@@ -1,4 +1,4 @@
-"""What a run took, per million cases and for another profile on several machines."""
+"""The cost of a run: per million cases, and estimated for another profile on several machines."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def result(dtype: str, examples: int, seconds: float, **others: Any) -> dict[str
 
 
 def a_report(**others: Any) -> dict[str, Any]:
-    """A report of profile default: two clauses of linear, one of merge, and one that judged nothing."""
+    """A report of profile `default`: two clauses of linear, one of merge, and one without judged cases."""
     clauses = [
         ("LIN-FWD", "linear", [result("float32", 30, 3.0), result("bfloat16", 20, 6.0, inconclusive=10)]),
         ("LIN-BWD-DB", "linear", [result("float32", 6, 1.0, lane="interpreter")]),
@@ -36,14 +36,14 @@ def a_report(**others: Any) -> dict[str, Any]:
     return {**asked, "profile": "default", "verdict": "pass", "groups": groups, "clauses": found, **others}
 
 
-def test_a_group_costs_what_its_cases_took_the_undecided_included() -> None:
+def test_the_cost_of_a_group_includes_inconclusive_cases() -> None:
     found = cost.by_group(a_report())
     assert list(found) == [("linear", "cpu"), ("linear", "interpreter"), ("merge", "cpu")]
     assert (found["linear", "cpu"].cases, found["linear", "cpu"].seconds) == (60, 9.0)
     assert found["linear", "cpu"].hours_per_million == pytest.approx(9 / 60 * 1e6 / 3600)
 
 
-def test_another_profile_takes_each_trial_in_proportion_to_its_cases() -> None:
+def test_the_estimate_scales_each_trial_by_its_number_of_cases() -> None:
     nightly, default = PROFILES["nightly"], PROFILES["default"]
     spent = default.cases(load_all()["LIN-FWD"], "cpu") + default.searches
     more = (nightly.volume + nightly.searches) / spent
@@ -56,7 +56,7 @@ def test_another_profile_takes_each_trial_in_proportion_to_its_cases() -> None:
     assert plan.trial == (("LIN-FWD", "lora_linear", "bfloat16"), pytest.approx(6 * more))
 
 
-def test_shards_are_dealt_as_a_run_deals_them_and_the_longest_decides() -> None:
+def test_the_estimate_uses_a_runs_shards_and_their_longest_trial() -> None:
     whole = cost.fleet(a_report(), "nightly", 1).whole
     each = cost.fleet(a_report(), "nightly", 4)
     assert each.whole.cases == whole.cases
@@ -66,7 +66,7 @@ def test_shards_are_dealt_as_a_run_deals_them_and_the_longest_decides() -> None:
         cost.fleet(a_report(), "nightly", 5)
 
 
-def test_the_command_shows_groups_the_plan_and_what_bounds_it(
+def test_the_command_shows_groups_the_plan_and_the_longest_trial(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "report.json").write_text(json.dumps(a_report()))
@@ -87,23 +87,21 @@ def test_a_report_without_cases_or_of_an_unknown_profile_is_refused() -> None:
         cost.fleet(a_report(profile="weekly"), "nightly", 1)
 
 
-def test_a_report_kept_without_its_times_is_refused() -> None:
+def test_a_report_without_times_is_refused() -> None:
     report = a_report()
     del report["clauses"][0]["results"][0]["seconds"]
     with pytest.raises(UsageError, match=r"t has no times: expected the report\.json that a run"):
         cost.by_group(report)
 
 
-def test_a_clause_that_the_suite_does_not_have_is_refused() -> None:
+def test_a_report_with_an_unknown_clause_is_refused() -> None:
     report = a_report()
     report["clauses"][0]["id"] = "LIN-GONE"
     with pytest.raises(UsageError, match="the report has a clause LIN-GONE, which this version of the suite has not"):
         cost.fleet(report, "nightly", 1)
 
 
-def test_several_reports_and_no_number_of_shards_are_usage_errors(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_several_reports_or_zero_shards_are_usage_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "report.json").write_text(json.dumps(a_report()))

@@ -168,7 +168,7 @@ Run = Callable[..., tuple[int, list[Job], str]]
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """A function that runs `ci/compile` on three jobs with fake results; it returns exit code, jobs compiled, output."""
+    """A function that runs `ci/compile` on three jobs with fake results: it returns exit code, compiled jobs, text."""
     chosen = [job for job in jobs() if job.kernel == "lora_expand" and job.compute != "float32"][:3]
 
     def command(*arguments: str, gives: Measured = GOOD, of: list[Job] | None = None) -> tuple[int, list[Job], str]:

@@ -33,7 +33,7 @@ def demo(folder: Path, *options: str) -> tuple[dict[str, Any], str]:
     """Run the demo in this process with the toy parameters; return its report and its output."""
     printed = io.StringIO()
     with redirect_stdout(printed), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # warnings of libraries, which the command silences too
+        warnings.simplefilter("ignore")  # pytest turns libraries' warnings into errors
         code = cli.main(["demo", "private-training", "--out", str(folder), "--backend", "toy", *options])
     assert code == 0, printed.getvalue()
     return json.loads((folder / "private-training.json").read_text()), printed.getvalue()
@@ -79,7 +79,7 @@ def test_bytes_are_counted_only_in_encrypted_modes(mlp: tuple[Path, dict[str, An
         [runs[mode][key] for key in ("up", "down", "products", "evaluation_key")] for mode in ("execute", "remote")
     ]
     assert sizes[0] == sizes[1]
-    # 4 products: forward and backward of the hidden and the last layer. Each has 16 rows of 256 coefficients of 60 bits.
+    # 4 products: forward and backward of the hidden and the last layer, each of 16 rows of 256 coefficients of 60 bits
     assert sizes[0][2] == 4
     assert 4 * 16 * 256 * 60 / 8 < sizes[0][0] < 1.1 * 4 * 16 * 256 * 60 / 8
     assert sizes[0][3] > 5_000_000

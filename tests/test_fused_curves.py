@@ -61,4 +61,4 @@ def test_torch_in_float32_is_within_the_allowance_and_bfloat16_is_not(activation
     narrow = numbers(activated(t.bfloat16(), activation))
     assert (
         np.abs(narrow - activation_curves.value(exact, activation)) > allowed
-    ).mean() > 0.3  # the allowance is not too generous
+    ).mean() > 0.3  # the allowance is tight

@@ -1,4 +1,4 @@
-"""The matrix: what is in a cell, its forms, and the command that makes it of targets and of reports."""
+"""The matrix: the content of a cell, the JSON, Markdown, terminal and HTML forms, and the exit code."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ FAILS = {"LIN_FWD": (("fail", 2.0), ("pass", 0.5)), "LIN_DET": (("pass", 0.1), (
 
 
 def made(*made_of: Column) -> dict[str, Any]:
-    """A matrix that follows its schema."""
+    """A matrix of these columns, validated against its schema."""
     found = matrix.assemble(made_of)
     jsonschema.validate(found, SCHEMA)
     return found
 
 
 def three() -> tuple[Column, ...]:
-    """A target that passes, one that fails and claims less, and one that does not import."""
+    """Columns of a target that passes, one that fails and claims less, and one that does not import."""
     lesser = a_column("lesser", claims=("LIN-FWD", "LIN-BWD-DA", "LIN-DET"), **FAILS)
     return a_column("right"), lesser, Column("absent", 2, problem="target 'absent' does not import")
 
 
 def cells(found: dict[str, Any], clause: str) -> list[Any]:
-    """The cells of a clause."""
+    """The cells in a clause's row."""
     return next(row["cells"] for row in found["clauses"] if row["id"] == clause)
 
 
-def test_a_cell_has_status_ratio_case_message_and_how_to_see_it_again() -> None:
+def test_a_cell_has_status_ratio_case_message_and_rerun_command() -> None:
     found = made(*three())
     right, lesser, absent = cells(found, "LIN-FWD")
     assert (right["status"], right["worst_ratio"], right["gates"], right["rerun"]) == ("pass", 0.5, False, None)
@@ -54,7 +54,7 @@ def test_a_cell_has_status_ratio_case_message_and_how_to_see_it_again() -> None:
     assert cells(found, "LAY-FWD")[1]["message"] == "the target has no LinearLoRA"
 
 
-def test_the_exit_code_is_the_worst() -> None:
+def test_the_exit_code_is_the_worst_of_all_targets() -> None:
     right, lesser, absent = three()
     assert matrix.exit_code([right]) == 0
     assert matrix.exit_code([lesser, right]) == 1
@@ -76,7 +76,7 @@ def test_reports_with_other_clauses_keep_their_order_in_one_matrix() -> None:
     assert cells(found, "LAY-FWD")[1] is None
 
 
-def test_markdown_has_the_groups_what_fails_and_all_others_folded() -> None:
+def test_markdown_shows_groups_and_failures_and_folds_the_rest() -> None:
     text = markdown.document(made(*three()))
     lines = text.splitlines()
     assert "| clause | right layers 1.2 | lesser layers 1.2 | absent |" in lines
@@ -91,12 +91,12 @@ def test_markdown_has_the_groups_what_fails_and_all_others_folded() -> None:
     assert {line.count("|") for line in tables} == {5, 9}
 
 
-def test_markdown_shows_names_as_they_are() -> None:
+def test_markdown_escapes_names() -> None:
     hostile = Column.of(a_report() | {"target_name": "a|b <b> `c`\n*d*"}, {})
     assert r"| a\|b \<b\> \`c\` \*d\* 1.2 |" in markdown.document(made(hostile))
 
 
-def test_the_terminal_shows_groups_and_what_fails(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_terminal_shows_groups_and_failures(capsys: pytest.CaptureFixture[str]) -> None:
     found = made(*three())
     table.show(found, Path("somewhere"))
     out = capsys.readouterr().out
@@ -113,7 +113,7 @@ def test_the_terminal_shows_groups_and_what_fails(capsys: pytest.CaptureFixture[
 
 
 class Elements(HTMLParser):
-    """The elements of a page, with their attributes, and the text of those asked for."""
+    """The elements of a page, with their attributes."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -121,16 +121,16 @@ class Elements(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note one."""
+        """Record one element."""
         self.found.append((tag, dict(attrs)))
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
-        """The attributes of each element of this name."""
+        """The attributes of every element with this tag."""
         return [attributes for name, attributes in self.found if name == tag]
 
 
 def hostile() -> Column:
-    """A report every text of which would run a script, were it not escaped."""
+    """A report in which every text would run a script if the page did not escape it."""
     found = a_report("hostile", **FAILS)
     for name in ("target", "target_name", "target_version", "device_name", "profile", "date"):
         found[name] = HOSTILE
@@ -145,7 +145,7 @@ def hostile() -> Column:
     return Column.of(found, {"LIN-FWD": HOSTILE}, HOSTILE)
 
 
-def test_a_page_fetches_nothing_and_runs_no_text() -> None:
+def test_a_page_fetches_nothing_and_runs_no_script_from_a_report() -> None:
     elements = Elements(page.document([hostile(), *three()]))
     assert len(elements.all("script")) == 1
     assert elements.all("img") == []
@@ -158,7 +158,7 @@ def test_a_page_fetches_nothing_and_runs_no_text() -> None:
     assert "unsafe" not in policy
 
 
-def test_a_page_is_a_table_with_headers_and_each_link_has_its_entry() -> None:
+def test_a_page_is_a_table_with_headers_and_its_links_have_targets() -> None:
     elements = Elements(page.document(three()))
     scopes = [head["scope"] for head in elements.all("th")]
     assert {"col", "row", "rowgroup"} == set(scopes)
@@ -168,7 +168,7 @@ def test_a_page_is_a_table_with_headers_and_each_link_has_its_entry() -> None:
     assert entries == {"f0-1", "f2-1"}
 
 
-def test_a_page_does_not_grow_without_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_includes_reproducers_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page, "SCRIPTS", 20)
     text = page.document(three())
     assert "print(&#34;LIN-FWD&#34;)" in text
@@ -176,11 +176,11 @@ def test_a_page_does_not_grow_without_bound(monkeypatch: pytest.MonkeyPatch) -> 
     assert "<code>lesser/repro_LIN-DET.py</code>" in text
 
 
-def test_a_page_needs_of_a_report_what_the_schema_asks_alone() -> None:
+def test_a_page_needs_only_the_properties_that_the_report_schema_requires() -> None:
     asked = json.loads(report.SCHEMA.read_text())
 
     def least(found: Any, schema: dict[str, Any]) -> Any:
-        """What must be there, and nothing else."""
+        """Keep only the properties that the schema requires."""
         schema = asked["$defs"][schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
         if isinstance(found, list):
             return [least(item, schema["items"]) for item in found]

@@ -1,4 +1,4 @@
-"""How trials are dealt to workers, and what they are expected to take."""
+"""The distribution of trials to workers, and the expected time of a trial."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def dealt() -> Trials:
     return Trials(list(SECONDS), lambda key: key[0][:3], SECONDS.__getitem__)
 
 
-def test_a_worker_stays_with_its_group_and_meets_the_longest_trial_first() -> None:
+def test_a_worker_stays_in_its_group_and_takes_the_longest_trial_first() -> None:
     trials = dealt()
     assert [trials.take("LIN", set())[1][0] for _ in range(2)] == ["LIN-B", "LIN-A"]
 
 
-def test_a_free_worker_takes_the_largest_group_that_nobody_has_and_then_shares_the_largest() -> None:
+def test_a_free_worker_takes_the_largest_untaken_group_or_shares_the_largest() -> None:
     trials = dealt()
     assert trials.take("", set()) == ("FHE", ("FHE-A", "h", "float32"))
     assert trials.take("", {"FHE"}) == ("LIN", ("LIN-B", "f", "float32"))
@@ -40,7 +40,7 @@ def test_a_free_worker_takes_the_largest_group_that_nobody_has_and_then_shares_t
     assert not trials
 
 
-def test_a_request_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_a_request_is_read_back_as_written(tmp_path: Path) -> None:
     request = Request(list(SECONDS), workers=3, limit=2.5, files="/tmp/x")
     request.write(tmp_path)
     assert Request.read(tmp_path) == request
@@ -55,16 +55,18 @@ def a_report(seconds: float) -> dict[str, Any]:
     return {"clauses": [{"id": "LIN-FWD", "results": results}, {"id": "FHE-A", "results": []}]}
 
 
-def test_seconds_a_case_are_recorded_a_line_a_clause_and_others_stay(tmp_path: Path) -> None:
+def test_seconds_per_case_are_recorded_one_clause_per_line_and_others_stay(tmp_path: Path) -> None:
     path = tmp_path / "seconds.json"
     path.write_text('{"FHE-A": {"cpu": 2.0}, "LIN-FWD": {"cpu": 7.0}}')
     expected_seconds.record(a_report(12.3), path)
     assert path.read_text() == '{\n"FHE-A": {"cpu": 2.0},\n"LIN-FWD": {"cpu": 2.0}\n}\n'
-    expected_seconds.record(a_report(12.1), path)  # 2.46 or 2.42 s a case: noise changes nothing
+    expected_seconds.record(
+        a_report(12.1), path
+    )  # 2.46 and 2.42 s per case round alike: noise does not change the file
     assert json.loads(path.read_text())["LIN-FWD"] == {"cpu": 2.0}
 
 
-def test_a_trial_is_expected_to_take_its_cases_and_an_unknown_clause_a_second_each(
+def test_the_expected_time_is_cases_times_seconds_per_case_or_one_if_unknown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(expected_seconds, "_measured", lambda: {"LIN-FWD": {"cpu": 0.5, "interpreter": 2.0}})
@@ -77,5 +79,5 @@ def test_a_trial_is_expected_to_take_its_cases_and_an_unknown_clause_a_second_ea
     }
     seconds = expected_seconds.of(plan)
     assert seconds(("LIN-FWD", "f", "float32")) == 3.0
-    assert seconds(("LIN-FWD", "g", "float32")) == 12.0  # a lane that was not measured: the slowest that was
+    assert seconds(("LIN-FWD", "g", "float32")) == 12.0  # an unmeasured lane counts as the slowest measured lane
     assert seconds(("LIN-NEW", "f", "float32")) == 6.0

@@ -1,4 +1,4 @@
-"""Options of the suite's own tests, and what takes long to make: keys, and a server."""
+"""Command-line options of the project's own tests, and fixtures that take long to make: keys and a server."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from reference import Keys
     from tests.support.server import Server
 
-# The tensors are small, and pytest runs on each core: threads would mostly wait for each other, at full speed.
+# The tensors are small and pytest uses every core already: more threads would mostly wait for each other, spinning.
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 if "torch" in sys.modules:
     sys.modules["torch"].set_num_threads(1)
-JUDGED: dict[tuple[str, str], list[tuple[str, str]]] = {}  # clauses that twins fail, by the files of both
+# (twin, clause) pairs that fail, by (file of twins, file of clauses)
+JUDGED: dict[tuple[str, str], list[tuple[str, str]]] = {}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -40,19 +41,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes long, so that no worker is left with it at the end."""
+    """Run the long tests first, so that no worker starts one at the end."""
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Take in what test_known_bad.py has judged, on whatever worker."""
+    """Collect the failures that test_known_bad.py found, from every worker."""
     if report.when == "call":
         for twins, clauses, failing in dict(report.user_properties).get("known_bad", ()):
             JUDGED[twins, clauses] = [(name, clause) for name, clause in failing]
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Record it, where that was asked for."""
+    """Write the collected failures to the recorded sets if `--record-known-bad` is given."""
     if session.config.getoption("--record-known-bad", default=False) and not hasattr(session.config, "workerinput"):
         from tests.support import recorded_failures
 
@@ -62,7 +63,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Note what each test takes where $COSTS says where (see support/costs.py)."""
+    """Record the time of each test in the folder $COSTS, if it is set (see support/costs.py)."""
     costs.begin(config)
 
 
@@ -105,7 +106,7 @@ def result(ciphertext: bytes, keys: Keys) -> bytes:
 
 @pytest.fixture(scope="module")
 def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Path]]:
-    """One server for all tests that leave it running, with the folder that tames its backend."""
+    """One server for all tests that leave it running, and the folder whose files control its backend."""
     from tests.support.served_models import STALL, TAMED, save_models
     from tests.support.server import serving
 
@@ -121,7 +122,7 @@ def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Se
 
 @pytest.fixture
 def server(shared_server: tuple[Server, Path]) -> Iterator[Server]:
-    """The shared server, which must answer rightly after each test."""
+    """The shared server; it must still give a right answer after each test."""
     from tests.support.served_models import Client
 
     running, folder = shared_server
@@ -134,5 +135,5 @@ def server(shared_server: tuple[Server, Path]) -> Iterator[Server]:
 
 @pytest.fixture
 def tame(shared_server: tuple[Server, Path]) -> Path:
-    """The folder whose files say what the shared server's backend does."""
+    """The folder whose files control the shared server's backend."""
     return shared_server[1]

@@ -1,4 +1,4 @@
-"""A backend of somebody else's: judged as a target of its own, and used by a split model."""
+"""A third-party encryption backend: it is judged as a target, and a split model runs on it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OF_BACKENDS = [clause for clause in REGISTRY.values() if clause.subjects == ("fh
 
 
 def failed(thing: Any, *ids: str, volume: int = 6) -> list[str]:
-    """What a backend fails, of these clauses or all."""
+    """Messages of the backend clauses that `thing` fails; with ids, of those clauses only."""
     profile = dataclasses.replace(PROFILES["quick"], volume=volume)
     target = Target.of(thing, "backend")
     messages = []
@@ -42,7 +42,7 @@ class Noisy(Right):
 
 
 class OfParameters:
-    """A target of the library under other parameters."""
+    """A target that offers the library's backend with given parameters."""
 
     def __init__(self, parameters: Any) -> None:
         self.parameters = parameters
@@ -51,7 +51,7 @@ class OfParameters:
         return ConcreteBackend(self.parameters)
 
 
-def test_a_target_of_a_backend_alone_claims_its_clauses_alone() -> None:
+def test_a_target_with_only_a_backend_claims_only_the_backend_clauses() -> None:
     report = judged("lattice", groups=["fhe"])
     status = {clause.id: clause.status for clause in report.clauses}
     assert {name for name, found in status.items() if found == "pass"} == {clause.id for clause in OF_BACKENDS}
@@ -60,18 +60,18 @@ def test_a_target_of_a_backend_alone_claims_its_clauses_alone() -> None:
     assert others.message == "the target has no HybridFHEMode, HybridFHEModel"
 
 
-def test_a_target_of_a_model_alone_is_not_asked_for_a_backend() -> None:
+def test_a_target_with_only_a_model_needs_no_backend() -> None:
     target = Target.of(type("Models", (), {"HybridFHEMode": 1, "HybridFHEModel": 2}))
     assert "fhe" in target.claimed
     assert {target.lacking(clause) for clause in OF_BACKENDS} == {("fhe_backend",)}
     assert [s.name for s in target.subjects(REGISTRY["FHE-DISABLE"])] == ["HybridFHEModel"]
 
 
-def test_noise_of_its_own_law_is_right() -> None:
+def test_noise_that_follows_the_backends_declared_law_passes() -> None:
     assert not failed(Noisy())
 
 
-def test_the_library_is_right_with_toy_parameters() -> None:
+def test_the_library_passes_with_toy_parameters() -> None:
     pytest.importorskip("concrete_ml_extensions")
     from conformance.targets import concrete
 
@@ -91,14 +91,14 @@ def model(**options: Any) -> tuple[HybridFHEModel, torch.Tensor]:
     return split, x
 
 
-def test_a_split_model_runs_on_it() -> None:
+def test_a_split_model_runs_on_a_third_party_backend() -> None:
     split, x = model(backend=Lattice())  # type: ignore[arg-type]
     with pytest.warns(UserWarning, match="lattice, insecure: for tests alone"):
         assert torch.equal(split(x, fhe="execute"), split(x, fhe="disable"))
-    assert torch.equal(split(x, fhe="simulate"), split(x, fhe="disable"))  # its law is that of no noise
+    assert torch.equal(split(x, fhe="simulate"), split(x, fhe="disable"))  # Lattice declares that it adds no noise
 
 
-def test_simulated_noise_and_the_range_follow_its_law() -> None:
+def test_simulated_noise_and_the_range_check_follow_the_backends_law() -> None:
     backend: Any = Lattice(error=3.0)
     split, x = model(backend=backend)
     weight = split.remote_modules["0"].quantized.weight  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""`loraspec bench`: the sizes asked for, whom it ranks, and what it says and writes."""
+"""`loraspec bench`: the sizes it measures, the targets it ranks, and the report it prints and writes."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ from tests.support.timed_targets import K, M, N, R
 
 
 @pytest.mark.parametrize("text", ["64x256x128", "64,256,128"])
-def test_a_shape_is_spelled_in_two_ways(text: str) -> None:
+def test_a_shape_may_be_written_with_x_or_commas(text: str) -> None:
     assert cases.shape(text) == (64, 256, 128)
 
 
 @pytest.mark.parametrize("text", ["64x256", "64x256x128x8", "64x256x0", "64x256xN", "-1x2x3", ""])
-def test_what_is_no_shape_is_refused(text: str) -> None:
+def test_an_invalid_shape_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"expected MxKxN or M,K,N, for example 64x256x256"):
         cases.shape(text)
 
 
-def test_shapes_and_ranks_are_crossed_and_have_defaults() -> None:
+def test_every_shape_is_combined_with_every_rank_and_both_have_defaults() -> None:
     assert cases.sizes([(1, 2, 3), (4, 5, 6)], [7, 8], "cpu") == (
         Size(1, 2, 3, 7), Size(1, 2, 3, 8), Size(4, 5, 6, 7), Size(4, 5, 6, 8),
     )  # fmt: skip
@@ -116,9 +116,7 @@ def test_a_failing_target_that_was_timed_is_still_said_to_fail(ranked: Ranked) -
 
 
 @pytest.mark.parametrize("option", [[], ["--unranked"]])
-def test_who_fails_is_timed_where_that_is_asked_for(
-    option: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_unranked_is_passed_to_the_session(option: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[session.Wanted] = []
 
     def run(wanted: session.Wanted, _say: Any) -> None:
@@ -191,7 +189,7 @@ def case_of(*ratios: float) -> MeasuredCase:
     )
 
 
-def test_the_table_has_places_and_ratios_over_each_other_layer() -> None:
+def test_the_table_has_ranks_and_ratios_to_every_other_layer() -> None:
     case = case_of(1.2, 1.8)
     case = replace(case, layers=(*case.layers, Row("c", "c", "raises MemoryError: no")))
     first, one, two, raising, failing = table.rows(case, {"wrong": "1 clause"})
@@ -224,7 +222,7 @@ def test_exit_code_1_needs_a_failing_target_or_a_layer_that_raises() -> None:
         assert exit_code(targets, cases_of_it) == code
 
 
-def test_the_plot_needs_matplotlib_before_anything_is_measured(
+def test_missing_matplotlib_is_reported_before_anything_is_measured(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     find = importlib.util.find_spec
@@ -260,7 +258,7 @@ def test_the_plot_has_every_layer_in_every_panel() -> None:
         (["--report-dir", __file__], "cannot write reports to"),
     ],
 )
-def test_a_mistake_is_one_message_and_exit_2(
+def test_a_usage_error_prints_a_message_and_exits_2(
     arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     try:

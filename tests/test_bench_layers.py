@@ -1,4 +1,4 @@
-"""`loraspec bench`: which layers are timed, with which operands, and that they must be right there."""
+"""`loraspec bench`: the layers it times, their operands, and the check that each layer is right at the timed size."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.commands import TARGETS
 from tests.support.timed_targets import SIZE, K, M, N, R, contender, measured, plain, too_large, twice
 
 
-def test_a_layer_holds_the_same_adapter_as_every_other() -> None:
+def test_every_layer_gets_the_same_weights_and_adapter() -> None:
     problem = Problem(SIZE, "float32", dropout=0.25, position="pre")
     operands = Operands(problem)
     seen: list[tuple[Any, ...]] = []
@@ -53,13 +53,13 @@ def test_a_layer_holds_the_same_adapter_as_every_other() -> None:
     assert operands.lora_B.all()
 
 
-def test_a_function_is_timed_where_there_is_no_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_target_without_a_layer_is_timed_by_its_function(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [str(TARGETS), *sys.path])
     (only,) = layers.contenders("right", "cpu")
     assert only.label == "right lora_linear"
 
 
-def test_what_a_target_replaces_is_in_force_in_its_own_turn_only() -> None:
+def test_a_targets_monkeypatch_is_active_only_while_the_target_is_timed() -> None:
     original, target = F.linear, contender().target
     with PRISTINE.suspended():
         F.linear = lambda *operands: original(*operands)  # noqa: PLW0108
@@ -73,7 +73,7 @@ def test_what_a_target_replaces_is_in_force_in_its_own_turn_only() -> None:
         assert F.linear is original
 
 
-def test_a_layer_that_raises_or_does_not_declare_the_dtype_leaves_the_others_measured() -> None:
+def test_the_others_are_measured_when_a_layer_raises_or_lacks_the_dtype() -> None:
     found = measured(
         contender(too_large, "large"), contender(plain, "narrow", dtypes=("bfloat16",)), contender(twice, "twice")
     )
@@ -83,7 +83,7 @@ def test_a_layer_that_raises_or_does_not_declare_the_dtype_leaves_the_others_mea
     assert set(found.layers[0].costs.over) == {FROZEN}
 
 
-def test_a_target_that_fails_is_timed_without_a_place_where_that_is_wanted() -> None:
+def test_a_failing_target_is_timed_without_a_rank() -> None:
     fails = replace(contender(plain, "fails"), ranked=False)
     case = measured(contender(twice, "twice"), fails)
     status = {row.label.split()[0]: row.status for row in case.layers}
@@ -96,7 +96,7 @@ def test_a_target_that_fails_is_timed_without_a_place_where_that_is_wanted() -> 
     assert last[3] == f"{over[FROZEN].median:.2f}"
 
 
-def test_who_fails_has_a_layer_to_time_only_where_that_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_target_is_timed_only_with_unranked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [str(TARGETS), *sys.path])
     judged = [Admission(name, name, None, "linear", 1, failing) for name, failing in
               (("right", {}), ("unscaled", {"LIN-FWD": "off"}))]  # fmt: skip
@@ -107,9 +107,9 @@ def test_who_fails_has_a_layer_to_time_only_where_that_is_wanted(monkeypatch: py
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("result", ["y", "dX", "dA", "dB"])
-def test_a_layer_that_is_wrong_at_the_size_it_is_timed_on_is_not_ranked(result: str, dtype: str) -> None:
+def test_a_layer_that_is_wrong_at_the_timed_size_is_not_ranked(result: str, dtype: str) -> None:
     class Off(torch.autograd.Function):
-        """The layer with 10 % too much of one result."""
+        """The layer with one result 10 % too large."""
 
         @staticmethod
         def forward(ctx: Any, x: Tensor, W: Tensor, b: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
@@ -149,7 +149,7 @@ def test_the_first_and_the_last_token_are_compared() -> None:
         agreement.check(contender(late).built(problem, agreement.timed))
 
 
-def test_dropout_is_where_every_target_can_have_it() -> None:
+def test_the_dropout_position_is_one_that_all_targets_support() -> None:
     pre, either = contender(dropout_positions=("pre",)), contender()
     assert session._position([either, pre]) == "pre"
     assert session._position([either, either]) == "post"

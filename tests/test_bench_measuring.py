@@ -1,4 +1,4 @@
-"""`loraspec bench`: operations, bytes, turns, clocks and memory are what they are said to be."""
+"""`loraspec bench`: counts of operations and bytes, the order of timing, clocks and memory figures are right."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from conformance.bench.measuring import Pace, Turn
 from tests.support.timed_targets import CEILINGS, SIZE, K, M, N, R, contender, layer_of, measured, twice
 
 
-def test_the_formulas_operations_are_those_that_torch_counts() -> None:
+def test_the_formula_for_flops_agrees_with_torchs_count() -> None:
     found = measured(contender())
     frozen, adapted = (sum(w.flops for w in passes(SIZE, 4)) for passes in (work.frozen, work.adapted))
     assert frozen == 4 * M * K * N
@@ -27,17 +27,17 @@ def test_the_formulas_operations_are_those_that_torch_counts() -> None:
     assert found.layers[0].costs.flops_counted == adapted
 
 
-def test_every_operand_is_counted_once_for_each_pass() -> None:
+def test_each_pass_counts_the_bytes_of_every_operand_once() -> None:
     x, g, weight, bias, adapter = M * K, M * N, N * K, N, R * (K + N)
     forward, backward = work.frozen(SIZE, 2)
     assert forward.bytes == 2 * (x + weight + bias + M * N)
     assert backward.bytes == 2 * (g + weight + M * K)
     forward, backward = work.adapted(SIZE, 2)
     assert forward.bytes == 2 * (x + weight + bias + adapter + M * N)
-    assert backward.bytes == 2 * (g + weight + adapter + x + M * K + adapter)  # read, then dX, and dA and dB written
+    assert backward.bytes == 2 * (g + weight + adapter + x + M * K + adapter)  # reads g, W, A, B, x; writes dX, dA, dB
 
 
-def test_the_roofline_is_the_longer_of_operations_and_bytes_in_each_pass() -> None:
+def test_the_roofline_takes_the_slower_of_flops_and_bytes_in_each_pass() -> None:
     bound_by_operations, bound_by_bytes = work.Work(5 * 10**9, 10**7), work.Work(10**6, 3 * 10**8)
     assert CEILINGS.least_seconds((bound_by_operations, bound_by_bytes), "float32") == 5 + 3
     assert CEILINGS.least_seconds((bound_by_operations, bound_by_bytes), "bfloat16") == 2.5 + 3
@@ -57,7 +57,7 @@ def test_work_done_twice_is_counted_twice_and_credited_once() -> None:
 
 
 class Machine:
-    """Clocks whose layers take 1, 2 and 3 seconds, ten times as long in the second round."""
+    """A fake clock: the layers take 1, 2 and 3 seconds, and ten times as long in the second round."""
 
     def __init__(self, patch: pytest.MonkeyPatch, turns: dict[str, Turn]) -> None:
         self.names = {turn.layer: name for name, turn in turns.items()}
@@ -70,11 +70,11 @@ class Machine:
 
     def seconds(self, step: Any, *_: Any) -> float:
         step()
-        turn = len(self.seen) - 1 - len(self.durations)  # each ran once before
+        turn = len(self.seen) - 1 - len(self.durations)  # each layer has run once to warm up
         return self.durations[self.seen[-1]] * (10 if turn // 3 == 1 else 1)
 
 
-def test_layers_take_turns_and_ratios_are_of_one_round(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_are_timed_in_turns_and_compared_within_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = Problem(SIZE, "float32")
     operands = Operands(problem)
     turns = {name: Turn(contender().built(problem, operands), nullcontext) for name in ("first", "second", "third")}
@@ -91,7 +91,7 @@ def test_a_ratio_has_its_quartiles() -> None:
     assert measuring.spread([2, 4], [1, 4]).median == 1.5
 
 
-def test_on_a_cpu_a_step_is_called_as_often_as_asked() -> None:
+def test_the_cpu_clock_calls_a_step_the_given_number_of_times() -> None:
     seen: list[int] = []
     for number in (5, 50):
         assert clock.seconds(lambda: seen.append(number), "cpu", number, 1.0) > 0  # noqa: B023
@@ -100,7 +100,7 @@ def test_on_a_cpu_a_step_is_called_as_often_as_asked() -> None:
     assert clock.calls(lambda: None, "cpu", 0.01) > 10
 
 
-def test_on_a_gpu_the_clock_is_triton_s(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gpu_clock_is_tritons_do_bench(monkeypatch: pytest.MonkeyPatch) -> None:
     import triton.testing
 
     real = inspect.signature(triton.testing.do_bench)
@@ -120,7 +120,7 @@ def test_on_a_gpu_the_clock_is_triton_s(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 class Keeping(torch.autograd.Function):
-    """Keeps a tensor where autograd does not see it."""
+    """Keeps a tensor for backward that autograd's saved-tensor hooks do not see."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ def test_memory_is_exact_for_known_layers() -> None:
     assert memory.saved_bytes(half, operands.x) == 2 * M * R
 
 
-def test_a_storage_is_counted_once_and_a_hidden_tensor_in_the_peak_alone() -> None:
+def test_a_storage_is_counted_once_and_a_hidden_tensor_only_in_the_peak() -> None:
     _, operands = layer_of(Problem(SIZE, "float32"))
     x, g = operands.x, operands.g
 
@@ -157,10 +157,10 @@ def test_a_storage_is_counted_once_and_a_hidden_tensor_in_the_peak_alone() -> No
     assert memory.peak_bytes(hiding, x, g) >= 4 * (1000 + M * N + M * K)
 
 
-def test_the_peak_is_what_is_held_at_a_time() -> None:
+def test_the_peak_does_not_add_up_freed_tensors() -> None:
     def freeing(x: Tensor, weight: Tensor, *_: Any, **__: Any) -> Tensor:
         for _ in range(3):
-            x.new_empty(4000)  # gone at once
+            x.new_empty(4000)  # freed at once
         return F.linear(x, weight)
 
     layer, operands = layer_of(Problem(SIZE, "float32"), freeing)

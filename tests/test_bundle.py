@@ -1,4 +1,4 @@
-"""Bundles: what code refers to is found by reading it, and written out so that it does the same."""
+"""Bundles: the writer finds the definitions that code refers to and writes them into one module that does the same."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def passes_a_module_on():
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A package `own`, taken for this distribution's."""
+    """A package `own` that the writer treats as part of this distribution."""
     registered = SimpleNamespace(__module__="own.other", __qualname__="registered")
     (tmp_path / "own").mkdir()
     for name, text in FILES.items():
@@ -119,7 +119,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def written(name: str, *reserved: str) -> tuple[str, Any]:
-    """The bundle of a function of `own.other` as text, and that function from the text run."""
+    """The text of the bundle of a function of `own.other`, and the function that this text defines."""
     root = source("own.other").find(name)
     assert isinstance(root, Definition)
     text = Text(Bundle([root]), reserved)
@@ -129,7 +129,7 @@ def written(name: str, *reserved: str) -> tuple[str, Any]:
 
 
 @pytest.mark.usefixtures("own")
-def test_code_from_several_modules_does_the_same_in_one() -> None:
+def test_code_from_several_modules_does_the_same_in_one_module() -> None:
     text, made = written("made")
     assert made(1) == [3 * 3 + 100, 4, 3, 1000, {"a": "a"}]
     assert "own" not in {name for node in ast.walk(ast.parse(text)) for name in names(node)}
@@ -138,12 +138,12 @@ def test_code_from_several_modules_does_the_same_in_one() -> None:
 
 
 def names(node: ast.AST) -> list[str]:
-    """The names a node mentions."""
+    """The name that a node refers to, as a list; empty for nodes that are not names."""
     return [node.id] if isinstance(node, ast.Name) else []
 
 
 @pytest.mark.usefixtures("own")
-def test_what_explains_is_kept_and_what_is_not_called_is_not() -> None:
+def test_comments_and_docstrings_are_kept_and_unused_methods_are_dropped() -> None:
     text, _ = written("made")
     for kept in ("SIDE = 3  # of a square", "    # its sides\n", "def area(self, SIDE=shapes_SIDE):  # its own"):
         assert kept.replace("shapes_SIDE", "SIDE") in text.replace("shapes_SIDE", "SIDE")
@@ -153,21 +153,21 @@ def test_what_explains_is_kept_and_what_is_not_called_is_not() -> None:
 
 
 @pytest.mark.usefixtures("own")
-def test_a_name_that_is_taken_or_hidden_gets_its_modules_before_it() -> None:
+def test_a_clashing_name_is_prefixed_with_its_modules_name() -> None:
     text, _ = written("made", "aid", "helper")
     assert "def other_helper(n)" in text
     assert "def shapes_helper(n)" in text
-    assert "shapes_SIDE = 3" in text  # SIDE is a local name where it is referred to
+    assert "shapes_SIDE = 3" in text  # the referring function has a local SIDE
 
 
 @pytest.mark.usefixtures("own")
-def test_what_is_needed_to_define_something_comes_first() -> None:
+def test_definitions_come_before_module_level_code_that_needs_them() -> None:
     _, uses_early = written("uses_early")
     assert uses_early()[0] == 109
 
 
 @pytest.mark.usefixtures("own")
-def test_a_name_is_followed_through_a_packages_own_imports() -> None:
+def test_a_name_that_the_package_reexports_is_resolved() -> None:
     _, from_outside = written("from_outside")
     assert from_outside() == 9
 
@@ -188,18 +188,18 @@ def test_a_module_as_a_value_cannot_be_written_out() -> None:
         (Import("torch", "nn", "nn"), "own_nn", "from torch import nn as own_nn"),
     ],
 )
-def test_import_statements(imported: Import, name: str, statement: str) -> None:
+def test_an_import_becomes_an_import_statement(imported: Import, name: str, statement: str) -> None:
     assert imported.statement(name) == statement
 
 
 @pytest.mark.parametrize(
     "value", [None, True, 3, 0.1, "it's", 'a "b"', "*_proj", "é\n", (1,), (), [1, (2, "x")], {"a": [1]}]
 )
-def test_a_literal_makes_the_value_again(value: object) -> None:
+def test_a_literal_evaluates_to_the_value(value: object) -> None:
     assert ast.literal_eval(literal(value)) == value
 
 
-def test_numbers_without_a_literal_are_called_by_name() -> None:
+def test_infinity_is_written_as_a_call_and_an_object_is_refused() -> None:
     assert literal(float("-inf")) == 'float("-inf")'
     with pytest.raises(NoSource):
         literal(object())

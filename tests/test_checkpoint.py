@@ -1,4 +1,4 @@
-"""Saving and loading: what the clauses of group `checkpoint` cannot ask of any implementation."""
+"""Saving and loading: this project's own behaviour, which the clauses of group `checkpoint` do not require."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TOKENS = torch.tensor([[1, 4, 7], [2, 0, 10]])
 
 
 def toy(implementation: ModuleType = reference, **options: Any) -> tuple[nn.Module, Any]:
-    """A model with adapters that hold values, and its config."""
+    """A small model with non-zero adapters, and its config."""
     torch.manual_seed(0)
     model = Toy(4)
     config = implementation.PeftConfig(**({"dim": 2, "alpha": 6, "target_modules": ["*.fc*"]} | options))
@@ -64,7 +64,7 @@ def test_each_package_loads_what_the_other_saved(tmp_path: Path, one: ModuleType
 
 
 def save_both(folder: Path) -> None:
-    """Save an adapter and a run, with every random state given."""
+    """Save an adapter and a training run, with every random state fixed."""
     model, config = toy(match_all_linear=True, target_modules=[])
     reference.save_adapter(model, config, folder)
     training = run()
@@ -74,7 +74,7 @@ def save_both(folder: Path) -> None:
 
 
 def run() -> reference.LoraTraining:
-    """A training run with a state in everything."""
+    """A training run whose optimizer, scheduler and gradients all hold state."""
     model, _ = toy()
     training = reference.LoraTraining(model)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], amsgrad=True)
@@ -86,7 +86,7 @@ def run() -> reference.LoraTraining:
 
 
 def test_bytes_do_not_depend_on_the_process(tmp_path: Path) -> None:
-    """Strings have other hashes there, and sets and the library's maps another order."""
+    """In another process strings hash differently, so sets and safetensors' maps have another order."""
     script = "import pathlib, sys; from tests import test_checkpoint as t; t.save_both(pathlib.Path(sys.argv[1]))"
     env = {**os.environ, "PYTHONHASHSEED": "1"}
     command = [sys.executable, "-c", script, str(tmp_path / "there")]
@@ -97,7 +97,7 @@ def test_bytes_do_not_depend_on_the_process(tmp_path: Path) -> None:
 
 
 def test_metadata_is_sorted() -> None:
-    """The library writes several entries in an order that differs from call to call."""
+    """safetensors itself writes metadata entries in an order that differs between calls."""
     metadata = {letter: letter for letter in "zyxabc"}
     written = {encode({"t": torch.ones(2)}, metadata) for _ in range(8)}
     assert len(written) == 1
@@ -107,7 +107,7 @@ def test_metadata_is_sorted() -> None:
 
 
 def test_a_config_of_another_save_is_refused(tmp_path: Path) -> None:
-    """As a process leaves them that ends between two renames."""
+    """A process that ends between two renames leaves files of two saves."""
     model, config = toy()
     reference.save_adapter(model, config, tmp_path)
     tensors = (tmp_path / TENSORS).read_bytes()
@@ -128,7 +128,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_the_error_says_what_does_not_fit(tmp_path: Path, what: str) -> None:
+def test_the_error_names_the_mismatch_between_model_and_file(tmp_path: Path, what: str) -> None:
     options, message = REFUSED[what]
     model, config = toy()
     reference.save_adapter(model, config, tmp_path)
@@ -178,7 +178,7 @@ def test_the_error_says_what_is_wrong_with_a_file(tmp_path: Path, file: str, dat
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_other_kinds_of_file_are_refused(tmp_path: Path) -> None:
+def test_pickles_pipes_and_broken_links_are_refused(tmp_path: Path) -> None:
     model, config = toy()
     reference.save_adapter(model, config, tmp_path)
     (tmp_path / TENSORS).unlink()
@@ -194,14 +194,14 @@ def test_other_kinds_of_file_are_refused(tmp_path: Path) -> None:
         reference.load_adapter(model, tmp_path)
 
 
-def test_what_is_not_saved_is_named(tmp_path: Path) -> None:
+def test_a_warning_names_trainable_parameters_that_are_not_saved(tmp_path: Path) -> None:
     model, config = toy()
     model.get_parameter("head.weight").requires_grad_(True)
     with pytest.warns(UserWarning, match=r"trainable parameters outside adapters are not saved: head\.weight"):
         reference.save_adapter(model, config, tmp_path)
 
 
-def test_a_scale_of_its_own_is_refused(tmp_path: Path) -> None:
+def test_a_layer_whose_scale_differs_from_the_config_is_refused(tmp_path: Path) -> None:
     model, config = toy()
     next(m for m in model.modules() if isinstance(m, reference.LinearLoRA)).scale = 1.0
     with pytest.raises(ValueError, match=r"blocks\.0\.fc1 has the scale 1\.0: expected 3\.0"):
@@ -234,7 +234,7 @@ def test_the_error_says_what_is_wrong_with_the_tensors(tmp_path: Path, what: str
         reference.load_adapter(Toy(4), tmp_path)
 
 
-def test_a_module_with_three_names_is_saved_under_all(tmp_path: Path) -> None:
+def test_a_module_with_three_names_is_saved_under_each(tmp_path: Path) -> None:
     model = Twice()
     config = reference.PeftConfig(dim=2, target_modules=["first_proj"])
     reference.apply_lora_to_linear_modules(model, config)
@@ -258,7 +258,7 @@ VALUES = [
 
 
 @pytest.mark.parametrize("value", VALUES)
-def test_values_come_back_as_they_were(value: Any) -> None:
+def test_values_survive_flatten_and_unflatten(value: Any) -> None:
     tensors: dict[str, torch.Tensor] = {}
     text = json.dumps(flatten(value, "v", tensors), allow_nan=False)
     back = unflatten(json.loads(text), tensors)
@@ -268,6 +268,6 @@ def test_values_come_back_as_they_were(value: Any) -> None:
 
 
 @pytest.mark.parametrize("value", [{"f": len}, {1.5: 1}, {"s": {1, 2}}, [object()], {"b": b"x"}])
-def test_values_without_a_word_are_refused(value: Any) -> None:
+def test_values_of_unsupported_types_are_refused(value: Any) -> None:
     with pytest.raises(ValueError, match=r"v(\['.'\]|\[0\])? (is a|has the keys)"):
         flatten(value, "v", {})

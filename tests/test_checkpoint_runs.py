@@ -1,4 +1,4 @@
-"""Training runs on disk: what cannot be saved, and files that are whole and yet no run of this training."""
+"""Training runs on disk: runs that cannot be saved, and intact files that do not fit this training."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from reference.files.training_file import ABOUT, DIGEST, STATE
 from tests.test_checkpoint import run, toy
 
 
-def test_runs_that_cannot_be_saved(tmp_path: Path) -> None:
+def test_runs_that_cannot_be_saved_are_refused(tmp_path: Path) -> None:
     training = run()
     with pytest.raises(ValueError, match="step = -1: expected an int of at least 0"):
         reference.save_training(training, tmp_path, -1)
@@ -36,7 +36,7 @@ def test_runs_that_cannot_be_saved(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_an_optimiser_that_takes_up_another_state_is_put_back(tmp_path: Path) -> None:
+def test_an_optimizer_that_loads_another_state_is_restored(tmp_path: Path) -> None:
     reference.save_training(run(), tmp_path)
     training = run()
     before = copy.deepcopy(training.optimizer.state_dict())
@@ -53,7 +53,7 @@ def test_an_optimiser_that_takes_up_another_state_is_put_back(tmp_path: Path) ->
     assert same(training.optimizer.state_dict(), before)
 
 
-def test_an_adapter_is_no_run(tmp_path: Path) -> None:
+def test_an_adapter_file_is_refused_as_a_run(tmp_path: Path) -> None:
     model, config = toy()
     reference.save_adapter(model, config, tmp_path)
     (tmp_path / TENSORS).rename(tmp_path / "training.safetensors")
@@ -62,12 +62,12 @@ def test_an_adapter_is_no_run(tmp_path: Path) -> None:
 
 
 def write(folder: Path, about: Any, tensors: dict[str, Tensor]) -> None:
-    """A file of a run whose digest is that of its contents."""
+    """Write a run's file with the right digest of its contents."""
     (folder / STATE).write_bytes(encode(tensors, {ABOUT: json.dumps(about), DIGEST: digest(tensors, about)}))
 
 
 def everything(training: reference.LoraTraining) -> dict[str, Any]:
-    """All that loading may change."""
+    """All the state that loading may change."""
     model = training.inference_model
     return {
         "values": {name: value.clone() for name, value in model.state_dict().items()},
@@ -156,7 +156,7 @@ def test_a_state_that_cannot_be_restored_changes_nothing(tmp_path: Path, what: s
 
 
 @pytest.mark.parametrize("depth", [700, 10**5])
-def test_metadata_nested_too_deeply_are_refused(tmp_path: Path, depth: int) -> None:
+def test_metadata_nested_too_deeply_is_refused(tmp_path: Path, depth: int) -> None:
     text = "[" * depth + "]" * depth
     try:
         total = digest({}, json.loads(text))

@@ -1,4 +1,4 @@
-"""The command `loraspec`: exit codes, one clear message for each mistake, and what a run prints."""
+"""The command `loraspec`: exit codes, one clear message for each usage error, and the output of a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.commands import TARGETS, judged, loraspec, python, run_target
 
 @pytest.fixture
 def at_targets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Be in the folder of the small targets, with an import path that is put back."""
+    """Change to the folder of the small targets and put it on the import path, for one test."""
     monkeypatch.chdir(TARGETS)
     monkeypatch.setattr(sys, "path", [str(TARGETS), *sys.path])
     monkeypatch.setenv("TRITON_INTERPRET", "1")
@@ -36,7 +36,7 @@ sys.exit(f"imported {heavy}" if heavy else 0)
 """
 
 
-def test_help_version_explain_and_init_import_nothing_heavy(tmp_path: Path) -> None:
+def test_help_version_explain_and_init_import_no_heavy_package(tmp_path: Path) -> None:
     ended = python("-c", LIGHT, str(tmp_path / "mine.py"))
     assert ended.returncode == 0, ended.stderr
     assert "exit codes" in ended.stdout
@@ -76,7 +76,7 @@ def test_help_version_explain_and_init_import_nothing_heavy(tmp_path: Path) -> N
     ],
 )
 @pytest.mark.usefixtures("at_targets")
-def test_a_mistake_is_one_message_and_exit_2(
+def test_a_usage_error_prints_one_message_and_exits_2(
     arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(arguments) == 2
@@ -87,7 +87,7 @@ def test_a_mistake_is_one_message_and_exit_2(
 
 
 @pytest.mark.parametrize("arguments", [[], ["run"], ["run", "right", "-n", "two"], ["run", "right", "--timeout", "0"]])
-def test_a_wrong_option_is_exit_2(arguments: list[str]) -> None:
+def test_a_wrong_option_exits_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(arguments)
     assert ended.value.code == 2
@@ -117,12 +117,12 @@ def test_a_wrong_option_is_exit_2(arguments: list[str]) -> None:
     ],
 )
 @pytest.mark.usefixtures("at_targets")
-def test_a_target_that_cannot_be_tested(options: dict[str, object], says: str) -> None:
+def test_a_target_that_cannot_be_tested_is_a_usage_error(options: dict[str, object], says: str) -> None:
     with pytest.raises(UsageError, match=says):
         plan.plan(Selection.of(**options))  # type: ignore[arg-type]
 
 
-def test_a_target_that_does_not_import_is_exit_2_and_keeps_the_old_report(tmp_path: Path) -> None:
+def test_a_target_that_does_not_import_exits_2_and_keeps_the_old_report(tmp_path: Path) -> None:
     old = tmp_path / "report.json"
     old.write_text("old")
     ended = loraspec("run", "raising", "--report-dir", str(tmp_path))
@@ -131,13 +131,13 @@ def test_a_target_that_does_not_import_is_exit_2_and_keeps_the_old_report(tmp_pa
     assert old.read_text() == "old"
 
 
-def test_a_target_that_ends_the_process_on_import_is_exit_2(tmp_path: Path) -> None:
+def test_a_target_that_ends_the_process_on_import_exits_2(tmp_path: Path) -> None:
     ended = loraspec("run", "exiting", "--report-dir", str(tmp_path))
     assert ended.returncode == 2
     assert "importing target 'exiting' ended the process, exit code 5" in ended.stderr
 
 
-def test_a_failure_of_the_suite_is_exit_3_and_never_the_targets(tmp_path: Path) -> None:
+def test_an_error_of_the_suite_exits_3_and_is_not_the_targets_failure(tmp_path: Path) -> None:
     options = ("--clause", "LIN-FWD,LIN-FWD-ZERO", "--dtype", "float32", "-n", "0")
     ended, report = run_target("sabotage", tmp_path, *options)
     assert ended.returncode == 3
@@ -150,7 +150,7 @@ def test_a_failure_of_the_suite_is_exit_3_and_never_the_targets(tmp_path: Path) 
     assert "ZeroDivisionError" in report["errors"][0]["traceback"]
 
 
-def test_init_smoke_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_target_made_by_init_passes_smoke_and_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert loraspec("init", "mine.py", cwd=tmp_path).returncode == 0
     assert len([line for line in (tmp_path / "mine.py").read_text().splitlines() if line.strip()]) <= 15
     seen = loraspec("run", "mine", "--smoke", cwd=tmp_path)
@@ -163,14 +163,14 @@ def test_init_smoke_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     report = json.loads((tmp_path / "loraspec-report" / "report.json").read_text())
     assert json.loads(ended.stdout) == report
     assert report["verdict"] == "pass"
-    # and all of the group, as generated
+    # the generated target passes the whole group
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     whole = judged("mine", groups=["linear"], dtypes=["float32", "bfloat16"])
     assert whole.verdict == "pass", [clause for clause in whole.clauses if clause.status != "pass"]
 
 
 @pytest.mark.usefixtures("at_targets")
-def test_a_failure_names_case_error_pattern_and_how_to_see_it_again(
+def test_a_failure_prints_case_error_and_the_commands_to_repeat_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ("--profile", "quick", "--clause", "LIN-FWD", "--dtype", "float32", "-n", "0")

@@ -1,4 +1,4 @@
-"""`ci/compile` compiles what changed and nothing else, and believes no record that a compilation contradicts."""
+"""`ci/compile` compiles only changed kernels, and fails if a compilation contradicts the record."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ Made = Callable[..., Any]
 
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
-    """Makes the kernel of a module of its own, with a piece of its text, or of the other module's, changed."""
+    """A function that makes the kernel in fresh modules, with `before` replaced by `after` in their text."""
 
     def make(before: str = "", after: str = "") -> Any:
         assert before in KERNEL + HELPERS
@@ -81,7 +81,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
 
 
 def text_of(kernel: Any) -> str:
-    """The functions of a kernel, without the numbers of its modules."""
+    """The source of a kernel's functions, without the numbers in its modules' names."""
     text = "\n".join(functions(kernel))
     for name in {word for word in text.split() if word.startswith(("kernels_", "helpers_"))}:
         text = text.replace(name.partition(".")[0], name.partition("_")[0])
@@ -100,7 +100,7 @@ def text_of(kernel: Any) -> str:
         ("@triton.jit\ndef half", "@triton.jit(noinline=True)\ndef half"),
     ],
 )
-def test_a_changed_line_is_noticed_wherever_it_is(made: Made, before: str, after: str) -> None:
+def test_a_change_in_the_kernel_a_helper_or_a_global_changes_the_digest(made: Made, before: str, after: str) -> None:
     assert text_of(made(before, after)) != text_of(made())
 
 
@@ -113,11 +113,11 @@ def test_a_changed_line_is_noticed_wherever_it_is(made: Made, before: str, after
         ("    return tile\n", "    return -tile\n"),
     ],
 )
-def test_what_is_not_compiled_is_not_noticed(made: Made, before: str, after: str) -> None:
+def test_comments_and_uncalled_functions_do_not_change_the_digest(made: Made, before: str, after: str) -> None:
     assert text_of(made(before, after)) == text_of(made())
 
 
-def test_a_value_that_has_no_text_is_refused(made: Made) -> None:
+def test_a_global_without_a_textual_form_is_refused(made: Made) -> None:
     with pytest.raises(TypeError, match="kernel reads STEP, a object: no digest"):
         functions(made("STEP = 2", "STEP = object()"))
 
@@ -133,25 +133,25 @@ def test_a_value_that_has_no_text_is_refused(made: Made) -> None:
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_types_constants_and_options_are_noticed(made: Made, change: dict[str, Any]) -> None:
+def test_types_constants_and_options_change_the_digest(made: Made, change: dict[str, Any]) -> None:
     signature = {"x_ptr": "*fp32", "N": "i32", "BLOCK": "constexpr"}
     source = Source(made(), signature, {"BLOCK": 16}, (0,), {"num_warps": 4})
     assert digest(source, 90, "3.8.0") == digest(replace(source), 90, "3.8.0")
     assert digest(source, 90, "3.8.0") != digest(replace(source, **change), 90, "3.8.0")
 
 
-def test_another_architecture_version_of_triton_or_reading_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_architecture_triton_and_the_measuring_code_change_the_digest(monkeypatch: pytest.MonkeyPatch) -> None:
     job = jobs()[0]
     found = {compile_report.digest_of(j) for j in (job, replace(job, arch=100), replace(job, arch=90))}
     found.add(compile_report.digest_of(job, version="3.9.0"))
     monkeypatch.setitem(compile_report.TENSOR_CORE, "mma", "mma.sync.aligned")
     found.add(compile_report.digest_of(job))
-    monkeypatch.setattr(compile_report, "compiled", compile_report.source_of)  # any other function
+    monkeypatch.setattr(compile_report, "compiled", compile_report.source_of)  # any other function: its source differs
     found.add(compile_report.digest_of(job))
     assert len(found) == 6
 
 
-def test_every_job_has_a_digest_of_its_own() -> None:
+def test_every_job_has_its_own_digest() -> None:
     wanted = jobs()
     assert len({compile_report.digest_of(job) for job in wanted}) == len(wanted) > 100
     of_kernels = {job.kernel: "\n".join(functions(source_of(job).kernel)) for job in wanted}
@@ -168,7 +168,7 @@ Run = Callable[..., tuple[int, list[Job], str]]
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs `ci/compile` on three jobs, whose compilations give what is said; its code, what it compiled and printed."""
+    """A function that runs `ci/compile` on three jobs with fake results: it returns exit code, compiled jobs, text."""
     chosen = [job for job in jobs() if job.kernel == "lora_expand" and job.compute != "float32"][:3]
 
     def command(*arguments: str, gives: Measured = GOOD, of: list[Job] | None = None) -> tuple[int, list[Job], str]:
@@ -181,7 +181,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     return command
 
 
-def test_what_has_an_entry_is_not_compiled_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_with_a_recorded_entry_is_not_compiled_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     code, made, said = run()
     assert (code, len(made)) == (0, 3)
     assert "3 compilations with triton" in said
@@ -197,7 +197,7 @@ def test_what_has_an_entry_is_not_compiled_again(run: Run, monkeypatch: pytest.M
     assert run()[1] == made
 
 
-def test_a_fault_is_one_whether_compiled_now_or_before(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_fails_the_check_whether_compiled_now_or_recorded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     code, _, said = run(gives=replace(GOOD, spill_bytes=8))
     assert code == 1
     assert said.count("spills 8 bytes") == 3
@@ -209,7 +209,7 @@ def test_a_fault_is_one_whether_compiled_now_or_before(run: Run, monkeypatch: py
     assert "wants 1024 bytes of shared memory, sm_80 has 1000" in said
 
 
-def test_all_are_compiled_and_compared_where_that_is_asked_for(run: Run) -> None:
+def test_with_all_every_job_is_compiled_and_compared_with_the_record(run: Run) -> None:
     wanted = run("--record")[1]
     code, made, said = run("--all")
     assert (code, made) == (0, wanted)
@@ -224,7 +224,7 @@ def test_all_are_compiled_and_compared_where_that_is_asked_for(run: Run) -> None
     assert said.count("has no entry") == 1
 
 
-def test_a_record_can_be_read_as_it_was_written(run: Run, tmp_path: Path) -> None:
+def test_a_record_is_read_back_as_written(run: Run, tmp_path: Path) -> None:
     wanted = run("--record", "--json", str(tmp_path / "rows.json"))[1]
     path = tmp_path / "compiled.csv"
     lines = path.read_text().splitlines()
@@ -236,7 +236,7 @@ def test_a_record_can_be_read_as_it_was_written(run: Run, tmp_path: Path) -> Non
         compile_record.read(path)
 
 
-def test_the_record_has_every_kernel_and_no_fault() -> None:
+def test_the_committed_record_has_every_kernel_and_no_spills() -> None:
     with compile_record.RECORD.open(encoding="utf-8", newline="") as file:
         rows = list(compile_record.csv.DictReader(file))
     assert {row["kernel"] for row in rows} == {job.kernel for job in jobs()}

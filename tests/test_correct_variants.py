@@ -1,4 +1,4 @@
-"""Right but different implementations: no clause may fail them, in any dtype."""
+"""Right but different implementations: every clause must pass on them, in every dtype."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from conformance.target.target import Target
 from tests.campaigns.variants import VARIANTS
 from tests.campaigns.variants.choices import CHOICES
 
-# what only repeats the formulas under another mode, or by the hundred, says nothing more about an order of summation
+# these clauses repeat the formulas in another mode or many times: they add nothing about the order of summation
 SAME_FORMULA = ("COMPILE", "CKPT", "SHAPES", "DROP", "LEAK")
-# each recompiles for every new kind of operand: `tests.campaigns.alarms` runs it in all clauses
+# a compiled variant recompiles for every new kind of operand: `tests.campaigns.alarms` runs it on all clauses
 SLOW = {"compiled": ("LIN-FWD", "LIN-BWD")}
-# of each variant other cases: together more than any quick run draws
+# each variant gets its own seed, so that together they cover more cases than one quick run
 PROFILES_OF = {
     (name, dtype): dataclasses.replace(PROFILES["quick"], volume=1, seed=seed)
     for seed, (name, dtype) in enumerate(itertools.product(VARIANTS, FLOAT_DTYPES))
 }
-# a choice of one dropout position or dtype must be met
+# enough cases to reach a choice that concerns one dropout position or dtype
 SOME = dataclasses.replace(PROFILES["quick"], volume=6, margin=None)
 
 
@@ -47,7 +47,7 @@ def test_no_clause_fails_a_correct_variant(name: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("name", CHOICES)
-def test_no_clause_fails_a_choice_that_is_left_open(name: str) -> None:
+def test_no_clause_fails_an_allowed_choice(name: str) -> None:
     thing, clauses = CHOICES[name]
     target = Target.of(thing, name)
     for clause in map(load_all().__getitem__, clauses):

@@ -1,4 +1,4 @@
-"""What a run took, per million cases and for another profile on several machines."""
+"""The cost of a run: per million cases, and estimated for another profile on several machines."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def a_report(**others: Any) -> Report:
     )
 
 
-def test_a_group_costs_what_its_cases_took_the_undecided_included() -> None:
+def test_the_cost_of_a_group_includes_inconclusive_cases() -> None:
     found = cost.by_group(a_report())
     assert list(found) == [("linear", "cpu"), ("linear", "interpreter"), ("merge", "cpu")]
     assert (found["linear", "cpu"].cases, found["linear", "cpu"].seconds) == (60, 9.0)
     assert found["linear", "cpu"].hours_per_million == pytest.approx(9 / 60 * 1e6 / 3600)
 
 
-def test_another_profile_takes_each_trial_in_proportion_to_its_cases() -> None:
+def test_the_estimate_scales_each_trial_by_its_number_of_cases() -> None:
     nightly, default = PROFILES["nightly"], PROFILES["default"]
     spent = default.cases(load_all()["LIN-FWD"], "cpu") + default.searches
     more = (nightly.volume + nightly.searches) / spent
@@ -54,7 +54,7 @@ def test_another_profile_takes_each_trial_in_proportion_to_its_cases() -> None:
     assert plan.trial == (("LIN-FWD", "lora_linear", "bfloat16"), pytest.approx(6 * more))
 
 
-def test_shards_are_dealt_as_a_run_deals_them_and_the_longest_decides() -> None:
+def test_the_estimate_uses_a_runs_shards_and_their_longest_trial() -> None:
     whole = cost.fleet(a_report(), "nightly", 1).whole
     each = cost.fleet(a_report(), "nightly", 4)
     assert each.whole.cases == whole.cases
@@ -64,7 +64,7 @@ def test_shards_are_dealt_as_a_run_deals_them_and_the_longest_decides() -> None:
         cost.fleet(a_report(), "nightly", 5)
 
 
-def test_the_command_shows_groups_the_plan_and_what_bounds_it(
+def test_the_command_shows_groups_the_plan_and_the_longest_trial(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "report.json").write_text(json.dumps(a_report().to_json()))
@@ -97,9 +97,7 @@ def test_a_clause_that_the_suite_does_not_have_is_refused() -> None:
         cost.fleet(report, "nightly", 1)
 
 
-def test_several_reports_and_no_number_of_shards_are_usage_errors(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_several_reports_or_zero_shards_are_usage_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "report.json").write_text(json.dumps(a_report().to_json()))

@@ -1,4 +1,4 @@
-"""What the gate costs: what is noted, what is counted as what, and a file that changes where the suite does."""
+"""The costs of the gate: how they are recorded, sorted into kinds, and written to a file that rarely changes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TRIAL = "conformance/clauses/linear_and_layer/forward.py::test_conformance[LIN-F
 
 
 def folder_of(path: Path, *entries: dict[str, Any]) -> Path:
-    """A folder such as the gate leaves: steps in one file, tests in two."""
+    """Fill a folder as the gate does: steps in one file, tests in two."""
     files: dict[str, list[str]] = {"steps": [], "tests-1": [], "tests-2": []}
     for number, entry in enumerate(entries):
         files["steps" if "step" in entry else f"tests-{1 + number % 2}"].append(json.dumps(entry))
@@ -31,11 +31,11 @@ def folder_of(path: Path, *entries: dict[str, Any]) -> Path:
 
 
 def one(name: str, cpu: float, wall: float = 0.5) -> dict[str, Any]:
-    """A line on a test."""
+    """The recorded entry of one test."""
     return {"test": name, "cpu": cpu, "wall": wall}
 
 
-def test_each_line_is_counted_as_what_it_is(tmp_path: Path) -> None:
+def test_steps_trials_tests_and_twins_are_counted_as_their_own_kind(tmp_path: Path) -> None:
     other = "tests/test_a.py::test_b[tests/c.py::d]"
     lines = [one(TRIAL, 1.0, 4.0), one(TRIAL.replace("32", "64"), 2.0), one(TWIN, 3.0), one(other, 4.0)]
     lines += [one(TWIN.replace("fails", "is_seen"), 0.5), one(TWIN.partition("[")[0], 0.25)]
@@ -68,7 +68,7 @@ def test_reports_and_junit_files_are_read_too(tmp_path: Path) -> None:
 
 
 def costs_of(kind: str, **seconds: float) -> Costs:
-    """Costs of one kind."""
+    """Costs of one kind, with equal CPU and wall seconds."""
     found = Costs()
     for name, cpu in seconds.items():
         found.add(kind, name, Cost(cpu, cpu))
@@ -79,12 +79,12 @@ def costs_of(kind: str, **seconds: float) -> Costs:
     ("kept", "now", "expected"),
     [(10.0, 11.9, 10.0), (10.0, 12.2, 12.0), (10.0, 8.4, 10.0), (10.0, 8.2, 8.2), (0.1, 0.29, 0.1), (0.1, 0.35, 0.35)],
 )
-def test_a_figure_stays_until_it_is_off_by_a_fifth(kept: float, now: float, expected: float) -> None:
+def test_a_recorded_figure_stays_until_it_is_off_by_a_fifth(kept: float, now: float, expected: float) -> None:
     entries = cost_table.chosen(costs_of("steps", lint=now), {"steps": {"lint": {"cpu": kept, "wall": now}}})
     assert entries["steps"] == {"lint": {"cpu": expected, "wall": now}}
 
 
-def test_of_many_the_dearest_are_listed_and_who_was_listed_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_costliest_are_listed_and_listed_ones_are_kept_when_close(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(cost_table.DEAREST, "tests", 2)
     kept = {"tests": {"b": {"cpu": 10.0, "wall": 10.0}, "gone": {"cpu": 99.0, "wall": 99.0}}}
     near = cost_table.chosen(costs_of("tests", a=20.0, b=10.0, c=11.5), kept)
@@ -93,7 +93,7 @@ def test_of_many_the_dearest_are_listed_and_who_was_listed_stays(monkeypatch: py
     assert list(cost_table.chosen(costs_of("steps", a=1.0, b=2.0, c=3.0), {})["steps"]) == ["a", "b", "c"]
 
 
-def test_the_file_has_an_entry_a_line_and_only_what_differs_changes(tmp_path: Path) -> None:
+def test_the_file_has_one_entry_per_line_and_only_changed_entries_differ(tmp_path: Path) -> None:
     file, source = tmp_path / "cost.json", tmp_path / "run"
     source.mkdir()
     lines = [{"step": "types", "cpu": 20.04, "wall": 21.0}, {"step": "lint", "cpu": 0.336, "wall": 0.4}]
@@ -117,7 +117,7 @@ def test_the_file_has_an_entry_a_line_and_only_what_differs_changes(tmp_path: Pa
         assert f' "lint": {{"cpu": {expected}, "wall": 0.4}}' in file.read_text().splitlines()
 
 
-def test_the_table_has_sums_and_the_dearest_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_has_sums_and_lists_the_costliest_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(cost_table.DEAREST, "twins", 2)
     costs = costs_of("twins", a=1.0, b=30.0, c=2.0)
     recorded = {"machine": "2 cores", "twins": {"b": {"cpu": 20.0, "wall": 1.0}, "c": {"cpu": 2.1, "wall": 1.0}}}
@@ -130,7 +130,7 @@ def test_the_table_has_sums_and_the_dearest_first(monkeypatch: pytest.MonkeyPatc
     ]
 
 
-def test_a_source_that_is_none_is_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unusable_source_is_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cost_table.main([str(tmp_path / "nowhere.xml")]) == 2
     assert "ci/cost: " in capsys.readouterr().err
 
@@ -155,7 +155,7 @@ def test_waiting():
 """
 
 
-def test_a_session_notes_what_tests_and_their_children_take(tmp_path: Path) -> None:
+def test_a_session_records_the_time_of_tests_and_their_child_processes(tmp_path: Path) -> None:
     (tmp_path / "test_spending.py").write_text(SPENDING)
     (tmp_path / "conftest.py").write_text(
         "import os\nfrom tests.support import costs\ndef pytest_configure(config):\n    costs.begin(config)\n"
@@ -173,7 +173,7 @@ def test_a_session_notes_what_tests_and_their_children_take(tmp_path: Path) -> N
     assert costs["waiting"].cpu < costs["waiting"].wall
 
 
-def test_a_step_is_timed_and_its_exit_status_passed_on(tmp_path: Path) -> None:
+def test_a_step_is_timed_and_its_exit_status_is_passed_on(tmp_path: Path) -> None:
     spending = "import time, sys\nwhile time.process_time() < 0.3: pass\nsys.exit(3)"
     command = [sys.executable, str(ROOT / "ci" / "timed.py")]
     for name, code, status in (("fails", spending, 3), ("ends", "import os; os.kill(os.getpid(), 15)", 143)):

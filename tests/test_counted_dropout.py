@@ -1,4 +1,4 @@
-"""Dropout that the kernels compute: its numbers, its masks, and that every kernel and both passes see the same."""
+"""Dropout from counted random numbers: the generator, the masks, and one mask for all kernels and both passes."""
 
 from __future__ import annotations
 
@@ -28,27 +28,29 @@ KNOWN = [
 
 
 @pytest.mark.parametrize(("counter", "seed", "rounds", "words"), KNOWN)
-def test_philox_gives_its_authors_numbers(counter: tuple[int, ...], seed: int, rounds: int, words: str) -> None:
+def test_philox_agrees_with_its_authors_known_answers(
+    counter: tuple[int, ...], seed: int, rounds: int, words: str
+) -> None:
     found = philox(seed, tuple(map(torch.tensor, counter)), rounds)
     assert " ".join(f"{int(word):08x}" for word in found) == words
 
 
 @pytest.mark.parametrize("task", interpreted_dropout.TASKS, ids=lambda task: task.__name__)
-def test_interpreted_kernels_mask_as_pytorch_does(task: Callable[[], None]) -> None:
+def test_interpreted_kernels_apply_the_same_mask_as_pytorch(task: Callable[[], None]) -> None:
     interpreted(task)
 
 
 def mask(seed: int, limit: int, rows: int = 512, columns: int = 512) -> torch.Tensor:
-    """A mask as 0 and 1 in float64."""
+    """A mask of zeros and ones in float64."""
     return Kept(seed, limit).mask(rows, columns).double()
 
 
 @pytest.mark.parametrize("limit", [1, 6554, 32768, 58982, 65535])
-def test_elements_are_kept_at_their_rate_and_independently(limit: int) -> None:
+def test_elements_are_kept_independently_at_the_keep_rate(limit: int) -> None:
     keep, seed = limit / 2**16, 0x1234_5678_9ABC_DEF1
     found = mask(seed, limit)
     variance = keep * (1 - keep)
-    # six standard deviations throughout: beyond them once in 5e8 masks
+    # every bound is six standard deviations, exceeded once in 5e8 masks
     assert abs(found.mean() - keep) <= 6 * (variance / found.numel()) ** 0.5
     for lane in range(8):
         assert abs(found[:, lane::8].mean() - keep) <= 6 * (8 * variance / found.numel()) ** 0.5
@@ -69,7 +71,7 @@ def test_elements_are_kept_at_their_rate_and_independently(limit: int) -> None:
 NEIGHBOURS = ((1, 0), (0, 1), (1, 1), (0, 2), (0, 4), (0, 8), (8, 0), (64, 0), (0, 64), (1, 8), (256, 256))
 
 
-def test_a_mask_of_fewer_columns_is_a_part_of_that_of_more() -> None:
+def test_a_smaller_mask_is_a_part_of_a_larger_one() -> None:
     whole = mask(5, 30000, 9, 40)
     for columns in (1, 7, 8, 9, 33):
         assert torch.equal(mask(5, 30000, 4, columns), whole[:4, :columns])
@@ -78,7 +80,7 @@ def test_a_mask_of_fewer_columns_is_a_part_of_that_of_more() -> None:
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.25 + 2**-17, 2**-18, 1 - 2**-18])
-def test_seeds_meet_the_rate_exactly_on_average(rate: float) -> None:
+def test_the_rate_is_exact_on_average_over_seeds(rate: float) -> None:
     torch.manual_seed(0)
     limits = []
     for _ in range(4096):
@@ -90,14 +92,14 @@ def test_seeds_meet_the_rate_exactly_on_average(rate: float) -> None:
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0])
-def test_without_a_mask_nothing_is_drawn(rate: float) -> None:
+def test_rates_zero_and_one_draw_no_mask(rate: float) -> None:
     dropout = CountedDropout(rate, on_input=True, seed=5)
     assert dropout.kept is None
     assert dropout.draw(2, torch.ones(1, 3), torch.ones(4, 1)) is None
 
 
 @pytest.mark.parametrize(("on_input", "shape"), [(True, (2, 3)), (False, (2, 4))])
-def test_pytorch_draws_what_the_kernels_compute(on_input: bool, shape: tuple[int, int]) -> None:
+def test_the_drawn_mask_is_the_one_that_kernels_compute(on_input: bool, shape: tuple[int, int]) -> None:
     dropout = CountedDropout(0.5, on_input, seed=2**40)
     drawn = dropout.draw(2, torch.ones(1, 3), torch.ones(4, 1))
     assert drawn is not None
@@ -105,7 +107,7 @@ def test_pytorch_draws_what_the_kernels_compute(on_input: bool, shape: tuple[int
     assert torch.equal(drawn, Kept(2**40, 32768).mask(*shape))
 
 
-def test_pytorch_masks_where_triton_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pytorch_applies_the_mask_where_triton_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "_runs_on_triton", lambda *_: False)
     torch.manual_seed(0)
     kept, dtype = Kept(3, 40000), torch.float64
@@ -133,14 +135,14 @@ def test_pytorch_masks_where_triton_does_not_run(monkeypatch: pytest.MonkeyPatch
         ("meta", torch.float32, MOST_MASKED_WIDE_RANK + 1, "at rank 33 products in torch.float32"),
     ],
 )
-def test_masking_kernels_run_where_a_drawn_mask_takes_longer(
+def test_masking_kernels_are_refused_only_for_wide_rank_in_float32(
     device: str, dtype: torch.dtype, rank: int, reason: str | None
 ) -> None:
     found = why_not_masking_kernels(torch.empty(4, 8, dtype=dtype, device=device), rank)
     assert found is None if reason is None else found is not None and reason in found
 
 
-def test_no_table_says_that_one_kernel_is_faster_with_a_mask() -> None:
+def test_one_kernel_is_not_chosen_with_a_mask_unless_wanted() -> None:
     x, weight = (torch.empty(n, 8, dtype=torch.bfloat16, device="meta") for n in (4, 16))
     assert "with a mask" in (why_not_one_kernel(x, weight, 4, masked=True) or "")
     assert "no measurement shows that one kernel is faster" in (why_not_one_kernel(x, weight, 4) or "")

@@ -1,4 +1,4 @@
-"""A target that exits, segfaults or hangs: that clause is `crashed` and says where; the others are judged."""
+"""A target that exits, segfaults or hangs: the clause is `crashed` and says where; the other clauses are judged."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.support.commands import run_target, without_times
 
-LIMIT = 5  # seconds: the trials that end take a tenth of one, but a busy machine may take ten times as long
+LIMIT = 5  # seconds; a trial that ends takes 0.1 s, and up to ten times as long on a busy machine
 SEEN = {
     "LIN-DROP-EVAL": "ended the process without an error: an exit call, a kill signal, or memory ran out",
     "LIN-DROP-BWD": "killed the process: Segmentation fault\nat ",

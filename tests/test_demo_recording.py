@@ -1,4 +1,4 @@
-"""The demo's backend that counts bytes and products: it changes nothing."""
+"""The demo's recording backend counts bytes and products and does not change the results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from reference.encrypted.noise import PARAMETER_SETS
 
 
 class Plain:
-    """A backend that encrypts nothing, eight bytes a number."""
+    """A backend without encryption: a ciphertext is the int64 values, eight bytes each."""
 
     parameters = PARAMETER_SETS["toy"]
 
@@ -30,7 +30,7 @@ class Plain:
         return torch.frombuffer(bytearray(result), dtype=torch.int64).reshape(rows, columns)
 
 
-def test_recording_counts_and_changes_nothing() -> None:
+def test_recording_counts_and_does_not_change_results() -> None:
     made = []
     recorder = RecordingBackend(Plain.parameters, lambda parameters: made.append(parameters) or Plain())
     assert not made

@@ -1,4 +1,4 @@
-"""`loraspec demo private-training`: what it refuses, and how it says that something failed."""
+"""`loraspec demo private-training`: refused options, and the message when a run fails."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from conformance.demo import session
         (["--implementation", "json"], "implementation 'json' has no HybridFHEModel, LoraTraining"),
     ],
 )
-def test_a_mistake_is_one_message_and_leaves_no_folder(
+def test_a_usage_error_prints_one_line_and_leaves_no_folder(
     options: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "new" / "out"
@@ -35,13 +35,13 @@ def test_a_mistake_is_one_message_and_leaves_no_folder(
     assert not any(tmp_path.iterdir())
 
 
-def test_a_number_of_steps_is_at_least_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_zero_steps_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         cli.main(["demo", "private-training", "--out", str(tmp_path), "--steps", "0"])
     assert "'0' is no number of steps" in capsys.readouterr().err
 
 
-def test_a_file_is_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_output_path_that_is_a_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "file"
     out.write_text("mine")
     assert cli.main(["demo", "private-training", "--out", str(out)]) == 2
@@ -49,7 +49,7 @@ def test_a_file_is_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert out.read_text() == "mine"
 
 
-def test_what_is_missing_comes_with_the_command_that_installs_it(
+def test_missing_packages_are_named_with_the_install_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     there, missing = importlib.util.find_spec, ("sklearn", "uvicorn", "concrete_ml_extensions")
@@ -69,7 +69,7 @@ def test_what_is_missing_comes_with_the_command_that_installs_it(
     ],
     ids=["encryption", "server"],
 )
-def test_encryption_and_a_server_that_fail_are_one_line_and_exit_1(
+def test_a_failure_of_encryption_or_server_prints_one_line_and_exits_1(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*_: Any) -> None:

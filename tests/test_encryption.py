@@ -1,4 +1,4 @@
-"""Encrypted products: exact results, and what wrong operands, keys and parameters are answered with."""
+"""Encrypted products: exact results, and errors for wrong operands, keys and parameters."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class TestResults:
             q, weight = operands(*shape)
             assert torch.equal(product(backend, q, weight, exact_keys), q @ weight.T)
 
-    def test_the_whole_range_comes_back_and_beyond_it_wraps(self, keys: Keys) -> None:
+    def test_results_cover_the_whole_range_and_wrap_beyond_it(self, keys: Keys) -> None:
         largest = 2**26 - 1
         q, weight = torch.tensor([[largest, 1, 0]]), torch.tensor([[1, 0, 0], [-1, -1, 0], [1, 1, 0], [-1, -2, 5]])
         assert product(BACKEND, q, weight, keys).tolist() == [[largest, -(2**26), -(2**26), largest]]
 
-    def test_layout_in_memory_does_not_matter(self, keys: Keys) -> None:
+    def test_strided_operands_give_the_same_results(self, keys: Keys) -> None:
         q, weight = operands(2, 6, 3)
         assert torch.equal(product(BACKEND, q.T.contiguous().T, weight.T.contiguous().T, keys), q @ weight.T)
         assert torch.equal(product(BACKEND, q[:, ::2], weight[:, 1::2], keys), q[:, ::2] @ weight[:, 1::2].T)
@@ -58,7 +58,7 @@ class TestResults:
         assert len(again) == len(ciphertext)
         assert again != ciphertext
 
-    def test_progress_is_told_row_by_row(self, keys: Keys) -> None:
+    def test_progress_is_reported_for_each_row(self, keys: Keys) -> None:
         told: list[tuple[int, int]] = []
         tell = lambda done, total: told.append((done, total))  # noqa: E731
         q, weight = operands(3, 4, 2)
@@ -67,7 +67,7 @@ class TestResults:
         BACKEND.decrypt(sealed, 3, 2, keys, progress=tell)
         assert told == [(1, 3), (2, 3), (3, 3)] * 3
 
-    def test_both_packages_have_the_same(self) -> None:
+    def test_both_packages_export_the_same_encryption_classes(self) -> None:
         for name in ("Backend", "ConcreteBackend", "EncryptionError", "EncryptionParameters", "Keys"):
             assert getattr(optimized, name) is getattr(reference, name)
 
@@ -84,7 +84,7 @@ class TestWrongOperands:
         ],
         ids=["vector", "float", "no features", "negative", "too large"],
     )
-    def test_inputs(self, keys: Keys, q: Tensor, message: str) -> None:
+    def test_wrong_inputs_are_refused(self, keys: Keys, q: Tensor, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             BACKEND.encrypt(q, keys)
 
@@ -98,15 +98,15 @@ class TestWrongOperands:
         ],
         ids=["float", "vector", "no rows", "features"],
     )
-    def test_weights(self, keys: Keys, ciphertext: bytes, weight: Tensor, message: str) -> None:
+    def test_wrong_weights_are_refused(self, keys: Keys, ciphertext: bytes, weight: Tensor, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             BACKEND.evaluate(ciphertext, weight, keys.evaluation)
 
-    def test_shape_of_the_result(self, keys: Keys, result: bytes) -> None:
+    def test_a_wrong_shape_of_the_result_is_refused(self, keys: Keys, result: bytes) -> None:
         with pytest.raises(EncryptionError, match=r"an encrypted result is \[2, 2\]: expected \[2, 3\]"):
             BACKEND.decrypt(result, 2, 3, keys)
 
-    def test_parameters_and_threads(self) -> None:
+    def test_unknown_parameters_and_zero_threads_are_refused(self) -> None:
         with pytest.raises(ValueError, match="parameters = 'small': expected one of exact, fast, toy"):
             ConcreteBackend("small")
         with pytest.raises(ValueError, match="threads = 0: expected at least 1"):
@@ -114,7 +114,7 @@ class TestWrongOperands:
 
 
 class TestWrongKeys:
-    def test_other_keys_are_refused_at_either_end(
+    def test_other_keys_are_refused_by_evaluate_and_decrypt(
         self, keys: Keys, others: Keys, ciphertext: bytes, result: bytes
     ) -> None:
         with pytest.raises(EncryptionError, match=r"encrypted inputs came under the keys .* the evaluation key is of"):
@@ -122,7 +122,7 @@ class TestWrongKeys:
         with pytest.raises(EncryptionError, match=r"an encrypted result came under the keys .* the secret key is of"):
             BACKEND.decrypt(result, 2, 2, others)
 
-    def test_other_parameters_are_refused_by_name(self, keys: Keys, ciphertext: bytes, result: bytes) -> None:
+    def test_another_parameter_set_is_refused_and_named(self, keys: Keys, ciphertext: bytes, result: bytes) -> None:
         exact = ConcreteBackend("exact")
         came = "came under the parameter set toy-insecure: expected the parameter set exact"
         with pytest.raises(EncryptionError, match=f"a secret key {came}"):
@@ -135,7 +135,7 @@ class TestWrongKeys:
         with pytest.raises(EncryptionError, match="toy-insecure: expected the parameter set mine"):
             unknown.evaluate(ciphertext, WEIGHT, keys.evaluation)
 
-    def test_one_kind_is_not_taken_for_another(self, keys: Keys, ciphertext: bytes, result: bytes) -> None:
+    def test_a_message_of_another_kind_is_refused(self, keys: Keys, ciphertext: bytes, result: bytes) -> None:
         with pytest.raises(EncryptionError, match="an encrypted result came: expected encrypted inputs"):
             BACKEND.evaluate(result, WEIGHT, keys.evaluation)
         with pytest.raises(EncryptionError, match="a secret key came: expected an evaluation key"):
@@ -145,7 +145,7 @@ class TestWrongKeys:
         with pytest.raises(EncryptionError, match="an evaluation key came: expected a secret key"):
             BACKEND.encrypt(WEIGHT.abs(), Keys(keys.evaluation, keys.secret))
 
-    def test_what_is_no_bytes_is_refused(self, keys: Keys, ciphertext: bytes) -> None:
+    def test_a_bytearray_is_refused(self, keys: Keys, ciphertext: bytes) -> None:
         with pytest.raises(EncryptionError, match="encrypted inputs came as bytearray: expected bytes"):
             BACKEND.evaluate(bytearray(ciphertext), WEIGHT, keys.evaluation)  # type: ignore[arg-type]
         with pytest.raises(EncryptionError, match="an evaluation key came as bytearray: expected bytes"):

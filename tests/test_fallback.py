@@ -1,4 +1,4 @@
-"""Where Triton gives a reason not to run, PyTorch computes the same; clauses, whose kernels run, do not see it."""
+"""The PyTorch fallback equals the reference where Triton cannot run; the clauses run only the kernels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ for ours, right in zip(*found, strict=True):
 """
 
 
-def test_without_interpreter_and_gpu_pytorch_computes_what_triton_would() -> None:
+def test_the_pytorch_fallback_equals_the_reference() -> None:
     ended = python("-c", CODE, TRITON_INTERPRET="0")
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.splitlines() == ["the operands are on the CPU and TRITON_INTERPRET is not 1"] * 2

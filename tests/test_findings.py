@@ -1,4 +1,4 @@
-"""Each failing cell of the committed reports has its page of findings, and each page's program prints what it says."""
+"""Each failing clause of the committed reports has a page of findings, and each page's program prints its output."""
 
 from __future__ import annotations
 
@@ -27,36 +27,36 @@ PLACE = Path(conformance.__file__).parent
 REPORTS = sorted((PLACE / "reports").glob("*/*.json"))
 PAGES = sorted(path for path in (PLACE / "findings").glob("*.md") if path.stem != "README")
 LIBRARIES = {"peft": "peft", "loralib": "loralib", "nemo": "nemo-automodel", "concrete": "concrete-ml"}
-LARGEST = 150_000  # bytes of a report
+LARGEST = 150_000  # bytes in a report
 
 
 def listed(page: Path, what: str) -> set[str]:
-    """The names on one of the page's first lines, `Targets: …` or `Clauses: …`."""
+    """The names on the page's line `Targets: …` or `Clauses: …`."""
     line = re.search(rf"^{what}: (.+)$", page.read_text(), re.MULTILINE)
     assert line, f"{page.name} has no line {what}"
     return set(line[1].split(", "))
 
 
 def block(page: Path, language: str) -> str:
-    """The page's only code block of a language."""
+    """The page's only code block in a language."""
     (found,) = re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
     return str(found)
 
 
 def failing(report: dict[str, Any]) -> set[str]:
-    """The MUST clauses that a run's target does not meet."""
+    """The MUST clauses that did not pass in a report."""
     bad = ("fail", "crashed", "inconclusive")
     return {c["id"] for c in report["clauses"] if c["level"] == MUST and c["status"] in bad}
 
 
-def test_the_committed_matrix_is_that_of_the_committed_reports() -> None:
+def test_the_committed_matrix_is_made_from_the_committed_reports() -> None:
     columns = [reading.read(path, PLACE) for path in reading.reports(PLACE / "reports")]
     made = markdown.document(assemble(columns))
     assert (PLACE / "reports" / "MATRIX.md").read_text() == made, "loraspec matrix conformance/reports makes it anew"
 
 
 @pytest.mark.parametrize("path", REPORTS, ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_each_failing_clause_of_a_report_has_its_page(path: Path) -> None:
+def test_each_failing_clause_of_a_report_has_a_page(path: Path) -> None:
     report = json.loads(path.read_text())
     target = report["target"].removeprefix("conformance.targets.")
     pages = [page for page in PAGES if target in listed(page, "Targets")]
@@ -67,7 +67,7 @@ def test_each_failing_clause_of_a_report_has_its_page(path: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_each_page_explains_what_a_report_fails(page: Path) -> None:
+def test_each_clause_on_a_page_fails_in_a_report(page: Path) -> None:
     reports = [json.loads(path.read_text()) for path in REPORTS]
     targets = {f"conformance.targets.{name}" for name in listed(page, "Targets")}
     failed = [failing(report) for report in reports if report["target"] in targets]
@@ -76,7 +76,7 @@ def test_each_page_explains_what_a_report_fails(page: Path) -> None:
 
 
 @pytest.mark.parametrize("path", REPORTS, ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_a_report_is_valid_small_and_of_no_machine(path: Path) -> None:
+def test_a_report_is_valid_and_small_and_has_no_local_paths(path: Path) -> None:
     text = path.read_text()
     jsonschema.validate(json.loads(text), json.loads((PLACE / "report" / "report.schema.json").read_text()))
     assert len(text) < LARGEST
@@ -86,7 +86,7 @@ def test_a_report_is_valid_small_and_of_no_machine(path: Path) -> None:
 
 @pytest.fixture
 def as_concrete_ml(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`concrete.ml.torch.lora` is the target's module of that file, where the rest of Concrete ML is not there."""
+    """Provide `concrete.ml.torch.lora` from the target's module, without the rest of Concrete ML."""
     module = importlib.import_module("conformance.targets.concrete_ml")
     for name in ("concrete", "concrete.ml", "concrete.ml.torch"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
@@ -94,7 +94,7 @@ def as_concrete_ml(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_a_page_prints_what_it_says(page: Path, request: pytest.FixtureRequest) -> None:
+def test_the_program_on_a_page_prints_the_pages_output(page: Path, request: pytest.FixtureRequest) -> None:
     library = LIBRARIES[page.stem.partition("-")[0]]
     found = list(importlib.metadata.distributions(name=library))
     if not found or found[0].version not in page.read_text().splitlines()[0]:

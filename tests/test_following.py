@@ -1,4 +1,4 @@
-"""What a run's events say came of it, followed while they are written."""
+"""Reading a run's event file while the run still writes it."""
 
 import json
 from pathlib import Path
@@ -16,10 +16,10 @@ def _result(clause: str) -> dict[str, object]:
     return {**vars(Result(clause, "LinearLoRA", "float32"))}
 
 
-def test_an_event_half_written_is_read_once_it_is_whole(tmp_path: Path) -> None:
+def test_a_half_written_event_is_read_once_it_is_complete(tmp_path: Path) -> None:
     events = Events(tmp_path)
     following = Following(tmp_path)
-    assert not following.look().results  # nothing is there yet
+    assert not following.look().results  # there is no event file yet
     events.write(result=_result("LAY-FWD"), script="print()")
     whole = events.path.read_text()
     events.write(result=_result("LAY-BIAS"), script=None)
@@ -33,7 +33,7 @@ def test_an_event_half_written_is_read_once_it_is_whole(tmp_path: Path) -> None:
     assert list(outcome.scripts.values()) == ["print()"]
 
 
-def test_each_event_is_read_once_however_often_one_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_event_is_parsed_only_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events, following = Events(tmp_path), Following(tmp_path)
     loads = Mock(wraps=json.loads)
     monkeypatch.setattr(worker_status, "json", Mock(wraps=json, loads=loads))

@@ -1,4 +1,4 @@
-"""Fused blocks beyond the clauses: right but different ones pass, errors say what came, kernels agree with PyTorch."""
+"""Fused blocks: right variants pass every clause, errors name the projection, kernels agree with PyTorch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ JUDGED = ("FUS-QKV", "FUS-MLP", "FUS-LAYOUT", "FUS-MIXED", "FUS-SATURATED", "FUS
 
 
 class Eager:
-    """The blocks as one writes them, differentiated by autograd in the dtype of x."""
+    """The blocks written plainly in PyTorch, differentiated by autograd in the dtype of x."""
 
     def project(self, x: Tensor, p: Any) -> Tensor:
         weight, bias, lora_A, lora_B, scale = p
@@ -45,7 +45,7 @@ class Eager:
 
 
 class Merged(Eager):
-    """W + s·B A first, stored in the wider of both dtypes."""
+    """Merges W + s·B A first, then rounds it to the dtype of x."""
 
     def project(self, x: Tensor, p: Any) -> Tensor:
         weight, bias, lora_A, lora_B, scale = p
@@ -56,7 +56,7 @@ class Merged(Eager):
 
 
 class UpFirst(Eager):
-    """up ⊙ f(gate), the adapter's term first, and silu by its own two factors."""
+    """Another order: the scale on x, the adapter's term before the base, the bias last; silu as t · sigmoid(t)."""
 
     def project(self, x: Tensor, p: Any) -> Tensor:
         weight, bias, lora_A, lora_B, scale = p
@@ -69,7 +69,7 @@ class UpFirst(Eager):
 
 
 class Joined(Right):
-    """The A's of all projections in one product, the base weights in another, everything in float32 at least."""
+    """One product with the A of all projections, another with all base weights, both in float32 at least."""
 
     def qkv(self, x: Tensor, projections: list[Any]) -> tuple[Tensor, ...]:
         wide = torch.promote_types(torch.float32, x.dtype)
@@ -89,7 +89,7 @@ class Joined(Right):
 
 
 class KeepsTheActivation(Right):
-    """h is kept from forward to backward, not computed again."""
+    """Keeps h from forward to backward instead of recomputing it."""
 
     def mlp(self, x: Tensor, projections: list[Any], activation: str) -> tuple[Tensor, ...]:
         found = super().mlp(x, projections, activation)
@@ -106,7 +106,7 @@ class KeepsTheActivation(Right):
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """As trials run: many small products wait for a second thread longer than they take."""
+    """Use one thread, as trials do: starting a second thread takes longer than these small products."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -118,7 +118,7 @@ VARIANTS = {v.__name__: v for v in (Right, Eager, Merged, UpFirst, Joined, Keeps
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES)
 @pytest.mark.parametrize("name", VARIANTS)
-def test_no_clause_fails_a_right_block(name: str, dtype: str) -> None:
+def test_no_clause_fails_a_right_variant_of_the_blocks(name: str, dtype: str) -> None:
     target = Target.of(VARIANTS[name](), name)
     profile = dataclasses.replace(PROFILES["quick"], volume=4, shrinks=0)
     for clause in map(load_all().get, JUDGED):
@@ -149,7 +149,7 @@ def projection(n: int, k: int, r: int = 2) -> tuple[Any, ...]:
         ((None, (*projection(4, 3)[:3], None, 1.0), projection(2, 4)), "up: lora_B is None but lora_A is not"),
     ],
 )
-def test_an_error_names_the_projection(package: Any, arguments: Any, says: str) -> None:
+def test_an_error_of_the_feed_forward_block_names_the_projection(package: Any, arguments: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         package.lora_mlp(torch.ones(2, 3), *arguments)
 
@@ -191,13 +191,13 @@ def test_second_derivatives_of_query_key_and_value_are_right() -> None:
     assert torch.autograd.gradgradcheck(call, (torch.randn(2, 3).double().requires_grad_(), *leaves(*widths)))
 
 
-def test_an_operand_made_from_another_gets_its_own_gradient_twice() -> None:
+def test_second_derivatives_are_right_when_lora_a_depends_on_x() -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
     weight, B = torch.randn(4, 3).double(), torch.randn(4, 2).double()
 
     def call(package: Any) -> Tensor:
-        lora_A = x * 2  # so that the path through lora_A must not be counted twice
+        lora_A = x * 2  # the path through lora_A must not be counted twice
         p = (weight, None, lora_A, B, 1.5)
         y = sum(package.lora_qkv(x, p, p, p)).square().sum()
         (first,) = torch.autograd.grad(y, x, create_graph=True)
@@ -244,7 +244,7 @@ def test_the_interpreted_kernels_agree_with_pytorch() -> None:
     assert "compared" in ended.stdout
 
 
-def test_the_fallback_is_what_the_clauses_see_without_the_interpreter() -> None:
+def test_without_the_interpreter_the_fallback_runs() -> None:
     code = "import optimized, torch; print(optimized.activations.why_not_triton(torch.ones(2, 3)))"
     ended = python("-c", code, TRITON_INTERPRET="0")
     assert "the operands are on the CPU and TRITON_INTERPRET is not 1" in ended.stdout, ended.stderr

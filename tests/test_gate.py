@@ -1,4 +1,4 @@
-"""The gate's script: it runs what the README says, waits for what it starts beside it, and fails where a step does."""
+"""The gate's script: it runs the README's command, waits for its background steps, and fails if a step fails."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ mkdir -p .venv/bin && echo 'PATH="$PWD/tools:$PATH"' > .venv/bin/activate && ech
 
 
 def gate(folder: Path, readme: str = README, **scripts: str) -> tuple[int, str, list[str]]:
-    """Run a copy of `.ci/run` where every tool says its name, but for these; its status, output, and steps."""
+    """Run a copy of `.ci/run` whose tools only print their names, or run `scripts`; return status, output and steps."""
     for place in (".ci", "ci", "tools"):
         (folder / place).mkdir()
     shutil.copy(ROOT / ".ci" / "run", folder / ".ci" / "run")
@@ -39,7 +39,7 @@ def gate(folder: Path, readme: str = README, **scripts: str) -> tuple[int, str, 
     return ended.returncode, ended.stdout + ended.stderr, [json.loads(line)["step"] for line in lines]
 
 
-def test_every_step_runs_the_readmes_tests_last_and_the_costs_are_shown(tmp_path: Path) -> None:
+def test_every_step_runs_with_the_readmes_tests_last_and_shows_the_costs(tmp_path: Path) -> None:
     status, said, steps = gate(tmp_path)
     assert status == 0, said
     assert sorted(steps) == sorted(["install", "lint", "format", "types", "tests", *LANES])
@@ -54,7 +54,9 @@ def test_every_step_runs_the_readmes_tests_last_and_the_costs_are_shown(tmp_path
 @pytest.mark.parametrize(
     ("step", "code", "ended_before"), [("mypy", 3, "fallback"), ("package", 4, "tests"), ("pytest", 5, "cost")]
 )
-def test_it_fails_with_the_step_that_does(tmp_path: Path, step: str, code: int, ended_before: str) -> None:
+def test_the_gate_fails_with_the_status_of_the_failing_step(
+    tmp_path: Path, step: str, code: int, ended_before: str
+) -> None:
     status, said, steps = gate(tmp_path, **{step: f"echo it fails >&2; exit {code}"})
     assert status == code, said
     assert "it fails" in said
@@ -62,14 +64,14 @@ def test_it_fails_with_the_step_that_does(tmp_path: Path, step: str, code: int, 
     assert "said cost" not in said
 
 
-def test_what_runs_beside_the_rest_is_waited_for(tmp_path: Path) -> None:
+def test_the_gate_waits_for_background_steps(tmp_path: Path) -> None:
     status, said, steps = gate(tmp_path, compile="sleep 1; echo late", ruff="echo early; exit 7")
     assert status == 7
     assert said.index("early") < said.index("late")
     assert steps[-1] == "package"
 
 
-def test_it_wants_a_command_in_the_readme(tmp_path: Path) -> None:
+def test_a_readme_without_a_test_command_is_refused(tmp_path: Path) -> None:
     status, said, steps = gate(tmp_path, readme=README.replace("tests -->", "texts -->"))
     assert (status, "README.md has no installation && pytest after" in said) == (1, True)
     assert steps == []

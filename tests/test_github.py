@@ -1,4 +1,4 @@
-"""CI of others: annotations at the target's source, the job's summary, and the composite action and its scripts."""
+"""GitHub Actions: annotations at the target's source, the job's summary, and the composite action with its scripts."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def action() -> dict[str, Any]:
 
 
 def step(script: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a script of the action as GitHub would, with files to write its outputs and summary to."""
+    """Run a script of the action as GitHub does, with files for its outputs and its summary."""
     files = {name: str(folder / name.lower()) for name in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY")}
     known = {"GITHUB_ACTIONS": "true", "GITHUB_WORKSPACE": str(folder), **files}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -64,7 +64,7 @@ def step(script: str, folder: Path, **variables: str) -> subprocess.CompletedPro
     )
 
 
-def test_a_failure_is_annotated_where_the_target_defines_it(tmp_path: Path) -> None:
+def test_a_failure_is_annotated_at_the_targets_definition(tmp_path: Path) -> None:
     for name in ("right", "unscaled"):
         (tmp_path / f"{name}.py").write_text((TARGETS / f"{name}.py").read_text())
     ended = step(
@@ -91,7 +91,7 @@ def test_a_failure_is_annotated_where_the_target_defines_it(tmp_path: Path) -> N
     assert "- **LIN-FWD** (MUST) fail: y = x Wᵀ" in summary
 
 
-def test_a_target_that_does_not_import_is_usage_and_leaves_no_old_report(tmp_path: Path) -> None:
+def test_a_target_that_does_not_import_is_a_usage_error_and_outputs_no_report(tmp_path: Path) -> None:
     (tmp_path / "loraspec-report").mkdir()
     (tmp_path / "loraspec-report" / "report.json").write_text("old")
     ended = step("judge", tmp_path, LORASPEC_TARGET="nosuch")
@@ -112,7 +112,7 @@ def test_the_exit_code_is_passed_on(code: int, verdict: str, tmp_path: Path) -> 
     assert said.read_text() == "-m conformance run mine --profile default --report-dir loraspec-report\n"
 
 
-def test_the_action_installs_its_own_checkout_and_what_the_target_needs(tmp_path: Path) -> None:
+def test_the_action_installs_its_own_checkout_and_the_targets_packages(tmp_path: Path) -> None:
     said = a_python(tmp_path, 0)
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
     assert step("install", tmp_path, LORASPEC_PACKAGES="torch==2.13.0 -e .", PATH=path).returncode == 0
@@ -121,13 +121,13 @@ def test_the_action_installs_its_own_checkout_and_what_the_target_needs(tmp_path
 
 
 def a_python(folder: Path, code: int) -> Path:
-    """A `python` that writes down its arguments and ends with this code; the file it writes to."""
+    """Make a fake `python` that logs its arguments and exits with `code`; return the path of its log."""
     (folder / "python").write_text(f'#!/bin/sh\necho "$@" >> "{folder}/said"\nexit {code}\n')
     (folder / "python").chmod(0o755)
     return folder / "said"
 
 
-def test_the_action_is_a_composite_one_whose_parts_exist() -> None:
+def test_the_action_is_composite_and_its_inputs_outputs_and_scripts_match() -> None:
     found = action()
     steps = found["runs"]["steps"]
     assert found["runs"]["using"] == "composite"
@@ -163,7 +163,7 @@ def a_report(*clauses: tuple[str, str, str]) -> Report:
     return report_of(*found)
 
 
-def test_errors_come_first_ten_at_most_and_what_is_elsewhere_has_no_place(tmp_path: Path) -> None:
+def test_annotations_are_limited_to_ten_and_have_no_path_outside_the_workspace(tmp_path: Path) -> None:
     clauses = [("S", "SHOULD", "fail"), *((f"A-{n}", "MUST", "fail") for n in range(12)), ("P", "MUST", "pass")]
     inside = tmp_path / "a, b" / "mine.py"
     found = github_actions.commands(a_report(*clauses), {"f": (str(inside), 7)}, tmp_path, tmp_path)
@@ -186,7 +186,7 @@ def test_errors_come_first_ten_at_most_and_what_is_elsewhere_has_no_place(tmp_pa
         ("nowhere", 1),
     ],
 )
-def test_where_a_module_says_what_a_name_is(name: str, line: int, tmp_path: Path) -> None:
+def test_the_line_of_a_modules_definition_is_found(name: str, line: int, tmp_path: Path) -> None:
     module = ModuleType("mine")
     module.__file__ = str(tmp_path / "mine.py")
     assert source_location.defined(module, module, name) is None
@@ -195,7 +195,7 @@ def test_where_a_module_says_what_a_name_is(name: str, line: int, tmp_path: Path
     assert source_location.defined(ModuleType("builtin"), object(), name) is None
 
 
-def test_where_an_objects_class_says_it(tmp_path: Path) -> None:
+def test_the_line_of_a_methods_definition_is_found(tmp_path: Path) -> None:
     module = ModuleType("mine")
     module.__file__ = str(tmp_path / "mine.py")
     (tmp_path / "mine.py").write_text(SOURCE)

@@ -1,4 +1,4 @@
-"""Gradients of zero, of the wrong sign and doubled fail in every group that checks gradients, in every dtype."""
+"""Zero, negated and doubled gradients fail in every group that checks gradients, in every dtype."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from conformance.specification.clause import MUST, load_all
 from conformance.target.target import Target
 
 FACTORS = {"zero": 0.0, "negated": -1.0, "doubled": 2.0}
-# The clauses of each group that judge gradients; the first that fails decides.
+# The clauses of each group that judge gradients.
 GRADIENTS = {
     "linear": ("LIN-BWD-DX", "LIN-BWD-DA", "LIN-BWD-DB"),
     "layer": ("LAY-BWD-DX", "LAY-BWD-DA", "LAY-BWD-DB"),
@@ -35,7 +35,7 @@ GRADIENTS = {
 
 
 class Weighed(torch.autograd.Function):
-    """The identity, whose gradient is multiplied by a factor."""
+    """The identity with its gradient multiplied by a factor."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
@@ -48,14 +48,14 @@ class Weighed(torch.autograd.Function):
 
 
 def impostor(factor: float) -> SimpleNamespace:
-    """The reference, with every gradient multiplied by the factor."""
+    """The reference with every gradient multiplied by the factor."""
     triton = ("LoRATritonFunction", "TritonLinearLoRA")
     names = {name: getattr(reference, name) for name in reference.__all__ if name not in triton}
     return SimpleNamespace(**{**names, **functions(factor), **layers(factor), **training(factor)})
 
 
 def weigher(factor: float) -> Callable[[Any], Any]:
-    """A function that passes floating-point tensors on, and multiplies their gradients by the factor."""
+    """A function that returns floating-point tensors unchanged and multiplies their gradients by the factor."""
 
     def weighed(x: Any) -> Any:
         return Weighed.apply(x, factor) if isinstance(x, Tensor) and x.is_floating_point() else x
@@ -64,7 +64,7 @@ def weigher(factor: float) -> Callable[[Any], Any]:
 
 
 def functions(factor: float) -> dict[str, Any]:
-    """`lora_linear` and the fused blocks."""
+    """`lora_linear` and the fused blocks, with multiplied gradients."""
     weighed = weigher(factor)
 
     def lora_linear(x: Tensor, weight: Any, bias: Any, lora_A: Tensor, lora_B: Tensor, *args: Any, **kw: Any) -> Tensor:
@@ -83,7 +83,7 @@ def functions(factor: float) -> dict[str, Any]:
 
 
 def layers(factor: float) -> dict[str, Any]:
-    """`LinearLoRA`, patched layers and `CustomLinear`."""
+    """`LinearLoRA`, patched layers and `CustomLinear`, with multiplied gradients."""
     weighed = weigher(factor)
 
     def hooked(layer: Any) -> Any:
@@ -114,7 +114,7 @@ def layers(factor: float) -> dict[str, Any]:
 
 
 def training(factor: float) -> dict[str, Any]:
-    """`LoraTraining` and `clip_grad_norm_`."""
+    """`LoraTraining` and `clip_grad_norm_`, with multiplied gradients."""
 
     def weigh(parameters: Iterable[Tensor]) -> None:
         for parameter in parameters:
@@ -136,12 +136,12 @@ def training(factor: float) -> dict[str, Any]:
 
 
 def judged(group: str, dtype: str) -> list[str]:
-    """The group's gradient clauses that are judged in this dtype."""
+    """The gradient clauses of a group that are judged in this dtype."""
     return [name for name in GRADIENTS[group] if dtype in load_all()[name].dtypes]
 
 
 def failed(target: Target, group: str, dtype: str) -> set[str]:
-    """Which of the group's gradient clauses fail."""
+    """The gradient clauses of a group that the target fails."""
     clauses, found = load_all(), set()
     profile = dataclasses.replace(PROFILES["quick"], shrinks=0)
     for name in judged(group, dtype):
@@ -164,5 +164,5 @@ def test_a_wrong_gradient_fails(group: str, factor: float, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("group", GRADIENTS)
-def test_the_same_wrapping_with_factor_one_passes(group: str) -> None:
+def test_the_same_wrapper_with_factor_one_passes(group: str) -> None:
     assert failed(Target.of(impostor(1.0), "right"), group, "float32") == set()

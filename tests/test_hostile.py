@@ -1,4 +1,4 @@
-"""Targets that hinder a run: each clause gets its verdict in bounded time, and what one does spoils no other's."""
+"""Hostile targets: each clause gets its verdict in bounded time, and no clause changes the verdict of another."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def message(report: dict[str, Any], clause: str) -> str:
 
 
 def judge(target: str, folder: Path, clauses: str, *options: str) -> tuple[str, dict[str, Any]]:
-    """The verdict on one hostile target, as the command gives it: what it printed, and the report."""
+    """Run the command on one hostile target; return its output and the report."""
     options = ("--clause", clauses, "--dtype", "float32", "-n", "0", *options)
     ended, report = run_target(f"hostile.{target}", folder, *options)
     assert (ended.returncode, report["verdict"]) == (1, "fail")
@@ -46,10 +46,10 @@ def test_what_stalls_is_ended_whatever_holds_it(tmp_path: Path) -> None:
     for clause, place in (("LIN-DROP-ALL", "in search_for_ever"), ("LIN-DROP-BWD", "in cut_the_timer_off")):
         assert re.match(r"did not finish within \d+ s.*\nat ", message(report, clause))
         assert place in message(report, clause)
-    assert report["seconds"] < execution.IMPORT_TIMEOUT + SILENCE  # for so long the guard would have waited for news
+    assert report["seconds"] < execution.IMPORT_TIMEOUT + SILENCE  # the supervisor's own timeout
 
 
-def test_of_a_target_that_never_answers_few_trials_are_waited_for(tmp_path: Path) -> None:
+def test_a_target_that_never_answers_times_out_in_few_trials(tmp_path: Path) -> None:
     options = ("--group", "linear", "--dtype", "float32", "-n", "2", "--timeout", "2")
     ended, report = run_target("hostile.sleeping", tmp_path, *options)
     assert (ended.returncode, report["verdict"]) == (1, "fail")
@@ -60,7 +60,7 @@ def test_of_a_target_that_never_answers_few_trials_are_waited_for(tmp_path: Path
     assert all("not tried: " in text and " of lora_linear among them" in text for text in said if text not in waited)
 
 
-def test_what_takes_too_much_memory_is_ended(tmp_path: Path) -> None:
+def test_a_trial_that_takes_too_much_memory_is_killed(tmp_path: Path) -> None:
     clauses = "LIN-DROP-EVAL,LIN-DROP-ALL,LIN-FWD"
     _, report = judge("hoarding", tmp_path, clauses, "--memory", "1.5")
     assert statuses(report) == {"LIN-FWD": "pass", "LIN-DROP-ALL": "fail", "LIN-DROP-EVAL": "crashed"}
@@ -71,13 +71,13 @@ def test_what_takes_too_much_memory_is_ended(tmp_path: Path) -> None:
     assert "allocate" in message(report, "LIN-DROP-ALL")
 
 
-def test_the_default_is_a_share_of_the_memory_that_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_memory_limit_is_a_share_of_the_available_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert memory_for(1) >= LEAST
     monkeypatch.setattr(supervisor, "_available", lambda: 40 * 2**30)
     assert [memory_for(count) / 2**30 for count in (1, 4, 100)] == [36, 9, LEAST / 2**30]
 
 
-def test_exits_that_are_no_errors_are_judged(tmp_path: Path) -> None:
+def test_exits_without_an_error_are_failures(tmp_path: Path) -> None:
     _, report = judge("leaving", tmp_path, "LIN-DROP-EVAL,LIN-DROP-ALL,LIN-FWD")
     assert statuses(report) == {"LIN-FWD": "pass", "LIN-DROP-ALL": "fail", "LIN-DROP-EVAL": "crashed"}
     assert message(report, "LIN-DROP-ALL").startswith("the forward pass raised SystemExit")
@@ -91,7 +91,7 @@ def test_exits_that_are_no_errors_are_judged(tmp_path: Path) -> None:
         ("ends again", "imports once but not in the processes that run trials: the process that imported it ended"),
     ],
 )
-def test_an_import_that_ends_the_process_is_not_tried_for_ever(
+def test_an_import_that_ends_the_process_is_a_usage_error(
     how: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOSTILE_IMPORT", how)
@@ -102,7 +102,7 @@ def test_an_import_that_ends_the_process_is_not_tried_for_ever(
     assert said in ended.stderr
 
 
-def test_an_import_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_import_that_hangs_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOSTILE_IMPORT", "hangs")
     monkeypatch.chdir(TARGETS)
     monkeypatch.syspath_prepend(str(TARGETS))
@@ -111,7 +111,7 @@ def test_an_import_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> No
         pass
 
 
-def test_threads_of_the_target_are_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_run_does_not_wait_for_the_targets_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOSTILE_IMPORT", "leaves a thread")
     options = ("--clause", "LIN-FWD", "--dtype", "float32", "-n", "0")
     ended, report = run_target("hostile.importing", tmp_path, *options)
@@ -119,16 +119,16 @@ def test_threads_of_the_target_are_not_waited_for(tmp_path: Path, monkeypatch: p
     assert report["seconds"] < execution.IMPORT_TIMEOUT + SILENCE
 
 
-def test_megabytes_of_output_stay_out_of_report_and_terminal(tmp_path: Path) -> None:
+def test_a_targets_output_stays_out_of_report_and_terminal(tmp_path: Path) -> None:
     printed, report = judge("printing", tmp_path, "LIN-DROP-EVAL,LIN-FWD,LIN-BWD-DA")
     assert statuses(report) == {"LIN-FWD": "pass", "LIN-BWD-DA": "pass", "LIN-DROP-EVAL": "fail"}
     assert message(report, "LIN-DROP-EVAL").startswith("the forward pass raised ValueError: noise")
     assert len(printed) < 8000
-    # megabytes were printed; the reproducers, which the journal holds too, are some tens of kB
+    # the target prints megabytes; the reproducers are some tens of kB, and the journal holds them too
     assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 200_000
 
 
-def test_the_judge_is_not_fooled_by_what_the_target_replaces(tmp_path: Path) -> None:
+def test_monkeypatches_of_the_target_do_not_deceive_the_judge(tmp_path: Path) -> None:
     clauses = "LIN-FWD-SCALE,LIN-BWD-DX,LIN-MEM-INPUTS,LIN-SIDE-GLOBAL,LIN-SIDE-PATCH"
     _, report = judge("patching", tmp_path, clauses)
     assert statuses(report) == {**dict.fromkeys(clauses.split(","), "fail"), "LIN-MEM-INPUTS": "pass"}
@@ -157,11 +157,11 @@ def test_who_is_right_only_at_first_sight_fails(cheat: str, clause: str, said: s
     assert set(statuses(report)) == {clause, "LIN-SHAPES"}
 
 
-def test_what_torch_replaces_of_its_own_is_not_held_against_a_target() -> None:
+def test_monkeypatches_by_torch_are_not_blamed_on_the_target() -> None:
     from torch._dynamo.mutation_guard import install_generation_tagging_init
 
     PRISTINE.begin()
     with PRISTINE.suspended():
-        install_generation_tagging_init()  # as torch.compile does with the first module it compiles
+        install_generation_tagging_init()  # torch.compile calls it for the first module it compiles
     assert PRISTINE.names() == []
     PRISTINE.begin()

@@ -1,7 +1,7 @@
-"""Ciphertexts and keys that are damaged or forged: each is an error, and the process lives on.
+"""Damaged or forged ciphertexts and keys: each raises an error, and the process survives.
 
-Forged ones have a right checksum, as whoever talks to a server can make it: none may reach the library, which would
-take the process down with it.
+A forged message has a right checksum, which any client of a server can compute. The backend must refuse it before
+the encryption library sees it, because the library would abort the process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.support.encrypted_products import BACKEND, WEIGHT, product
 
 
 def damaged(message: bytes) -> Iterator[bytes]:
-    """Truncated at many points, lengthened, with single bits flipped, and random."""
+    """The message truncated at many points, lengthened, with single bits flipped, and replaced by random bytes."""
     chance = random.Random(0)
     header = 89
     inside = [chance.randrange(len(message)) for _ in range(20)]
@@ -38,7 +38,7 @@ def damaged(message: bytes) -> Iterator[bytes]:
 
 
 def forged(message: bytes, kind: str) -> Iterator[bytes]:
-    """Messages with right checksums whose contents have another length, or sizes in them that are not so."""
+    """Messages with right checksums whose contents have a wrong length or contain wrong sizes."""
     sealed = Envelope.open(message, kind, TOY)
     contents = sealed.contents
     chance = random.Random(1)
@@ -60,7 +60,7 @@ def forged(message: bytes, kind: str) -> Iterator[bytes]:
 
 
 def _sizes(contents: bytes) -> Iterator[int]:
-    """Where words are small: sizes and lengths, which are not coefficients."""
+    """Offsets of small 8-byte words: these are sizes and lengths, coefficients are larger."""
     for at in range(0, len(contents) - 7, 8):
         if int.from_bytes(contents[at : at + 8], "little") < 10**6:
             yield at
@@ -77,7 +77,7 @@ class TestHostileBytes:
         ],
         ids=["nothing", "little", "other", "changed"],
     )
-    def test_the_message_says_what_is_wrong(self, keys: Keys, message: bytes, says: str) -> None:
+    def test_an_error_says_how_the_message_is_damaged(self, keys: Keys, message: bytes, says: str) -> None:
         with pytest.raises(EncryptionError, match=f"encrypted inputs {says}|encrypted inputs came with.* {says}"):
             BACKEND.evaluate(message, WEIGHT, keys.evaluation)
 
@@ -126,13 +126,13 @@ class TestHostileBytes:
             with pytest.raises(EncryptionError, match="an evaluation key came with invalid contents"):
                 BACKEND.evaluate(ciphertext, WEIGHT, renamed.seal())
 
-    def test_a_key_under_the_name_of_another_is_refused(self, keys: Keys, others: Keys, ciphertext: bytes) -> None:
+    def test_a_key_with_the_id_of_another_key_is_refused(self, keys: Keys, others: Keys, ciphertext: bytes) -> None:
         sealed = Envelope.open(others.evaluation, EVALUATION, TOY)
         name = Envelope.open(keys.evaluation, EVALUATION, TOY).key_id
         with pytest.raises(EncryptionError, match="an evaluation key came under the name of another"):
             BACKEND.evaluate(ciphertext, WEIGHT, dataclasses.replace(sealed, key_id=name).seal())
 
-    def test_any_coefficients_and_seeds_are_computed_with(self, keys: Keys, ciphertext: bytes, result: bytes) -> None:
+    def test_arbitrary_coefficients_and_seeds_are_accepted(self, keys: Keys, ciphertext: bytes, result: bytes) -> None:
         chance = random.Random(2)
         sealed = Envelope.open(ciphertext, INPUTS, TOY)
         for fill in (b"\xff" * 1920, chance.randbytes(1920)):
@@ -144,7 +144,9 @@ class TestHostileBytes:
         row = sealed.contents[:24] + b"\xff" * 1456 + sealed.contents[24 + 1456 : len(sealed.contents) // 2]
         assert BACKEND.decrypt(dataclasses.replace(sealed, rows=1, contents=row).seal(), 1, 2, keys).shape == (1, 2)
 
-    def test_a_panic_is_an_error_and_the_next_call_works(self, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_panic_of_the_library_is_an_error_and_the_next_call_works(
+        self, keys: Keys, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr("reference.encrypted.encryption.layout.follows", lambda *_: True)
         sealed = Envelope.open(keys.secret, SECRET, TOY)
         broken = dataclasses.replace(sealed, contents=sealed.contents[:-9]).seal()
@@ -153,7 +155,7 @@ class TestHostileBytes:
         monkeypatch.undo()
         assert torch.equal(product(BACKEND, WEIGHT.abs(), WEIGHT, keys), WEIGHT.abs() @ WEIGHT.T)
 
-    def test_an_interrupt_is_no_panic(self, keys: Keys) -> None:
+    def test_a_keyboard_interrupt_passes_through(self, keys: Keys) -> None:
         def interrupt(done: int, total: int) -> None:
             raise KeyboardInterrupt(done, total)
 

@@ -1,4 +1,4 @@
-"""The page of a matrix in headless Chromium: by keyboard, by what a screen reader is told, in light and dark."""
+"""The HTML page of a matrix in headless Chromium: keyboard, screen reader labels, light and dark colours."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: ci/h
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Headless Chromium."""
+    """A headless Chromium for the module's tests."""
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS), timeout=PATIENCE)
         yield launched
@@ -64,7 +64,7 @@ Opened = Callable[..., Page]
 
 @pytest.fixture
 def opened(browser: Browser, tmp_path: Path) -> Iterator[Opened]:
-    """Opens the page of these columns; it must log nothing and ask for nothing but itself."""
+    """A function that opens the page of given columns; the page must log nothing and request no other URL."""
     said: list[str] = []
     asked: list[str] = []
     contexts = []
@@ -92,12 +92,12 @@ def opened(browser: Browser, tmp_path: Path) -> Iterator[Opened]:
 
 
 def shown(seen: Page) -> list[str]:
-    """The clauses of the rows that are shown."""
+    """The clause ids of the visible rows."""
     rows = seen.locator(".matrix tbody tr:not(.group)")
     return [row.locator("th code").inner_text() for row in rows.all() if row.is_visible()]
 
 
-def test_a_screen_reader_is_told_rows_columns_and_what_became_of_each(opened: Opened) -> None:
+def test_a_screen_reader_gets_rows_columns_and_the_result_of_each_cell(opened: Opened) -> None:
     seen = opened()
     table = seen.get_by_role("table", name="Clauses and what became of each on each target")
     heads = [head.inner_text().split("\n")[0] for head in table.get_by_role("columnheader").all()]
@@ -113,7 +113,7 @@ def test_a_screen_reader_is_told_rows_columns_and_what_became_of_each(opened: Op
     assert seen.get_by_role("status").inner_text() == "5 of 5 clauses shown"
 
 
-def test_rows_are_chosen_by_keyboard(opened: Opened) -> None:
+def test_rows_are_filtered_by_keyboard(opened: Opened) -> None:
     seen = opened()
     status = seen.get_by_role("status")
     seen.get_by_label("Group").focus()
@@ -140,7 +140,7 @@ def test_rows_are_chosen_by_keyboard(opened: Opened) -> None:
     assert seen.get_by_label("Words").input_value() == ""
 
 
-def test_a_dtype_shows_what_became_of_it_alone(opened: Opened) -> None:
+def test_the_dtype_filter_shows_only_results_in_that_dtype(opened: Opened) -> None:
     seen = opened()
     group = seen.locator(".matrix tbody").first.locator(".group td")
     assert group.all_inner_texts() == ["3 of 3", "1 of 3", "not run"]
@@ -155,7 +155,7 @@ def test_a_dtype_shows_what_became_of_it_alone(opened: Opened) -> None:
     assert "LAY-FWD on lesser layers 1.2: not claimed" in labels
 
 
-def test_a_cell_opens_by_enter_and_closes_by_escape_with_the_focus_back(opened: Opened) -> None:
+def test_enter_opens_a_cell_and_escape_closes_it_and_restores_the_focus(opened: Opened) -> None:
     seen = opened()
     cell = seen.get_by_role("button", name="LIN-FWD on lesser layers 1.2")
     cell.focus()
@@ -181,13 +181,13 @@ def test_a_cell_opens_by_enter_and_closes_by_escape_with_the_focus_back(opened: 
     expect(seen.get_by_role("button", name="LIN-BWD-DA on right")).to_be_focused()
 
 
-def test_what_is_not_claimed_says_why(opened: Opened) -> None:
+def test_a_not_claimed_cell_says_why(opened: Opened) -> None:
     seen = opened()
     seen.get_by_role("button", name="LAY-FWD on lesser").click()
     expect(seen.get_by_role("dialog")).to_contain_text("not claimed: the target has no LinearLoRA")
 
 
-def test_hostile_text_is_text(opened: Opened) -> None:
+def test_hostile_text_is_escaped(opened: Opened) -> None:
     seen = opened(hostile(), *three())
     title = seen.title()
     assert title == "loraspec: 4 targets"
@@ -199,7 +199,7 @@ def test_hostile_text_is_text(opened: Opened) -> None:
     assert seen.locator("img").count() == 0
 
 
-def test_without_scripts_it_is_a_table_with_details(opened: Opened) -> None:
+def test_the_page_works_without_javascript(opened: Opened) -> None:
     seen = opened(java_script_enabled=False)
     assert not seen.locator("#filters").is_visible()
     assert len(shown(seen)) == len(CLAUSES)
@@ -222,7 +222,7 @@ def test_every_text_has_enough_contrast(scheme: str, opened: Opened) -> None:
     assert seen.evaluate(CONTRAST) == []
 
 
-def test_the_heads_stay_in_sight(opened: Opened) -> None:
+def test_row_and_column_headers_stay_visible_when_scrolling(opened: Opened) -> None:
     seen = opened(viewport={"width": 500, "height": 300})
     grid = seen.locator("#grid")
     grid.evaluate("(element) => { element.scrollTo(60, 120); }")

@@ -1,4 +1,4 @@
-"""The kernel of quantised products gives exact integers, and the reference's bits; interpreted, so on small shapes."""
+"""The kernel for quantised products is exact and bit-equal to the reference; it is interpreted, so shapes are small."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from optimized.quantization import QuantizedLinear
 from tests.support.interpreter import interpreted
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-# Interpreted blocks are at most 128, of K 512: the second shape has two tiles in each direction, the last two steps.
+# Interpreted blocks are at most 128, and 512 along K: the second shape has two tiles along M and N, the last along K.
 SHAPES = ((1, 1, 1), (130, 131, 20), (3, 5, 33), (17, 3, 515))
 
 
 def within(shape: tuple[int, int], dtype: torch.dtype, inner: int = 1) -> tuple[Tensor, Tensor]:
-    """A matrix with this stride, in the middle of memory that would spoil a sum; that memory first."""
+    """A buffer filled with a sentinel, and a view of this shape and inner stride inside it."""
     held = torch.full((shape[0] + 2, (shape[1] + 2) * inner), 99 if dtype == torch.int8 else -7, dtype=dtype)
     return held, held[1:-1, inner:-inner:inner]
 
 
 def exact_results() -> None:
-    """Integers, and floats of each dtype with a bias and without, of packed and strided operands."""
+    """The kernel's int64 and float results are exact, for packed and strided operands, with and without bias."""
     torch.manual_seed(0)
     for (M, N, K), inner in itertools.product(SHAPES, (1, 2)):
         (_, x), (_, w) = within((M, K), torch.int8, inner), within((N, K), torch.int8, inner)
@@ -41,7 +41,7 @@ def exact_results() -> None:
 
 
 def compare(x: Tensor, w: Tensor, rows: Tensor, columns: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
-    """The kernel's results with and without correction, scales and bias; nothing beside them is written."""
+    """Check the kernel's results with and without correction, scales and bias, and that it writes nothing else."""
     from optimized import kernels
 
     M, N = len(x), len(w)
@@ -62,7 +62,7 @@ def compare(x: Tensor, w: Tensor, rows: Tensor, columns: Tensor, dtypes: tuple[t
 
 
 def extreme_sums() -> None:
-    """The most features whose sums fit int32, at the largest products; and no rows or columns."""
+    """The largest products over the most features that fit int32 are exact; zero rows or columns work."""
     from optimized import kernels
 
     for M, N in ((0, 3), (3, 0)):
@@ -70,7 +70,7 @@ def extreme_sums() -> None:
         kernels.int8_linear(x, w, torch.ones(2, M).double(), torch.ones(2, N).double(), torch.empty(M, N).long())
     K = 2**17 - 1
     x = torch.full((2, K), -128, dtype=torch.int8)
-    x[1, 0] = -127  # whose square is odd, so that the sum needs all of its 31 digits
+    x[1, 0] = -127  # an odd square: the sum needs all of its 31 bits
     y = torch.empty(2, 3, dtype=torch.int64)
     kernels.int8_linear(x, torch.cat((x, -1 - x[:1])), torch.zeros(2, 2).double(), torch.zeros(2, 3).double(), y)
     square = 2**14 * K
@@ -78,7 +78,7 @@ def extreme_sums() -> None:
 
 
 def layers() -> None:
-    """A layer by the kernel gives the reference's bits, and says why where the kernel does not run."""
+    """A layer that uses the kernel is bit-equal to the reference; where the kernel does not run there is a reason."""
     from optimized import kernels
 
     torch.manual_seed(0)
@@ -86,7 +86,7 @@ def layers() -> None:
     with mock.patch.object(kernels, "int8_linear", side_effect=integers) as launched:
         for M, K, N in ((3, 5, 2), (17, 33, 20), (2, 1, 3), (0, 3, 2), (2, 3, 0), (2, 0, 3)):
             for n_bits, offset in itertools.product((2, 8, 9), (0.0, 1e3, 1e13)):
-                # beyond 1e12 the correction does not fit float64's integers
+                # at 1e13 the correction is not exact in float64
                 x, weight = torch.randn(M, K).double() + offset, torch.randn(N, K).double() + offset
                 for low_high in (None, (-1.0, offset + 2.0)):
                     launched.reset_mock()
@@ -100,7 +100,7 @@ def layers() -> None:
 
 
 def same_bits(x: Tensor, weight: Tensor, n_bits: int, low_high: tuple[float, float] | None) -> None:
-    """The reference's integers, and its y in two dtypes."""
+    """Check that integers and y, in two dtypes, are bit-equal to the reference's."""
     plain, fast = (
         kind(weight, weight.sum(1), n_bits, low_high) for kind in (reference.QuantizedLinear, QuantizedLinear)
     )
@@ -111,7 +111,7 @@ def same_bits(x: Tensor, weight: Tensor, n_bits: int, low_high: tuple[float, flo
         assert torch.equal(plain(x, dtype), fast(x, dtype)), (x.shape, weight.shape, n_bits, low_high)
 
 
-def test_the_interpreted_kernel_is_exact() -> None:
+def test_the_interpreted_kernel_gives_exact_results() -> None:
     interpreted(exact_results)
 
 
@@ -119,5 +119,5 @@ def test_the_largest_sums_are_exact() -> None:
     interpreted(extreme_sums)
 
 
-def test_a_layer_gives_the_references_bits_by_it() -> None:
+def test_a_layer_using_the_kernel_is_bit_equal_to_the_reference() -> None:
     interpreted(layers)

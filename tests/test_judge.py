@@ -1,4 +1,4 @@
-"""Infinities: right where the exact result is beyond the largest number of its dtype, and nowhere else."""
+"""An infinite result passes only where the exact result overflows the dtype."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from conformance.judgement.outcomes import Violation
 
 
 def expected(value: float, dtype: torch.dtype = torch.float16) -> Expected:
-    """One element, with a budget of a thousandth."""
+    """An expected tensor of one element, with a relative budget of 1e-3."""
     return Expected("y", np.array([value]), np.array([abs(value) / 1000]), dtype, certified=False)
 
 
 @pytest.mark.parametrize(("value", "got"), [(-74086.0, -np.inf), (74086.0, np.inf), (65500.0, np.inf)])
-def test_what_overflows_its_dtype_may_be_infinite(value: float, got: float) -> None:
+def test_infinity_passes_where_the_exact_result_overflows(value: float, got: float) -> None:
     assert judge(torch.tensor([got], dtype=torch.float16), expected(value)) == 0.0
 
 
@@ -25,12 +25,12 @@ def test_what_overflows_its_dtype_may_be_infinite(value: float, got: float) -> N
     ("value", "got", "dtype"),
     [
         (-74086.0, np.inf, torch.float16),  # the wrong sign
-        (74086.0, 65504.0, torch.float16),  # cut to the largest number
-        (60000.0, np.inf, torch.float16),  # it would fit
+        (74086.0, 65504.0, torch.float16),  # clamped to the largest number
+        (60000.0, np.inf, torch.float16),  # the value fits
         (74086.0, np.inf, torch.float32),
         (74086.0, np.nan, torch.float16),
     ],
 )
-def test_no_other_infinity_is_right(value: float, got: float, dtype: torch.dtype) -> None:
+def test_other_infinities_and_nan_fail(value: float, got: float, dtype: torch.dtype) -> None:
     with pytest.raises(Violation, match="worst    y"):
         judge(torch.tensor([got], dtype=dtype), expected(value, dtype))

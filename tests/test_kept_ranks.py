@@ -1,4 +1,4 @@
-"""Ranks that are kept do case after case as new ones would; what goes wrong on them is tried on new ones."""
+"""Kept rank processes run case after case like new ones; a case that fails on them is repeated on new ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from conformance.target.subject import Subject
 from conformance.target.target import Target
 from tests.test_distributed import eventually
 
-LEFT: list[int] = []  # by works, on a rank
+LEFT: list[int] = []  # numbers of the tasks that ran in this rank process
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def subject() -> Iterator[Subject]:
 
 
 def telling(subject: Subject, number: int) -> Work:
-    """Work that says who does it, about what, and what all ranks add up to."""
+    """Work that returns its process id, an all-reduced sum, the layer's class and a random number."""
 
     def work(rank: int) -> Answer:
         total = torch.tensor([float(rank + number)])
@@ -51,7 +51,7 @@ def pids(answers: list[Answer]) -> list[int]:
 
 
 def runs(pid: int) -> bool:
-    """Whether a process is there; this one has waited for those that it has ended."""
+    """Whether a process exists; KEEPER reaps the ranks that it ends, so no zombies are left."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -59,7 +59,7 @@ def runs(pid: int) -> bool:
     return True
 
 
-def test_the_next_case_is_done_by_the_same_ranks_and_as_on_new_ones(subject: Subject) -> None:
+def test_the_next_case_runs_on_the_same_ranks_and_draws_the_same_numbers(subject: Subject) -> None:
     first, second = (on_ranks(2, telling(subject, number)) for number in (1, 5))
     assert pids(first) == pids(second)
     assert [answer["total"] for answer in (*first, *second)] == [3.0, 3.0, 11.0, 11.0]
@@ -68,7 +68,7 @@ def test_the_next_case_is_done_by_the_same_ranks_and_as_on_new_ones(subject: Sub
     assert {answer["layer"] for answer in (*first, *second)} == {"LinearLoRA"}
 
 
-def test_ranks_are_kept_for_each_number_of_them_and_one_target(subject: Subject) -> None:
+def test_ranks_are_kept_per_world_size_and_for_one_target(subject: Subject) -> None:
     one, two = on_ranks(1, telling(subject, 0)), on_ranks(2, telling(subject, 0))
     assert pids(on_ranks(1, telling(subject, 1))) == pids(one)
     assert pids(on_ranks(2, telling(subject, 1))) == pids(two)
@@ -77,13 +77,13 @@ def test_ranks_are_kept_for_each_number_of_them_and_one_target(subject: Subject)
     assert not any(map(runs, (*pids(one), *pids(two))))
 
 
-def test_work_about_no_subject_is_done_by_ranks_that_end_with_it() -> None:
+def test_work_without_a_subject_runs_on_ranks_that_are_not_kept() -> None:
     answers = on_ranks(2, lambda rank: {"pid": os.getpid(), "rank": rank})
     assert not any(map(runs, pids(answers)))
 
 
 def leaving(subject: Subject, number: int) -> Work:
-    """Work that fails where other work has left something behind."""
+    """Work that fails in a process that has run such work before."""
 
     def work(rank: int) -> Answer:
         if rank == 1 and LEFT:
@@ -94,7 +94,7 @@ def leaving(subject: Subject, number: int) -> Work:
     return work
 
 
-def test_what_a_case_leaves_behind_is_not_held_against_the_next(subject: Subject) -> None:
+def test_state_left_by_a_case_does_not_fail_the_next_case(subject: Subject) -> None:
     first = on_ranks(2, leaving(subject, 1))
     second = on_ranks(2, leaving(subject, 2))
     assert not set(pids(first)) & set(pids(second))
@@ -102,7 +102,7 @@ def test_what_a_case_leaves_behind_is_not_held_against_the_next(subject: Subject
 
 
 def ending(subject: Subject, how: str) -> Work:
-    """Work whose second rank goes wrong, whichever ranks do it."""
+    """Work whose rank 1 dies, fails or hangs, on kept and on new ranks alike."""
 
     def work(rank: int) -> Answer:
         if rank == 1 and how == "dies":
@@ -125,7 +125,7 @@ def ending(subject: Subject, how: str) -> Work:
         ("hangs", "all 2 ranks have not ended within 2 s\n         rank 0 is in "),
     ],
 )
-def test_what_goes_wrong_on_ranks_that_were_kept_is_said_as_of_new_ones(
+def test_a_failure_on_kept_ranks_is_reported_as_on_new_ranks(
     subject: Subject, how: str, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(PATIENCE, "2" if how == "hangs" else "60")
@@ -137,20 +137,20 @@ def test_what_goes_wrong_on_ranks_that_were_kept_is_said_as_of_new_ones(
     assert on_ranks(2, telling(subject, 1))[0]["total"] == 3.0
 
 
-def test_ranks_that_ended_since_are_replaced(subject: Subject) -> None:
+def test_kept_ranks_that_have_died_are_replaced(subject: Subject) -> None:
     first = on_ranks(2, telling(subject, 0))
     os.kill(pids(first)[0], signal.SIGKILL)
     assert eventually(lambda: not KEEPER.kept[2].alive())
     assert not set(pids(on_ranks(2, telling(subject, 0)))) & set(pids(first))
 
 
-def test_ranks_do_so_many_works_and_no_more(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_are_replaced_after_a_fixed_number_of_tasks(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kept_ranks, "MOST", 2)
     seen = [pids(on_ranks(1, telling(subject, number)))[0] for number in range(4)]
     assert [seen.index(pid) for pid in seen] == [0, 0, 2, 2]
 
 
-def test_ranks_that_are_given_nothing_more_end(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_ranks_end(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("conformance.clauses.distributed.rank_process.IDLE", 0.1)
     (pid,) = pids(on_ranks(1, telling(subject, 0)))
     assert eventually(lambda: not KEEPER.kept[1].alive())
@@ -158,7 +158,7 @@ def test_ranks_that_are_given_nothing_more_end(subject: Subject, monkeypatch: py
     assert pids(on_ranks(1, telling(subject, 0))) != [pid]
 
 
-def test_ranks_end_with_the_process_that_keeps_them_and_leave_nothing(subject: Subject) -> None:
+def test_kept_ranks_and_their_folders_go_when_their_parent_ends(subject: Subject) -> None:
     receive, send = os.pipe()
     child = os.fork()
     if not child:
@@ -178,10 +178,10 @@ def closing_over(thing: object, subject: Subject) -> Callable[[int], Answer]:
     return lambda rank: {"thing": str(thing), "subject": subject.name, "rank": rank}
 
 
-def test_only_what_can_be_written_is_given_to_ranks_that_were_kept(subject: Subject) -> None:
+def test_only_work_that_can_be_pickled_is_given_to_kept_ranks(subject: Subject) -> None:
     target, written = packed(closing_over(1, subject))
     assert target is reference
     assert written is not None
-    assert packed(closing_over(1, Subject("LinearLoRA", object, reference))) == (None, None)  # not the target's
+    assert packed(closing_over(1, Subject("LinearLoRA", object, reference))) == (None, None)  # not the target's layer
     with open(__file__) as file:
         assert packed(closing_over(file, subject)) == (None, None)

@@ -1,4 +1,4 @@
-"""Keys out of sight and on disk, and the processes and threads in which the encryption library works."""
+"""Keys: how they print, pickle and save. Also the processes and threads in which the encryption library runs."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from reference.encrypted.noise import TOY
 
 
 class TestKeys:
-    def test_the_secret_is_in_no_representation(self, keys: Keys) -> None:
+    def test_no_string_form_of_keys_contains_the_secret(self, keys: Keys) -> None:
         secret = Envelope.open(keys.secret, SECRET, TOY).contents
         for text in (repr(keys), str(keys), f"{keys}", f"{[keys]}"):
             assert text.count("Keys(secret=<hidden>, evaluation=<5243049 bytes>)") == 1
             assert repr(secret[:16])[2:-1] not in text
         assert not hasattr(keys, "__dict__")
 
-    def test_keys_are_not_pickled_and_copies_are_the_same(self, keys: Keys) -> None:
+    def test_keys_refuse_pickling_and_copies_are_the_same_object(self, keys: Keys) -> None:
         for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
             with pytest.raises(TypeError, match="keys are not pickled: use save and load"):
                 pickle.dumps(keys, protocol)
@@ -35,7 +35,9 @@ class TestKeys:
         assert copy.copy(keys) is keys
         assert copy.deepcopy([keys])[0] is keys
 
-    def test_a_saved_pair_is_the_same_and_its_owners_alone(self, keys: Keys, ciphertext: bytes, tmp_path: Path) -> None:
+    def test_a_saved_pair_loads_unchanged_and_only_its_owner_can_read_it(
+        self, keys: Keys, ciphertext: bytes, tmp_path: Path
+    ) -> None:
         old = os.umask(0)
         try:
             keys.save(tmp_path / "keys")
@@ -47,7 +49,7 @@ class TestKeys:
         assert [p.name for p in tmp_path.iterdir()] == ["keys"]
 
     @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o610])
-    def test_a_file_that_others_reach_is_refused(self, tmp_path: Path, mode: int) -> None:
+    def test_a_key_file_that_others_can_access_is_refused(self, tmp_path: Path, mode: int) -> None:
         path = tmp_path / "keys"
         Keys(b"secret", b"evaluation").save(path)
         path.chmod(mode)
@@ -56,7 +58,7 @@ class TestKeys:
         path.chmod(0o400)
         assert Keys.load(path).secret == b"secret"
 
-    def test_a_damaged_file_is_refused(self, tmp_path: Path) -> None:
+    def test_a_damaged_key_file_is_refused(self, tmp_path: Path) -> None:
         path = tmp_path / "keys"
         Keys(b"secret", b"evaluation").save(path)
         whole = path.read_bytes()
@@ -68,7 +70,7 @@ class TestKeys:
                 Keys.load(path)
             assert "secret" not in str(caught.value).replace(str(path), "")
 
-    def test_a_failed_save_leaves_what_was(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_failed_save_keeps_the_old_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path = tmp_path / "keys"
         Keys(b"first", b"pair").save(path)
 
@@ -98,7 +100,7 @@ backend = ConcreteBackend("toy", threads=1)
 
 
 def in_a_process(script: str) -> str:
-    """What a script prints; a minute is more than it takes, so a hang fails."""
+    """Run a script in a new process and return its output; a hang fails after a minute."""
     command = [sys.executable, "-c", IN_A_PROCESS + script]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
@@ -106,7 +108,7 @@ def in_a_process(script: str) -> str:
 
 
 class TestProcesses:
-    def test_a_forked_process_is_told_to_be_spawned(self) -> None:
+    def test_a_forked_process_gets_an_error_that_recommends_spawn(self) -> None:
         said = in_a_process(
             """
 import torch
@@ -133,7 +135,7 @@ print("parent", backend.decrypt(result, 1, 1, keys).item())
         assert all('multiprocessing.get_context("spawn")' in line and "would hang" in line for line in said[:5])
         assert said[5] == "parent 1"
 
-    def test_the_number_of_threads_is_settled_by_the_first_use(self) -> None:
+    def test_the_first_use_fixes_the_number_of_threads(self) -> None:
         said = in_a_process(
             """
 import pickle
@@ -156,7 +158,7 @@ for work in (lambda: ConcreteBackend("toy", threads=2), late.keygen):
         assert said[1] == said[2]
         assert said[1].startswith("threads = 2, but concrete-ml-extensions was started with 1 in this process")
 
-    def test_without_the_library_the_message_has_the_command(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_missing_library_is_reported_with_the_install_command(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "concrete_ml_extensions", None)
         with pytest.raises(ModuleNotFoundError, match=r"pip install 'loraspec\[fhe\]'"):
             ConcreteBackend()

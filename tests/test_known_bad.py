@@ -1,4 +1,4 @@
-"""Every known-bad twin fails its clause with the expected message, and of the others just those recorded for it."""
+"""Every known-bad twin fails its own clause with the expected message, and exactly the recorded other clauses."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from tests.support.recorded_failures import Sources
 from tests.support.twins import CLAUSES, REGISTRY, KnownBad, others, own_failure
 
 SHRINKS = 60
-# groups of which each attempt writes files, or starts processes
+# shrinking attempts for groups in which each attempt writes files or starts processes
 FEWER = {"checkpoint": 12, "distributed": 0}
-# of each file the first twin whose clause costs little
+# the first twin of each file whose clause has weight 1: only its case is shrunk
 FIRST = {bad.module: bad.name for bad in reversed(REGISTRY.values()) if CLAUSES[bad.clause].weight == 1}
 
 
 def profile(bad: KnownBad, *, shrunk: bool) -> Profile:
-    """The cases that a quick run spends on a twin's own clause, and the search for a smaller one where asked for."""
+    """The quick profile for a twin's own clause; the failing case is shrunk only if `shrunk`."""
     shrinks = FEWER.get(CLAUSES[bad.clause].group, SHRINKS) if shrunk else 0
     return dataclasses.replace(PROFILES["quick"], shrinks=shrinks)
 
 
 @pytest.mark.parametrize("bad", REGISTRY.values(), ids=REGISTRY)
-def test_a_twin_fails_its_own_clause_and_is_told_why(bad: KnownBad, request: pytest.FixtureRequest) -> None:
-    # the smaller case says the same in almost all: it is looked for in one of a file, where nothing else says it, and
-    # in all of them now and then
+def test_a_twin_fails_its_own_clause_with_the_expected_message(bad: KnownBad, request: pytest.FixtureRequest) -> None:
+    # Shrinking rarely changes the message. It is done for one twin per file, for twins whose message needs it, and for
+    # all twins with --whole-known-bad.
     shrunk = request.config.getoption("--whole-known-bad") or bad.name in FIRST.values()
     failed = own_failure(bad, profile(bad, shrunk=shrunk))
     if not shrunk and failed is not None and bad.says not in (failed.message or ""):
@@ -38,7 +38,7 @@ def test_a_twin_fails_its_own_clause_and_is_told_why(bad: KnownBad, request: pyt
 
 
 @pytest.mark.parametrize("twins", recorded_failures.meetings())
-def test_twins_fail_the_other_clauses_that_are_recorded(twins: str, request: pytest.FixtureRequest) -> None:
+def test_twins_fail_exactly_the_recorded_other_clauses(twins: str, request: pytest.FixtureRequest) -> None:
     sets = recorded_failures.sets_in()
     whole, recording = (request.config.getoption(f"--{option}-known-bad") for option in ("whole", "record"))
     files = (
@@ -52,7 +52,7 @@ def test_twins_fail_the_other_clauses_that_are_recorded(twins: str, request: pyt
         assert not lines, "\n".join([*lines, "right? then `pytest tests/test_known_bad.py --record-known-bad`"])
 
 
-def test_what_is_recorded_are_twins_and_clauses_they_are_judged_by() -> None:
+def test_the_record_names_existing_twins_and_their_clauses() -> None:
     sets = recorded_failures.sets_in()
     assert set(sets) == set(REGISTRY)
     unknown = {
@@ -68,7 +68,7 @@ def test_every_clause_has_a_known_bad_twin() -> None:
     assert not without, f"no known-bad twin for {', '.join(sorted(without))}"
 
 
-def test_the_cases_at_which_twins_die_are_recorded() -> None:
+def test_the_number_of_cases_that_kill_a_twin_is_recorded_for_every_clause() -> None:
     twins = [bad.clause for bad in REGISTRY.values()]
     found = {name: count for name, (_, count) in deaths.read().items()}
     assert found == {name: twins.count(name) for name in CLAUSES}, "run `python -m tests.support.deaths --measure`"

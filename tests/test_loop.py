@@ -56,7 +56,7 @@ def test_each_save_is_judged_and_the_last_verdict_is_the_exit_code(tmp_path: Pat
 
     stuck = "    while True:\n        print('stuck', flush=True)\n        __import__('time').sleep(1)\n"
     (tmp_path / "mine.py").write_text(RIGHT.replace("    pre, post", f"{stuck}    pre, post"))
-    assert watching.lines.get(timeout=PATIENCE) == "stuck\n"  # no verdict: the next save comes first
+    assert watching.lines.get(timeout=PATIENCE) == "stuck\n"  # it hangs; the next save replaces it
     assert "PASS LIN-FWD" in watching.save(RIGHT)[-1]
 
     died = watching.save(RIGHT.replace("    pre, post", "    import os\n    os.abort()\n    pre, post"))
@@ -75,7 +75,7 @@ def test_a_file_that_the_target_imports_is_followed_too(tmp_path: Path, loops: l
     watching = Loop(tmp_path, "mine", "LIN-FWD", "--dtype", "float32", "--timeout", "60")
     loops.append(watching)
     assert "SyntaxError: invalid syntax (helper.py, line 1)" in watching.verdict()[-2]
-    # within a second and of one size: what was compiled of the one is not run as the other
+    # These saves have the same size and second: Python's bytecode cache must not run the earlier file.
     for factor, word in (("1.0", "PASS"), ("2.0", "FAIL"), ("1.0", "PASS")):
         assert f"{word} LIN-FWD" in watching.save(f"FACTOR = {factor}\n", "helper.py")[-1]
     assert watching.interrupt() == 0
@@ -91,7 +91,7 @@ def test_a_file_that_the_target_imports_is_followed_too(tmp_path: Path, loops: l
         (["right", "--watch-clause", "LIN-FWD", "--group", "linear"], "--group does not go with --watch-clause"),
     ],
 )
-def test_a_loop_that_cannot_start(
+def test_a_loop_that_cannot_start_is_a_usage_error(
     options: list[str], says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(TARGETS)
@@ -99,7 +99,9 @@ def test_a_loop_that_cannot_start(
     assert says in capsys.readouterr().err
 
 
-def test_where_the_source_is_or_could_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_watched_files_are_those_that_could_define_the_target(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "package" / "inner").mkdir(parents=True)
     (tmp_path / "package" / "__init__.py").write_text("raise ValueError('imported')")
     monkeypatch.syspath_prepend(tmp_path)

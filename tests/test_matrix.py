@@ -1,4 +1,4 @@
-"""The matrix: what is in a cell, its forms, and the command that makes it of targets and of reports."""
+"""The matrix: the content of a cell, the JSON, Markdown, terminal and HTML forms, and the exit code."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def made(*made_of: Column) -> Matrix:
 
 
 def three() -> tuple[Column, ...]:
-    """A target that passes, one that fails and claims less, and one that does not import."""
+    """Columns of a target that passes, one that fails and claims less, and one that does not import."""
     lesser = a_column("lesser", claims=("LIN-FWD", "LIN-BWD-DA", "LIN-DET"), **FAILS)
     return a_column("right"), lesser, Column("absent", 2, problem="target 'absent' does not import")
 
@@ -41,7 +41,7 @@ def cells(found: Matrix, clause: str) -> list[Cell]:
     return next(list(row.cells) for row in found.rows if row.id == clause)  # type: ignore[arg-type]
 
 
-def test_a_cell_has_status_ratio_case_message_and_how_to_see_it_again() -> None:
+def test_a_cell_has_status_ratio_case_message_and_rerun_command() -> None:
     found = made(*three())
     right, lesser, absent = cells(found, "LIN-FWD")
     assert (right.status, right.worst_ratio, right.gates, right.rerun) == ("pass", 0.5, False, None)
@@ -56,7 +56,7 @@ def test_a_cell_has_status_ratio_case_message_and_how_to_see_it_again() -> None:
     assert cells(found, "LAY-FWD")[1].message == "the target has no LinearLoRA"
 
 
-def test_the_exit_code_is_the_worst() -> None:
+def test_the_exit_code_is_the_worst_of_all_targets() -> None:
     right, lesser, absent = three()
     assert exit_code([right]) == 0
     assert exit_code([lesser, right]) == 1
@@ -77,7 +77,7 @@ def test_reports_with_other_clauses_keep_their_order_in_one_matrix() -> None:
     assert cells(found, "LAY-FWD")[1] is None
 
 
-def test_markdown_has_the_groups_what_fails_and_all_others_folded() -> None:
+def test_markdown_shows_groups_and_failures_and_folds_the_rest() -> None:
     text = markdown.document(made(*three()))
     lines = text.splitlines()
     assert "| clause | right layers 1.2 | lesser layers 1.2 | absent |" in lines
@@ -97,7 +97,7 @@ def test_markdown_shows_names_as_they_are() -> None:
     assert r"| a\|b \<b\> \`c\` \*d\* 1.2 |" in markdown.document(made(hostile))
 
 
-def test_the_terminal_shows_groups_and_what_fails(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_terminal_shows_groups_and_failures(capsys: pytest.CaptureFixture[str]) -> None:
     found = made(*three())
     table.show(found, Path("somewhere"))
     out = capsys.readouterr().out
@@ -114,7 +114,7 @@ def test_the_terminal_shows_groups_and_what_fails(capsys: pytest.CaptureFixture[
 
 
 class Elements(HTMLParser):
-    """The elements of a page, with their attributes, and the text of those asked for."""
+    """The elements of a page, with their attributes."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -122,11 +122,11 @@ class Elements(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note one."""
+        """Record one element."""
         self.found.append((tag, dict(attrs)))
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
-        """The attributes of each element of this name."""
+        """The attributes of every element with this tag."""
         return [attributes for name, attributes in self.found if name == tag]
 
 
@@ -146,7 +146,7 @@ def hostile() -> Column:
     return Column.of(Report.from_json(found), {"LIN-FWD": HOSTILE}, HOSTILE)
 
 
-def test_a_page_fetches_nothing_and_runs_no_text() -> None:
+def test_a_page_fetches_nothing_and_runs_no_script_from_a_report() -> None:
     elements = Elements(page.document([hostile(), *three()]))
     assert len(elements.all("script")) == 1
     assert elements.all("img") == []
@@ -159,7 +159,7 @@ def test_a_page_fetches_nothing_and_runs_no_text() -> None:
     assert "unsafe" not in policy
 
 
-def test_a_page_is_a_table_with_headers_and_each_link_has_its_entry() -> None:
+def test_a_page_is_a_table_with_headers_and_its_links_have_targets() -> None:
     elements = Elements(page.document(three()))
     scopes = [head["scope"] for head in elements.all("th")]
     assert {"col", "row", "rowgroup"} == set(scopes)
@@ -169,7 +169,7 @@ def test_a_page_is_a_table_with_headers_and_each_link_has_its_entry() -> None:
     assert entries == {"f0-1", "f2-1"}
 
 
-def test_a_page_does_not_grow_without_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_includes_reproducers_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page, "SCRIPTS", 20)
     text = page.document(three())
     assert "print(&#34;LIN-FWD&#34;)" in text
@@ -177,11 +177,11 @@ def test_a_page_does_not_grow_without_bound(monkeypatch: pytest.MonkeyPatch) -> 
     assert "<code>lesser/repro_LIN-DET.py</code>" in text
 
 
-def test_a_page_needs_of_a_report_what_the_schema_asks_alone() -> None:
+def test_a_page_needs_only_the_properties_that_the_report_schema_requires() -> None:
     asked = json.loads(report.SCHEMA.read_text())
 
     def least(found: Any, schema: dict[str, Any]) -> Any:
-        """What must be there, and nothing else."""
+        """Keep only the properties that the schema requires."""
         schema = asked["$defs"][schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
         if isinstance(found, list):
             return [least(item, schema["items"]) for item in found]

@@ -1,4 +1,4 @@
-"""`loraspec matrix`: the targets it judges, the reports it reads, and what it refuses before anything is run."""
+"""`loraspec matrix`: the targets it judges, the reports it reads, and the arguments it refuses before it runs."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_report_without_a_date_says_so(tmp_path: Path) -> None:
         (a_text(clauses=3), "is no report: TypeError"),
     ],
 )
-def test_what_is_no_report_is_refused(text: str, says: str, tmp_path: Path) -> None:
+def test_an_invalid_report_is_refused(text: str, says: str, tmp_path: Path) -> None:
     file = tmp_path / "report.json"
     file.write_text(text)
     with pytest.raises(UsageError) as error:
@@ -84,7 +84,9 @@ def test_what_is_no_report_is_refused(text: str, says: str, tmp_path: Path) -> N
         ("judged", True),
     ],
 )
-def test_what_an_argument_means(word: str, is_one: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_argument_is_a_report_or_a_target(
+    word: str, is_one: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for file in ("package/__init__.py", "judged/__init__.py", "judged/report.json", "reports/mine/1.json"):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).touch()
@@ -102,7 +104,7 @@ def test_what_an_argument_means(word: str, is_one: bool, tmp_path: Path, monkeyp
         (["right", "--group", "linea"], "unknown group 'linea'"),
     ],
 )
-def test_a_mistake_is_seen_before_anything_is_run(
+def test_a_usage_error_is_found_before_anything_runs(
     arguments: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
@@ -112,7 +114,7 @@ def test_a_mistake_is_seen_before_anything_is_run(
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
-def test_targets_and_reports_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_matrix_combines_targets_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     into, old = tmp_path / "whole", committed(tmp_path, v1=a_report("old"))
     options = ("--clause", "LIN-FWD", "--dtype", "float32", "--profile", "quick", "-n", "0", "--report-dir", str(into))
     ended = loraspec("matrix", "unscaled", "raising", str(old / "mine" / "v1.json"), *options, "--json")

@@ -1,4 +1,4 @@
-"""What the fused layers keep for backward, beyond x and the parameters."""
+"""Bytes that the fused layers save for backward, beyond x and the parameters."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ M, K, N, R = 96, 80, 72, 8
 
 
 def saved_bytes(layer: Any, x: torch.Tensor) -> int:
-    """Bytes of distinct storages saved by one forward pass, without those of x and the parameters.
+    """Bytes of distinct storages that one forward pass saves, without x and the parameters.
 
-    Counted by the saved-tensor hooks, and with the tensors that are attributes of the graph's nodes, which the
-    hooks do not see.
+    The count includes tensors seen by the saved-tensor hooks, and tensors stored as attributes of graph nodes, which
+    the hooks do not see.
     """
     known = {t.untyped_storage().data_ptr() for t in (x, *layer.parameters())}
     hooked: dict[int, int] = {}
@@ -38,7 +38,7 @@ def saved_bytes(layer: Any, x: torch.Tensor) -> int:
 
 
 def kept_by_the_graph(y: torch.Tensor, known: set[int]) -> dict[int, int]:
-    """Bytes of each storage of the tensors that are attributes of the graph's custom nodes."""
+    """Bytes of each storage held by a tensor attribute of the graph's custom nodes."""
     sizes: dict[int, int] = {}
     todo, seen = [y.grad_fn], set()
     while todo:
@@ -81,7 +81,7 @@ def test_memory_efficient_saves_nothing(dropout: float, position: str) -> None:
 
 
 def block_of(dtype: torch.dtype, widths: list[tuple[int, int]]) -> tuple[nn.Module, list[Any]]:
-    """Projections from K to N features for each (N, K), and a module that has their operands as parameters."""
+    """A projection from K to N features for each (N, K), and the module that holds their parameters."""
     layers = nn.ModuleList(optimized.LinearLoRA(nn.Linear(k, n, dtype=dtype), dim=R) for n, k in widths)
     projections = []
     for layer in layers:
@@ -104,18 +104,18 @@ class Fused(nn.Module):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("activation", reference.mlp.ACTIVATIONS)
-def test_a_gated_block_keeps_gate_and_up_beside_x(dtype: torch.dtype, activation: str) -> None:
+def test_a_gated_block_saves_only_gate_and_up(dtype: torch.dtype, activation: str) -> None:
     parts, projections = block_of(dtype, [(N, K), (N, K), (K, N)])
     x = torch.randn(M, K, dtype=dtype, requires_grad=True)
     assert saved_bytes(Fused(optimized.lora_mlp, parts, projections, activation), x) == 2 * M * N * dtype.itemsize
-    # without a gate up alone
+    # without a gate the block saves only up
     ungated = Fused(lambda x, *p: optimized.lora_mlp(x, None, *p), parts, [*projections[1:], activation])
     assert saved_bytes(ungated, x) == M * N * dtype.itemsize
     assert saved_bytes(Fused(reference.lora_mlp, parts, projections, activation), x) > 2 * M * N * dtype.itemsize
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_query_key_and_value_keep_their_middles_beside_x(dtype: torch.dtype) -> None:
+def test_query_key_and_value_save_only_x_times_lora_a(dtype: torch.dtype) -> None:
     parts, projections = block_of(dtype, [(N, K), (R, K), (R, K)])
     x = torch.randn(M, K, dtype=dtype, requires_grad=True)
     block = Fused(optimized.lora_qkv, parts, projections)
@@ -125,7 +125,7 @@ def test_query_key_and_value_keep_their_middles_beside_x(dtype: torch.dtype) -> 
     assert saved_bytes(block, x) == 0
 
 
-def test_the_measure_sees_what_eager_keeps() -> None:
+def test_the_measurement_counts_what_eager_saves() -> None:
     layer, x = built(torch.float32, dropout=0.1, dropout_position="pre")
     eager = nn.Sequential(nn.Dropout(0.1), nn.Linear(K, N))
     assert saved_bytes(eager, x) >= M * K * 4

@@ -1,4 +1,4 @@
-"""The mechanical mutator edits what it says, leaves words alone, and the suite kills what it makes."""
+"""The mutator makes the edits it names and leaves text alone, and the suite kills its mutants."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_an_operator_makes_the_edits_it_names(operator: str) -> None:
 
 @pytest.fixture
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A root whose one package has one module."""
+    """A root folder with one package of one module; return the module's path."""
     (tmp_path / "reference").mkdir()
     path = tmp_path / "reference" / "one.py"
     path.write_text(SOURCE)
@@ -63,16 +63,16 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_words_annotations_and_exports_are_left_alone(small: Path) -> None:
+def test_text_annotations_and_exports_are_not_mutated(small: Path) -> None:
     found = [(m.operator, m.before, m.after) for m in mutants.mutants_of(small)]
-    assert ("constant", "1", "2") in found  # the default of a
+    assert ("constant", "1", "2") in found  # the default value of `a`
     assert ("comparison", "a < 0", "a <= 0") in found
     assert ("statement", "raise ValueError(f'a is {a + 1}')", "pass") in found
     said = ("one", "a + 1", "a + 2", "int", "float", "Words about 1 + 1.")
     assert not [edit for edit in found if edit[1].strip("'") in said]
 
 
-def test_a_mutant_is_the_file_with_one_edit_and_keeps_its_name(small: Path, tmp_path: Path) -> None:
+def test_a_mutant_has_one_edit_and_keeps_its_id_when_lines_move(small: Path, tmp_path: Path) -> None:
     before = mutants.mutants_of(small)
     assert len({m.id for m in before}) == len(before)
     chosen = next(m for m in before if m.after == "a <= 0")
@@ -84,7 +84,7 @@ def test_a_mutant_is_the_file_with_one_edit_and_keeps_its_name(small: Path, tmp_
 
 
 @pytest.mark.parametrize(
-    ("name", "times"),  # where twice, the second run finds nothing left to judge
+    ("name", "times"),  # of two runs, the second finds nothing left to judge
     [
         ("reference/linear.py low_rank_update arithmetic", 2),
         ("optimized/kernels/lora_expand.py lora_expand_kernel dropped-term: acc * ", 1),
@@ -101,7 +101,7 @@ def test_the_suite_kills_mutants_of_the_formula(name: str, times: int, tmp_path:
     assert not gaps
 
 
-def test_every_reason_is_that_of_an_existing_mutant() -> None:
+def test_every_recorded_reason_matches_an_existing_mutant() -> None:
     names = [m.id for m in mutants.all_mutants()]
     patterns = {pattern: summary.matching(pattern, names) for pattern in summary.reasons()}
     assert not [pattern for pattern, matched in patterns.items() if not matched]
@@ -131,7 +131,9 @@ def test_the_table_counts_killed_equivalent_and_gaps(monkeypatch: pytest.MonkeyP
     ],
     ids=["busy", "waiting", "gone"],
 )
-def test_what_loops_or_waits_without_end_is_stopped(script: str, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mutant_that_loops_or_waits_for_ever_is_stopped(
+    script: str, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(verdict, "IDLE_LIMIT", 5)
     limited = f"import resource; resource.setrlimit(resource.RLIMIT_CPU, (1, 9))\n{script}"
     child = os.posix_spawn(sys.executable, [sys.executable, "-S", "-c", limited], os.environ)

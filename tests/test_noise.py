@@ -1,7 +1,7 @@
-"""The noise of encrypted products: the law term by term against real encryption, its simulation, and the range.
+"""The noise of encrypted products: each term of the noise law against real encryption, the simulation, the range check.
 
-Variances are compared at five standard deviations: a false alarm once in 10^5 runs at most, the skewness of
-χ² with 500 degrees of freedom counted. `python -m tests.campaigns.noise_law` has sharper, slower measurements.
+Variances are compared at five standard deviations. With the skewness of χ² at 500 degrees of freedom, a false alarm
+occurs at most once in 10^5 runs. `python -m tests.campaigns.noise_law` measures more sharply and takes longer.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from tests.campaigns import noise_law
 KEYS = 4
 ROWS = 500
 
-# Each makes one term of the law larger than all others together by far; spread is how far one key's variance
-# is off, relatively: by the number of ones of a binary key, or by the few noises that the packing key has.
+# Each parameter set makes one term of the law far larger than the sum of the others. `spread` is the relative standard
+# deviation of the variance between keys: it comes from the number of ones in a binary key, or from the few noise
+# values in the packing key.
 RESULTS = dataclasses.replace(TOY, bits_out=26)
 DIGITS = dataclasses.replace(TOY, levels=2, base_log=6)
 PACKING = dataclasses.replace(TOY, bits=40, bits_out=60, levels=4, base_log=13)
@@ -35,7 +36,9 @@ INPUTS = dataclasses.replace(TOY, bits_in=20)
         pytest.param(INPUTS, 0, 2**7 / math.sqrt(12) * 100 * math.sqrt(8), id="inputs"),
     ],
 )
-def test_each_term_is_what_encryption_does(parameters: EncryptionParameters, spread: float, expected: float) -> None:
+def test_each_term_of_the_law_agrees_with_real_encryption(
+    parameters: EncryptionParameters, spread: float, expected: float
+) -> None:
     weight = torch.tensor([[100, -100] * 4])
     law = float(noise_std(parameters, weight)[0])
     assert law == pytest.approx(expected, rel=0.01)
@@ -44,19 +47,19 @@ def test_each_term_is_what_encryption_does(parameters: EncryptionParameters, spr
     assert abs(float(found.double().mean())) < 5 * law / math.sqrt(ROWS)
 
 
-def test_the_distribution_is_gaussian() -> None:
+def test_the_noise_is_gaussian() -> None:
     weight = torch.tensor([[100, -100]])
     found = noise_law.errors(noise_law.TOY_FAST, weight, 1000, 8)[:, 0]
     assert noise_law.kolmogorov(found, float(noise_std(noise_law.TOY_FAST, weight)[0])) > 1e-5
 
 
-def test_the_packing_noise_grows_with_the_columns_of_one_ciphertext_alone() -> None:
+def test_packing_noise_depends_only_on_the_columns_in_the_same_ciphertext() -> None:
     packing = dataclasses.replace(PACKING, polynomial_size=128)
     law = noise_std(packing, torch.zeros(129, 1, dtype=torch.int64))
     assert float(law[0] / law[128]) == pytest.approx(math.sqrt(128), rel=1e-6)
     assert torch.equal(law[:128], law[:1].expand(128))
     found = noise_law.errors(packing, torch.ones(129, 1, dtype=torch.int64), 12, 1).double()
-    # 12 errors in the last column: a factor of 4 (16 in variance) either way is beyond 10^-5 for χ² of 12.
+    # 12 errors in the last column: a factor of 4 (16 in variance) either way has probability below 10^-5 for χ² of 12
     assert law[128] / 4 < found[:, 128].square().mean().sqrt() < law[128] * 4
     assert law[0] / 2 < found[:, :128].square().mean().sqrt() < law[0] * 2
 
@@ -66,19 +69,21 @@ def test_the_packing_noise_grows_with_the_columns_of_one_ciphertext_alone() -> N
     [(FAST, 1, 19.06), (EXACT, 512, 0.048), (EXACT, 2048, 0.074)],
     ids=["fast", "exact 512", "exact 2048"],
 )
-def test_the_sets_have_the_noise_they_promise(parameters: EncryptionParameters, columns: int, sigma: float) -> None:
+def test_the_parameter_sets_have_their_documented_noise(
+    parameters: EncryptionParameters, columns: int, sigma: float
+) -> None:
     weight = torch.full((columns, 64), 127)
     assert float(noise_std(parameters, weight).max()) == pytest.approx(sigma, rel=0.02)
 
 
-def test_no_columns_no_noise() -> None:
+def test_zero_columns_have_no_noise_and_a_vector_is_refused() -> None:
     assert noise_std(FAST, torch.empty(0, 5, dtype=torch.int64)).shape == (0,)
     with pytest.raises(ValueError, match=r"weight is \[5\]: expected \[N, K\]"):
         noise_std(FAST, torch.zeros(5, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("bits", [1, 3, 27, 62])
-def test_wrap_is_the_centred_residue(bits: int) -> None:
+def test_wrap_gives_the_centred_residue(bits: int) -> None:
     half = 2 ** (bits - 1)
     numbers = [0, 1, -1, half - 1, half, half + 1, -half, -half - 1, 3 * half - 1, 2**63 - 1, -(2**63)]
     wrapped = wrap(torch.tensor(numbers), bits).tolist()
@@ -91,7 +96,7 @@ def test_simulation_without_noise_is_the_wrapped_product() -> None:
     assert simulate(raw[:0], torch.ones(3, dtype=torch.float64), 27).shape == (0, 3)
 
 
-def test_simulation_has_the_deviation_and_the_correlation_it_says() -> None:
+def test_simulated_noise_has_the_given_deviation_and_correlation() -> None:
     std = torch.tensor([3.0, 20.0], dtype=torch.float64)
     raw = torch.tensor([[5, -7]]).expand(20_000, 2)
     noise = (simulate(raw, std, 27, torch.Generator().manual_seed(0)) - raw).double()
@@ -103,7 +108,7 @@ def test_simulation_has_the_deviation_and_the_correlation_it_says() -> None:
     assert torch.equal(again - raw, noise.long())
 
 
-def test_simulated_noise_wraps_at_the_edge() -> None:
+def test_simulated_noise_wraps_at_the_edge_of_the_range() -> None:
     raw = torch.full((200, 1), 2**26 - 1)
     found = simulate(raw, torch.tensor([20.0], dtype=torch.float64), 27, torch.Generator().manual_seed(0))
     assert (found < 0).any()
@@ -111,12 +116,12 @@ def test_simulated_noise_wraps_at_the_edge() -> None:
     assert int(found.abs().max()) <= 2**26
 
 
-def test_simulation_refuses_a_deviation_of_other_columns() -> None:
+def test_simulation_refuses_deviations_for_another_number_of_columns() -> None:
     with pytest.raises(ValueError, match=r"raw is \[2, 3\] and std \[1\]: expected \[M, N\] and \[N\]"):
         simulate(torch.zeros(2, 3, dtype=torch.int64), torch.zeros(1), 27)
 
 
-def test_the_range_is_refused_where_eight_deviations_reach_the_half() -> None:
+def test_the_range_check_keeps_eight_deviations_below_half_the_modulus() -> None:
     std = torch.tensor([1.0, 2.0], dtype=torch.float64)
     check_range(2**26 - 17, std, 27)
     with pytest.raises(ValueError, match=r"n_bits = 8 and 512 features allow products up to 67108848, .*lower n_bits"):
@@ -146,7 +151,7 @@ def test_the_largest_parameters_still_encrypt() -> None:
     assert not noise_law.errors(largest, torch.tensor([[3, -4]]), 5, 1).any()
 
 
-def test_every_number_changes_the_fingerprint_and_the_name_does_not() -> None:
+def test_every_parameter_except_the_name_changes_the_fingerprint() -> None:
     changes = [
         {"polynomial_size": 1024},
         {"bits": 26},
@@ -161,6 +166,6 @@ def test_every_number_changes_the_fingerprint_and_the_name_does_not() -> None:
     assert dataclasses.replace(EXACT, name="mine").fingerprint() == EXACT.fingerprint()
 
 
-def test_the_toy_set_says_that_it_is_insecure() -> None:
+def test_the_toy_set_is_named_insecure() -> None:
     assert "insecure" in TOY.name
     assert (EXACT.secure, FAST.secure, TOY.secure) == (True, True, False)

@@ -1,4 +1,4 @@
-"""What the judgement of noise lets pass and what it sees: bounds against draws that follow the law, and that do not."""
+"""The noise judgement passes noise that follows the law and fails noise that does not."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ BOUNDS: dict[str, Draw] = {
 
 
 @pytest.mark.parametrize("bound", BOUNDS)
-def test_what_follows_the_law_exceeds_a_bound_as_seldom_as_derived(bound: str) -> None:
+def test_right_noise_exceeds_a_bound_with_the_derived_probability(bound: str) -> None:
     random, draws = np.random.default_rng(5), 4000
     exponents = np.array([BOUNDS[bound](random) for _ in range(draws)])
     for exponent in (1.0, 2.0, 3.0, 4.0):
-        most = 2 * math.exp(-exponent)  # either tail
+        most = 2 * math.exp(-exponent)  # both tails
         assert (exponents > exponent).mean() <= most + 4 * math.sqrt(most / draws)
-    # and about as often as a normal value exceeds √(2x), which these are nearly
+    # the statistics are nearly normal, so they exceed a bound about as often as a normal value exceeds √(2x)
     assert (exponents > 1.0).mean() == pytest.approx(math.erfc(1.0), rel=0.35)
 
 
 def noise(random: np.random.Generator, rows: int = ROWS) -> Any:
-    """What mode simulate draws: correlated by one half within a row, and rounded."""
+    """Noise as mode `simulate` draws it: correlation 0.5 within a row, rounded to integers."""
     shared, own = random.standard_normal((rows, 1)), random.standard_normal((rows, COLUMNS))
     return np.rint(SIGMA * (shared + own) / math.sqrt(2))
 
@@ -59,12 +59,12 @@ def judged(drawn: Any, spread: float = 0.0) -> str:
     return ""
 
 
-def test_right_noise_is_let_pass() -> None:
+def test_right_noise_passes() -> None:
     random = np.random.default_rng(1)
     assert not any(judged(noise(random)) for _ in range(500))
 
 
-def test_keys_with_more_ones_than_most_are_let_pass() -> None:
+def test_noise_under_keys_with_unusually_many_or_few_ones_passes() -> None:
     random, spread = np.random.default_rng(2), spread_of(2048)
     ones = random.binomial(2048, 0.5, 500) / 1024
     assert abs(ones - 1).max() < spread
@@ -87,7 +87,7 @@ DEFECTS: dict[str, tuple[Callable[[Any, np.random.Generator], Any], str]] = {
 
 
 @pytest.mark.parametrize("defect", DEFECTS)
-def test_wrong_noise_is_seen_nearly_always(defect: str) -> None:
+def test_wrong_noise_nearly_always_fails(defect: str) -> None:
     random = np.random.default_rng(3)
     change, says = DEFECTS[defect]
     seen = [judged(change(noise(random), random), spread_of(2048)) for _ in range(100)]
@@ -95,7 +95,7 @@ def test_wrong_noise_is_seen_nearly_always(defect: str) -> None:
     assert sum(says in message for message in seen) >= 90, seen[0]
 
 
-def test_noise_that_rounds_to_zero_is_off_as_seldom_as_it_says() -> None:
+def test_noise_that_rounds_to_zero_is_judged_by_its_deviation() -> None:
     random = np.random.default_rng(4)
     for sigma in (0.0, 0.05, 0.2, 0.5, 0.9):
         drawn = np.rint(random.standard_normal((200, 1)) * sigma)
@@ -109,7 +109,7 @@ def test_noise_that_rounds_to_zero_is_off_as_seldom_as_it_says() -> None:
         judge_columns(one, np.array([0.5]))
 
 
-def test_unrelated_values_are_told_from_related_ones() -> None:
+def test_correlated_values_fail_and_uncorrelated_values_pass() -> None:
     a, b = np.random.default_rng(6).standard_normal((2, 200))
     judge_unrelated(a, b, "it correlates", "from a to b")
     with pytest.raises(Violation, match=r"it correlates by 0\.6.* from a to b in 200 values: expected no correlation"):

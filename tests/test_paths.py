@@ -1,4 +1,4 @@
-"""Every path through the optimized layer is right at the sizes that the CPU's benchmark takes."""
+"""Every path through the optimized layer is right at the sizes of the CPU benchmark."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.interpreter import interpreted
 
 
 def every_path() -> None:
-    """The worst errors of y, dX, dA and dB are within their budgets, and none is zero at every size."""
+    """For every path the worst errors of y, dX, dA and dB are within budget, and they are not all zero."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -31,7 +31,7 @@ def test_every_path_is_right_at_benchmarked_sizes() -> None:
 
 
 @pytest.mark.parametrize(("verdict", "code"), [("0.500", 0), ("FAIL y[0, 0]: got 1, want 2", 1)])
-def test_the_command_prints_each_verdict_and_fails_with_one(
+def test_the_command_prints_each_verdict_and_fails_if_one_does(
     verdict: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
@@ -43,7 +43,7 @@ def test_the_command_prints_each_verdict_and_fails_with_one(
     assert capsys.readouterr().out.split(maxsplit=3) == ["64x256x256", "r8", "bfloat16", f"{verdict}\n"]
 
 
-def test_without_an_interpreter_it_says_what_is_missing(
+def test_the_command_asks_for_the_interpreter_if_it_is_off(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "")

@@ -1,4 +1,4 @@
-"""What the suite says of the layers that people use, at the versions of ci/constraints.txt; each was looked into."""
+"""The suite's findings in popular LoRA libraries, at the versions in ci/constraints.txt; each finding was verified."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from conformance.specification.clause import MUST, load_all
 from conformance.target.target import Target
 
 FINDINGS = {
-    # a merged state_dict is the merged one; a 1-D x gains a dimension; a zero row gives NaN
+    # the state_dict of a merged layer is merged; a 1-D x gains a dimension; a zero row gives NaN
     "peft": {"MRG-STATE", "DORA-LEAD", "DORA-ZERO-ROW"},
-    # a lambda in the layer that pickle refuses
+    # the layer holds a lambda, which cannot be pickled
     "loralib": {"LAY-COPY", "LAY-USED-COPY"},
     "torchtune": set(),
 }
@@ -27,9 +27,9 @@ SLOW = ("LAY-COMPILE", "LAY-MEM-LEAK")
 FEW = Profile("few", volume=2, interpreted=1, shrinks=0)
 
 
-@pytest.mark.filterwarnings("ignore")  # a peer may warn: of merging twice, of parts that are missing on a CPU
+@pytest.mark.filterwarnings("ignore")  # a peer may warn, e.g. of merging twice
 @pytest.mark.parametrize("name", FINDINGS)
-def test_findings_in_a_peer(name: str) -> None:
+def test_a_peer_fails_exactly_the_known_findings(name: str) -> None:
     pytest.importorskip(name)
     target = Target.of(importlib.import_module(f"conformance.targets.{name}"), name)
     failed = {}
@@ -46,7 +46,7 @@ def test_findings_in_a_peer(name: str) -> None:
 
 
 def load_with(name: str, fake: ModuleType | None, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What is said when a target is loaded where its library is this module, or is not there."""
+    """The error when a target is loaded with a fake module for its library, or with the library missing."""
     for loaded in [key for key in sys.modules if key.startswith((f"conformance.targets.{name}", f"{name}."))]:
         monkeypatch.delitem(sys.modules, loaded)
     monkeypatch.setitem(sys.modules, name, fake)  # type: ignore[arg-type]
@@ -57,20 +57,20 @@ def load_with(name: str, fake: ModuleType | None, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("name", ["loralib", "torchtune", "nemo_automodel", "unsloth", "axolotl"])
-def test_a_library_that_is_not_there_is_named_with_how_to_install_it(name: str, monkeypatch: Any) -> None:
+def test_a_missing_library_is_named_with_its_install_command(name: str, monkeypatch: Any) -> None:
     said = load_with(name, None, monkeypatch)
     assert f"needs {name}" in said
     assert "pip install" in said or "ci/peers.sh" in said
 
 
-def test_a_library_that_lacks_a_name_is_said_to_have_another_api(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_without_the_expected_class_names_the_supported_version(monkeypatch: pytest.MonkeyPatch) -> None:
     said = load_with("loralib", ModuleType("loralib"), monkeypatch)
     assert "written for 0.1.2" in said
     assert "cannot import name 'Linear'" in said
 
 
 class Renamed(nn.Linear):
-    """A layer that takes loralib's arguments and has other parameters."""
+    """A layer with loralib's arguments but with other names for its parameters."""
 
     def __init__(self, k: int, n: int, **options: Any) -> None:
         super().__init__(k, n)
@@ -79,14 +79,14 @@ class Renamed(nn.Linear):
 
 
 class Refusing(nn.Linear):
-    """A layer whose arguments have other names."""
+    """A layer whose constructor has other arguments than loralib's."""
 
     def __init__(self, k: int, n: int, *, rank: int) -> None:
         super().__init__(k, n + rank)
 
 
 @pytest.mark.parametrize(("layer", "why"), [(Renamed, "lora_A"), (Refusing, "unexpected keyword argument")])
-def test_a_layer_that_has_changed_is_found_when_the_target_is_loaded(
+def test_a_changed_layer_is_detected_when_the_target_is_loaded(
     layer: type, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = ModuleType("loralib")
@@ -96,7 +96,7 @@ def test_a_layer_that_has_changed_is_found_when_the_target_is_loaded(
     assert why in said
 
 
-def test_the_control_passes_what_the_libraries_are_judged_by() -> None:
+def test_plain_pytorch_passes_the_clauses_that_judge_the_libraries() -> None:
     target = Target.of(importlib.import_module("conformance.targets.eager"), "eager")
     for name in ("LAY-FWD", "LAY-FWD-MIXED", "LAY-BWD-LEAD", "LAY-BWD-MIXED", "LAY-AMP", "LAY-COPY", "LAY-SCALING"):
         clause = load_all()[name]

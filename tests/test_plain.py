@@ -1,4 +1,4 @@
-"""The node for float32 and float64 on a CPU: what comes to it, and that what is wrong is refused as ever."""
+"""The autograd node for float32 and float64 on a CPU: the operands it takes, and errors equal to the reference's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ M, K, N, R = 5, 6, 4, 2
 
 
 def operands(**changed: Any) -> dict[str, Any]:
-    """Those of a layer with a bias; x, A and B require gradients."""
+    """Operands of a layer with a bias; x, A and B require gradients."""
     draws = torch.Generator().manual_seed(0)
     shapes = {"x": (M, K), "weight": (N, K), "bias": (N,), "lora_A": (R, K), "lora_B": (N, R)}
     found: dict[str, Any] = {name: torch.randn(shape, generator=draws) for name, shape in shapes.items()}
@@ -28,7 +28,7 @@ def operands(**changed: Any) -> dict[str, Any]:
 
 
 def as_dtype(dtype: torch.dtype) -> dict[str, Any]:
-    """All operands in that dtype."""
+    """All operands, converted to one dtype."""
     return {name: t.to(dtype) if isinstance(t, Tensor) else t for name, t in operands().items()}
 
 
@@ -46,7 +46,7 @@ def as_dtype(dtype: torch.dtype) -> dict[str, Any]:
         (operands(dropout=0.5), "PlainLoRALinear"),
     ],
 )
-def test_each_operand_has_its_node(given: dict[str, Any], node: str) -> None:
+def test_the_operands_choose_the_autograd_node(given: dict[str, Any], node: str) -> None:
     y = optimized.lora_linear(**given)
     assert type(y.grad_fn).__name__.removesuffix("Backward").startswith(node)
 
@@ -76,7 +76,7 @@ WRONG: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: " ".join(map(str, wrong)))
-def test_what_the_reference_refuses_is_refused_in_the_same_words(wrong: dict[str, Any]) -> None:
+def test_wrong_operands_raise_the_references_message(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"\w") as expected:
         reference.lora_linear(**operands(**wrong))
     with pytest.raises(ValueError, match=r"\w") as refused:
@@ -85,18 +85,18 @@ def test_what_the_reference_refuses_is_refused_in_the_same_words(wrong: dict[str
 
 
 class Marked(Tensor):
-    """A subclass, which has products of its own."""
+    """A tensor subclass, which may define its own products."""
 
 
 @pytest.mark.parametrize("name", ["x", "weight", "lora_A", "lora_B"])
-def test_a_subclass_keeps_its_own_products(name: str) -> None:
+def test_tensor_subclasses_bypass_the_fused_nodes(name: str) -> None:
     given = operands()
     given[name] = given[name].detach().as_subclass(Marked)
     assert "LoRALinear" not in type(optimized.lora_linear(**given).grad_fn).__name__
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")  # of torch, for the formula's decomposition
-def test_transformed_operands_are_left_to_the_formula() -> None:
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")  # raised by torch's decompositions
+def test_functorch_transforms_give_the_references_results() -> None:
     given = operands()
     x, direction = given.pop("x").detach(), torch.ones(M, K)
 
@@ -114,7 +114,7 @@ def test_transformed_operands_are_left_to_the_formula() -> None:
         torch.testing.assert_close(forward_ad.unpack_dual(y).tangent, expected[:M])
 
 
-def test_autocast_decides_in_forward_and_not_in_backward() -> None:
+def test_autocast_affects_the_forward_pass_and_not_the_backward_pass() -> None:
     given = operands()
     with torch.autocast("cpu", torch.bfloat16):
         assert optimized.lora_linear(**given).dtype == torch.bfloat16
@@ -130,7 +130,7 @@ def test_autocast_decides_in_forward_and_not_in_backward() -> None:
 @pytest.mark.parametrize("tokens", [7, 2**15])
 @pytest.mark.parametrize("needed", ["x", "bias", "lora_A", "lora_B", "x lora_A lora_B bias"])
 @pytest.mark.parametrize("recompute", [False, True])
-def test_it_computes_what_the_node_of_choices_does(tokens: int, needed: str, recompute: bool) -> None:
+def test_the_plain_node_computes_the_same_as_the_same_dtype_node(tokens: int, needed: str, recompute: bool) -> None:
     draws = torch.Generator().manual_seed(0)
     x = torch.randn(2, tokens, K, generator=draws).transpose(0, 1)
     given = {**operands(), "x": x, "recompute": recompute}
@@ -145,6 +145,6 @@ def test_it_computes_what_the_node_of_choices_does(tokens: int, needed: str, rec
 
 
 @pytest.mark.parametrize(("recompute", "count"), [(False, M * R), (True, 0)])
-def test_beyond_operands_it_saves_what_it_does_not_compute_again(recompute: bool, count: int) -> None:
+def test_recomputing_saves_no_intermediate_tensor(recompute: bool, count: int) -> None:
     layer = optimized.LinearLoRA(torch.nn.Linear(K, N), R, use_memory_efficient_lora=recompute)
     assert saved_bytes(layer, torch.ones(M, K, requires_grad=True)) == 4 * count

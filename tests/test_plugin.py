@@ -1,4 +1,4 @@
-"""The pytest plugin: the suite as tests of any target, and nothing at all in sessions of others."""
+"""The pytest plugin: it runs the suite on any target, and does nothing in unrelated pytest sessions."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ FOREIGN = {
 }
 
 
-def test_the_plugin_does_nothing_in_a_session_of_others(tmp_path: Path) -> None:
+def test_the_plugin_does_nothing_in_an_unrelated_session(tmp_path: Path) -> None:
     for name, text in FOREIGN.items():
         lines = text.splitlines()
         (tmp_path / name).write_text("\n".join(line[8:] for line in lines) + "\n")
-    # the plugin alone, as it is installed: other plugins may import what they like
+    # only this plugin is loaded, because other plugins may import heavy packages
     code = "import pytest, sys; sys.exit(pytest.main(sys.argv[1:]))"
     ended = subprocess.run(
         [sys.executable, "-c", code, "-q", "-p", "loraspec", "--device", "mine", "."],
@@ -96,7 +96,7 @@ def test_a_wrong_target_fails_with_its_case_under_xdist(tmp_path: Path) -> None:
         ("stale", 1, "FAILED LIN-FWD-SCALE: a declared deviation (https://example.org/issues/1)"),
     ],
 )
-def test_deviations_are_strict(target: str, code: int, says: str) -> None:
+def test_a_declared_deviation_xfails_and_a_stale_one_fails(target: str, code: int, says: str) -> None:
     words = (
         "-q",
         "-p",
@@ -121,13 +121,13 @@ def test_deviations_are_strict(target: str, code: int, says: str) -> None:
         (("--report-dir", "right.py"), "cannot write reports to 'right.py'"),
     ],
 )
-def test_a_mistake_is_a_usage_error(options: tuple[str, str], says: str) -> None:
+def test_a_wrong_option_is_a_usage_error(options: tuple[str, str], says: str) -> None:
     ended = suite(*options)
     assert ended.returncode in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.INTERRUPTED)
     assert says in ended.stdout + ended.stderr
 
 
-def test_a_short_name_that_another_plugin_has_stays_its_own(tmp_path: Path) -> None:
+def test_an_option_name_that_another_plugin_uses_is_left_to_it(tmp_path: Path) -> None:
     (tmp_path / "other.py").write_text(
         "def pytest_addoption(parser):\n    parser.getgroup('other').addoption('--profile', default='theirs')\n"
     )
@@ -151,7 +151,7 @@ def test_a_short_name_that_another_plugin_has_stays_its_own(tmp_path: Path) -> N
         ("conformance/clauses/linear_and_layer/forward.py::test_x", None),
     ],
 )
-def test_a_nodeid_says_clause_subject_and_dtype(nodeid: str, key: tuple[str, str, str] | None) -> None:
+def test_clause_subject_and_dtype_are_read_from_a_nodeid(nodeid: str, key: tuple[str, str, str] | None) -> None:
     assert key_of(nodeid) == key
 
 
@@ -159,13 +159,13 @@ def test_a_nodeid_says_clause_subject_and_dtype(nodeid: str, key: tuple[str, str
 def test_a_package_that_shadows_ours_stops_the_run(name: str, tmp_path: Path) -> None:
     package_shadowing.check()
     (tmp_path / name).mkdir()
-    package_shadowing.check([tmp_path])  # a mere folder does not shadow a package
+    package_shadowing.check([tmp_path])  # a folder without __init__.py does not shadow a package
     (tmp_path / name / "__init__.py").touch()
     with pytest.raises(UsageError, match=f"the package '{name}' is .*{name}, which shadows this distribution's"):
         package_shadowing.check([tmp_path])
 
 
-def test_lists_may_be_repeated_or_have_commas() -> None:
+def test_list_options_may_be_repeated_or_separated_by_commas() -> None:
     selection = Selection.of("t", groups=["linear,layer", "merge"], dtypes=None)
     assert selection.groups == ("linear", "layer", "merge")
     assert Selection.of("t", lane="gpu").device == "cuda"

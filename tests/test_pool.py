@@ -1,4 +1,4 @@
-"""How trials are dealt to workers, and what they are expected to take."""
+"""The distribution of trials to workers, and the expected time of a trial."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def dealt() -> Trials:
     return Trials(list(SECONDS), lambda key: key[0][:3], SECONDS.__getitem__)
 
 
-def test_a_worker_stays_with_its_group_and_meets_the_longest_trial_first() -> None:
+def test_a_worker_stays_in_its_group_and_takes_the_longest_trial_first() -> None:
     trials = dealt()
     assert [trials.take("LIN", set())[1][0] for _ in range(2)] == ["LIN-B", "LIN-A"]
 
 
-def test_a_free_worker_takes_the_largest_group_that_nobody_has_and_then_shares_the_largest() -> None:
+def test_a_free_worker_takes_the_largest_untaken_group_or_shares_the_largest() -> None:
     trials = dealt()
     assert trials.take("", set()) == ("FHE", ("FHE-A", "h", "float32"))
     assert trials.take("", {"FHE"}) == ("LIN", ("LIN-B", "f", "float32"))
@@ -43,7 +43,7 @@ def test_a_free_worker_takes_the_largest_group_that_nobody_has_and_then_shares_t
     assert not trials
 
 
-def test_a_request_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_a_request_is_read_back_as_written(tmp_path: Path) -> None:
     request = Request(list(SECONDS), workers=3, limit=2.5, files="/tmp/x")
     request.write(tmp_path)
     assert Request.read(tmp_path) == request
@@ -58,7 +58,7 @@ def recorded(seconds: float) -> Report:
     return report_of(a_clause("LIN-FWD", "linear", *results), a_clause("FHE-A", "fhe"))
 
 
-def test_seconds_a_case_are_recorded_a_line_a_clause_and_others_stay(tmp_path: Path) -> None:
+def test_seconds_per_case_are_recorded_one_clause_per_line_and_others_stay(tmp_path: Path) -> None:
     path = tmp_path / "seconds.json"
     path.write_text('{"FHE-A": {"cpu": 2.0}, "LIN-FWD": {"cpu": 7.0}}')
     expected_seconds.record(recorded(12.3), path)
@@ -67,7 +67,7 @@ def test_seconds_a_case_are_recorded_a_line_a_clause_and_others_stay(tmp_path: P
     assert json.loads(path.read_text())["LIN-FWD"] == {"cpu": 2.0}
 
 
-def test_a_trial_is_expected_to_take_its_cases_and_an_unknown_clause_a_second_each(
+def test_the_expected_time_is_cases_times_seconds_per_case_or_one_if_unknown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(expected_seconds, "_measured", lambda: {"LIN-FWD": {"cpu": 0.5, "interpreter": 2.0}})

@@ -1,4 +1,4 @@
-"""What was replaced in a watched module or class is seen, with the counter of its dict and without one."""
+"""Replacements in a watched module or class are detected, with and without the dict's version counter."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def module() -> ModuleType:
 
 @pytest.fixture(params=[True, False], ids=["counted", "not counted"])
 def counted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert dict_version.COUNTED  # on the Pythons that are tested
+    assert dict_version.COUNTED  # the tested Python versions have the counter
     monkeypatch.setattr(dict_version, "COUNTED", request.param)
 
 
 @pytest.mark.usefixtures("counted")
 @pytest.mark.parametrize("owner", [module(), Watched], ids=["module", "class"])
-def test_a_replacement_is_seen_and_so_is_its_end(owner: Any) -> None:
+def test_a_replacement_and_its_reversal_are_detected(owner: Any) -> None:
     space, original = Space.of(owner), owner.held
     for number in range(100):
         assert space.same()
@@ -45,7 +45,7 @@ def test_a_replacement_is_seen_and_so_is_its_end(owner: Any) -> None:
 
 
 @pytest.mark.usefixtures("counted")
-def test_what_is_added_or_deleted_is_seen() -> None:
+def test_added_and_deleted_names_are_detected() -> None:
     made = module()
     space = Space.of(made)
     assert space.same()
@@ -58,7 +58,7 @@ def test_what_is_added_or_deleted_is_seen() -> None:
 
 
 @pytest.mark.usefixtures("counted")
-def test_a_number_may_change() -> None:
+def test_a_changed_number_is_ignored() -> None:
     made = module()
     space = Space.of(made)
     for number in range(10):

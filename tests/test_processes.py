@@ -14,11 +14,11 @@ from conformance.isolation import processes
 from conformance.isolation.processes import Child, Tail
 from conformance.run.supervisor import born
 
-PATIENCE = 60.0  # seconds, which only a failure waits for
+PATIENCE = 60.0  # seconds; only a failing test waits this long
 
 
 def awaited(path: Path) -> str:
-    """What a process writes to a file, once it has."""
+    """Wait until a process has written to a file; return the text."""
     deadline = time.monotonic() + PATIENCE
     while not (path.exists() and path.read_text()):
         assert time.monotonic() < deadline, f"{path.name} was not written"
@@ -27,7 +27,7 @@ def awaited(path: Path) -> str:
 
 
 def ended(number: int) -> bool:
-    """Whether a process ends."""
+    """Wait for a process to end; False if it does not in time."""
     deadline = time.monotonic() + PATIENCE
     while born(number) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -45,7 +45,7 @@ def test_a_child_has_no_input_and_its_output_is_kept() -> None:
 
 
 @pytest.mark.parametrize(("how", "code"), [("raises", 1), ("exits", 7), ("is killed", -signal.SIGUSR2)])
-def test_a_childs_end_is_known(how: str, code: int) -> None:
+def test_a_childs_exit_status_is_reported(how: str, code: int) -> None:
     def work() -> None:
         if how == "raises":
             raise ValueError("in the child")
@@ -58,7 +58,7 @@ def test_a_childs_end_is_known(how: str, code: int) -> None:
     assert ("ValueError: in the child" in child.printed.lines(20)) == (how == "raises")
 
 
-def test_a_child_is_killed_with_what_it_started(tmp_path: Path) -> None:
+def test_killing_a_child_kills_its_own_children(tmp_path: Path) -> None:
     def work() -> None:
         number = processes.fork(lambda: time.sleep(10 * PATIENCE))
         (tmp_path / "pid").write_text(str(number))
@@ -72,10 +72,10 @@ def test_a_child_is_killed_with_what_it_started(tmp_path: Path) -> None:
     assert ended(grandchild)
 
 
-def test_a_copy_ends_with_the_process_that_it_is_a_copy_of(tmp_path: Path) -> None:
+def test_a_forked_process_ends_with_its_parent(tmp_path: Path) -> None:
     def work() -> None:
         def copy() -> None:
-            os.setsid()  # so that it is no matter of groups
+            os.setsid()  # in its own group: killing the parent's group does not reach it
             (tmp_path / "pid").write_text(str(os.getpid()))
             time.sleep(10 * PATIENCE)
 

@@ -1,4 +1,4 @@
-"""What is spent on a clause depends on its weight and its twins; seeding costs little and does what torch's does."""
+"""The number of cases of a clause depends on its weight and its known-bad twins; seeding agrees with torch's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from conformance.specification.clause import Clause
 
 
 def clause(weight: float) -> Clause:
-    """A clause of this weight."""
+    """A clause with this weight."""
     return Clause("LIN-X", "It is.", "linear", max, Space(Case), weight=weight)
 
 
@@ -27,25 +27,25 @@ def test_weight_scales_cases_and_searches(weight: float, cases: int, searched: i
     assert PROFILES["nightly"].searched(clause(weight), "interpreter") == 0
 
 
-def test_no_more_cases_are_spent_than_its_known_bad_twins_take_and_a_margin(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clause_gets_the_cases_its_known_bad_twins_need_plus_a_margin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profiles, "deaths", lambda: {"LIN-X": 3})
     profile = Profile("p", volume=20, interpreted=4, margin=2)
     assert profile.cases(clause(1.0), "cpu") == 5
-    assert profile.cases(clause(0.1), "cpu") == 2  # its weight allows no more
+    assert profile.cases(clause(0.1), "cpu") == 2  # the weight's own limit is lower
     assert profile.cases(clause(1.0), "interpreter") == 4
     assert dataclasses.replace(profile, margin=None).cases(clause(1.0), "cpu") == 20
-    monkeypatch.setattr(profiles, "deaths", dict)  # nothing was measured of it
+    monkeypatch.setattr(profiles, "deaths", dict)  # the clause was not measured
     assert profile.cases(clause(1.0), "cpu") == 20
 
 
-def test_cases_that_were_measured_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_measured_numbers_of_cases_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "deaths.json"
     path.write_text('{"A-B": [0, 2], "A-C": [null, 3], "A-D": [4, 1]}')
     monkeypatch.setattr(profiles, "DEATHS", path)
     assert profiles.deaths.__wrapped__() == {"A-B": 1, "A-D": 5}
 
 
-def test_seeding_is_that_of_torch() -> None:
+def test_seeding_agrees_with_torch_manual_seed() -> None:
     torch.manual_seed(7)
     wanted = torch.rand(3)
     seed_torch(7)

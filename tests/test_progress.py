@@ -1,4 +1,4 @@
-"""The progress of a run: a bar on a terminal, few lines in a log, and nothing where a machine reads."""
+"""The progress of a run: a bar on a terminal, a few lines in a log, and nothing with --json or -q."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def a_plan(trials: int = TRIALS) -> Plan:
 
 
 def after(done: int, failing: int = 0) -> Outcome:
-    """What is known after so many trials."""
+    """The outcome after `done` trials, the first of them failing."""
     outcome = Outcome()
     for number in range(done):
         outcome.add(Result("LIN-FWD", f"f{number}", "float32", status="fail" if number < failing else "pass"))
@@ -46,18 +46,18 @@ def after(done: int, failing: int = 0) -> Outcome:
 
 
 class Clock:
-    """A clock that a test moves."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 1000.0
 
     def __call__(self) -> float:
-        """The time."""
+        """The current time in seconds."""
         return self.now
 
 
 def lines(seconds: float, **options: Any) -> list[str]:
-    """What a run of so many seconds says in a log, looked at every second."""
+    """The log lines of a run of this many seconds, updated every second."""
     clock, stream = Clock(), io.StringIO()
     progress = Progress(a_plan(), stream=stream, clock=clock, **options)
     for second in range(math.ceil(seconds)):
@@ -67,11 +67,11 @@ def lines(seconds: float, **options: Any) -> list[str]:
     return stream.getvalue().splitlines()
 
 
-def test_a_log_gets_a_line_now_and_then_with_the_time_left() -> None:
+def test_a_log_gets_occasional_lines_with_the_remaining_time() -> None:
     assert lines(4) == []
     assert lines(14.5) == []
     (only,) = lines(29)
-    # 51 trials: half of the trials, of which those to come cost three times as much
+    # half of the trials are done, but the remaining trials cost three times as much
     assert only == "… 51 of 100 trials, 15 s, about 42 s left"
 
 
@@ -79,19 +79,19 @@ def test_a_long_run_does_not_flood_a_log() -> None:
     assert 15 < len(lines(3600)) < 40
 
 
-def test_quiet_says_nothing() -> None:
+def test_quiet_prints_nothing() -> None:
     assert lines(600, quiet=True) == []
 
 
 class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
-        """It is."""
+        """True: the stream claims to be a terminal."""
         return True
 
 
-def test_a_short_run_draws_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bar_appears_only_after_some_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     clock, stream = Clock(), Terminal()
     progress = Progress(a_plan(), stream=stream, clock=clock)
@@ -112,13 +112,13 @@ def test_a_terminal_that_cannot_draw_gets_lines(monkeypatch: pytest.MonkeyPatch)
     assert stream.getvalue() == "… 10 of 100 trials, 20 s, about 6 min left\n"
 
 
-def test_colours_that_are_forced_on_a_log_draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forced_colours_draw_no_bar_in_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     (only,) = lines(29)
     assert only.startswith("… 51 of 100 trials")
 
 
-def test_failures_and_the_title_are_said() -> None:
+def test_progress_lines_show_the_title_and_failures() -> None:
     clock, stream = Clock(), io.StringIO()
     progress = Progress(a_plan(), title="2 of 3, mine: ", stream=stream, clock=clock)
     clock.now += 20
@@ -131,7 +131,7 @@ def test_failures_and_the_title_are_said() -> None:
     ]
 
 
-def test_what_was_known_before_says_nothing_about_the_speed() -> None:
+def test_resumed_results_do_not_affect_the_estimated_speed() -> None:
     clock, stream = Clock(), io.StringIO()
     progress = Progress(a_plan(), stream=stream, clock=clock)
     progress.update(after(40))
@@ -149,7 +149,7 @@ def test_a_duration_in_words(seconds: float, says: str) -> None:
 
 
 def on_a_terminal(folder: Path, *options: str, apart: bool = False) -> tuple[int, str, str]:
-    """A run that takes longer than 5 s; its exit code, what the terminal got, and where that is apart its output."""
+    """Run longer than 5 s on a pseudoterminal; return exit code, terminal output and, if `apart`, piped stdout."""
     chosen = ("--clause", "LIN-FWD,LIN-BWD-DA", "--dtype", "float32", "--profile", "quick", "-n", "0")
     words = ["run", "sluggish", *chosen, "--report-dir", str(folder), *options]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120", "SLUGGISH": "0.5"}
@@ -175,7 +175,7 @@ def on_a_terminal(folder: Path, *options: str, apart: bool = False) -> tuple[int
 def _read(terminal: int) -> bytes:
     try:
         return os.read(terminal, 4096)
-    except OSError as error:  # how Linux says that the other side has gone
+    except OSError as error:  # EIO: on Linux, the other side has closed
         if error.errno != errno.EIO:
             raise
         return b""
@@ -205,7 +205,7 @@ def test_json_is_the_report_and_nothing_else(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("options", "quiet"), [((), False), (("-q",), True), (("--json",), True)])
 @pytest.mark.parametrize("command", ["run", "matrix"])
-def test_machines_and_the_quiet_get_no_progress(
+def test_json_and_quiet_turn_progress_off(
     command: str, options: tuple[str, ...], quiet: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Manner] = []

@@ -1,4 +1,4 @@
-"""What was recorded of the known-bad twins is judged again where a twin, a clause, or a recorded set has changed."""
+"""Recorded failures of known-bad twins are judged again when a twin, a clause or a recorded set changes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def sets() -> Sets:
 
 @pytest.fixture(scope="module")
 def fresh(sets: Sets) -> Digests:
-    """The digests as if all were recorded now."""
+    """The digests of the present sources and sets."""
     sources = Sources()
     return {
         twins: {clauses: sources.digest(twins, clauses, sets) for clauses in met}
@@ -31,28 +31,26 @@ def fresh(sets: Sets) -> Digests:
 
 
 def stale(sources: Sources, sets: Sets, digests: Digests) -> set[tuple[str, str]]:
-    """The pairs of files that must be judged again."""
+    """The pairs (file of twins, file of clauses) that must be judged again."""
     return {(twins, name) for twins in recorded_failures.meetings() for name in sources.stale(twins, sets, digests)}
 
 
 def changed(module: str) -> Sources:
-    """The sources, with a line more in one of them."""
+    """The sources with one line added to a module."""
     return Sources({module: Sources().text(module) + b"# a line more\n"})
 
 
-def test_nothing_is_judged_again_while_nothing_changes(sets: Sets, fresh: Digests) -> None:
+def test_nothing_is_judged_again_without_a_change(sets: Sets, fresh: Digests) -> None:
     assert stale(Sources(), sets, fresh) == set()
 
 
-def test_a_changed_file_of_clauses_is_noticed_by_all_twins_of_its_group(sets: Sets, fresh: Digests) -> None:
+def test_a_changed_clause_file_is_judged_again_on_all_twins_of_its_group(sets: Sets, fresh: Digests) -> None:
     meeting = {(twins, CLAUSES) for twins, met in recorded_failures.meetings().items() if CLAUSES in met}
     assert len(meeting) > 1
     assert stale(changed(CLAUSES), sets, fresh) == meeting
 
 
-def test_a_changed_file_of_twins_is_noticed_with_all_clauses_and_so_is_what_it_imports(
-    sets: Sets, fresh: Digests
-) -> None:
+def test_a_changed_twin_file_or_its_import_is_judged_again_on_all_clauses(sets: Sets, fresh: Digests) -> None:
     own = {(TWINS, clauses) for clauses in recorded_failures.meetings()[TWINS]}
     assert len(own) > 1
     assert stale(changed(TWINS), sets, fresh) == own
@@ -60,7 +58,7 @@ def test_a_changed_file_of_twins_is_noticed_with_all_clauses_and_so_is_what_it_i
     assert stale(changed("tests.baselines.model"), sets, fresh) & own == set()
 
 
-def test_an_import_of_the_same_group_is_followed(sets: Sets, fresh: Digests) -> None:
+def test_imports_within_a_group_are_followed(sets: Sets, fresh: Digests) -> None:
     assert "conformance.clauses.config.field_values" in Sources().closure(CLAUSES)
     assert "conformance.judgement.judge" not in Sources().closure(CLAUSES)
     assert {clauses for _, clauses in stale(changed("conformance.clauses.config.field_values"), sets, fresh)} >= {
@@ -68,7 +66,7 @@ def test_an_import_of_the_same_group_is_followed(sets: Sets, fresh: Digests) -> 
     }
 
 
-def test_an_edited_set_is_noticed_and_said(sets: Sets, fresh: Digests) -> None:
+def test_an_edited_set_is_judged_again_and_its_differences_are_listed(sets: Sets, fresh: Digests) -> None:
     met = recorded_failures.meetings()[TWINS][CLAUSES]
     lost = recorded_failures.said(met, sets)[0]
     added = next(pair for pair in met if pair not in recorded_failures.said(met, sets))
@@ -83,16 +81,16 @@ def test_an_edited_set_is_noticed_and_said(sets: Sets, fresh: Digests) -> None:
     assert recorded_failures.differences(judged, sets) == []
 
 
-def test_recording_changes_what_was_judged_and_nothing_else(sets: Sets, fresh: Digests) -> None:
+def test_recording_updates_only_the_judged_pairs(sets: Sets, fresh: Digests) -> None:
     assert recorded_failures.updated({}, sets, fresh) == (sets, fresh)
-    wrong = {name: [bad.clause] for name, bad in REGISTRY.items()}  # as of twins that are all new
+    wrong = {name: [bad.clause] for name, bad in REGISTRY.items()}  # as if every twin were new
     right = recorded_failures.said(recorded_failures.meetings()[TWINS][CLAUSES], sets)
     new, digests = recorded_failures.updated({(TWINS, CLAUSES): right}, wrong, {})
     assert {(name, clause) for name, found in new.items() for clause in found if clause not in wrong[name]} == {*right}
     assert digests == {TWINS: {CLAUSES: fresh[TWINS][CLAUSES]}}
 
 
-def test_an_entry_is_a_line_in_the_order_of_names(sets: Sets, tmp_path: Path) -> None:
+def test_the_record_has_one_line_per_twin_sorted_by_name(sets: Sets, tmp_path: Path) -> None:
     recorded_failures.write(tmp_path / "sets.json", sets)
     assert recorded_failures.SETS.read_text() == (tmp_path / "sets.json").read_text()
     lines = recorded_failures.SETS.read_text().splitlines()[1:-1]

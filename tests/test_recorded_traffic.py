@@ -1,4 +1,4 @@
-"""The search of what crosses the wire finds each form of a planted number, and none in what is random."""
+"""The search of recorded traffic finds a planted number in each form, and finds nothing in random bytes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ FORMS = {
 
 
 def _crossed(body: bytes) -> bytes:
-    """What a wire keeps when a stand-in client sends a body among random bytes."""
+    """The searchable traffic after a client sends a body between random bytes through the wire."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def take() -> None:
@@ -62,7 +62,7 @@ def _crossed(body: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_planted_number_is_found(form: str) -> None:
+def test_planted_values_are_found_in_every_form(form: str) -> None:
     values = VALUES.repeat(3, 0) if form == "a column" else VALUES
     assert list(numbers_found(_crossed(FORMS[form]), {"x": values}, 8)) == ["x"]
 

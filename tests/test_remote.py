@@ -1,4 +1,4 @@
-"""The client of a server: with a split model, and with each fault that a server may have."""
+"""The client of a server: a split model runs remotely, and each fault of a server raises a clear error."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.server import PlainBackend, answering, serving
 
 
 def test_a_split_model_runs_remotely(tmp_path: Path) -> None:
-    """With real encryption: the server's results are those of the integers in the clear."""
+    """With real encryption, the server's results equal the unencrypted integer results."""
     pytest.importorskip("concrete_ml_extensions")
     torch.manual_seed(0)
     model, x = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.ReLU(), torch.nn.Linear(4, 3)), torch.randn(2, 6)
@@ -42,7 +42,7 @@ def test_a_split_model_runs_remotely(tmp_path: Path) -> None:
             RemoteClient(server.address).evaluate("model", "0", ciphertext[:-1], split.keys.evaluation)
 
 
-def test_a_server_that_is_down() -> None:
+def test_a_server_that_is_down_is_an_error_within_seconds() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         address = f"http://127.0.0.1:{listening.getsockname()[1]}"
     began = time.monotonic()
@@ -98,7 +98,7 @@ def _drip(connection: socket.socket) -> None:
         (_says(OURS % (404, 2) + b"[]"), "refused with 404: 2 bytes that are not a JSON error"),
     ],
 )
-def test_a_server_that_is_none(answer: Callable[[socket.socket], object], says: str) -> None:
+def test_bad_answers_of_a_server_are_errors(answer: Callable[[socket.socket], object], says: str) -> None:
     with answering(answer) as address:
         client = Client(address, 1.0)
         said = client.refusal()
@@ -108,7 +108,7 @@ def test_a_server_that_is_none(answer: Callable[[socket.socket], object], says: 
 
 
 def split_at(address: str, **options: Any) -> tuple[HybridFHEModel, torch.Tensor]:
-    """A compiled model of one remote layer."""
+    """A compiled model with one remote layer, and its calibration inputs."""
     backend: Any = PlainBackend()
     split = HybridFHEModel(torch.nn.Sequential(torch.nn.Linear(6, 4)), ["0"], address, backend=backend, **options)
     x = torch.linspace(-1, 1, 12).reshape(2, 6)
@@ -116,7 +116,7 @@ def split_at(address: str, **options: Any) -> tuple[HybridFHEModel, torch.Tensor
     return split, x
 
 
-def test_a_split_model_waits_for_its_server_no_longer_than_it_is_told() -> None:
+def test_a_split_model_honours_its_timeout() -> None:
     with answering(_silent) as address:
         split, x = split_at(address, timeout=0.5)
         with pytest.raises(RemoteError, match=r"evaluate model/0 at .*: no answer within 0\.5 s: expected one"):
@@ -124,7 +124,7 @@ def test_a_split_model_waits_for_its_server_no_longer_than_it_is_told() -> None:
         split._split.client.close()
 
 
-def test_a_split_model_refuses_a_timeout_that_is_none() -> None:
+def test_a_split_model_refuses_an_invalid_timeout() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(6, 4))
     for timeout in (0, -1.0, float("inf"), float("nan")):
         with pytest.raises(ValueError, match=f"timeout = {timeout}: expected a positive number of seconds"):
@@ -133,7 +133,7 @@ def test_a_split_model_refuses_a_timeout_that_is_none() -> None:
 
 
 @pytest.mark.parametrize("address", ["", "localhost:8000", "ftp://here", "http://", "http://here/?q=1"])
-def test_an_address_that_is_none(address: str) -> None:
+def test_an_invalid_address_is_refused(address: str) -> None:
     with pytest.raises(ValueError, match="expected http://host:port"):
         RemoteClient(address)
 
@@ -146,7 +146,7 @@ def test_a_password_in_an_address_is_not_shown() -> None:
     assert "PLANTED" not in str(caught.value)
 
 
-def test_a_client_is_copied_with_its_model() -> None:
+def test_a_client_can_be_copied_and_pickled_and_refuses_invalid_timeouts() -> None:
     client = RemoteClient("http://127.0.0.1:1", 7.0)
     for twin in (copy.deepcopy(client), pickle.loads(pickle.dumps(client))):
         assert (twin.address, twin.timeout) == (client.address, 7.0)
@@ -155,7 +155,7 @@ def test_a_client_is_copied_with_its_model() -> None:
             RemoteClient("http://127.0.0.1:1", timeout)
 
 
-def test_the_extra_is_needed_only_in_use(tmp_path: Path) -> None:
+def test_the_remote_extra_is_needed_only_when_used(tmp_path: Path) -> None:
     for name in ("httpx", "starlette"):
         (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError('no {name}', name='{name}')")
     code = """

@@ -1,4 +1,4 @@
-"""Checks written out as scripts: every clause's runs without the suite, and says what the suite says."""
+"""Checks written out as scripts: each clause's script runs without the suite and gives the suite's result."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from tests.support.commands import WITHOUT_SUITE, python
 from tests.support.twins import CLAUSES, REGISTRY, KnownBad, pairs, reset
 
 IMPORT = re.compile(r"^ *(?:import|from) (\w+)[\w.]*(?: import .*| as \w+)?(?:  # .*)?$", re.MULTILINE)
-# a case as it was drawn, whose numbers a script draws too, and one so small that it may hold them
+# profiles for a case as drawn, whose numbers the script draws again, and for a small case, whose numbers it contains
 AS_DRAWN, SMALLER = (dataclasses.replace(PROFILES["quick"], shrinks=shrinks) for shrinks in (0, 40))
-SLOWLY_SHRUNK = ("distributed", "remote")  # each attempt starts processes, or a server
-SLOW = "LAY-COMPILE"  # as LIN-COMPILE, and torch.compile takes seconds
+SLOWLY_SHRUNK = ("distributed", "remote")  # each shrinking attempt starts processes or a server
+SLOW = "LAY-COMPILE"  # torch.compile takes seconds, and LIN-COMPILE covers it
 UNDECIDED = "%s: this case no longer decides anything: "
-# Runs each script of a folder as a program would be, one after the other in one process.
+# Runs each script in a folder as __main__, one after the other in one process.
 EVERY = """
 import contextlib, io, json, pathlib, runpy, sys, traceback
 said = {}
@@ -52,7 +52,7 @@ print(json.dumps(said))
 
 
 def numbered(clause: Clause, number: int) -> Case:
-    """A case of a clause in its first dtype; of what takes ranks, which are processes, one with two."""
+    """A case of a clause in its first dtype; a case with ranks has two of them, because each rank is a process."""
     space = clause.cases
     if "world" in space.values:
         space = space.narrowed(world=[world for world in space.values["world"] if world == 2] or space.values["world"])
@@ -60,7 +60,7 @@ def numbered(clause: Clause, number: int) -> Case:
 
 
 def write_scripts(folder: Path, clauses: set[str], number: int) -> None:
-    """The script of each clause for a right target and the case of this number."""
+    """Write the script of each clause for a right target and its case with this number."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     targets = {"right_target": Target.of(reference), "right_backend": Target.of(concrete)}
@@ -76,7 +76,7 @@ def test_every_clause_is_right_on_a_right_target_without_the_suite(tmp_path: Pat
     shutil.copytree(Path(reference.__file__).parent, tmp_path / "right_target")
     (tmp_path / "right_backend.py").write_text(Path(concrete.__file__).read_text().replace("reference", "right_target"))
     left, imported, number = set(CLAUSES) - {SLOW}, set(), 0
-    while left:  # a case may decide nothing: the next one does
+    while left:  # a case may be inconclusive: then the next one is tried
         assert number < 8, f"no case of {sorted(left)} decides anything"
         write_scripts(tmp_path / "scripts", left, number)
         imported |= {n for path in (tmp_path / "scripts").iterdir() for n in IMPORT.findall(path.read_text())}
@@ -92,7 +92,7 @@ def test_every_clause_is_right_on_a_right_target_without_the_suite(tmp_path: Pat
 
 
 def sampled(group: str) -> list[KnownBad]:
-    """A few known-bad twins of a group's clauses, spread over all of them; none whose script waits for a minute."""
+    """A few known-bad twins spread over a group, without those whose scripts wait for a minute."""
     count = 3 if group in SLOWLY_SHRUNK else 5
     of_group = (bad for bad in REGISTRY.values() if CLAUSES[bad.clause].group == group)
     twins = sorted((bad for bad in of_group if "does not end within" not in bad.says), key=lambda bad: bad.name)
@@ -100,7 +100,7 @@ def sampled(group: str) -> list[KnownBad]:
 
 
 def first_failure(bad: KnownBad) -> tuple[Subject, Result]:
-    """What the twin's own clause says of it, and of which subject."""
+    """The first subject on which the twin fails its own clause, and the result."""
     clause, target = CLAUSES[bad.clause], Target.of(bad.target, bad.name)
     is_smaller = bad in sampled(clause.group)[:2] and clause.group not in SLOWLY_SHRUNK
     for subject, dtype in pairs(bad, target, clause):
@@ -124,7 +124,7 @@ def test_a_script_says_of_a_known_bad_twin_what_the_suite_says(
     monkeypatch.setitem(sys.modules, "twin", bad.target)
     monkeypatch.setattr(sys, "path", [*sys.path])
     script = ModuleType("script")
-    monkeypatch.setitem(sys.modules, "script", script)  # where dataclasses and pickle look for its classes
+    monkeypatch.setitem(sys.modules, "script", script)  # dataclasses and pickle look up classes there
     exec(replay(clause, subject, "twin", result, clause.id), vars(script))
     reset(bad)
     assert script.main() == 1
@@ -139,7 +139,9 @@ def test_a_script_says_of_a_known_bad_twin_what_the_suite_says(
         ("GRN-CLIP", "elements=3", "elements=3000"),
     ],
 )
-def test_a_small_case_is_held_as_numbers_and_a_large_one_is_drawn(clause: str, small: str, large: str) -> None:
+def test_a_script_contains_the_numbers_of_a_small_case_and_draws_a_large_one(
+    clause: str, small: str, large: str
+) -> None:
     declared = CLAUSES[clause]
     subject = Target.of(reference).subjects(declared)[0]
     texts = [
@@ -149,7 +151,7 @@ def test_a_small_case_is_held_as_numbers_and_a_large_one_is_drawn(clause: str, s
     assert ["DRAWN = {" in text for text in texts] == [True, False]
 
 
-def test_a_script_of_the_interpreter_lane_turns_the_interpreter_on_before_torch_is_imported() -> None:
+def test_an_interpreter_lane_script_sets_triton_interpret_before_it_imports_torch() -> None:
     clause = CLAUSES["LAY-STATE"]
     subject = dataclasses.replace(Target.of(reference).subjects(clause)[1], lane="interpreter")
     text = replay(clause, subject, "reference", Result(clause.id, subject.name, "float32", case="defaults"), clause.id)

@@ -1,4 +1,4 @@
-"""The report: statuses, verdict and exit code, its schema, and files that are never half written."""
+"""The report: statuses, verdict, exit code, schema, and files that are replaced atomically."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_a_failing_should_is_listed_but_does_not_gate(capsys: pytest.CaptureFixt
     assert "1 fail (1 of them SHOULD)" in out
 
 
-def test_what_is_not_claimed_is_never_a_pass(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unclaimed_clause_never_counts_as_a_pass(capsys: pytest.CaptureFixture[str]) -> None:
     found = assembled({"A": ("pass", "pass"), "B": ("pass", "pass")})
     clause = found.clauses[2]
     assert (clause.status, clause.message) == ("not_claimed", "the target has no LinearLoRA")
@@ -123,16 +123,16 @@ def test_a_declared_deviation_is_an_expected_failure(capsys: pytest.CaptureFixtu
     assert "DEVIATION A: issue 7" in capsys.readouterr().out
 
 
-def test_a_deviation_that_holds_no_longer_fails_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stale_deviation_fails_the_run(capsys: pytest.CaptureFixture[str]) -> None:
     found = assembled({"A": ("pass", "pass"), "B": ("pass", "pass")}, B="issue 7")
     assert (found.clauses[1].status, exit_code(found)) == ("fail", 1)
     assert "declared as a deviation (issue 7) but it no longer fails" in capsys.readouterr().out
-    # in some dtypes only, it cannot be known
+    # a run in some of the dtypes cannot tell
     narrowed = assembled({"A": ("pass", "pass"), "B": ("pass", "pass")}, dtypes=("float32",), B="issue 7")
     assert exit_code(narrowed) == 0
 
 
-def test_a_trial_without_a_result_is_inconclusive_not_passed() -> None:
+def test_a_trial_without_a_result_is_inconclusive() -> None:
     found = assembled({"B": ("pass", "pass")})
     assert (found.clauses[0].status, exit_code(found)) == ("inconclusive", 1)
 
@@ -143,7 +143,7 @@ def test_a_failure_of_the_suite_is_exit_3() -> None:
     assert (exit_code(found), found.verdict) == (3, "error")
 
 
-def test_a_shard_does_not_decide_that_a_deviation_holds_no_longer() -> None:
+def test_a_shard_does_not_report_stale_deviations() -> None:
     plan = a_plan(A="issue 7")
     outcome = Outcome()
     outcome.add(Result("A", "f", "float32", examples=6))
@@ -155,14 +155,14 @@ def test_a_shard_does_not_decide_that_a_deviation_holds_no_longer() -> None:
         assert (found.shard, exit_code(found)) == (shard, code)
 
 
-def test_the_reproducer_is_of_the_first_trial_that_is_planned_whichever_came_first() -> None:
+def test_the_reproducer_is_for_the_first_planned_failing_trial() -> None:
     outcome = Outcome()
     for dtype in reversed(DTYPES):
         outcome.add(Result("A", "f", dtype, status="fail"), f"script for {dtype}")
     assert outcome.reproducers(a_plan()) == {"A": "script for float32"}
 
 
-def test_an_infinite_ratio_is_still_json(tmp_path: Path) -> None:
+def test_an_infinite_ratio_is_written_as_valid_json(tmp_path: Path) -> None:
     outcome = Outcome()
     outcome.add(Result("A", "f", "float32", status="fail", worst_ratio=float("inf"), message="NaN"))
     found = assemble(a_plan(), outcome, Selection("t").settings)
@@ -183,7 +183,7 @@ def test_junit_has_a_case_for_each_trial() -> None:
     ]
 
 
-def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_old_report(tmp_path: Path) -> None:
     found = assembled({"A": ("pass", "pass"), "B": ("pass", "pass")})
     files.write(tmp_path, found, {})
     before = (tmp_path / "report.json").read_text()
@@ -196,7 +196,7 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.iterdir()) == ["junit.xml", "report.html", "report.json"]
 
 
-def test_a_reproducer_of_a_clause_that_passes_now_goes(tmp_path: Path) -> None:
+def test_the_reproducer_of_a_now_passing_clause_is_deleted(tmp_path: Path) -> None:
     bad = assembled({"A": ("fail", "pass"), "B": ("pass", "pass")})
     files.write(tmp_path, bad, {"A": "first"})
     assert (tmp_path / "repro_A.py").read_text() == "first"
@@ -215,7 +215,7 @@ def test_a_real_report_follows_the_schema() -> None:
     )
 
 
-def test_taking_silently_what_is_not_declared_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+def test_accepting_an_undeclared_dtype_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     found = judged("narrow:accepting", clauses=["LIN-FWD"])
     assert (exit_code(found), found.clauses[0].status) == (0, "pass")
     assert found.clauses[0].message == "accepts float64, which it does not declare"
@@ -223,7 +223,7 @@ def test_taking_silently_what_is_not_declared_is_reported(capsys: pytest.Capture
     assert "NOTE lora_linear accepts float16, which it does not declare: LIN-FWD" in capsys.readouterr().out
 
 
-def test_refusing_what_is_declared_fails() -> None:
+def test_refusing_a_declared_dtype_fails() -> None:
     found = judged("narrow:overdeclaring", clauses=["LIN-FWD"])
     assert exit_code(found) == 1
     message = found.clauses[0].message
@@ -232,12 +232,12 @@ def test_refusing_what_is_declared_fails() -> None:
 
 
 @pytest.mark.parametrize(("target", "code", "status"), [("declared", 0, "deviation"), ("stale", 1, "fail")])
-def test_deviations_of_a_target(target: str, code: int, status: str) -> None:
+def test_a_targets_declared_deviation_passes_and_a_stale_one_fails(target: str, code: int, status: str) -> None:
     found = judged(f"deviating:{target}", clauses=["LIN-FWD-SCALE"])
     assert (exit_code(found), found.clauses[0].status) == (code, status)
 
 
-def test_a_clause_whose_package_is_not_installed_is_not_claimed_and_says_so(
+def test_a_clause_without_its_package_is_not_claimed_and_names_the_package(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     there = importlib.util.find_spec
@@ -254,14 +254,14 @@ def test_a_clause_whose_package_is_not_installed_is_not_claimed_and_says_so(
     assert "NOTE not judged without transformers>=5 (pip install" in capsys.readouterr().out
 
 
-def test_an_older_package_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_too_old_package_counts_as_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     bwd = load_all()["MOD-ARCH-BWD"]
     assert uninstalled(bwd) == ()
     monkeypatch.setattr(importlib.metadata, "version", lambda _: "4.57.1")
     assert uninstalled(bwd) == ("transformers>=5",)
 
 
-def test_ranks_are_judged_on_the_cpu_alone() -> None:
+def test_ranks_are_judged_only_on_the_cpu() -> None:
     clause = load_all()["DIS-DDP"]
     assert Target.of(reference).subjects(clause)
     assert not Target.of(reference, device="cuda").subjects(clause)

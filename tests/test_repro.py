@@ -1,4 +1,4 @@
-"""Reproducers: exit 1 while the defect is there, 0 once it is gone, without the suite."""
+"""Reproducers run without the suite: they exit 1 while the defect exists and 0 after it is fixed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ runpy.run_path(sys.argv[1], run_name="__main__")
 
 @pytest.fixture
 def at_targets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the small targets importable."""
+    """Make the small targets importable."""
     monkeypatch.setattr(sys, "path", [str(TARGETS), *sys.path])
 
 
@@ -148,7 +148,7 @@ def test_a_written_script_runs_without_the_suite_until_the_defect_is_gone(
 
 
 @pytest.mark.usefixtures("at_targets")
-def test_a_check_without_source_is_left_to_the_suite(tmp_path: Path) -> None:
+def test_a_script_for_a_check_without_source_calls_the_suite(tmp_path: Path) -> None:
     made: dict[str, Any] = {"check": REGISTRY["LIN-BWD-ACCUM"].check}
     exec("def again(subject, case):\n    return check(subject, case)", made)
     declared = dataclasses.replace(REGISTRY["LIN-BWD-ACCUM"], check=made["again"])
@@ -170,14 +170,14 @@ def test_a_check_without_source_is_left_to_the_suite(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.usefixtures("at_targets")
-def test_a_script_shows_the_defect_and_none_where_there_is_none(clause: str, dtype: str) -> None:
+def test_a_script_shows_a_defect_only_on_the_defective_target(clause: str, dtype: str) -> None:
     text = script_of("unscaled", clause, dtype)
     assert reproducer._shows_defect(text)
     assert not reproducer._shows_defect(text.replace("import unscaled as target", "import right as target"))
 
 
 @pytest.mark.usefixtures("at_targets")
-def test_a_large_case_stands_alone_too() -> None:
+def test_a_script_for_a_large_case_needs_no_suite() -> None:
     text = script_of("unscaled", "LIN-FWD", "float32", m=100, k=100, n=100)
     assert "base64.b64decode" in text
     assert "conformance" not in text
@@ -196,7 +196,7 @@ def test_literals_are_exact(shape: tuple[int, ...]) -> None:
     assert np.array_equal(read.numpy(), values, equal_nan=True)
 
 
-def test_the_target_is_imported_by_the_name_it_was_given() -> None:
+def test_a_script_imports_the_target_by_its_given_name() -> None:
     lines = check_script.importing("package.module:Kernels.fast")
     space: dict[str, object] = {}
     module = SimpleNamespace(Kernels=SimpleNamespace(fast="here"))

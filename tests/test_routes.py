@@ -1,4 +1,4 @@
-"""The routes of the Triton layer: one persistent kernel conforms where it can run, and rules say why it does not."""
+"""The routes of the Triton layer: the single persistent kernel conforms, and rules give reasons against each route."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.support.interpreter import interpreted
 
 
 def every_route() -> None:
-    """Clauses pass on cases whose rows are whole pieces of 16 bytes, without which the one kernel does not run."""
+    """Clauses pass on cases whose rows are multiples of 16 bytes: the single kernel requires this."""
     from optimized import kernels
 
     taken: set[tuple[bool, bool]] = set()
@@ -61,13 +61,13 @@ def every_route() -> None:
 
 
 CASES = 5
-# Two programs and blocks of at most 64: several tiles each, with tails of M, N, K and R; and nine tiles of M, so that
-# the last group is narrow.
+# With two programs and blocks of at most 64, the first shape has several tiles per program and tails of M, N, K, R.
+# The second has nine tiles of M, so the last group of tiles is narrow.
 SHAPES = ((72, 72, 72, 17), (520, 72, 8, 1), (5, 8, 8, 1))
 
 
 def one_kernel() -> None:
-    """The product with the update, in each layout, with a bias and without."""
+    """The single kernel's y is right in each layout of W, with and without a bias."""
     torch.manual_seed(0)
     dtypes = (torch.bfloat16, torch.float16)
     for (M, N, K, R), dtype, swapped in itertools.product(SHAPES, dtypes, (False, True)):
@@ -75,7 +75,7 @@ def one_kernel() -> None:
             continue
         x, bias, b = torch.randn(M, K).to(dtype), torch.randn(2 * N).to(dtype)[::2], torch.randn(N, R).to(dtype)
         w = torch.randn(K, N).to(dtype).t() if swapped else torch.randn(N, K).to(dtype)
-        s = torch.randint(-8, 9, (M, R)).float()  # scale · S is exact in 16 bits
+        s = torch.randint(-8, 9, (M, R)).float()  # so that scale · S is exact in 16 bits
         for added in (None, bias)[: 1 if M > 500 else 2]:
             compare_with_sums(x, w, added, s, b)
 
@@ -83,7 +83,7 @@ def one_kernel() -> None:
 def compare_with_sums(
     x: torch.Tensor, w: torch.Tensor, added: torch.Tensor | None, s: torch.Tensor, b: torch.Tensor
 ) -> None:
-    """The kernel's y is within one rounding of the exact sum, and what float32 sums may lose."""
+    """The kernel's y differs from the exact sum by at most one rounding and the error of float32 sums."""
     from optimized import kernels
 
     wide_x, wide_w, wide_b = x.double(), w.double(), b.double()
@@ -95,19 +95,19 @@ def compare_with_sums(
     assert (off <= 0).all(), (x.dtype, x.shape, w.shape, w.stride(), added is None, off.max())
 
 
-def test_all_routes_conform() -> None:
+def test_the_single_kernel_conforms_in_forward_backward_and_masked() -> None:
     interpreted(every_route)
 
 
-def test_one_kernel_gives_the_large_product_and_the_update() -> None:
+def test_one_kernel_computes_the_base_product_and_the_update() -> None:
     interpreted(one_kernel)
 
 
 @pytest.mark.parametrize("clause", ["LIN-FWD", "LIN-BWD-DX", "LIN-FWD-OVERFLOW", "LIN-FWD-NONFINITE"])
-def test_the_update_first_conforms_too(clause: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_computing_the_update_first_conforms_too(clause: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     monkeypatch.setattr(matrices, "update_first", lambda _, bias: asked.append(1) or bias is None)
-    monkeypatch.setattr(linear, "plain_apply", linear.same_dtype_apply)  # which never asks
+    monkeypatch.setattr(linear, "plain_apply", linear.same_dtype_apply)  # plain_apply never calls update_first
     target, found = Target.load("optimized", "cpu"), load_all()[clause]
     (subject,) = (s for s in target.subjects(found) if s.name == "lora_linear")
     for dtype in ("float32", "bfloat16", "float16"):
@@ -116,7 +116,7 @@ def test_the_update_first_conforms_too(clause: str, monkeypatch: pytest.MonkeyPa
     assert asked
 
 
-def test_the_update_goes_first_on_a_gpu_unless_there_is_a_bias() -> None:
+def test_the_update_comes_first_on_a_gpu_without_a_bias() -> None:
     assert not matrices.update_first(torch.ones(2, 2), None)
     on_gpu = SimpleNamespace(is_cuda=True)
     assert matrices.update_first(on_gpu, None)
@@ -152,7 +152,9 @@ def test_one_kernel_is_refused_with_a_reason(x: torch.Tensor, weight: torch.Tens
         (CACHED_BYTES, torch.float32, 16, "products in torch.float32"),
     ],
 )
-def test_kernels_run_where_they_save_readings(elements: int, dtype: torch.dtype, rank: int, reason: str | None) -> None:
+def test_kernels_run_where_they_save_memory_reads(
+    elements: int, dtype: torch.dtype, rank: int, reason: str | None
+) -> None:
     x = torch.empty(elements // 64, 8, 8, dtype=dtype, device="meta")
     found = why_not_kernels(x, torch.empty(8, 8, dtype=dtype, device="meta"), rank)
     assert found is None if reason is None else found is not None and reason in found
@@ -160,7 +162,7 @@ def test_kernels_run_where_they_save_readings(elements: int, dtype: torch.dtype,
 
 
 @pytest.mark.parametrize("wanted", [False, True])
-def test_one_reading_has_no_room_for_wide_products_whoever_wants_it(wanted: bool) -> None:
+def test_the_single_read_kernel_is_refused_for_float32_and_wide_rank(wanted: bool) -> None:
     g = torch.empty(CACHED_BYTES, 1, dtype=torch.bfloat16, device="meta")
     assert "products in torch.float32" in (why_not_one_reading(g, 16, torch.float32, wanted) or "")
     assert why_not_one_reading(g, 16, torch.bfloat16, wanted) is None

@@ -1,4 +1,4 @@
-"""The commands of a run in parts: shards add up, and a run that was cut off continues, to the report of the whole."""
+"""Commands of a run in parts: merged shards, and a resumed run, give the report of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CHOSEN = ("--clause", "LIN-FWD,LIN-BWD-DB,LIN-MEM-INPUTS", "--dtype", "float32,b
 
 
 def files(folder: Path) -> dict[str, str]:
-    """The reproducers in a report folder."""
+    """The text of each reproducer in a report folder."""
     return {path.name: path.read_text() for path in folder.glob("repro_*.py")}
 
 
@@ -37,7 +37,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_shards_of_the_command_and_of_the_plugin_add_up(whole: Path, tmp_path: Path) -> None:
+def test_shards_of_the_command_and_the_plugin_merge_into_the_whole_report(whole: Path, tmp_path: Path) -> None:
     one, two, into = (tmp_path / name for name in ("one", "two", "all"))
     ended, found = run_target("sluggish", one, *CHOSEN, "--shard", "1/2", "-n", "1")
     jsonschema.validate(found, SCHEMA)
@@ -54,11 +54,11 @@ def test_shards_of_the_command_and_of_the_plugin_add_up(whole: Path, tmp_path: P
     assert (into / "junit.xml").exists()
 
 
-def test_a_run_that_was_cut_off_continues(whole: Path, tmp_path: Path) -> None:
+def test_an_interrupted_or_killed_run_resumes(whole: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "conformance", "run", "sluggish", "--profile", "quick", *CHOSEN, "-n", "0"]
     command += ["--report-dir", str(tmp_path), "--resume"]
     for number, (last, code) in enumerate(((signal.SIGINT, 130), (signal.SIGKILL, -9)), start=1):
-        slowly = {**os.environ, "SLUGGISH": "0.05"}  # so that a busy machine does not miss the moment
+        slowly = {**os.environ, "SLUGGISH": "0.05"}  # slow enough to be interrupted on a busy machine
         process = subprocess.Popen(
             command,
             cwd=TARGETS,
@@ -74,7 +74,7 @@ def test_a_run_that_was_cut_off_continues(whole: Path, tmp_path: Path) -> None:
         assert process.returncode == code, said
         assert not (tmp_path / "report.json").exists()
         assert ("interrupted; the same command with --resume continues" in said) == (code == 130)
-    lines = (tmp_path / NAME).read_text().splitlines(keepends=True)  # the kill may have cut the last one short
+    lines = (tmp_path / NAME).read_text().splitlines(keepends=True)  # the kill may truncate the last line
     kept = [line.rstrip("\n") for line in lines if line.endswith("\n") and "result" in json.loads(line)]
     with (tmp_path / NAME).open("a") as journal:
         journal.write(kept[0][:50])
@@ -98,11 +98,11 @@ def test_a_run_that_was_cut_off_continues(whole: Path, tmp_path: Path) -> None:
 
 
 def heed_interrupts() -> None:
-    """Undo what a shell does to the jobs it starts in the background, which ignore SIGINT and hand that on."""
+    """Restore SIGINT: a shell makes background jobs ignore it, and their children inherit that."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def results(folder: Path) -> int:
-    """How many results a journal has."""
+    """The number of results in a journal."""
     recorded = read(folder)
     return 0 if recorded is None else len(recorded.outcome.results)

@@ -1,4 +1,4 @@
-"""A split model on disk: complete or not there, and under a name that is one."""
+"""A split model is saved completely or not at all, and only under a valid file name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.server import PlainBackend
 
 
 class _Compiled:
-    """As much of a `RemoteModule` as saving looks at."""
+    """A stand-in for a compiled `RemoteModule`, with the attributes that saving reads."""
 
     def __init__(self) -> None:
         self.quantized = QuantizedLinear(torch.randn(3, 4), torch.randn(3), 8)
@@ -29,7 +29,7 @@ def _save(path: Path, name: str = "m") -> None:
     deployment.save(path, name, modules, TOY)
 
 
-def test_a_saved_model_is_complete_or_not_there(tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_failed_save_leaves_no_model_and_a_saved_model_is_not_overwritten(tmp_path: Path, monkeypatch: Any) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise OSError("no space left")
 
@@ -55,7 +55,7 @@ _save(pathlib.Path(sys.argv[1]))
 """
 
 
-def test_a_kill_while_saving_leaves_nothing_that_is_served(tmp_path: Path) -> None:
+def test_a_kill_while_saving_leaves_no_model_to_serve(tmp_path: Path) -> None:
     from reference.service.worker import load
 
     ended = python("-c", CUT_OFF, str(tmp_path), cwd=Path(__file__).parents[1])
@@ -66,7 +66,7 @@ def test_a_kill_while_saving_leaves_nothing_that_is_served(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "/a", "a b", "ä", "a\n", "x" * 101])
-def test_a_model_name_that_is_no_file_name(tmp_path: Path, name: str) -> None:
+def test_an_invalid_model_name_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="expected up to 100 letters"):
         _save(tmp_path, name)
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""A layer may refuse to be differentiated twice; those of `optimized` are right at it, on every path."""
+"""Second derivatives of the functions of `optimized` are right, or refused with a message, on every path."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def operands(shape: tuple[int, ...], needs: tuple[str, ...]) -> dict[str, Tensor
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("based", [True, False], ids=["base", "update"])
-def test_lora_linear_twice(shape: tuple[int, ...], based: bool) -> None:
+def test_second_derivatives_of_lora_linear_are_right(shape: tuple[int, ...], based: bool) -> None:
     torch.manual_seed(1)
     weight = torch.randn(4, 3, dtype=torch.float64) if based else None
     bias = torch.randn(4, dtype=torch.float64) if based else None
@@ -36,14 +36,14 @@ def test_lora_linear_twice(shape: tuple[int, ...], based: bool) -> None:
 
 
 @pytest.mark.parametrize("needs", NEEDS, ids="-".join)
-def test_a_subset_is_right_or_refused_in_words(needs: tuple[str, ...]) -> None:
+def test_second_derivatives_with_some_gradients_are_right_or_refused(needs: tuple[str, ...]) -> None:
     weight = torch.eye(4, 3, dtype=torch.float64)
     found = operands((5, 3), needs)
 
     def call(x: Tensor, lora_A: Tensor, lora_B: Tensor) -> Tensor:
         return optimized.lora_linear(x, weight, None, lora_A, lora_B, 1.5)
 
-    if needs in (("lora_B",), ("x", "lora_B")):  # x is not kept where lora_B alone is trained
+    if needs in (("lora_B",), ("x", "lora_B")):  # x is not saved if lora_B is trained without lora_A
         with pytest.raises(RuntimeError, match="no second derivative of lora_linear where lora_B is trained"):
             torch.autograd.gradgradcheck(call, tuple(found.values()))
     else:
@@ -51,7 +51,7 @@ def test_a_subset_is_right_or_refused_in_words(needs: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES[:2], ids=str)
-def test_the_adapter_function_twice(shape: tuple[int, ...]) -> None:
+def test_second_derivatives_of_the_adapter_function_are_right(shape: tuple[int, ...]) -> None:
     def call(x: Tensor, lora_A: Tensor, lora_B: Tensor) -> Tensor:
         return optimized.LoRATritonFunction.apply(x, lora_A, lora_B, 1.5, torch.float64)  # type: ignore[no-any-return]
 

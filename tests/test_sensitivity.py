@@ -1,4 +1,4 @@
-"""Small defects show at every size: within the cases that a default run spends on one clause and dtype."""
+"""Small defects fail at every size, within the cases of a default run for one clause and dtype."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ from tests.campaigns.sensitivity import DEFECTS, Defect, seen
     [(d, clause, size) for d in DEFECTS for clause in d.clauses for size in d.sizes],
     ids=lambda value: value.name + "-" + value.dtype if isinstance(value, Defect) else str(value).replace(" ", ""),
 )
-def test_a_small_defect_shows(defect: Defect, clause: str, size: tuple[int, int, int, int]) -> None:
+def test_a_small_defect_fails_its_clause(defect: Defect, clause: str, size: tuple[int, int, int, int]) -> None:
     spent = PROFILES["default"].cases(load_all()[clause], "cpu")
     assert any(seen(defect, clause, size, spent)), f"{clause} passes {spent} cases of size {size}"

@@ -1,4 +1,4 @@
-"""A server in a process of its own: what it answers, and what it refuses of what a client sends."""
+"""A server in its own process: its answers, and the requests it refuses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.served_models import A_KEY, BACKEND, EVALUATE, MODELS, Client
 from tests.support.server import Server, exchange, until
 
 
-def test_health_says_what_is_served(server: Server) -> None:
+def test_health_lists_the_served_models(server: Server) -> None:
     found = RemoteClient(server.address).health()
     assert found["status"] == "ok"
     assert found["models"] == {
@@ -26,8 +26,8 @@ def test_health_says_what_is_served(server: Server) -> None:
     }
 
 
-def test_several_clients_models_and_modules_at_once(server: Server) -> None:
-    clients = [Client(server.address) for _ in range(4)]  # more than may upload at once
+def test_several_clients_models_and_modules_work_at_once(server: Server) -> None:
+    clients = [Client(server.address) for _ in range(4)]  # more than the limit of simultaneous uploads
     jobs = [(c, model, module) for _ in range(4) for c in clients for model in MODELS for module in MODELS[model]]
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(lambda job: job[0].is_right(*job[1:]), jobs))
@@ -41,7 +41,7 @@ def test_a_key_is_uploaded_once(server: Server) -> None:
     assert client.uploads(server) == 1
 
 
-def test_one_log_line_per_request_without_its_contents(server: Server) -> None:
+def test_each_request_has_one_log_line_without_its_contents(server: Server) -> None:
     client = Client(server.address)
     ciphertext = BACKEND.encrypt(client.inputs(), client.keys)
     client.remote.evaluate("one", "fc.forward_module", ciphertext, client.keys.evaluation)
@@ -69,12 +69,12 @@ def test_one_log_line_per_request_without_its_contents(server: Server) -> None:
         ({"evaluation": bytes(2**20 + 1)}, "413: an evaluation key of more than 1048576 bytes"),
     ],
 )
-def test_a_refusal_says_why_and_where(server: Server, changes: dict[str, Any], says: str) -> None:
+def test_a_refusal_states_the_reason_and_the_address(server: Server, changes: dict[str, Any], says: str) -> None:
     said = Client(server.address).refusal(**changes)
     assert f" {server.address}: refused with {says}" in said
 
 
-def test_a_ciphertext_that_was_cut_off(server: Server) -> None:
+def test_a_truncated_ciphertext_is_refused(server: Server) -> None:
     client = Client(server.address)
     ciphertext = BACKEND.encrypt(client.inputs(), client.keys)
     for length in (10, len(ciphertext) - 1):
@@ -83,7 +83,7 @@ def test_a_ciphertext_that_was_cut_off(server: Server) -> None:
         assert str(length) in said
 
 
-def test_another_clients_key_does_not_fit(server: Server) -> None:
+def test_another_clients_key_is_refused(server: Server) -> None:
     mine, other = Client(server.address), Client(server.address)
     assert mine.is_right()
     assert other.is_right()
@@ -120,17 +120,17 @@ def test_a_malformed_request_is_an_error_in_json(server: Server, request_: bytes
     assert says in json.loads(body)["error"]
 
 
-def test_what_is_no_http_is_refused(server: Server) -> None:
+def test_a_request_that_is_not_http_is_refused(server: Server) -> None:
     assert exchange(server.port, os.urandom(2000) + b"\r\n\r\n").startswith(b"HTTP/1.1 400 ")
-    with suppress(ConnectionError):  # it may close before all has been sent
+    with suppress(ConnectionError):  # the server may close before everything is sent
         assert exchange(server.port, b"GET / HTTP/1.1\r\nX: " + b"x" * 2**20).startswith(b"HTTP/1.1 4")
 
 
 @pytest.mark.parametrize("pieces", [5, 1000])
-def test_an_oversize_body_of_no_announced_length(server: Server, pieces: int) -> None:
+def test_an_oversize_chunked_body_is_refused(server: Server, pieces: int) -> None:
     name = hashlib.sha256(b"").hexdigest()
     body = b"".join(b"40000\r\n" + bytes(0x40000) + b"\r\n" for _ in range(5)) + b"0\r\n\r\n"
-    if pieces == 1000:  # much more than is read: the server may close before all has been sent
+    if pieces == 1000:  # much more than the server reads: it may close before everything is sent
         body = body[:-5] * 20
     request = http(f"/keys/{name}", "Transfer-Encoding: chunked", "Connection: close", method="PUT", body=body)
     try:
@@ -141,7 +141,7 @@ def test_an_oversize_body_of_no_announced_length(server: Server, pieces: int) ->
         assert came.startswith(b"HTTP/1.1 413 ")
 
 
-def test_a_body_of_another_length_than_announced(server: Server) -> None:
+def test_a_body_of_another_length_than_announced_is_refused(server: Server) -> None:
     key = b"EVAL" + os.urandom(32)
     path = f"/keys/{hashlib.sha256(key).hexdigest()}"
     said = exchange(server.port, http(path, "Content-Length: 20", "Connection: close", method="PUT", body=key))
@@ -149,5 +149,5 @@ def test_a_body_of_another_length_than_announced(server: Server) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
         connection.sendall(http(path, "Content-Length: 999", method="PUT", body=key))
     until(lambda: any(f"{path[:14]}… 499 " in line for line in server.log), "the broken upload in the log")
-    with pytest.raises(RemoteError, match="unknown model"):  # and the key did not come to be known
+    with pytest.raises(RemoteError, match="unknown model"):  # the broken upload did not register the key
         RemoteClient(server.address).evaluate("x", "y", b"", key)

@@ -1,4 +1,4 @@
-"""A server in a process of its own: clients that are slow, wait or are killed, and evaluations that end or panic."""
+"""A server in its own process: slow, waiting and killed clients, and evaluations that die or panic."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tests.support.served_models import BACKEND, EVALUATE, STALL, Client, http
 from tests.support.server import PATIENCE, Server, exchange, until
 
 
-def test_slow_clients_are_given_up(server: Server) -> None:
-    """One sends nothing, one half a head, one half a body; all are told or closed, in about the time granted."""
+def test_slow_clients_are_disconnected(server: Server) -> None:
+    """A client that stalls before the request, in its head or in its body is answered or disconnected in time."""
     key = b"EVAL" + os.urandom(4000)
     body = http(f"/keys/{hashlib.sha256(key).hexdigest()}", "Content-Length: 4004", method="PUT", body=key[:99])
     began = time.monotonic()
@@ -32,7 +32,7 @@ def test_slow_clients_are_given_up(server: Server) -> None:
     assert b"an evaluation key came too slowly, 99 bytes of it: expected the next piece within 4 s" in came[2]
 
 
-def test_keys_wait_for_their_turn_to_arrive(server: Server) -> None:
+def test_key_uploads_wait_for_a_free_slot(server: Server) -> None:
     client = Client(server.address)
     slow = http(f"/keys/{'1' * 64}", "Content-Length: 99", method="PUT", body=b"EVAL")
     assert Client(server.address).is_right()
@@ -40,15 +40,17 @@ def test_keys_wait_for_their_turn_to_arrive(server: Server) -> None:
     with ExitStack() as stack:
         for _ in range(Limits().uploads):
             stack.enter_context(socket.create_connection(("127.0.0.1", server.port))).sendall(slow)
-        server.logged()  # by now those are being taken, until they are given up
+        server.logged()  # by now the slow uploads hold every slot, until they time out
         assert client.is_right()
         assert time.monotonic() - began > 0.9 * STALL
 
 
-def test_an_answer_that_is_not_read_is_given_up(server: Server) -> None:
+def test_a_client_that_does_not_read_its_answer_is_disconnected(server: Server) -> None:
     client = Client(server.address)
     assert client.is_right()
-    body = BACKEND.encrypt(client.inputs("two", "wide", 40000), client.keys)  # to 20 MB, more than any buffer takes
+    body = BACKEND.encrypt(
+        client.inputs("two", "wide", 40000), client.keys
+    )  # answered with 20 MB, more than any socket buffer holds
     key = f"Evaluation-Key: {hashlib.sha256(client.keys.evaluation).hexdigest()}"
     request = http("/evaluate?model=two&module=wide", key, f"Content-Length: {len(body)}", body=body)
     before = server.sockets()
@@ -82,7 +84,7 @@ connection.recv(1)
 """
 
 
-def test_a_client_killed_midrequest(server: Server, tame: Path) -> None:
+def test_the_server_survives_clients_killed_midrequest(server: Server, tame: Path) -> None:
     client = Client(server.address)
     assert client.is_right()
     body = BACKEND.encrypt(client.inputs(), client.keys)
@@ -94,14 +96,14 @@ def test_a_client_killed_midrequest(server: Server, tame: Path) -> None:
         (1, request),
         (2, request),
         (3, request[:-20]),
-    ):  # while evaluated; while waiting; while sending
+    ):  # killed while its request is evaluated, while it waits, while it is being sent
         with subprocess.Popen([sys.executable, "-c", KILLED, str(server.port), sent.hex()]) as killed:
             until(partial(_has_requests, server, number), "the request")
             until((tame / "holding").exists, "the evaluation")
             killed.kill()
     (tame / "hold").unlink()
     until(partial(_has_requests, server, 0), "the end of all")
-    assert sum(" 499 " in line for line in server.logged()) == gone + 2  # what waited was not evaluated
+    assert sum(" 499 " in line for line in server.logged()) == gone + 2  # the waiting request was not evaluated
     assert client.is_right()
 
 
@@ -109,7 +111,7 @@ def _has_requests(server: Server, number: int) -> bool:
     return bool(RemoteClient(server.address).health()["requests"] == number)
 
 
-def test_a_client_that_does_not_wait(server: Server, tame: Path) -> None:
+def test_a_client_times_out_and_the_server_goes_on(server: Server, tame: Path) -> None:
     client, hasty = Client(server.address), Client(server.address, 0.5)
     assert hasty.remote.health()
     (tame / "hold").touch()
@@ -119,14 +121,14 @@ def test_a_client_that_does_not_wait(server: Server, tame: Path) -> None:
     assert client.is_right()
 
 
-def test_an_evaluation_that_ends_its_process(server: Server, tame: Path) -> None:
+def test_an_evaluation_that_kills_its_process_is_an_error_500(server: Server, tame: Path) -> None:
     client = Client(server.address)
     (tame / "die").touch()
     assert "refused with 500: the process that evaluates ended with exit code -9" in client.refusal()
     assert client.is_right()
 
 
-def test_an_evaluation_that_panics_tells_no_values(server: Server, tame: Path) -> None:
+def test_a_panic_in_an_evaluation_leaks_no_values(server: Server, tame: Path) -> None:
     (tame / "panic").touch()
     said = Client(server.address).refusal()
     assert said.endswith("refused with 500: the backend stopped with Panic")

@@ -1,4 +1,4 @@
-"""A server's beginning and end: what it serves, what it refuses to serve, and what it keeps meanwhile."""
+"""A server's start and stop: the models it serves, the folders it refuses, and the keys it keeps."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_models(tmp_path_factory.mktemp("server"))
 
 
-def test_graceful_stop_then_restart(models: Path, tmp_path: Path) -> None:
-    """What runs is finished, what is new refused; a client goes on with the next server, which lacks its key."""
+def test_a_server_stops_gracefully_and_clients_continue_after_a_restart(models: Path, tmp_path: Path) -> None:
+    """A stopping server finishes running requests and refuses new ones; a client uploads its key to the next server."""
     (tmp_path / "hold").touch()
     with serving(models, *TAMED, TAMED=str(tmp_path)) as first, ThreadPoolExecutor(1) as pool:
         client = Client(first.address)
@@ -56,7 +56,7 @@ def _refuses(address: str) -> bool:
     return False
 
 
-def test_a_product_that_takes_too_long_is_given_up(models: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_product_that_takes_too_long_is_cancelled(models: Path, tmp_path: Path, monkeypatch: Any) -> None:
     from reference.service.worker import TooLongError, Workers
 
     monkeypatch.setenv("TAMED", str(tmp_path))
@@ -73,7 +73,7 @@ def test_a_product_that_takes_too_long_is_given_up(models: Path, tmp_path: Path,
         workers.close()
 
 
-def test_keys_unused_for_longest_go_first_and_never_those_in_use() -> None:
+def test_the_least_recently_used_keys_are_dropped_first_and_keys_in_use_never() -> None:
     from starlette.exceptions import HTTPException
 
     from reference.service.key_store import KeyStore
@@ -167,7 +167,7 @@ def test_a_damaged_model_is_not_served(
         ([".", "--host", "256.0.0.1"], "cannot listen on 256.0.0.1 port 0"),
     ],
 )
-def test_a_mistake_is_one_message_and_exit_2(
+def test_a_usage_error_prints_a_message_and_exits_2(
     options: list[str], says: str, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -175,14 +175,14 @@ def test_a_mistake_is_one_message_and_exit_2(
     assert says in capsys.readouterr().err.replace("\n", " ")
 
 
-def test_a_port_that_is_taken(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_that_is_in_use_is_a_usage_error(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = str(listening.getsockname()[1])
         assert cli.main(["serve", str(models), *PLAIN, "--port", port]) == 2
     assert f"cannot listen on 127.0.0.1 port {port}: Address already in use" in capsys.readouterr().err
 
 
-def test_one_models_folder_is_served_and_what_was_cut_off_is_not(models: Path, tmp_path: Path) -> None:
+def test_a_single_models_folder_is_served_and_an_unfinished_save_is_not(models: Path, tmp_path: Path) -> None:
     from reference.service.worker import load
 
     assert list(load(models / "one", PlainBackend)) == ["one"]

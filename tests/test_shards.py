@@ -1,4 +1,4 @@
-"""Shards and resumption: the parts of a run give the report of the whole, and nothing else passes for them."""
+"""Shards and resuming: the parts of a run give the whole report, and mismatched or missing parts are refused."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def many(count: int = 40) -> Plan:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
-def test_shards_are_a_balanced_partition_whatever_the_order(count: int) -> None:
+def test_shards_are_a_balanced_partition_in_any_order_of_clauses(count: int) -> None:
     plan = many()
     backwards = replace(plan, clauses=plan.clauses[::-1])
     parts = [part(plan, f"{number}/{count}") for number in range(1, count + 1)]
@@ -52,7 +52,7 @@ def test_shards_are_a_balanced_partition_whatever_the_order(count: int) -> None:
     assert len({dtype for _, _, dtype in dealt[0]}) == 2  # of every dtype some
 
 
-def test_a_shard_has_what_is_not_claimed_but_no_clause_or_group_of_others() -> None:
+def test_a_shard_lists_its_own_clauses_and_the_unclaimed_ones() -> None:
     plan = a_plan(A="issue 7")
     model, *others = plan.clauses
     (trial, _) = model.trials
@@ -71,13 +71,13 @@ def test_a_shard_has_what_is_not_claimed_but_no_clause_or_group_of_others() -> N
 
 
 @pytest.mark.parametrize("shard", ["", "2", "0/3", "4/3", "1/0", "a/b", "-1/2", "1/2/3", "1.0/2"])
-def test_what_is_no_shard(shard: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_shard_is_refused(shard: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", "right", f"--shard={shard}"]) == 2
     assert f"shard {shard!r} is none: expected i/n" in capsys.readouterr().err
 
 
 def judged_part(folder: Path, shard: str | None = None, **changes: Any) -> Path:
-    """A report folder with the journal of a finished run of `a_plan`, or of a shard of it; B fails in float32."""
+    """A report folder with the journal of a finished run of `a_plan`, or of one shard; B fails in float32."""
     plan = a_plan()
     target = replace(plan.target, **changes.pop("target", {}))
     versions = {**plan.versions, **changes.pop("versions", {})}
@@ -94,13 +94,13 @@ def judged_part(folder: Path, shard: str | None = None, **changes: Any) -> Path:
 
 
 def cut(folder: Path, lines: int, more: str = "") -> Path:
-    """Leave only the first lines of a journal, and of what follows a piece."""
+    """Keep only the first lines of a journal, followed by `more`."""
     journal = folder / NAME
     journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:lines]) + more)
     return folder
 
 
-def test_merged_shards_are_the_whole(tmp_path: Path) -> None:
+def test_merged_shards_give_the_whole_report(tmp_path: Path) -> None:
     shards = [
         judged_part(tmp_path / str(number), f"{number}/3", device_name=f"cpu {number % 2}") for number in (3, 1, 2)
     ]
@@ -144,7 +144,9 @@ def test_shards_of_different_runs_are_refused(changes: dict[str, Any], says: str
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
-def test_shards_that_are_no_whole_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_overlapping_or_unfinished_shards_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     one, two, four = (judged_part(tmp_path / f"{n}of4", f"{n}/4") for n in (1, 2, 4))
     again = judged_part(tmp_path / "again", "2/4")
     half = judged_part(tmp_path / "half", "1/2")
@@ -177,7 +179,7 @@ def test_a_failure_of_the_suite_in_one_shard_is_that_of_the_whole(tmp_path: Path
     assert "inconclusive" in {clause.status for clause in found.clauses}
 
 
-def test_resuming_keeps_what_can_be_read(tmp_path: Path) -> None:
+def test_resuming_keeps_every_readable_result(tmp_path: Path) -> None:
     whole = judged_part(tmp_path / "whole")
     lines = (whole / NAME).read_text().splitlines(keepends=True)
     for more in ("", lines[3][:40], lines[3].strip(), "\0\0\0\n" + lines[3], "[1]\n"):
@@ -203,7 +205,7 @@ def test_a_failure_of_the_suite_is_kept_only_where_nothing_is_left_to_run(tmp_pa
     assert recorded.outcome.errors == []
 
 
-def test_the_fingerprint_is_of_the_targets_own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fingerprint_covers_the_targets_own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("one", "two"):
         folder = tmp_path / name
         folder.mkdir()

@@ -1,4 +1,4 @@
-"""A split model's weights leave the client, its files can be trusted, and its fast variant computes the same."""
+"""A split model: its weights leave the client, its files are checked, and the fast integer routes are bit-equal."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def split(trained: LoraTraining | None = None, **options: Any) -> HybridFHEModel
 
 
 def holding(pattern: Tensor) -> int:
-    """How many tensors and arrays of this process hold these values, in floats."""
+    """The number of tensors and arrays in this process that hold these values."""
     gc.collect()
     held = [t for t in gc.get_objects() if issubclass(type(t), Tensor | np.ndarray) and tuple(t.shape) == pattern.shape]
     return sum(torch.equal(torch.as_tensor(t).double(), pattern) for t in held if getattr(t, "device", None) != META)
@@ -49,7 +49,7 @@ META = torch.device("meta")
 
 
 class TestClearing:
-    def test_no_weight_stays_and_only_remote_is_left(self, tmp_path: Path) -> None:
+    def test_clearing_leaves_no_weight_and_only_mode_remote(self, tmp_path: Path) -> None:
         hybrid = split()
         layer: Any = hybrid.model.inference_model[2]
         name = "inference_model.2.base_layer.forward_module"
@@ -58,7 +58,10 @@ class TestClearing:
         del quantized
         assert [holding(torch.tensor(pattern, dtype=torch.float64)) > 1 for pattern in patterns] == [True, True]
         hybrid.save_and_clear_private_info(tmp_path)
-        assert [holding(torch.tensor(pattern, dtype=torch.float64)) for pattern in patterns] == [1, 1]  # the pattern
+        assert [holding(torch.tensor(pattern, dtype=torch.float64)) for pattern in patterns] == [
+            1,
+            1,
+        ]  # only the pattern itself
         assert layer.weight.is_meta
         assert layer.weight.shape == (7, 8)
         for mode in ("torch", "disable", "simulate", "execute"):
@@ -67,14 +70,14 @@ class TestClearing:
         with pytest.raises(RuntimeError, match="compile_model comes first, and once"):
             hybrid.save_and_clear_private_info(tmp_path / "again")
 
-    def test_before_compiling(self, tmp_path: Path) -> None:
+    def test_clearing_before_compiling_is_refused(self, tmp_path: Path) -> None:
         trained = training()
         hybrid = HybridFHEModel(trained, get_remote_names(trained))
         with pytest.raises(RuntimeError, match="compile_model comes first"):
             hybrid.save_and_clear_private_info(tmp_path)
         assert not list(tmp_path.iterdir())
 
-    def test_a_weight_that_stays_in_use_is_not_cleared(self, tmp_path: Path) -> None:
+    def test_a_weight_shared_with_a_local_module_is_not_cleared(self, tmp_path: Path) -> None:
         tied = nn.Embedding(7, 8)
         trained = training()
         layer: Any = trained.inference_model[2]
@@ -88,25 +91,25 @@ class TestClearing:
         assert not list(tmp_path.iterdir())
         assert not layer.weight.is_meta
 
-    def test_a_weight_whose_other_product_runs_here_is_not_cleared(self, tmp_path: Path) -> None:
+    def test_a_weight_whose_backward_product_runs_locally_is_not_cleared(self, tmp_path: Path) -> None:
         trained = training()
         hybrid = HybridFHEModel(trained, [name for name in get_remote_names(trained) if "forward" in name])
         hybrid.compile_model((X, LABELS))
         with pytest.raises(RuntimeError, match=r"backward_module needs the weight that it shares"):
             hybrid.save_and_clear_private_info(tmp_path)
 
-    def test_dora_needs_its_weight(self, tmp_path: Path) -> None:
+    def test_the_weight_of_a_dora_layer_is_not_cleared(self, tmp_path: Path) -> None:
         with pytest.raises(RuntimeError, match="is a DoRA layer, which needs its weight here"):
             split(training(dora=True)).save_and_clear_private_info(tmp_path)
 
-    def test_what_still_holds_a_weight_is_named(self, tmp_path: Path) -> None:
+    def test_an_error_names_the_holder_of_a_weight(self, tmp_path: Path) -> None:
         hybrid = split()
         optimiser = [dict(enumerate(hybrid.model.parameters()))]
         with pytest.raises(RuntimeError, match=r"tensors with their values remain, held by .*dict"):
             hybrid.save_and_clear_private_info(tmp_path)
         assert optimiser
 
-    def test_a_merged_adapter_is_not_compiled(self) -> None:
+    def test_a_merged_adapter_is_refused(self) -> None:
         trained = training()
         layer: Any = trained.inference_model[0]
         layer.merge()
@@ -116,7 +119,7 @@ class TestClearing:
 
 
 class TestClientFiles:
-    def test_a_new_process_takes_over_the_clients_part(self, tmp_path: Path) -> None:
+    def test_a_new_model_loads_the_clients_part(self, tmp_path: Path) -> None:
         hybrid = split()
         expected = {name: module.quantized.to_arrays() for name, module in hybrid.remote_modules.items()}  # type: ignore[union-attr]
         hybrid.save_and_clear_private_info(tmp_path)
@@ -131,7 +134,7 @@ class TestClientFiles:
         with pytest.raises(RuntimeError, match="was cleared here"):
             other.set_fhe_mode("disable")
 
-    def test_parts_of_other_modules_and_damaged_parts_are_refused(self, tmp_path: Path) -> None:
+    def test_parts_for_other_modules_and_damaged_parts_are_refused(self, tmp_path: Path) -> None:
         split().save_and_clear_private_info(tmp_path)
         trained = training()
         names = get_remote_names(trained)
@@ -153,7 +156,7 @@ class TestClientFiles:
 
 
 def noisy(**options: Any) -> HybridFHEModel:
-    """Under parameters whose noise shows."""
+    """A split model with parameters whose noise changes the results."""
     torch.manual_seed(0)
     hybrid = HybridFHEModel(nn.Sequential(nn.Linear(6, 8)), ["0"], backend="fast", **options)
     hybrid.compile_model(X)
@@ -161,7 +164,7 @@ def noisy(**options: Any) -> HybridFHEModel:
 
 
 class TestNoiseOfSimulation:
-    def test_each_model_has_noise_of_its_own(self) -> None:
+    def test_each_model_draws_its_own_noise(self) -> None:
         one = noisy()
         other = HybridFHEModel(nn.Sequential(nn.Linear(6, 8)), ["0"], backend="fast")
         other.model.load_state_dict(one.model.state_dict())
@@ -169,10 +172,10 @@ class TestNoiseOfSimulation:
         assert torch.equal(one(X, "disable"), other(X, "disable"))
         assert not torch.equal(one(X, "simulate"), other(X, "simulate"))
 
-    def test_torch_decides_the_seed_that_is_not_given(self) -> None:
+    def test_the_default_noise_seed_comes_from_torch(self) -> None:
         assert torch.equal(noisy()(X, "simulate"), noisy()(X, "simulate"))
 
-    def test_a_seed_decides_it_whatever_else_is_drawn(self) -> None:
+    def test_a_noise_seed_fixes_the_noise_whatever_torch_draws(self) -> None:
         one, other = noisy(noise_seed=3), noisy(noise_seed=3)
         for _ in range(3):
             expected = one(X, "simulate")
@@ -186,7 +189,7 @@ class TestNoiseOfSimulation:
         assert not any(torch.equal(a, b) for i, a in enumerate(drawn) for b in drawn[:i])
 
     @pytest.mark.parametrize("seed", [-1, 1.5, True, "3"])
-    def test_a_seed_that_is_none_is_refused(self, seed: Any) -> None:
+    def test_an_invalid_noise_seed_is_refused(self, seed: Any) -> None:
         with pytest.raises(ValueError, match=rf"noise_seed = {seed!r}: expected an int, at least 0, or None"):
             noisy(noise_seed=seed)
 
@@ -211,7 +214,7 @@ class TestChangedWeights:
             hybrid(x)
 
     @pytest.mark.parametrize("shape", [(1025, 1), (2047, 1), (64, 64), (7, 1000), (5000, 3)])
-    def test_what_is_compared_lies_in_every_part(self, shape: tuple[int, int]) -> None:
+    def test_the_compared_elements_are_spread_over_the_whole_weight(self, shape: tuple[int, int]) -> None:
         t = torch.arange(math.prod(shape)).reshape(shape)
         some = some_of(t)
         assert len(some) == 1024
@@ -222,7 +225,7 @@ class TestChangedWeights:
 
 
 class TestCheckpoint:
-    def test_names_are_those_of_the_model_before_it_was_split(self) -> None:
+    def test_the_state_dict_keeps_the_names_of_the_unsplit_model(self) -> None:
         model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
         before = {name: value.clone() for name, value in model.state_dict().items()}
         HybridFHEModel(model, ["1"])
@@ -232,7 +235,7 @@ class TestCheckpoint:
 
 
 class TestFastIntegers:
-    """On the CPU's own routes: that by an interpreted kernel is in tests/test_integers_kernel.py."""
+    """The CPU's int8 and float32 routes; tests/test_integers_kernel.py tests the interpreted kernel."""
 
     @pytest.fixture(autouse=True)
     def _no_kernel(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,7 +244,9 @@ class TestFastIntegers:
     @pytest.mark.parametrize("n_bits", [2, 5, 8, 9, 16])
     @pytest.mark.parametrize("shape", [(200, 33, 7), (65, 5, 3), (1, 1, 2), (3, 1, 5), (0, 3, 2), (2, 0, 2), (2, 3, 0)])
     @pytest.mark.parametrize("offset", [0.0, 1000.0])
-    def test_every_route_gives_the_references_bits(self, n_bits: int, shape: tuple[int, ...], offset: float) -> None:
+    def test_every_route_is_bit_equal_to_the_reference(
+        self, n_bits: int, shape: tuple[int, ...], offset: float
+    ) -> None:
         m, k, n = shape
         generator = torch.Generator().manual_seed(m + k + n)
         x, weight = (torch.randn(size, generator=generator) + offset for size in ((m, k), (n, k)))
@@ -254,12 +259,12 @@ class TestFastIntegers:
             for dtype in (torch.float64, torch.bfloat16):
                 assert torch.equal(plain(x, dtype), fast(x, dtype))
 
-    def test_rows_that_require_grad_are_taken_as_the_reference_takes_them(self) -> None:
+    def test_inputs_that_require_grad_give_the_references_result(self) -> None:
         weight, x = torch.linspace(-1, 1, 66).reshape(2, 33), torch.linspace(0, 3, 99).reshape(3, 33)
         plain, fast = (kind(weight, weight.sum(1), 8, None) for kind in (reference.QuantizedLinear, QuantizedLinear))
         assert torch.equal(fast(x.requires_grad_(), torch.float32), plain(x, torch.float32))
 
-    def test_float32_products_where_they_are_exact(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_float32_products_are_used_only_where_they_are_exact(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("optimized.quantization.why_not_int8", lambda *_: "not here")
         weight, x = torch.linspace(-1, 1, 64).reshape(4, 16), torch.linspace(0, 1, 48).reshape(3, 16)
         plain, fast = reference.QuantizedLinear(weight, None, 8), QuantizedLinear(weight, None, 8)
@@ -277,14 +282,14 @@ class TestFastIntegers:
         finally:
             torch.set_float32_matmul_precision(before)
 
-    def test_reasons_against_int8(self) -> None:
+    def test_int8_products_are_refused_with_a_reason(self) -> None:
         weight = torch.linspace(-1, 1, 64).reshape(4, 16)
         x = torch.zeros(2, 16, dtype=torch.int64)
         assert why_not_int8(QuantizedLinear(weight, None, 9), x) == "9 bits do not fit int8"
         one: Any = why_not_int8(QuantizedLinear(weight[:, :1], None, 8), x[:, :1])
         assert "one feature" in one
 
-    def test_nothing_is_drawn_where_no_noise_survives(self) -> None:
+    def test_noise_that_would_round_to_zero_is_not_drawn(self) -> None:
         trained = training()
         hybrid = optimized.HybridFHEModel(trained, get_remote_names(trained))
         hybrid.compile_model((X, LABELS))

@@ -1,4 +1,4 @@
-"""One reading of g gives what two give: partial sums, tails, layouts, ranks; and which of both is chosen."""
+"""The kernel that reads g once computes both T and dB: partial sums, tails, layouts, ranks, and when it is chosen."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from optimized.dispatch.routes import CACHED_BYTES, why_not_one_reading
 from optimized.tuned_kernels import MOST_ONE_READING_RANK
 from tests.support.interpreter import interpreted
 
-# Interpreted blocks are at most 128: several tiles of N and several splits of M, each with a tail.
+# Interpreted blocks are at most 128: the large shapes have several tiles of N and splits of M, each with a tail.
 SHAPES = ((5, 7, 3), (130, 200, 16), (600, 150, 32), (16, 16, 1))
 
 
 def both_products() -> None:
-    """T and dB at each shape, dtype and layout, within what their sums and one rounding allow."""
+    """T and dB, at each shape, dtype and layout, are within the error of their sums and one rounding."""
     from optimized import kernels
 
     torch.manual_seed(0)
@@ -45,7 +45,7 @@ def both_products() -> None:
 
 
 def laid_out(g: Tensor, layout: str) -> Tensor:
-    """The same matrix with rows or columns of unit stride, or with NaN between its columns."""
+    """The matrix with contiguous rows, with contiguous columns, or with NaN between its columns."""
     if layout == "columns":
         return g.t().contiguous().t()
     if layout == "every other":
@@ -54,7 +54,7 @@ def laid_out(g: Tensor, layout: str) -> Tensor:
 
 
 def far_columns() -> None:
-    """Columns of the factor 2³⁰ elements apart: the third is beyond 2³¹, where 32-bit offsets wrap."""
+    """The factor's columns are 2³⁰ elements apart, so the third is beyond 2³¹, where 32-bit offsets overflow."""
     from optimized import kernels
 
     torch.manual_seed(0)
@@ -67,18 +67,18 @@ def far_columns() -> None:
 
 
 def far(near: Tensor) -> Tensor:
-    """A copy whose columns are that far apart, in pages of which the others are never touched."""
+    """A copy with columns 2³⁰ + 64 elements apart; the pages between them are never touched."""
     apart = 2**30 + 64
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
     pages = mmap.mmap(-1, 2 * (2 * apart + len(near)), flags=flags)
     return torch.frombuffer(pages, dtype=near.dtype).as_strided(near.shape, (1, apart)).copy_(near)
 
 
-def test_a_factor_may_have_its_columns_far_apart() -> None:
+def test_columns_of_a_factor_may_be_far_apart() -> None:
     interpreted(far_columns)
 
 
-def test_one_reading_of_g_gives_both_products() -> None:
+def test_one_read_of_g_gives_both_products() -> None:
     interpreted(both_products)
 
 
@@ -93,7 +93,7 @@ def test_one_reading_of_g_gives_both_products() -> None:
         ("meta", CACHED_BYTES, torch.bfloat16, 33, "at rank 33"),
     ],
 )
-def test_g_is_read_once_where_that_saves_bytes(
+def test_the_single_read_kernel_is_chosen_only_where_it_saves_bytes(
     device: str, elements: int, dtype: torch.dtype, rank: int, reason: str | None
 ) -> None:
     g = torch.empty(elements, 1, dtype=dtype, device=device)

@@ -1,4 +1,4 @@
-"""TARGETS.md: its code and commands are run in order, what they print is compared, and its table is the code's."""
+"""TARGETS.md: its code and commands run in order and print the page's output, and its table agrees with the code."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def test_what_the_page_says_happens(tmp_path: Path) -> None:
     assert reader.status == 0
 
 
-def test_the_page_has_five_steps_and_every_fence_is_run() -> None:
+def test_the_page_has_five_steps_and_every_code_block_is_run() -> None:
     assert re.findall(r"(?m)^## (\d)\. ", PAGE) == list("12345")
     assert PAGE.count("```") == 2 * len(BLOCK.findall(PAGE))
     assert all(name for kind, name, _ in BLOCK.findall(PAGE) if kind != "console")
 
 
-def test_the_workflow_on_the_page_uses_the_action_as_it_is() -> None:
+def test_the_pages_workflow_uses_the_actions_real_inputs() -> None:
     (text,) = (text for kind, _, text in BLOCK.findall(PAGE) if kind == "yaml")
     steps = yaml.safe_load(text)["jobs"]["conformance"]["steps"]
     action = yaml.safe_load(ACTION.read_text())
@@ -52,7 +52,7 @@ def test_the_workflow_on_the_page_uses_the_action_as_it_is() -> None:
     assert required <= set(step["with"]) <= set(action["inputs"])
 
 
-def test_the_contract_is_the_codes() -> None:
+def test_the_contract_table_agrees_with_the_code() -> None:
     assert targets_page.page(PAGE, load_all().values()) == PAGE, "run `loraspec spec`"
     readme = targets_page.README.read_text(encoding="utf-8")
     assert targets_page.readme(readme) == readme, "run `loraspec spec`"
@@ -64,7 +64,7 @@ def test_the_contract_is_the_codes() -> None:
     assert required == [name for group in groups().values() for name in group.required]
 
 
-def test_a_page_without_a_place_for_the_table_is_an_error() -> None:
+def test_a_page_without_the_contract_marker_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"TARGETS\.md has no <!-- contract"):
         targets_page.page("# Targets\n", [])
     with pytest.raises(ValueError, match=r"README\.md has no <!-- contract"):

@@ -1,4 +1,4 @@
-"""The table of block configurations: what is measured, what a measurement decides, and that each one is right."""
+"""The table of block configurations: its measurements, the choices they make, and the kernels' results with each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.interpreter import interpreted
 
 
 def every_configuration() -> None:
-    """Each of the shipped table, on two tiles in each direction or, of what it walks, two steps."""
+    """Each configuration of the shipped table gives exact results on two tiles, or two loop steps, along each axis."""
     from optimized import kernels
 
     torch.manual_seed(0)
@@ -45,11 +45,11 @@ def every_configuration() -> None:
     assert len(tried) == 6
 
 
-def test_every_configuration_of_the_table_is_right() -> None:
+def test_every_configuration_of_the_table_gives_right_results() -> None:
     interpreted(every_configuration)
 
 
-def test_one_kernel_is_tuned_for_each_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_single_kernel_is_tuned_separately_for_forward_and_backward(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = {"M": 16, "N": 24, "K": 32, "R": 8}
     x, weight, g, A, B, S = (torch.ones(shape) for shape in ((16, 32), (24, 32), (16, 24), (8, 32), (24, 8), (16, 8)))
     seen: list[tuple[bool, bool]] = []
@@ -76,7 +76,7 @@ def test_one_kernel_is_tuned_for_each_pass(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def entry(**changed: object) -> dict[str, object]:
-    """A measured entry for one bucket."""
+    """A measured entry for one bucket of sizes."""
     plain = {
         "kernel": "linear_expand",
         "device": "NVIDIA H100",
@@ -93,7 +93,7 @@ def entry(**changed: object) -> dict[str, object]:
 
 @pytest.fixture
 def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A table of the test's own in place of the package's."""
+    """An own table for the test, in place of the package's."""
     path = tmp_path / "tuned.json"
     monkeypatch.setattr(tuned, "_shipped", lambda: tuned.entries(path))
     tuned._entry.cache_clear()
@@ -101,7 +101,7 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     tuned._entry.cache_clear()
 
 
-def test_only_a_measurement_of_its_bucket_makes_a_kernel_win(table: Path) -> None:
+def test_a_kernel_wins_only_by_a_measurement_for_its_bucket(table: Path) -> None:
     wide, narrow = entry(M=None, blocks={"BLOCK_M": 32}, origin=tuned.MODELLED), entry(R=128, instead_milliseconds=0.4)
     tuned.write([wide, entry(), narrow], table)
     device, sizes = "NVIDIA H100 80GB HBM3", {"M": 8000, "N": 4096, "K": 4000, "R": 3}
@@ -116,7 +116,9 @@ def test_only_a_measurement_of_its_bucket_makes_a_kernel_win(table: Path) -> Non
     ("changed", "message"),
     [({"origin": "guessed"}, "origin 'guessed': expected"), ({"versions": None}, None)],
 )
-def test_a_table_says_where_its_entries_come_from(table: Path, changed: dict[str, object], message: str | None) -> None:
+def test_an_entry_without_a_valid_origin_or_versions_is_refused(
+    table: Path, changed: dict[str, object], message: str | None
+) -> None:
     tuned.write([entry(**changed)], table)
     if message is None:
         found = json.loads(table.read_text())
@@ -127,7 +129,7 @@ def test_a_table_says_where_its_entries_come_from(table: Path, changed: dict[str
         tuned.entries(table)
 
 
-def test_the_shipped_table_is_whole_and_claims_no_measurement_without_times() -> None:
+def test_the_shipped_table_has_every_kernel_for_h100_and_h200() -> None:
     shipped = tuned.entries()
     assert {(e["kernel"], e["device"]) for e in shipped} >= {
         (k, d) for k in ("shrink_and_grad", "linear_expand", "linear_expand, backward") for d in ("H100", "H200")
@@ -136,7 +138,7 @@ def test_the_shipped_table_is_whole_and_claims_no_measurement_without_times() ->
 
 def test_tuning_takes_the_fastest_right_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = [Config({"BLOCK_M": 16 * n}, num_warps=4, num_stages=2) for n in (1, 2, 3, 4)]
-    times = iter((5.0, 3.0, 7.0))  # of the two that are right, and of what they replace
+    times = iter((5.0, 3.0, 7.0))  # the two right candidates, and the kernels that they would replace
     exact = torch.ones(2, 2)
 
     def run(config: Config) -> tuple[torch.Tensor]:
@@ -170,7 +172,7 @@ def test_each_size_is_tuned_once() -> None:
     }
 
 
-def test_one_wrong_element_or_one_not_written_is_wrong() -> None:
+def test_one_wrong_or_unwritten_element_makes_a_candidate_wrong() -> None:
     exact = torch.randn(256, 256)
     found = exact.clone()
     assert tune._is_right(found, exact)
@@ -182,7 +184,7 @@ def test_one_wrong_element_or_one_not_written_is_wrong() -> None:
     assert written.isnan().all()
 
 
-def test_tuning_asks_for_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tuning_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert tune.main([]) == 2
     assert "no GPU at hand" in capsys.readouterr().err

@@ -13,7 +13,7 @@
 - `products`, `kernels`: the products of an update, in Triton; `tuned_kernels` names those with measured configurations.
 - `dispatch`: the choice between several correct implementations, with reasons.
 - `gradnorm`, `training`: the gradient norm in one pass over the gradients.
-- `quantization`, `service.remote_module`, `splitting`: integer products in int8, float32 or float64, the fastest
+- `quantization`, `service.remote_module`, `split_model`: integer products in int8, float32 or float64, the fastest
   exact one; on a GPU one kernel multiplies, corrects for the zero points and scales.
 - `hybrid`: a frozen layer as one autograd node if its products run locally.
 - `checkpoint`: the reference's files, loaded into the layers of `optimized`.
@@ -38,7 +38,7 @@ from optimized.nodes.adapter import LoRATritonFunction
 from optimized.qkv import lora_qkv
 from optimized.quantization import QuantizedLinear
 from optimized.service.remote_module import RemoteModule
-from optimized.splitting import HybridFHEModel
+from optimized.split_model import HybridFHEModel
 from optimized.training import LoraTraining
 from reference import (
     LINEAR_LAYERS,

@@ -21,7 +21,7 @@ lora_B B [N, r], scale s, and g for the gradient of the output.
   `training_file`: a training run, `save_training` and `load_training`; `peft_format`, `tensor_file`, `plain_values`
   and `whole_files`.
 - `quantization`: numbers as n-bit integers, and `QuantizedLinear`, a linear layer that multiplies them.
-- `splitting`: a model whose products run remotely, `HybridFHEModel`.
+- `split_model`: a model whose products run remotely, `HybridFHEModel`.
 - the package `encrypted`: encrypted integer products.
   - `noise`: the parameter sets of the encryption, `EncryptionParameters`, and the noise of its results.
   - `envelope`, `layout`: the checks of a message before it is used.
@@ -70,7 +70,7 @@ from .service.client import RemoteClient, RemoteError
 from .service.remote_module import RemoteModule
 from .service.server import serve
 from .service.shared_state import HybridFHEMode
-from .splitting import HybridFHEModel
+from .split_model import HybridFHEModel
 from .training import LoraTraining
 
 __all__ = [

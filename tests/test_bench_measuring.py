@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from conformance.bench import clock, measuring, memory, work
+from conformance.bench import clock, measurement, memory, work
 from conformance.bench.layers import Operands, Problem
 from conformance.bench.measured_case import Spread
-from conformance.bench.measuring import Pace, Turn
+from conformance.bench.measurement import Pace, Turn
 from tests.support.timed_targets import CEILINGS, SIZE, K, M, N, R, contender, layer_of, measured, twice
 
 
@@ -79,16 +79,16 @@ def test_layers_are_timed_in_turns_and_compared_within_a_round(monkeypatch: pyte
     operands = Operands(problem)
     turns = {name: Turn(contender().built(problem, operands), nullcontext) for name in ("first", "second", "third")}
     machine = Machine(monkeypatch, turns)
-    times = measuring.interleaved(turns, operands, "cpu", Pace(rounds=3))
+    times = measurement.interleaved(turns, operands, "cpu", Pace(rounds=3))
     a, b, c = turns
     assert machine.seen == [a, b, c, a, b, c, b, c, a, c, a, b]
     assert times == {"first": [1, 10, 1], "second": [2, 20, 2], "third": [3, 30, 3]}
-    assert measuring.spread(times["third"], times["second"]) == Spread(1.5, (1.5, 1.5))
+    assert measurement.spread(times["third"], times["second"]) == Spread(1.5, (1.5, 1.5))
 
 
 def test_a_ratio_has_its_quartiles() -> None:
-    assert measuring.spread([1, 2, 3, 4, 5, 6, 7], [1] * 7) == Spread(4, (2, 6))
-    assert measuring.spread([2, 4], [1, 4]).median == 1.5
+    assert measurement.spread([1, 2, 3, 4, 5, 6, 7], [1] * 7) == Spread(4, (2, 6))
+    assert measurement.spread([2, 4], [1, 4]).median == 1.5
 
 
 def test_the_cpu_clock_calls_a_step_the_given_number_of_times() -> None:

@@ -19,7 +19,7 @@ import jsonschema
 import pytest
 
 import conformance
-from conformance.report.matrix import markdown, reading
+from conformance.report.matrix import markdown, saved_reports
 from conformance.report.matrix.assemble import assemble
 from conformance.specification.clause import MUST, load_all
 
@@ -50,7 +50,7 @@ def failing(report: dict[str, Any]) -> set[str]:
 
 
 def test_the_committed_matrix_is_made_from_the_committed_reports() -> None:
-    columns = [reading.read(path, PLACE) for path in reading.reports(PLACE / "reports")]
+    columns = [saved_reports.read(path, PLACE) for path in saved_reports.reports(PLACE / "reports")]
     made = markdown.document(assemble(columns))
     assert (PLACE / "reports" / "MATRIX.md").read_text() == made, "loraspec matrix conformance/reports makes it anew"
 

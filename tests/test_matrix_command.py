@@ -12,7 +12,7 @@ import pytest
 
 from conformance import cli
 from conformance.errors import UsageError
-from conformance.report.matrix import markdown, page, reading
+from conformance.report.matrix import markdown, page, saved_reports
 from conformance.report.report import Report
 from tests.support.commands import loraspec
 from tests.support.matrices import a_report
@@ -38,16 +38,16 @@ def test_a_folder_of_reports_is_read_in_the_order_of_versions(tmp_path: Path) ->
     (tmp_path / "bench.json").write_text("[1, 2]")
     (tmp_path / "mine" / "v9").mkdir()
     (tmp_path / "mine" / "v9" / "repro_LIN-FWD.py").write_text("print()")
-    found = reading.reports(tmp_path)
+    found = saved_reports.reports(tmp_path)
     assert [file.name for file in found] == ["v9.json", "v10.json"]
-    column = reading.read(found[0], tmp_path / "report")
+    column = saved_reports.read(found[0], tmp_path / "report")
     assert (column.scripts, column.code) == ({"LIN-FWD": "print()"}, 1)
     assert column.script_path("LIN-FWD") == "../mine/v9/repro_LIN-FWD.py"
 
 
 def test_a_report_without_a_date_says_so(tmp_path: Path) -> None:
     old = replace(a_report(), date=None)
-    (column,) = [reading.read(file, tmp_path) for file in reading.reports(committed(tmp_path, v1=old))]
+    (column,) = [saved_reports.read(file, tmp_path) for file in saved_reports.reports(committed(tmp_path, v1=old))]
     assert "not recorded" in markdown.document(made(column))
     assert "not recorded" in page.document([column])
 
@@ -66,7 +66,7 @@ def test_an_invalid_report_is_refused(text: str, says: str, tmp_path: Path) -> N
     file = tmp_path / "report.json"
     file.write_text(text)
     with pytest.raises(UsageError) as error:
-        reading.read(file, tmp_path)
+        saved_reports.read(file, tmp_path)
     assert says in str(error.value)
 
 
@@ -91,7 +91,7 @@ def test_an_argument_is_a_report_or_a_target(
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).touch()
     monkeypatch.chdir(tmp_path)
-    assert reading.is_report(word) == is_one
+    assert saved_reports.is_report(word) == is_one
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from reference.service.client import RemoteClient, RemoteError
-from reference.splitting import HybridFHEModel
+from reference.split_model import HybridFHEModel
 from tests.support.commands import python
 from tests.support.served_models import Client
 from tests.support.server import PlainBackend, answering, serving

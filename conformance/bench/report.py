@@ -9,7 +9,7 @@ from typing import Any
 from conformance.bench.admission import Admission
 from conformance.bench.ceilings import Ceilings
 from conformance.bench.measured_case import MEASURED, UNSUPPORTED, MeasuredCase
-from conformance.bench.measuring import Pace
+from conformance.bench.measurement import Pace
 from conformance.report.record_json import as_json
 
 

@@ -14,7 +14,7 @@ from conformance.bench import ceilings, layers
 from conformance.bench.admission import Admission, examined
 from conformance.bench.cases import Size
 from conformance.bench.layers import Contender, Problem
-from conformance.bench.measuring import Pace, measure
+from conformance.bench.measurement import Pace, measure
 from conformance.bench.report import BenchReport
 from conformance.errors import UsageError
 from conformance.run.plan import device_name, versions

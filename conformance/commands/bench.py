@@ -49,7 +49,7 @@ def add(commands: output.Commands) -> None:
 def execute(options: argparse.Namespace) -> int:
     """Run it; the exit code, which is 1 where a target is not ranked."""
     dtypes = _dtypes(options)
-    from conformance.bench import measuring, plot, session, table
+    from conformance.bench import measurement, plot, session, table
     from conformance.bench.report import exit_code
     from conformance.report import files
     from conformance.report.terminal import console
@@ -67,7 +67,7 @@ def execute(options: argparse.Namespace) -> int:
         dropout=options.dropout,
         memory_efficient=options.memory_efficient,
         unranked=options.unranked,
-        pace=measuring.Pace(options.rounds or (41 if options.device == "cpu" else 15), options.seconds),
+        pace=measurement.Pace(options.rounds or (41 if options.device == "cpu" else 15), options.seconds),
     )
     found = session.run(wanted, console(stderr=True).print)
     written = [path]

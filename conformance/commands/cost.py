@@ -29,13 +29,13 @@ def execute(options: argparse.Namespace) -> int:
     from pathlib import Path
 
     from conformance.errors import UsageError
-    from conformance.report.matrix import reading
+    from conformance.report.matrix import saved_reports
     from conformance.run import cost, expected_seconds
 
-    found = reading.reports(Path(options.report))
+    found = saved_reports.reports(Path(options.report))
     if len(found) > 1:
         raise UsageError(f"{options.report!r} holds {len(found)} reports: expected one")
-    report = reading.load(found[0])
+    report = saved_reports.load(found[0])
     if options.record:
         expected_seconds.record(report)
     _show(report, cost.by_group(report), cost.fleet(report, options.profile, options.shards))

@@ -62,22 +62,22 @@ def _asked(options: argparse.Namespace) -> list[Selection | Column]:
     Raises:
         UsageError: before anything is run: for what is named twice, what is no report, and every wrong option.
     """
-    from conformance.report.matrix import reading
+    from conformance.report.matrix import saved_reports
 
     asked: dict[Selection | Path, Selection | Column] = {}
     for word in options.targets:
-        found = reading.reports(Path(word)) if reading.is_report(word) else [run.selected(options, word)]
+        found = saved_reports.reports(Path(word)) if saved_reports.is_report(word) else [run.selected(options, word)]
         for one in found:
             if one in asked:
                 raise UsageError(f"{word!r} is given twice: expected each target and each report once")
-            asked[one] = reading.read(one, options.report_dir) if isinstance(one, Path) else one
+            asked[one] = saved_reports.read(one, options.report_dir) if isinstance(one, Path) else one
     return list(asked.values())
 
 
 def _judged(selection: Selection, options: argparse.Namespace, title: str) -> Column:
     """The column of a target; one that cannot be judged says why, and the others go on."""
     from conformance.errors import SuiteError
-    from conformance.report.matrix import reading
+    from conformance.report.matrix import saved_reports
     from conformance.report.matrix.columns import Column
     from conformance.run import run_target
 
@@ -89,4 +89,4 @@ def _judged(selection: Selection, options: argparse.Namespace, title: str) -> Co
         return Column(target, 2, problem=str(error))
     except SuiteError as error:
         return Column(target, 3, problem=f"the suite itself failed, which says nothing about the target:\n{error}")
-    return reading.read(folder / "report.json", into)
+    return saved_reports.read(folder / "report.json", into)

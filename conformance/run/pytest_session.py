@@ -22,7 +22,7 @@ from conformance.report.verdict import exit_code
 from conformance.run.journal import Journal
 from conformance.run.selection import Selection
 from conformance.run.shards import part
-from conformance.specification.groups import FOLDER, folders
+from conformance.specification.groups import FOLDER
 
 if TYPE_CHECKING:
     from conformance.run.trial import Trial
@@ -206,12 +206,12 @@ class Session:
 
 
 def _ours(nodeid: str) -> bool:
-    # the folder is not part of it where the session's root is the suite itself, nor the file where the session
-    # asks for one file that is outside its root
+    # the path begins at the session's root, which may be the suite or one of its folders; it is empty where the
+    # session collects one file outside its root
     path = PurePath(nodeid.partition("::")[0])
     if path == PurePath():
         return key_of(nodeid) is not None
-    return path.parent.name in folders() and path.parent.parent.name in (FOLDER.name, "")
+    return any(file.parts[-len(path.parts) :] == path.parts for file in FOLDER.rglob("*.py"))
 
 
 def _skipped(clause: Clause) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from conformance.targets.fused_peft import FusedLayer, declaration
-from conformance.targets.wrapping import check, library, version_of
+from conformance.targets.wrapped_layer import check, library, version_of
 
 WRITTEN_FOR = ("axolotl", "0.19.0", "pip install axolotl==0.19.0, on a machine with a GPU")
 with library(*WRITTEN_FOR):

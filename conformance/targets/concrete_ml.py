@@ -12,7 +12,7 @@ import importlib.util
 import sys
 from types import ModuleType
 
-from conformance.targets.wrapping import library, version_of
+from conformance.targets.wrapped_layer import library, version_of
 
 FILE = "concrete/ml/torch/lora.py"
 NAME = "concrete_ml_torch_lora"  # the module's own name, `concrete.ml.torch.lora`, would import all of concrete.ml

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conformance.targets.wrapping import version_of
+from conformance.targets.wrapped_layer import version_of
 
 CONFORMANCE = {"name": "eager PyTorch", "version": version_of("torch")}
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from conformance.targets.wrapping import WrappedLayer, check, library, version_of
+from conformance.targets.wrapped_layer import WrappedLayer, check, library, version_of
 
 WRITTEN_FOR = ("loralib", "0.1.2", "pip install 'loraspec[peers]'")
 with library(*WRITTEN_FOR):

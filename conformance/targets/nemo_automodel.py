@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from conformance.targets.wrapping import check, library, version_of
+from conformance.targets.wrapped_layer import check, library, version_of
 
 WRITTEN_FOR = ("nemo-automodel", "0.7.0", "ci/peers.sh builds an environment with it")
 with library(*WRITTEN_FOR), warnings.catch_warnings():

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from conformance.targets.wrapping import WrappedLayer, check, library, version_of
+from conformance.targets.wrapped_layer import WrappedLayer, check, library, version_of
 
 WRITTEN_FOR = ("torchtune", "0.6.1", "pip install 'loraspec[torchtune]'")
 with library(*WRITTEN_FOR), warnings.catch_warnings():

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from conformance.targets.fused_peft import FusedLayer, declaration
-from conformance.targets.wrapping import check, library, version_of
+from conformance.targets.wrapped_layer import check, library, version_of
 
 WRITTEN_FOR = ("unsloth", "2026.10.9", "pip install unsloth==2026.10.9, on a machine with a GPU")
 with library(*WRITTEN_FOR):

@@ -8,12 +8,12 @@ from typing import Any
 import torch.nn.functional as F
 from torch import nn
 
-from conformance.bench import measuring
+from conformance.bench import measurement
 from conformance.bench.cases import Size
 from conformance.bench.ceilings import Ceilings
 from conformance.bench.layers import Contender, Operands, Problem
 from conformance.bench.measured_case import MeasuredCase
-from conformance.bench.measuring import Pace
+from conformance.bench.measurement import Pace
 from conformance.target.target import Target
 
 SIZE = Size(6, 40, 24, 3)
@@ -47,7 +47,7 @@ def contender(function: Any = plain, name: str = "plain", **declared: Any) -> Co
 
 def measured(*contenders: Contender, **problem: Any) -> MeasuredCase:
     """A measurement of the one size of these."""
-    return measuring.measure(Problem(SIZE, **{"dtype": "float32", **problem}), contenders, CEILINGS, QUICK)
+    return measurement.measure(Problem(SIZE, **{"dtype": "float32", **problem}), contenders, CEILINGS, QUICK)
 
 
 def layer_of(problem: Problem, function: Any = plain) -> tuple[nn.Module, Operands]:

@@ -41,7 +41,7 @@ GROUPS_OF = {
     **dict.fromkeys(("distributed", "sharded"), ("distributed",)),
     **dict.fromkeys(("hybrid", "custom_linear"), ("hybrid", "training")),
     "training": ("training",),
-    **dict.fromkeys(("quantization", "remote_module", "splitting", "noise", "layout", "envelope", "keys"), ("fhe",)),
+    **dict.fromkeys(("quantization", "remote_module", "split_model", "noise", "layout", "envelope", "keys"), ("fhe",)),
     **dict.fromkeys(("shared_state", "weight_version", "library", "encryption", "int8_linear", "integers"), ("fhe",)),
     **dict.fromkeys(("deployment", "protocol", "client", "server", "application"), ("remote",)),
     **dict.fromkeys(("key_store", "listener", "connection", "worker"), ("remote",)),

@@ -7,7 +7,7 @@ from torch import nn
 
 import reference
 from reference.service.remote_module import product_of
-from reference.splitting import _put
+from reference.split_model import _put
 from tests.baselines.fhe import Right, fhe_breaks
 from tests.known_bad.hybrid.kept_result import Kept
 

@@ -46,7 +46,7 @@ def why_not_one_kernel(x: Tensor, weight: Tensor, rank: int, wanted: bool = Fals
     if wanted:
         return None
     if x.device.type == "cpu":
-        return "the interpreted kernel is not faster"
+        return "interpreted kernels are not faster"
     if masked:
         return "one kernel was not measured with a mask"
     if not _measured(linear_expand_entry(weight), x, x.dtype, M=x.shape[0], N=weight.shape[0], K=x.shape[1], R=rank):

@@ -60,9 +60,8 @@ def test_seconds_per_case_are_recorded_one_clause_per_line_and_others_stay(tmp_p
     path.write_text('{"FHE-A": {"cpu": 2.0}, "LIN-FWD": {"cpu": 7.0}}')
     expected_seconds.record(a_report(12.3), path)
     assert path.read_text() == '{\n"FHE-A": {"cpu": 2.0},\n"LIN-FWD": {"cpu": 2.0}\n}\n'
-    expected_seconds.record(
-        a_report(12.1), path
-    )  # 2.46 and 2.42 s per case round alike: noise does not change the file
+    # 2.46 and 2.42 s per case round alike, so noise does not change the file
+    expected_seconds.record(a_report(12.1), path)
     assert json.loads(path.read_text())["LIN-FWD"] == {"cpu": 2.0}
 
 

@@ -59,6 +59,5 @@ def test_torch_in_float32_is_within_the_allowance_and_bfloat16_is_not(activation
     allowed = activation_curves.value_error(exact, activation, unit)
     assert (np.abs(value - activation_curves.value(exact, activation)) <= allowed).all()
     narrow = numbers(activated(t.bfloat16(), activation))
-    assert (
-        np.abs(narrow - activation_curves.value(exact, activation)) > allowed
-    ).mean() > 0.3  # the allowance is tight
+    # the allowance is tight: many errors in bfloat16 exceed it
+    assert (np.abs(narrow - activation_curves.value(exact, activation)) > allowed).mean() > 0.3

@@ -48,9 +48,8 @@ def test_key_uploads_wait_for_a_free_slot(server: Server) -> None:
 def test_a_client_that_does_not_read_its_answer_is_disconnected(server: Server) -> None:
     client = Client(server.address)
     assert client.is_right()
-    body = BACKEND.encrypt(
-        client.inputs("two", "wide", 40000), client.keys
-    )  # answered with 20 MB, more than any socket buffer holds
+    # the answer has 20 MB, more than any socket buffer holds
+    body = BACKEND.encrypt(client.inputs("two", "wide", 40000), client.keys)
     key = f"Evaluation-Key: {hashlib.sha256(client.keys.evaluation).hexdigest()}"
     request = http("/evaluate?model=two&module=wide", key, f"Content-Length: {len(body)}", body=body)
     before = server.sockets()

@@ -58,10 +58,7 @@ class TestClearing:
         del quantized
         assert [holding(torch.tensor(pattern, dtype=torch.float64)) > 1 for pattern in patterns] == [True, True]
         hybrid.save_and_clear_private_info(tmp_path)
-        assert [holding(torch.tensor(pattern, dtype=torch.float64)) for pattern in patterns] == [
-            1,
-            1,
-        ]  # only the pattern itself
+        assert [holding(torch.tensor(pattern, dtype=torch.float64)) for pattern in patterns] == [1, 1]  # the pattern
         assert layer.weight.is_meta
         assert layer.weight.shape == (7, 8)
         for mode in ("torch", "disable", "simulate", "execute"):

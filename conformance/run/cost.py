@@ -101,7 +101,7 @@ def fleet(report: Report, profile: str, shards: int) -> Fleet:
 
 def _cases(profile: Profile, clause: str, lane: str) -> int:
     if clause not in REGISTRY:
-        raise UsageError(f"the report has a clause {clause}, which this version of the suite has not")
+        raise UsageError(f"the report has a clause {clause}, which this version of the suite does not have")
     declared = REGISTRY[clause]
     return profile.cases(declared, lane) + profile.searched(declared, lane)
 

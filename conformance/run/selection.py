@@ -114,7 +114,7 @@ def shard_numbers(shard: str) -> tuple[int, int]:
     number, slash, count = shard.partition("/")
     if slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
         return int(number), int(count)
-    raise UsageError(f"shard {shard!r} is none: expected i/n with 1 ≤ i ≤ n, as in 2/5")
+    raise UsageError(f"shard {shard!r} is not valid: expected i/n with 1 ≤ i ≤ n, as in 2/5")
 
 
 def gpu_at_hand() -> bool:

@@ -73,7 +73,7 @@ def test_a_shard_lists_its_own_clauses_and_the_unclaimed_ones() -> None:
 @pytest.mark.parametrize("shard", ["", "2", "0/3", "4/3", "1/0", "a/b", "-1/2", "1/2/3", "1.0/2"])
 def test_an_invalid_shard_is_refused(shard: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", "right", f"--shard={shard}"]) == 2
-    assert f"shard {shard!r} is none: expected i/n" in capsys.readouterr().err
+    assert f"shard {shard!r} is not valid: expected i/n" in capsys.readouterr().err
 
 
 def judged_part(folder: Path, shard: str | None = None, **changes: Any) -> Path:

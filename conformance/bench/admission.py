@@ -20,7 +20,7 @@ class Admission:
     """The conformance of a target.
 
     Attributes:
-        failing: by id the message of each clause that turns the verdict; none for a target that passes.
+        failing: the message of each clause that makes the verdict a failure, by id; empty if the target passes.
     """
 
     spec: str

@@ -12,7 +12,7 @@ Step = Callable[[], Any]
 
 
 def calls(step: Step, device: str, duration: float) -> int:
-    """The number of calls that take about `duration`, after three warm-up calls; 1 on a GPU: do_bench chooses there."""
+    """The number of calls that take about `duration`, after three warm-up calls; 1 on a GPU, where do_bench chooses."""
     if device != "cpu":
         return 1
     _timer(step).timeit(3)

@@ -23,7 +23,7 @@ from conformance.target.target import Target
 
 GROUP = "distributed"
 ONLY = {"DIS-DDP": "ddp", "DIS-FSDP": "fsdp", "DIS-COLWISE": "colwise", "DIS-ROWWISE": "rowwise"}
-TRIES = 8  # cases drawn for one that decides something
+TRIES = 8  # cases drawn for each conclusive case
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class RankCell:
     """A clause on a subject, by one strategy on a number of ranks.
 
     Attributes:
-        seconds: of the median case, or of the failing one.   message: the failing case and what was seen.
+        seconds: the time of the median case, or of the failing one.   message: the failing case and its error.
     """
 
     clause: str
@@ -43,7 +43,7 @@ class RankCell:
     message: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The cell as a JSON object, which has a message only where the cell fails."""
+        """The cell as a JSON object, which has a message only if the cell fails."""
         found: dict[str, Any] = as_json(self)
         return {key: value for key, value in found.items() if key != "message" or value is not None}
 
@@ -81,7 +81,7 @@ def _strategies(clause: Clause) -> tuple[str, ...]:
 
 
 def _cell(clause: Clause, subject: Subject, strategy: str, world: int, cases: int) -> RankCell:
-    """So many cases that decide something, or the first that fails; the seconds of the median one."""
+    """Check cases until `cases` of them are conclusive or one fails. A passing cell has the median of their times."""
     field = "spread" if "spread" in clause.cases.values else "strategy"
     seconds: list[float] = []
     cell = partial(RankCell, clause.id, subject.name, strategy, world)
@@ -103,7 +103,7 @@ def _cell(clause: Clause, subject: Subject, strategy: str, world: int, cases: in
 
 
 def markdown(cells: Sequence[RankCell]) -> str:
-    """A row for each clause, subject and strategy, a column for each number of ranks; then what failed."""
+    """A row for each clause, subject and strategy, a column for each number of ranks; then the failures."""
     worlds = sorted({cell.ranks for cell in cells})
     rows: dict[tuple[str, str, str], dict[int, RankCell]] = {}
     for cell in cells:

@@ -25,14 +25,14 @@ class Spread:
 
 @dataclass(frozen=True)
 class Costs:
-    """What a training step of a layer costs.
+    """The costs of a training step of a layer.
 
     Attributes:
-        seconds: the median of those of the rounds.   over: by other layer the ratio of times of the same round.
+        seconds: the median over the rounds.   over: for each other layer, the ratio of times of the same round.
         flops_per_second, bytes_per_second: the formula's work in the median time, and its share of each ceiling.
         over_roofline: the median time ÷ the least time that the ceilings allow.
         flops_counted: operations that torch's counter sees.
-        saved_bytes: what forward keeps for backward.   peak_bytes: the most that is held at a time.
+        saved_bytes: memory that forward saves for backward.   peak_bytes: the largest memory in use at a time.
     """
 
     seconds: float
@@ -101,7 +101,7 @@ class MeasuredCase:
 
     @property
     def placed(self) -> list[tuple[str, Costs]]:
-        """The labels and costs of the layers that have a place, in its order."""
+        """The labels and costs of the ranked layers, in the order of their places."""
         return [(row.label, row.costs) for row in self.layers if row.status == MEASURED and row.costs]
 
     def to_json(self) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def measure(problem: Problem, contenders: Sequence[Contender], ceilings: Ceiling
 
 
 def _turn(contender: Contender, problem: Problem, operands: Operands, agreement: Agreement) -> Turn | str:
-    """The turn of a contender, or why it takes none: an error of the target, or what it gets wrong."""
+    """The turn of a contender, or the reason why it has no turn: an error of the target, or a wrong result."""
     if problem.dtype not in contender.target.dtypes:
         return UNSUPPORTED
     try:

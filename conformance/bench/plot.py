@@ -27,7 +27,7 @@ def check_installed() -> None:
 
 
 def drawn(found: BenchReport) -> bytes:
-    """A PNG of a report with one case at least."""
+    """A PNG of a report that has at least one case."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

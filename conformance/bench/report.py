@@ -18,8 +18,8 @@ class BenchReport:
     """A benchmark.
 
     Attributes:
-        threads: of torch.   load_at_start: processes that were running before anything was measured.
-        versions: by name the versions of Python and of the packages that it depends on.
+        threads: the number of torch's threads.   load_at_start: the load average before the first measurement.
+        versions: the versions of Python and of the packages that the benchmark depends on, by name.
     """
 
     device: str
@@ -35,7 +35,7 @@ class BenchReport:
     cases: tuple[MeasuredCase, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """The report as a JSON object, as bench.json has it."""
+        """The report as a JSON object, in the format of bench.json."""
         found: dict[str, Any] = as_json(self)
         found["targets"] = [as_json(target) | {"verdict": target.verdict} for target in self.targets]
         found["cases"] = [case.to_json() for case in self.cases]
@@ -43,6 +43,6 @@ class BenchReport:
 
 
 def exit_code(targets: Iterable[Admission], cases: Iterable[MeasuredCase]) -> int:
-    """0 where every target passed and every layer ran, else 1."""
+    """The exit code: 0 if every target passed and every layer ran, else 1."""
     ran = all(row.status in (MEASURED, UNSUPPORTED) for case in cases for row in case.layers)
     return 0 if ran and all(target.passes for target in targets) else 1

@@ -41,7 +41,7 @@ class Wanted:
 
 
 def run(wanted: Wanted, say: Callable[[str], None]) -> BenchReport:
-    """Measure all cases, and say what is going on.
+    """Measure all cases, and report progress through `say`.
 
     Raises:
         UsageError: if a target does not import or has nothing to time, or the device does not exist.
@@ -80,7 +80,7 @@ def run(wanted: Wanted, say: Callable[[str], None]) -> BenchReport:
 
 
 def _contenders(admitted: list[Admission], wanted: Wanted) -> list[Contender]:
-    """The timed layers of the targets; a change of the number of threads by an import is undone."""
+    """The timed layers of the targets. If importing a target changes torch's number of threads, the number is reset."""
     threads = torch.get_num_threads()
     found = []
     for admission in admitted:

@@ -28,7 +28,7 @@ def rows(case: MeasuredCase, failed: Mapping[str, str]) -> Iterator[list[str]]:
     """The cells of a case: the frozen layer, the layers by place, and the layers and targets without a place.
 
     Args:
-        failed: by target that does not pass, how much it fails.
+        failed: for each target that does not pass, how much it fails.
     """
     names = [label for label, _ in case.placed]
     if case.frozen.costs:
@@ -46,7 +46,7 @@ def rows(case: MeasuredCase, failed: Mapping[str, str]) -> Iterator[list[str]]:
 
 
 def failed(found: BenchReport) -> dict[str, str]:
-    """By target that does not pass, how much it fails; the sentences below name the clauses."""
+    """For each target that does not pass, how much it fails; the sentences below the table name the clauses."""
     counts = {target.spec: len(target.failing) for target in found.targets if not target.passes}
     return {spec: f"{count} clause{'s' if count != 1 else ''}" for spec, count in counts.items()}
 

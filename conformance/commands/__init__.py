@@ -1,6 +1,6 @@
-"""The commands of `loraspec`, one file each: its options (`add`), and what it does with them (`execute`).
+"""The commands of `loraspec`, one module each: `add` adds the command and its options, `execute` runs the command.
 
-Importing them imports neither torch nor hypothesis: what a command needs beyond its options it imports when it runs.
+Importing the commands imports neither torch nor hypothesis. A command imports further modules when it runs.
 """
 
 from __future__ import annotations

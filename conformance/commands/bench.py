@@ -1,4 +1,4 @@
-"""`loraspec bench`: what layers cost beside the frozen `nn.Linear` they adapt."""
+"""`loraspec bench`: time and memory of layers, relative to the frozen `nn.Linear` that they adapt."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ from conformance.errors import known
 from conformance.numerics.dtypes import FLOAT_DTYPES
 
 EXIT_CODES = """\
-exit codes: 0 every target is ranked; 1 one fails its conformance or raises where it is timed; 2 usage, or a target
-that does not import, bind or have a layer; 3 the suite itself failed."""
+exit codes: 0 every target is ranked; 1 a target fails its conformance, or raises while it is timed; 2 usage, or a
+target does not import, does not bind or has no layer; 3 the suite itself failed."""
 
 
 def add(commands: output.Commands) -> None:
-    """Its options."""
+    """Add the command and its options."""
     raw = argparse.RawDescriptionHelpFormatter
     bench = commands.add_parser(
-        "bench", help="time layers beside the frozen layer", epilog=EXIT_CODES, formatter_class=raw
+        "bench", help="time layers relative to the frozen layer", epilog=EXIT_CODES, formatter_class=raw
     )
     bench.add_argument("targets", metavar="TARGET", nargs="+", help="package.module or package.module:attribute")
     several: dict[str, Any] = {"action": "extend", "nargs": "+"}
     bench.add_argument(
         "--shapes", **several, type=_shape, metavar="MxKxN", help="M tokens, K in, N out; also written M,K,N"
     )
-    bench.add_argument("--rank", **several, type=_positive, metavar="r", help="with each shape (default 16)")
+    bench.add_argument("--rank", **several, type=_positive, metavar="r", help="ranks for each shape (default 16)")
     bench.add_argument(
         "--dtype",
         action="append",
         metavar="NAME[,NAME…]",
-        help=f"of {', '.join(FLOAT_DTYPES)} (default float32; on a GPU bfloat16)",
+        help=f"from {', '.join(FLOAT_DTYPES)} (default float32; on a GPU bfloat16)",
     )
-    bench.add_argument("--dropout", type=_probability, default=0.0, metavar="P", help="of the adapter (default 0)")
-    bench.add_argument("--memory-efficient", action="store_true", help="layers with use_memory_efficient_lora=True")
-    bench.add_argument("--unranked", action="store_true", help="time targets that fail as well; they get no place")
+    bench.add_argument("--dropout", type=_probability, default=0.0, metavar="P", help="adapter dropout (default 0)")
+    bench.add_argument("--memory-efficient", action="store_true", help="set use_memory_efficient_lora=True")
+    bench.add_argument("--unranked", action="store_true", help="also time failing targets, without ranking them")
     bench.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
-    bench.add_argument("--rounds", type=_rounds, help="in each every layer has its turn (default 41; on a GPU 15)")
-    bench.add_argument("--seconds", type=_seconds, default=0.01, help="for a layer in a round (default 0.01)")
+    bench.add_argument("--rounds", type=_rounds, help="rounds, in which each layer runs once (default 41; on a GPU 15)")
+    bench.add_argument("--seconds", type=_seconds, default=0.01, help="time of a layer in a round (default 0.01)")
     bench.add_argument("--report-dir", type=Path, default=Path("loraspec-report"), help="for bench.json, bench.md")
-    bench.add_argument("--json", type=Path, metavar="FILE", help="the report alone, there, and no bench.md")
-    bench.add_argument("--plot", action="store_true", help="bench.png in the report folder; needs 'loraspec[demo]'")
+    bench.add_argument("--json", type=Path, metavar="FILE", help="write only the JSON report, to this file")
+    bench.add_argument("--plot", action="store_true", help="write bench.png to --report-dir; needs 'loraspec[demo]'")
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Run it; the exit code, which is 1 where a target is not ranked."""
+    """Run the command. Returns the exit code, which is 1 if a target is not ranked."""
     dtypes = _dtypes(options)
     from conformance.bench import measurement, plot, session, table
     from conformance.bench.report import exit_code
@@ -84,7 +84,7 @@ def execute(options: argparse.Namespace) -> int:
 
 
 def _dtypes(options: argparse.Namespace) -> tuple[str, ...]:
-    """The dtypes asked for, or the device's default."""
+    """The given dtypes, or the default of the device."""
     known([options.device.partition(":")[0]], ("cpu", "cuda"), "device")
     if options.dtype is None:
         return ("float32",) if options.device == "cpu" else ("bfloat16",)

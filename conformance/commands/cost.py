@@ -1,4 +1,4 @@
-"""`loraspec cost`: what a million cases cost, and a profile on several machines, by what a run took."""
+"""`loraspec cost`: estimate the cost of a million cases, and of a profile on several machines, from a run's times."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
 
 def add(commands: output.Commands) -> None:
-    """Its options."""
-    cost = commands.add_parser("cost", help="what a million cases cost, by the time that a run took")
-    cost.add_argument("report", metavar="REPORT", help="a report.json, or the folder of one")
-    cost.add_argument("--profile", choices=tuple(PROFILES), default="nightly", help="to plan; default nightly")
+    """Add the command and its options."""
+    cost = commands.add_parser("cost", help="estimate the cost of a million cases from the times of a run")
+    cost.add_argument("report", metavar="REPORT", help="a report.json, or its folder")
+    cost.add_argument("--profile", choices=tuple(PROFILES), default="nightly", help="the profile; default nightly")
     cost.add_argument(
-        "--record", action="store_true", help="expect these seconds of each clause from now on (a checkout)"
+        "--record", action="store_true", help="save these times as the expected times of the clauses (in a checkout)"
     )
-    cost.add_argument("--shards", metavar="N", type=_count, default=1, help="machines to deal it to; default 1")
+    cost.add_argument("--shards", metavar="N", type=_count, default=1, help="the number of machines; default 1")
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Run it; the exit code."""
+    """Run the command. Returns the exit code."""
     from pathlib import Path
 
     from conformance.errors import UsageError
@@ -70,7 +70,7 @@ def _table(groups: dict[tuple[str, str], Cost]) -> Any:
     from conformance.run.cost import Cost
 
     table = Table("group", "lane", box=box.SIMPLE_HEAD)
-    for name in ("cases", "seconds", "ms a case", "hours a million"):
+    for name in ("cases", "seconds", "ms per case", "hours per million"):
         table.add_column(name, justify="right")
     whole = Cost(sum(cost.cases for cost in groups.values()), sum(cost.seconds for cost in groups.values()))
     for (group, lane), cost in {**groups, ("all", ""): whole}.items():

@@ -1,4 +1,4 @@
-"""`loraspec demo`: train small models, in every mode of a split model or by several targets, and compare."""
+"""`loraspec demo`: train small models in every mode of a split model, or with several targets, and compare the runs."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from conformance.errors import UsageError
 
 
 def add(commands: output.Commands) -> None:
-    """Its options."""
-    demo = commands.add_parser("demo", help="see it work: fine-tuning, and training on data that stays encrypted")
+    """Add the command and its options."""
+    demo = commands.add_parser("demo", help="run a demo: fine-tuning, or training on data that stays encrypted")
     demos = demo.add_subparsers(dest="demo", required=True, metavar="DEMO")
     training = demos.add_parser("private-training", help="train an MLP and MiniLM in every mode, and compare")
     training.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder for table, plot and JSON")
     training.add_argument("--model", default="all", help=f"{', '.join(MODELS)} or all (default)")
     training.add_argument("--steps", type=_steps, default=30, help="training steps of each run (default 30)")
     training.add_argument(
-        "--modes", default=",".join(MODES), metavar="MODE[,MODE…]", help=f"only these: {', '.join(MODES)}"
+        "--modes", default=",".join(MODES), metavar="MODE[,MODE…]", help=f"only these modes: {', '.join(MODES)}"
     )
     training.add_argument(
         "--backend", default="toy", help=f"encryption parameters: {', '.join(BACKENDS)}; toy (default) is not secure"
     )
-    training.add_argument("--seed", type=int, default=0, help="of the data, the batches and the adapters (default 0)")
+    training.add_argument("--seed", type=int, default=0, help="seed of data, batches and adapters (default 0)")
     training.add_argument("--implementation", default="optimized", metavar="MODULE", help="default optimized")
     _add_train(demos)
 
 
 def _add_train(demos: output.Commands) -> None:
-    tuning = demos.add_parser("train", help="fine-tune a model by several targets, PEFT among them, and compare")
+    tuning = demos.add_parser("train", help="fine-tune a model with several targets, including PEFT, and compare")
     tuning.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder for table, plot, adapters")
     tuning.add_argument("--model", default="minilm", help=f"{' or '.join(train.MODELS)} (default minilm)")
     tuning.add_argument("--steps", type=_steps, default=50, help="training steps (default 50)")
@@ -41,11 +41,11 @@ def _add_train(demos: output.Commands) -> None:
         metavar="TARGET[,TARGET…]",
         help=f"default {','.join(train.TARGETS)}; others are modules with load_adapter and save_adapter",
     )
-    tuning.add_argument("--seed", type=int, default=0, help="of the model, the texts and the adapters (default 0)")
+    tuning.add_argument("--seed", type=int, default=0, help="seed of model, texts and adapters (default 0)")
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Run it; the exit code, which is 1 where encryption or the server failed, or where losses differ too much."""
+    """Run the demo. Returns the exit code: 1 if encryption or the server failed, or if losses differ too much."""
     return {"private-training": _private_training, "train": _train}[options.demo](options)
 
 
@@ -89,7 +89,7 @@ def _private_training(options: argparse.Namespace) -> int:
 
 
 def _known(names: list[str], known: tuple[str, ...], what: str) -> tuple[str, ...]:
-    """The names in the order in which they are known, each once."""
+    """The distinct names, in the order of `known`."""
     for name in names:
         if name not in known:
             raise UsageError(f"unknown {what} {name!r}: expected one of {', '.join(known)}")

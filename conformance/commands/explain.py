@@ -1,4 +1,4 @@
-"""`loraspec explain`: what a clause says and how it is checked."""
+"""`loraspec explain`: print a clause and how it is checked."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from conformance.specification.groups import groups
 
 
 def add(commands: output.Commands) -> None:
-    """Its options."""
-    explain = commands.add_parser("explain", help="what a clause says and how it is checked")
+    """Add the command and its options."""
+    explain = commands.add_parser("explain", help="print a clause and how it is checked")
     explain.add_argument("id", metavar="ID", help="a clause (LIN-BWD-DA) or a group (linear)")
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Run it; the exit code."""
+    """Run the command. Returns the exit code."""
     from conformance.report import terminal
     from conformance.specification import spec_page
 

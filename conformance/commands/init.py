@@ -9,13 +9,13 @@ from conformance.commands import output
 
 
 def add(commands: output.Commands) -> None:
-    """Its options."""
+    """Add the command and its options."""
     init = commands.add_parser("init", help="write a target module to start from")
     init.add_argument("path", metavar="my_target.py", type=Path)
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Run it; the exit code."""
+    """Run the command. Returns the exit code."""
     from conformance.report import terminal
     from conformance.target import template
 

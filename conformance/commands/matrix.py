@@ -1,4 +1,4 @@
-"""`loraspec matrix`: several targets side by side, clause by clause."""
+"""`loraspec matrix`: compare several targets, clause by clause."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
 
 
 def add(commands: output.Commands) -> None:
-    """Its options."""
+    """Add the command and its options."""
     matrix = output.reporting(commands, "matrix", "judge several targets, or show their reports, side by side")
-    matrix.epilog = f"{matrix.epilog}\nOf several targets the highest of their exit codes."
+    matrix.epilog = f"{matrix.epilog}\nWith several targets, the highest of their exit codes."
     matrix.add_argument(
         "targets",
         metavar="TARGET",
         nargs="+",
-        help="a target to judge as `loraspec run` does, or what such runs wrote: a report.json, or a folder of them",
+        help="a target to judge like `loraspec run`, or saved reports: a report.json, or a folder of them",
     )
     run.add_selection(matrix)
     run.add_execution(matrix)
-    matrix.add_argument("--all", action="store_true", help="show clauses that all targets pass or do not claim, too")
+    matrix.add_argument("--all", action="store_true", help="also show clauses that all targets pass or do not claim")
     output.add(matrix)
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Run it; the exit code."""
+    """Run the command. Returns the exit code."""
     from conformance.report import files
     from conformance.report.matrix import markdown, page, table
     from conformance.report.matrix.assemble import assemble, exit_code
@@ -57,10 +57,11 @@ def execute(options: argparse.Namespace) -> int:
 
 
 def _asked(options: argparse.Namespace) -> list[Selection | Column]:
-    """What each argument means: a target to judge, or the reports that it names, read.
+    """The meaning of each argument: a target to judge, or the columns of the reports that it names.
 
     Raises:
-        UsageError: before anything is run: for what is named twice, what is no report, and every wrong option.
+        UsageError: for a target or report that is given twice, a file that is not a report, or a wrong option. The
+            error is raised before any target runs.
     """
     from conformance.report.matrix import saved_reports
 
@@ -75,7 +76,7 @@ def _asked(options: argparse.Namespace) -> list[Selection | Column]:
 
 
 def _judged(selection: Selection, options: argparse.Namespace, title: str) -> Column:
-    """The column of a target; one that cannot be judged says why, and the others go on."""
+    """Judge a target and return its column. If the target cannot be judged, the column contains the reason."""
     from conformance.errors import SuiteError
     from conformance.report.matrix import saved_reports
     from conformance.report.matrix.columns import Column

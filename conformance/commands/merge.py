@@ -1,4 +1,4 @@
-"""`loraspec merge`: put the reports of all shards together."""
+"""`loraspec merge`: merge the reports of all shards."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from conformance.commands import output
 
 
 def add(commands: output.Commands) -> None:
-    """Its options."""
-    merge = output.reporting(commands, "merge", "put the reports of all shards together")
+    """Add the command and its options."""
+    merge = output.reporting(commands, "merge", "merge the reports of all shards")
     merge.add_argument("shards", metavar="DIR", type=Path, nargs="+", help="the report folder of a shard")
     output.add(merge)
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Run it; the exit code."""
+    """Run the command. Returns the exit code."""
     from conformance.report.files import prepare
     from conformance.run.shard_merge import merge_shards
 

@@ -1,4 +1,4 @@
-"""The options of the commands that write a report, and how they show it."""
+"""The common options of the commands that write a report, and their output."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 EXIT_CODES = """\
-exit codes: 0 every claimed MUST clause passes; 1 one fails, crashes or decides nothing, or a declared
-deviation no longer fails; 2 usage, or a target that does not import, bind or claim anything chosen; 3 the
-suite itself failed."""
+exit codes: 0 every claimed MUST clause passes; 1 a MUST clause fails, crashes or is inconclusive, or a declared
+deviation no longer fails; 2 usage, or a target does not import, does not bind or claims nothing that was chosen;
+3 the suite itself failed."""
 
 
 def reporting(commands: Commands, name: str, purpose: str) -> argparse.ArgumentParser:
@@ -26,14 +26,14 @@ def reporting(commands: Commands, name: str, purpose: str) -> argparse.ArgumentP
 
 
 def add(command: argparse.ArgumentParser) -> None:
-    """The options of every command that reports."""
+    """Add the options of every command that writes a report."""
     command.add_argument("--report-dir", type=Path, default=Path("loraspec-report"), help="default loraspec-report")
-    command.add_argument("-q", "--quiet", action="store_true", help="failures and the verdict only")
-    command.add_argument("--json", action="store_true", help="print the report instead")
+    command.add_argument("-q", "--quiet", action="store_true", help="print only failures and the verdict")
+    command.add_argument("--json", action="store_true", help="print the report as JSON instead")
 
 
 def show(report: Report, options: argparse.Namespace) -> int:
-    """Show a report as the options ask; its exit code."""
+    """Print a report in the chosen format. Returns its exit code."""
     from conformance.report import terminal
     from conformance.report.verdict import exit_code
 

@@ -1,4 +1,4 @@
-"""`loraspec ranks`: a table of group `distributed`, by clause, strategy and number of ranks."""
+"""`loraspec ranks`: print a table of the group `distributed`, by clause, strategy and number of ranks."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ WORLDS = (1, 2, 4)
 
 
 def add(commands: output.Commands) -> None:
-    """Its options."""
+    """Add the command and its options."""
     ranks = commands.add_parser("ranks", help="judge a target on 1, 2 and 4 ranks: verdict and seconds by strategy")
     ranks.add_argument("target", metavar="TARGET", help="package.module or package.module:attribute")
     ranks.add_argument("--ranks", type=int, nargs="+", choices=WORLDS, default=WORLDS, metavar="N", help="1, 2 or 4")
     ranks.add_argument("--cases", type=_positive, default=1, metavar="N", help="cases for each cell (default 1)")
-    ranks.add_argument("--clause", nargs="+", metavar="ID", help="only these")
+    ranks.add_argument("--clause", nargs="+", metavar="ID", help="only these clauses")
     ranks.add_argument("--json", action="store_true", help="print the cells as JSON instead")
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Run it: 0 if every cell passes, else 1."""
+    """Run the command. Returns 0 if every cell passes, else 1."""
     from conformance.bench import distributed_table
     from conformance.errors import TargetError
 

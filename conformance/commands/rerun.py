@@ -12,16 +12,16 @@ from conformance.run.selection import LANES
 
 
 def add(commands: output.Commands) -> None:
-    """Its options."""
+    """Add the command and its options."""
     rerun = commands.add_parser("rerun", help="check one case again")
     rerun.add_argument("case", metavar="CASE", help="the quoted words of a failure's rerun line, or a report.json")
-    rerun.add_argument("clause", nargs="?", help="with a report.json: which clause's case")
+    rerun.add_argument("clause", nargs="?", help="with a report.json: the clause whose case is checked")
     rerun.add_argument("--device", help="cpu, cuda or cuda:N")
     rerun.add_argument("--lane", choices=LANES)
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Run it; the exit code."""
+    """Run the command. Returns the exit code."""
     from conformance.report import terminal
     from conformance.run import rerun_case
 

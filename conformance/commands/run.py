@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def add(commands: output.Commands) -> None:
-    """Its options."""
+    """Add the command and its options."""
     run = output.reporting(commands, "run", "judge a target")
     run.add_argument("target", metavar="TARGET", help="package.module or package.module:attribute")
     add_selection(run)
@@ -30,41 +30,41 @@ def add(commands: output.Commands) -> None:
         metavar="i/n",
         help="only the i-th of n parts of the trials, of about equal cost; see `loraspec merge`",
     )
-    run.add_argument("--smoke", action="store_true", help="only import the target and see what it claims")
+    run.add_argument("--smoke", action="store_true", help="only import the target and print what it claims")
     run.add_argument("--watch-clause", metavar="ID", help="judge this clause again at each save of the target's source")
     run.add_argument(
         "--github",
         action="store_true",
-        help="annotate the target's source and write the job's summary, as where GITHUB_ACTIONS is true",
+        help="annotate the target's source and write the job's summary (default if GITHUB_ACTIONS is true)",
     )
     add_execution(run)
     output.add(run)
 
 
 def add_selection(run: argparse.ArgumentParser) -> None:
-    """The options that choose what is judged."""
+    """Add the options that select trials."""
     several = {"action": "append", "metavar": "NAME[,NAME…]"}
-    run.add_argument("--group", **several, help=f"only these: {', '.join(groups())}")  # type: ignore[arg-type]
+    run.add_argument("--group", **several, help=f"only these groups: {', '.join(groups())}")  # type: ignore[arg-type]
     run.add_argument("--clause", **several, help="only these clauses")  # type: ignore[arg-type]
-    run.add_argument("--dtype", **several, help=f"only these: {', '.join(FLOAT_DTYPES)}")  # type: ignore[arg-type]
+    run.add_argument("--dtype", **several, help=f"only these dtypes: {', '.join(FLOAT_DTYPES)}")  # type: ignore[arg-type]
     run.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     run.add_argument("--lane", help=f"only subjects that run in this lane: {', '.join(LANES)}")
-    run.add_argument("--profile", help=f"how many cases: {', '.join(PROFILES)} (default: default; to watch, quick)")
-    run.add_argument("--seed", type=int, default=0, help="which cases are drawn (default 0)")
+    run.add_argument("--profile", help=f"number of cases: {', '.join(PROFILES)} (default: default; to watch, quick)")
+    run.add_argument("--seed", type=int, default=0, help="seed of the cases (default 0)")
     run.add_argument("--spec", default=SPECS[-1], help=f"version of the specification: {', '.join(SPECS)}")
 
 
 def add_execution(run: argparse.ArgumentParser) -> None:
-    """The options that say how trials are run."""
+    """Add the options for the execution of trials."""
     run.add_argument("-n", dest="workers", type=_workers, default=None, help="worker processes (default auto)")
     run.add_argument("--timeout", type=_number_of("seconds"), help="seconds for one clause on one subject and dtype")
     run.add_argument(
-        "--memory", type=_number_of("GiB"), help="GiB for one process (default: its share of what is available)"
+        "--memory", type=_number_of("GiB"), help="GiB for one process (default: its share of the available memory)"
     )
     run.add_argument(
         "--resume",
         action="store_true",
-        help="keep the results of the same run, cut off, in the report folder; only the rest is run",
+        help="continue an interrupted run of the same command, keeping the results in the report folder",
     )
 
 
@@ -77,7 +77,7 @@ def _workers(text: str) -> int | None:
 
 
 def _number_of(unit: str) -> Callable[[str], float]:
-    """What reads a positive number of these."""
+    """A function that parses a positive number of a unit."""
 
     def number(text: str) -> float:
         try:
@@ -92,7 +92,7 @@ def _number_of(unit: str) -> Callable[[str], float]:
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Run it; the exit code."""
+    """Run the command. Returns the exit code."""
     from conformance.report import github_actions, terminal
     from conformance.run import run_target, shards
     from conformance.run.execution import Run
@@ -114,10 +114,11 @@ def execute(options: argparse.Namespace) -> int:
 def selected(
     options: argparse.Namespace, target: str, watched: str | None = None, shard: str | None = None
 ) -> Selection:
-    """What the options ask for, of this target; of a watched clause alone where one is named.
+    """The selection of the options for a target. If a clause is watched, the selection has only that clause.
 
     Raises:
-        UsageError: for a file name, saying which module name is meant, and whatever a selection refuses.
+        UsageError: if the target is a file name, naming the module to give instead; if the spec is unknown; or if
+            `Selection` refuses an option.
     """
     path = Path(target)
     if target.endswith(".py") or "/" in target or os.sep in target:
@@ -149,7 +150,7 @@ def _watch(options: argparse.Namespace, selection: Selection) -> int:
 
 
 def manner(options: argparse.Namespace, title: str = "") -> Manner:
-    """How the options ask for trials to be run."""
+    """The execution settings of the options."""
     from conformance.run.run_target import Manner
 
     quiet = options.quiet or options.json

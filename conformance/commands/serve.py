@@ -26,13 +26,13 @@ def add(commands: output.Commands) -> None:
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
     serve.add_argument("--port", type=_port, default=8000, help="port (default 8000); 0 for a free one")
     serve.add_argument("--workers", **whole, default=1, help="products evaluated at once (default 1)")
-    serve.add_argument("--backend", metavar="MODULE:NAME", help="makes another Backend of a model's parameters")
-    serve.add_argument("--max-request", **whole, help="MiB of one ciphertext")
-    serve.add_argument("--max-key", **whole, help="MiB of one evaluation key")
-    serve.add_argument("--max-keys", **whole, help="evaluation keys that are kept")
-    serve.add_argument("--stall", type=_seconds, metavar="S", help="seconds that a client may send nothing")
+    serve.add_argument("--backend", metavar="MODULE:NAME", help="creates another Backend from a model's parameters")
+    serve.add_argument("--max-request", **whole, help="the most MiB of a ciphertext")
+    serve.add_argument("--max-key", **whole, help="the most MiB of an evaluation key")
+    serve.add_argument("--max-keys", **whole, help="the number of evaluation keys to keep")
+    serve.add_argument("--stall", type=_seconds, metavar="S", help="seconds after which a silent client is dropped")
     serve.add_argument("--timeout", type=_seconds, metavar="S", help="seconds for one product")
-    serve.add_argument("--grace", type=_seconds, default=600.0, metavar="S", help="seconds for what runs at the end")
+    serve.add_argument("--grace", type=_seconds, default=600.0, metavar="S", help="seconds to finish requests at exit")
 
 
 def execute(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""`loraspec spec`: write SPEC.md, and the tables of TARGETS.md and README.md, from the clauses."""
+"""`loraspec spec`: generate SPEC.md, and the tables of TARGETS.md and README.md, from the clauses."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from conformance.errors import UsageError
 
 
 def add(commands: output.Commands) -> None:
-    """Its options."""
+    """Add the command and its options."""
     spec = commands.add_parser(
         "spec", help="write SPEC.md, and the tables of TARGETS.md and README.md, from the clauses"
     )
-    spec.add_argument("--check", action="store_true", help="only say whether they are up to date")
+    spec.add_argument("--check", action="store_true", help="only check whether the files are up to date")
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Run it; the exit code."""
+    """Run the command. Returns the exit code."""
     from conformance.report import terminal
     from conformance.report.files import replace
 
@@ -34,7 +34,7 @@ def execute(options: argparse.Namespace) -> int:
 
 
 def _documents() -> dict[Path, str]:
-    """What each generated file should be; the tables only in a checkout, since README.md is not installed."""
+    """The expected text of each generated file. Tables are included only in a checkout, which has README.md."""
     from conformance.specification import spec_page
     from conformance.specification.clause import load_all
     from conformance.target import targets_page

@@ -30,9 +30,10 @@ class Estimate:
     """An estimate and its basis.
 
     Attributes:
-        seconds, cpu_seconds, up, down: of one step: rows times the cost of one row; the last two in bytes.
-        rows: of all products of a step.   cells: rows times output columns, summed.
-        measured: the shapes of product of which one row was measured.
+        seconds, cpu_seconds: the time of one step, which is the number of rows times the time of one row.
+        up, down: the bytes of one step, computed in the same way.
+        rows: the rows of all products of a step.   cells: rows times output columns, summed over the products.
+        measured: the product shapes of which one row was measured.
     """
 
     seconds: float
@@ -51,7 +52,7 @@ def estimate(task: Task, hybrid: Any, recorder: RecordingBackend, keys: Keys) ->
         hybrid: the task's model, which takes a step.   recorder: any backend.   keys: the backend's keys.
     """
     measured, up, down = [], 0, 0
-    _one_row(recorder, keys, 1, 1, 2**task.n_bits)  # opens the evaluation key, which is done once
+    _one_row(recorder, keys, 1, 1, 2**task.n_bits)  # the first product also loads the evaluation key
     for (features, columns), rows in sorted(_rows(task, hybrid).items()):
         recorder.traffic = Traffic()
         seconds, cpu_seconds = _one_row(recorder, keys, features, columns, 2**task.n_bits)

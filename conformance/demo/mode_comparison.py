@@ -1,4 +1,4 @@
-"""The report of `loraspec demo private-training`: of each model its runs, one a mode, compared with each other."""
+"""The report of `loraspec demo private-training`: for each model, a run in each mode, compared with each other."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to run.
+    """The options of the demo.
 
     Attributes:
-        models, modes, backend: of `session.MODELS`, `MODES` and `BACKENDS`.   implementation: an importable module.
+        models, modes, backend: names from `session.MODELS`, `MODES` and `BACKENDS`.
+        implementation: an importable module.
     """
 
     models: tuple[str, ...]
@@ -32,7 +33,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Settings:
-    """What was asked for, and the encryption parameters that the backend's name stands for."""
+    """The options of the demo, and the encryption parameters of the named backend."""
 
     wanted: Wanted
     secure: bool
@@ -49,9 +50,9 @@ class ComparedRun:
     """A run beside the runs of other modes.
 
     Attributes:
-        off_torch, off_disable, off_simulate: the largest difference of any step's loss from that mode's; None for the
-            mode itself and where it was not run.
-        equals_simulate: whether losses and adapters are those of simulate; None where nothing is encrypted.
+        off_torch, off_disable, off_simulate: the largest difference of a step's loss from the loss in that mode; None
+            for the mode itself, and if that mode was not run.
+        equals_simulate: whether losses and adapters equal those of simulate; None for a mode without encryption.
     """
 
     run: Run
@@ -87,7 +88,7 @@ class EstimatedModes:
 
 @dataclass(frozen=True)
 class ModelReport:
-    """A model: its name, a sentence about it, its sizes, its runs, and an estimate where encryption takes too long."""
+    """A model: its name, a sentence about it, its sizes, its runs, and an estimate if encryption takes too long."""
 
     name: str
     about: str
@@ -104,7 +105,7 @@ class ModelReport:
 
 @dataclass(frozen=True)
 class PrivateTraining:
-    """All runs of a demo, and on what they ran."""
+    """All runs of a demo, and the machine on which they ran."""
 
     settings: Settings
     models: tuple[ModelReport, ...]
@@ -113,13 +114,13 @@ class PrivateTraining:
     machine: str
 
     def to_json(self) -> dict[str, Any]:
-        """The report as a JSON object, as private-training.json has it."""
+        """The report as a JSON object, in the format of private-training.json."""
         found: dict[str, Any] = as_json(self)
         return found | {"settings": self.settings.to_json(), "models": [model.to_json() for model in self.models]}
 
 
 def compared(runs: Sequence[Run]) -> tuple[ComparedRun, ...]:
-    """The runs of a model, each with its distance from others."""
+    """The runs of a model, each with its differences from other modes."""
     by_mode = {run.mode: run for run in runs}
     simulated = by_mode.get("simulate")
     return tuple(

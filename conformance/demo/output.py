@@ -62,7 +62,7 @@ def write(folder: Path, found: PrivateTraining) -> None:
 
 
 def json_text(found: dict[str, Any]) -> bytes:
-    """All figures, as they are written."""
+    """All figures as JSON text."""
     return (json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
@@ -84,7 +84,7 @@ def write_files(folder: Path, contents: dict[str, bytes]) -> None:
 
 
 def rows(found: PrivateTraining) -> list[tuple[str, ...]]:
-    """The table's rows, a run each, in the order of `HEADINGS`."""
+    """The table's rows, one for each run, with cells in the order of `HEADINGS`."""
     shown = []
     for model in found.models:
         for run in model.runs:

@@ -9,7 +9,7 @@ from typing import Any
 from conformance.demo.mode_comparison import ModelReport
 from conformance.demo.target_comparison import TargetRun
 
-STYLES: dict[str, dict[str, Any]] = {  # from wide to narrow, so that curves that coincide all show
+STYLES: dict[str, dict[str, Any]] = {  # from wide to narrow, so that coinciding curves stay visible
     "torch": {"color": "#c9c9c9", "linewidth": 8, "solid_capstyle": "round"},
     "disable": {"color": "#0072b2", "linewidth": 4},
     "simulate": {"color": "#f0e442", "linewidth": 1.8},
@@ -50,7 +50,7 @@ def curves(name: str, runs: Sequence[TargetRun]) -> bytes:
 
 
 def _drawn(panels: list[tuple[str, Callable[[Any, Any], None], Any]], measured: str) -> bytes:
-    """A PNG with panels side by side, each with a title, a function that draws its curves, and the argument of it."""
+    """A PNG of panels side by side. Each panel has a title, a function that draws its curves, and its argument."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

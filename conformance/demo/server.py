@@ -22,10 +22,10 @@ class ServerError(UsageError):
 
 @contextmanager
 def served(model_dir: Path) -> Iterator[str]:
-    """Serve the models of a folder on a free port of this machine while the block runs; gives the address.
+    """Serve the models of a folder on a free port of this machine while the block runs; yields the address.
 
     Raises:
-        ServerError: if it does not start.
+        ServerError: if the server does not start.
     """
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe(duplex=False)

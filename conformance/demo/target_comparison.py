@@ -13,16 +13,17 @@ from conformance.report.record_json import as_json
 if TYPE_CHECKING:
     from conformance.demo.learners import Run
 
-# Of the first loss. In 50 steps rounding took float32 losses 6e-7 of it apart, with either model.
+# Relative to the first loss. Rounding makes float32 losses differ by 6e-7 of it in 50 steps, with either model.
 BAND = 1e-4
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to run.
+    """The options of the demo.
 
     Attributes:
-        model: of `train.MODELS`.   targets: `peft` or importable modules; the others are compared with the first.
+        model: a name from `train.MODELS`.
+        targets: `peft` or importable modules; the others are compared with the first.
     """
 
     model: str
@@ -33,13 +34,13 @@ class Wanted:
 
 @dataclass(frozen=True)
 class TargetRun:
-    """The run of a target beside the first target's. A number that is not finite is None, as JSON can say it.
+    """The run of a target, compared with the first target's. A non-finite number is None, since JSON lacks it.
 
     Attributes:
         times_first: the median ratio of its times to the first target's.
-        off_first: the largest difference of a loss, and off_norm the largest relative one of a gradient norm, from the
-            first target's; None for the first target itself.
-        in_band: whether every loss is near enough to the first target's.
+        off_first: the largest difference of a loss from the first target's; None for the first target itself.
+        off_norm: the largest relative difference of a gradient norm from the first target's; None in the same case.
+        in_band: whether every loss is close enough to the first target's.
     """
 
     target: str
@@ -66,7 +67,7 @@ class TunedModel:
 
 @dataclass(frozen=True)
 class TargetComparison:
-    """All runs of a demo, and on what they ran."""
+    """All runs of a demo, and the machine on which they ran."""
 
     wanted: Wanted
     model: TunedModel
@@ -75,7 +76,7 @@ class TargetComparison:
     machine: str
 
     def to_json(self) -> dict[str, Any]:
-        """The report as a JSON object, as train.json has it."""
+        """The report as a JSON object, in the format of train.json."""
         return {
             "settings": {**as_json(self.wanted), "band": BAND},
             "model": {"name": self.model.name, "about": self.model.about, **self.model.details},
@@ -86,7 +87,7 @@ class TargetComparison:
 
 
 def compared(runs: Sequence[Run]) -> tuple[TargetRun, ...]:
-    """The runs of all targets, each with its distance from the first."""
+    """The runs of all targets, each with its differences from the first."""
     return tuple(_compared(run, runs[0]) for run in runs)
 
 
@@ -109,11 +110,11 @@ def _compared(run: Run, first: Run) -> TargetRun:
 
 
 def _finite(value: float) -> float | None:
-    """The number; None for what JSON has no word for."""
+    """The number; None if it is not finite, since JSON has only finite numbers."""
     return value if math.isfinite(value) else None
 
 
 def _furthest(gaps: Iterable[float]) -> float | None:
-    """The largest; None where one is no number, of which no maximum knows."""
+    """The largest gap; None if a gap is not finite. `max` alone would not detect a NaN."""
     found = list(gaps)
     return max(found) if all(map(math.isfinite, found)) else None

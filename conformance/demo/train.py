@@ -47,7 +47,7 @@ def parts_of(target: str) -> Any:
 
 
 def run(wanted: Wanted) -> tuple[TargetComparison, list[Learner]]:
-    """Train; the report, and the learners with what they learnt."""
+    """Train all targets. Returns the report and the trained learners."""
     from rich.progress import Progress
 
     from conformance.demo import fine_tuning, learners
@@ -65,7 +65,7 @@ def run(wanted: Wanted) -> tuple[TargetComparison, list[Learner]]:
         each = [learners.Learner(task, name, part, Path(folder), wanted.steps) for name, part in parts.items()]
         progress.update(bar, total=wanted.steps * len(each), description=f"{wanted.model}: {', '.join(parts)}")
         for number, window in enumerate(task.windows):
-            # targets take turns, so that other load on the machine affects all alike; the first one changes
+            # targets take turns in a rotating order, so that other load on the machine affects all of them alike
             for offset in range(len(each)):
                 each[(number + offset) % len(each)].step(window)
                 progress.advance(bar)

@@ -21,7 +21,7 @@ NOTES = (
 
 
 def write(folder: Path, found: TargetComparison, learners: list[Any]) -> None:
-    """Write the three files, and the adapters of each target in a folder of its own."""
+    """Write the three files, and the adapters of each target in a separate folder."""
     contents = {
         "losses.png": plot.curves(found.model.name, found.runs),
         "train.json": json_text(found.to_json()),
@@ -35,7 +35,7 @@ def write(folder: Path, found: TargetComparison, learners: list[Any]) -> None:
 
 
 def rows(found: TargetComparison) -> list[tuple[str, ...]]:
-    """The table's rows, a target each, in the order of `HEADINGS`."""
+    """The table's rows, one for each target, with cells in the order of `HEADINGS`."""
     return [
         (
             run.target,
@@ -56,7 +56,7 @@ def _loss(value: float | None) -> str:
 
 
 def sentences(found: TargetComparison) -> list[str]:
-    """Whether the curves agree."""
+    """The sentences that say whether the losses agree."""
     first, *others = found.runs
     return [
         f"{run.target}: every loss is {'within' if run.in_band else 'NOT within'} {BAND:g} of the first loss of "

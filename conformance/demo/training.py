@@ -59,7 +59,7 @@ def compile_model(hybrid: Any, task: Task) -> None:
 
 
 def save(task: Task, implementation: Any, recorder: RecordingBackend, folder: Path) -> None:
-    """Save the server's and the client's part of the model, as its owner would before training."""
+    """Save the server's and the client's part of the model, like the model's owner before training."""
     hybrid = split(task, implementation, recorder)
     compile_model(hybrid, task)
     hybrid.save_and_clear_private_info(folder)

@@ -14,17 +14,17 @@ from conformance.report.report import Report, ReportedClause, ReportedGroup, Rep
 from conformance.report.verdict import DECIDING, FAILING, exit_code, group_status
 from conformance.specification.versions import SPECS
 
-LARGEST = 1e308  # an infinite ratio, as JSON can say it
+LARGEST = 1e308  # stands for an infinite ratio, since JSON has no infinity
 VERDICTS = ("pass", "fail", "fail", "error")  # by exit code
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """The settings of a run that its report repeats or depends on.
+    """The settings of a run that its report contains or depends on.
 
     Attributes:
-        lane, shard: as a report has them.
-        narrowed: whether parts of clauses are left out, so that a clause that passes may fail as a whole.
+        lane, shard: the lane and shard of the report.
+        narrowed: whether the run leaves out parts of clauses. A clause that passes may then fail in a full run.
     """
 
     profile: str
@@ -119,7 +119,7 @@ def _result(trial: PlannedTrial, plan: Plan, outcome: Outcome) -> ReportedResult
 
 
 def _with_deviation(clause: ReportedClause, reason: str | None, settings: RunSettings) -> ReportedClause:
-    """A clause with its declared deviation: a failure is expected then, and a pass is a failure to be mended."""
+    """A clause with its declared deviation. A failure is then expected; a pass fails, since the deviation is stale."""
     if reason is None:
         return clause
     if clause.status in FAILING:

@@ -19,7 +19,7 @@ def prepare(folder: Path) -> None:
     """Make the report folder.
 
     Raises:
-        UsageError: if nothing can be written there.
+        UsageError: if the folder is not writable.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -30,15 +30,15 @@ def prepare(folder: Path) -> None:
 
 
 def finish(report: Report, seconds: float) -> Report:
-    """The report with the seconds that the run took and the present date, in UTC."""
+    """The report with the seconds of the run and the present date in UTC."""
     return dataclasses.replace(report, seconds=seconds, date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
 
 
 def write(folder: Path, report: Report, scripts: Mapping[str, str]) -> None:
-    """Write all files of a report; each file is replaced whole or not at all.
+    """Write all files of a report. Each file is replaced atomically. Old scripts of other clauses are removed.
 
     Args:
-        scripts: by clause the script that reproduces its failure; those of clauses that pass are removed.
+        scripts: for each failing clause, the script that reproduces its failure.
     """
     from conformance.report import junit
     from conformance.report.matrix import page
@@ -60,7 +60,7 @@ def write(folder: Path, report: Report, scripts: Mapping[str, str]) -> None:
 
 
 def replace(path: Path, text: str) -> None:
-    """Write a file under another name beside it, then rename it."""
+    """Write a file atomically: write a temporary file beside it, then rename that."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:

@@ -17,7 +17,7 @@ from conformance.report.plan import Sources
 from conformance.report.report import Report
 from conformance.report.verdict import FAILING, failing_result, gates
 
-SHOWN = 10  # annotations of one kind that GitHub keeps from a step
+SHOWN = 10  # annotations of one kind that GitHub keeps for each step
 
 
 def wanted(environment: Mapping[str, str]) -> bool:
@@ -26,7 +26,7 @@ def wanted(environment: Mapping[str, str]) -> bool:
 
 
 def announce(report: Report, sources: Sources, folder: Path, environment: Mapping[str, str]) -> None:
-    """Write an annotation for each failing clause, and add the run to the job's summary where there is one."""
+    """Write an annotation for each failing clause, and append the run to the job's summary if there is one."""
     root = Path(environment.get("GITHUB_WORKSPACE") or os.getcwd()).resolve()
     for line in commands(report, sources, folder, root):
         sys.stderr.write(f"{line}\n")
@@ -37,7 +37,7 @@ def announce(report: Report, sources: Sources, folder: Path, environment: Mappin
 
 
 def commands(report: Report, sources: Sources, folder: Path, root: Path) -> list[str]:
-    """A workflow command for each failing clause: an error for MUST, a warning for SHOULD; as many as GitHub keeps."""
+    """A workflow command for each failing clause: an error for MUST, a warning for SHOULD; at most `SHOWN` of each."""
     bad = [clause for clause in report.clauses if clause.status in FAILING]
     found: dict[str, list[str]] = {"error": [], "warning": []}
     for clause in bad:
@@ -60,7 +60,7 @@ def _escaped(text: str, more: str = "") -> str:
 
 
 def summary(report: Report) -> str:
-    """The run in Markdown: its verdict, a row for each group, and the clauses that fail."""
+    """The run in Markdown: its verdict, a row for each group, and the failing clauses."""
     rows = ["| group | pass | fail | others | worst ÷ budget |", "| --- | ---: | ---: | ---: | ---: |"]
     for name, group in report.groups.items():
         if group.claimed:

@@ -11,7 +11,7 @@ from conformance.report.verdict import FAILING, gates
 
 
 def document(report: Report) -> str:
-    """The whole document."""
+    """The report as a JUnit XML document."""
     root = ET.Element("testsuites", name=f"loraspec {report.target}")
     for group in report.groups:
         cases = [case for clause in report.clauses if clause.group == group for case in _cases(clause)]

@@ -12,10 +12,10 @@ from conformance.report.trial_keys import Key
 
 @dataclass
 class Outcome:
-    """Everything that a run has found out so far.
+    """The results of a run so far.
 
     Attributes:
-        results: by trial its result.   scripts: by trial the script that reproduces its failure.
+        results: the result of each trial.   scripts: for failed trials, the script that reproduces the failure.
         errors: failures of the suite itself.
     """
 
@@ -24,14 +24,14 @@ class Outcome:
     errors: list[SuiteFailure] = field(default_factory=list)
 
     def add(self, result: Result, script: str | None = None) -> None:
-        """Record a result, and its script where it has one."""
+        """Record a result and, if given, its script."""
         key = Key(result.clause, result.subject, result.dtype)
         self.results[key] = result
         if script:
             self.scripts[key] = script
 
     def reproducers(self, plan: Plan) -> dict[str, str]:
-        """By clause the script of the first trial that has one, in the plan's order, whichever trial ended first."""
+        """For each clause, the first script in the plan's order, which does not depend on the order of completion."""
         found: dict[str, str] = {}
         for key in plan.keys:
             if key in self.scripts:

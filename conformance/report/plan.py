@@ -1,6 +1,6 @@
 """The plan of a run: the target, the clauses, and the trials that judge them.
 
-It is JSON only in files: in `plan.json`, which the process with the target leaves, and in the header of a journal.
+Plans are stored as JSON in two files: in `plan.json`, and in the header of a journal.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from conformance.report import record_json
 from conformance.report.record_json import as_json
 from conformance.report.trial_keys import Key
 
-Sources = Mapping[str, tuple[str, int] | None]  # by subject the file and line that define it; None where unknown
+Sources = Mapping[str, tuple[str, int] | None]  # the file and line that define each subject; None if unknown
 
 
 @dataclass(frozen=True)
 class TargetInfo:
-    """A target: the words that name it (`package.module:attribute`), its own name and version, its source's digest."""
+    """A target: its specifier (`package.module:attribute`), its own name and version, and the digest of its source."""
 
     spec: str
     name: str
@@ -28,7 +28,7 @@ class TargetInfo:
 
 @dataclass(frozen=True)
 class PlannedGroup:
-    """A group of clauses: whether the target claims it, and the names that it lacks for that."""
+    """A group of clauses: whether the target claims it, and the required names that the target lacks."""
 
     claimed: bool
     missing: tuple[str, ...] = ()
@@ -39,8 +39,8 @@ class PlannedTrial:
     """A clause on one subject and dtype.
 
     Attributes:
-        declared: whether the target declares the dtype; otherwise the trial only sees whether the target refuses it.
-        cases: how many cases the trial draws.
+        declared: whether the target declares the dtype; otherwise the trial only checks that the target refuses it.
+        cases: the number of cases that the trial draws.
     """
 
     key: Key
@@ -50,12 +50,12 @@ class PlannedTrial:
 
     @classmethod
     def from_json(cls, clause: str, found: Mapping[str, Any]) -> PlannedTrial:
-        """The trial of a clause, from the JSON object that `to_json` gives."""
+        """The trial of a clause, read from the JSON object that `to_json` returns."""
         key = Key(clause, found["subject"], found["dtype"])
         return cls(key, found["lane"], found["declared"], found["cases"])
 
     def to_json(self) -> dict[str, Any]:
-        """The trial as a JSON object, which stands in that of its clause."""
+        """The trial as a JSON object, which is part of its clause's object."""
         key = {"subject": self.key.subject, "dtype": self.key.dtype}
         return {**key, "lane": self.lane, "declared": self.declared, "cases": self.cases}
 
@@ -66,8 +66,8 @@ class PlannedClause:
 
     Attributes:
         missing: names that the clause needs and the target lacks.
-        uninstalled: packages that the clause's cases need and that are not installed.
-        elsewhere: whether the clause is judged on other devices only.
+        uninstalled: missing packages that the clause's cases need.
+        elsewhere: whether the clause is judged only on other devices than the run's.
     """
 
     id: str
@@ -81,7 +81,7 @@ class PlannedClause:
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> PlannedClause:
-        """The clause of the JSON object that `to_json` gives."""
+        """The clause, read from the JSON object that `to_json` returns."""
         lists = {name: tuple(found.get(name, ())) for name in ("missing", "uninstalled")}
         trials = tuple(PlannedTrial.from_json(found["id"], trial) for trial in found["trials"])
         return record_json.from_json(cls, {**found, **lists, "trials": trials})
@@ -94,12 +94,12 @@ class PlannedClause:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a run will judge, and on what.
+    """The plan of a run: the target, the device, the groups, the clauses, and their trials.
 
     Attributes:
-        versions: by name the versions of Python and of the packages that a run depends on.
+        versions: the versions of Python and of the packages that a run depends on, by name.
         interpreting: whether Triton's interpreter runs the target's kernels.
-        deviations: by clause the reason for which the target does not meet it.
+        deviations: the target's reason for each declared deviation, by clause.
         sources: where the target defines its subjects.
     """
 
@@ -126,10 +126,10 @@ class Plan:
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Plan:
-        """The plan of the JSON object that `to_json` gives.
+        """The plan, read from the JSON object that `to_json` returns.
 
         Raises:
-            KeyError, TypeError: if it is no such object.
+            KeyError, TypeError: if the object is not a plan.
         """
         places = found.get("sources", {}).items()
         parts = {

@@ -1,4 +1,4 @@
-"""Records as JSON objects, and back: frozen dataclasses whose fields are the object's keys, in their order."""
+"""Conversion between records and JSON objects. A record is a frozen dataclass whose fields are the object's keys."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Record = TypeVar("Record")
 
 
 def as_json(value: Any) -> Any:
-    """A value as JSON has it: a record or mapping is an object, a tuple or list is an array."""
+    """A value in JSON's types: a record or mapping becomes an object, a tuple or list becomes an array."""
     if is_dataclass(value):
         return {field.name: as_json(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
@@ -21,10 +21,10 @@ def as_json(value: Any) -> Any:
 
 
 def from_json(kind: type[Record], found: Mapping[str, Any]) -> Record:
-    """The record of a JSON object. Keys without a field are ignored; a field with a default may lack its key.
+    """The record, read from a JSON object. Unknown keys are ignored; a field with a default may lack its key.
 
     Raises:
-        KeyError: naming the key that is missing.
+        KeyError: naming the missing key.
     """
     given = {}
     for field in fields(kind):  # type: ignore[arg-type]

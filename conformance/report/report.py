@@ -18,9 +18,9 @@ class ReportedResult:
     """The result of a trial.
 
     Attributes:
-        worst_ratio: the largest error ÷ budget of all cases; None where no numbers were compared.
-        examples: cases that decided something.   inconclusive: cases on which a wrong result would pass.
-        launches: kernels that Triton's interpreter ran.   seconds: None in a report that is kept without its times.
+        worst_ratio: the largest error ÷ budget of all cases; None if no numbers were compared.
+        examples: conclusive cases.   inconclusive: cases on which a wrong result would also pass.
+        launches: kernels that Triton's interpreter ran.   seconds: None in a report that is saved without its times.
         case: the failing case, shrunk.   found: the failing case as it was drawn.
     """
 
@@ -40,7 +40,7 @@ class ReportedResult:
 
     @property
     def cases(self) -> int:
-        """All cases, decided or not."""
+        """The number of all cases, conclusive or not."""
         return self.examples + self.inconclusive
 
     def to_json(self) -> dict[str, Any]:
@@ -50,12 +50,12 @@ class ReportedResult:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportedClause:
-    """A clause: its status, which is that of its worst trial, and the sums of its trials.
+    """A clause: its status, which is the status of its worst trial, and sums over its trials.
 
     Attributes:
-        case, found, message: those of the trial that decides the status.
-        stale: whether the target declares a deviation here that no longer fails.
-        reason: the target's reason for the deviation; None where it declares none.
+        case, found, message: the values of the trial that decides the status.
+        stale: whether the target declares a deviation from the clause, but the clause no longer fails.
+        reason: the target's reason for the deviation; None without a declared deviation.
     """
 
     id: str
@@ -76,12 +76,12 @@ class ReportedClause:
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> ReportedClause:
-        """The clause of a JSON object."""
+        """The clause, read from a JSON object."""
         results = tuple(record_json.from_json(ReportedResult, result) for result in found["results"])
         return record_json.from_json(cls, {**found, "results": results})
 
     def to_json(self) -> dict[str, Any]:
-        """The clause as a JSON object; `stale` and `reason` are there only where they say something."""
+        """The clause as a JSON object. It omits `stale` if false, and `reason` if None."""
         found: dict[str, Any] = as_json(self)
         found["results"] = [result.to_json() for result in self.results]
         if not self.stale:
@@ -91,7 +91,7 @@ class ReportedClause:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportedGroup:
-    """A group of clauses: whether the target claims it, and the sums of its clauses.
+    """A group of clauses: whether the target claims it, and sums over its clauses.
 
     Attributes:
         missing: the names that the target lacks for the group.   counts: how many clauses have each status.
@@ -118,9 +118,9 @@ class Report:
     """The report of a run, or of one shard of it.
 
     Attributes:
-        target: the words that name the target.
-        versions: by name the versions of Python and of the packages that the run depends on.
-        lane: the lane that the run was restricted to; None for all.
+        target: the target as given to the command, `package.module` or `package.module:attribute`.
+        versions: the versions of Python and of the packages that the run depends on, by name.
+        lane: the lane to which the run was restricted; None for all.
         shard: `i/n` for the i-th of n parts of the trials; None for the whole.
         errors: failures of the suite itself.
         seconds: how long the run took.   date: when the report was made, in UTC.
@@ -146,16 +146,16 @@ class Report:
 
     @property
     def title(self) -> str:
-        """The target's name, with its version where it has one."""
+        """The target's name and, if known, its version."""
         name = self.target_name or self.target
         return f"{name} {self.target_version}" if self.target_version else name
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Report:
-        """The report of a JSON object; one of an earlier version may lack keys that the schema does not require.
+        """The report, read from a JSON object. Reports of earlier versions may lack the schema's optional keys.
 
         Raises:
-            KeyError, TypeError, AttributeError: if it is no report.
+            KeyError, TypeError, AttributeError: if the object is not a report.
         """
         groups = found["groups"].items()
         parts = {
@@ -169,12 +169,12 @@ class Report:
         return record_json.from_json(cls, {**found, **parts})
 
     def to_json(self) -> dict[str, Any]:
-        """The report as a JSON object, as report.json has it."""
+        """The report as a JSON object, in the format of report.json."""
         found: dict[str, Any] = as_json(self)
         found["clauses"] = [clause.to_json() for clause in self.clauses]
         return _without_none(found, "seconds", "date")
 
 
 def _without_none(found: dict[str, Any], *optional: str) -> dict[str, Any]:
-    """A JSON object without those of the optional keys that say nothing."""
+    """A JSON object without the optional keys whose value is None."""
     return {key: value for key, value in found.items() if value is not None or key not in optional}

@@ -1,4 +1,4 @@
-"""The command that checks one case again, as a failure prints it."""
+"""The command that reruns one case, as failure messages print it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import shlex
 
 
 def rerun_line(target: str, clause: str, subject: str, case: str, device: str = "cpu", lane: str = "cpu") -> str:
-    """The command that checks exactly this case again."""
+    """The command that reruns exactly this case."""
     words = ["loraspec", "rerun", shlex.quote(f"{clause} {target} {subject} {case}".strip())]
     if device != "cpu":
         words.append(f"--device {device}")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from conformance.specification.spec_page import Entry
 
-IN_FULL = 10  # failures shown in full; the others in a line each
+IN_FULL = 10  # failures shown in full; each further failure takes one line
 STYLES = {PASS: "green", FAIL: "bold red", CRASHED: "bold red", INCONCLUSIVE: "yellow", DEVIATION: "yellow"}
 COLUMNS = (PASS, FAIL, CRASHED, INCONCLUSIVE, DEVIATION, UNSUPPORTED, NOT_CLAIMED)
 
@@ -32,7 +32,7 @@ def console(*, stderr: bool = False, stream: TextIO | None = None) -> Console:
     stream = stream or (sys.stderr if stderr else sys.stdout)
     reconfigure = getattr(stream, "reconfigure", None)
     if reconfigure is not None:
-        reconfigure(errors="replace")  # a formula has signs that a narrow encoding lacks
+        reconfigure(errors="replace")  # formulas contain characters that a narrow encoding lacks
     width = None if stream.isatty() else 120
     return Console(file=stream, width=width, highlight=False, soft_wrap=True, markup=False)
 
@@ -47,7 +47,7 @@ def show(report: Report, folder: Path, *, quiet: bool = False) -> None:
             if not group.claimed:
                 out.print(f"  {name:<9} not claimed: lacks {', '.join(group.missing)}")
     bad = [clause for clause in report.clauses if clause.status in FAILING]
-    # what decides the verdict first, and the plainest clauses of a group first: LIN-FWD before LIN-FWD-MIXED
+    # clauses that decide the verdict come first; within a group, LIN-FWD comes before LIN-FWD-MIXED
     groups = list(report.groups)
     bad.sort(key=lambda c: (not gates(c), groups.index(c.group), c.id.count("-")))
     for clause in bad[:IN_FULL]:
@@ -98,7 +98,7 @@ def _table(report: Report) -> Any:
 
 
 def ratio(value: float | None) -> str:
-    """A worst error ÷ budget as text."""
+    """The worst error ÷ budget as text."""
     return "–" if value is None else "inf" if value >= 1e308 else f"{value:.2f}" if value < 100 else f"{value:.3g}"
 
 
@@ -127,7 +127,7 @@ def failure(clause: ReportedClause, report: Report, folder: Path) -> list[str]:
 
 
 def message_lines(message: str | None) -> list[str]:
-    """The lines of a message, each after a word in the margin: the line's own (`worst`, `pattern`, …) or `seen`."""
+    """The lines of a message, each with a label (`worst`, `pattern`, …); an unlabelled first line gets `seen`."""
     lines = (message or "").splitlines()
     labelled = ("worst    ", "pattern  ", "at first ", "nearby   ", "flaky    ", "at       ", "         ")
     return [

@@ -1,4 +1,4 @@
-"""The verdict: which clauses turn it, the exit code that says it, and the status of a group."""
+"""The verdict: the clauses that decide it, the exit code, and the status of a group."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from conformance.report.report import Report, ReportedClause, ReportedResult
 from conformance.specification.clause import MUST
 
 FAILING = (FAIL, CRASHED, INCONCLUSIVE)
-DECIDING = (CRASHED, FAIL, INCONCLUSIVE, PASS, UNSUPPORTED)  # a clause has the first of these that a trial has
+DECIDING = (CRASHED, FAIL, INCONCLUSIVE, PASS, UNSUPPORTED)  # a clause gets the first status that one of its trials has
 
 
 def gates(clause: ReportedClause) -> bool:
-    """Whether a clause turns the verdict to fail."""
+    """Whether a clause makes the verdict a failure."""
     return (clause.level == MUST or clause.stale) and clause.status in FAILING
 
 
 def exit_code(report: Report) -> int:
-    """0: every claimed MUST clause passes; 1: one does not, or a deviation is stale; 3: the suite failed."""
+    """The exit code. 0: every claimed MUST clause passes; 1: one does not, or a deviation is stale; 3: suite failed."""
     if report.errors:
         return 3
     return 1 if any(gates(clause) for clause in report.clauses) else 0
 
 
 def group_status(clauses: Sequence[ReportedClause]) -> str:
-    """The status of a claimed group: fail if a clause of it gates, else the best status that a clause has."""
+    """The status of a claimed group: fail if one of its clauses gates, else the best status of its clauses."""
     if any(gates(clause) for clause in clauses):
         return FAIL
     order = (PASS, DEVIATION, UNSUPPORTED, FAIL, CRASHED, INCONCLUSIVE)
@@ -33,7 +33,7 @@ def group_status(clauses: Sequence[ReportedClause]) -> str:
 
 
 def failing_result(clause: ReportedClause) -> ReportedResult | None:
-    """The result that stands for a failing clause: the first failing one that has its message, or else the first."""
+    """The result to show for a failing clause: the first failing result with the clause's message, else the first."""
     bad = [result for result in clause.results if result.status in FAILING]
     first = bad[0] if bad else None
     return next((result for result in bad or clause.results if result.message == clause.message), first)

@@ -1,1 +1,1 @@
-"""A run: which trials are planned, the processes that judge them, and what becomes of each."""
+"""A run: its plan, the processes that judge its trials, and the results they record."""

@@ -19,7 +19,7 @@ from conformance.target.check_case import check_case
 protect(__name__)
 
 
-SHRINKING = 30.0  # seconds for the search for a smaller case: a slow target is not kept waiting for beauty
+SHRINKING = 30.0  # seconds to search for a smaller case; a slow target would otherwise hold up the run
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Examination:
     """One clause, one subject, one dtype, and how many cases to spend on them.
 
     Attributes:
-        on_case: told each case before it is checked, so that a crash can be traced to one.
+        on_case: called with each case before the case is checked, so that a crash can be traced to its case.
     """
 
     clause: Clause
@@ -43,7 +43,7 @@ class Examination:
         wanted = self.profile.cases(self.clause, self.subject.lane)
         index = 0
         while result.examples < wanted and result.status == "pass":
-            # inconclusive cases are replaced, but not for ever: the clause is then inconclusive as a whole
+            # further cases replace the inconclusive ones; with too many of those the whole clause is inconclusive
             if result.inconclusive > wanted + 8:
                 result.status, result.message = "inconclusive", self._last_reason
                 break
@@ -55,7 +55,7 @@ class Examination:
         return result
 
     def probe(self) -> Result:
-        """Try one case in a dtype the target does not declare: it should refuse, and is not judged."""
+        """Try one case in a dtype that the target does not declare. The target should refuse it; no value is judged."""
         started = time.perf_counter()
         result = self._blank()
         result.status = "unsupported"
@@ -64,7 +64,7 @@ class Examination:
         except Refused:
             pass
         except (Violation, Inconclusive) as outcome:
-            # an exception of the target's own is the violation's cause: that too is a refusal
+            # a violation with a cause is an exception that the target raised, which also counts as a refusal
             if outcome.__cause__ is None:
                 result.message = f"accepts {self.dtype}, which it does not declare"
         else:
@@ -90,7 +90,7 @@ class Examination:
         return check_case(self.clause, self.subject, case)
 
     def _fitted(self, case: Case) -> Case:
-        # the interpreter runs a program of 16³ in about 10 ms: its cases are cut to a few programs
+        # Triton's interpreter takes about 10 ms for a program of 16³, so its cases are cut to a few programs
         cut = getattr(case, "cut_for", None)
         return cut(self.subject.lane) if cut else case
 
@@ -128,12 +128,12 @@ class Examination:
             except Violation as shrunk:
                 violation = shrunk
             else:
-                smallest = case  # the target does not fail it twice: report what was seen
+                smallest = case  # the smaller case fails no more, so report the original one
         result.status, result.case, result.found = "fail", str(smallest), str(case)
         result.message, result.worst_ratio = str(violation), violation.ratio
         result.examples += 1
         if at_first and at_first != _pattern(violation):
-            # a case of one element has no pattern; the one it was shrunk from has
+            # the shrunk case may be too small to show the pattern of the original one
             result.message += f"\nat first {at_first}"
         tried = self.profile.shrinks and not violation.is_slow
         neighbours = self._passing_neighbours(smallest) if tried else ""
@@ -150,7 +150,7 @@ class Examination:
         return False
 
     def _passing_neighbours(self, case: Case) -> str:
-        """Which sizes, one smaller, pass: the boundary of a tail, a rank, a block."""
+        """The sizes that pass when reduced by one. They show the boundary of a tail, a rank or a block."""
         passing = []
         for name, options in self.clause.cases.values.items():
             value = getattr(case, name)
@@ -168,7 +168,7 @@ class Examination:
         return f"{', '.join(passing)} passes" if passing else ""
 
     def _search(self, result: Result, searches: int) -> None:
-        """Let Hypothesis look for a failing case in the same space, and shrink it if there is one."""
+        """Let Hypothesis search the same space for a failing case, and shrink the case it finds."""
         from hypothesis import HealthCheck, Phase, errors, given, settings
 
         seen: list[Violation] = []
@@ -213,6 +213,6 @@ class Examination:
 
 
 def _pattern(violation: Violation) -> str:
-    """The pattern line of a violation's message; empty where it has none."""
+    """The pattern line of a violation's message, or an empty string if the message has no such line."""
     lines = (line.partition("pattern  ") for line in str(violation).splitlines())
     return next((rest for before, found, rest in lines if found and not before), "")

@@ -1,4 +1,4 @@
-"""The cost of cases, from the times in a report: of a million cases, and of a profile dealt to several machines."""
+"""The cost of a million cases, and of a profile split over several machines, estimated from the times in a report."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ MILLION = 1_000_000
 
 @dataclass
 class Cost:
-    """Cases, and the seconds that one process took over them, with what the first of each trial prepares."""
+    """A number of cases and the seconds that one process took for them, the set-up of each trial included."""
 
     cases: int = 0
     seconds: float = 0.0
 
     def add(self, cases: int, seconds: float) -> None:
-        """Count more."""
+        """Add cases and their seconds."""
         self.cases += cases
         self.seconds += seconds
 
     @property
     def hours_per_million(self) -> float:
-        """Hours of one process for a million such cases; NaN where there were none."""
+        """Hours that one process needs for a million such cases; NaN without cases."""
         return self.seconds / self.cases * MILLION / 3600 if self.cases else math.nan
 
 
@@ -39,8 +39,8 @@ class Fleet:
     """A profile on several machines.
 
     Attributes:
-        whole: cases and seconds of all shards.   longest: those of the shard that takes longest.
-        trial: the trial that takes longest, which no number of shards divides, and its seconds.
+        whole: cases and seconds of all shards.   longest: cases and seconds of the slowest shard.
+        trial: the slowest trial and its seconds; a trial cannot be split over shards.
     """
 
     profile: str
@@ -51,10 +51,10 @@ class Fleet:
 
 
 def by_group(report: Report) -> dict[tuple[str, str], Cost]:
-    """By group and lane the cost of the trials of a report, in the report's order.
+    """The cost of a report's trials for each group and lane, in the report's order.
 
     Raises:
-        UsageError: if nothing was judged, or the report is one that is kept without its times.
+        UsageError: if the report has no judged case, or was saved without its times.
     """
     found: dict[tuple[str, str], Cost] = {}
     for clause in report.clauses:
@@ -74,7 +74,9 @@ def _seconds(report: Report, result: ReportedResult) -> float:
 
 
 def fleet(report: Report, profile: str, shards: int) -> Fleet:
-    """The cost of the trials of a report under a profile, each in proportion to its cases, dealt as --shard does.
+    """The cost of a report's trials under a profile, split into shards as --shard does.
+
+    The seconds of a trial are scaled by its number of cases.
 
     Raises:
         UsageError: for a profile or a clause that this version of the suite does not have, or more shards than trials.
@@ -99,7 +101,7 @@ def fleet(report: Report, profile: str, shards: int) -> Fleet:
 
 def _cases(profile: Profile, clause: str, lane: str) -> int:
     if clause not in REGISTRY:
-        raise UsageError(f"the report has a clause {clause}, which this version of the suite has not")
+        raise UsageError(f"the report has a clause {clause}, which this version of the suite does not have")
     declared = REGISTRY[clause]
     return profile.cases(declared, lane) + profile.searched(declared, lane)
 

@@ -1,4 +1,4 @@
-"""A run: the target imported and the run planned in a process of its own, its trials judged by copies of that."""
+"""A run: a child process imports the target and plans the run; copies of that process judge the trials."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from conformance.run.supervisor import Guard, Stopped, memory_for
 from conformance.run.time_limits import busy
 from conformance.run.worker_status import Events
 
-TIMEOUTS = {"quick": 45.0, "default": 300.0, "nightly": 7200.0}  # seconds for one trial, on a machine that is not busy
+TIMEOUTS = {"quick": 45.0, "default": 300.0, "nightly": 7200.0}  # seconds for one trial on an idle machine
 IMPORT_TIMEOUT = 120.0
-EVERY = 0.05  # seconds between looks at a run
+EVERY = 0.05  # seconds between two polls of a run
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 Watcher = Callable[[Outcome, int], None]
 
 
 class Run:
-    """A run of one selection, as a context: planned on entry, ended with all of its processes on exit.
+    """A run of one selection, as a context manager. Entering it plans the run; leaving it ends all of its processes.
 
     Attributes:
-        plan: its plan, once it is entered.
+        plan: the plan, available once the context is entered.
 
     Raises:
         UsageError: if the target does not import, binds wrongly, or claims nothing that was chosen.
@@ -49,7 +49,7 @@ class Run:
         self.selection, self.import_timeout = selection, import_timeout
         self._scratch = tempfile.TemporaryDirectory(prefix="loraspec-", ignore_cleanup_errors=True)
         self._folder = Path(self._scratch.name)
-        # on the file system of the clauses' own folders: a target may rename what it wrote to a temporary file
+        # on the same file system as the clauses' folders, since a target may rename a temporary file into them
         self._files = tempfile.TemporaryDirectory(prefix="loraspec-", dir=in_memory(), ignore_cleanup_errors=True)
         self.plan: Plan
 
@@ -74,7 +74,7 @@ class Run:
         self._files.cleanup()
 
     def _nursery(self, asked: int) -> None:
-        os.close(self._asks)  # so that the end of this process is the end of what can be asked
+        os.close(self._asks)  # this copy would keep the pipe open after the parent ends
         os.environ.update(ONE_THREAD)  # before torch is imported: a process with threads cannot be copied
         from conformance.run import nursery
 
@@ -107,17 +107,19 @@ class Run:
         watcher: Watcher = lambda outcome, planned: None,  # noqa: ARG005
         known_before: Outcome | None = None,
     ) -> Outcome:
-        """Run every trial of the plan, or of a part of it, that is not known yet; return the outcome of all of them.
+        """Run the trials of a plan, or of a part of it, and return the outcome of all trials.
 
-        A trial that ends its process, or goes beyond its time or memory, is recorded as crashed, and the others go on.
+        Trials with a known result are skipped. A trial that ends its process, or exceeds its time or memory, is
+        recorded as crashed, and the run continues.
 
         Args:
-            workers: processes; 0 is 1.   timeout: seconds for one trial, at most.
-            memory: GiB for one process; a share of what is available by default.
+            workers: number of processes; 0 means 1.   timeout: the most seconds for one trial.
+            memory: GiB for one process; by default a share of the available memory.
+            known_before: the outcome of earlier runs.
 
         Raises:
-            UsageError: if the target, imported once, does not import in the processes that run trials.
-            SuiteError: if the process that starts them ends before all is judged.
+            UsageError: if the target imported once but does not import in the processes that run trials.
+            SuiteError: if the process that starts the workers ends before every trial is judged.
         """
         from conformance.run.worker_pool import Request
 
@@ -137,7 +139,7 @@ class Run:
         return outcome
 
     def _followed(self, guard: Guard, wanted: set[Key], watcher: Watcher) -> Outcome:
-        """Look at the run until it has ended."""
+        """Poll the run until it has ended."""
         following = Following(self._folder)
         where = f"target {self.selection.target!r} imports once but not in the processes that run trials"
         while True:
@@ -158,10 +160,10 @@ class Run:
 
 
 def check_names(selection: Selection) -> None:
-    """Check in no time that the clauses are in SPEC.md, and that there is such a module.
+    """Check, without importing the target, that the clauses are in SPEC.md and that the target's module exists.
 
     Raises:
-        UsageError: naming what is unknown.
+        UsageError: naming the unknown clause or module.
     """
     from conformance.specification import spec_page
 
@@ -172,7 +174,7 @@ def check_names(selection: Selection) -> None:
 
 
 def processes(trials: int, device: str) -> int:
-    """Worker processes for so many trials: not more than processors, nor than is worth their start."""
+    """The number of worker processes for a number of trials, limited by the processors and by the cost of a start."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(available, 8 if device == "cpu" else 4, (trials + 3) // 4))
 
@@ -184,13 +186,13 @@ def _write(scratch: Path, outcome: Outcome) -> None:
 
 
 class Following:
-    """The outcome that the events in a folder tell: each event is read once, however often one looks."""
+    """The outcome of a run, followed through the events in its folder. Each event is read only once."""
 
     def __init__(self, scratch: Path) -> None:
         self._events, self._outcome = Events(scratch), Outcome()
 
     def look(self) -> Outcome:
-        """The outcome so far; the same object each time."""
+        """The outcome so far. Every call returns the same object."""
         for event in self._events.new():
             match event:
                 case {"result": dict(result), "script": script}:
@@ -201,7 +203,7 @@ class Following:
 
 
 def record_death(scratch: Path, limit: float) -> None:
-    """Record a crash of the trial that a process started and did not finish, if it judged one after the other."""
+    """Record a crash of the trial that a process started and did not finish, if that process judged one at a time."""
     from conformance.run.worker_status import crashed
 
     events = Events(scratch)

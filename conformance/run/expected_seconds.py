@@ -1,4 +1,4 @@
-"""The seconds that a trial is expected to take, from seconds a case as measured on `optimized`."""
+"""The expected seconds of a trial, from the seconds per case that were measured on `optimized`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from conformance.report.report import Report
 from conformance.report.trial_keys import Key
 
 MEASURED = Path(__file__).with_name("seconds.json")  # by clause, then by lane; `loraspec cost --record` writes it
-UNKNOWN = 1.0  # seconds a case of a clause that was not measured
+UNKNOWN = 1.0  # seconds per case of a clause without a measurement
 
 
 def record(report: Report, path: Path = MEASURED) -> None:
-    """Write the table anew from the report of a run of every clause on `optimized`, a line a clause.
+    """Rewrite the table from the report of a run on `optimized`, with one line for each clause.
 
     A clause that the report did not judge keeps its line. Seconds have one digit, so that noise changes few lines.
     """
@@ -44,7 +44,7 @@ def _read(path: Path) -> dict[str, dict[str, float]]:
 
 
 def of(plan: Plan) -> Callable[[Key], float]:
-    """A function that gives the seconds of each planned trial."""
+    """A function that returns the expected seconds of a planned trial."""
     seconds: dict[Key, float] = {}
     for trial in plan.trials:
         by_lane = _measured().get(trial.key.clause, {})

@@ -1,6 +1,6 @@
-"""The journal of a run: its selection, its plan, and each result as it came; one JSON object a line.
+"""The journal of a run: its selection, its plan, and the results in order of arrival, as one JSON object per line.
 
-A run that was cut off continues from it, and the journals of shards make up the report of the whole.
+An interrupted run is resumed from its journal. The journals of all shards are merged into one report.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Recorded:
     """The content of a journal.
 
     Attributes:
-        plan: the whole plan, with the trials of other shards.
+        plan: the whole plan, including the trials of other shards.
         outcome: the outcome so far.   devices: names of the devices that the run used.
-        seconds: time spent.   length: bytes that can be read; a line after them was cut off while it was written.
+        seconds: time spent.   length: bytes of complete lines; a later line is only partly written.
     """
 
     selection: Selection
@@ -46,7 +46,7 @@ class Recorded:
 
     @property
     def left(self) -> list[Key]:
-        """Trials of its part that have no result."""
+        """The trials of this run's shard that have no result yet."""
         return [key for key in part(self.plan, self.selection.shard).keys if key not in self.outcome.results]
 
 
@@ -61,17 +61,17 @@ class Journal:
 
     @classmethod
     def begin(cls, folder: Path, selection: Selection, plan: Plan) -> Journal:
-        """Start a journal; an earlier run's is gone."""
+        """Start a journal. It replaces the journal of an earlier run."""
         header = {"selection": dataclasses.asdict(selection), "plan": plan.to_json()}
         replace(folder / NAME, json.dumps({"run": header}) + "\n")
         return cls(folder, Recorded(selection, plan, devices=[plan.device_name]))
 
     @classmethod
     def resume(cls, folder: Path, selection: Selection, plan: Plan) -> Journal:
-        """Continue a journal: its results are kept, its failures of the suite only where nothing is left to run.
+        """Continue a journal. Its results are kept; failures of the suite are dropped if trials are left to run.
 
         Raises:
-            UsageError: if it is of another run, naming what differs.
+            UsageError: if the journal belongs to another run, naming the differences.
         """
         recorded = read(folder)
         if recorded is None:
@@ -90,16 +90,16 @@ class Journal:
 
     @property
     def seconds(self) -> float:
-        """Time spent so far, before a resumption too."""
+        """Seconds spent so far, including the time before the run was resumed."""
         return round(self.recorded.seconds + time.perf_counter() - self.started, 1)
 
     @property
     def devices(self) -> str:
-        """Names of the devices that the run saw."""
+        """Names of the devices that the run used."""
         return joined(self.recorded.devices)
 
     def record(self, outcome: Outcome) -> None:
-        """Append the results and failures that are not written yet."""
+        """Append the results and failures that are not in the journal yet."""
         new = [key for key in outcome.results if key not in self._written]
         errors = outcome.errors[self._errors :]
         events: list[dict[str, Any]] = [
@@ -116,11 +116,11 @@ class Journal:
         with self.path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(event) + "\n" for event in events)
             file.flush()
-            os.fsync(file.fileno())  # the machine may go away
+            os.fsync(file.fileno())  # the machine may be shut down at any time
 
 
 def read(folder: Path) -> Recorded | None:
-    """The journal in a report folder; None where there is none, or not even its first line was written."""
+    """Read the journal in a report folder. Returns None if the file, or its first line, is missing."""
     events = _events(folder / NAME)
     length, first = next(events, (0, {}))
     if "run" not in first:
@@ -145,7 +145,7 @@ def read(folder: Path) -> Recorded | None:
 
 
 def _events(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Each event, with where it ends, up to the first line that was not wholly written."""
+    """Each event with the offset of its end, up to the first line that is only partly written."""
     end = 0
     for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
         try:
@@ -159,7 +159,7 @@ def _events(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def differences(one: Recorded, other: Recorded, here: str, there: str) -> list[str]:
-    """The differences that make two journals those of different runs, as lines."""
+    """The differences between the runs of two journals, as lines; empty if both belong to one run."""
     a, b = _identity(one), _identity(other)
     found = [
         f"{name}: {a.get(name)} {here}, {b.get(name)} {there}" for name in {**a, **b} if a.get(name) != b.get(name)
@@ -185,7 +185,7 @@ def _identity(recorded: Recorded) -> dict[str, Any]:
         "profile": selection.profile,
         "seed": selection.seed,
         "device": selection.device,
-        # processors differ between machines of a kind; a GPU is what is tested
+        # shards may run on different processors, but a GPU is itself under test
         "name of the device": plan.device_name if selection.device != "cpu" else None,
         "lane": selection.lane,
         "shard": selection.shard,
@@ -198,10 +198,10 @@ def _trials(recorded: Recorded) -> dict[tuple[str, ...], None]:
 
 
 def joined(names: list[str]) -> str:
-    """Several names as one, each once."""
+    """The distinct names, joined by "and"."""
     return " and ".join(dict.fromkeys(names))
 
 
 def listed(title: str, lines: list[str]) -> str:
-    """A title and lines under it."""
+    """A title with indented lines under it."""
     return "\n".join([title, *(f"  {line}" for line in lines)])

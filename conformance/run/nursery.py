@@ -1,8 +1,8 @@
-"""The nursery: a process with torch and the suite imported, and its copy that imports the target, plans the run, and is
-then copied for each worker.
+"""The nursery: a process that has imported torch and the suite, and from which all workers are forked.
 
-Where the target cannot be copied, since its import started threads or a GPU's driver, the nursery itself is, and each
-worker imports the target. So it is too where the copy with the target dies.
+A fork of the nursery imports the target, plans the run, and is forked again for each worker. If the import starts
+threads or a GPU driver, that process cannot be forked. Workers are then forked from the nursery itself, and each of
+them imports the target. The same happens if the process with the target dies.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from conformance.run.smoke_check import SmokeCheck
 from conformance.run.worker_pool import Pool
 from conformance.run.worker_status import Events
 
-MANY = 100  # trials, some of which will import what compiles: once before the copies are made
-NOT_COPIED = 75  # exit code of a process whose target must be imported by each worker
+MANY = 100  # trials, some of which will need torch's compiler; it is imported once, before forking
+NOT_COPIED = 75  # exit code of a process that cannot be forked, so that each worker must import the target
 
 
 def plan_and_judge(selection: Selection, folder: Path, asked: int) -> None:
-    """Write the plan to the folder, wait until a byte comes on the descriptor `asked`, and judge what is requested.
+    """Write the plan to the folder, wait for a byte on the descriptor `asked`, and judge the requested trials.
 
-    In the folder: `plan.json`, a `SmokeCheck`; `request.json`, which comes before the byte; the events of all trials.
+    Files in the folder: `plan.json`, a `SmokeCheck`; `request.json`, written before the byte; the events of all trials.
     """
     set_interpreter(selection.lane, selection.device, gpu_at_hand())
     try:
         reload_worker.prepare()
-    except Exception:  # noqa: BLE001  (whatever it is, it is the suite's)
+    except Exception:  # noqa: BLE001  (any exception here is a failure of the suite)
         SmokeCheck(failure=traceback.format_exc()).write(folder)
         return
     number = processes.fork(lambda: _with_target(selection, folder, asked))
@@ -42,7 +42,7 @@ def plan_and_judge(selection: Selection, folder: Path, asked: int) -> None:
     if code == 0:
         return
     requested = (folder / "request.json").exists()
-    if code != NOT_COPIED and not requested:  # it ended in the import
+    if code != NOT_COPIED and not requested:  # the process ended during the import
         _end_as(code)
     if requested or os.read(asked, 1):
         _judge(selection, folder)
@@ -63,14 +63,14 @@ def _judge(selection: Selection, folder: Path) -> None:
     try:
         pool = Pool(selection, folder)
         if len(pool.request.keys) >= MANY:
-            importlib.import_module("torch._dynamo")  # torch.compile, checkpointing and ranks import it, for a second
+            importlib.import_module("torch._dynamo")  # a second's import for torch.compile, checkpointing and ranks
         pool.run()
     except Exception:  # noqa: BLE001
         Events(folder).write(error=traceback.format_exc(), where=selection.target)
 
 
 def _can_be_copied() -> bool:
-    """Whether a copy of this process can do all that it can: threads do not survive a fork, nor does CUDA."""
+    """Whether this process can be forked: neither threads nor CUDA survive a fork."""
     import torch
 
     cuda: Any = torch.cuda  # untyped
@@ -79,7 +79,7 @@ def _can_be_copied() -> bool:
 
 
 def _end_as(code: int) -> None:
-    """End as another process did."""
+    """End this process with the exit code or signal of another one."""
     if code < 0:
         signal.signal(-code, signal.SIG_DFL) if -code not in (signal.SIGKILL, signal.SIGSTOP) else None
         os.kill(os.getpid(), -code)

@@ -1,6 +1,6 @@
-"""The smoke check: import the target, see what it claims and whether it binds, and plan the run.
+"""The smoke check: import the target, check its claims and its bindings, and plan the run.
 
-It runs in a process of its own (see `conformance.run.nursery`), since importing a target may do anything.
+The check runs in a separate process (see `conformance.run.nursery`), since importing a target may have any effect.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def plan(selection: Selection) -> Plan:
     """The plan of a run of this selection.
 
     Raises:
-        UsageError: if the target cannot be imported, binds wrongly or claims nothing that was chosen.
+        UsageError: if the target cannot be imported, binds wrongly, or claims none of the chosen groups.
     """
     import torch
 
@@ -84,7 +84,7 @@ def plan(selection: Selection) -> Plan:
 
 
 def _sources(target: Any, planned: list[PlannedClause]) -> Sources:
-    """By subject the file and line where the target defines it."""
+    """For each subject, the file and line where the target defines it."""
     module = sys.modules[target.spec.partition(":")[0]]
     subjects = dict.fromkeys(trial.key.subject for clause in planned for trial in clause.trials)
     return {subject: defined(module, target.thing, subject) for subject in subjects}
@@ -97,7 +97,7 @@ def _planned(trial: Trial) -> PlannedTrial:
 
 
 def _check_claims(target: Any, selection: Selection, ids: list[str]) -> None:
-    """Raise UsageError where the target contradicts itself or the selection."""
+    """Raise UsageError if the target contradicts itself or the selection."""
     from conformance.specification.groups import groups
 
     known(target.deviations, ids, f"clause in {target.spec}.CONFORMANCE['deviations']:")
@@ -112,7 +112,7 @@ def _check_claims(target: Any, selection: Selection, ids: list[str]) -> None:
 
 
 def _check_anything_runs(target: Any, selection: Selection, chosen: list[Any], planned: list[PlannedClause]) -> None:
-    """Raise UsageError where no trial would judge anything."""
+    """Raise UsageError if the plan has no trial that judges the target."""
     if any(trial.declared for clause in planned for trial in clause.trials):
         return
     if any(clause.trials for clause in planned):
@@ -129,7 +129,7 @@ def _check_anything_runs(target: Any, selection: Selection, chosen: list[Any], p
 
 
 def versions() -> dict[str, str | None]:
-    """The versions of Python and of what a run depends on; None where it is not installed."""
+    """The versions of Python and of the packages that a run depends on; None for a package that is not installed."""
     names = ("loraspec", "torch", "triton", "numpy", "hypothesis", "pytest")
     return {"python": platform.python_version(), **{name: _installed(name) for name in names}}
 
@@ -151,7 +151,7 @@ def _version(target: Any) -> str | None:
 
 @cache
 def distributions() -> Mapping[str, list[str]]:
-    """Which installed distributions provide a top-level name."""
+    """The installed distributions that provide each top-level name."""
     return importlib.metadata.packages_distributions()
 
 
@@ -168,10 +168,10 @@ def device_name(device: str) -> str:
 
 
 def checked(selection: Selection) -> SmokeCheck:
-    """The plan of a run of this selection, or why there is none."""
+    """The plan of a run of this selection, or the reason why it cannot be planned."""
     try:
         return SmokeCheck(plan(selection))
     except UsageError as error:
         return SmokeCheck(error=str(error))
-    except Exception:  # noqa: BLE001  (whatever it is, the command reports it as the suite's)
+    except Exception:  # noqa: BLE001  (the command reports any other exception as a failure of the suite)
         return SmokeCheck(failure=traceback.format_exc())

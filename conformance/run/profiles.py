@@ -1,4 +1,4 @@
-"""How much a run spends: the number of cases for each clause, subject and dtype."""
+"""Profiles: the number of cases that a run spends on each clause, subject and dtype."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from conformance.specification.clause import Clause
 
-# By clause: the number, from 0, of the case at which the last of its known-bad twins dies (null where one outlives
-# them), and how many twins it has. `python -m tests.support.deaths --measure` writes it.
+# For each clause: the number, counted from 0, of the case at which the last of its known-bad twins fails (null if a
+# twin passes every case), and the number of its twins. `python -m tests.support.deaths --measure` writes the file.
 DEATHS = Path(__file__).with_name("deaths.json")
 
 
@@ -21,12 +21,11 @@ class Profile:
     """Numbers of cases for one clause, subject and dtype.
 
     Attributes:
-        volume: the most counted cases in the cpu and gpu lanes, of a clause of weight 1.
-        interpreted: the same in the interpreter lane.
-        margin: cases beyond the one at which the last of a clause's known-bad twins dies, after which no more are
-            spent; None to spend all.
-        searches: examples that Hypothesis adds on top (cpu and gpu lanes).   shrinks: attempts at a smaller case; with
-            none, the cases beside the failing one are not tried either.
+        volume: the most conclusive cases for a clause of weight 1, in the cpu and gpu lanes.
+        interpreted: the same number for the interpreter lane.
+        margin: how many cases to draw after the last of a clause's known-bad twins has failed; None to draw all.
+        searches: further examples from Hypothesis (cpu and gpu lanes).
+        shrinks: attempts to find a smaller failing case; with 0, neighbours of the failing case are not tried either.
         seed: the first argument of `Space.draw`.
     """
 
@@ -39,7 +38,7 @@ class Profile:
     seed: int = 0
 
     def cases(self, clause: Clause, lane: str) -> int:
-        """Counted cases for a clause."""
+        """The number of conclusive cases for a clause."""
         volume = self.interpreted if lane == "interpreter" else self.volume
         most = max(1, round(volume * clause.weight))
         needed = deaths().get(clause.id)
@@ -48,13 +47,13 @@ class Profile:
         return min(most, needed + self.margin)
 
     def searched(self, clause: Clause, lane: str) -> int:
-        """Examples of Hypothesis for a clause."""
+        """The number of examples from Hypothesis for a clause."""
         return 0 if lane == "interpreter" else round(self.searches * clause.weight)
 
 
 @cache
 def deaths() -> dict[str, int]:
-    """By clause how many cases all of its known-bad twins take to die; without those that were not measured."""
+    """For each measured clause, the number of cases after which all of its known-bad twins have failed."""
     found = json.loads(DEATHS.read_text(encoding="utf-8")) if DEATHS.exists() else {}
     return {name: number + 1 for name, (number, _) in found.items() if number is not None}
 

@@ -1,4 +1,4 @@
-"""The progress of a run and the time left, on standard error: a bar on a terminal, elsewhere a line now and then."""
+"""The progress of a run and the time left, on standard error: a bar on a terminal, occasional lines elsewhere."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from conformance.report.plan import Plan
     from conformance.report.trial_keys import Key
 
-AFTER = 5.0  # seconds that a run takes without a word
-FIRST, LAST = 15.0, 300.0  # seconds between lines: a fifth of the time so far, within these
+AFTER = 5.0  # seconds of a run before any progress is shown
+FIRST, LAST = 15.0, 300.0  # the bounds for the seconds between lines, which are a fifth of the elapsed time
 
 
 class Progress:
     """Follows the trials of a plan.
 
     Args:
-        plan: the plan of the run.   title: the first words of each line, where several targets are run.
-        quiet: say nothing at all.
-        stream: standard error.   clock: seconds.
+        plan: the plan of the run.   title: the first words of each line, if several targets are run.
+        quiet: show no progress.
+        stream: standard error by default.   clock: a function that returns seconds.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Progress:
         stream = sys.stderr if stream is None else stream
         self.costs, self.title, self.quiet, self.clock = costs(plan), title, quiet, clock
         self.console = console(stream=stream)
-        # not what rich takes for a terminal: FORCE_COLOR asks for colours in a log, not for a bar that moves
+        # rich's own test is not used: with FORCE_COLOR it takes a log for a terminal, but a log has no moving bar
         self.draws = stream.isatty() and not self.console.is_dumb_terminal
         self.started = self.said = clock()
         self.known: set[Key] | None = None
@@ -50,7 +50,7 @@ class Progress:
         self.task: Any = None
 
     def update(self, outcome: Outcome) -> None:
-        """Show how far the run is; results that are there at the first call were there before it."""
+        """Show the progress of the run. Results present at the first call come from an earlier run."""
         if self.known is None:
             self.known = set(outcome.results)
         now = self.clock()
@@ -63,7 +63,7 @@ class Progress:
             self.console.print(f"… {self._text(outcome, now)}")
 
     def stop(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
@@ -78,7 +78,7 @@ class Progress:
         return self.title + ", ".join(parts)
 
     def _left(self, outcome: Outcome, spent: float) -> float | None:
-        """Seconds left, if what is left takes as long a case as what was done; None before anything was done."""
+        """The seconds left, assuming the same time per case as so far; None before the first result."""
         new = [self.costs.get(key, 0) for key in outcome.results if key not in (self.known or ())]
         left = sum(cost for key, cost in self.costs.items() if key not in outcome.results)
         return spent * left / sum(new) if sum(new) else None
@@ -96,7 +96,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """A time as text, as exactly as anyone wants to know it: `90 s`, `12 min`, `2 h 5 min`."""
+    """A duration as rounded text: `90 s`, `12 min`, `2 h 5 min`."""
     if seconds < 120:
         return f"{math.ceil(seconds)} s"
     hours, minutes = divmod(round(seconds / 60), 60)

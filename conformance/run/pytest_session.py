@@ -1,4 +1,4 @@
-"""One pytest session of the suite: trials as parameters, results carried to the controller, a summary."""
+"""A pytest session of the suite: trials become parameters, results travel to the controller, a summary is printed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Session:
-    """The hooks of a session that runs the suite; in a worker of pytest-xdist only those that run trials act."""
+    """The hooks of a session that runs the suite. In a pytest-xdist worker, only the hooks that run trials act."""
 
     def __init__(self, config: pytest.Config, selection: Selection) -> None:
         self.config, self.selection = config, selection
@@ -47,7 +47,7 @@ class Session:
                 raise pytest.UsageError(str(error)) from error
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """One parameter for each trial of a clause; a skipped one where the target does not claim it."""
+        """Add a parameter for each trial of a clause, or a skipped one if the target does not claim the clause."""
         clauses = getattr(metafunc.function, "clauses", None)
         if clauses is None or "trial" not in metafunc.fixturenames:
             return
@@ -74,7 +74,7 @@ class Session:
 
     @cached_property
     def _plan(self) -> Plan:
-        """All trials of the selection, those of other shards too."""
+        """The plan of all trials of the selection, including the trials of other shards."""
         from conformance.run.plan import plan
 
         try:
@@ -89,14 +89,14 @@ class Session:
         except UsageError as error:
             raise pytest.UsageError(str(error)) from error
 
-    @pytest.hookimpl(tryfirst=True)  # before that of pytest-xdist, which lets no other follow
+    @pytest.hookimpl(tryfirst=True)  # pytest-xdist's hook stops all later ones
     def pytest_collection(self) -> None:
         """Start the journal of a session that writes a report."""
         if self.folder is not None and not self.config.option.collectonly:
             self.journal = Journal.begin(self.folder, self.selection, self._plan)
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
-        """Leave out clauses not chosen, and trials of other shards."""
+        """Deselect clauses that were not chosen, and trials of other shards."""
         wanted = set(self._part.keys) if self.selection.shard is not None else None
         out = [item for item in items if _is_trial(item) and not self._wanted(item, wanted)]
         if out:
@@ -111,7 +111,7 @@ class Session:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Attach a trial's result to its report, as plain data that travels between processes."""
+        """Attach a trial's result to its report, as plain data that can be sent between processes."""
         report = yield
         trial: Trial | None = _trial(item)
         if trial is not None and report.when == "call" and trial.result is not None:
@@ -132,7 +132,7 @@ class Session:
                 self.deviations[carried["result"]["clause"]] = carried["deviation"]
             self._add(Result(**carried["result"]), carried["script"])
         elif report.failed and _ours(report.nodeid):
-            if key and str(report.when) == "???":  # pytest-xdist's word for a worker that died
+            if key and str(report.when) == "???":  # pytest-xdist reports a dead worker this way
                 self._add(Result(*key, status=CRASHED, message="ended the process that judged it"))
             else:
                 self._error(" ".join(key) if key else report.nodeid, str(report.longrepr))
@@ -151,17 +151,17 @@ class Session:
             self.journal.record(self.outcome)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """A clause file that does not import is a failure of the suite."""
+        """Record a clause file that does not import as a failure of the suite."""
         if report.failed and self.worker is None and _ours(report.nodeid):
             self._error(report.nodeid, str(report.longrepr))
 
     def pytest_internalerror(self, excrepr: Any) -> None:
-        """Pytest itself failed."""
+        """Record a failure of pytest itself."""
         if self.worker is None:
             self._error("pytest", str(excrepr))
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        """Fail where a deviation holds no longer; write the report where one is asked for."""
+        """Fail if a declared deviation no longer fails, and write the report if a report folder is given."""
         if self.worker is not None or self.config.option.collectonly:
             return
         if self._stale() and exitstatus == pytest.ExitCode.OK:
@@ -175,14 +175,14 @@ class Session:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def _stale(self) -> list[str]:
-        """Deviations none of whose trials failed."""
+        """The clauses with a declared deviation of which no trial failed."""
         if self.selection.narrowed:
             return []
         bad = {r.clause for r in self.outcome.results.values() if r.status not in (PASS, "unsupported")}
         return sorted(set(self.deviations) - bad)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Say what was tested, the worst error ÷ budget, and which deviations are stale."""
+        """Print the number of clauses tested, the worst error ÷ budget, and the stale deviations."""
         results = list(self.outcome.results.values())
         if not results:
             return
@@ -206,8 +206,8 @@ class Session:
 
 
 def _ours(nodeid: str) -> bool:
-    # the path begins at the session's root, which may be the suite or one of its folders; it is empty where the
-    # session collects one file outside its root
+    # the path is relative to the session's root, which may be the suite or one of its folders; the path is empty if
+    # the session collects a single file outside its root
     path = PurePath(nodeid.partition("::")[0])
     if path == PurePath():
         return key_of(nodeid) is not None
@@ -215,7 +215,7 @@ def _ours(nodeid: str) -> bool:
 
 
 def _skipped(clause: Clause) -> Any:
-    # a label without hyphens, so that it is not taken for a trial's
+    # a label without hyphens cannot be mistaken for the label of a trial
     label = f"not_claimed_{clause.id.replace('-', '_')}"
     return pytest.param(None, id=label, marks=pytest.mark.skip(reason="not claimed"))
 

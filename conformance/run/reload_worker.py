@@ -1,4 +1,4 @@
-"""What a fork of the loop does: import the target, judge its trials of one clause, and leave on disk what it found."""
+"""One judgement of `--watch-clause`: a fork imports the target, judges one clause, and writes its results to disk."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Stamps = dict[Path, Stamp | None]
 
 
 def prepare() -> None:
-    """Import everything that a judgement needs but the target, so that a fork has it at once."""
+    """Import every module that a judgement needs, except the target, so that a fork starts without these imports."""
     from conformance.run import plan as planning
     from conformance.run import trial  # noqa: F401
     from conformance.specification.clause import load_all
@@ -42,11 +42,12 @@ def prepare() -> None:
 def judge(selection: Selection, folder: Path, limit: float) -> None:
     """Judge the target's trials, and end the process.
 
-    In the folder: `plan.json`, or in `main.doing` why there is none; the events; `files.json`, the target's sources.
+    Files in the folder: `plan.json`, or `main.doing` with the reason why there is no plan; the events; `files.json`,
+    the sources of the target.
     """
-    os.setsid()  # what the target starts is ended with this process
+    os.setsid()  # so that processes started by the target are ended with this one
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    # a .pyc knows its source by size and second: not enough for one that is saved twice in a second
+    # a .pyc identifies its source by size and by time in whole seconds, so it misses a second save within a second
     sys.dont_write_bytecode = True
     importlib.invalidate_caches()
     before = set(sys.modules)
@@ -55,12 +56,12 @@ def judge(selection: Selection, folder: Path, limit: float) -> None:
     except UsageError as error:
         _leave(folder, _traced(error) | _sources(before, selection.target))
         Watch(folder, "main", limit).doing("refused", str(error))
-    except Exception:  # noqa: BLE001  (whatever it is, it is the suite's)
+    except Exception:  # noqa: BLE001  (any other exception is a failure of the suite)
         Events(folder).write(error=traceback.format_exc(), where=selection.target)
     _leave(folder, _sources(before, selection.target))
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # threads and exit handlers of the target's are not waited for
+    os._exit(0)  # without waiting for the target's threads and exit handlers
 
 
 def _judge(selection: Selection, folder: Path, limit: float, before: set[str]) -> None:
@@ -81,11 +82,11 @@ def _judge(selection: Selection, folder: Path, limit: float, before: set[str]) -
         events.write(start=(trial.clause.id, trial.subject.name, trial.dtype))
         result = trial.examine()
         events.write(result=dataclasses.asdict(result), script=None)
-        shrinks = shrinks and result.status != FAIL  # one small case is enough to look at
+        shrinks = shrinks and result.status != FAIL  # the user needs only one shrunk case
 
 
 def stamps(files: Iterable[Path]) -> Stamps:
-    """What tells one content of each file from another; None for a file that is not there."""
+    """A stamp of each file, which changes with its content; None for a missing file."""
     return {path: _stamp(path) for path in files}
 
 
@@ -98,7 +99,7 @@ def _stamp(path: Path) -> Stamp | None:
 
 
 def files_in(folder: Path) -> Stamps:
-    """The files that a fork left word of, as they were when it did so first."""
+    """The source files that a fork recorded, with the stamps of its first record."""
     path = folder / "files.json"
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return {Path(name): tuple(stamp) for name, stamp in found.items()}
@@ -111,7 +112,7 @@ def _leave(folder: Path, files: set[str]) -> None:
 
 
 def _sources(before: set[str], target: str) -> set[str]:
-    """The files of the modules imported since, and of the target's own, without what is installed."""
+    """The files of the target's module and of all modules imported since `before`, except installed packages."""
     module = target.partition(":")[0]
     names = [module, *(name for name in list(sys.modules) if name not in before)]
     files = {name: getattr(sys.modules.get(name), "__file__", None) for name in names}
@@ -119,7 +120,7 @@ def _sources(before: set[str], target: str) -> set[str]:
 
 
 def _traced(error: BaseException) -> set[str]:
-    """The files that an error came through or complains of."""
+    """The files in an error's traceback, and the files whose syntax it rejects."""
     found: set[str] = set()
     cause: BaseException | None = error
     while cause is not None:

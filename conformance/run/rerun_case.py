@@ -1,4 +1,4 @@
-"""One case again: read the line that a failure printed, and check exactly that case in this process."""
+"""A rerun of one case: parse the line that a failure printed, and check exactly that case in this process."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def parse(text: str) -> Line:
     """Read a line.
 
     Raises:
-        UsageError: naming the word that is not what its place asks for.
+        UsageError: if the line does not have the form of a rerun line.
     """
     try:
         words = shlex.split(text)
@@ -49,10 +49,10 @@ def parse(text: str) -> Line:
 
 
 def from_report(path: Path, clause: str | None) -> Line:
-    """The failing case of a clause in a report; of its first failing clause where none is named.
+    """The failing case of a clause in a report. Without a clause, the case of the report's first failing clause.
 
     Raises:
-        UsageError: if the file is no report or holds no such case.
+        UsageError: if the file is not a report or has no such case.
     """
     try:
         report = Report.from_json(json.loads(path.read_text(encoding="utf-8")))
@@ -69,10 +69,10 @@ def from_report(path: Path, clause: str | None) -> Line:
 
 
 def check(line: Line) -> tuple[str, str]:
-    """Check the line's case: `pass`, `fail`, `unsupported` or `inconclusive`, and what was seen.
+    """Check the line's case. Returns `pass`, `fail`, `unsupported` or `inconclusive`, and a message.
 
     Raises:
-        UsageError: if clause, target, subject or a field does not exist.
+        UsageError: if the clause, the target, the subject or a field does not exist.
         SuiteError: if the check itself fails.
     """
     lane = None if line.lane == "gpu" else line.lane

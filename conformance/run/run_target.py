@@ -1,4 +1,4 @@
-"""One target judged as a command asks: planned, run under a journal and a display of progress, reported in a folder."""
+"""Judge one target for a command: plan the run, keep its journal, show its progress, and write its report."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Manner:
     """How trials are run.
 
     Attributes:
-        workers, timeout, memory: as `Run.judge` takes them.
-        resume: keep the results of the same run, cut off.   quiet: say nothing on standard error.
-        title: said before any progress.
+        workers, timeout, memory: the arguments of `Run.judge`.
+        resume: continue an interrupted run, keeping its results.   quiet: write nothing to standard error.
+        title: the first words of each progress line.
     """
 
     workers: int | None = None
@@ -41,12 +41,13 @@ class Manner:
 
 
 def judge(selection: Selection, folder: Path, manner: Manner) -> tuple[Report, Plan]:
-    """Run, write the report in a folder, and return it with its plan.
+    """Judge the target, write the report to a folder, and return the report with its plan.
 
     Raises:
-        UsageError: if the target does not import, bind or claim anything chosen, or what is there cannot be resumed.
+        UsageError: if the target does not import, does not bind, or claims none of the chosen groups; or if the run in
+            the folder cannot be resumed.
         SuiteError: if the suite fails on its own.
-        KeyboardInterrupt: saying how to continue.
+        KeyboardInterrupt: with a message that says how to continue.
     """
     files.prepare(folder)
     with Run(selection) as run:
@@ -72,7 +73,7 @@ def judge(selection: Selection, folder: Path, manner: Manner) -> tuple[Report, P
 
 
 def _journal(selection: Selection, folder: Path, plan: Plan, manner: Manner) -> Journal:
-    """The journal to write, which an earlier run may have begun; standard error tells how much that run did."""
+    """Start or resume the journal. If it is resumed, print how many results it has."""
     if not manner.resume:
         return Journal.begin(folder, selection, plan)
     journal = Journal.resume(folder, selection, plan)

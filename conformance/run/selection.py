@@ -1,4 +1,4 @@
-"""What a run is asked to do: which target, clauses, dtypes, device and lane; imports nothing heavy."""
+"""The selection of a run: its target, clauses, dtypes, device and lane. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ LANES = ("cpu", "interpreter", "gpu")
 
 @dataclass(frozen=True)
 class Selection:
-    """What to run.
+    """The trials that a run should judge.
 
     Attributes:
         target: `package.module` or `package.module:attribute`.
-        groups, clauses, dtypes: only these; all of them where empty.
-        lane: only subjects that run there; None for wherever each runs on this machine.
-        profile: name of the number of cases.   seed: which cases are drawn.
-        shard: `i/n` for the i-th of n parts of the trials; None for all.
+        groups, clauses, dtypes: the names to which the run is restricted; empty for no restriction.
+        lane: the lane to which the run is restricted; None for every lane that this machine has.
+        profile: the name of a profile, which sets the number of cases.   seed: the seed of the cases.
+        shard: `i/n` for the i-th of n parts of the trials; None for all trials.
     """
 
     target: str
@@ -43,8 +43,8 @@ class Selection:
         """Check every name that can be checked without importing the target.
 
         Raises:
-            UsageError: for an unknown group, dtype, lane or profile, a lane that excludes the device, or a shard
-                that is none.
+            UsageError: for an unknown group, dtype, lane or profile, a lane that excludes the device, or a malformed
+                shard.
         """
         known(self.groups, groups(), "group")
         known(self.dtypes, FLOAT_DTYPES, "dtype")
@@ -61,7 +61,7 @@ class Selection:
 
     @classmethod
     def of(cls, target: str, **options: Any) -> Selection:
-        """A selection from options as typed: lists may hold commas, None means the default."""
+        """A selection from the options of a command line. Lists may contain commas; None means the default."""
         given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
         for name in ("groups", "clauses", "dtypes"):
             words = [word.strip() for item in given.get(name, ()) for word in item.split(",")]
@@ -70,38 +70,38 @@ class Selection:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Selection:
-        """Read back what `dataclasses.asdict` gave, also after a passage through JSON."""
+        """The selection of a dictionary from `dataclasses.asdict`, which may have been stored as JSON."""
         given: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
         return cls(**given)
 
     @property
     def cases(self) -> Profile:
-        """The profile, with this run's seed."""
+        """The profile with the seed of this selection."""
         return dataclasses.replace(PROFILES[self.profile], seed=self.seed)
 
     def includes(self, clause: str, group: str) -> bool:
-        """Whether a clause is chosen."""
+        """Whether the selection includes a clause."""
         return (not self.groups or group in self.groups) and (not self.clauses or clause in self.clauses)
 
     @property
     def narrowed(self) -> bool:
-        """Whether parts of clauses are left out, so that a clause passing here may still fail as a whole."""
+        """Whether the selection leaves out parts of clauses. A clause that passes here may then fail in a full run."""
         return bool(self.dtypes or self.shard) or self.lane in ("cpu", "interpreter")
 
     @property
     def settings(self) -> RunSettings:
-        """The part of it that a report depends on."""
+        """The settings that the report depends on."""
         return RunSettings(self.profile, self.seed, self.lane, self.shard, self.narrowed)
 
     def arguments(self) -> list[str]:
-        """The pytest options that ask for this selection, of all shards."""
+        """The pytest options for this selection, without its shard."""
         words = [f"--loraspec-target={self.target}", f"--loraspec-device={self.device}"]
         words += [f"--loraspec-{name}={','.join(v)}" for name, v in self.lists() if v]
         words += [f"--loraspec-lane={self.lane}"] if self.lane else []
         return [*words, f"--loraspec-profile={self.profile}", f"--loraspec-seed={self.seed}"]
 
     def lists(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
-        """The names it is restricted to, by the option that does so; all where empty."""
+        """Each restricting option with its names; empty for no restriction."""
         return (("group", self.groups), ("clause", self.clauses), ("dtype", self.dtypes))
 
 
@@ -109,16 +109,16 @@ def shard_numbers(shard: str) -> tuple[int, int]:
     """The i and n of `i/n`.
 
     Raises:
-        UsageError: if it is not of that form, or i is not one of 1 … n.
+        UsageError: if the text does not have this form, or i is not one of 1 … n.
     """
     number, slash, count = shard.partition("/")
     if slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
         return int(number), int(count)
-    raise UsageError(f"shard {shard!r} is none: expected i/n with 1 ≤ i ≤ n, as in 2/5")
+    raise UsageError(f"shard {shard!r} is not valid: expected i/n with 1 ≤ i ≤ n, as in 2/5")
 
 
 def gpu_at_hand() -> bool:
-    """Whether there is a GPU, as far as can be told without importing torch."""
+    """Whether this machine seems to have a GPU; found without importing torch."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
         return False
     dev = Path("/dev")
@@ -128,8 +128,8 @@ def gpu_at_hand() -> bool:
 def set_interpreter(lane: str | None, device: str, gpu: bool) -> bool:
     """Turn Triton's interpreter on or off, for this process and its children, before Triton is imported.
 
-    Without a lane it is on where there is no GPU, so that Triton subjects run their kernels; a setting that
-    is already in the environment stays.
+    Without a lane and without a GPU, the interpreter is turned on, so that Triton subjects can run their kernels. A
+    value that the environment already has is kept in that case.
     """
     variable = "TRITON_INTERPRET"
     if lane == "interpreter" or (lane is None and device == "cpu" and not gpu):

@@ -1,4 +1,4 @@
-"""Shards merged: the report of the whole run, from the report folders of all its shards."""
+"""Merge shards: build the report of the whole run from the report folders of all its shards."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from conformance.run.selection import shard_numbers
 
 
 def merge_shards(folders: Sequence[Path], into: Path) -> Report:
-    """Write and return the report that one run of all trials would have given.
+    """Write and return the same report as one run of all trials, apart from times.
 
     Raises:
-        UsageError: if the folders are not those of all shards of one run, each finished; nothing is written then.
+        UsageError: if the folders do not hold every shard of one run, each of them finished. No file is written then.
     """
     if into.resolve() in {folder.resolve() for folder in folders}:
         raise UsageError(f"--report-dir {str(into)!r} is a shard's own folder: expected another one for the whole")
@@ -51,7 +51,7 @@ def _read(folder: Path) -> Recorded:
 
 
 def _check_alike(shards: dict[Path, Recorded]) -> None:
-    """Raise UsageError unless all shards are of one run, naming the differences."""
+    """Raise UsageError, naming the differences, unless all shards belong to one run."""
     (first, one), *others = shards.items()
     for folder, other in others:
         found = differences(_unsharded(one), _unsharded(other), f"in {str(first)!r}", f"in {str(folder)!r}")
@@ -64,7 +64,7 @@ def _unsharded(recorded: Recorded) -> Recorded:
 
 
 def _check_complete(shards: dict[Path, Recorded]) -> None:
-    """Raise UsageError unless each shard is there once and finished, naming those that are not."""
+    """Raise UsageError, naming the shards at fault, unless each shard occurs exactly once and is finished."""
     counts = {shard_numbers(str(r.selection.shard))[1]: str(folder) for folder, r in shards.items()}
     if len(counts) > 1:
         each = " and ".join(f"of {count} in {folder!r}" for count, folder in counts.items())

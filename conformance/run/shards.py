@@ -1,4 +1,4 @@
-"""Shards: the trials of a plan dealt into n parts of about equal cost, the same parts on every machine."""
+"""Shards: split the trials of a plan into n parts of about equal cost. Every machine computes the same parts."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from conformance.run.selection import shard_numbers
 
 
 def costs(plan: Plan) -> dict[Key, int]:
-    """By trial of a plan its cost: its cases."""
+    """The cost of each trial of a plan: its number of cases."""
     return {trial.key: trial.cases for trial in plan.trials}
 
 
 def part(plan: Plan, shard: str | None) -> Plan:
-    """The plan of one shard: its trials, the clauses and groups that they leave, and all that is not claimed.
+    """The plan of one shard: its trials, their clauses and groups, and the clauses without trials.
 
     Raises:
         UsageError: if there are more shards than trials.
@@ -42,7 +42,7 @@ def part(plan: Plan, shard: str | None) -> Plan:
 
 
 def share(cost_of: Mapping[Key, int], shard: str) -> set[Key]:
-    """The trials of one shard, of all trials with their costs.
+    """The trials of one shard, given the cost of each trial.
 
     Raises:
         UsageError: if there are more shards than trials.
@@ -55,7 +55,7 @@ def share(cost_of: Mapping[Key, int], shard: str) -> set[Key]:
 
 
 def _dealt(cost_of: Mapping[Key, int], count: int) -> list[list[Key]]:
-    """Each trial, the costliest first, to the shard that has the least so far."""
+    """Assign each trial, in order of decreasing cost, to the shard with the lowest cost so far."""
     hands: list[list[Key]] = [[] for _ in range(count)]
     heap = [(0, number) for number in range(count)]
     for key in sorted(cost_of, key=lambda key: (-cost_of[key], _shuffling(key))):
@@ -66,5 +66,5 @@ def _dealt(cost_of: Mapping[Key, int], count: int) -> list[list[Key]]:
 
 
 def _shuffling(key: Key) -> str:
-    # trials of equal cost in an order of their own: alphabetically, each of four shards would get one dtype
+    # shuffles trials of equal cost: in alphabetical order, each of four shards would get a single dtype
     return hashlib.sha256(" ".join(key).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What the smoke check leaves for other processes: a plan, or the reason why there is none."""
+"""The result of the smoke check, stored in a file for other processes: a plan, or the reason why there is no plan."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ NAME = "plan.json"
 
 @dataclass(frozen=True)
 class SmokeCheck:
-    """A plan, or why there is none.
+    """A plan, or the reason why there is no plan.
 
     Attributes:
-        error: what the user must mend.   failure: the traceback of a failure of the suite itself.
+        error: a message about a mistake of the user.   failure: the traceback of a failure of the suite itself.
     """
 
     plan: Plan | None = None
@@ -24,7 +24,7 @@ class SmokeCheck:
     failure: str | None = None
 
     def write(self, folder: Path) -> None:
-        """Leave it in a folder, whole or not at all."""
+        """Write the result to a folder, atomically."""
         found = {"plan": self.plan and self.plan.to_json(), "error": self.error, "failure": self.failure}
         temporary = folder / "plan.part"
         temporary.write_text(json.dumps({k: v for k, v in found.items() if v is not None}), encoding="utf-8")
@@ -32,7 +32,7 @@ class SmokeCheck:
 
     @classmethod
     def read(cls, folder: Path) -> SmokeCheck:
-        """The outcome that was left in a folder."""
+        """Read the result from a folder."""
         found = json.loads((folder / NAME).read_text(encoding="utf-8"))
         plan = Plan.from_json(found["plan"]) if "plan" in found else None
         return cls(plan, found.get("error"), found.get("failure"))

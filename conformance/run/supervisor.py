@@ -1,7 +1,7 @@
-"""A guard over the processes that run trials: their time, their memory and their output, seen from outside.
+"""A guard that limits the time and memory of the processes that run trials, from another process.
 
-A target may stall while it holds the interpreter's lock, switch the watch's own timer off, or allocate until the
-machine has nothing left: only another process can end it then.
+A target may stall while it holds the interpreter's lock, cancel the timer of its watch, or allocate all memory of the
+machine. Only another process can end it then.
 """
 
 from __future__ import annotations
@@ -16,35 +16,35 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-GRACE = 2.0  # seconds beyond the limit, in which the process may still end itself and say where it was
-SILENCE = 300.0  # seconds beyond the limit without any news, after which nothing will come any more
-ANSWER = 3.0  # seconds in which a process that is ended may say where it was
-PAUSE = 0.1  # seconds without more of a stack, after which it is whole
-EXIT = 5.0  # seconds to end in once every result is there: threads of the target's are not waited for
+GRACE = 2.0  # seconds after the limit, in which the process may still end itself and write its stack
+SILENCE = 300.0  # seconds after the limits without news, after which the run is ended
+ANSWER = 3.0  # seconds that a process has to write its stack before it is killed
+PAUSE = 0.1  # a stack is complete once its file has not grown for this many seconds
+EXIT = 5.0  # seconds in which the processes may end after the last result; the target's threads are not waited for
 LEAST = 2 * 2**30  # bytes of memory that every process is allowed
-LATE = "did not finish within"  # begins the message of a trial that went beyond its time
+LATE = "did not finish within"  # the first words of the message of a trial that exceeded its time
 
 
 class Stopped(Exception):  # noqa: N818
-    """The target does not import where its trials run, though it did before; the message says how."""
+    """The target imported once, but not in the processes that run its trials. The message says why."""
 
 
 class Followed(Protocol):
-    """The process that a guard may end."""
+    """A process that a guard may end."""
 
     def kill(self) -> None:
-        """End it."""
+        """End the process."""
 
     def wait(self) -> Any:
-        """Wait for its end."""
+        """Wait for the end of the process."""
 
 
 class Guard:
-    """Follows what the watches in `folder` say their processes do, and ends those that go too far.
+    """Reads the status files that the watches write to `folder`, and ends processes that exceed a limit.
 
     Args:
-        limit: the most seconds for a trial; the watch may say fewer.   importing: seconds for an import of the target.
-        memory: resident bytes that one process may have beyond those that it began with.
+        limit: the most seconds for a trial; its watch may set fewer.   importing: seconds for an import of the target.
+        memory: resident bytes that one process may use beyond those that it started with.
     """
 
     def __init__(self, folder: Path, limit: float, importing: float, memory: int) -> None:
@@ -52,10 +52,13 @@ class Guard:
         self._news, self._at = "", time.monotonic()
 
     def look(self, process: Followed, finished: bool) -> None:
-        """End what goes too far; the whole session too where it gives no more news, or has none left to give.
+        """End processes that exceed a limit. End the whole session if it has been silent for too long.
+
+        Args:
+            finished: whether every trial has its result, so that the session should end soon.
 
         Raises:
-            Stopped: where the target's import ended or stalled a process.
+            Stopped: if the target's import failed, ended its process, or stalled.
         """
         for path, doing in self._doing():
             what, age, alive = doing["what"], time.monotonic() - float(doing["since"]), _runs(doing)
@@ -89,7 +92,7 @@ class Guard:
             try:
                 yield path, json.loads(path.read_text(encoding="utf-8"))
             except ValueError:
-                continue  # just being written
+                continue  # the file is being written
 
     def _silent_for(self) -> float:
         events = self.folder / "events.jsonl"
@@ -100,14 +103,14 @@ class Guard:
 
     def _end(self, path: Path, doing: dict[str, str], why: str) -> None:
         path.with_suffix(".ended").write_text(why, encoding="utf-8")
-        _kill(int(doing["pid"]), signal.SIGUSR1)  # the watch answers it by the stack
+        _kill(int(doing["pid"]), signal.SIGUSR1)  # the watch then writes the stack
         _await_end_of(path.with_suffix(".trace"))
         _kill(int(doing["pid"]), signal.SIGKILL)
         path.unlink(missing_ok=True)
 
 
 def _await_end_of(trace: Path) -> None:
-    """Wait until a stack is written: on a busy machine its process may not run at once, and some never do."""
+    """Wait until a stack is written. On a busy machine this takes a while, and some processes never write one."""
     deadline, size = time.monotonic() + ANSWER, 0
     while time.monotonic() < deadline:
         time.sleep(PAUSE)
@@ -117,12 +120,12 @@ def _await_end_of(trace: Path) -> None:
 
 
 def memory_for(processes: int) -> int:
-    """Resident bytes for each of so many processes: nine tenths of what is available, and at least 2 GiB."""
+    """Resident bytes for each of a number of processes: its share of 90 % of the available memory, at least 2 GiB."""
     return max(LEAST, int(0.9 * _available() / max(1, processes)))
 
 
 def _available() -> int:
-    """Bytes of memory that are free now, in the machine and in the control group that may bound it."""
+    """Bytes of memory that are free now, in the machine and within the limit of the control group."""
     found = re.search(r"MemAvailable:\s+(\d+) kB", _text("/proc/meminfo"))
     free = int(found.group(1)) * 1024 if found else 2**62
     for most, used in (
@@ -136,18 +139,18 @@ def _available() -> int:
 
 
 def resident(pid: int) -> int:
-    """Bytes of memory a process occupies; 0 where that cannot be known."""
+    """Resident bytes of a process; 0 if the number is unknown."""
     pages = _text(f"/proc/{pid}/statm").split()
     return int(pages[1]) * os.sysconf("SC_PAGE_SIZE") if len(pages) > 1 else 0
 
 
 def _runs(doing: dict[str, str]) -> bool:
-    """Whether the process is still there, and its number was not given to another one."""
+    """Whether the process is still running. Another process with the same id does not count."""
     return born(int(doing["pid"])) == doing["born"]
 
 
 def born(pid: int) -> str:
-    """When a process was started, in ticks; empty for one that has ended, or where that cannot be known."""
+    """The start time of a process, in ticks; empty if the process has ended or the time is unknown."""
     status = _text(f"/proc/{pid}/stat").rpartition(")")[2].split()
     return status[19] if len(status) > 19 and status[0] != "Z" else ""
 

@@ -1,4 +1,4 @@
-"""How long a trial may take, and which trials are not worth their time after many that did not end."""
+"""The time limit of each trial, and the choice of trials to skip after many trials did not end."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from collections.abc import Callable
 
 from conformance.report.trial_keys import Key
 
-LEAST = 5.0  # seconds that any trial is given: what is imported or compiled on the way takes that on a busy machine
-SLACK = 20.0  # how much longer than expected a trial may take once others did not end
-PATIENCE = 20  # ends of a process, of whatever kind, after which trials like those are not tried any more
-# Full time limits that each worker may spend on trials that do not end: after the first, subjects of which more trials
-# were late than came to an end are not tried any more, after the second, subjects of which any was late.
+LEAST = 5.0  # the least time limit in seconds; imports and compilation alone may take this long on a busy machine
+SLACK = 20.0  # after the first late trial, a limit is this many times the expected time
+PATIENCE = 20  # dead processes, of whatever cause, after which similar trials are skipped
+# The time wasted on late trials, in full time limits per worker. Beyond the first number, subjects with more late than
+# finished trials are skipped; beyond the second, all subjects with a late trial.
 PATIENT, IMPATIENT = 1.25, 2.0
-FEW = 3  # late trials that are not many yet
+FEW = 3  # late trials of a subject that are tolerated in addition to its finished ones
 
 
 class Limits:
     """The time limits of one run.
 
-    The first trial that does not end costs the full limit. Those after it are given what they are expected to take,
-    with slack, at the speed that the target has shown so far, and more on a busy machine.
+    The first late trial uses up the full limit. Later trials get their expected time, scaled by the speed of the
+    target so far, by a slack factor, and by the load of the machine.
 
     Args:
-        most: seconds, the full limit.   workers: how many trials run at a time.
-        expected: seconds that a trial takes on `optimized`.
+        most: the full limit in seconds.   workers: the number of trials that run at a time.
+        expected: the seconds that a trial takes on `optimized`.
     """
 
     def __init__(self, most: float, workers: int, expected: Callable[[Key], float]) -> None:
@@ -45,25 +45,25 @@ class Limits:
         return min(self.most, max(LEAST, SLACK * speed * self.expected(key)) * busy())
 
     def finished(self, key: Key, seconds: float) -> None:
-        """A trial came to its end."""
+        """Record a trial that finished."""
         self._done[key[1]] += 1
         self._took += seconds
         self._was_expected += self.expected(key)
 
     def died(self, key: Key, late: float | None) -> None:
-        """A trial ended its process, or was ended after so many seconds because it was late."""
+        """Record a trial whose process died. `late` is the seconds after which a late trial was ended, else None."""
         self._deaths.append(key)
         if late is not None:
             self._late[key[1]] += 1
             self._wasted += late
 
     def said(self, seconds: float) -> str:
-        """What a message adds on a limit below the full one; empty for that."""
+        """The remark that a message adds if the limit was below the full one; else empty."""
         late = sum(self._late.values())
         return f" (the limit was {self.most:g} s until {_trials(late)} did not end)" if seconds < self.most else ""
 
     def hopeless(self, key: Key) -> str | None:
-        """Why a trial is not worth its time; None for one that is."""
+        """The reason to skip a trial; None if the trial should run."""
         clause, subject, dtype = key
         many = self._late[subject] > FEW + self._done[subject]
         wasted = self._wasted / self._whole
@@ -81,7 +81,7 @@ class Limits:
 
 
 def busy() -> float:
-    """How many processes share a processor: on a busy machine a trial takes so many times as long."""
+    """The number of processes that share a processor, which is the factor by which a trial slows down."""
     return max(1.0, round(os.getloadavg()[0] / (os.cpu_count() or 1)))
 
 

@@ -1,4 +1,4 @@
-"""A trial: one clause on one subject and dtype of the chosen target, as pytest and the report know it."""
+"""A trial: the judgement of one clause on one subject and dtype of the target."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class Trial:
     """One clause on one subject and dtype.
 
     Attributes:
-        declared: whether the target declares the dtype; where not, it is only seen whether it refuses.
-        deviation: the target's reason for not meeting the clause, where it gives one.
-        watch: follows it from outside.   reproduces: whether a failure is written as a script.
-        result, reproducer: what came of it, after `examine`.
+        declared: whether the target declares the dtype; otherwise the trial only checks that the target refuses it.
+        deviation: the target's reason for a declared deviation from the clause; None without one.
+        watch: records the trial's state on disk.   reproduces: whether to write a script for a failure.
+        result, reproducer: set by `examine`.
     """
 
     clause: Clause
@@ -61,17 +61,17 @@ class Trial:
 
     @property
     def id(self) -> str:
-        """The label from which `trial_keys.key_of` reads clause, subject and dtype."""
+        """The label of the trial in pytest; `trial_keys.key_of` reads the key from it."""
         return f"{self.clause.id}-{self.subject.name}-{self.dtype}"
 
     @property
     def key(self) -> Key:
-        """Clause, subject and dtype."""
+        """The clause's id, the subject's name and the dtype."""
         return Key(self.clause.id, self.subject.name, self.dtype)
 
     def examine(self) -> Result:
-        """Judge it; on a failure also write the script that reproduces it."""
-        torch.set_num_threads(1)  # so that sums, and with them worst ratios, are the same in every process
+        """Judge the trial. If it fails, also write the script that reproduces the failure."""
+        torch.set_num_threads(1)  # so that sums, and thereby worst ratios, are the same in every process
         examination = Examination(self.clause, self.subject, self.dtype, self.profile)
         if self.watch is not None:
             examination.on_case = self.watch.note
@@ -84,7 +84,7 @@ class Trial:
         return self.result
 
     def run(self) -> None:
-        """Judge it as a pytest test: passed, failed, skipped where unsupported, xfailed where expected."""
+        """Judge the trial as a pytest test, which is skipped if unsupported and xfailed if the failure is expected."""
         import pytest
 
         result = self.examine()
@@ -101,7 +101,7 @@ class Trial:
 
 
 def describe(result: Result, target: str) -> str:
-    """What happened and how to see it again, as lines."""
+    """The message of a result, its case, and the command that reruns the case, as lines."""
     lines = [result.message or ""]
     if result.case is not None:
         again = rerun_line(target, result.clause, result.subject, result.case, result.device, result.lane)
@@ -117,7 +117,7 @@ def trials(
     *,
     reproduces: bool = False,
 ) -> list[Trial]:
-    """The trials of one clause: each subject in the chosen lane, in each chosen dtype."""
+    """The trials of one clause: one for each subject in the chosen lane and each chosen dtype."""
     dtypes = clause.dtypes or (ANY_DTYPE,)
     return [
         Trial(
@@ -140,23 +140,23 @@ def trials(
 
 @lru_cache(maxsize=4)
 def loaded(spec: str, device: str, groups: tuple[str, ...] | None = None) -> Target:
-    """The target, imported once in a process, after the suite, or some groups of it: so it finds nothing half-made.
+    """Import the target, once per process. The suite, or the given groups, are imported first, so they are complete.
 
     Raises:
-        TargetError: if it cannot be tested.
+        TargetError: if the target cannot be tested.
     """
     load_all(groups)
-    # a process's first backward pass imports it, for a second or more: not at the expense of one trial's time
+    # the first backward pass imports this module, for a second or more, which should not count against a trial
     importlib.import_module("torch.fx.experimental.symbolic_shapes")
     return Target.load(spec, device)
 
 
 @contextmanager
 def counted_launches() -> Iterator[list[int]]:
-    """Count the kernels that Triton's interpreter runs meanwhile: the one element of the list."""
+    """Count the kernels that Triton's interpreter runs inside the context. The list's only element is the count."""
     count = [0]
     if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton"):
-        # the target may import it as late as in its first launch, which counts too
+        # the target may import Triton only at its first launch, which must be counted too
         importlib.import_module("triton.runtime.interpreter")
     interpreter: Any = sys.modules.get("triton.runtime.interpreter")
     if interpreter is None:

@@ -1,7 +1,7 @@
-"""The loop of `loraspec run T --watch-clause ID`: one clause, judged again at each save of the target's source.
+"""The loop of `loraspec run T --watch-clause ID`: judge one clause again after each save of the target's source.
 
-The process that watches has torch and the suite imported, and never the target: each judgement is a fork of it, which
-imports the target afresh, so that what the target did to its process is gone with it.
+The watching process imports torch and the suite, but never the target. Each judgement runs in a fork, which imports
+the target anew, so that no side effect of the target survives a judgement.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ from conformance.run.selection import Selection, gpu_at_hand, set_interpreter
 from conformance.run.supervisor import Guard, Stopped, memory_for
 from conformance.specification import spec_page
 
-# A few stat calls see every kind of save on every file system, network and container mounts included, for less than a
-# thousandth of a processor: nothing that the operating system's own notices would make better.
-EVERY = 0.1  # seconds between looks at the files
+# Polling with stat detects every save on every file system, including network and container mounts, and takes less
+# than 0.1 % of a processor. File notifications of the operating system would bring no advantage.
+EVERY = 0.1  # seconds between two polls of the files
 
 
 class Fork(multiprocessing.context.ForkProcess):
     """A copy of this process that runs one function."""
 
     def wait(self) -> None:
-        """Wait for its end, as a `subprocess.Popen` does."""
+        """Wait for the end of the process, like `subprocess.Popen.wait`."""
         self.join()
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The verdict of one judgement: its exit code, the lines that tell it, and the files it read as they were."""
+    """The verdict of one judgement: its exit code, the lines to print, and the stamps of the source files."""
 
     code: int
     lines: list[str]
@@ -56,14 +56,14 @@ class Verdict:
 
 
 def follow(selection: Selection, timeout: float | None = None, memory: float | None = None) -> int:
-    """Judge the one clause of the selection at each change, until interrupted; the last verdict's exit code.
+    """Judge the selected clause after each change until interrupted. Returns the exit code of the last verdict.
 
     Args:
         timeout: seconds for one trial.   memory: GiB for the process of a judgement.
 
     Raises:
-        UsageError: if the clause is unknown, or no such module is to be found.
-        KeyboardInterrupt: where it comes before the first verdict.
+        UsageError: if the clause is unknown or the target's module does not exist.
+        KeyboardInterrupt: if interrupted before the first verdict.
     """
     known(selection.clauses, spec_page.read(), "clause")
     files = places_of(selection.target.partition(":")[0])
@@ -94,10 +94,10 @@ def follow(selection: Selection, timeout: float | None = None, memory: float | N
 
 
 def places_of(module: str) -> set[Path]:
-    """Where the source of a module and of its packages is or could be; none of it is imported.
+    """The paths at which the source of a module and of its packages may be. No module is imported.
 
     Raises:
-        UsageError: if there is no such module or package at the top.
+        UsageError: if the top-level module or package does not exist.
     """
     names = module.split(".")
     found = importlib.util.find_spec(names[0])
@@ -110,10 +110,10 @@ def places_of(module: str) -> set[Path]:
 
 
 def _changed(seen: Stamps) -> Stamps:
-    """Wait until a file is no longer as it was seen, and then until all of them rest."""
+    """Wait until a file changes, and then until no file changes any more. Returns the new stamps."""
     while (now := stamps(seen)) == seen:
         time.sleep(EVERY)
-    while True:  # an editor may take a file away and put it back in two steps
+    while True:  # an editor may save a file in two steps, by removing it and writing it again
         time.sleep(EVERY)
         before, now = now, stamps(seen)
         if now == before:
@@ -121,7 +121,7 @@ def _changed(seen: Stamps) -> Stamps:
 
 
 def _judged(selection: Selection, limit: float, memory: int, outdated: Callable[[], bool]) -> Verdict | None:
-    """Judge once, in a fork; None where the source changes meanwhile."""
+    """Judge once, in a fork. Returns None if the source changes in the meantime."""
     with tempfile.TemporaryDirectory(prefix="loraspec-") as scratch:
         folder = Path(scratch)
         guard = Guard(folder, limit, IMPORT_TIMEOUT, memory)
@@ -149,9 +149,9 @@ def _judged(selection: Selection, limit: float, memory: int, outdated: Callable[
 
 
 def _end(process: Fork) -> None:
-    """End a fork and what it started."""
+    """End a fork and the processes that it started."""
     assert process.pid is not None
-    with contextlib.suppress(ProcessLookupError):  # it has ended, or has no group of its own yet
+    with contextlib.suppress(ProcessLookupError):  # the fork has ended, or has no process group of its own yet
         os.killpg(process.pid, signal.SIGKILL)
     process.kill()
     process.join()
@@ -187,7 +187,7 @@ def _show(verdict: Verdict, seconds: float) -> None:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Heed Ctrl-C, which what a shell starts in the background ignores; where this process is ended, end the fork."""
+    """Raise KeyboardInterrupt on Ctrl-C, even in a shell's background job, and exit on SIGTERM so the fork is ended."""
     kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))

@@ -1,4 +1,4 @@
-"""Workers: copies of a process that has the suite, and mostly the target, imported; each judges one trial at a time."""
+"""Workers: forks of a process that has imported the suite and usually the target. Each judges one trial at a time."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from conformance.run.smoke_check import SmokeCheck
 from conformance.run.time_limits import Limits
 from conformance.run.worker_status import Events, Watch, crashed, judged, last_word
 
-LEAVE = 5.0  # seconds in which a worker may end
-EVERY = 0.1  # seconds between looks for workers that died without a word
-GUARDED = 60.0  # seconds in which the guard, which looks some times a second, ends what it must
-FRUITLESS = 5  # workers in a row that end before they were given a trial
+LEAVE = 5.0  # seconds that the workers have to end after the last trial
+EVERY = 0.1  # seconds between two checks for dead workers
+GUARDED = 60.0  # seconds to wait for the guard, which polls several times a second, to end the run
+FRUITLESS = 5  # the run fails after this many workers in a row ended without a trial
 
 
 @dataclass(frozen=True)
 class Request:
-    """Which trials to judge, by how many workers, the seconds that one may take, and a folder for temporary files."""
+    """The trials to judge, the number of workers, the time limit of a trial, and a folder for temporary files."""
 
     keys: list[Key]
     workers: int
@@ -42,13 +42,13 @@ class Request:
 
     @classmethod
     def read(cls, folder: Path) -> Request:
-        """The request that a command left in a folder."""
+        """Read the request from a folder."""
         found = json.loads((folder / "request.json").read_text(encoding="utf-8"))
         keys = [Key(*key) for key in found["keys"]]
         return cls(keys, found["workers"], found["limit"], found["files"])
 
     def write(self, folder: Path) -> None:
-        """Leave it in a folder, whole or not at all."""
+        """Write the request to a folder, atomically."""
         temporary = folder / "request.part"
         temporary.write_text(json.dumps(vars(self)), encoding="utf-8")
         temporary.replace(folder / "request.json")
@@ -56,11 +56,13 @@ class Request:
 
 @dataclass
 class Worker:
-    """A worker as the pool knows it.
+    """The pool's record of a worker.
 
     Attributes:
-        inbox, outbox: descriptors: trials are written to the one, a byte for each that is done is read from the other.
-        group: the group whose trials it takes.   trial, limit, since: what it does, None where it waits.
+        inbox: the descriptor to which the pool writes trials.
+        outbox: the descriptor from which the pool reads a byte for each finished trial.
+        group: the group whose trials the worker takes.   trial: the trial that it judges; None while it waits.
+        limit: seconds for the trial.   since: the start of the trial.
     """
 
     name: str
@@ -73,18 +75,18 @@ class Worker:
     since: float = field(default_factory=time.monotonic)
 
     def close(self) -> None:
-        """Let go of the descriptors."""
+        """Close the descriptors."""
         os.close(self.inbox)
         os.close(self.outbox)
 
 
 class Trials:
-    """The trials left, by group: a worker stays with a group, which shares keys, servers and models, while it can."""
+    """The remaining trials by group. A worker keeps to one group, whose trials share keys, servers and models."""
 
     def __init__(self, keys: list[Key], group_of: Callable[[Key], str], seconds: Callable[[Key], float]) -> None:
         self._seconds = seconds
         self._left: dict[str, deque[Key]] = {}
-        for key in sorted(keys, key=lambda key: -seconds(key)):  # so that no long one is left over at the end
+        for key in sorted(keys, key=lambda key: -seconds(key)):  # so that no long trial runs alone at the end
             self._left.setdefault(group_of(key), deque()).append(key)
         self._sums = {group: sum(map(seconds, left)) for group, left in self._left.items()}
 
@@ -92,7 +94,7 @@ class Trials:
         return any(self._left.values())
 
     def take(self, of: str, taken: set[str]) -> tuple[str, Key]:
-        """The next trial of a group, or of the largest that nobody has taken, or of the largest; with its group."""
+        """The next trial and its group: the group `of`, else the largest free group, else the largest group."""
         group = of
         if not self._left.get(of):
             open_groups = [name for name, left in self._left.items() if left]
@@ -104,7 +106,7 @@ class Trials:
 
 
 class Pool:
-    """Judges the requested trials by forked workers; what came of each is an event in the folder."""
+    """Forks workers that judge the requested trials. Each result is an event in the folder."""
 
     def __init__(self, selection: Selection, folder: Path) -> None:
         self.selection, self.folder, self.request = selection, folder, Request.read(folder)
@@ -121,7 +123,7 @@ class Pool:
         self._named = self._fruitless = 0
 
     def run(self) -> None:
-        """Return once every trial has its event."""
+        """Judge all trials. Returns once each of them has its event."""
         while self.trials or any(worker.trial for worker in self.workers):
             self._fill()
             self._hear()
@@ -129,7 +131,7 @@ class Pool:
         self._dismiss()
 
     def _dismiss(self) -> None:
-        """Have every worker end; one that a thread of the target's keeps from it is ended."""
+        """Tell every worker to end, and kill the workers that do not, for example because of the target's threads."""
         for worker in self.workers:
             with contextlib.suppress(BrokenPipeError):
                 os.write(worker.inbox, b"\n")
@@ -144,7 +146,7 @@ class Pool:
             time.sleep(0.005)
 
     def _fill(self) -> None:
-        """Give each waiting worker a trial, and fork workers that are missing."""
+        """Give a trial to each waiting worker, and fork further workers up to the requested number."""
         for worker in self.workers:
             if worker.trial is None:
                 self._give(worker)
@@ -182,7 +184,7 @@ class Pool:
         return Worker(name, pid, gives, hears)
 
     def _hear(self) -> None:
-        """Wait a moment for workers that are done with their trials."""
+        """Wait briefly for workers that have finished their trials."""
         ready, _, _ = select.select([worker.outbox for worker in self.workers], [], [], EVERY)
         for worker in self.workers:
             if worker.outbox in ready and worker.trial and os.read(worker.outbox, 1):
@@ -190,7 +192,7 @@ class Pool:
                 worker.trial, self._fruitless = None, 0
 
     def _bury(self) -> None:
-        """Record what came of the trials of workers that died."""
+        """Remove dead workers, and record the crash of their trials."""
         for worker in list(self.workers):
             number, status = os.waitpid(worker.pid, os.WNOHANG)
             if not number:
@@ -199,7 +201,7 @@ class Pool:
             worker.close()
             self._fruitless += 1
             if last_word(self.folder, worker.name) in ("import", "refused"):
-                time.sleep(GUARDED)  # that is no matter of its trial: the guard sees it too, and ends the run
+                time.sleep(GUARDED)  # the trial is not at fault; the guard sees the failed import and ends the run
             if worker.trial is not None:
                 self._died(worker)
             elif self._fruitless >= FRUITLESS:
@@ -220,7 +222,7 @@ class Pool:
 
 
 def judge_as_told(selection: Selection, folder: Path, name: str, inbox: int, outbox: int) -> None:
-    """What a worker does: read trials, one a line, judge each and leave its events, and say so by a byte."""
+    """The main function of a worker: read trials, one per line, judge each, write its event, and send a byte."""
     from conformance.errors import TargetError
     from conformance.run.trial import loaded, trials
     from conformance.specification.clause import REGISTRY
@@ -245,12 +247,12 @@ def judge_as_told(selection: Selection, folder: Path, name: str, inbox: int, out
             try:
                 result = known[key].examine()
                 events.write(result=vars(result), script=known[key].reproducer)
-            except Exception:  # noqa: BLE001  (whatever it is, it is the suite's)
+            except Exception:  # noqa: BLE001  (any exception here is a failure of the suite)
                 events.write(error=traceback.format_exc(), where=" ".join(key))
             os.write(outbox, b".")
 
 
 def _keep_files_in(folder: Path) -> None:
-    """Have temporary files made in a folder that goes with the run, whatever the target leaves in it."""
+    """Direct temporary files to a folder that is removed with the run, including files that the target leaves."""
     folder.mkdir()
     tempfile.tempdir = os.environ["TMPDIR"] = str(folder)

@@ -1,4 +1,4 @@
-"""A watch over trials: what a worker does is on disk, so that its death can be traced to a case."""
+"""A watch over trials: workers record their state on disk, so that a crash can be traced to a case."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from conformance.run.supervisor import LATE, born, resident
 
 
 class Watch:
-    """Keeps `<worker>.case` (what is being checked), `.trace` (the stack it died with) and `.doing` (for the guard).
+    """Writes `<worker>.case` (the current case), `.trace` (the stack at a crash) and `.doing` (the guard's input).
 
     Attributes:
         timeout: seconds that the next trial may take.
@@ -27,13 +27,13 @@ class Watch:
 
     def __init__(self, folder: Path, worker: str, timeout: float) -> None:
         self.folder, self.worker, self.timeout = folder, worker, timeout
-        self.began_with = resident(os.getpid())  # bytes that are the suite's, not the target's
+        self.began_with = resident(os.getpid())  # bytes used by the suite, which do not count against the target
         self.case_file: IO[str] = (folder / f"{worker}.case").open("w", encoding="utf-8")
         self.trace_file: IO[str] = (folder / f"{worker}.trace").open("w", encoding="utf-8")
 
     @contextmanager
     def over(self) -> Iterator[None]:
-        """Watch one trial: past the time limit the process ends, whatever it is stuck in."""
+        """Watch one trial. Beyond its time limit the process is ended, even if it is stuck."""
         for file in (self.case_file, self.trace_file):
             _rewrite(file, "")
         faulthandler.enable(self.trace_file)
@@ -48,29 +48,29 @@ class Watch:
 
     @contextmanager
     def importing(self) -> Iterator[None]:
-        """Follow an import of the target: where it ends the process, the guard knows what did."""
+        """Watch an import of the target, so that the guard knows if the import ended the process."""
         self.doing("import")
         yield
         self.doing("nothing")
 
     def doing(self, what: str, text: str = "") -> None:
-        """Tell the guard: `import`, `trial`, `nothing`, or `refused` with the reason."""
+        """Record the state for the guard: `import`, `trial`, `nothing`, or `refused` with the reason."""
         pid = os.getpid()
         said = {"pid": str(pid), "born": born(pid), "what": what, "since": str(time.monotonic()), "text": text}
         said |= {"limit": str(self.timeout), "began_with": str(self.began_with)}
-        # renamed into place, so that it is never read half written
+        # renamed into place, so that the guard never reads a half-written file
         temporary = self.folder / f"{self.worker}.said"
         temporary.write_text(json.dumps(said), encoding="utf-8")
         temporary.replace(self.folder / f"{self.worker}.doing")
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         faulthandler.disable()
         for file in (self.case_file, self.trace_file):
             file.close()
 
     def note(self, case: object) -> None:
-        """Write down the case that is checked next."""
+        """Record the case that is checked next."""
         _rewrite(self.case_file, str(case))
 
 
@@ -82,7 +82,7 @@ def _rewrite(file: IO[str], text: str) -> None:
 
 
 def crashed(folder: Path, worker: str, key: Key, timeout: float) -> tuple[Result, bool]:
-    """The result of a trial whose worker died, from what the worker and the guard left behind; whether it was late."""
+    """The result of a trial whose worker died, from the worker's and the guard's files; and whether it was late."""
     clause, subject, dtype = key
     case, trace, ended = (_read(folder / f"{worker}.{kind}") for kind in ("case", "trace", "ended"))
     (folder / f"{worker}.ended").unlink(missing_ok=True)  # a later process may have the same name
@@ -102,7 +102,7 @@ def crashed(folder: Path, worker: str, key: Key, timeout: float) -> tuple[Result
 
 
 def last_word(folder: Path, worker: str) -> str:
-    """What a worker said last that it does; empty where it said nothing yet."""
+    """The last state that a worker recorded; empty if it has recorded none."""
     text = _read(folder / f"{worker}.doing")
     return str(json.loads(text)["what"]) if text else ""
 
@@ -112,7 +112,7 @@ def _read(path: Path) -> str:
 
 
 def _place(trace: str) -> str:
-    """The innermost frames outside the suite, of the thread that ran the suite."""
+    """The innermost frames outside the suite, taken from the thread that ran the suite."""
     threads = re.split(r"(?m)^(?:Current thread|Thread) .*$", trace)[1:]
     own = str(Path(__file__).parents[1])
     running = next((thread for thread in threads if own in thread), threads[0] if threads else "")
@@ -126,13 +126,13 @@ def _place(trace: str) -> str:
 
 
 class Events:
-    """The running record of a run, one JSON object a line, readable while it is written."""
+    """The events of a run, one JSON object per line. The file can be read while it is written."""
 
     def __init__(self, folder: Path) -> None:
         self.path, self._read = folder / "events.jsonl", 0
 
     def write(self, **event: object) -> None:
-        """Append one event; whole, though several processes write."""
+        """Append one event. Several processes may write to the file."""
         line = (json.dumps(event) + "\n").encode()
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
@@ -142,7 +142,7 @@ class Events:
             os.close(descriptor)
 
     def new(self) -> list[dict[str, Any]]:
-        """The complete events that were not read yet: a run is looked at five times a second, and may be long."""
+        """The complete events since the last call. Polling does not read the whole file of a long run each time."""
         if not self.path.exists():
             return []
         with self.path.open("rb") as file:
@@ -153,7 +153,7 @@ class Events:
 
 
 def judged(folder: Path) -> set[tuple[str, ...]]:
-    """The trials of which the events in a folder tell something: a result, or that the suite failed in them."""
+    """The trials for which a folder has an event: a result, or a failure of the suite."""
     events = Events(folder).new()
     results = {(e["result"]["clause"], e["result"]["subject"], e["result"]["dtype"]) for e in events if "result" in e}
     return results | {tuple(e["where"].split()) for e in events if "error" in e}

@@ -1,1 +1,1 @@
-"""The matrix: what became of each clause on each of several targets, and the forms in which it is shown."""
+"""The matrix: the status of each clause on each of several targets, and the formats in which it is shown."""

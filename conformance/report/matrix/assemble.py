@@ -1,4 +1,4 @@
-"""A matrix assembled from columns: clauses of several reports in one order, and a cell for each target."""
+"""Assemble a matrix from columns: put the clauses of several reports in one order, with a cell for each target."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VERDICTS = ("pass", "fail", "not_judged", "error")  # by exit code
 
 
 def assemble(columns: Sequence[Column]) -> Matrix:
-    """The matrix of these columns: its targets in their order, and its clauses in the order of their groups."""
+    """The matrix of some columns: targets in the order of the columns, clauses in the order of their groups."""
     found = [{clause.id: clause for clause in column.clauses} for column in columns]
     first = {name: clause for clauses in reversed(found) for name, clause in clauses.items()}
     order = {group: position for position, group in enumerate(groups())}
@@ -25,12 +25,12 @@ def assemble(columns: Sequence[Column]) -> Matrix:
 
 
 def exit_code(columns: Iterable[Column]) -> int:
-    """The worst of the columns' exit codes, which grow with it."""
+    """The highest exit code of the columns, which is the worst."""
     return max(column.code for column in columns)
 
 
 def _merged(lists: list[list[str]]) -> list[str]:
-    """All names, each once, in an order that keeps a name of only some lists beside the name that it follows there."""
+    """All distinct names. A name that is missing from some lists comes after its predecessor in another list."""
     merged: list[str] = []
     for names in lists:
         position = 0
@@ -117,7 +117,7 @@ def _by_dtype(clause: ReportedClause, results: Sequence[ReportedResult]) -> Dtyp
 
 
 def group_summaries(matrix: Matrix, group: str) -> list[tuple[str, str]]:
-    """What became of a group on each target: a status, and how many of the clauses with subjects there pass."""
+    """The summary of a group on each target: a status, and how many of the judged clauses pass."""
     rows = (row.cells for _, row in matrix.of_group(group))
     return [_summary(cells) for cells in zip(*rows, strict=True)]
 

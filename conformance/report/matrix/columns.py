@@ -1,4 +1,4 @@
-"""A column of a matrix: a target with its report, or with the reason why it has none."""
+"""A column of a matrix: a target with its report, or with the reason why it has no report."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class Column:
     """One target in a matrix.
 
     Attributes:
-        target: the words that name it.   code: the exit code of its run.
-        report: None where the target could not be judged.
+        target: the target's specifier.   code: the exit code of its run.
+        report: None if the target could not be judged.
         problem: why the target could not be judged, or how the suite failed on it.
-        scripts: by clause the script that reproduces its failure.
-        folder: where the scripts are, seen from the matrix; ends in `/` unless empty.
+        scripts: for each failing clause, the script that reproduces its failure.
+        folder: the folder of the scripts, relative to the matrix; ends in `/` unless empty.
     """
 
     target: str
@@ -36,14 +36,14 @@ class Column:
 
     @property
     def name(self) -> str:
-        """The target's name for itself, or else the words that name it."""
+        """The target's own name, or else its specifier."""
         return (self.report.target_name if self.report else None) or self.target
 
     @property
     def clauses(self) -> tuple[ReportedClause, ...]:
-        """The clauses of its report."""
+        """The clauses of the report."""
         return self.report.clauses if self.report else ()
 
     def script_path(self, clause: str) -> str | None:
-        """Where the reproducer of a clause is, seen from the matrix."""
+        """The path of a clause's reproducer, relative to the matrix."""
         return f"{self.folder}repro_{clause}.py" if clause in self.scripts else None

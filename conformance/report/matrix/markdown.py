@@ -12,7 +12,7 @@ from conformance.report.terminal import ratio
 
 
 def document(matrix: Matrix) -> str:
-    """The whole: targets, groups, the clauses that a target does not pass, and all others folded away."""
+    """The whole document: targets, groups, the clauses that some target does not pass, and the folded other clauses."""
     targets, names = matrix.targets, [target.title for target in matrix.targets]
     about = ["verdict", "cases", "worst passing", "device", "torch", "profile", "date"]
     parts = [_table(["target", *about], ([name, *_about(t)] for name, t in zip(names, targets, strict=True)))]
@@ -60,5 +60,5 @@ def _table(head: list[str], rows: Iterable[list[str]]) -> str:
 
 
 def _plain(text: str) -> str:
-    """A text on one line that Markdown shows as it stands."""
+    """A text on one line, with Markdown's special characters escaped."""
     return re.sub(r"([\\`*_{}\[\]<>|~&#])", r"\\\1", " ".join(text.split()))

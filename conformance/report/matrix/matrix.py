@@ -1,4 +1,4 @@
-"""A matrix, and matrix.json: for each clause a cell for each target."""
+"""A matrix, and matrix.json: a cell for each clause and target."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from conformance.judgement.result import NOT_CLAIMED, PASS
 from conformance.report.record_json import as_json
 
 SCHEMA = Path(__file__).with_name("matrix.schema.json")
-NOT_RUN = "not_run"  # the word for a cell that is None: the report of the target does not have the clause
+NOT_RUN = "not_run"  # the status of a cell that is None, because the target's report lacks the clause
 
 
 @dataclass(frozen=True)
 class DtypeSummary:
-    """What became of a clause in one dtype: the worst status, the worst ratio and the cases of its trials."""
+    """The trials of a clause in one dtype: their worst status, their worst ratio and their number of cases."""
 
     status: str
     worst_ratio: float | None
@@ -25,7 +25,7 @@ class DtypeSummary:
 
 @dataclass(frozen=True)
 class OpenTrial:
-    """A trial that does not pass. Its message is None where it is that of the cell."""
+    """A trial that does not pass. Its message is None if it equals the cell's message."""
 
     subject: str
     dtype: str
@@ -36,14 +36,14 @@ class OpenTrial:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """What became of a clause on a target.
+    """The result of a clause on a target.
 
     Attributes:
-        gates: whether the clause turns the target's verdict to fail.
-        case, found, message, reason: as the report has them.
-        rerun: the command that checks the failing case again.
-        script: the script that reproduces the failure, seen from the folder of the matrix.
-        dtypes: by dtype a summary of its trials.   trials: those that do not pass.
+        gates: whether the clause makes the target's verdict a failure.
+        case, found, message, reason: the fields of the report's clause.
+        rerun: the command that reruns the failing case.
+        script: the path of the script that reproduces the failure, relative to the matrix.
+        dtypes: a summary of the trials in each dtype.   trials: the trials that do not pass.
     """
 
     status: str
@@ -63,7 +63,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A clause, with a cell for each target, in their order; None where the target's report lacks the clause."""
+    """A clause with a cell for each target, in order. A cell is None if the target's report lacks the clause."""
 
     id: str
     group: str
@@ -73,18 +73,18 @@ class Row:
 
     @property
     def settled(self) -> bool:
-        """Whether each target passes the clause, or does not claim it."""
+        """Whether each target passes the clause or does not claim it."""
         return all(cell is None or cell.status in (PASS, NOT_CLAIMED) for cell in self.cells)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MatrixTarget:
-    """A target of a matrix: its verdict, and what its report says of the run; None where it has no report.
+    """A target of a matrix: its verdict, and the fields of its report about the run, which are None without a report.
 
     Attributes:
-        target: the words that name it.   name, version: what it says of itself.
+        target: the target's specifier.   name, version: the target's own name and version.
         problem: why the target was not judged, or how the suite failed on it.
-        counts: how many clauses have each status.   worst_ratio: of the clauses that pass.
+        counts: how many clauses have each status.   worst_ratio: the worst ratio of the passing clauses.
     """
 
     target: str
@@ -108,13 +108,13 @@ class MatrixTarget:
 
     @property
     def title(self) -> str:
-        """The target's name, with its version where it has one."""
+        """The target's name and, if known, its version."""
         return f"{self.name} {self.version}" if self.version else self.name
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """What became of each clause on each of several targets."""
+    """The result of each clause on each of several targets."""
 
     targets: tuple[MatrixTarget, ...]
     rows: tuple[Row, ...]
@@ -125,7 +125,7 @@ class Matrix:
         return [cell for row in self.rows for cell in row.cells]
 
     def of_group(self, name: str) -> list[tuple[int, Row]]:
-        """The rows of a group, each with its number among all rows."""
+        """The rows of a group, each with its index among all rows."""
         return [(number, row) for number, row in enumerate(self.rows) if row.group == name]
 
     @property
@@ -134,5 +134,5 @@ class Matrix:
         return list(dict.fromkeys(row.group for row in self.rows))
 
     def to_json(self) -> dict[str, Any]:
-        """The matrix as a JSON object, as matrix.json has it."""
+        """The matrix as a JSON object, in the format of matrix.json."""
         return {"targets": as_json(self.targets), "clauses": as_json(self.rows)}

@@ -1,7 +1,7 @@
-"""A matrix as one HTML page: everything in it, nothing fetched, and no script runs but its own.
+"""A matrix as one self-contained HTML page. It fetches no resources and runs only its own script.
 
-Without scripts it is a table, and below it what does not pass in full; with them cells open in a dialog and rows are
-chosen by group, status, dtype and words.
+Without JavaScript the page is a table, followed by the full entries of clauses that do not pass. With JavaScript,
+cells open in a dialog, and rows can be filtered by group, status, dtype and words.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from conformance.report.matrix.matrix import NOT_RUN, Cell, Matrix, Row
 from conformance.report.terminal import ratio
 
 HERE = Path(__file__).parent
-SCRIPTS = 4_000_000  # characters of reproducers in one page: later ones are named, not shown
+SCRIPTS = 4_000_000  # characters of reproducers in one page; the page gives only the names of further ones
 WORDS = (PASS, FAIL, CRASHED, INCONCLUSIVE, DEVIATION, UNSUPPORTED, NOT_CLAIMED, NOT_RUN)
 IN_FULL = (FAIL, CRASHED, INCONCLUSIVE, DEVIATION, UNSUPPORTED)  # statuses with an entry of their own below the table
 
 
 def document(columns: Sequence[Column]) -> str:
-    """The page of these columns."""
+    """The HTML page for some columns."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -57,7 +57,7 @@ def document(columns: Sequence[Column]) -> str:
 
 @dataclass(frozen=True)
 class GroupRows:
-    """A group of the page: its rows with their numbers, and for each target a status and a text."""
+    """A group on the page: its numbered rows, and a status and a text for each target."""
 
     name: str
     rows: list[tuple[int, Row]]
@@ -69,7 +69,7 @@ def _groups(matrix: Matrix) -> list[GroupRows]:
 
 
 def _statuses(matrix: Matrix) -> dict[str, int]:
-    """How many cells have each status, in the order of interest."""
+    """The number of cells with each status, in the order of `WORDS`."""
     cells = matrix.cells
     counts = {word: sum((cell.status if cell else NOT_RUN) == word for cell in cells) for word in WORDS}
     return {word: count for word, count in counts.items() if count}
@@ -80,7 +80,7 @@ def _dtypes(matrix: Matrix) -> list[str]:
 
 
 def _shown(matrix: Matrix, columns: Sequence[Column]) -> dict[tuple[int, int], str]:
-    """The reproducers that the page has room for, by row and column."""
+    """The reproducers that fit on the page, by row and column."""
     found: dict[tuple[int, int], str] = {}
     room = SCRIPTS
     for number, row in enumerate(matrix.rows):
@@ -93,7 +93,7 @@ def _shown(matrix: Matrix, columns: Sequence[Column]) -> dict[tuple[int, int], s
 
 
 def _packed(cell: Cell) -> str:
-    """A cell by dtype, as the page's script reads it: `float32 pass 0.42 36;bfloat16 fail 2.10 36`."""
+    """The dtypes of a cell, encoded for the page's script: `float32 pass 0.42 36;bfloat16 fail 2.10 36`."""
     dtypes = cell.dtypes.items()
     return ";".join(f"{name} {d.status} {ratio(d.worst_ratio)} {d.examples}" for name, d in dtypes)
 

@@ -1,4 +1,4 @@
-"""Reports on disk, as columns of a matrix."""
+"""Reports on disk, read as columns of a matrix."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _REQUIRED = ("target", "versions", "device", "spec", "profile", "verdict", "grou
 
 
 def is_report(word: str) -> bool:
-    """Whether an argument means reports on disk, not a target: a path, a JSON file, or a folder that is no package."""
+    """Whether an argument names reports on disk (a path, a JSON file, a folder without a package), not a target."""
     named = re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*(:[^\W\d][\w.]*)?", word)
     if word.endswith(".json") or (not named and not word.endswith(".py")):
         return True
@@ -27,10 +27,10 @@ def is_report(word: str) -> bool:
 
 
 def reports(path: Path) -> list[Path]:
-    """The report files that a path means: itself, the one of a report folder, or all in a folder of reports.
+    """The report files of a path: a file itself, the report.json of a report folder, or all reports in a folder.
 
     Raises:
-        UsageError: if there is none.
+        UsageError: if a folder has no report.
     """
     if not path.is_dir():
         return [path]
@@ -43,13 +43,13 @@ def reports(path: Path) -> list[Path]:
 
 
 def read(path: Path, into: Path) -> Column:
-    """The column of a report file, with the reproducers beside it; of `0.21.json` they are in the folder `0.21`.
+    """The column of a report file and its reproducers, which are beside report.json, or in `0.21/` for `0.21.json`.
 
     Args:
-        into: the folder of the matrix, from which the reproducers are named.
+        into: the folder of the matrix; paths of reproducers are relative to it.
 
     Raises:
-        UsageError: if it is no report.
+        UsageError: if the file is not a report.
     """
     beside = path.parent if path.name == "report.json" else path.with_suffix("")
     scripts = {p.stem.removeprefix("repro_"): p.read_text(encoding="utf-8") for p in beside.glob("repro_*.py")}
@@ -60,7 +60,7 @@ def load(path: Path) -> Report:
     """The report in a file.
 
     Raises:
-        UsageError: if there is none.
+        UsageError: if the file is not a report.
     """
     found = _parsed(path)
     if not _looks_right(found):
@@ -70,7 +70,7 @@ def load(path: Path) -> Report:
         if unknown:
             raise UsageError(f"{str(path)!r} has the status {min(unknown)!r}: expected one of {', '.join(STATUSES)}")
         report = Report.from_json(found)
-        assemble([Column.of(report, {})])  # which fails where a value is not of its type
+        assemble([Column.of(report, {})])  # raises if a value has a wrong type
     except (KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{str(path)!r} is no report: {type(error).__name__}: {error}") from error
     return report
@@ -88,5 +88,5 @@ def _looks_right(report: Any) -> bool:
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
-    """A key that puts 0.9 before 0.10."""
+    """A sort key that puts 0.9 before 0.10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", str(path))]

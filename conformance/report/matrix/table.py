@@ -1,4 +1,4 @@
-"""A matrix on a terminal."""
+"""A matrix as a table on a terminal."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from conformance.report.terminal import STYLES, console, ratio
 
 
 def show(matrix: Matrix, folder: Path, *, quiet: bool = False, whole: bool = False) -> None:
-    """Print a matrix: a row for each group, and for each clause that a target does not pass; then the verdicts.
+    """Print a matrix: a row for each group and for each clause that some target does not pass, then the verdicts.
 
     Args:
-        quiet: the verdicts only.   whole: a row for every clause.
+        quiet: print only the verdicts.   whole: print a row for every clause.
     """
     out = console()
     if not quiet and matrix.rows:
@@ -49,7 +49,7 @@ def _table(matrix: Matrix, whole: bool) -> Any:
 
 
 def _look(cell: Cell | None) -> str:
-    """The status that gives a cell its colour: what does not gate is no alarm."""
+    """The status that sets a cell's colour. A failure that does not gate is shown like a deviation."""
     if cell is None:
         return ""
     return "deviation" if cell.status in (FAIL, CRASHED) and not cell.gates else cell.status

@@ -1,4 +1,4 @@
-"""The words for a cell, a group and a target, in the table of a terminal and in Markdown."""
+"""The text of a cell, a group and a target, for the terminal and for Markdown."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIGNS = {
 
 
 def cell(found: Cell | None) -> str:
-    """A cell: `✓ 0.42`, `✗ fail 2.10`, `✗ fail (SHOULD)`, `–` where the target does not claim the clause."""
+    """The text of a cell: `✓ 0.42`, `✗ fail 2.10`, `✗ fail (SHOULD)`, or `–` if the clause is not claimed."""
     if found is None:
         return SIGNS[NOT_RUN]
     parts = [SIGNS[found.status]]
@@ -34,24 +34,24 @@ def cell(found: Cell | None) -> str:
 
 
 def group(status: str, text: str) -> str:
-    """A group on one target, from its summary: `✓ 38 of 38`, `–`."""
+    """The text of a group on one target, from its summary: `✓ 38 of 38` or `–`."""
     return SIGNS[status] if text == status.replace("_", " ") else f"{SIGNS[status]} {text}"
 
 
 def verdict(target: MatrixTarget) -> str:
-    """A target's verdict, with its sign."""
+    """A target's verdict with its sign."""
     sign = {"pass": "✓", "not_judged": "–"}.get(target.verdict, "✗")
     return f"{sign} {target.verdict.replace('_', ' ')}"
 
 
 def problem(target: MatrixTarget, most: int = 8) -> list[str]:
-    """Why a target has no verdict, as not too many lines."""
+    """The reason why a target has no verdict, shortened to a number of lines."""
     lines = (target.problem or "").splitlines()
     return [*lines[:most], f"… and {len(lines) - most} lines in report.html"] if len(lines) > most else lines
 
 
 def legend(matrix: Matrix) -> str:
-    """The meaning of the signs that a matrix has."""
+    """The meaning of the signs that occur in a matrix."""
     there = {cell.status if cell else NOT_RUN for cell in matrix.cells}
     signs = ", ".join(f"{sign} {status.replace('_', ' ')}" for status, sign in SIGNS.items() if status in there)
     return f"{signs}; a number is the worst error ÷ budget, above 1 it fails"

@@ -37,6 +37,7 @@ class Clause:
         position: the dropout position that the target must support; empty for either.
         library: packages that its cases need, as in ``transformers>=5 peft``; the clause is skipped without them.
         weight: number of cases relative to an ordinary clause (say 0.1 for a clause that compiles); at least one runs.
+        feature: the feature without which the clause is not claimed; empty for the core.
         why: the reason for the clause, if its sentence does not say it.
     """
 
@@ -52,6 +53,7 @@ class Clause:
     library: str = ""
     weight: float = 1.0
     why: str = ""
+    feature: str = ""
     source: str = field(default="", compare=False)
 
     @cached_property

@@ -17,6 +17,7 @@ from conformance.cases.operands import Operands
 from conformance.judgement.outcomes import require
 from conformance.judgement.recording import note
 from conformance.target.calls import calling
+from conformance.target.signature import arguments_for, takes
 
 TRAINABLE = ("x", "lora_A", "lora_B")
 
@@ -46,6 +47,8 @@ class Subject:
 
         A layer's case gets a nonnegative scale, because alpha is nonnegative, and a dropout position it supports.
         """
+        if case.dropout and self.is_layer and takes(self.thing, "dropout") is None:
+            case = dataclasses.replace(case, dropout=0.0)  # a clause about dropout is not claimed
         if case.position not in self.dropout_positions:
             case = dataclasses.replace(case, position=self.dropout_positions[0])
         if self.is_layer and case.scale < 0:
@@ -172,6 +175,7 @@ def _built_layer(subject: Subject, operands: Operands, options: dict[str, Any]) 
     }
     if operands.adapter_dtype != operands.dtype:
         arguments["lora_dtype"] = operands.adapter_dtype
+    arguments = arguments_for(subject.thing, arguments)
     with calling(f"{subject.name}({', '.join(f'{k}={v}' for k, v in arguments.items())})"):
         layer = subject.thing(base, **arguments)
     with calling(f"{subject.name}.train({case.training})"):

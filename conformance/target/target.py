@@ -18,10 +18,12 @@ from conformance.isolation.monkeypatches import PRISTINE
 from conformance.isolation.process_state import ALLOWED_ON_IMPORT, SETTINGS, changes, restore, taken
 from conformance.numerics.dtypes import FLOAT_DTYPES
 from conformance.specification.clause import Clause
+from conformance.specification.features import ABSENT, FEATURES, SUPPORTED
 from conformance.specification.groups import groups
+from conformance.target.features import DROPOUT_POSITIONS, check_features, positions
+from conformance.target.signature import arguments_for, takes
 from conformance.target.subject import Subject
 
-DROPOUT_POSITIONS = ("pre", "post")
 TRITON = ("TritonLinearLoRA", "LoRATritonFunction")
 
 
@@ -149,20 +151,43 @@ class Target:
     def lacking(self, clause: Clause) -> tuple[str, ...]:
         """The missing names for this clause: its own, and those of its group, or of its subjects if judged alone."""
         alone = clause.subjects if _is_alone(clause) else groups()[clause.group].required
-        return tuple(dict.fromkeys(name for name in (*alone, *clause.needs) if not self.has(name)))
+        missing = dict.fromkeys(name for name in (*alone, *clause.needs) if not self.has(name))
+        if not missing and clause.feature and self.feature(clause.feature, clause.group) == ABSENT:
+            return (f"feature {FEATURES[clause.feature].title}",)
+        return tuple(missing)
+
+    def feature(self, name: str, group: str) -> str:
+        """Whether the target has a feature in a group: as declared, else as the signature of its callable shows."""
+        declared = self.declared.get("features", {}).get(name)
+        if declared is not None:
+            return str(declared)
+        argument = FEATURES[name].arguments.get(group)
+        return SUPPORTED if argument is None or self.has(argument) else ABSENT
+
+    def positions(self, subject: str) -> tuple[str, ...]:
+        """The dropout positions of a subject: as declared, else as its signature or its behaviour shows."""
+        if "dropout_positions" in self.declared or not subject.endswith("LinearLoRA"):
+            return self.dropout_positions
+        if subject not in self._positions:
+            self._positions[subject] = positions(getattr(self.thing, subject))
+        return self._positions[subject]
+
+    @cached_property
+    def _positions(self) -> dict[str, tuple[str, ...]]:
+        return {}
 
     def subjects(self, clause: Clause) -> tuple[Subject, ...]:
         """The subjects of this target that the clause judges; none if the target does not claim the clause."""
         if self.lacking(clause):
             return ()
-        if clause.position and clause.position not in self.dropout_positions:
-            return ()
         if uninstalled(clause) or elsewhere(clause, self.device):
             return ()
         return tuple(
-            Subject(name, getattr(self.thing, name), self.thing, self.device, self.lane(name), self.dropout_positions)
+            Subject(name, getattr(self.thing, name), self.thing, self.device, self.lane(name), self.positions(name))
             for name in groups()[clause.group].subjects
-            if self.has(name) and name in (clause.subjects or _together(clause.group))
+            if self.has(name)
+            and name in (clause.subjects or _together(clause.group))
+            and (not clause.position or clause.position in self.positions(name))
         )
 
     def lane(self, subject: str) -> str:
@@ -189,7 +214,8 @@ class Target:
             try:
                 signature.bind(*range(count))
             except TypeError as error:
-                problems.append(f"{name}{signature} does not take its {count} positional arguments: {error}")
+                if not _binds_by_name(getattr(self.thing, name), name, signature):
+                    problems.append(f"{name}{signature} does not take its {count} positional arguments: {error}")
         return problems
 
 
@@ -233,6 +259,17 @@ def _positional() -> dict[str, int]:
     return {name: count for group in groups().values() for name, count in group.positional.items()}
 
 
+def _binds_by_name(thing: Any, name: str, signature: inspect.Signature) -> bool:
+    """Whether a layer class takes a linear layer, a rank and an alpha, under whatever usual names."""
+    if not name.endswith("LinearLoRA"):
+        return False
+    try:
+        signature.bind(None, **arguments_for(thing, {"dim": 1, "alpha": 1}))
+    except TypeError:
+        return False
+    return True
+
+
 def _described(error: BaseException) -> str:
     """Type, message and source line of an exception."""
     frames = traceback.extract_tb(error.__traceback__)
@@ -243,10 +280,10 @@ def _described(error: BaseException) -> str:
 
 def _accepts(thing: Any, argument: str) -> bool:
     try:
-        parameters = inspect.signature(thing).parameters.values()
+        inspect.signature(thing)
     except (TypeError, ValueError):
         return False
-    return any(p.name == argument or p.kind is p.VAR_KEYWORD for p in parameters)
+    return takes(thing, argument) is not None
 
 
 def _check_declaration(declared: Any, spec: str) -> None:
@@ -257,6 +294,7 @@ def _check_declaration(declared: Any, spec: str) -> None:
         "dtypes": (tuple, list),
         "deviations": dict,
         "dropout_positions": (tuple, list),
+        "features": dict,
     }
     if not isinstance(declared, dict):
         raise TargetError(f"{spec}.CONFORMANCE is a {type(declared).__name__}: expected a dict")
@@ -272,3 +310,4 @@ def _check_declaration(declared: Any, spec: str) -> None:
                 f"{spec}.CONFORMANCE[{key!r}] names {', '.join(sorted(map(str, unknown)))}: "
                 f"expected some of {', '.join(allowed)}"
             )
+    check_features(declared.get("features", {}), spec)

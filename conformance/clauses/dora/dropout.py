@@ -24,6 +24,7 @@ from conformance.target.subject import Subject
     "DORA-DROP",
     sentence="""With dropout at p = 1 in training, y is the base output x Wᵀ + b, and with post dropout it may be m′
     ⊙ x Wᵀ + b instead; outside training, dropout does nothing.""",
+    feature="dropout",
     cases=DORA.narrowed(dropout=(1.0, 0.5), position=("pre", "post"), training=(True, False)),
     weight=0.5,
 )
@@ -48,6 +49,7 @@ def test_dropout(subject: Subject, case: LinearCase) -> float | None:
     "DORA-DROP-PRE",
     sentence="""With pre dropout D, y = x Wᵀ + b + (m′-1) ⊙ D(x) Wᵀ + m′ ⊙ s·(D(x) Aᵀ) Bᵀ: dropout does not act on
     the base output.""",
+    feature="dropout",
     cases=PROBE.narrowed(position=("pre",)),
     weight=0.5,
 )
@@ -60,6 +62,7 @@ def test_pre_dropout(subject: Subject, case: LinearCase) -> float | None:
     sentence="""With post dropout D, y = x Wᵀ + b + D((m′-1) ⊙ x Wᵀ + m′ ⊙ s·(x Aᵀ) Bᵀ): a dropped element leaves
     the base output.""",
     level="SHOULD",
+    feature="dropout",
     cases=PROBE.narrowed(position=("post",)),
     position="post",
     weight=0.5,

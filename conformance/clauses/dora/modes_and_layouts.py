@@ -17,6 +17,7 @@ from conformance.judgement.judge import compare, judge, worst
 from conformance.judgement.outcomes import require
 from conformance.numerics.formats import numbers
 from conformance.specification.clause import clause
+from conformance.target.signature import takes
 from conformance.target.subject import Subject
 
 
@@ -35,6 +36,7 @@ def test_layouts(subject: Subject, case: LinearCase) -> float | None:
     "DORA-MIXED",
     sentence="""With an adapter of a wider dtype, y and dX have the layer's dtype, and dA, dB and dm have the
     adapter's dtype.""",
+    feature="adapter_dtype",
     cases=DORA,
     dtypes=("bfloat16", "float16"),
     weight=0.5,
@@ -145,7 +147,8 @@ def test_autocast(subject: Subject, case: LinearCase) -> float | None:
     weight=0.5,
 )
 def test_options(subject: Subject, case: LinearCase) -> float | None:
-    rslora, efficient = case.seed % 3 > 0, case.seed % 3 != 1
+    rslora = case.seed % 3 > 0 and takes(subject.thing, "use_rslora") is not None
+    efficient = case.seed % 3 != 1 and takes(subject.thing, "use_memory_efficient_lora") is not None
     alpha = (16, 3)[case.seed % 2]
     scale = alpha / (math.sqrt(case.r) if rslora else case.r)
     instance, oracle = built(

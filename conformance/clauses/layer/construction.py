@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from typing import Any
 
@@ -16,14 +17,21 @@ from conformance.clauses.linear_and_layer.case_spaces import SMALL
 from conformance.clauses.linear_and_layer.dropout import PROBE, read_mask
 from conformance.clauses.linear_and_layer.judged_results import judge_gradients, oracle_for
 from conformance.judgement.judge import judge, worst
-from conformance.judgement.outcomes import require
+from conformance.judgement.outcomes import Inconclusive, require
 from conformance.numerics.formats import numbers
 from conformance.specification.clause import clause
 from conformance.target.calls import calling
+from conformance.target.signature import arguments_for, default_of, takes
 from conformance.target.subject import TRAINABLE, Instance, Subject, frozen_linear, run
 
 WITH_BIAS = SMALL.narrowed(bias=(True,))
 INIT = SMALL.narrowed(m=(1,), k=(256, 300), n=(64, 33), r=(16, 64, 33), values=("normal",), bias=(False,))
+
+
+def _default(subject: Subject, argument: str, otherwise: Any) -> Any:
+    """The default of an argument in the layer's signature; `otherwise` where the signature does not show one."""
+    found = default_of(subject.thing, argument)
+    return otherwise if found is inspect.Parameter.empty else found
 
 
 def fresh(subject: Subject, operands: Operands, **options: Any) -> Any:
@@ -31,41 +39,49 @@ def fresh(subject: Subject, operands: Operands, **options: Any) -> Any:
     seed_torch(operands.case.seed)
     shown = ", ".join(f"{name}={value!r}" for name, value in options.items())
     with calling(f"{subject.name}(linear, {shown})"):
-        return subject.thing(frozen_linear(operands), **options)
+        return subject.thing(frozen_linear(operands), **arguments_for(subject.thing, options))
 
 
 @clause(
     "LAY-SCALING",
-    sentence="The scale is alpha/dim, or alpha/√dim with use_rslora, both as the attribute `scale` and in y.",
+    sentence="""The scale is alpha/dim, or alpha/√dim with use_rslora, in y and in the attribute `scale` or `scaling` if
+    the layer has one.""",
     cases=SMALL.narrowed(r=(2, 3, 4, 16), values=("normal",)),
     weight=0.5,
 )
 def test_scaling(subject: Subject, case: LinearCase) -> float | None:
-    rslora = bool(case.seed % 2)
+    rslora = bool(case.seed % 2) and takes(subject.thing, "use_rslora") is not None
     alpha = (16, 3, 32)[case.seed % 3]
     scale = alpha / (math.sqrt(case.r) if rslora else case.r)
     operands = subject.operands(dataclasses.replace(case, scale=scale))
     instance = subject.build(operands, alpha=alpha, use_rslora=rslora)
-    with calling(f"{subject.name}.scale"):
-        seen = float(instance.module.scale)
-    require(
-        math.isclose(seen, scale, rel_tol=1e-6),
-        f"scale is {seen:.6g} for alpha={alpha}, dim={case.r}, use_rslora={rslora}: expected {scale:.6g}",
-    )
+    for name in ("scale", "scaling"):
+        with calling(f"{subject.name}.{name}"):
+            seen = getattr(instance.module, name, None)
+        if isinstance(seen, int | float | torch.Tensor):
+            require(
+                math.isclose(float(seen), scale, rel_tol=1e-6),
+                f"{name} is {float(seen):.6g} for alpha={alpha}, dim={case.r}, use_rslora={rslora}: "
+                f"expected {scale:.6g}",
+            )
     instance.require_grad(TRAINABLE)
     return judge(instance.forward(), oracle_for(subject, operands).y)
 
 
 @clause(
     "LAY-DEFAULTS",
-    sentence="A layer built without options has rank 8, alpha 32 and no dropout.",
+    sentence="""A layer that is built without options has the rank, alpha and dropout of its signature's defaults, which
+    for a signature without names are rank 8, alpha 32 and no dropout.""",
     cases=SMALL.narrowed(r=(8,), scale=(4.0,), training=(True,)),
     weight=0.34,
 )
 def test_defaults(subject: Subject, case: LinearCase) -> float | None:
-    operands = subject.operands(dataclasses.replace(case, r=8, scale=4.0))
+    rank, alpha, dropout = (_default(subject, *option) for option in (("dim", 8), ("alpha", 32), ("dropout", 0.0)))
+    if dropout or not isinstance(rank, int) or not isinstance(alpha, int | float):
+        raise Inconclusive(f"the defaults are {rank}, {alpha} and {dropout}: expected numbers and no dropout")
+    operands = subject.operands(dataclasses.replace(case, r=rank, scale=alpha / rank))
     layer = fresh(subject, operands)
-    for name, shape in (("lora_A", [8, case.k]), ("lora_B", [case.n, 8])):
+    for name, shape in (("lora_A", [rank, case.k]), ("lora_B", [case.n, rank])):
         parameter = getattr(layer, name).weight
         require(
             list(parameter.shape) == shape, f"{name}.weight is {list(parameter.shape)} by default: expected {shape}"
@@ -80,6 +96,7 @@ def test_defaults(subject: Subject, case: LinearCase) -> float | None:
     "LAY-INIT",
     sentence="""A new adapter has B = 0, and A distributed as by xavier_normal_ ("xavier") or kaiming_uniform_(a=√5)
     ("uniform" and "kaiming").""",
+    feature="initialisation",
     cases=INIT,
     weight=0.5,
 )
@@ -161,6 +178,7 @@ def test_trainable_bias(subject: Subject, case: LinearCase) -> float | None:
 @clause(
     "LAY-TRAIN",
     sentence="Dropout acts after train() and does nothing after eval(), however often the mode is switched.",
+    feature="dropout",
     cases=PROBE,
     weight=0.34,
 )

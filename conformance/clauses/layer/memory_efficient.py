@@ -19,6 +19,7 @@ from conformance.target.subject import TRAINABLE, Subject
     "LAY-MEMORY-ANY",
     sentence="""With use_memory_efficient_lora, x may have any leading dimensions, the adapter may have another
     dtype, and any subset of x, A and B may require grad.""",
+    feature="memory_efficient",
     cases=LEADING,
     weight=0.5,
 )
@@ -39,6 +40,7 @@ def test_memory_efficient_anyhow(subject: Subject, case: LinearCase) -> float | 
     "LAY-MEMORY-EFFICIENT",
     sentence="""use_memory_efficient_lora changes neither y nor any gradient, and backward still uses the forward's
     dropout mask.""",
+    feature="memory_efficient",
     cases=SMALL.narrowed(dropout=(0.0, 0.5, 0.0, 0.25), position=("post", "pre")),
 )
 def test_memory_efficient(subject: Subject, case: LinearCase) -> float | None:

@@ -40,6 +40,7 @@ def test_operands_that_do_not_chain(subject: Subject, case: LinearCase) -> float
 @clause(
     "LIN-DROP-RANGE",
     sentence="A dropout probability outside [0, 1], or NaN, is an error.",
+    feature="dropout",
     cases=SMALL.narrowed(dropout=(-0.1, 1.5, float("nan")), training=(True,)),
     subjects=("lora_linear",),
     dtypes=("float32",),

@@ -65,6 +65,7 @@ def test_gradient_leading(subject: Subject, case: LinearCase) -> float | None:
     "LIN-BWD-MIXED",
     "LAY-BWD-MIXED",
     sentence="When the adapter's dtype differs from that of x, each gradient has the dtype of its own operand.",
+    feature="adapter_dtype",
     cases=MIXED,
     weight=0.5,
 )

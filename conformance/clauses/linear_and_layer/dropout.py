@@ -67,6 +67,7 @@ def read_mask(y: torch.Tensor, operands: Operands) -> Array:
     "LAY-DROP-MASK",
     sentence="""Dropout zeroes each element independently with probability p, divides the others by 1-p, and draws a
     new mask in each call.""",
+    feature="dropout",
     cases=PROBE,
     subjects=WITH_DROPOUT,
     weight=0.5,
@@ -104,6 +105,7 @@ def test_dropout_mask(subject: Subject, case: LinearCase) -> float | None:
     "LAY-DROP-BWD",
     sentence="Backward uses the forward's mask for every gradient, under gradient checkpointing too.",
     why="A backward pass with a mask of its own differentiates another function than the one that was computed.",
+    feature="dropout",
     cases=PROBE,
     subjects=WITH_DROPOUT,
     weight=0.5,
@@ -128,6 +130,7 @@ def test_dropout_gradients(subject: Subject, case: LinearCase) -> float | None:
     "LAY-DROP-REL",
     sentence="""With dropout, at any shape, ⟨g, y - base⟩ = ⟨dA, A⟩ = ⟨dB, B⟩ with base = x Wᵀ + b: forward and
     backward use one mask, and the base uses none.""",
+    feature="dropout",
     cases=DROPPED,
     subjects=WITH_DROPOUT,
     dtypes=("float64", "float32"),
@@ -177,6 +180,7 @@ def _inner_budget(operands: Operands, expected: Expected, weights: Array) -> flo
     "LAY-DROP-POST",
     sentence="""Post dropout acts on the adapter's output only: each element of y is the base's, or the base's plus
     s·U/(1-p), where U = (x Aᵀ) Bᵀ.""",
+    feature="dropout",
     cases=DROPPED.narrowed(position=("post",)),
     subjects=WITH_DROPOUT,
     position="post",
@@ -207,6 +211,7 @@ def test_dropout_on_the_output(subject: Subject, case: LinearCase) -> float | No
     "LAY-DROP-ALL",
     sentence="""With dropout at p = 1 in training, y has the base layer's values, dX = g W, and dA and dB are zero
     or None.""",
+    feature="dropout",
     cases=SMALL.narrowed(dropout=(1.0,), position=("post", "pre"), training=(True,)),
     subjects=WITH_DROPOUT,
     weight=0.34,
@@ -233,6 +238,7 @@ def test_dropout_of_everything(subject: Subject, case: LinearCase) -> float | No
     "LIN-DROP-EVAL",
     "LAY-DROP-EVAL",
     sentence="Outside training, dropout does nothing.",
+    feature="dropout",
     cases=DROPPED.narrowed(training=(False,), values=("integers", "normal")),
     subjects=WITH_DROPOUT,
     weight=0.34,
@@ -250,6 +256,7 @@ def test_no_dropout_in_evaluation(subject: Subject, case: LinearCase) -> float |
     "LIN-DROP-SEED",
     "LAY-DROP-SEED",
     sentence="The mask follows torch's seed: the same seed gives the same output.",
+    feature="dropout",
     cases=PROBE,
     subjects=WITH_DROPOUT,
     level="SHOULD",

@@ -24,6 +24,7 @@ OVERLAP = 200  # the least number of elements in which two shifted masks are com
     "LAY-DROP-INDEPENDENT",
     sentence="No block of a mask repeats within it, in the next call, or in another layer.",
     why="A kernel that draws every block or every call from the same seed adds correlated noise.",
+    feature="dropout",
     cases=PROBE.narrowed(m=(65, 33), k=(64, 33), dropout=(0.5, 0.25)),
     subjects=WITH_DROPOUT,
     weight=0.5,
@@ -64,6 +65,7 @@ def _repeated(a: Array, b: Array, p: float, *, itself: bool) -> int | None:
     "LAY-DROP-CKPT",
     sentence="""In training, dropout acts under no_grad too: under reentrant checkpointing, which runs forward
     without a graph first, the gradients use the mask seen in y.""",
+    feature="dropout",
     cases=PROBE,
     subjects=WITH_DROPOUT,
     weight=0.25,
@@ -84,6 +86,7 @@ def test_dropout_without_a_graph(subject: Subject, case: LinearCase) -> float | 
     "LAY-DROP-NEEDS",
     sentence="""Whichever subset of x, A and B requires grad, its gradients use the mask seen in y, and the others
     get none.""",
+    feature="dropout",
     cases=PROBE,
     subjects=WITH_DROPOUT,
     weight=0.5,

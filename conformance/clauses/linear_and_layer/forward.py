@@ -55,6 +55,7 @@ def test_forward_layout(subject: Subject, case: LinearCase) -> float | None:
     "LAY-FWD-MIXED",
     sentence="""When the adapter's dtype differs from that of x, x is cast to it for the adapter path, and y keeps
     the dtype of the base output.""",
+    feature="adapter_dtype",
     cases=MIXED,
     weight=0.5,
 )

@@ -16,6 +16,7 @@ from conformance.judgement.linear_oracle import Expected
 from conformance.judgement.outcomes import require
 from conformance.specification.clause import clause
 from conformance.target.calls import calling
+from conformance.target.signature import takes
 from conformance.target.subject import TRAINABLE, Subject
 
 # with integers merging and unmerging are exact, whatever the adapter's dtype
@@ -62,7 +63,7 @@ def test_merged_layouts(subject: Subject, case: LinearCase) -> float | None:
     weight=0.5,
 )
 def test_merged_scaling(subject: Subject, case: LinearCase) -> float | None:
-    rslora = bool(case.seed % 2)
+    rslora = bool(case.seed % 2) and takes(subject.thing, "use_rslora") is not None
     alpha = (16, 3, 32)[case.seed % 3]
     scale = alpha / (math.sqrt(case.r) if rslora else case.r)
     operands = subject.operands(dataclasses.replace(case, scale=scale))
@@ -76,6 +77,7 @@ def test_merged_scaling(subject: Subject, case: LinearCase) -> float | None:
     "MRG-MIXED",
     sentence="""When the adapter's dtype differs from the layer's, the merged weight and y keep the layer's dtype,
     and unmerging restores W.""",
+    feature="adapter_dtype",
     cases=MIXED,
     weight=0.5,
 )

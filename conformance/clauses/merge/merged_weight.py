@@ -151,6 +151,7 @@ def test_state_dict_when_merged(subject: Subject, case: LinearCase) -> float | N
 @clause(
     "MRG-MODE",
     sentence="Dropout does not act on a merged layer, even in training.",
+    feature="dropout",
     cases=MERGE.narrowed(dropout=(0.5,), position=("post", "pre"), training=(True,)),
     weight=0.34,
 )

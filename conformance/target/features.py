@@ -1,0 +1,71 @@
+"""The features that a target has: declared, or shown by its signatures, or by a probe of its dropout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from conformance.errors import TargetError, suggestion
+from conformance.isolation.monkeypatches import PRISTINE
+from conformance.specification.features import ABSENT, FEATURES, SUPPORTED
+from conformance.target.signature import arguments_for, takes
+
+DROPOUT_POSITIONS = ("pre", "post")
+ROWS, COLUMNS = 64, 64  # of the probe: by chance all rows agree with probability 2⁻⁶³
+
+
+def check_features(declared: Mapping[Any, Any], spec: str) -> None:
+    """Check the features that a target declares.
+
+    Raises:
+        TargetError: for an unknown feature or value, with the nearest valid names.
+    """
+    for name, value in declared.items():
+        if name not in FEATURES:
+            known = suggestion(str(name), list(FEATURES))
+            raise TargetError(f"{spec}.CONFORMANCE['features'] has the unknown feature {name!r}: {known}")
+        if value not in (SUPPORTED, ABSENT):
+            raise TargetError(
+                f"{spec}.CONFORMANCE['features'][{name!r}] is {value!r}: expected {SUPPORTED!r} or {ABSENT!r}"
+            )
+
+
+def probed_position(kind: Any) -> str | None:
+    """Where a layer class without `dropout_position` drops: `pre` or `post`; None if the probe does not tell.
+
+    A layer of one input feature and rank 1, with every weight one, shows it: dropout of x drops whole rows of the
+    update, dropout of the output drops single elements.
+    """
+    with PRISTINE.suspended(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            layer = kind(_probe_base(), **arguments_for(kind, {"dim": 1, "alpha": 1, "dropout": 0.5}))
+            layer.train()
+            with torch.no_grad():
+                for parameter in layer.parameters():
+                    if parameter.shape in ((1, 1), (COLUMNS, 1)):
+                        parameter.fill_(1.0)
+                x = torch.ones(ROWS, 1)
+                update = layer(x) - layer.eval()(x)
+        except Exception:  # noqa: BLE001  (the clauses report whatever it is)
+            return None
+    if update.shape != (ROWS, COLUMNS) or not (update != update[0, 0]).any():
+        return None
+    return "pre" if bool((update == update[:, :1]).all()) else "post"
+
+
+def _probe_base() -> nn.Linear:
+    return nn.Linear(1, COLUMNS, bias=False)
+
+
+def positions(kind: Any) -> tuple[str, ...]:
+    """The dropout positions of a callable: both if it takes `dropout_position`, else the one that a probe shows."""
+    if takes(kind, "dropout") is None:
+        return DROPOUT_POSITIONS
+    if takes(kind, "dropout_position") is not None or not isinstance(kind, type):
+        return DROPOUT_POSITIONS
+    found = probed_position(kind)
+    return (found,) if found else DROPOUT_POSITIONS

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from conformance.judgement.result import DEVIATION, FAIL, INCONCLUSIVE, NOT_CLAIMED, PASS, STATUSES, WITHOUT, Result
+from conformance.report.features import claims
 from conformance.report.outcome import Outcome
 from conformance.report.plan import Plan, PlannedClause, PlannedGroup, PlannedTrial
 from conformance.report.report import Report, ReportedClause, ReportedGroup, ReportedResult
@@ -40,6 +41,7 @@ def assemble(plan: Plan, outcome: Outcome, settings: RunSettings) -> Report:
         _with_deviation(_clause(planned, plan, outcome), plan.deviations.get(planned.id), settings)
         for planned in plan.clauses
     )
+    found = claims(clauses, (name for name, group in plan.groups.items() if group.claimed))
     report = Report(
         target=plan.target.spec,
         target_name=plan.target.name,
@@ -54,6 +56,8 @@ def assemble(plan: Plan, outcome: Outcome, settings: RunSettings) -> Report:
         shard=settings.shard,
         verdict=VERDICTS[0],
         groups={name: _group(name, planned, clauses) for name, planned in plan.groups.items()},
+        core=found.core,
+        features=found.features,
         clauses=clauses,
         errors=tuple(sorted(outcome.errors)),
     )
@@ -75,6 +79,7 @@ def _clause(planned: PlannedClause, plan: Plan, outcome: Outcome) -> ReportedCla
         group=planned.group,
         level=planned.level,
         sentence=planned.sentence,
+        feature=planned.feature,
         status=status,
         worst_ratio=max(ratios, default=None),
         examples=sum(result.examples for result in results),

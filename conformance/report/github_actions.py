@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from conformance.judgement.result import FAIL, PASS
-from conformance.report import terminal
+from conformance.report import features, terminal
 from conformance.report.plan import Sources
 from conformance.report.report import Report
 from conformance.report.verdict import FAILING, failing_result, gates
@@ -69,4 +69,6 @@ def summary(report: Report) -> str:
             rows.append(f"| {name} | {passing} | {failing} | {rest} | {terminal.ratio(group.worst_ratio)} |")
     bad = [clause for clause in report.clauses if clause.status in FAILING]
     listed = [f"- **{clause.id}** ({clause.level}) {clause.status}: {clause.sentence}" for clause in bad]
-    return "\n".join([f"### {terminal.verdict(report)}", "", *rows, "", *listed, ""])
+    claims = features.line(report.core, report.features)
+    about = [claims, ""] if claims else []
+    return "\n".join([f"### {terminal.verdict(report)}", "", *about, *rows, "", *listed, ""])

@@ -65,6 +65,7 @@ class PlannedClause:
     """A clause and its trials.
 
     Attributes:
+        feature: the feature that the clause belongs to; empty for the core.
         missing: names that the clause needs and the target lacks.
         uninstalled: missing packages that the clause's cases need.
         elsewhere: whether the clause is judged only on other devices than the run's.
@@ -74,6 +75,7 @@ class PlannedClause:
     group: str
     level: str
     sentence: str
+    feature: str = ""
     missing: tuple[str, ...] = ()
     uninstalled: tuple[str, ...] = ()
     elsewhere: bool = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,7 @@ class ReportedClause:
     group: str
     level: str
     sentence: str = ""
+    feature: str = ""
     status: str
     worst_ratio: float | None
     examples: int
@@ -86,6 +87,8 @@ class ReportedClause:
         found["results"] = [result.to_json() for result in self.results]
         if not self.stale:
             del found["stale"]
+        if not self.feature:
+            del found["feature"]
         return _without_none(found, "reason")
 
 
@@ -105,6 +108,14 @@ class ReportedGroup:
     examples: int = 0
 
 
+@dataclass(frozen=True)
+class Claim:
+    """The clauses of the core or of a feature: how many pass, and how many were judged."""
+
+    passed: int
+    judged: int
+
+
 @dataclass(frozen=True, order=True)
 class SuiteFailure:
     """A failure of the suite itself: where it happened, and its traceback."""
@@ -122,6 +133,7 @@ class Report:
         versions: the versions of Python and of the packages that the run depends on, by name.
         lane: the lane to which the run was restricted; None for all.
         shard: `i/n` for the i-th of n parts of the trials; None for the whole.
+        core, features: how many of the MUST clauses pass, for the core and for each feature; None in older reports.
         errors: failures of the suite itself.
         seconds: how long the run took.   date: when the report was made, in UTC.
     """
@@ -139,6 +151,8 @@ class Report:
     shard: str | None = None
     verdict: str
     groups: Mapping[str, ReportedGroup]
+    core: Claim | None = None
+    features: Mapping[str, Claim] = field(default_factory=dict)
     clauses: tuple[ReportedClause, ...]
     errors: tuple[SuiteFailure, ...] = ()
     seconds: float | None = None
@@ -164,6 +178,8 @@ class Report:
                 name: record_json.from_json(ReportedGroup, {**group, "missing": tuple(group.get("missing", ()))})
                 for name, group in groups
             },
+            "core": found.get("core") and Claim(**found["core"]),
+            "features": {name: Claim(**claim) for name, claim in found.get("features", {}).items()},
             "errors": tuple(record_json.from_json(SuiteFailure, error) for error in found.get("errors", ())),
         }
         return record_json.from_json(cls, {**found, **parts})
@@ -172,7 +188,9 @@ class Report:
         """The report as a JSON object, in the format of report.json."""
         found: dict[str, Any] = as_json(self)
         found["clauses"] = [clause.to_json() for clause in self.clauses]
-        return _without_none(found, "seconds", "date")
+        if self.core is None:
+            del found["features"]
+        return _without_none(found, "seconds", "date", "core")
 
 
 def _without_none(found: dict[str, Any], *optional: str) -> dict[str, Any]:

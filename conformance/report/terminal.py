@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from conformance.judgement.result import CRASHED, DEVIATION, FAIL, INCONCLUSIVE, NOT_CLAIMED, PASS, UNSUPPORTED, WITHOUT
+from conformance.report import features
 from conformance.report.plan import Plan
 from conformance.report.report import Report, ReportedClause, ReportedResult
 from conformance.report.rerun_line import rerun_line
@@ -62,6 +63,8 @@ def show(report: Report, folder: Path, *, quiet: bool = False) -> None:
     for error in report.errors:
         out.print(f"\nThe suite failed at {error.where}:\n{error.traceback}")
     out.print()
+    if text := features.line(report.core, report.features):
+        out.print(text)
     out.print(verdict(report), style="bold green" if report.verdict == "pass" else "bold red")
     out.print(f"report   {folder / 'report.json'}")
 

@@ -61,6 +61,7 @@ def plan(selection: Selection) -> Plan:
                 group=clause.group,
                 level=clause.level,
                 sentence=clause.sentence,
+                feature=clause.feature,
                 missing=missing,
                 uninstalled=tuple(uninstalled(clause)),
                 elsewhere=elsewhere(clause, selection.device),

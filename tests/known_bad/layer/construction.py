@@ -50,8 +50,8 @@ class StartsWithNonZeroB(Right):
 
 @breaks("LAY-DEFAULTS", says="by default", source="a default defined in two places")
 class HasRankSixteenByDefault(Right):
-    def LinearLoRA(self, orig_linear: nn.Linear, dim: int = 16, alpha: float = 32, *args: Any, **options: Any) -> Any:
-        return super().LinearLoRA(orig_linear, dim, alpha, *args, **options)
+    def LinearLoRA(self, orig_linear: nn.Linear, *args: Any, **options: Any) -> Any:
+        return super().LinearLoRA(orig_linear, *args, **options if args else {"dim": 16, **options})
 
 
 @breaks("LAY-BIAS", says="worst", source="the bias gradient averaged over tokens")

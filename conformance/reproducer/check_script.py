@@ -79,7 +79,14 @@ def _main(clause: Clause, subject: Subject, case: Case, text: Text, check: Defin
     case_type, subject_type, violation, refused, inconclusive = map(text.name, kinds)
     random, np, torch, sys = map(text.name, (RANDOM, NUMPY, TORCH, SYS))
     given = [f"{f.name}={literal(getattr(case, f.name))}" for f in dataclasses.fields(case) if _is_shown(case, f)]
-    where = ", ".join(map(literal, (subject.device, subject.lane, subject.dropout_positions)))
+    where = ", ".join(
+        map(
+            literal,
+            (subject.device, subject.lane, subject.dropout_positions, subject.conventions)[
+                : 4 if subject.conventions else 3
+            ],
+        )
+    )
     return f'''def main() -> int:
     """Run the check on the case; return 1 while the defect is present, else 0."""
     {torch}.set_num_threads(1)

@@ -55,7 +55,13 @@ def looked_up(clause: Clause, subject: Subject, case: Case) -> dict[str, Definit
         return {}
     with _recorded() as tables:
         try:
-            check_case(clause, dataclasses.replace(right[0], dropout_positions=subject.dropout_positions), case)
+            check_case(
+                clause,
+                dataclasses.replace(
+                    right[0], dropout_positions=subject.dropout_positions, conventions=subject.conventions
+                ),
+                case,
+            )
         except Inconclusive:
             pass  # any correct target is inconclusive at the same place
         except Exception:  # noqa: BLE001  (after an error the recorded values may be incomplete)

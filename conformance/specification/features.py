@@ -7,7 +7,7 @@ feature if its callable takes the feature's argument, unless `CONFORMANCE["featu
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 SUPPORTED, ABSENT = "supported", "absent"
 
@@ -19,10 +19,12 @@ class Feature:
     Attributes:
         title: its name in verdicts and pages.
         arguments: by group, the argument that shows the feature: `Class(argument)` or `function(argument)`.
+        conventions: the values that a target may declare; the first is the default.
     """
 
     title: str
-    arguments: Mapping[str, str]
+    arguments: Mapping[str, str] = field(default_factory=dict)
+    conventions: tuple[str, ...] = (SUPPORTED, ABSENT)
 
 
 def _of_layers(argument: str, **others: str) -> dict[str, str]:
@@ -35,5 +37,6 @@ FEATURES: Mapping[str, Feature] = {
     "rslora": Feature("rsLoRA", _of_layers("use_rslora")),
     "adapter_dtype": Feature("adapter dtype", _of_layers("lora_dtype", linear="lora_linear")),
     "initialisation": Feature("choice of initialisation", _of_layers("lora_A_init_method")),
+    "dora_norm": Feature("DoRA norm", conventions=("constant", "differentiated")),
     "memory_efficient": Feature("memory-efficient mode", _of_layers("use_memory_efficient_lora")),
 }

@@ -10,7 +10,7 @@ from torch import nn
 
 from conformance.errors import TargetError, suggestion
 from conformance.isolation.monkeypatches import PRISTINE
-from conformance.specification.features import ABSENT, FEATURES, SUPPORTED
+from conformance.specification.features import FEATURES
 from conformance.target.signature import arguments_for, takes
 
 DROPOUT_POSITIONS = ("pre", "post")
@@ -27,9 +27,10 @@ def check_features(declared: Mapping[Any, Any], spec: str) -> None:
         if name not in FEATURES:
             known = suggestion(str(name), list(FEATURES))
             raise TargetError(f"{spec}.CONFORMANCE['features'] has the unknown feature {name!r}: {known}")
-        if value not in (SUPPORTED, ABSENT):
+        expected = FEATURES[name].conventions
+        if value not in expected:
             raise TargetError(
-                f"{spec}.CONFORMANCE['features'][{name!r}] is {value!r}: expected {SUPPORTED!r} or {ABSENT!r}"
+                f"{spec}.CONFORMANCE['features'][{name!r}] is {value!r}: expected {' or '.join(map(repr, expected))}"
             )
 
 

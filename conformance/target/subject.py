@@ -33,6 +33,7 @@ class Subject:
         device: the device of the operands.
         lane: how the subject runs on that device: `cpu`, `interpreter` or `gpu`.
         dropout_positions: the dropout positions that it supports.
+        conventions: the features that the target declares, each with its value.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Subject:
     device: str = "cpu"
     lane: str = "cpu"
     dropout_positions: tuple[str, ...] = ("pre", "post")
+    conventions: tuple[tuple[str, str], ...] = ()
 
     def operands(self, case: LinearCase) -> Operands:
         """The case's operands on this subject's device.
@@ -54,6 +56,10 @@ class Subject:
         if self.is_layer and case.scale < 0:
             case = dataclasses.replace(case, scale=-case.scale)
         return Operands(case, self.device)
+
+    def follows(self, feature: str, convention: str) -> bool:
+        """Whether the target declares this convention of a feature."""
+        return (feature, convention) in self.conventions
 
     @property
     def has_base(self) -> bool:

@@ -18,7 +18,7 @@ from conformance.isolation.monkeypatches import PRISTINE
 from conformance.isolation.process_state import ALLOWED_ON_IMPORT, SETTINGS, changes, restore, taken
 from conformance.numerics.dtypes import FLOAT_DTYPES
 from conformance.specification.clause import Clause
-from conformance.specification.features import ABSENT, FEATURES, SUPPORTED
+from conformance.specification.features import ABSENT, FEATURES
 from conformance.specification.groups import groups
 from conformance.target.features import DROPOUT_POSITIONS, check_features, positions
 from conformance.target.signature import arguments_for, takes
@@ -162,7 +162,7 @@ class Target:
         if declared is not None:
             return str(declared)
         argument = FEATURES[name].arguments.get(group)
-        return SUPPORTED if argument is None or self.has(argument) else ABSENT
+        return FEATURES[name].conventions[0] if argument is None or self.has(argument) else ABSENT
 
     def positions(self, subject: str) -> tuple[str, ...]:
         """The dropout positions of a subject: as declared, else as its signature or its behaviour shows."""
@@ -183,12 +183,17 @@ class Target:
         if uninstalled(clause) or elsewhere(clause, self.device):
             return ()
         return tuple(
-            Subject(name, getattr(self.thing, name), self.thing, self.device, self.lane(name), self.positions(name))
+            self._subject(name)
             for name in groups()[clause.group].subjects
             if self.has(name)
             and name in (clause.subjects or _together(clause.group))
             and (not clause.position or clause.position in self.positions(name))
         )
+
+    def _subject(self, name: str) -> Subject:
+        thing = getattr(self.thing, name)
+        declared = tuple(sorted(self.declared.get("features", {}).items()))
+        return Subject(name, thing, self.thing, self.device, self.lane(name), self.positions(name), declared)
 
     def lane(self, subject: str) -> str:
         """How a subject runs: `gpu`; on a CPU, `interpreter` for Triton names if the interpreter is on, else `cpu`."""

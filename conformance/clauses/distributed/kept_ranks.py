@@ -101,7 +101,7 @@ class _Pickler(pickle.Pickler):
             self.target = thing.target
         if thing.target is not self.target or getattr(thing.target, thing.name, None) != thing.thing:
             raise pickle.PicklingError("the subject is not the object that the target has under this name")
-        return thing.name, thing.device, thing.lane, thing.dropout_positions
+        return thing.name, thing.device, thing.lane, thing.dropout_positions, thing.conventions
 
     def reducer_override(self, thing: Any) -> Any:
         if not isinstance(thing, FunctionType) or "<locals>" not in thing.__qualname__:

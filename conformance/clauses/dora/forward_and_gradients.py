@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from conformance.cases.linear_case import LinearCase
-from conformance.clauses.dora.oracle import DORA, NAMES, DoraOracle, built, ran
+from conformance.clauses.dora.oracle import DORA, NAMES, built, oracle_of, ran
 from conformance.judgement.judge import judge, worst
 from conformance.judgement.linear_oracle import Expected
 from conformance.judgement.outcomes import Violation, require
@@ -92,7 +92,7 @@ def test_fresh(subject: Subject, case: LinearCase) -> float | None:
     how = operands.rounding
     allowed = norm * (2 * how.unit + how.accumulation(case.k))  # stored in the base's dtype, then in the adapter's
     first = judge(parameter.detach(), Expected("a fresh lora_magnitude", norm, allowed, parameter.dtype))
-    oracle = DoraOracle(operands, numbers(parameter))
+    oracle = oracle_of(subject, operands, numbers(parameter))
     expected = dataclasses.replace(oracle.y(), terms={})
     with torch.no_grad():
         return worst(first, judge(instance.forward(), expected))
@@ -157,4 +157,4 @@ def test_norm_range(subject: Subject, case: LinearCase) -> float | None:
     allowed = norm * (2 * operands.rounding.unit + operands.rounding.accumulation(case.k))
     ratio = judge(parameter.detach(), Expected("a fresh lora_magnitude", norm, allowed, parameter.dtype))
     with torch.no_grad():
-        return worst(ratio, judge(instance.forward(), DoraOracle(operands, numbers(parameter)).y()))
+        return worst(ratio, judge(instance.forward(), oracle_of(subject, operands, numbers(parameter)).y()))

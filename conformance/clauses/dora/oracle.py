@@ -24,13 +24,16 @@ NAMES = (*TRAINABLE, "lora_magnitude")
 
 
 class DoraOracle:
-    """Expected output and gradients of `y = m′ ⊙ (x Wᵀ + s·(x Aᵀ) Bᵀ) + b`, with `m′ = m/‖W + s·BA‖` detached.
+    """Expected output and gradients of `y = m′ ⊙ (x Wᵀ + s·(x Aᵀ) Bᵀ) + b`, with `m′ = m/‖V‖`, `V = W + s·BA`.
+
+    The norm is a constant of the backward pass, or it is differentiated where the target declares that: then V gets
+    the gradient `-(dm ⊙ m/‖V‖²) V` in addition, and with it A and B.
 
     The row factor m′ multiplies the result of a LoRA layer, so its budget is that layer's times |m′|, the factor's
     own error, and one more store.
     """
 
-    def __init__(self, operands: Operands, magnitude: Array) -> None:
+    def __init__(self, operands: Operands, magnitude: Array, *, differentiated: bool = False) -> None:
         values, self.operands, self.how = operands.values, operands, operands.rounding
         self.x, self.g, self.magnitude = operands.rows("x"), operands.rows("g"), magnitude
         self.weight, self.bias = values["weight"], values.get("bias")
@@ -38,6 +41,7 @@ class DoraOracle:
         self.adapted = self.weight + self.scale * self.up @ self.down
         self.norm = np.linalg.norm(self.adapted, axis=1)
         self.factor = magnitude / self.norm
+        self.differentiated = differentiated
         # a norm over K squares, its operand W + s·BA stored once in the base's dtype, and three stores of the factor
         unit = max(self.how.unit, self.how.adapter_unit)
         joined = abs(self.scale) * np.linalg.norm(np.abs(self.up) @ np.abs(self.down), axis=1) / self.norm
@@ -77,11 +81,14 @@ class DoraOracle:
         if of == "lora_A":
             allowed = budget.weight_chain(g, self.up, self.x, self.scale, self.how)
             spread = abs(self.scale) * ((np.abs(g) * self.relative) @ np.abs(self.up)).T @ np.abs(self.x)
-            return self._expected("dA", self.scale * (g @ self.up).T @ self.x, allowed + spread)
+            return self._with_norm("dA", self.scale * (g @ self.up).T @ self.x, allowed + spread, g)
         if of == "lora_B":
             allowed = budget.weight_chain(self.x, self.down.T, g, self.scale, self.how).T
             spread = abs(self.scale) * (np.abs(g) * self.relative).T @ np.abs(self.x @ self.down.T)
-            return self._expected("dB", self.scale * g.T @ (self.x @ self.down.T), allowed + spread)
+            return self._with_norm("dB", self.scale * g.T @ (self.x @ self.down.T), allowed + spread, g)
+        return self._gradient_of_magnitude()
+
+    def _gradient_of_magnitude(self) -> Expected:
         value = (self.g * self.product).sum(0) / self.norm
         rows = self._rows(self.x, self.weight, self.down, self.up)
         stored = self.how.stored(np.ones((1, len(self.x))), self.g * self.product)[0]
@@ -89,6 +96,33 @@ class DoraOracle:
         absolute = np.abs(self.g * self.product).sum(0) / self.norm
         allowed = allowed + absolute * self.how.accumulation(len(self.x)) + np.abs(value) * self.relative
         return self._expected("dm", value, allowed + 4 * self.how.step)
+
+    def _with_norm(self, name: str, value: Array, allowed: Array, g: Array) -> Expected:
+        """The gradient of A or B with the part that comes through the norm, where the norm is differentiated.
+
+        The coefficient of V has the error of dm, that of the factor m/‖V‖², and two stores. The gradient of V itself,
+        `gᵀ x` and the part of the norm, is stored once in the base's dtype before B or A multiplies it.
+        """
+        if not self.differentiated:
+            return self._expected(name, value, allowed)
+        dm, ratio = self._gradient_of_magnitude(), self.factor / self.norm
+        assert dm.budget is not None
+        of_weight = -(dm.value * ratio)[:, None] * self.adapted
+        off = (dm.budget * np.abs(ratio))[:, None] * np.abs(self.adapted)
+        off = off + np.abs(of_weight) * (3 * self.relative + 2 * self.how.unit)[:, None]
+        off = off + self.how.unit * (np.abs(of_weight) + np.abs(g).T @ np.abs(self.x))
+        part = self.scale * self._through(name, of_weight)
+        spread = abs(self.scale) * self._through(name, off, absolute=True)
+        absolute = abs(self.scale) * self._through(name, np.abs(of_weight), absolute=True)
+        inner = len(self.up) if name == "dA" else self.down.shape[1]
+        spread = spread + absolute * (self.how.accumulation(inner) + 2 * self.how.unit)
+        spread = spread + max(self.how.unit, self.how.adapter_unit) * (np.abs(value) + np.abs(part))
+        return self._expected(name, value + part, allowed + spread, norm=part)
+
+    def _through(self, name: str, of_weight: Array, *, absolute: bool = False) -> Array:
+        """The gradient of A or B from that of V, `Bᵀ dV` or `dV Aᵀ`; of the absolute values of B and A if asked."""
+        up, down = (np.abs(self.up), np.abs(self.down)) if absolute else (self.up, self.down)
+        return np.asarray(up.T @ of_weight if name == "dA" else of_weight @ down.T)
 
     def judged(self, instance: Instance, y: torch.Tensor, names: tuple[str, ...] = NAMES) -> float | None:
         """Judge an output and the gradients of the named operands."""
@@ -104,6 +138,11 @@ class DoraOracle:
 
     def _rows(self, rows: Array, base: Array, down: Array, up: Array) -> Array:
         return budget.row_chain(rows, base, None, down, up, self.scale, self.how)
+
+
+def oracle_of(subject: Subject, operands: Operands, magnitude: Array) -> DoraOracle:
+    """The oracle of the convention that the target declares."""
+    return DoraOracle(operands, magnitude, differentiated=subject.follows("dora_norm", "differentiated"))
 
 
 def built(subject: Subject, case: LinearCase, **options: Any) -> tuple[Instance, DoraOracle]:
@@ -126,7 +165,7 @@ def built(subject: Subject, case: LinearCase, **options: Any) -> tuple[Instance,
     with torch.no_grad():
         parameter.copy_(torch.from_numpy(magnitude))
     instance.tensors["lora_magnitude"] = parameter
-    return instance, DoraOracle(operands, magnitude)
+    return instance, oracle_of(subject, operands, magnitude)
 
 
 def ran(subject: Subject, case: LinearCase) -> tuple[Instance, DoraOracle]:

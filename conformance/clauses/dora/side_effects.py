@@ -8,7 +8,7 @@ import torch
 
 from conformance.cases.linear_case import LinearCase
 from conformance.cases.memory_layout import LAYOUTS
-from conformance.clauses.dora.oracle import DORA, NAMES, DoraOracle, built, ran
+from conformance.clauses.dora.oracle import DORA, NAMES, built, oracle_of, ran
 from conformance.isolation.process_state import kept
 from conformance.judgement.outcomes import require
 from conformance.numerics.formats import numbers
@@ -77,7 +77,7 @@ def test_refilled(subject: Subject, case: LinearCase) -> float | None:
             tensor.grad = None
     y = instance.forward()
     instance.backward(y)
-    return DoraOracle(new, numbers(magnitude)).judged(instance, y)
+    return oracle_of(subject, new, numbers(magnitude)).judged(instance, y)
 
 
 @clause(

@@ -10,7 +10,7 @@ import pickle
 import torch
 
 from conformance.cases.linear_case import LinearCase
-from conformance.clauses.dora.oracle import DORA, DoraOracle, built, ran
+from conformance.clauses.dora.oracle import DORA, DoraOracle, built, oracle_of, ran
 from conformance.judgement.outcomes import require
 from conformance.numerics.formats import dtype_named, numbers
 from conformance.specification.clause import clause
@@ -71,4 +71,4 @@ def test_conversion(subject: Subject, case: LinearCase) -> float | None:
         instance.module.to(dtype_named("float64"))
     converted = getattr(instance.module.lora_magnitude, "weight", instance.module.lora_magnitude)
     require(converted.dtype == wide.dtype, f"lora_magnitude has dtype {converted.dtype} after .to(torch.float64)")
-    return judged_as(instance, DoraOracle(wide, magnitude))
+    return judged_as(instance, oracle_of(subject, wide, magnitude))

@@ -20,7 +20,8 @@ from conformance.numerics.dtypes import FLOAT_DTYPES
 from conformance.specification.clause import Clause
 from conformance.specification.features import ABSENT, FEATURES
 from conformance.specification.groups import groups
-from conformance.target.features import DROPOUT_POSITIONS, check_features, positions
+from conformance.target.declaration import check_declaration
+from conformance.target.features import DROPOUT_POSITIONS, positions
 from conformance.target.signature import arguments_for, takes
 from conformance.target.subject import Subject
 
@@ -82,7 +83,7 @@ class Target:
     @classmethod
     def _of(cls, thing: Any, spec: str, device: str) -> Target:
         declared = getattr(thing, "CONFORMANCE", {})
-        _check_declaration(declared, spec)
+        check_declaration(declared, spec)
         return cls(spec or getattr(thing, "__name__", type(thing).__name__), thing, device, dict(declared))
 
     @property
@@ -289,30 +290,3 @@ def _accepts(thing: Any, argument: str) -> bool:
     except (TypeError, ValueError):
         return False
     return takes(thing, argument) is not None
-
-
-def _check_declaration(declared: Any, spec: str) -> None:
-    known: dict[str, Any] = {
-        "name": str,
-        "version": str,
-        "devices": (tuple, list),
-        "dtypes": (tuple, list),
-        "deviations": dict,
-        "dropout_positions": (tuple, list),
-        "features": dict,
-    }
-    if not isinstance(declared, dict):
-        raise TargetError(f"{spec}.CONFORMANCE is a {type(declared).__name__}: expected a dict")
-    for key, value in declared.items():
-        if key not in known:
-            raise TargetError(f"{spec}.CONFORMANCE has the unknown key {key!r}: expected {', '.join(known)}")
-        if not isinstance(value, known[key]):
-            raise TargetError(f"{spec}.CONFORMANCE[{key!r}] is a {type(value).__name__}: {value!r}")
-    for key, allowed in (("dtypes", FLOAT_DTYPES), ("dropout_positions", DROPOUT_POSITIONS)):
-        unknown = set(declared.get(key, ())) - set(allowed)
-        if unknown:
-            raise TargetError(
-                f"{spec}.CONFORMANCE[{key!r}] names {', '.join(sorted(map(str, unknown)))}: "
-                f"expected some of {', '.join(allowed)}"
-            )
-    check_features(declared.get("features", {}), spec)

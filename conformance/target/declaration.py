@@ -1,0 +1,41 @@
+"""The declaration of a target, `CONFORMANCE`: what it says about itself, checked key by key."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from conformance.errors import TargetError
+from conformance.numerics.dtypes import FLOAT_DTYPES
+from conformance.target.features import DROPOUT_POSITIONS, check_features
+
+
+def check_declaration(declared: Any, spec: str) -> None:
+    """Check the names and the types of what a target declares.
+
+    Raises:
+        TargetError: for an unknown key or name, or a value of another type.
+    """
+    known: dict[str, Any] = {
+        "name": str,
+        "version": str,
+        "devices": (tuple, list),
+        "dtypes": (tuple, list),
+        "deviations": dict,
+        "dropout_positions": (tuple, list),
+        "features": dict,
+    }
+    if not isinstance(declared, dict):
+        raise TargetError(f"{spec}.CONFORMANCE is a {type(declared).__name__}: expected a dict")
+    for key, value in declared.items():
+        if key not in known:
+            raise TargetError(f"{spec}.CONFORMANCE has the unknown key {key!r}: expected {', '.join(known)}")
+        if not isinstance(value, known[key]):
+            raise TargetError(f"{spec}.CONFORMANCE[{key!r}] is a {type(value).__name__}: {value!r}")
+    for key, allowed in (("dtypes", FLOAT_DTYPES), ("dropout_positions", DROPOUT_POSITIONS)):
+        unknown = set(declared.get(key, ())) - set(allowed)
+        if unknown:
+            raise TargetError(
+                f"{spec}.CONFORMANCE[{key!r}] names {', '.join(sorted(map(str, unknown)))}: "
+                f"expected some of {', '.join(allowed)}"
+            )
+    check_features(declared.get("features", {}), spec)

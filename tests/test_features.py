@@ -170,3 +170,28 @@ def test_the_verdict_counts_core_and_features() -> None:
     said = claims.line(found.core, found.features)
     assert said == "core 1 of 1; features: dropout ✗ (1 of 1 fail), rsLoRA absent"
     assert claims.line(report_of(*clauses).core, {}) == ""
+
+
+NO_RSLORA = "feature 'rslora' is declared supported, but the layer does not take use_rslora"
+
+
+@pytest.mark.parametrize(
+    ("kind", "declared", "problems"),
+    [
+        (Plain, {"dropout": "absent"}, ["feature 'dropout' is declared absent, but dropout=0.5 changes the output"]),
+        (NeverDrops, {"dropout": "absent"}, []),
+        (HasNoDropout, {"dropout": "absent"}, []),
+        (
+            Plain,
+            {"rslora": "supported"},
+            ["feature 'rslora' is declared supported, but the layer does not take use_rslora"],
+        ),
+        (Plain, {"dropout": "supported", "rslora": "absent"}, []),
+    ],
+)
+def test_a_declaration_that_the_layer_contradicts_is_named(
+    kind: type, declared: dict[str, str], problems: list[str]
+) -> None:
+    assert target(kind, features=declared).binding_errors() == [
+        f"LinearLoRA contradicts its declaration: {problem}" for problem in problems
+    ]

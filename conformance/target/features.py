@@ -10,7 +10,7 @@ from torch import nn
 
 from conformance.errors import TargetError, suggestion
 from conformance.isolation.monkeypatches import PRISTINE
-from conformance.specification.features import FEATURES
+from conformance.specification.features import ABSENT, FEATURES, SUPPORTED
 from conformance.target.signature import arguments_for, takes
 
 DROPOUT_POSITIONS = ("pre", "post")
@@ -70,3 +70,40 @@ def positions(kind: Any) -> tuple[str, ...]:
         return DROPOUT_POSITIONS
     found = probed_position(kind)
     return (found,) if found else DROPOUT_POSITIONS
+
+
+# A value of a feature's argument that changes the output of a layer, if the argument has an effect.
+EFFECTIVE: Mapping[str, tuple[str, Any]] = {"dropout": ("dropout", 0.5), "rslora": ("use_rslora", True)}
+
+
+def contradictions(kind: Any, declared: Mapping[str, str]) -> list[str]:
+    """What a layer class does other than it declares: a feature that it cannot have, or an absent one that acts."""
+    found = []
+    for name, value in declared.items():
+        argument = next((a for a in FEATURES[name].arguments.values() if a.startswith("LinearLoRA(")), "")
+        argument = argument.partition("(")[2].rstrip(")")
+        if value == SUPPORTED and argument and takes(kind, argument) is None:
+            found.append(f"feature {name!r} is declared supported, but the layer does not take {argument}")
+        if value == ABSENT and name in EFFECTIVE and _acts(kind, *EFFECTIVE[name]):
+            option, given = EFFECTIVE[name]
+            found.append(f"feature {name!r} is declared absent, but {option}={given} changes the output")
+    return found
+
+
+def _acts(kind: Any, option: str, value: Any) -> bool:
+    """Whether an option changes the output of a layer in training; an option that is refused does not."""
+    taken = takes(kind, option)
+    if taken is None:
+        return False
+    with PRISTINE.suspended(), torch.random.fork_rng(devices=[]), torch.no_grad():
+        outputs = []
+        for options in ({}, {taken: value}):
+            torch.manual_seed(0)
+            try:
+                layer = kind(_probe_base(), **arguments_for(kind, {"dim": 2, "alpha": 2}), **options)
+                for parameter in layer.train().parameters():
+                    parameter.fill_(1.0)
+                outputs.append(layer(torch.ones(ROWS, 1)))
+            except Exception:  # noqa: BLE001  (the target refuses the option)
+                return False
+        return not torch.equal(*outputs)

@@ -21,7 +21,7 @@ from conformance.specification.clause import Clause
 from conformance.specification.features import ABSENT, FEATURES
 from conformance.specification.groups import groups
 from conformance.target.declaration import check_declaration
-from conformance.target.features import DROPOUT_POSITIONS, positions
+from conformance.target.features import DROPOUT_POSITIONS, contradictions, positions
 from conformance.target.signature import arguments_for, takes
 from conformance.target.subject import Subject
 
@@ -206,6 +206,9 @@ class Target:
     def binding_errors(self) -> list[str]:
         """Messages about claimed callables that do not take their positional arguments."""
         problems = []
+        if self.has("LinearLoRA"):
+            found = contradictions(self.thing.LinearLoRA, self.declared.get("features", {}))
+            problems += [f"LinearLoRA contradicts its declaration: {problem}" for problem in found]
         for name, count in _positional().items():
             if not self.has(name):
                 continue

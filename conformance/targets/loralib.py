@@ -16,13 +16,9 @@ CONFORMANCE = {
     "name": "loralib Linear",
     "version": version_of("loralib"),
     "dropout_positions": ("pre",),
+    "features": dict.fromkeys(("rslora", "adapter_dtype", "initialisation", "memory_efficient"), "absent"),
     "deviations": {
-        "LAY-INIT": "loralib draws lora_A by kaiming_uniform_(a=√5) whatever is asked for",
         "LAY-STATE-NAMES": "loralib's parameters are lora_A and lora_B, not modules with a weight",
-        "LAY-SCALING": "loralib has no rsLoRA",
-        "LAY-FWD-MIXED": "a loralib layer has one dtype, its adapter's included",
-        "LAY-BWD-MIXED": "a loralib layer has one dtype, its adapter's included",
-        "LAY-MEMORY-ANY": "a loralib layer has one dtype, its adapter's included",
     },
 }
 

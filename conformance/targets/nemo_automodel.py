@@ -38,14 +38,14 @@ __all__ = [
 ]
 
 VERSION = version_of("nemo-automodel")
-NO_RSLORA = {"LAY-SCALING": "NeMo Automodel has no rsLoRA"}
+NO_RSLORA = {"rslora": "absent"}
 CHECKED_LATER = "PeftConfig is a plain dataclass: a value is checked where it is used"
 READS_ITS_OWN = "from_dict reads what NeMo saved beside a checkpoint, and takes the keys it knows"
 CONFORMANCE = {
     "name": "NeMo Automodel LinearLoRA",
     "version": VERSION,
+    "features": NO_RSLORA,
     "deviations": {
-        **NO_RSLORA,
         "MOD-TRAINING-FLAG": "lora_A and lora_B, linear layers that have no use for a mode, are in training mode",
         "MOD-DIM": "dim=0 is a ZeroDivisionError, a negative one a RuntimeError of nn.Linear",
         "MOD-DROPOUT": "a dropout outside [0, 1] is an error of F.dropout, in the first forward pass in training",
@@ -107,7 +107,7 @@ def _plain_layer(orig_linear: nn.Module, *args: Any, use_memory_efficient_lora: 
 class plain:  # noqa: N801  (a target, named as a module would be)
     """The layer with `use_memory_efficient_lora=False`: autograd over two linear layers."""
 
-    CONFORMANCE = {"name": "NeMo Automodel LinearLoRA, plain", "version": VERSION, "deviations": {**NO_RSLORA}}  # noqa: RUF012
+    CONFORMANCE = {"name": "NeMo Automodel LinearLoRA, plain", "version": VERSION, "features": NO_RSLORA}  # noqa: RUF012
     LinearLoRA = staticmethod(_plain_layer)
 
 
@@ -140,7 +140,8 @@ class triton:  # noqa: N801
         "name": "NeMo Automodel TritonLinearLoRA",
         "version": VERSION,
         "dtypes": TRITON_DTYPES,
-        "deviations": {**NO_RSLORA, **NOT_INTERPRETED},
+        "features": NO_RSLORA,
+        "deviations": NOT_INTERPRETED,
     }
     LinearLoRA = staticmethod(functools.partial(_declared, LinearLoRA))
     TritonLinearLoRA = staticmethod(functools.partial(_declared, nemo.TritonLinearLoRA))

@@ -18,13 +18,9 @@ CONFORMANCE = {
     "name": "torchtune LoRALinear",
     "version": version_of("torchtune"),
     "dropout_positions": ("pre",),
+    "features": dict.fromkeys(("rslora", "adapter_dtype", "initialisation", "memory_efficient"), "absent"),
     "deviations": {
-        "LAY-INIT": "torchtune draws lora_a by kaiming_uniform_(a=√5) whatever is asked for",
         "LAY-STATE-NAMES": "torchtune's names are lora_a and lora_b",
-        "LAY-SCALING": "torchtune has no rsLoRA",
-        "LAY-FWD-MIXED": "a torchtune layer has one dtype, its adapter's included",
-        "LAY-BWD-MIXED": "a torchtune layer has one dtype, its adapter's included",
-        "LAY-MEMORY-ANY": "a torchtune layer has one dtype, its adapter's included",
     },
 }
 

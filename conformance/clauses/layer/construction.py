@@ -21,7 +21,7 @@ from conformance.judgement.outcomes import Inconclusive, require
 from conformance.numerics.formats import numbers
 from conformance.specification.clause import clause
 from conformance.target.calls import calling
-from conformance.target.signature import arguments_for, default_of, takes
+from conformance.target.signature import arguments_for, default_of
 from conformance.target.subject import TRAINABLE, Instance, Subject, frozen_linear, run
 
 WITH_BIAS = SMALL.narrowed(bias=(True,))
@@ -44,13 +44,27 @@ def fresh(subject: Subject, operands: Operands, **options: Any) -> Any:
 
 @clause(
     "LAY-SCALING",
-    sentence="""The scale is alpha/dim, or alpha/√dim with use_rslora, in y and in the attribute `scale` or `scaling` if
-    the layer has one.""",
+    sentence="The scale is alpha/dim, in y and in the attribute `scale` or `scaling` if the layer has one.",
     cases=SMALL.narrowed(r=(2, 3, 4, 16), values=("normal",)),
     weight=0.5,
 )
 def test_scaling(subject: Subject, case: LinearCase) -> float | None:
-    rslora = bool(case.seed % 2) and takes(subject.thing, "use_rslora") is not None
+    return _judged_scale(subject, case, rslora=False)
+
+
+@clause(
+    "LAY-RSLORA",
+    sentence="""With use_rslora the scale is alpha/√dim, in y and in the attribute `scale` or `scaling` if the layer has
+    one.""",
+    feature="rslora",
+    cases=SMALL.narrowed(r=(2, 3, 4, 16), values=("normal",)),
+    weight=0.5,
+)
+def test_rank_stabilised_scaling(subject: Subject, case: LinearCase) -> float | None:
+    return _judged_scale(subject, case, rslora=True)
+
+
+def _judged_scale(subject: Subject, case: LinearCase, *, rslora: bool) -> float | None:
     alpha = (16, 3, 32)[case.seed % 3]
     scale = alpha / (math.sqrt(case.r) if rslora else case.r)
     operands = subject.operands(dataclasses.replace(case, scale=scale))

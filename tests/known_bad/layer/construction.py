@@ -12,8 +12,14 @@ from tests.known_bad import breaks
 from tests.known_bad.layer.registration import twin
 
 
+@breaks("LAY-SCALING", says="expected", source="the rank-stabilised scale for every layer")
+class AlwaysDividesByTheRoot(Right):
+    def scaling(self, alpha: float, dim: int, use_rslora: bool) -> float:
+        return alpha / dim**0.5
+
+
 @breaks(
-    "LAY-SCALING",
+    "LAY-RSLORA",
     says="expected",
     source="NVIDIA/TensorRT-LLM #1668, exllamav2 #619 (SC2)",
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -21,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     sys.path[:0] = [os.getcwd()] if os.getcwd() not in sys.path else []
     try:
-        package_shadowing.check()
+        package_shadowing.check(_words(options))
         code: int = COMMANDS[options.command].execute(options)
         return code
     except UsageError as error:
@@ -33,6 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
+
+
+def _words(options: argparse.Namespace) -> list[str]:
+    """Every word that the options hold, defaults included: each may name a target."""
+    held = [option if isinstance(option, list) else [option] for option in vars(options).values()]
+    values = [value for listed in held for value in listed]
+    return [word for value in values if isinstance(value, str) for word in re.split(r"[\s,]+", value)]
 
 
 def _complain(text: str, code: int) -> int:

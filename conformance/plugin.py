@@ -1,8 +1,6 @@
-"""The pytest plugin: runs the suite's clauses as tests on a chosen target.
+"""The suite's pytest plugin: it runs clauses as tests on a chosen target.
 
-pytest loads the plugin wherever loraspec is installed. The plugin therefore does nothing, and adds no option, unless
-the session collects this suite: `pytest --pyargs conformance --target my.target`, or pytest inside a checkout.
-Importing the plugin imports neither torch nor hypothesis.
+`loraspec.plugin` registers it in the sessions that collect the suite. It imports neither torch nor hypothesis.
 """
 
 from __future__ import annotations
@@ -22,8 +20,7 @@ from conformance.run.selection import Selection, gpu_at_hand, set_interpreter
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-HERE = Path(__file__).resolve().parent
-FOLDER = HERE / "clauses"
+FOLDER = Path(__file__).resolve().parent / "clauses"
 OPTIONS: dict[str, tuple[str | None, str]] = {
     "target": ("optimized", "implementation to test: package.module or package.module:attribute"),
     "group": (None, "only these groups of clauses (separated by commas, or repeated)"),
@@ -39,11 +36,8 @@ OPTIONS: dict[str, tuple[str | None, str]] = {
 LISTS = ("group", "clause", "dtype")
 
 
-def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
     """Add each option under two names, such as `--target` and `--loraspec-target`: the short one may be taken."""
-    config = pluginmanager.get_plugin("pytestconfig")
-    if config is None or not concerns_us(config):
-        return
     group = parser.getgroup("loraspec", "conformance of a LoRA implementation")
     for name, (default, description) in OPTIONS.items():
         names = [f"--loraspec-{name}", f"--{name}"]
@@ -55,29 +49,11 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
             group.addoption(names[0], **settings)
 
 
-def concerns_us(config: pytest.Config) -> bool:
-    """Whether this session collects this suite: an argument names the suite, or the session runs in its checkout."""
-    words = [*config.invocation_params.args, *os.environ.get("PYTEST_ADDOPTS", "").split()]
-    here = config.invocation_params.dir
-    return (
-        any(word.startswith("--loraspec-") for word in words)
-        or ("--pyargs" in words and any(word.split(".")[0].split(":")[0] == "conformance" for word in words))
-        or any(_inside(here / word.split("::")[0], HERE) for word in words if not word.startswith("-"))
-        or ((HERE.parent / "pyproject.toml").exists() and _inside(here, HERE.parent))
-    )
-
-
-def _inside(path: Path, folder: Path) -> bool:
-    return path.resolve().is_relative_to(folder)
-
-
 def pytest_configure(config: pytest.Config) -> None:
     """Start the suite's session."""
-    if not hasattr(config.option, "loraspec_target"):
-        return
     try:
-        package_shadowing.check()
         selection = selected(config)
+        package_shadowing.check([selection.target])
     except UsageError as error:
         raise pytest.UsageError(str(error)) from error
     if not hasattr(config, "workerinput"):  # workers inherit what the controller sets
@@ -91,7 +67,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Module | None:
     """Collect every file of clauses, whatever file names the session takes for tests."""
-    if not hasattr(parent.config.option, "loraspec_target") or file_path.parent.parent != FOLDER:
+    if file_path.parent.parent != FOLDER:
         return None
     patterns = [*parent.config.getini("python_files"), "__init__.py"]
     collected = parent.session.isinitpath(file_path) or any(fnmatch(file_path.name, each) for each in patterns)

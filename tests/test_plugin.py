@@ -156,13 +156,17 @@ def test_clause_subject_and_dtype_are_read_from_a_nodeid(nodeid: str, key: tuple
 
 
 @pytest.mark.parametrize("name", ["reference", "conformance", "optimized"])
-def test_a_package_that_shadows_ours_stops_the_run(name: str, tmp_path: Path) -> None:
-    package_shadowing.check()
+def test_a_package_that_shadows_the_target_stops_the_run(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package_shadowing.check([f"{name}.targets:Layer"])
+    monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / name).mkdir()
-    package_shadowing.check([tmp_path])  # a folder without __init__.py does not shadow a package
+    package_shadowing.check([name])  # a folder without __init__.py does not shadow a package
     (tmp_path / name / "__init__.py").touch()
+    package_shadowing.check(["my_target"])
     with pytest.raises(UsageError, match=f"the package '{name}' is .*{name}, which shadows this distribution's"):
-        package_shadowing.check([tmp_path])
+        package_shadowing.check([name])
 
 
 def test_list_options_may_be_repeated_or_separated_by_commas() -> None:

@@ -146,6 +146,20 @@ class LinearOracle:
         )
 
     @cached_property
+    def merged_weight(self) -> Expected:
+        """`W + s·B A`, or the update alone without a base."""
+        update = self.scale * (self.up @ self.down)
+        weight = self.weight if self.base else np.zeros_like(update)
+        return self._expected(
+            "the merged weight",
+            weight + update,
+            lambda: budget.merged_weight(weight, self.down, self.up, self.scale, self.how),
+            self.operands.dtype,
+            adapter=update,
+            **({"base": weight} if self.base else {}),
+        )
+
+    @cached_property
     def dbias(self) -> Expected:
         """`Σ g` over tokens."""
         return self._expected("dbias", self.g.sum(0), lambda: budget.summed(self.g, self.how), self.operands.dtype)

@@ -191,6 +191,17 @@ def weight_chain(left: Array, middle: Array, right: Array, scale: float, how: Ro
     return np.asarray(accumulated + stores + final + lost)
 
 
+def merged_weight(base: Array, down: Array, up: Array, scale: float, how: Rounding) -> Array:
+    """[N, K], the budget of `W + scale·up·down`: a merged weight, or the update of one where the base is zero."""
+    s, rank = abs(scale), down.shape[0]
+    update = scale * (up @ down)
+    absolute = s * (np.abs(up) @ np.abs(down))
+    # either B A is accumulated onto W; or B A, its scaled form and the sum are each stored
+    accumulated = how.accumulation(rank) * (absolute + np.abs(base))
+    stores = how.unit * (2 * np.abs(update) + np.abs(base + update) + 2 * how.stored(up, down) * s)
+    return np.asarray(accumulated + stores + 4 * max(s, 1) * how.step)
+
+
 def summed(values: Array, how: Rounding) -> Array:
     """Budget of a sum over tokens, `Σ_m values[m]`: the bias gradient, with one more store for a separate batch sum."""
     return np.asarray(

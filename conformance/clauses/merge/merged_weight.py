@@ -37,19 +37,7 @@ def test_merged_weight(subject: Subject, case: LinearCase) -> float | None:
         if name in values and name in instance.tensors:
             same = np.array_equal(numbers(instance.tensors[name]), values[name])
             require(same, f"merge() changed {name}")
-    update = operands.scale * (values["lora_B"] @ values["lora_A"])
-    how, s = operands.rounding, abs(operands.scale)
-    absolute = s * (np.abs(values["lora_B"]) @ np.abs(values["lora_A"]))
-    # either B A is accumulated onto W; or B A, its scaled form and the sum are each stored
-    allowed = how.accumulation(case.r) * (absolute + np.abs(values["weight"])) + how.unit * (
-        2 * np.abs(update) + np.abs(values["weight"] + update) + 2 * how.stored(values["lora_B"], values["lora_A"]) * s
-    )
-    allowed = allowed + 4 * max(s, 1) * how.step
-    terms = {"base": values["weight"], "adapter": update}
-    expected = Expected(
-        "the merged weight", values["weight"] + update, None if operands.exact else allowed, operands.dtype, terms
-    )
-    return judge(instance.module.weight.detach(), expected)
+    return judge(instance.module.weight.detach(), oracle_for(subject, operands).merged_weight)
 
 
 @clause(

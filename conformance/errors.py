@@ -1,11 +1,13 @@
-"""Every exception of the suite that ends a command, and the check for unknown names with its "did you mean"."""
+"""Every exception of the suite that ends a command, and the checks of given names with their "did you mean"."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 
 MOST = 16  # names that a message lists in full; all groups fit
+WILDCARDS = frozenset("*?[]")
 
 
 class UsageError(Exception):
@@ -30,6 +32,21 @@ def known(names: Iterable[str], expected: Iterable[str], what: str) -> None:
     for name in names:
         if name not in choices:
             raise UsageError(f"unknown {what} {name!r}: {suggestion(name, choices)}")
+
+
+def matched(patterns: Iterable[str], names: Iterable[str], what: str) -> None:
+    """Check that every pattern, a name or one with wildcards, matches one of the names.
+
+    Raises:
+        UsageError: for the first pattern that matches nothing, with the nearest names.
+    """
+    choices = list(names)
+    for pattern in patterns:
+        if not WILDCARDS & set(pattern):
+            known([pattern], choices, what)
+        elif not any(fnmatchcase(name, pattern) for name in choices):
+            nearest = suggestion("".join(sign for sign in pattern if sign not in WILDCARDS), choices)
+            raise UsageError(f"no {what} matches {pattern!r}: {nearest}")
 
 
 def suggestion(name: str, choices: list[str]) -> str:

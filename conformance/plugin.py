@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,16 +25,18 @@ FOLDER = Path(__file__).resolve().parent / "clauses"
 OPTIONS: dict[str, tuple[str | None, str]] = {
     "target": ("optimized", "implementation to test: package.module or package.module:attribute"),
     "group": (None, "only these groups of clauses (separated by commas, or repeated)"),
-    "clause": (None, "only these clauses (separated by commas, or repeated)"),
+    "clause": (None, "only these clauses (separated by commas, or repeated); wildcards, as in 'LIN-FWD*'"),
+    "exclude": (None, "all but these clauses and groups (separated by commas, or repeated); wildcards too"),
     "dtype": (None, "only these dtypes (separated by commas, or repeated)"),
     "profile": ("default", "number of cases: quick, default or nightly"),
     "device": ("cpu", "cpu, cuda or cuda:N"),
     "lane": (None, "only subjects that run in this lane: cpu, interpreter or gpu"),
     "seed": ("0", "seed from which the cases are drawn"),
+    "deviations": (None, "file of expected failures, each with a reason, beside those that the target declares"),
     "shard": (None, "i/n: only the i-th of n parts of the trials; `loraspec merge` puts their reports together"),
     "report-dir": (None, "folder for report.json, report.html, junit.xml and reproducers"),
 }
-LISTS = ("group", "clause", "dtype")
+LISTS = ("group", "clause", "exclude", "dtype")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -51,9 +54,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Start the suite's session."""
+    from conformance.run.execution import check_names
+
+    here = str(config.invocation_params.dir)
+    sys.path[:0] = [here] if here not in sys.path else []  # the target may lie there, as for `loraspec run`
     try:
         selection = selected(config)
         package_shadowing.check([selection.target])
+        check_names(selection)
     except UsageError as error:
         raise pytest.UsageError(str(error)) from error
     if not hasattr(config, "workerinput"):  # workers inherit what the controller sets
@@ -83,16 +91,22 @@ def selected(config: pytest.Config) -> Selection:
     Raises:
         UsageError: for an unknown name.
     """
+    from conformance.target import deviations
+
     option = config.option
     try:
         seed = int(option.loraspec_seed)
     except ValueError:
         raise UsageError(f"--seed {option.loraspec_seed!r} is not an integer") from None
+    path = option.loraspec_deviations
+    expected = deviations.read(config.invocation_params.dir / path) if path else {}
     return Selection.of(
         option.loraspec_target,
         groups=as_list(option.loraspec_group),
         clauses=as_list(option.loraspec_clause),
         dtypes=as_list(option.loraspec_dtype),
+        excluded=as_list(option.loraspec_exclude),
+        deviations=tuple(expected.items()),
         device=option.loraspec_device,
         lane=option.loraspec_lane,
         profile=option.loraspec_profile,

@@ -53,6 +53,8 @@ def test_help_version_explain_and_init_import_no_heavy_package(tmp_path: Path) -
         (["run", "right", "--device", "mps"], "unknown device 'mps'"),
         (["run", "right", "--device", "cuda", "--lane", "cpu"], "lane 'cpu' runs on the CPU"),
         (["run", "right", "--spec", "9.9"], "unknown spec '9.9'"),
+        (["run", "right", "--clause", "LIN-FWT*"], "no clause matches 'LIN-FWT*': did you mean LIN-FWD"),
+        (["run", "right", "--exclude", "mergers"], "unknown clause or group 'mergers': did you mean merge"),
         (["run", "right.py"], "expected a module, as in `loraspec run right`"),
         (["run", "some/right.py"], "expected a module, as in `loraspec run some.right`"),
         (["run", "right", "--report-dir", "right.py/here"], "cannot write reports to 'right.py/here'"),
@@ -108,6 +110,10 @@ def test_a_wrong_option_exits_2(arguments: list[str]) -> None:
             "claims none of the chosen groups:\n  layer +lacks LinearLoRA",
         ),
         ({"target": "right", "clauses": ["LIN-FWT"]}, "unknown clause 'LIN-FWT': did you mean LIN-FWD"),
+        (
+            {"target": "right", "groups": ["linear"], "excluded": ["LIN-*"]},
+            "has nothing to judge in the chosen groups and clauses",
+        ),
         ({"target": "right", "lane": "interpreter"}, "no subject that runs in lane 'interpreter'"),
         (
             {"target": "narrow:refusing", "dtypes": ["float16"]},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +15,7 @@ from conformance.errors import UsageError
 from conformance.isolation import package_shadowing
 from conformance.report.trial_keys import key_of
 from conformance.run.selection import Selection
-from tests.support.commands import PATIENCE, TARGETS, pytested
+from tests.support.commands import PATIENCE, TARGETS, pytested, python
 
 FOREIGN = {
     "conftest.py": """
@@ -118,6 +120,9 @@ def test_a_declared_deviation_xfails_and_a_stale_one_fails(target: str, code: in
         (("--target", "nosuch"), "target 'nosuch' does not import"),
         (("--lane", "tpu"), "unknown lane 'tpu'"),
         (("--seed", "x"), "--seed 'x' is not an integer"),
+        (("--clause", "LIN-FWT*"), "no clause matches 'LIN-FWT*': did you mean LIN-FWD"),
+        (("--exclude", "linea"), "unknown clause or group 'linea': did you mean linear"),
+        (("--deviations", "none.toml"), "cannot read the deviations file"),
         (("--report-dir", "right.py"), "cannot write reports to 'right.py'"),
     ],
 )
@@ -167,6 +172,29 @@ def test_a_package_that_shadows_the_target_stops_the_run(
     package_shadowing.check(["my_target"])
     with pytest.raises(UsageError, match=f"the package '{name}' is .*{name}, which shadows this distribution's"):
         package_shadowing.check([name])
+
+
+PYTEST = "import sys; sys.path.pop(0); import pytest; sys.exit(pytest.main(sys.argv[1:]))"  # as the script does
+
+
+def test_a_target_in_the_users_folder_is_found_by_the_script_pytest(tmp_path: Path) -> None:
+    (tmp_path / "my_target.py").write_text("def lora_linear(*args):\n    raise NotImplementedError\n")
+    asked = ("-q", "--pyargs", "conformance.clauses.linear.arguments", "--target", "my_target", "--collect-only")
+    ended = python("-c", PYTEST, *asked, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "LIN-SHAPES-lora_linear" in ended.stdout
+
+
+def test_clauses_are_chosen_and_left_out_by_patterns() -> None:
+    selection = Selection.of("t", clauses=["LIN-FWD*"], excluded=["*-LAYOUT,merge", "LAY-?WD"])
+    named = {"LIN-FWD": True, "LIN-FWD-ZERO": True, "LIN-FWD-LAYOUT": False, "LIN-BWD-DX": False}
+    assert {name: selection.includes(name, "linear") for name in named} == named
+    selection = dataclasses.replace(selection, clauses=())
+    assert not selection.includes("LAY-FWD", "layer")
+    assert not selection.includes("MRG-FLAG", "merge")
+    assert not selection.includes_group("merge")
+    assert selection.includes_group("layer")
+    assert Selection.from_dict(json.loads(json.dumps(dataclasses.asdict(selection)))) == selection
 
 
 def test_list_options_may_be_repeated_or_separated_by_commas() -> None:

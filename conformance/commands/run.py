@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from conformance.specification.groups import groups
 from conformance.specification.versions import SPECS
 
 if TYPE_CHECKING:
+    from conformance.report.report import Report
     from conformance.run.run_target import Manner
 
 
@@ -29,6 +31,15 @@ def add(commands: output.Commands) -> None:
         "--shard",
         metavar="i/n",
         help="only the i-th of n parts of the trials, of about equal cost; see `loraspec merge`",
+    )
+    run.add_argument(
+        "--deviations",
+        type=Path,
+        metavar="FILE",
+        help="expected failures, each with a reason, beside the declared ones",
+    )
+    run.add_argument(
+        "--write-deviations", type=Path, metavar="FILE", help="write the failing clauses there as expected failures"
     )
     run.add_argument("--smoke", action="store_true", help="only import the target and print what it claims")
     run.add_argument("--watch-clause", metavar="ID", help="judge this clause again at each save of the target's source")
@@ -45,7 +56,8 @@ def add_selection(run: argparse.ArgumentParser) -> None:
     """Add the options that select trials."""
     several = {"action": "append", "metavar": "NAME[,NAME…]"}
     run.add_argument("--group", **several, help=f"only these groups: {', '.join(groups())}")  # type: ignore[arg-type]
-    run.add_argument("--clause", **several, help="only these clauses")  # type: ignore[arg-type]
+    run.add_argument("--clause", **several, help="only these clauses; wildcards, as in 'LIN-FWD*'")  # type: ignore[arg-type]
+    run.add_argument("--exclude", **several, help="all but these clauses and groups; wildcards too")  # type: ignore[arg-type]
     run.add_argument("--dtype", **several, help=f"only these dtypes: {', '.join(FLOAT_DTYPES)}")  # type: ignore[arg-type]
     run.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     run.add_argument("--lane", help=f"only subjects that run in this lane: {', '.join(LANES)}")
@@ -96,8 +108,12 @@ def execute(options: argparse.Namespace) -> int:
     from conformance.report import github_actions, terminal
     from conformance.run import run_target, shards
     from conformance.run.execution import Run
+    from conformance.target import deviations
 
     selection = selected(options, options.target, options.watch_clause, options.shard)
+    given = deviations.read(options.deviations) if options.deviations else {}
+    selection = dataclasses.replace(selection, deviations=tuple(given.items()))
+    written = _writable(options.write_deviations)
     if options.watch_clause:
         return _watch(options, selection)
     if options.smoke:
@@ -106,9 +122,42 @@ def execute(options: argparse.Namespace) -> int:
         return 0
     found, plan = run_target.judge(selection, options.report_dir, manner(options))
     code = output.show(found, options)
+    if options.write_deviations:
+        _write_deviations(options, found, written | given, narrowed=selection.narrowed)
     if options.github or github_actions.wanted(os.environ):
         github_actions.announce(found, plan.sources, options.report_dir, os.environ)
     return code
+
+
+def _writable(path: Path | None) -> dict[str, str]:
+    """The reasons in the file that the run will replace, before the run.
+
+    Raises:
+        UsageError: if the file is another kind of file, or cannot be written.
+    """
+    from conformance.target import deviations
+
+    if path is None:
+        return {}
+    if not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UsageError(f"cannot write {str(path)!r}: expected a file in a folder that exists and can be written")
+    return deviations.read(path) if path.exists() else {}
+
+
+def _write_deviations(options: argparse.Namespace, found: Report, earlier: dict[str, str], *, narrowed: bool) -> None:
+    """Write the file of expected failures, and say how to use it."""
+    from conformance.report import files
+    from conformance.report.expected_failures import expected_failures
+    from conformance.report.terminal import console
+    from conformance.target import deviations
+
+    path, out = options.write_deviations, console(stderr=options.json)
+    if found.errors:
+        out.print(f"expected {path} is not written, since the suite itself failed")
+        return
+    reasons = expected_failures(found, earlier, narrowed=narrowed)
+    files.replace(path, deviations.text(reasons))
+    out.print(f"expected {path} has {len(reasons)} expected failures; next: --deviations {path}")
 
 
 def selected(
@@ -131,6 +180,7 @@ def selected(
         groups=options.group,
         clauses=[watched] if watched else options.clause,
         dtypes=options.dtype,
+        excluded=options.exclude,
         device=options.device,
         lane=options.lane,
         profile=options.profile or ("quick" if watched else "default"),
@@ -142,9 +192,9 @@ def selected(
 def _watch(options: argparse.Namespace, selection: Selection) -> int:
     from conformance.run import watch_mode
 
-    for name in ("clause", "group", "shard", "smoke", "resume", "json", "workers"):
+    for name in ("clause", "group", "exclude", "shard", "smoke", "resume", "json", "workers", "write_deviations"):
         if getattr(options, name) not in (None, False):
-            option = "-n" if name == "workers" else f"--{name}"
+            option = "-n" if name == "workers" else f"--{name.replace('_', '-')}"
             raise UsageError(f"{option} does not go with --watch-clause, which judges one clause and writes no report")
     return watch_mode.follow(selection, options.timeout, options.memory)
 

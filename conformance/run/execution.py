@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from conformance.errors import SuiteError, UsageError, known
+from conformance.errors import SuiteError, UsageError, matched
 from conformance.isolation.memory_folder import in_memory
 from conformance.isolation.processes import Child
 from conformance.judgement.result import Result
@@ -25,6 +25,7 @@ from conformance.run.smoke_check import NAME, SmokeCheck
 from conformance.run.supervisor import Guard, Stopped, memory_for
 from conformance.run.time_limits import busy
 from conformance.run.worker_status import Events
+from conformance.specification.groups import groups
 
 TIMEOUTS = {"quick": 45.0, "default": 300.0, "nightly": 7200.0}  # seconds for one trial on an idle machine
 IMPORT_TIMEOUT = 120.0
@@ -160,14 +161,16 @@ class Run:
 
 
 def check_names(selection: Selection) -> None:
-    """Check, without importing the target, that the clauses are in SPEC.md and that the target's module exists.
+    """Check, without importing the target, that clauses and exclusions name something, and that its module exists.
 
     Raises:
         UsageError: naming the unknown clause or module.
     """
     from conformance.specification import spec_page
 
-    known(selection.clauses, spec_page.read(), "clause")
+    clauses = spec_page.read()
+    matched(selection.clauses, clauses, "clause")
+    matched(selection.excluded, [*clauses, *groups()], "clause or group")
     top = selection.target.partition(":")[0].partition(".")[0]
     if top.isidentifier() and importlib.util.find_spec(top) is None:
         raise UsageError(f"target {selection.target!r} does not import: no module named {top!r}")

@@ -174,7 +174,7 @@ def differences(one: Recorded, other: Recorded, here: str, there: str) -> list[s
 
 def _identity(recorded: Recorded) -> dict[str, Any]:
     selection, plan = recorded.selection, recorded.plan
-    asked = {name: ", ".join(value) or "all" for name, value in selection.lists()}
+    asked = {name: ", ".join(value) or ("none" if name == "exclude" else "all") for name, value in selection.lists()}
     return {
         "target": plan.target.spec,
         "name of the target": plan.target.name,
@@ -189,6 +189,7 @@ def _identity(recorded: Recorded) -> dict[str, Any]:
         "name of the device": plan.device_name if selection.device != "cpu" else None,
         "lane": selection.lane,
         "shard": selection.shard,
+        "deviations": ", ".join(plan.deviations) or "none",
         **asked,
     }
 

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conformance.errors import UsageError, known
+from conformance.errors import UsageError, known, matched
 from conformance.report.plan import Plan, PlannedClause, PlannedGroup, PlannedTrial, Sources, TargetInfo
 from conformance.run.selection import Selection, set_interpreter
 from conformance.run.smoke_check import SmokeCheck
@@ -44,7 +44,7 @@ def plan(selection: Selection) -> Plan:
     from conformance.target.target import elsewhere, uninstalled
 
     clauses = load_all()
-    known(selection.clauses, clauses, "clause")
+    matched(selection.clauses, clauses, "clause")
     try:
         target = loaded(selection.target, selection.device)
     except TargetError as error:
@@ -70,6 +70,7 @@ def plan(selection: Selection) -> Plan:
             planned.append(one)
     _check_anything_runs(target, selection, chosen, planned)
     groups = dict.fromkeys(clause.group for clause in planned)
+    expected = target.deviations | dict(selection.deviations)
     return Plan(
         spec=SPECS[-1],
         target=TargetInfo(target.spec, target.name, _version(target), fingerprint(target.spec)),
@@ -79,7 +80,7 @@ def plan(selection: Selection) -> Plan:
         interpreting=interpreting,
         groups={group: PlannedGroup(group in target.claimed, tuple(target.missing(group))) for group in groups},
         clauses=tuple(planned),
-        deviations={k: v for k, v in target.deviations.items() if any(k == clause.id for clause in planned)},
+        deviations={k: v for k, v in expected.items() if any(k == clause.id for clause in planned)},
         sources=_sources(target, planned),
     )
 
@@ -105,7 +106,7 @@ def _check_claims(target: Any, selection: Selection, ids: list[str]) -> None:
     kind = selection.device.partition(":")[0]
     if kind not in target.devices:
         raise UsageError(f"target {target.spec!r} declares the devices {', '.join(target.devices)}, not {kind!r}")
-    chosen = [groups()[name] for name in selection.groups or groups()]
+    chosen = [group for name, group in groups().items() if selection.includes_group(name)]
     names = {n.partition(".")[0].partition("(")[0] for group in chosen for n in (*group.required, *group.subjects)}
     problems = [p for p in target.binding_errors() if p.partition("(")[0].partition(" ")[0] in names]
     if problems:

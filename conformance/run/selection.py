@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,11 @@ class Selection:
 
     Attributes:
         target: `package.module` or `package.module:attribute`.
-        groups, clauses, dtypes: the names to which the run is restricted; empty for no restriction.
+        groups, clauses, dtypes: the names to which the run is restricted; empty for no restriction. Clauses may have
+            wildcards, as in `LIN-FWD*`.
+        excluded: the clauses and groups that are left out; they may have wildcards too.
         lane: the lane to which the run is restricted; None for every lane that this machine has.
+        deviations: the clauses that are expected to fail, each with the reason, beside those that the target declares.
         profile: the name of a profile, which sets the number of cases.   seed: the seed of the cases.
         shard: `i/n` for the i-th of n parts of the trials; None for all trials.
     """
@@ -33,6 +38,8 @@ class Selection:
     groups: tuple[str, ...] = ()
     clauses: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ()
+    excluded: tuple[str, ...] = ()
+    deviations: tuple[tuple[str, str], ...] = ()
     device: str = "cpu"
     lane: str | None = None
     profile: str = "default"
@@ -63,7 +70,7 @@ class Selection:
     def of(cls, target: str, **options: Any) -> Selection:
         """A selection from the options of a command line. Lists may contain commas; None means the default."""
         given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-        for name in ("groups", "clauses", "dtypes"):
+        for name in ("groups", "clauses", "dtypes", "excluded"):
             words = [word.strip() for item in given.get(name, ()) for word in item.split(",")]
             given[name] = tuple(dict.fromkeys(word for word in words if word))
         return cls(target, **given)
@@ -72,7 +79,7 @@ class Selection:
     def from_dict(cls, values: dict[str, Any]) -> Selection:
         """The selection of a dictionary from `dataclasses.asdict`, which may have been stored as JSON."""
         given: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
-        return cls(**given)
+        return cls(**{**given, "deviations": tuple((clause, reason) for clause, reason in given.get("deviations", ()))})
 
     @property
     def cases(self) -> Profile:
@@ -81,7 +88,12 @@ class Selection:
 
     def includes(self, clause: str, group: str) -> bool:
         """Whether the selection includes a clause."""
-        return (not self.groups or group in self.groups) and (not self.clauses or clause in self.clauses)
+        named = not self.clauses or _matches(clause, self.clauses)
+        return named and self.includes_group(group) and not _matches(clause, self.excluded)
+
+    def includes_group(self, group: str) -> bool:
+        """Whether the selection includes a group; some of its clauses may be excluded."""
+        return (not self.groups or group in self.groups) and not _matches(group, self.excluded)
 
     @property
     def narrowed(self) -> bool:
@@ -93,16 +105,18 @@ class Selection:
         """The settings that the report depends on."""
         return RunSettings(self.profile, self.seed, self.lane, self.shard, self.narrowed)
 
-    def arguments(self) -> list[str]:
-        """The pytest options for this selection, without its shard."""
-        words = [f"--loraspec-target={self.target}", f"--loraspec-device={self.device}"]
-        words += [f"--loraspec-{name}={','.join(v)}" for name, v in self.lists() if v]
-        words += [f"--loraspec-lane={self.lane}"] if self.lane else []
-        return [*words, f"--loraspec-profile={self.profile}", f"--loraspec-seed={self.seed}"]
-
     def lists(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
         """Each restricting option with its names; empty for no restriction."""
-        return (("group", self.groups), ("clause", self.clauses), ("dtype", self.dtypes))
+        return (
+            ("group", self.groups),
+            ("clause", self.clauses),
+            ("dtype", self.dtypes),
+            ("exclude", self.excluded),
+        )
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def shard_numbers(shard: str) -> tuple[int, int]:

@@ -119,6 +119,7 @@ def trials(
 ) -> list[Trial]:
     """The trials of one clause: one for each subject in the chosen lane and each chosen dtype."""
     dtypes = clause.dtypes or (ANY_DTYPE,)
+    expected = target.deviations | dict(selection.deviations)
     return [
         Trial(
             clause,
@@ -127,7 +128,7 @@ def trials(
             target.spec,
             selection.cases,
             declared=dtype == ANY_DTYPE or dtype in target.dtypes,
-            deviation=target.deviations.get(clause.id),
+            deviation=expected.get(clause.id),
             watch=watch,
             reproduces=reproduces,
         )

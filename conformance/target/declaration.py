@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
-from conformance.errors import TargetError
+from conformance.errors import TargetError, UsageError
 from conformance.numerics.dtypes import FLOAT_DTYPES
+from conformance.target import deviations
 from conformance.target.features import DROPOUT_POSITIONS, check_features
 
 
@@ -20,7 +23,7 @@ def check_declaration(declared: Any, spec: str) -> None:
         "version": str,
         "devices": (tuple, list),
         "dtypes": (tuple, list),
-        "deviations": dict,
+        "deviations": (dict, str, Path),
         "dropout_positions": (tuple, list),
         "features": dict,
     }
@@ -39,3 +42,18 @@ def check_declaration(declared: Any, spec: str) -> None:
                 f"expected some of {', '.join(allowed)}"
             )
     check_features(declared.get("features", {}), spec)
+
+
+def read_deviations(thing: Any, spec: str, name: str | Path) -> dict[str, str]:
+    """The expected failures in a file that a declaration names; its path begins at the folder of the module.
+
+    Raises:
+        TargetError: if the file cannot be read, or holds anything else.
+    """
+    module = sys.modules.get(spec.partition(":")[0], thing)
+    file = getattr(module, "__file__", None)
+    path = Path(file).parent / name if file else Path(name)
+    try:
+        return deviations.read(path)
+    except UsageError as error:
+        raise TargetError(f"{spec}.CONFORMANCE['deviations']: {error}") from error

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from conformance.errors import TargetError
@@ -20,7 +21,7 @@ from conformance.numerics.dtypes import FLOAT_DTYPES
 from conformance.specification.clause import Clause
 from conformance.specification.features import ABSENT, FEATURES
 from conformance.specification.groups import groups
-from conformance.target.declaration import check_declaration
+from conformance.target.declaration import check_declaration, read_deviations
 from conformance.target.features import DROPOUT_POSITIONS, contradictions, positions
 from conformance.target.signature import arguments_for, takes
 from conformance.target.subject import Subject
@@ -84,7 +85,10 @@ class Target:
     def _of(cls, thing: Any, spec: str, device: str) -> Target:
         declared = getattr(thing, "CONFORMANCE", {})
         check_declaration(declared, spec)
-        return cls(spec or getattr(thing, "__name__", type(thing).__name__), thing, device, dict(declared))
+        declared = dict(declared)
+        if isinstance(declared.get("deviations"), str | Path):
+            declared["deviations"] = read_deviations(thing, spec, declared["deviations"])
+        return cls(spec or getattr(thing, "__name__", type(thing).__name__), thing, device, declared)
 
     @property
     def name(self) -> str:

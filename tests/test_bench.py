@@ -209,14 +209,50 @@ def test_a_ceiling_that_was_exceeded_is_said_to_be_none(ranked: Ranked) -> None:
         assert sum("above 100%" in sentence for sentence in table.sentences(found)) == said
 
 
+@pytest.mark.parametrize(
+    ("options", "clause", "ranked"),
+    [
+        ({}, "LAY-FWD-LEAD", False),
+        ({}, "LIN-BWD-DX", False),
+        ({}, "LAY-LAYOUT-SHARED", False),
+        ({}, "LAY-MEM-REFILL", False),
+        ({}, "LAY-COPY", True),
+        ({}, "LAY-FWD-MIXED", True),
+        ({}, "LIN-BWD-DOUBLE", True),
+        ({}, "LAY-DROP-MASK", True),
+        ({"dropout": True}, "LAY-DROP-MASK", False),
+        ({}, "LAY-MEMORY-ANY", True),
+        ({"memory_efficient": True}, "LAY-MEMORY-ANY", False),
+    ],
+)
+def test_a_failing_clause_costs_the_place_where_it_concerns_what_is_timed(
+    options: dict[str, bool], clause: str, ranked: bool
+) -> None:
+    timed = admission.timed_clauses(**{"dropout": False, "memory_efficient": False, **options})
+    found = Admission("t", "t", None, "layer", 1, {clause: "wrong"}, timed)
+    assert (found.ranked, found.verdict) == (ranked, "fail")
+
+
+def test_a_target_that_fails_other_clauses_has_its_place_and_a_mark(ranked: Ranked) -> None:
+    marked = Admission("right", "right", "1.0", "linear", 1, {"LIN-CKPT": None, "LIN-AMP": None})
+    found = replace(ranked.report, targets=(marked,))
+    _, first, *_ = table.rows(found.cases[0], table.failed(found))
+    assert first[:2] == ["1", "right lora_linear, not conforming: fails 2 clauses"]
+    said = "right 1.0 is not conforming: it fails LIN-CKPT, LIN-AMP, none on what is timed; see `loraspec run right`."
+    assert said in table.sentences(found)
+    assert found.to_json()["targets"][0].items() >= {"verdict": "fail", "ranked": True}.items()
+
+
 def test_exit_code_1_needs_a_failing_target_or_a_layer_that_raises() -> None:
-    passing, failing = Admission("t", "t", None, "layer", 1, {}), Admission("u", "u", None, "layer", 1, {"A": None})
+    passing, failing = (Admission("t", "t", None, "layer", 1, failing) for failing in ({}, {"LAY-FWD": None}))
+    marked = Admission("t", "t", None, "layer", 1, {"LAY-STATE": None})
     case = case_of(1.2)
     silent = replace(case, layers=(*case.layers, Row("b", "b", UNSUPPORTED)))
     raising = replace(case, layers=(Row("c", "c", "raises MemoryError: no"),))
     for targets, cases_of_it, code in (
         ((passing,), (silent,), 0),
         ((passing, failing), (silent,), 1),
+        ((passing, marked), (silent,), 0),
         ((passing,), (silent, raising), 1),
     ):
         assert exit_code(targets, cases_of_it) == code

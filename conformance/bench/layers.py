@@ -59,7 +59,7 @@ class Contender:
     Attributes:
         subject: the timed public name of the target.
         replaced: the target's monkeypatches, which are active while its layer runs.
-        ranked: whether the layer gets a place; False if the target fails its conformance.
+        ranked: whether the layer gets a place; False if the target fails a clause on what is timed.
     """
 
     target: Target

@@ -37,12 +37,14 @@ class BenchReport:
     def to_json(self) -> dict[str, Any]:
         """The report as a JSON object, in the format of bench.json."""
         found: dict[str, Any] = as_json(self)
-        found["targets"] = [as_json(target) | {"verdict": target.verdict} for target in self.targets]
+        found["targets"] = [
+            as_json(target) | {"verdict": target.verdict, "ranked": target.ranked} for target in self.targets
+        ]
         found["cases"] = [case.to_json() for case in self.cases]
         return found
 
 
 def exit_code(targets: Iterable[Admission], cases: Iterable[MeasuredCase]) -> int:
-    """The exit code: 0 if every target passed and every layer ran, else 1."""
+    """The exit code: 0 if every target is ranked and every layer ran, else 1."""
     ran = all(row.status in (MEASURED, UNSUPPORTED) for case in cases for row in case.layers)
-    return 0 if ran and all(target.passes for target in targets) else 1
+    return 0 if ran and all(target.ranked for target in targets) else 1

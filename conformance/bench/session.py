@@ -11,7 +11,7 @@ from itertools import product
 import torch
 
 from conformance.bench import ceilings, layers
-from conformance.bench.admission import Admission, examined
+from conformance.bench.admission import Admission, examined, timed_clauses
 from conformance.bench.cases import Size
 from conformance.bench.layers import Contender, Problem
 from conformance.bench.measurement import Pace, measure
@@ -27,7 +27,7 @@ class Wanted:
 
     Attributes:
         dropout: dropout probability of each adapter, at a position that all targets support.
-        unranked: whether failing targets are timed as well.
+        unranked: whether targets that are not ranked are timed as well.
     """
 
     targets: tuple[str, ...]
@@ -51,7 +51,8 @@ def run(wanted: Wanted, say: Callable[[str], None]) -> BenchReport:
     admitted = []
     for spec in wanted.targets:
         say(f"checking {spec}: {', '.join(wanted.dtypes)}")
-        admitted.append(examined(spec, wanted.dtypes, wanted.device))
+        timed = timed_clauses(dropout=wanted.dropout > 0, memory_efficient=wanted.memory_efficient)
+        admitted.append(examined(spec, wanted.dtypes, wanted.device, timed))
     set_interpreter("cpu" if wanted.device == "cpu" else "gpu", wanted.device, gpu_at_hand())
     contenders = _contenders(admitted, wanted)
     position = _position(contenders) if wanted.dropout else "post"
@@ -84,9 +85,9 @@ def _contenders(admitted: list[Admission], wanted: Wanted) -> list[Contender]:
     threads = torch.get_num_threads()
     found = []
     for admission in admitted:
-        if admission.passes or wanted.unranked:
+        if admission.ranked or wanted.unranked:
             timed = layers.contenders(admission.spec, wanted.device)
-            found += [replace(contender, ranked=admission.passes) for contender in timed]
+            found += [replace(contender, ranked=admission.ranked) for contender in timed]
     torch.set_num_threads(threads)
     return found
 

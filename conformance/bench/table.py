@@ -1,4 +1,4 @@
-"""A benchmark as text: a table for each case, the targets that are not ranked and why, and the ceilings."""
+"""A benchmark as text: a table for each case, the targets that are not ranked or do not conform, and the ceilings."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from conformance.report.terminal import console, listed
 
 WIDE = 200  # characters of a line, if the output is not a terminal
 FAILS = "fails, not ranked"
+MARK = "not conforming"
 NOTES = (
     "÷ frozen is the ratio to the frozen layer's time in the same round, as median and quartiles; ÷ 1 is the median "
     "ratio to the layer in place 1. FLOP/s and bytes/s are the formula's work in the median time, with its share of "
@@ -31,10 +32,12 @@ def rows(case: MeasuredCase, failed: Mapping[str, str]) -> Iterator[list[str]]:
         failed: for each target that does not pass, how much it fails.
     """
     names = [label for label, _ in case.placed]
+    targets = {row.label: row.target or "" for row in case.layers}
     if case.frozen.costs:
         yield _cells("", case.frozen.label, case.frozen.costs, names)
     for place, (label, costs) in enumerate(case.placed, 1):
-        yield _cells(str(place), label, costs, names)
+        fails = failed.get(targets[label])
+        yield _cells(str(place), f"{label}, {MARK}: fails {fails}" if fails else label, costs, names)
     for row in case.layers:
         if row.status == UNRANKED and row.costs:
             yield _cells("–", f"{row.label}, fails {failed[row.target or '']}", row.costs, names)
@@ -74,8 +77,13 @@ def sentences(found: BenchReport) -> list[str]:
         name = target.spec + (f" {target.version}" if target.version else "")
         if target.passes:
             said.append(f"{name}: {target.clauses} clauses of group {target.group} pass.")
+        elif target.ranked:
+            others = listed(list(target.failing))
+            said.append(
+                f"{name} is {MARK}: it fails {others}, none on what is timed; see `loraspec run {target.spec}`."
+            )
         else:
-            clauses = listed(list(target.failing))
+            clauses = listed(list(dict.fromkeys([*target.disqualifying, *target.failing])))
             timed = any(row.target == target.spec for case in found.cases for row in case.layers)
             hint = "" if timed else "; --unranked times it all the same"
             said.append(f"{name} {FAILS}: {clauses}; see `loraspec run {target.spec}`{hint}.")

@@ -26,17 +26,27 @@ def lora_linear(x, weight, bias, lora_A, lora_B, scale, *, dropout=0.0, dropout_
 '''
 
 
-def write(path: Path) -> None:
-    """Write the template.
+def check(path: Path) -> None:
+    """Check that a module can be written there.
 
     Raises:
-        UsageError: if the name is not a module file's, the file exists, or the file cannot be written.
+        UsageError: if the name is not a module file's, or the file exists.
     """
     if path.suffix != ".py" or not path.stem.isidentifier():
         raise UsageError(f"{str(path)!r} is not a module file: expected a name like my_target.py")
+    if path.exists():
+        raise UsageError(f"{str(path)!r} exists: it is not overwritten")
+
+
+def write(path: Path, text: str) -> None:
+    """Write a module; a file that exists stays.
+
+    Raises:
+        UsageError: if the file exists, or cannot be written.
+    """
     try:
         with path.open("x", encoding="utf-8") as file:
-            file.write(TEMPLATE.format(name=path.stem))
+            file.write(text)
     except FileExistsError:
         raise UsageError(f"{str(path)!r} exists: it is not overwritten") from None
     except OSError as error:

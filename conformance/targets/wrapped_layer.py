@@ -65,12 +65,18 @@ class WrappedLayer(nn.Module):
 
     Attributes:
         library: the name of the library.
-        wrapped: the library's layer, which applies dropout before the adapter only.
+        dropout_positions: where the library's layer applies dropout, of `pre` and `post`; empty if it has none.
+        one_dtype: whether the adapter must have the dtype of the layer.
+        transposed: by `lora_A` or `lora_B` the dotted name of the library's parameter that is its transpose.
+        wrapped: the library's layer.   dim, alpha: as given.
     Raises:
-        NotImplementedError: if dropout after the adapter is asked for.
+        NotImplementedError: if dropout at another position, or another dtype of the adapter, is asked for.
     """
 
     library = "the library"
+    dropout_positions: tuple[str, ...] = ("pre",)
+    one_dtype = False
+    transposed: Mapping[str, str] = MappingProxyType({})
 
     def __init__(
         self,
@@ -87,18 +93,36 @@ class WrappedLayer(nn.Module):
         more: Mapping[str, bool] = MappingProxyType({}),  # options of `wrap`; as **options they would claim DoRA
     ) -> None:
         super().__init__()
-        if dropout and dropout_position != "pre":
-            raise NotImplementedError(f"{self.library} applies dropout before the adapter only, not {dropout_position}")
+        if dropout and dropout_position not in self.dropout_positions:
+            expected = " and ".join(self.dropout_positions) or "none"
+            raise NotImplementedError(f"dropout_position = {dropout_position!r}: {self.library} has {expected}")
+        if self.one_dtype and lora_dtype not in (None, orig_linear.weight.dtype):
+            raise NotImplementedError(f"lora_dtype = {lora_dtype}: the adapter has the dtype of the layer")
+        self.dim, self.alpha = dim, alpha
         self.wrapped = self.wrap(orig_linear, dim, alpha, dropout, use_rslora=use_rslora, **more)
         for parameter in (self.weight, self.bias):
             if parameter is not None:
                 parameter.requires_grad_(False)  # each library freezes the parameters of the whole model
+        self.turned = nn.ModuleDict({name: self._turned(place) for name, place in self.transposed.items()})
         for adapter in self.adapters():
-            adapter.data = adapter.data.to(lora_dtype or orig_linear.weight.dtype)
+            weight = orig_linear.weight
+            adapter.data = adapter.data.to(device=weight.device, dtype=lora_dtype or weight.dtype)
 
     def wrap(self, orig_linear: nn.Linear, dim: int, alpha: Any, dropout: float, **options: bool) -> Any:
-        """The library's layer, with the parameters of orig_linear."""
+        """The library's layer, with the parameters of orig_linear.
+
+        Args:
+            options: `use_rslora`, and the subclass's own.
+        """
         raise NotImplementedError
+
+    def _turned(self, place: str) -> nn.Module:
+        """A module whose weight replaces the transposed parameter of the library's layer."""
+        owner_name, _, name = place.rpartition(".")
+        owner, holder = self.wrapped.get_submodule(owner_name), nn.Module()
+        holder.weight = nn.Parameter(getattr(owner, name).detach().T.contiguous())
+        owner.register_parameter(name, None)
+        return holder
 
     def adapters(self) -> list[Tensor]:
         """The parameters that lora_dtype applies to."""
@@ -117,12 +141,12 @@ class WrappedLayer(nn.Module):
     @property
     def lora_A(self) -> Any:
         """The adapter's first matrix, as a module with a weight."""
-        return _like_module(self.wrapped.lora_A)
+        return self.turned["lora_A"] if "lora_A" in self.turned else as_module(self.wrapped.lora_A)
 
     @property
     def lora_B(self) -> Any:
         """The adapter's second matrix."""
-        return _like_module(self.wrapped.lora_B)
+        return self.turned["lora_B"] if "lora_B" in self.turned else as_module(self.wrapped.lora_B)
 
     @property
     def scale(self) -> float:
@@ -130,9 +154,13 @@ class WrappedLayer(nn.Module):
         return float(self.wrapped.scaling)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The library's forward."""
-        return self.wrapped(x)  # type: ignore[no-any-return]
+        """The library's forward, with the transposed parameters in their places."""
+        if not self.transposed:
+            return self.wrapped(x)  # type: ignore[no-any-return]
+        parameters: dict[str, Any] = {place: self.turned[name].weight.T for name, place in self.transposed.items()}
+        return torch.func.functional_call(self.wrapped, parameters, (x,))  # type: ignore[no-any-return]
 
 
-def _like_module(adapter: Any) -> Any:
+def as_module(adapter: Any) -> Any:
+    """A matrix as a module with a weight; a module as it is."""
     return SimpleNamespace(weight=adapter) if isinstance(adapter, Tensor) else adapter

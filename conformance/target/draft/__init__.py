@@ -1,0 +1,1 @@
+"""Drafts of targets: what the signature and one small built layer of a class tell, as the text of a module."""

@@ -1,0 +1,171 @@
+"""The arguments with which a layer class is built, guessed from the names in its signature."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from conformance.errors import UsageError
+
+# By meaning the names that libraries give to it.
+NAMES: Mapping[str, tuple[str, ...]] = {
+    "base": (
+        *("orig_linear", "original_linear", "orig_layer", "original_layer", "orig_module", "org_module", "base"),
+        *("original_module", "base_layer", "base_linear", "base_module", "linear", "linear_layer", "layer", "module"),
+    ),
+    "in": (
+        "in_features",
+        "in_dim",
+        "in_size",
+        "input_dim",
+        "input_size",
+        "input_features",
+        "d_in",
+        "fan_in",
+        "in_feat",
+    ),
+    "out": (
+        *("out_features", "out_dim", "out_size", "output_dim", "output_size", "output_features", "d_out", "fan_out"),
+        "out_feat",
+    ),
+    "rank": ("r", "rank", "dim", "lora_rank", "lora_r", "lora_dim", "low_rank"),
+    "alpha": ("alpha", "lora_alpha", "network_alpha", "adapter_alpha"),
+    "scale": ("scale", "scaling", "lora_scale", "lora_scaling"),
+    "dropout": (
+        *("dropout", "lora_dropout", "dropout_p", "dropout_prob", "dropout_rate", "dropout_probability", "p"),
+        *("p_dropout", "drop", "adapter_dropout", "lora_dropout_p"),
+    ),
+    "bias": ("bias", "use_bias", "has_bias"),
+    "dtype": ("dtype",),
+    "device": ("device",),
+    "adapter": ("adapter_name", "adapter"),
+    "rslora": ("use_rslora", "rslora", "use_rs_lora", "rs_lora", "rank_stabilized"),
+    "merging": ("merge_weights", "merge_on_eval"),
+}
+# By meaning the argument, in terms of the parameters of `WrappedLayer.wrap`.
+SOURCES: Mapping[str, str] = {
+    "base": "orig_linear",
+    "in": "orig_linear.in_features",
+    "out": "orig_linear.out_features",
+    "rank": "dim",
+    "alpha": "alpha",
+    "scale": "alpha / dim",
+    "dropout": "dropout",
+    "bias": "orig_linear.bias is not None",
+    "dtype": "orig_linear.weight.dtype",
+    "device": "orig_linear.weight.device",
+    "adapter": '"default"',
+    "rslora": 'options["use_rslora"]',
+    "merging": "False",
+}
+NOTES: Mapping[str, str] = {
+    "base": "the linear layer to adapt",
+    "in": "K",
+    "out": "N",
+    "rank": "the rank r",
+    "scale": "the factor itself",
+    "dropout": "the dropout probability",
+    "bias": "whether there is a bias",
+    "adapter": "any name",
+    "rslora": "whether the scale is alpha / √r",
+    "merging": "train() and eval() leave the weight alone",
+}
+WITH_SIZES = ("bias", "dtype", "device")  # they say nothing about a layer that is given
+
+
+@dataclass(frozen=True)
+class Argument:
+    """An argument of the class: its name, its meaning, and how sure the meaning is.
+
+    Attributes:
+        source: the argument in terms of the parameters of `WrappedLayer.wrap`.
+        note: what the guess is, for a comment.
+    """
+
+    name: str
+    meaning: str
+    source: str
+    note: str
+
+    @classmethod
+    def of(cls, name: str, meaning: str, note: str = "") -> Argument:
+        """An argument of a meaning."""
+        return cls(name, meaning, SOURCES[meaning], note or NOTES.get(meaning, "by its name"))
+
+
+def arguments(layer: type, named: str) -> tuple[Argument, ...]:
+    """The arguments for a class.
+
+    Args:
+        named: the class as messages name it.
+    Raises:
+        UsageError: if the signature cannot be read, or has a parameter that must be given and means nothing known.
+    """
+    try:
+        parameters = list(inspect.signature(layer).parameters.values())
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{named} has no signature that can be read: {error}") from error
+    found = [Argument.of(p.name, meaning) for p in parameters if (meaning := _meaning(p)) is not None]
+    found = _first_is_base(found, parameters)
+    meanings = {argument.meaning for argument in found}
+    if "base" in meanings:
+        found = [argument for argument in found if argument.meaning not in (*WITH_SIZES, "in", "out")]
+    elif any(p.kind is p.VAR_KEYWORD for p in parameters):
+        rest = [meaning for meaning in WITH_SIZES if meaning not in meanings]
+        found += [Argument.of(meaning, meaning, "one of the class's further keywords") for meaning in rest]
+    _check(found, parameters, named)
+    return tuple(found)
+
+
+def without_guessed_keywords(found: Iterable[Argument], layer: type) -> tuple[Argument, ...]:
+    """The arguments that the signature names."""
+    named = inspect.signature(layer).parameters
+    return tuple(argument for argument in found if argument.name in named)
+
+
+def multiplied_by_alpha(found: Iterable[Argument]) -> tuple[Argument, ...]:
+    """The arguments for a class whose scale is alpha itself, so that the scale is alpha / dim all the same."""
+    note = "the built layer multiplies by it as it is"
+    return tuple(
+        dataclasses.replace(argument, source=SOURCES["scale"], note=note) if argument.meaning == "alpha" else argument
+        for argument in found
+    )
+
+
+def _meaning(parameter: inspect.Parameter) -> str | None:
+    if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+        return None
+    name = parameter.name.lower().strip("_")
+    return next((meaning for meaning, names in NAMES.items() if name in names), None)
+
+
+def _first_is_base(found: list[Argument], parameters: list[inspect.Parameter]) -> list[Argument]:
+    """The arguments, with the first parameter taken for the linear layer where nothing else gives it or its sizes."""
+    if {"base", "in", "out"} & {argument.meaning for argument in found} or not parameters:
+        return found
+    first = parameters[0]
+    if first.default is not first.empty or any(argument.name == first.name for argument in found):
+        return found
+    return [Argument.of(first.name, "base", "the linear layer to adapt, as the first parameter"), *found]
+
+
+def _check(found: list[Argument], parameters: list[inspect.Parameter], named: str) -> None:
+    given = {argument.name for argument in found}
+    meanings = {argument.meaning for argument in found}
+    kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    for parameter in parameters:
+        if parameter.name not in given and parameter.default is parameter.empty and parameter.kind not in kinds:
+            raise UsageError(
+                f"{named} needs the argument {parameter.name!r}, which has no known meaning: write the target by hand, "
+                "as conformance/targets/peft.py does"
+            )
+    wanted: dict[str, Any] = {"rank": "the rank", "base": "the linear layer"}
+    if {"in", "out"} <= meanings:
+        del wanted["base"]
+    for meaning, words in wanted.items():
+        if meaning not in meanings:
+            expected = ", ".join(NAMES[meaning])
+            raise UsageError(f"{named} has no parameter for {words}: expected one of {expected}")

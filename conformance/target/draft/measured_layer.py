@@ -1,0 +1,198 @@
+"""What a small built layer is measured to do: its factor, its dropout, its adapter in another dtype, its merging."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from conformance.errors import UsageError
+from conformance.target.draft.arguments import Argument
+from conformance.target.draft.built_layer import ALPHA, BuiltLayer, K, R, built
+
+TOLERANCE = 1e-3  # of the largest element: a formula that is another one is off by far more
+
+
+@dataclass(frozen=True)
+class MeasuredLayer:
+    """What was measured of a class's layers.
+
+    Attributes:
+        factor: the s of y = x Wᵀ + b + s·(x Aᵀ) Bᵀ; None if the layer computes no such thing.
+        adapter_only: whether the layer computes the adapter's term alone.
+        scale: the expression of the attribute that holds the factor, after the layer's name; None if there is none.
+        dropout: the positions at which its dropout acts.
+        any_adapter_dtype: whether the adapter may have another dtype than x.
+        merges: whether it has `merge` and `unmerge`, and they leave the output alone.
+    """
+
+    factor: float | None
+    adapter_only: bool
+    scale: str | None
+    dropout: tuple[str, ...]
+    any_adapter_dtype: bool
+    merges: bool
+
+
+def measured(layer: type, found: tuple[Argument, ...], made: BuiltLayer, named: str) -> MeasuredLayer:
+    """What a class's layers do.
+
+    Args:
+        made: one of them.   named: the class as messages name it.
+    Raises:
+        UsageError: if a layer cannot be called, or does not return a tensor.
+    """
+    x = torch.randn(7, K)
+    factor, adapter_only = factor_of(made, _called(made.layer, x, named), x)
+    takes_dropout = any(argument.meaning == "dropout" for argument in found)
+    dropout = _dropout(built(layer, found, named, dropout=0.5), adapter_only, factor) if takes_dropout else ()
+    return MeasuredLayer(
+        factor,
+        adapter_only,
+        _scale(made.layer, factor),
+        dropout,
+        _any_adapter_dtype(built(layer, found, named), x),
+        _merges(built(layer, found, named), x),
+    )
+
+
+def factor_of(made: BuiltLayer, y: Tensor, x: Tensor) -> tuple[float | None, bool]:
+    """The factor of the adapter's term in a layer's output, and whether the base term is missing."""
+    update = made.update(x)
+    for adapter_only in (False, True):
+        term = y if adapter_only else y - F.linear(x, made.base.weight, made.base.bias)
+        if term.shape != update.shape:
+            return None, False
+        factor = float((term * update).sum() / (update * update).sum())
+        if (term - factor * update).abs().max() <= TOLERANCE * term.abs().max():
+            return factor, adapter_only
+    return None, False
+
+
+def _called(layer: nn.Module, x: Tensor, named: str) -> Tensor:
+    try:
+        y = _output(layer, x)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        said = f"{type(error).__name__}: {error}"
+        raise UsageError(f"a layer of {named} cannot be called on x [7, {K}]: it raised {said}") from error
+    if not isinstance(y, Tensor):
+        raise UsageError(f"a layer of {named} returns {type(y).__name__} for x [7, {K}]: expected a tensor")
+    return y
+
+
+def _output(layer: nn.Module, x: Tensor) -> Any:
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return layer(x)
+
+
+def _dropout(made: BuiltLayer, adapter_only: bool, factor: float | None) -> tuple[str, ...]:
+    """The position at which dropout of probability one half acts; none where it acts elsewhere or never.
+
+    Each row of x has one element that is not zero. Dropout before the adapter takes all of a row's term or none of it;
+    dropout after the adapter takes single elements.
+    """
+    if factor is None:
+        return ()
+    x = torch.eye(K).repeat(40, 1)
+    y = _output(made.layer.train(), x)
+    term = y if adapter_only else y - F.linear(x, made.base.weight, made.base.bias)
+    share = term / (factor * made.update(x))
+    gone, doubled = share.abs() < 0.01, (share - 2).abs() < 0.01
+    if not bool((gone | doubled).all()) or not bool(gone.any()):
+        return ()
+    whole_rows = bool((gone.all(1) | doubled.all(1)).all())
+    return ("pre",) if whole_rows else ("post",)
+
+
+def _any_adapter_dtype(made: BuiltLayer, x: Tensor) -> bool:
+    expected = _output(made.layer, x)
+    for place in (made.lora_A, made.lora_B):
+        place.tensor.data = place.tensor.data.double()
+    try:
+        y = _output(made.layer, x)
+    except Exception:  # noqa: BLE001  (most layers refuse it in words of torch's)
+        return False
+    return y.dtype == x.dtype and torch.allclose(y, expected, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def _merges(made: BuiltLayer, x: Tensor) -> bool:
+    layer: Any = made.layer
+    if not callable(getattr(layer, "merge", None)) or not callable(getattr(layer, "unmerge", None)):
+        return False
+    before = _output(layer.eval(), x)
+    try:
+        layer.merge()
+        after = _output(layer, x)
+        layer.unmerge()
+    except Exception:  # noqa: BLE001  (it takes arguments, or is something else of the same name)
+        return False
+    return torch.allclose(before, after, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def _scale(layer: nn.Module, factor: float | None) -> str | None:
+    """The expression of the attribute that holds the factor, one that is named after a scale before others."""
+    if factor is None:
+        return None
+    held = [source for source, value in _numbers(layer) if math.isclose(value, factor, rel_tol=TOLERANCE)]
+    scales = [source for source in held if "scal" in source.rpartition(".")[2].lower()]
+    if scales or not math.isclose(factor, ALPHA / R, rel_tol=TOLERANCE):  # many attributes are 1
+        held = scales
+    return next(iter(held), None)
+
+
+def _numbers(layer: nn.Module) -> Iterator[tuple[str, float]]:
+    """The attributes that are numbers, and those that hold one number under one key."""
+    for name, module in layer.named_modules():
+        prefix = f".{name}" if name else ""
+        if not _is_plain(name, layer):
+            continue
+        for attribute, value in _attributes(module):
+            key, number = _number(value)
+            if number is not None:
+                yield f"{prefix}.{attribute}{key}", number
+
+
+def _number(value: Any) -> tuple[str, float | None]:
+    """A number, with the key in brackets under which a dictionary holds it; None for anything else."""
+    key = ""
+    if isinstance(value, dict) and len(value) == 1 and isinstance(next(iter(value)), str):
+        word = next(iter(value))
+        key, value = f"[{json.dumps(word)}]", value[word]
+    if isinstance(value, Tensor) and value.ndim == 0:
+        value = float(value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return key, float(value) if is_number else None
+
+
+def _attributes(module: nn.Module) -> Iterable[tuple[str, Any]]:
+    own = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    return [*own.items(), *module._buffers.items(), *_properties(module)]
+
+
+def _properties(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    for name in dir(type(module)):
+        if isinstance(getattr(type(module), name, None), property) and "scal" in name:
+            try:
+                yield name, getattr(module, name)
+            except Exception:  # noqa: BLE001  (a property that cannot be read holds nothing)
+                continue
+
+
+def _is_plain(name: str, layer: nn.Module) -> bool:
+    """Whether a module's dotted name is an expression: words that are attributes."""
+    thing: Any = layer
+    for word in name.split(".") if name else ():
+        if not word.isidentifier() or isinstance(thing, nn.ModuleDict):
+            return False
+        thing = getattr(thing, word)
+    return True

@@ -1,0 +1,125 @@
+"""Right LoRA layers with the names and forms that libraries and textbooks give them."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Textbook(nn.Module):
+    """The adapter's term alone, from matrices [K, r] and [r, N], times alpha."""
+
+    def __init__(self, in_dim, out_dim, rank, alpha):
+        super().__init__()
+        self.A = nn.Parameter(torch.randn(in_dim, rank) / math.sqrt(rank))
+        self.B = nn.Parameter(torch.zeros(rank, out_dim))
+        self.alpha = alpha
+
+    def forward(self, x):
+        return self.alpha * (x @ self.A @ self.B)
+
+
+class TextbookLinear(nn.Module):
+    """A linear layer beside the adapter's term."""
+
+    def __init__(self, linear, rank, alpha):
+        super().__init__()
+        self.linear = linear
+        self.lora = Textbook(linear.in_features, linear.out_features, rank, alpha)
+
+    def forward(self, x):
+        return self.linear(x) + self.lora(x)
+
+
+class Joined(nn.Module):
+    """A layer from sizes and further keywords, with bare parameters and dropout before the adapter."""
+
+    def __init__(self, in_features, out_features, r=0, lora_alpha=1, lora_dropout=0.0, **kwargs):
+        super().__init__()
+        self.linear = nn.Linear(in_features, out_features, **kwargs)
+        self.lora_A = nn.Parameter(self.linear.weight.new_empty((r, in_features)).normal_())
+        self.lora_B = nn.Parameter(self.linear.weight.new_zeros((out_features, r)))
+        self.scaling = lora_alpha / r
+        self.lora_dropout = nn.Dropout(lora_dropout)
+
+    def forward(self, x):
+        return self.linear(x) + F.linear(F.linear(self.lora_dropout(x), self.lora_A), self.lora_B) * self.scaling
+
+
+class Adapters(nn.Module):
+    """A layer around another, with its adapters by name, rsLoRA, merging, and dropout after the adapter."""
+
+    def __init__(self, base_layer, adapter_name, r, lora_alpha, lora_dropout=0.0, use_rslora=False):
+        super().__init__()
+        self.base_layer, self.merged = base_layer, False
+        down = nn.Linear(base_layer.in_features, r, bias=False)
+        up = nn.Linear(r, base_layer.out_features, bias=False)
+        nn.init.zeros_(up.weight)
+        self.lora_A, self.lora_B = nn.ModuleDict({adapter_name: down}), nn.ModuleDict({adapter_name: up})
+        self.scaling = {adapter_name: lora_alpha / (math.sqrt(r) if use_rslora else r)}
+        self.lora_dropout = nn.Dropout(lora_dropout)
+
+    def forward(self, x):
+        if self.merged:
+            return self.base_layer(x)
+        down, up, scaling = self.lora_A["default"], self.lora_B["default"], self.scaling["default"]
+        update = up(down(x.to(down.weight.dtype))) * scaling
+        base = self.base_layer(x)
+        return base + self.lora_dropout(update).to(base.dtype)
+
+    def merge(self):
+        self._add(1)
+
+    def unmerge(self):
+        self._add(-1)
+
+    def _add(self, sign):
+        with torch.no_grad():
+            update = self.lora_B["default"].weight @ self.lora_A["default"].weight
+            self.base_layer.weight += sign * self.scaling["default"] * update
+        self.merged = sign > 0
+
+
+class Unknown(nn.Module):
+    """A layer with an argument that nobody can guess."""
+
+    def __init__(self, linear, rank, alpha, flavour):
+        super().__init__()
+
+
+class Raising(nn.Module):
+    """A layer that cannot be built."""
+
+    def __init__(self, linear, rank):
+        super().__init__()
+        raise RuntimeError(f"no licence for rank {rank}")
+
+
+class Silent(nn.Module):
+    """A layer without an adapter."""
+
+    def __init__(self, linear, rank):
+        super().__init__()
+        self.linear, self.rank = linear, rank
+
+
+class Odd(TextbookLinear):
+    """A layer that computes another formula."""
+
+    def forward(self, x):
+        return self.linear(x) + torch.tanh(self.lora(x))
+
+
+class Rankless(nn.Module):
+    """A layer without a rank."""
+
+    def __init__(self, linear, alpha):
+        super().__init__()
+
+
+class Pair(TextbookLinear):
+    """A layer that returns its output and its bias."""
+
+    def forward(self, x):
+        return super().forward(x), None

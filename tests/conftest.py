@@ -55,11 +55,12 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Write the collected failures to the recorded sets if `--record-known-bad` is given."""
     if session.config.getoption("--record-known-bad", default=False) and not hasattr(session.config, "workerinput"):
-        from tests.support import recorded_failures
+        from tests.support import diagnosis_table, recorded_failures
 
         held = recorded_failures.updated(JUDGED, recorded_failures.sets_in(), recorded_failures.digests_in())
         for path, entries in zip((recorded_failures.SETS, recorded_failures.DIGESTS), held, strict=True):
             recorded_failures.write(path, entries)
+        diagnosis_table.write(held[0])
 
 
 def pytest_configure(config: pytest.Config) -> None:

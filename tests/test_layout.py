@@ -177,7 +177,13 @@ def test_files_and_functions_are_short() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["tests/known_bad/recorded.json", "tests/campaigns/alarms/results.json", "conformance/run/deaths.json"]
+    "path",
+    [
+        "tests/known_bad/recorded.json",
+        "tests/campaigns/alarms/results.json",
+        "conformance/run/deaths.json",
+        "conformance/report/diagnoses.json",
+    ],
 )
 def test_generated_data_has_one_line_an_entry(path: str) -> None:
     text = (ROOT / path).read_text(encoding="utf-8")

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from conformance.judgement.result import DEVIATION, FAIL, INCONCLUSIVE, NOT_CLAIMED, PASS, STATUSES, WITHOUT, Result
+from conformance.report.diagnosis import causes
 from conformance.report.features import claims
 from conformance.report.outcome import Outcome
 from conformance.report.plan import Plan, PlannedClause, PlannedGroup, PlannedTrial
@@ -59,6 +60,7 @@ def assemble(plan: Plan, outcome: Outcome, settings: RunSettings) -> Report:
         core=found.core,
         features=found.features,
         clauses=clauses,
+        causes=causes(clauses),
         errors=tuple(sorted(outcome.errors)),
     )
     return dataclasses.replace(report, verdict=VERDICTS[exit_code(report)])

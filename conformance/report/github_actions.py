@@ -13,9 +13,11 @@ from pathlib import Path
 
 from conformance.judgement.result import FAIL, PASS
 from conformance.report import features, terminal
+from conformance.report.causes import Cause
+from conformance.report.diagnosis import led
 from conformance.report.plan import Sources
-from conformance.report.report import Report
-from conformance.report.verdict import FAILING, failing_result, gates
+from conformance.report.report import Report, ReportedClause
+from conformance.report.verdict import failing_result, gates
 
 SHOWN = 10  # annotations of one kind that GitHub keeps for each step
 
@@ -26,7 +28,7 @@ def wanted(environment: Mapping[str, str]) -> bool:
 
 
 def announce(report: Report, sources: Sources, folder: Path, environment: Mapping[str, str]) -> None:
-    """Write an annotation for each failing clause, and append the run to the job's summary if there is one."""
+    """Write an annotation for each cause, and append the run to the job's summary if there is one."""
     root = Path(environment.get("GITHUB_WORKSPACE") or os.getcwd()).resolve()
     for line in commands(report, sources, folder, root):
         sys.stderr.write(f"{line}\n")
@@ -37,10 +39,9 @@ def announce(report: Report, sources: Sources, folder: Path, environment: Mappin
 
 
 def commands(report: Report, sources: Sources, folder: Path, root: Path) -> list[str]:
-    """A workflow command for each failing clause: an error for MUST, a warning for SHOULD; at most `SHOWN` of each."""
-    bad = [clause for clause in report.clauses if clause.status in FAILING]
+    """A workflow command for each cause: an error for MUST, a warning for SHOULD; at most `SHOWN` of each."""
     found: dict[str, list[str]] = {"error": [], "warning": []}
-    for clause in bad:
+    for clause, cause in led(report):
         kind = "error" if gates(clause) else "warning"
         properties = {"title": f"{clause.id} {clause.status}"}
         result = failing_result(clause)
@@ -48,7 +49,7 @@ def commands(report: Report, sources: Sources, folder: Path, root: Path) -> list
         if place is not None and Path(place[0]).is_relative_to(root):
             properties = {"file": str(Path(place[0]).relative_to(root)), "line": str(place[1]), **properties}
         listed = ",".join(f"{name}={_escaped(value, ':,')}" for name, value in properties.items())
-        text = "\n".join(terminal.failure(clause, report, folder))
+        text = "\n".join(terminal.failure(clause, report, folder, cause))
         found[kind].append(f"::{kind} {listed}::{_escaped(text)}")
     return [line for lines in found.values() for line in lines[:SHOWN]]
 
@@ -67,8 +68,18 @@ def summary(report: Report) -> str:
             passing, failing = group.counts.get(PASS, 0), group.counts.get(FAIL, 0)
             rest = sum(group.counts.values()) - passing - failing
             rows.append(f"| {name} | {passing} | {failing} | {rest} | {terminal.ratio(group.worst_ratio)} |")
-    bad = [clause for clause in report.clauses if clause.status in FAILING]
-    listed = [f"- **{clause.id}** ({clause.level}) {clause.status}: {clause.sentence}" for clause in bad]
+    listed = [line for clause, cause in led(report) for line in _cause(clause, cause)]
     claims = features.line(report.core, report.features)
     about = [claims, ""] if claims else []
     return "\n".join([f"### {terminal.verdict(report)}", "", *about, *rows, "", *listed, ""])
+
+
+def _cause(clause: ReportedClause, cause: Cause) -> list[str]:
+    """A cause in Markdown: its leading clause, what fails like it, and what follows, folded."""
+    lines = [f"- **{clause.id}** ({clause.level}) {clause.status}: {clause.sentence}"]
+    if cause.defect is not None:
+        lines.append(f"  - {cause.sentence}")
+    if cause.follows:
+        many = f"{len(cause.follows)} clause{'s' * (len(cause.follows) > 1)}"
+        lines.append(f"  - <details><summary>follows: {many}</summary>{', '.join(cause.follows)}</details>")
+    return lines

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from conformance.report import record_json
+from conformance.report.causes import Cause
 from conformance.report.record_json import as_json
 
 SCHEMA = Path(__file__).with_name("report.schema.json")
@@ -134,6 +135,7 @@ class Report:
         lane: the lane to which the run was restricted; None for all.
         shard: `i/n` for the i-th of n parts of the trials; None for the whole.
         core, features: how many of the MUST clauses pass, for the core and for each feature; None in older reports.
+        causes: the failing clauses, grouped by what they have in common.
         errors: failures of the suite itself.
         seconds: how long the run took.   date: when the report was made, in UTC.
     """
@@ -154,6 +156,7 @@ class Report:
     core: Claim | None = None
     features: Mapping[str, Claim] = field(default_factory=dict)
     clauses: tuple[ReportedClause, ...]
+    causes: tuple[Cause, ...] = ()
     errors: tuple[SuiteFailure, ...] = ()
     seconds: float | None = None
     date: str | None = None
@@ -180,6 +183,10 @@ class Report:
             },
             "core": found.get("core") and Claim(**found["core"]),
             "features": {name: Claim(**claim) for name, claim in found.get("features", {}).items()},
+            "causes": tuple(
+                record_json.from_json(Cause, {**cause, "follows": tuple(cause["follows"])})
+                for cause in found.get("causes", ())
+            ),
             "errors": tuple(record_json.from_json(SuiteFailure, error) for error in found.get("errors", ())),
         }
         return record_json.from_json(cls, {**found, **parts})

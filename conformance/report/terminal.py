@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from pathlib import Path
@@ -10,6 +9,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from conformance.judgement.result import CRASHED, DEVIATION, FAIL, INCONCLUSIVE, NOT_CLAIMED, PASS, UNSUPPORTED, WITHOUT
 from conformance.report import features
+from conformance.report.causes import Cause
+from conformance.report.diagnosis import led
+from conformance.report.known_defects import table
 from conformance.report.plan import Plan
 from conformance.report.report import Report, ReportedClause, ReportedResult
 from conformance.report.rerun_line import rerun_line
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
     from conformance.specification.spec_page import Entry
 
-IN_FULL = 10  # failures shown in full; each further failure takes one line
+IN_FULL = 10  # causes shown in full; each further cause takes one line
 STYLES = {PASS: "green", FAIL: "bold red", CRASHED: "bold red", INCONCLUSIVE: "yellow", DEVIATION: "yellow"}
 COLUMNS = (PASS, FAIL, CRASHED, INCONCLUSIVE, DEVIATION, UNSUPPORTED, NOT_CLAIMED)
 
@@ -47,18 +49,16 @@ def show(report: Report, folder: Path, *, quiet: bool = False) -> None:
         for name, group in report.groups.items():
             if not group.claimed:
                 out.print(f"  {name:<9} not claimed: lacks {', '.join(group.missing)}")
-    bad = [clause for clause in report.clauses if clause.status in FAILING]
-    # clauses that decide the verdict come first; within a group, LIN-FWD comes before LIN-FWD-MIXED
-    groups = list(report.groups)
-    bad.sort(key=lambda c: (not gates(c), groups.index(c.group), c.id.count("-")))
-    for clause in bad[:IN_FULL]:
+    found = led(report)
+    for clause, cause in found[:IN_FULL]:
         out.print()
-        for line in failure(clause, report, folder):
+        for line in failure(clause, report, folder, cause):
             out.print(line)
-    if bad[IN_FULL:]:
-        out.print(f"\n{len(bad) - IN_FULL} more, in full in {folder / 'report.json'}:")
-        for clause in bad[IN_FULL:]:
-            out.print(f"{_word(clause)} {clause.id}  {clause.sentence}")
+    if rest := found[IN_FULL:]:
+        out.print(f"\n{len(rest)} more causes, in full in {folder / 'report.json'}:")
+        for clause, cause in rest:
+            more = len(cause.follows)
+            out.print(f"{_word(clause)} {clause.id}{f' and {more} that follow' * bool(more)}  {clause.sentence}")
     _show_remarks(report, out)
     for error in report.errors:
         out.print(f"\nThe suite failed at {error.where}:\n{error.traceback}")
@@ -105,10 +105,15 @@ def ratio(value: float | None) -> str:
     return "–" if value is None else "inf" if value >= 1e308 else f"{value:.2f}" if value < 100 else f"{value:.3g}"
 
 
-def failure(clause: ReportedClause, report: Report, folder: Path) -> list[str]:
-    """A failing clause, as lines: its sentence, the target, the case, the message, and the command that reruns it."""
+def failure(clause: ReportedClause, report: Report, folder: Path, cause: Cause | None = None) -> list[str]:
+    """A failing clause, as lines: its sentence, the target, the case, the message, and the command that reruns it.
+
+    Args:
+        cause: what the clause leads; the lines then say what fails like it, and what follows.
+    """
     result = failing_result(clause)
     lines = [f"{_word(clause)} {clause.id}  {clause.sentence}     loraspec explain {clause.id}"]
+    lines += _cause_lines(clause, cause)
     if clause.stale or result is None:
         return [*lines, f"why      {clause.message}"]
     where = f"{result.device} ({report.device_name})" if result.lane == "gpu" else result.lane
@@ -126,6 +131,16 @@ def failure(clause: ReportedClause, report: Report, folder: Path) -> list[str]:
     if script.exists():
         alone = not re.search(r"(?m)^from conformance\b", script.read_text(encoding="utf-8"))
         lines.append(f"script   {script}{' runs without the suite' if alone else ''}")
+    return lines
+
+
+def _cause_lines(clause: ReportedClause, cause: Cause | None) -> list[str]:
+    if cause is None:
+        return []
+    lines = [] if clause.status == INCONCLUSIVE or clause.stale else [f"cause    {cause.sentence}"]
+    if cause.follows:
+        count = len(cause.follows)
+        lines.append(f"follows  {listed(list(cause.follows))} ({count} clause{'s' * (count > 1)})")
     return lines
 
 
@@ -229,8 +244,5 @@ def explanation(entry: Entry) -> list[str]:
 
 
 def known_bad(clause: str) -> list[str]:
-    """Names of the known-bad implementations that fail a clause, in a checkout that has them."""
-    recorded = Path(__file__).resolve().parents[2] / "tests" / "known_bad" / "recorded.json"
-    if not recorded.exists():
-        return []
-    return sorted(name for name, failed in json.loads(recorded.read_text()).items() if clause in failed)
+    """Names of the known-bad implementations that fail a clause."""
+    return sorted(defect.twins[0] for defect in table().defects if clause in defect.fails)

@@ -17,6 +17,15 @@ def gates(clause: ReportedClause) -> bool:
     return (clause.level == MUST or clause.stale) and clause.status in FAILING
 
 
+def by_interest(clauses: Sequence[ReportedClause]) -> list[ReportedClause]:
+    """Clauses in the order in which failures are read.
+
+    What decides the verdict comes first, then group by group the plainest clauses: LIN-FWD before LIN-FWD-MIXED.
+    """
+    groups = list(dict.fromkeys(clause.group for clause in clauses))
+    return sorted(clauses, key=lambda c: (not gates(c), groups.index(c.group), c.id.count("-")))
+
+
 def exit_code(report: Report) -> int:
     """The exit code. 0: every claimed MUST clause passes; 1: one does not, or a deviation is stale; 3: suite failed."""
     if report.errors:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ class KnownBad:
         dtypes: the dtypes in which it is judged.
         source: the project in which the defect was found, or the mistake behind it.
         module: the module that registers it.
+        phrase: the defect in words, where the name does not read well: "is copied without its scale".
     """
 
     name: str
@@ -32,6 +34,12 @@ class KnownBad:
     dtypes: tuple[str, ...]
     source: str = ""
     module: str = ""
+    phrase: str = ""
+
+    @property
+    def words(self) -> str:
+        """The defect as the end of "an implementation that …": the phrase, or the words of the name."""
+        return self.phrase or _words(self.name.partition("__")[2])
 
 
 REGISTRY: dict[str, KnownBad] = {}
@@ -46,14 +54,30 @@ def record(
     groups: tuple[str, ...] = (),
     dtypes: tuple[str, ...] = ("float32", "bfloat16"),
     source: str = "",
+    phrase: str = "",
 ) -> None:
     """Register a target with one defect as a known-bad twin of a clause; by default the clause's group judges it."""
     name = f"{clause}__{defect}"
     if name in REGISTRY:
         raise ValueError(f"two known-bad twins are named {name}")
     REGISTRY[name] = KnownBad(
-        name, target, clause, says, groups or (group_of(clause),), dtypes, source, _being_imported()
+        name, target, clause, says, groups or (group_of(clause),), dtypes, source, _being_imported(), phrase
     )
+
+
+# How messages write tensors, dtypes and names; the other words of a class name are ordinary words.
+WRITTEN = {"DX": "dX", "DA": "dA", "DB": "dB", "DM": "dm", "X": "x", "G": "g", "LoraA": "lora_A", "LoraB": "lora_B"}
+WORD = re.compile(
+    r"NaN|Conv1D|Lora[AB](?![a-z])|(?:Float|Bfloat|Int)\d+|D[XABM](?![a-z])|[A-Z](?=[A-Z][a-z])|[A-Z][a-z]*|\d+"
+)
+
+
+def _words(name: str) -> str:
+    """The words of a class name: `LosesTheBaseInDX` gives "loses the base in dX"."""
+    found = WORD.findall(name)
+    texts = [WRITTEN.get(w) or (w if w in ("NaN", "Conv1D") or len(w) == 1 else w.lower()) for w in found]
+    # an A before another word is the article, at the end the matrix
+    return " ".join("a" if text == "A" and i + 1 < len(texts) else text for i, text in enumerate(texts))
 
 
 def _being_imported() -> str:

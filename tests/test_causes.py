@@ -61,7 +61,7 @@ def test_a_defect_is_the_cause_of_the_clauses_that_its_twin_fails() -> None:
     found = causes(
         [failing("L-B-X"), failing("L-A"), passing("L-C")], known(one=["L-A", "L-B-X"], other=["L-C", "L-A"])
     )
-    assert found == (Cause("L-A", ("L-B-X",), "one", "L-A__one", 1.0, 1.0),)
+    assert found == (Cause("L-A", ("L-B-X",), True, "one", "L-A__one", 1.0, 1.0),)
     assert found[0].sentence == (
         "fails as an implementation that one (twin L-A__one): 100% of its clauses fail here, and 100% of these are its"
     )
@@ -91,7 +91,11 @@ def test_the_pattern_chooses_between_defects_that_fail_the_same_clauses() -> Non
         (found,) = causes([failing("L-A", f"worst …\npattern  pattern of {name}")], defects)
         assert found.defect == name
     # one clause whose message contradicts the twin's is no evidence for it
-    assert causes([failing("L-A", "pattern  NaN")], defects) == (Cause("L-A"),)
+    (found,) = causes([failing("L-A", "pattern  the other way")], defects)
+    assert (found.fits, found.twin) == (False, "L-A__other")
+    assert found.sentence == (
+        "no known defect fails like this; the nearest is an implementation that other (twin L-A__other)"
+    )
 
 
 def test_failures_that_say_the_same_are_one_cause_without_a_known_defect() -> None:

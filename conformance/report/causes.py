@@ -11,7 +11,8 @@ class Cause:
 
     Attributes:
         clause: the clause that says it best.   follows: the other failing clauses of the cause.
-        defect: the end of "fails as an implementation that …"; None where no known defect fails so.
+        fits: whether a known defect fails like this; where it does not, the nearest is named.
+        defect: the end of "an implementation that …"; None where no known defect is near.
         twin: the known-bad twin that has the defect.
         precision: the share of the twin's clauses, among those judged here, that fail here.
         recall: the share of this cause's clauses that the twin fails.
@@ -19,6 +20,7 @@ class Cause:
 
     clause: str
     follows: tuple[str, ...] = ()
+    fits: bool = False
     defect: str | None = None
     twin: str | None = None
     precision: float | None = None
@@ -34,5 +36,7 @@ class Cause:
         """What fails like this, and how well it fits."""
         if self.defect is None:
             return "no known defect fails like this"
-        fits = f"{self.precision or 0:.0%} of its clauses fail here, and {self.recall or 0:.0%} of these are its"
-        return f"fails as an implementation that {self.defect} (twin {self.twin}): {fits}"
+        known = f"an implementation that {self.defect} (twin {self.twin})"
+        if not self.fits:
+            return f"no known defect fails like this; the nearest is {known}"
+        return f"fails as {known}: {self.precision:.0%} of its clauses fail here, and {self.recall:.0%} of these are its"

@@ -99,8 +99,8 @@ class Diagnosis:
         if own and not any(name in self.open for name in own):
             return False
         hits, misses = defect.fails & set(self.failing), defect.fails & self.passing
-        if len(hits) == 1 and self._told(defect) == UNSAID:
-            return False
+        if len(hits) == 1 and self._told(defect) != SAID:
+            return False  # one clause says too little, unless its message is the twin's
         return len(hits) >= FITTING * (len(hits) + len(misses))
 
     def score(self, defect: Defect) -> float:
@@ -110,10 +110,10 @@ class Diagnosis:
         return (gain - PENALTY * loss) * self._told(defect)
 
     def _told(self, defect: Defect) -> float:
-        own = [self.failing[name] for name in defect.own if name in self.failing]
-        if not own or defect.says in VAGUE or not defect.says:
+        texts = [text for name in defect.own if name in self.failing for text in messages(self.failing[name])]
+        if not texts or defect.says in VAGUE or not defect.says:
             return 1.0
-        return SAID if any(defect.says in text for clause in own for text in messages(clause)) else UNSAID
+        return SAID if any(defect.says in text for text in texts) else UNSAID
 
     def _taken(self, leading: ReportedClause, defect: Defect | None = None) -> Group:
         """The leading clause with what follows from it, which are open no more.
@@ -143,20 +143,37 @@ class Diagnosis:
 
     def _cause(self, group: Group) -> Cause:
         ids = tuple(clause.id for clause in group.follows)
-        if group.defect is None:
+        defect = group.defect or self._nearest(group.leading)
+        if defect is None:
             return Cause(clause=group.leading.id, follows=ids)
-        fails, here = group.defect.fails, set(self.failing)
+        fails, here = defect.fails, set(self.failing)
         judged = fails & (here | self.passing)
         members = {group.leading.id, *ids}
-        twin = next((t for t in group.defect.twins if t.partition("__")[0] == group.leading.id), group.defect.twins[0])
+        twin = next((t for t in defect.twins if t.partition("__")[0] == group.leading.id), defect.twins[0])
         return Cause(
             clause=group.leading.id,
             follows=ids,
-            defect=group.defect.words,
+            fits=group.defect is not None,
+            defect=defect.words,
             twin=twin,
             precision=round(len(judged & here) / len(judged), 3),
             recall=round(len(members & fails) / len(members), 3),
         )
+
+
+    def _nearest(self, leading: ReportedClause) -> Defect | None:
+        """Of the defects that the leading clause is for and that do not fit, the one whose message is most alike."""
+        if leading.id not in self.failing:
+            return None
+        words = {word for text in messages(leading) for word in text.split()}
+        judged = self.failing.keys() | self.passing
+        near = [
+            defect
+            for defect in self.known.defects
+            if leading.id in defect.own
+            and len(defect.fails & self.failing.keys()) >= FITTING * len(defect.fails & judged)
+        ]
+        return max(near, key=lambda d: (len(words.intersection(d.says.split())), self.score(d)), default=None)
 
 
 def messages(clause: ReportedClause) -> list[str]:

@@ -77,7 +77,7 @@ def summary(report: Report) -> str:
 def _cause(clause: ReportedClause, cause: Cause) -> list[str]:
     """A cause in Markdown: its leading clause, what fails like it, and what follows, folded."""
     lines = [f"- **{clause.id}** ({clause.level}) {clause.status}: {clause.sentence}"]
-    if cause.defect is not None:
+    if cause.fits:
         lines.append(f"  - {cause.sentence}")
     if cause.follows:
         many = f"{len(cause.follows)} clause{'s' * (len(cause.follows) > 1)}"

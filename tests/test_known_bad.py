@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 
@@ -35,6 +36,8 @@ def test_a_twin_fails_its_own_clause_with_the_expected_message(bad: KnownBad, re
     assert failed is not None, f"{bad.name} passes {bad.clause}"
     message = failed.message or ""
     assert bad.says in message, f"{bad.clause} does not say {bad.says!r} but:\n{message}"
+    if CLAUSES[bad.clause].group == "checkpoint":
+        assert re.search("(save|load)_(adapter|training)", message), f"the message names no function:\n{message}"
 
 
 @pytest.mark.parametrize("twins", recorded_failures.meetings())

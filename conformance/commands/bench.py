@@ -14,8 +14,8 @@ from conformance.numerics.dtypes import FLOAT_DTYPES
 
 EXIT_CODES = """\
 exit codes: 0 every target is ranked; 1 a target fails a clause on what is timed (forward, gradients, layouts), or
-raises while it is timed; 2 usage, or a target does not import, does not bind or has no layer; 3 the suite itself failed.
-A target that fails other clauses is ranked, and marked as not conforming."""
+raises while it is timed; 2 usage, or a target does not import, does not bind or has no layer; 3 the suite itself
+failed. A target that fails other clauses is ranked, and marked as not conforming."""
 
 
 def add(commands: output.Commands) -> None:

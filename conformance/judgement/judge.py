@@ -60,7 +60,7 @@ def compare(got: Array, expected: Expected) -> float:
     budget = "equality required" if expected.budget is None else f"error ÷ budget {largest:.3g}"
     lines = [
         f"worst    {expected.name}[{index}]: got {got[position]:.6g}, want {expected.value[position]:.6g}     {budget}",
-        f"pattern  {describe(got, expected.value, ratios > 1, expected.terms)}",
+        f"pattern  {describe(got, expected.value, ratios > 1, expected.terms, expected.mistakes)}",
     ]
     raise Violation("\n".join(lines), largest if expected.budget is not None else None)
 

@@ -26,6 +26,7 @@ class Expected:
         dtype: the tensor's dtype.
         terms: for the certificate, the contribution of each formula term to the value; the result without any one
             term must be outside the budget, otherwise the case is inconclusive.
+        mistakes: for the error's pattern, by its words ("dropout had not acted") the value that a known mistake gives.
         certified: False for degenerate cases, whose expected result may be zero.
     """
 
@@ -35,6 +36,7 @@ class Expected:
     dtype: torch.dtype
     terms: dict[str, Array] = field(default_factory=dict)
     certified: bool = True
+    mistakes: dict[str, Array] = field(default_factory=dict)
 
 
 class LinearOracle:

@@ -160,7 +160,6 @@ class Diagnosis:
             recall=round(len(members & fails) / len(members), 3),
         )
 
-
     def _nearest(self, leading: ReportedClause) -> Defect | None:
         """Of the defects that the leading clause is for and that do not fit, the one whose message is most alike."""
         if leading.id not in self.failing:

@@ -29,6 +29,18 @@ def calling(what: str) -> Iterator[None]:
         raise Violation(f"{what} raised {type(error).__name__}: {_first_lines(error)}") from error
 
 
+@contextmanager
+def fault_of(function: str) -> Iterator[None]:
+    """A region whose violations are the fault of one of the target's functions; their messages name it."""
+    try:
+        yield
+    except Violation as found:
+        if function in str(found):
+            raise
+        apart = "\n" if str(found).startswith("worst ") else " "
+        raise Violation(f"{function}:{apart}{found}", found.ratio, is_slow=found.is_slow) from found.__cause__
+
+
 def _first_lines(error: BaseException, most: int = 3) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
     return "\n         ".join(lines[:most])[:600] or "(no message)"

@@ -27,6 +27,7 @@ from conformance.clauses.model.small_models import adapted, model_named
 from conformance.clauses.model.target_calls import make_config
 from conformance.judgement.outcomes import require
 from conformance.specification.clause import SHOULD, clause
+from conformance.target.calls import fault_of
 from conformance.target.expected_errors import calling_quietly
 from conformance.target.subject import Subject
 
@@ -56,12 +57,13 @@ def test_config(subject: Subject, case: FileCase) -> None:
     }
     # PEFT's defaults of absent fields
     defaults = {"lora_alpha": 8, "r": 8, "lora_dropout": 0.0, "use_dora": False, "use_rslora": False}
-    for key, wanted in expected.items():
-        got = values.get(key, defaults.get(key))
-        require(got == wanted, f"{CONFIG} has {key} = {got!r}: expected {wanted!r}")
-    for key, allowed in (("bias", ("none",)), ("fan_in_fan_out", (False, None)), ("modules_to_save", (None, []))):
-        got = values.get(key, allowed[0])
-        require(got in allowed, f"{CONFIG} has {key} = {got!r}: expected {allowed[0]!r}")
+    with fault_of("save_adapter"):
+        for key, wanted in expected.items():
+            got = values.get(key, defaults.get(key))
+            require(got == wanted, f"{CONFIG} has {key} = {got!r}: expected {wanted!r}")
+        for key, allowed in (("bias", ("none",)), ("fan_in_fan_out", (False, None)), ("modules_to_save", (None, []))):
+            got = values.get(key, allowed[0])
+            require(got in allowed, f"{CONFIG} has {key} = {got!r}: expected {allowed[0]!r}")
 
 
 @clause(
@@ -88,9 +90,11 @@ def test_targets(subject: Subject, case: FileCase) -> None:
         save(subject, model, config, path)
         targets = config_in(Path(path)).get("target_modules")
     found = sorted(name for name in names if _chosen(targets, name))
-    require(
-        found == adapted(model), f"PEFT takes target_modules = {targets!r} for {found}: adapted are {adapted(model)}"
-    )
+    with fault_of("save_adapter"):
+        require(
+            found == adapted(model),
+            f"PEFT takes target_modules = {targets!r} for {found}: adapted are {adapted(model)}",
+        )
 
 
 def _chosen(targets: Any, name: str) -> bool:
@@ -137,11 +141,12 @@ def test_config_of_peft(subject: Subject, case: FileCase) -> None:
         )
     expected: dict[str, Any] = {"dim": case.r, "alpha": case.alpha, "dropout": case.dropout, "use_rslora": case.rslora}
     expected |= {"use_dora": case.dora, **({"dropout_position": "pre"} if case.dropout else {})}
-    require_fields(back, expected, "the config that load_adapter returned")
-    plain = toy(subject, case)
-    with calling_quietly("apply_lora_to_linear_modules(model, the config that load_adapter returned)"):
-        subject.target.apply_lora_to_linear_modules(plain, back)
-    require(adapted(plain) == adapted(model), f"its targets adapt {adapted(plain)}: expected {adapted(model)}")
+    with fault_of("load_adapter"):
+        require_fields(back, expected, "the config that load_adapter returned")
+        plain = toy(subject, case)
+        with calling_quietly("apply_lora_to_linear_modules(model, the config that load_adapter returned)"):
+            subject.target.apply_lora_to_linear_modules(plain, back)
+        require(adapted(plain) == adapted(model), f"its targets adapt {adapted(plain)}: expected {adapted(model)}")
 
 
 @clause(
@@ -167,11 +172,12 @@ def test_absent_fields(subject: Subject, case: FileCase) -> None:
     if isinstance(error, ValueError):
         return
     require(error is None, f"load_adapter raised {error!r}")
-    layers: list[Any] = [m for m in other.modules() if hasattr(m, "lora_A")]
-    scales = {layer.scale for layer in layers}
-    require(all(math.isclose(s, 8 / case.r) for s in scales), f"the scale is {scales}: expected 8 ÷ {case.r}")
-    off = (output(other) - output(model)).abs().max().item()
-    require(off == 0, f"the output is off by {off:.3g}")
+    with fault_of("load_adapter"):
+        layers: list[Any] = [m for m in other.modules() if hasattr(m, "lora_A")]
+        scales = {layer.scale for layer in layers}
+        require(all(math.isclose(s, 8 / case.r) for s in scales), f"the scale is {scales}: expected 8 ÷ {case.r}")
+        off = (output(other) - output(model)).abs().max().item()
+        require(off == 0, f"the output is off by {off:.3g}")
 
 
 @clause(

@@ -85,13 +85,15 @@ def test_failed_save(subject: Subject, case: FileCase) -> None:
         require(isinstance(error, Exception), f"save_adapter onto a full disk raised {error!r}: expected an error")
         after = _files(target)
         for name, data in before.items():
-            require(after.get(name) == data, f"{name} is no longer what it was before a save that failed")
+            require(after.get(name) == data, f"save_adapter: {name} is no longer what it was before a save that failed")
         parts = [name for name in after if name not in before and name in (CONFIG, TENSORS)]
-        require(not parts, f"a save that failed left {', '.join(parts)} where there was nothing")
+        require(not parts, f"save_adapter: a save that failed left {', '.join(parts)} where there was nothing")
         if case.how == "older files":
             model, _ = trained(subject, case)
             load(subject, model, path)
-            require(equal_bits(output(model), output(first)), "what was saved before does not load any more")
+            require(
+                equal_bits(output(model), output(first)), "save_adapter: what was saved before does not load any more"
+            )
 
 
 def _require_whole(path: Path, model: Any) -> None:
@@ -117,8 +119,10 @@ def test_open_files(subject: Subject, case: FileCase) -> None:
         with Path(path, TENSORS).open("rb") as handle:
             save(subject, second, config, path)
             seen = handle.read()
-        require(_files(Path(path))[TENSORS] != before, "the second save changed nothing")
-        require(seen == before, f"{TENSORS} was written in place: a reader of the older file sees the new one in it")
+        require(_files(Path(path))[TENSORS] != before, "save_adapter: the second save changed nothing")
+        require(
+            seen == before, f"save_adapter wrote {TENSORS} in place: a reader of the older file sees the new one in it"
+        )
 
 
 @clause(
@@ -140,6 +144,5 @@ def test_leftovers(subject: Subject, case: FileCase) -> None:
         else:
             save(subject, second, config, path)
         left = sorted(set(_files(Path(path))) - set(before))
-        require(
-            not left, f"a save that {'failed' if case.how == 'failed' else 'was done'} left {', '.join(left)} behind"
-        )
+        how = "failed" if case.how == "failed" else "was done"
+        require(not left, f"save_adapter: a save that {how} left {', '.join(left)} behind")

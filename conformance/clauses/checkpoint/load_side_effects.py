@@ -12,6 +12,7 @@ from conformance.clauses.checkpoint.target_calls import (
     ONE,
     PLAIN,
     FileCase,
+    culprit,
     equal_bits,
     expected_tensors,
     fails,
@@ -27,6 +28,7 @@ from conformance.clauses.model.small_models import adapted
 from conformance.isolation.process_state import kept
 from conformance.judgement.outcomes import require
 from conformance.specification.clause import clause
+from conformance.target.calls import fault_of
 from conformance.target.subject import Subject
 
 
@@ -59,9 +61,11 @@ def test_loading_changes_adapters_only(subject: Subject, case: FileCase) -> None
         save(subject, source, config, path)
         with kept("load_adapter"):
             load(subject, model, path)
+        at_fault = culprit(Path(path), source)
     require_same(before, model, "load_adapter", lambda name: name.startswith("the value of ") and "lora_" in name)
-    for name, tensor in expected_tensors(source).items():
-        require(equal_bits(tensor, expected_tensors(model)[name]), f"{name} is not what was saved")
+    with fault_of(at_fault):
+        for name, tensor in expected_tensors(source).items():
+            require(equal_bits(tensor, expected_tensors(model)[name]), f"{name} is not what was saved")
 
 
 @clause(
@@ -85,7 +89,8 @@ def test_loading_keeps_files(subject: Subject, case: FileCase) -> None:
             with file.open("r+b") as handle:
                 handle.write(b"\xff" * len(before[file.name]))
         y = output(model)
-    require(equal_bits(y, output(source)), "the model changed when the files that it was loaded from did")
+    with fault_of("load_adapter"):
+        require(equal_bits(y, output(source)), "the model changed when the files that it was loaded from did")
 
 
 @clause(
@@ -112,9 +117,10 @@ def test_another_dtype(subject: Subject, case: FileCase) -> None:
             require(isinstance(error, ValueError), f"load_adapter of {case.how} raised {error!r}: expected ValueError")
             require_same(before, model, f"load_adapter of {case.how}, which it refused,")
             return
-    for name, found in expected_tensors(model).items():
-        require(found.dtype == getattr(torch, case.dtype), f"{name} is {found.dtype} after loading {case.how}")
-        require(equal_bits(found, tensors[name].to(found.dtype)), f"{name} is not the file's value rounded once")
+    with fault_of("load_adapter"):
+        for name, found in expected_tensors(model).items():
+            require(found.dtype == getattr(torch, case.dtype), f"{name} is {found.dtype} after loading {case.how}")
+            require(equal_bits(found, tensors[name].to(found.dtype)), f"{name} is not the file's value rounded once")
 
 
 @clause(
@@ -151,7 +157,10 @@ def test_adapter_dtype_kept(subject: Subject, case: FileCase) -> None:
     with folder() as path:
         save(subject, model, config, path)
         load(subject, other, path)
-        require(bool(config_in(Path(path))), f"{CONFIG} is empty")
-    for name, tensor in expected_tensors(other).items():
-        require(tensor.dtype == getattr(torch, case.how), f"{name} is {tensor.dtype}: expected torch.{case.how}")
-        require(equal_bits(tensor, expected_tensors(model)[name]), f"{name} is not what was saved")
+        with fault_of("save_adapter"):
+            require(bool(config_in(Path(path))), f"{CONFIG} is empty")
+        at_fault = culprit(Path(path), model)
+    with fault_of(at_fault):
+        for name, tensor in expected_tensors(other).items():
+            require(tensor.dtype == getattr(torch, case.how), f"{name} is {tensor.dtype}: expected torch.{case.how}")
+            require(equal_bits(tensor, expected_tensors(model)[name]), f"{name} is not what was saved")

@@ -22,6 +22,7 @@ from conformance.judgement.judge import judge
 from conformance.judgement.linear_oracle import LinearOracle
 from conformance.judgement.outcomes import require
 from conformance.specification.clause import clause
+from conformance.target.calls import fault_of
 from conformance.target.expected_errors import calling_quietly
 from conformance.target.subject import Subject, frozen_linear
 
@@ -111,7 +112,8 @@ class Problem:
         """Judge the output of the model."""
         with torch.no_grad(), calling_quietly("the model's forward"):
             y = self.model(self.operands.tensor("x"))
-        return judge(y, LinearOracle(self.operands).y)
+        with fault_of("load_adapter"):
+            return judge(y, LinearOracle(self.operands).y)
 
 
 @clause(

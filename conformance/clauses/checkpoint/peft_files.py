@@ -59,7 +59,7 @@ def tensors_in(folder: Path) -> dict[str, torch.Tensor]:
         header.pop("__metadata__", None)
         return {name: _tensor(entry, data[8 + size :]) for name, entry in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise Violation(f"{TENSORS} is no safetensors file: {type(error).__name__}: {error}") from error
+        raise Violation(f"save_adapter: {TENSORS} is no safetensors file: {type(error).__name__}: {error}") from error
 
 
 def _tensor(entry: dict[str, Any], data: bytes) -> torch.Tensor:
@@ -73,8 +73,8 @@ def config_in(folder: Path) -> dict[str, Any]:
     try:
         values = json.loads(contents(folder, CONFIG))
     except ValueError as error:
-        raise Violation(f"{CONFIG} is no JSON: {error}") from error
-    require(isinstance(values, dict), f"{CONFIG} holds a {type(values).__name__}: expected an object")
+        raise Violation(f"save_adapter: {CONFIG} is no JSON: {error}") from error
+    require(isinstance(values, dict), f"save_adapter: {CONFIG} holds a {type(values).__name__}: expected an object")
     return values  # type: ignore[no-any-return]
 
 
@@ -82,7 +82,7 @@ def contents(folder: Path, name: str) -> bytes:
     """The bytes of a file, which must exist."""
     path = folder / name
     there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-    require(path.is_file(), f"{name} was not written: the folder holds {', '.join(there) or 'nothing'}")
+    require(path.is_file(), f"save_adapter: {name} was not written: the folder holds {', '.join(there) or 'nothing'}")
     return path.read_bytes()
 
 

@@ -217,7 +217,9 @@ def test_empty_fields(subject: Subject, case: FileCase) -> None:
     found = dict(model.named_parameters())
     for name, tensor in tensors.items():
         own = found[name.removeprefix(PREFIX)].detach().cpu()
-        require(torch.equal(own, tensor), f"{name} was not loaded beside an unknown field that is {nothing!r}")
+        require(
+            torch.equal(own, tensor), f"load_adapter: {name} was not loaded beside an unknown field that is {nothing!r}"
+        )
 
 
 @clause(
@@ -240,4 +242,4 @@ def test_load_after_a_refusal(subject: Subject, case: FileCase) -> None:
         require(config_in(Path(path)) == values, f"load_adapter changed {CONFIG}")
     for name, tensor in tensors.items():
         own = model.get_parameter(name.removeprefix(PREFIX)).detach().cpu()
-        require(torch.equal(own, tensor), f"{name} was not loaded after a refusal")
+        require(torch.equal(own, tensor), f"load_adapter: {name} was not loaded after a refusal")

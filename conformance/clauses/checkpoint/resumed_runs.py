@@ -53,9 +53,9 @@ def test_resume(subject: Subject, case: RunCase) -> None:
         resumed = Run(subject, case)
         torch.manual_seed(case.seed + 1)  # a new process has another random state
         load(subject, resumed, path)
-        require_state(resumed, at_cut, "loaded")
+        require_state(resumed, at_cut, "load_training, loaded")
         resumed.done = case.cut
-    require_state(resumed.go(CALLS), expected, "resumed")
+    require_state(resumed.go(CALLS), expected, "load_training, resumed")
 
 
 @clause(
@@ -94,7 +94,10 @@ def test_random_states(subject: Subject, case: RunCase) -> None:
         load(subject, Run(subject, case), path)
         found = _draws()
     for source, values in expected.items():
-        require(found[source] == values, f"{source} draws {found[source][:2]} after loading: expected {values[:2]}")
+        require(
+            found[source] == values,
+            f"load_training: {source} draws {found[source][:2]} after loading: expected {values[:2]}",
+        )
 
 
 def _draws() -> dict[str, list[float]]:
@@ -141,7 +144,7 @@ def test_switches(subject: Subject, case: RunCase) -> None:
             load(subject, other, path)
     for key in ("gradient_accumulation_steps", "max_grad_norm", "run_optimizer", "calibrate"):
         found, wanted = getattr(other.training, key), getattr(run.training, key)
-        require(found == wanted, f"{key} is {found!r} after loading: expected {wanted!r}")
+        require(found == wanted, f"load_training: {key} is {found!r} after loading: expected {wanted!r}")
 
 
 OTHERS = ("another optimiser", "another scheduler", "other groups", "another rank", "half of a file", "a byte changed")
@@ -203,11 +206,11 @@ def test_failed_save_of_a_run(subject: Subject, case: RunCase) -> None:
         require(isinstance(error, Exception), f"save_training onto a full disk raised {error!r}: expected an error")
         for name, data in before.items():
             now = Path(path, name).read_bytes() if Path(path, name).is_file() else b""
-            require(now == data, f"{name} is no longer what it was before a save that failed")
+            require(now == data, f"save_training: {name} is no longer what it was before a save that failed")
         resumed = Run(subject, case)
         found = load(subject, resumed, path)
     require(found == case.cut, f"load_training returned {found!r}: expected {case.cut}")
-    require_state(resumed, at_cut, "loaded after a save that failed")
+    require_state(resumed, at_cut, "load_training, loaded after a save that failed")
 
 
 @clause(
@@ -229,9 +232,10 @@ def test_format_of_a_run(subject: Subject, case: RunCase) -> None:
             require(bool(files), "save_training wrote nothing")
             for file in files:
                 data = file.read_bytes() if file.is_file() else b""
-                require(file.is_dir() or _is_json(data), f"{file.name} is neither JSON nor safetensors")
+                require(file.is_dir() or _is_json(data), f"save_training: {file.name} is neither JSON nor safetensors")
                 require(
-                    first.setdefault(file.name, data) == data, f"saved {turn + 1} times, {file.name} has other bytes"
+                    first.setdefault(file.name, data) == data,
+                    f"save_training: saved {turn + 1} times, {file.name} has other bytes",
                 )
 
 

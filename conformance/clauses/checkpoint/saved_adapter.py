@@ -15,6 +15,7 @@ from conformance.clauses.checkpoint.target_calls import (
     ONE,
     PLAIN,
     FileCase,
+    culprit,
     equal_bits,
     expected_tensors,
     folder,
@@ -31,7 +32,7 @@ from conformance.clauses.model.small_models import adapted
 from conformance.isolation.process_state import kept
 from conformance.judgement.outcomes import require
 from conformance.specification.clause import SHOULD, clause
-from conformance.target.calls import calling
+from conformance.target.calls import calling, fault_of
 from conformance.target.subject import Subject
 
 
@@ -48,13 +49,14 @@ def test_layout(subject: Subject, case: FileCase) -> None:
     with folder() as path:
         save(subject, model, config, path)
         found, expected = tensors_in(Path(path)), expected_tensors(model)
-    missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
-    require(not missing, f"{TENSORS} lacks {', '.join(missing)}: it has {', '.join(sorted(found))}")
-    require(not extra, f"{TENSORS} has {', '.join(extra)}: expected {', '.join(sorted(expected))}")
-    for name, tensor in expected.items():
-        got, wanted = (found[name].dtype, list(found[name].shape)), (tensor.dtype, list(tensor.shape))
-        require(got == wanted, f"{name} is {got[0]} {got[1]}: expected {wanted[0]} {wanted[1]}")
-        require(equal_bits(found[name], tensor), f"{name} has other values than the layer's parameter")
+    with fault_of("save_adapter"):
+        missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+        require(not missing, f"{TENSORS} lacks {', '.join(missing)}: it has {', '.join(sorted(found))}")
+        require(not extra, f"{TENSORS} has {', '.join(extra)}: expected {', '.join(sorted(expected))}")
+        for name, tensor in expected.items():
+            got, wanted = (found[name].dtype, list(found[name].shape)), (tensor.dtype, list(tensor.shape))
+            require(got == wanted, f"{name} is {got[0]} {got[1]}: expected {wanted[0]} {wanted[1]}")
+            require(equal_bits(found[name], tensor), f"{name} has other values than the layer's parameter")
 
 
 @clause(
@@ -73,9 +75,11 @@ def test_round_trip(subject: Subject, case: FileCase) -> None:
     with folder() as path:
         save(subject, model, config, path)
         load(subject, other, path)
-    for name, tensor in expected_tensors(model).items():
-        require(equal_bits(tensor, expected_tensors(other)[name]), f"{name} is not what was saved")
-    require(equal_bits(output(model), output(other)), "the output is not that of the model which was saved")
+        at_fault = culprit(Path(path), model)
+    with fault_of(at_fault):
+        for name, tensor in expected_tensors(model).items():
+            require(equal_bits(tensor, expected_tensors(other)[name]), f"{name} is not what was saved")
+        require(equal_bits(output(model), output(other)), "the output is not that of the model which was saved")
 
 
 @clause(
@@ -95,7 +99,8 @@ def test_fresh(subject: Subject, case: FileCase) -> None:
             return
         load(subject, toy(subject, case), path)
     require(adapted(plain) == adapted(model), f"load_adapter adapted {adapted(plain)}: expected {adapted(model)}")
-    require(equal_bits(output(model), output(plain)), "the output is not that of the model which was saved")
+    with fault_of("load_adapter"):
+        require(equal_bits(output(model), output(plain)), "the output is not that of the model which was saved")
 
 
 @clause(
@@ -121,19 +126,24 @@ def test_bytes(subject: Subject, case: FileCase) -> None:
                 data = file.read_bytes()
                 how = "with its modules registered in reverse" if turn >= 3 else f"{turn + 1} times"
                 turned = turn >= 3 and file.name == CONFIG
-                require(
-                    kept_bytes.setdefault(f"{file.name} in reverse" if turned else file.name, data) == data,
-                    f"saved {how}, {file.name} has other bytes than at first",
-                )
+                with fault_of("save_adapter"):
+                    require(
+                        kept_bytes.setdefault(f"{file.name} in reverse" if turned else file.name, data) == data,
+                        f"saved {how}, {file.name} has other bytes than at first",
+                    )
         if turn == 0:
             at_first = _unordered(values)
-        require(
-            _unordered(values) == at_first,
-            f"saved with its modules registered in reverse, {CONFIG} says {_unordered(values)}: at first {at_first}",
-        )
-        targets = values.get("target_modules")
-        orders = [sorted(targets), *_orders(model, targets)] if isinstance(targets, list) else [targets]
-        require(targets in orders, f"target_modules is {targets}: expected it sorted, or as the modules are registered")
+        with fault_of("save_adapter"):
+            require(
+                _unordered(values) == at_first,
+                f"saved with its modules registered in reverse, {CONFIG} says {_unordered(values)}: "
+                f"at first {at_first}",
+            )
+            targets = values.get("target_modules")
+            orders = [sorted(targets), *_orders(model, targets)] if isinstance(targets, list) else [targets]
+            require(
+                targets in orders, f"target_modules is {targets}: expected it sorted, or as the modules are registered"
+            )
 
 
 def _unordered(values: dict[str, Any]) -> dict[str, Any]:
@@ -219,13 +229,14 @@ def test_config_of_another(subject: Subject, case: FileCase) -> None:
         other, _ = trained(subject, case)
         load(subject, other, path)
         values = config_in(Path(path))
-    require(
-        equal_bits(output(model), output(other)), f"saved with another {case.how}, the adapter gives another output"
-    )
-    scale = values.get("lora_alpha", 0) / (values.get("r", 1) ** (0.5 if values.get("use_rslora") else 1))
-    layer: Any = next(m for m in model.modules() if hasattr(m, "lora_A"))
-    own = layer.scale
-    require(abs(scale - own) < 1e-6 * own, f"{CONFIG} says a scale of {scale:.6g}: the layers have {own:.6g}")
+    with fault_of("save_adapter"):
+        require(
+            equal_bits(output(model), output(other)), f"saved with another {case.how}, the adapter gives another output"
+        )
+        scale = values.get("lora_alpha", 0) / (values.get("r", 1) ** (0.5 if values.get("use_rslora") else 1))
+        layer: Any = next(m for m in model.modules() if hasattr(m, "lora_A"))
+        own = layer.scale
+        require(abs(scale - own) < 1e-6 * own, f"{CONFIG} says a scale of {scale:.6g}: the layers have {own:.6g}")
 
 
 @clause(
@@ -274,4 +285,5 @@ def test_merged(subject: Subject, case: FileCase) -> None:
         save(subject, model, config, path)
         load(subject, other, path)
     error = (output(other) - expected).abs().max().item() / expected.abs().max().item()
-    require(error < 1e-10, f"after merging before {case.how} the output is off by {error:.3g} of its largest value")
+    with fault_of(f"{case.how}_adapter"):
+        require(error < 1e-10, f"after merging before {case.how} the output is off by {error:.3g} of its largest value")

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from conformance.cases.case import Case, Space
-from conformance.clauses.checkpoint.peft_files import PREFIX
+from conformance.clauses.checkpoint.peft_files import PREFIX, tensors_in
 from conformance.clauses.model.small_models import Toy, adapted, adapters
 from conformance.clauses.model.target_calls import make_config
 from conformance.isolation.memory_folder import in_memory
@@ -147,6 +147,13 @@ def expected_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
             if value is not None:
                 found[f"{PREFIX}{layer}.{theirs}"] = value.detach().clone()
     return found
+
+
+def culprit(path: Path, model: nn.Module) -> str:
+    """The function at fault where what was loaded is not what was saved: `save_adapter` if the file is wrong."""
+    found, expected = tensors_in(path), expected_tensors(model)
+    whole = set(found) == set(expected) and all(equal_bits(found[name], tensor) for name, tensor in expected.items())
+    return "load_adapter" if whole else "save_adapter"
 
 
 def snapshot(model: nn.Module) -> dict[str, Any]:

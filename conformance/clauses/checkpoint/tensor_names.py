@@ -22,6 +22,7 @@ from conformance.clauses.model.small_models import adapters, model_named
 from conformance.clauses.model.target_calls import make_config
 from conformance.judgement.outcomes import require
 from conformance.specification.clause import clause
+from conformance.target.calls import fault_of
 from conformance.target.expected_errors import calling_quietly
 from conformance.target.subject import Subject
 
@@ -58,10 +59,13 @@ def test_names(subject: Subject, case: FileCase) -> None:
         found, expected = tensors_in(Path(path)), expected_tensors(model)
         load(subject, other, path)
     wrong = sorted(set(found) ^ set(expected))
-    require(not wrong, f"{TENSORS} lacks or should not have {', '.join(wrong)}")
+    with fault_of("save_adapter"):
+        require(not wrong, f"{TENSORS} lacks or should not have {', '.join(wrong)}")
     for name, tensor in expected.items():
-        require(equal_bits(found[name], tensor), f"{name} has other values than the layer's parameter")
-        require(equal_bits(expected_tensors(other)[name], tensor), f"{name} was loaded with other values")
+        with fault_of("save_adapter"):
+            require(equal_bits(found[name], tensor), f"{name} has other values than the layer's parameter")
+        with fault_of("load_adapter"):
+            require(equal_bits(expected_tensors(other)[name], tensor), f"{name} was loaded with other values")
 
 
 def _adapted(subject: Subject, case: FileCase) -> nn.Module:

@@ -10,7 +10,7 @@ import torch
 from conformance.cases.linear_case import LinearCase
 from conformance.cases.seeding import seed_torch
 from conformance.clauses.dora.oracle import DORA, built
-from conformance.clauses.linear_and_layer.dropout import PROBE
+from conformance.clauses.linear_and_layer.dropout import NO_DROPOUT, PROBE
 from conformance.judgement.judge import compare, judge
 from conformance.judgement.linear_oracle import Expected
 from conformance.judgement.outcomes import Inconclusive, Violation, require
@@ -37,12 +37,17 @@ def test_dropout(subject: Subject, case: LinearCase) -> float | None:
     base = oracle.x @ oracle.weight.T + (0.0 if oracle.bias is None else oracle.bias)
     alone = budget.row_chain(oracle.x, oracle.weight, oracle.bias, oracle.down, oracle.up, 0.0, oracle.how)
     # the dropped terms (m′-1)·0 and m′·0 add nothing: the base layer and its budget remain
+    mistakes = {NO_DROPOUT: oracle.y().value}
     try:
-        return judge(y, Expected("y at p = 1", base.reshape(y.shape), alone.reshape(y.shape), y.dtype))
+        return judge(
+            y, Expected("y at p = 1", base.reshape(y.shape), alone.reshape(y.shape), y.dtype, mistakes=mistakes)
+        )
     except Violation:
         if case.position == "pre":
             raise
-        return judge(y, oracle.y(update=False))  # post dropout acts on the update only, before the rows are rescaled
+        return judge(
+            y, dataclasses.replace(oracle.y(update=False), mistakes=mistakes)
+        )  # post dropout acts on the update only, before the rows are rescaled
 
 
 @clause(
@@ -84,7 +89,8 @@ def judge_mask(subject: Subject, case: LinearCase) -> float | None:
     factor = magnitude / norm
     x = operands.rows("x")
     y = numbers(instance.forward()).reshape(x.shape)
-    kept = x + x / (1 - case.dropout) * ((factor - 1) + factor * s)
+    change = x * ((factor - 1) + factor * s)
+    kept = x + change / (1 - case.dropout)
     mask = np.abs(y - kept) < np.abs(y - x)
     unit = operands.rounding.unit
     # each of the three terms is rounded at most six times: factor, mask, product, scale, cast, sum
@@ -96,4 +102,5 @@ def judge_mask(subject: Subject, case: LinearCase) -> float | None:
         abs(dropped - case.dropout) <= 6 * np.sqrt(case.dropout / mask.size) + 0.2,
         f"{dropped:.0%} of x were dropped: expected {case.dropout:.0%}",
     )
-    return compare(y, Expected("y of the probe", np.where(mask, kept, x), allowed, operands.dtype))
+    mistakes = {NO_DROPOUT: x + change}
+    return compare(y, Expected("y of the probe", np.where(mask, kept, x), allowed, operands.dtype, mistakes=mistakes))

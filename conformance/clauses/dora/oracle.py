@@ -31,27 +31,60 @@ class DoraOracle:
 
     The row factor m′ multiplies the result of a LoRA layer, so its budget is that layer's times |m′|, the factor's
     own error, and one more store.
+
+    Args:
+        earlier: the oracle of an earlier call of the layer, whose norm a stale cache would keep.
     """
 
-    def __init__(self, operands: Operands, magnitude: Array, *, differentiated: bool = False) -> None:
+    def __init__(
+        self,
+        operands: Operands,
+        magnitude: Array,
+        earlier: DoraOracle | None = None,
+        *,
+        differentiated: bool = False,
+    ) -> None:
         values, self.operands, self.how = operands.values, operands, operands.rounding
         self.x, self.g, self.magnitude = operands.rows("x"), operands.rows("g"), magnitude
         self.weight, self.bias = values["weight"], values.get("bias")
         self.down, self.up, self.scale = values["lora_A"], values["lora_B"], operands.scale
         self.adapted = self.weight + self.scale * self.up @ self.down
         self.norm = np.linalg.norm(self.adapted, axis=1)
-        self.factor = magnitude / self.norm
+        self.factor, self.earlier = magnitude / self.norm, earlier
         self.differentiated = differentiated
         # a norm over K squares, its operand W + s·BA stored once in the base's dtype, and three stores of the factor
         unit = max(self.how.unit, self.how.adapter_unit)
         joined = abs(self.scale) * np.linalg.norm(np.abs(self.up) @ np.abs(self.down), axis=1) / self.norm
         self.relative = unit * (4 + joined) + self.how.accumulation(self.weight.shape[1])
 
-    def _expected(self, name: str, value: Array, allowed: Array, **terms: Array) -> Expected:
+    def _expected(
+        self, name: str, value: Array, allowed: Array, mistakes: dict[str, Array] | None = None, **terms: Array
+    ) -> Expected:
         shape = (*self.operands.case.leading, value.shape[-1]) if name in ("y", "dX") else value.shape
         dtype = self.operands.dtype if name in ("y", "dX") else self.operands.adapter_dtype
         terms = {term: part.reshape(shape) for term, part in terms.items()}
-        return Expected(name, value.reshape(shape), allowed.reshape(shape), dtype, terms)
+        wrong = {words: mistake.reshape(shape) for words, mistake in (mistakes or {}).items()}
+        return Expected(name, value.reshape(shape), allowed.reshape(shape), dtype, terms, mistakes=wrong)
+
+    @property
+    def _wrong_factors(self) -> dict[str, Array]:
+        """By the words of a mistake in the norm the factor m′ that it gives."""
+        norms = {
+            "the scale were missing from the norm": self.weight + self.up @ self.down,
+            "the update were missing from the norm": self.weight,
+        }
+        if self.earlier is not None:
+            norms["the norm were that of the earlier call (a stale cache)"] = self.earlier.adapted
+        with np.errstate(divide="ignore"):
+            return {words: self.magnitude / np.linalg.norm(rows, axis=1) for words, rows in norms.items()}
+
+    def _differentiated(self, of: str) -> Array:
+        """The gradient of `lora_A` or `lora_B` if the norm were differentiated too."""
+        direction = self.adapted / self.norm[:, None]
+        whole = self.g.T @ self.x  # the gradient of m′ ⊙ (W + s·BA), before m′
+        along = (whole * direction).sum(1, keepdims=True) * direction
+        change = self.factor[:, None] * (whole - along) * self.scale
+        return np.asarray(self.up.T @ change if of == "lora_A" else change @ self.down.T)
 
     @property
     def product(self) -> Array:
@@ -68,24 +101,33 @@ class DoraOracle:
         terms = {"adapter": self.scale * (self.x @ self.down.T @ self.up.T) * self.factor} if update else {}
         if self.bias is not None:
             terms["bias"] = bias
-        return self._expected("y", scaled + bias, allowed, **terms)
+        mistakes = {words: self.product * factor + bias for words, factor in self._wrong_factors.items()}
+        if self.bias is not None:
+            mistakes["the bias were scaled by the magnitude"] = scaled + bias * self.factor
+            mistakes["the bias were scaled by the stored magnitude"] = scaled + bias * self.magnitude
+        return self._expected("y", scaled + bias, allowed, mistakes if update else None, **terms)
 
     def gradient(self, of: str) -> Expected:
         """The gradient of `x`, `lora_A`, `lora_B` or `lora_magnitude`; the norm is detached."""
         g = self.g * self.factor
+        wrong = {words: self.g * factor for words, factor in self._wrong_factors.items()}
         if of == "x":
             allowed = self._rows(g, self.weight.T, self.up.T, self.down.T)
             spread = (np.abs(g) * self.relative) @ np.abs(self.adapted)
             value = g @ self.adapted
-            return self._expected("dX", value, allowed + spread, adapter=self.scale * (g @ self.up @ self.down))
+            mistakes = {words: one @ self.adapted for words, one in wrong.items()}
+            adapter = self.scale * (g @ self.up @ self.down)
+            return self._expected("dX", value, allowed + spread, mistakes, adapter=adapter)
         if of == "lora_A":
             allowed = budget.weight_chain(g, self.up, self.x, self.scale, self.how)
             spread = abs(self.scale) * ((np.abs(g) * self.relative) @ np.abs(self.up)).T @ np.abs(self.x)
-            return self._with_norm("dA", self.scale * (g @ self.up).T @ self.x, allowed + spread, g)
+            mistakes = {words: self.scale * (one @ self.up).T @ self.x for words, one in wrong.items()}
+            return self._with_norm(of, self.scale * (g @ self.up).T @ self.x, allowed + spread, mistakes)
         if of == "lora_B":
             allowed = budget.weight_chain(self.x, self.down.T, g, self.scale, self.how).T
             spread = abs(self.scale) * (np.abs(g) * self.relative).T @ np.abs(self.x @ self.down.T)
-            return self._with_norm("dB", self.scale * g.T @ (self.x @ self.down.T), allowed + spread, g)
+            mistakes = {words: self.scale * one.T @ (self.x @ self.down.T) for words, one in wrong.items()}
+            return self._with_norm(of, self.scale * g.T @ (self.x @ self.down.T), allowed + spread, mistakes)
         return self._gradient_of_magnitude()
 
     def _gradient_of_magnitude(self) -> Expected:
@@ -97,14 +139,18 @@ class DoraOracle:
         allowed = allowed + absolute * self.how.accumulation(len(self.x)) + np.abs(value) * self.relative
         return self._expected("dm", value, allowed + 4 * self.how.step)
 
-    def _with_norm(self, name: str, value: Array, allowed: Array, g: Array) -> Expected:
+    def _with_norm(self, of: str, value: Array, allowed: Array, mistakes: dict[str, Array]) -> Expected:
         """The gradient of A or B with the part that comes through the norm, where the norm is differentiated.
 
         The coefficient of V has the error of dm, that of the factor m/‖V‖², and two stores. The gradient of V itself,
         `gᵀ x` and the part of the norm, is stored once in the base's dtype before B or A multiplies it.
         """
+        name = {"lora_A": "dA", "lora_B": "dB"}[of]
         if not self.differentiated:
-            return self._expected(name, value, allowed)
+            mistakes["the norm were differentiated"] = self._differentiated(of)
+            return self._expected(name, value, allowed, mistakes)
+        mistakes["the norm were constant"] = value
+        g = self.g * self.factor
         dm, ratio = self._gradient_of_magnitude(), self.factor / self.norm
         assert dm.budget is not None
         of_weight = -(dm.value * ratio)[:, None] * self.adapted
@@ -117,7 +163,7 @@ class DoraOracle:
         inner = len(self.up) if name == "dA" else self.down.shape[1]
         spread = spread + absolute * (self.how.accumulation(inner) + 2 * self.how.unit)
         spread = spread + max(self.how.unit, self.how.adapter_unit) * (np.abs(value) + np.abs(part))
-        return self._expected(name, value + part, allowed + spread, norm=part)
+        return self._expected(name, value + part, allowed + spread, mistakes, norm=part)
 
     def _through(self, name: str, of_weight: Array, *, absolute: bool = False) -> Array:
         """The gradient of A or B from that of V, `Bᵀ dV` or `dV Aᵀ`; of the absolute values of B and A if asked."""
@@ -140,9 +186,9 @@ class DoraOracle:
         return budget.row_chain(rows, base, None, down, up, self.scale, self.how)
 
 
-def oracle_of(subject: Subject, operands: Operands, magnitude: Array) -> DoraOracle:
+def oracle_of(subject: Subject, operands: Operands, magnitude: Array, earlier: DoraOracle | None = None) -> DoraOracle:
     """The oracle of the convention that the target declares."""
-    return DoraOracle(operands, magnitude, differentiated=subject.follows("dora_norm", "differentiated"))
+    return DoraOracle(operands, magnitude, earlier, differentiated=subject.follows("dora_norm", "differentiated"))
 
 
 def built(subject: Subject, case: LinearCase, **options: Any) -> tuple[Instance, DoraOracle]:

@@ -22,6 +22,7 @@ from conformance.specification.clause import clause
 from conformance.target.calls import calling
 from conformance.target.subject import TRAINABLE, Instance, Subject
 
+NO_DROPOUT = "dropout had not acted"  # the pattern of a result that equals the one without dropout
 WITH_DROPOUT = ("lora_linear", "LinearLoRA", "TritonLinearLoRA")
 RATES = (0.5, 0.25, 0.1)
 # r = k = n with lora_A = lora_B = I and W = 0: y is x (pre) or the update (post) after dropout.
@@ -58,7 +59,16 @@ def read_mask(y: torch.Tensor, operands: Operands) -> Array:
     mask = np.where(got != 0, kept, 0.0)
     # at most the roundings of 1/(1-p), of the scale, of each product and of three stores
     allowed = 8 * format_of(operands.dtype).unit * np.abs(full) + 4 * format_of(operands.dtype).step
-    compare(got, Expected("y of the probe", np.where(mask > 0, full, 0.0), allowed, operands.dtype))
+    compare(
+        got,
+        Expected(
+            "y of the probe",
+            np.where(mask > 0, full, 0.0),
+            allowed,
+            operands.dtype,
+            mistakes={NO_DROPOUT: full / kept},
+        ),
+    )
     return mask
 
 
@@ -203,7 +213,8 @@ def test_dropout_on_the_output(subject: Subject, case: LinearCase) -> float | No
         raise Inconclusive("dropped and kept elements cannot be told apart")
     mask = kept / (1 - case.dropout)
     masked = oracle_for(subject, operands, mask=mask)
-    return judge(y, masked.y) if unclear.any() else worst(judge(y, masked.y), judge_gradients(instance, masked))
+    ratio = judge(y, dataclasses.replace(masked.y, mistakes={NO_DROPOUT: plain.y.value}))
+    return ratio if unclear.any() else worst(ratio, judge_gradients(instance, masked))
 
 
 @clause(
@@ -226,12 +237,16 @@ def test_dropout_of_everything(subject: Subject, case: LinearCase) -> float | No
     mask = np.zeros((*case.leading, dropped))
     oracle = oracle_for(subject, operands, mask=mask)
     remaining = {name: part for name, part in oracle.y.terms.items() if name != "adapter"}
-    expected = dataclasses.replace(oracle.y, terms=remaining if len(remaining) > 1 else {})
-    dX = dataclasses.replace(oracle.dX, terms={})
+    plain = oracle_for(subject, operands)
+    expected = dataclasses.replace(
+        oracle.y, terms=remaining if len(remaining) > 1 else {}, mistakes={NO_DROPOUT: plain.y.value}
+    )
+    dX = dataclasses.replace(oracle.dX, terms={}, mistakes={NO_DROPOUT: plain.dX.value})
+    ratio = judge(y, expected)
     for name in ("lora_A", "lora_B"):
         gradient = instance.gradient(name)
         require(gradient is None or not numbers(gradient).any(), f"the gradient of {name} is not zero at p = 1")
-    return worst(judge(y, expected), judge(instance.gradient("x"), dX))
+    return worst(ratio, judge(instance.gradient("x"), dX))
 
 
 @clause(

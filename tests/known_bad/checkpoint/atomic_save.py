@@ -17,7 +17,7 @@ class WritesInPlace(Right):
             (folder / name).write_bytes(data)
 
 
-breaks("CKP-READER", says="was written in place")(WritesInPlace)
+breaks("CKP-READER", says="in place: a reader")(WritesInPlace)
 
 
 @breaks("CKP-WHOLE", says="is no longer what it was before a save that failed")

@@ -146,7 +146,7 @@ class CannotBePickled(Right):
             raise TypeError("cannot pickle PeftConfig")
 
 
-@breaks("CFG-COPY", says="deepcopy shares target_modules", **CONFIG)
+@breaks("CFG-COPY", says="deepcopy shares target_modules", phrase="shares its lists with its copies", **CONFIG)
 class CopiesShareLists(Right):
     @dataclass
     class PeftConfig(reference.PeftConfig):

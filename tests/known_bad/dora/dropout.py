@@ -8,6 +8,12 @@ from tests.baselines.layer import Layer
 from tests.known_bad.dora.registration import twin
 
 
+@twin("DORA-DROP-PRE", says="as if dropout had not acted", source="a probability that is stored and never used")
+class IgnoresDropout(Layer):
+    def dropped(self, x: Tensor) -> Tensor:
+        return x
+
+
 @twin("DORA-DROP", says="worst", source="post dropout applied to the whole output")
 class DropsTheWholeOutput(Layer):
     def dora(self, x: Tensor) -> Tensor:

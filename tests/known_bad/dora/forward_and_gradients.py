@@ -39,13 +39,21 @@ class NormalisesColumns(Layer):
         return norm[torch.arange(len(weight)) % len(norm)]
 
 
-@twin("DORA-FWD", says="worst", source="the norm of W alone")
+@twin("DORA-FWD", says="as if the update were missing from the norm", source="the norm of W alone")
 class LeavesTheUpdateOutOfTheNorm(Layer):
     def factor(self) -> Tensor:
         return self.lora_magnitude.float() / self.row_norm(self.weight).float()
 
 
-@twin("DORA-FWD", says="worst", source="a bias multiplied by the magnitude")
+@twin("DORA-FWD", says="as if the scale were missing from the norm", source="the norm of W + BA")
+class LeavesTheScaleOutOfTheNorm(Layer):
+    def factor(self) -> Tensor:
+        wide = torch.promote_types(self.weight.dtype, torch.float32)
+        a, b = self.lora_A.weight.detach().to(wide), self.lora_B.weight.detach().to(wide)
+        return self.lora_magnitude.to(wide) / self.row_norm(self.weight.to(wide) + b @ a)
+
+
+@twin("DORA-FWD", says="as if the bias were scaled by the magnitude", source="a bias multiplied by the magnitude")
 class ScalesTheBias(Layer):
     def dora(self, x: Tensor) -> Tensor:
         y = super().dora(x)
@@ -149,7 +157,7 @@ class DoublesDM(Layer):
             self.lora_magnitude.register_hook(lambda g: g * 2.0)
 
 
-@twin("DORA-BWD-DB", says="worst", source="the norm not detached")
+@twin("DORA-BWD-DB", says="as if the norm were differentiated", source="the norm not detached")
 class DifferentiatesTheNorm(Layer):
     def factor(self) -> Tensor:
         wide = torch.promote_types(self.weight.dtype, torch.float32)
@@ -157,7 +165,7 @@ class DifferentiatesTheNorm(Layer):
         return self.lora_magnitude.to(wide) / self.row_norm(self.weight.to(wide) + self.scale * b @ a)
 
 
-@twin("DORA-BWD-DA", says="worst", source="the norm not detached, for A only")
+@twin("DORA-BWD-DA", says="as if the norm were differentiated", source="the norm not detached, for A only")
 class DifferentiatesTheNormByA(Layer):
     def factor(self) -> Tensor:
         wide = torch.promote_types(self.weight.dtype, torch.float32)

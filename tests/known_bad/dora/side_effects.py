@@ -27,7 +27,7 @@ class ReturnsItsBuffer(Layer):
         return y
 
 
-@twin("DORA-MEM-REFILL", says="worst    y", source="a norm cached while the adapter is trained")
+@twin("DORA-MEM-REFILL", says="(a stale cache)", source="a norm cached while the adapter is trained")
 class KeepsTheNorm(Layer):
     def row_norm(self, weight: Tensor) -> Tensor:
         if not hasattr(self, "lora_magnitude"):
@@ -35,6 +35,18 @@ class KeepsTheNorm(Layer):
         if not hasattr(self, "norm"):
             self.norm = super().row_norm(weight)
         return self.norm
+
+
+@twin("DORA-MEM-REFILL", says="(a stale cache)", source="a norm cached by the version of A, with A frozen")
+class KeepsTheNormByA(Layer):
+    def factor(self) -> Tensor:
+        a = self.lora_A.weight
+        key = (id(a), a._version)
+        if getattr(self, "key", None) != key:
+            wide = torch.promote_types(a.dtype, torch.float32)
+            change = self.scale * self.lora_B.weight.detach().to(wide) @ a.detach().to(wide)
+            self.key, self.norm = key, self.row_norm(self.weight.to(wide) + change)
+        return self.lora_magnitude.to(self.norm.dtype) / self.norm
 
 
 @twin("DORA-DET-REPEAT", says="y differs between two identical runs", source="atomic accumulation")

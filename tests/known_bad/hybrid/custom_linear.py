@@ -104,7 +104,7 @@ class IgnoresAutocast(Right):
             return super().route(x.float(), there, back)
 
 
-@breaks("HYB-TWICE", says="the backward pass raised")
+@breaks("HYB-TWICE", says="the backward pass raised", phrase="runs backward only once")
 class BackwardOnlyOnce(Right):
     def run_backward(self, ctx, g):
         d_x = super().run_backward(ctx, g)

@@ -31,7 +31,7 @@ class LooksAtTheLastComponentOnly(Right):
         return super().is_adapter(name.rpartition(".")[2], module)
 
 
-@breaks("HYB-NAMES", says="wrongly has")
+@breaks("HYB-NAMES", says="wrongly has", phrase="knows only lora_A and lora_B")
 class KnowsOnlyAAndB(Right):
     def is_adapter(self, name, _module):
         return not {"lora_A", "lora_B"}.isdisjoint(name.split("."))

@@ -73,6 +73,17 @@ class NeverDrops(Right):
         return torch.ones_like(like) / (1 - p)
 
 
+@breaks(
+    "LIN-DROP-MASK",
+    "LAY-DROP-MASK",
+    says="as if dropout had not acted",
+    source="a probability that is stored and never used",
+)
+class IgnoresDropout(Right):
+    def mask(self, like: Tensor, p: float) -> Tensor:
+        return torch.ones_like(like)
+
+
 @breaks("LIN-DROP-MASK", "LAY-DROP-MASK", says="worst", source="inverted scaling omitted")
 class DoesNotRescaleTheKept(Right):
     def mask(self, like: Tensor, p: float) -> Tensor:
@@ -119,7 +130,7 @@ class DropsTheBaseWithTheUpdate(Right):
         return super().total(base * (update != 0).to(base.dtype), update)
 
 
-@breaks("LIN-DROP-ALL", "LAY-DROP-ALL", says="not zero", source="1/(1-p) at p = 1")
+@breaks("LIN-DROP-ALL", "LAY-DROP-ALL", says="NaN", source="1/(1-p) at p = 1")
 class DividesByZeroAtOne(Right):
     def mask(self, like: Tensor, p: float) -> Tensor:
         return (torch.rand(like.shape) >= p).to(like.dtype) * torch.tensor(1.0).div(1 - p).to(like.dtype)

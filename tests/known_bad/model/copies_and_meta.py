@@ -80,14 +80,14 @@ class ForgetsTheScale(_Restored):
         return clone
 
 
-@breaks("MOD-COPY-CLASS", says="shares lora_A", **MODEL)
+@breaks("MOD-COPY-CLASS", says="shares lora_A", phrase="shares lora_A with its copies", **MODEL)
 class CopiesShareLoraA(_Restored):
     def restore(self, clone: Any, original: Any) -> Any:
         clone.lora_A = original.lora_A
         return clone
 
 
-@breaks("MOD-COPY-CLASS", says="changed requires_grad", **MODEL)
+@breaks("MOD-COPY-CLASS", says="changed requires_grad", phrase="gives copies a trainable weight", **MODEL)
 class CopiesAreTrainable(_Restored):
     def restore(self, clone: Any, original: Any) -> Any:
         return clone.requires_grad_(True)
@@ -99,7 +99,12 @@ def _plain(cls: Any, state: Any) -> Any:
     return layer
 
 
-@breaks("MOD-COPY-CLASS", says="of a patched TaggedLinear gave a LinearLoRA", **MODEL)
+@breaks(
+    "MOD-COPY-CLASS",
+    says="of a patched TaggedLinear gave a LinearLoRA",
+    phrase="loses the subclass when it is copied",
+    **MODEL,
+)
 class CopiesLoseTheSubclass(AfterPatching):
     def spoil(self, layer: Any, options: Any) -> None:
         reclassed(
@@ -108,13 +113,13 @@ class CopiesLoseTheSubclass(AfterPatching):
         )
 
 
-@breaks("MOD-COPY-MODEL", says="shares adapters", **MODEL)
+@breaks("MOD-COPY-MODEL", says="shares adapters", phrase="is not copied with its model", **MODEL)
 class CopiesShareTheLayer(AfterPatching):
     def spoil(self, layer: Any, options: Any) -> None:
         reclassed(layer, __deepcopy__=lambda layer, memo: layer)
 
 
-@breaks("MOD-COPY-MODEL", says="computes something else", **MODEL)
+@breaks("MOD-COPY-MODEL", says="computes something else", phrase="forgets the scale when it is copied", **MODEL)
 class CopiesForgetTheScale(_Restored):
     def restore(self, clone: Any, original: Any) -> Any:
         clone.scale = torch.tensor(clone.scale).mul(0.5).item()

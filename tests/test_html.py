@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from conformance.report.matrix import page
 from conformance.report.matrix.columns import Column
-from tests.support.matrices import CLAUSES, HOSTILE
+from tests.support.matrices import CLAUSES, HOSTILE, a_report
 from tests.test_matrix import hostile, three
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -220,6 +221,18 @@ def test_every_text_has_enough_contrast(scheme: str, opened: Opened) -> None:
     assert seen.evaluate(CONTRAST) == []
     seen.get_by_role("button", name="LIN-FWD on lesser").click()
     assert seen.evaluate(CONTRAST) == []
+
+
+@pytest.mark.parametrize("width", [420, 1280])
+def test_the_verdict_table_fits_the_window(width: int, opened: Opened) -> None:
+    report = replace(a_report(LIN_FWD=(("fail", 2.0), ("fail", 2.0))), device_name="AMD EPYC 9654 96-Core Processor")
+    seen = opened(Column.of(report, {}), viewport={"width": width, "height": 900})
+    sizes = "(table) => [table.scrollWidth - table.parentElement.clientWidth, document.body.scrollWidth - innerWidth]"
+    assert max(seen.locator(".about").evaluate(sizes)) <= 0
+    date = seen.locator(".about .date").bounding_box()
+    assert date is not None
+    assert 0 <= date["x"] < date["x"] + date["width"] <= width
+    assert seen.locator(".about .date time").evaluate("(e) => e.getClientRects().length") == 1  # not broken into lines
 
 
 def test_row_and_column_headers_stay_visible_when_scrolling(opened: Opened) -> None:

@@ -17,7 +17,8 @@ from conformance.report.matrix.assemble import assemble, exit_code
 from conformance.report.matrix.columns import Column
 from conformance.report.matrix.matrix import Cell, Matrix
 from conformance.report.report import Report, SuiteFailure
-from tests.support.matrices import CLAUSES, HOSTILE, a_column, a_report
+from conformance.specification.clause import load_all
+from tests.support.matrices import CLAUSES, HOSTILE, a_clause, a_column, a_report, a_result, report_of
 
 SCHEMA = json.loads(matrix.SCHEMA.read_text())
 FAILS = {"LIN_FWD": (("fail", 2.0), ("pass", 0.5)), "LIN_DET": (("pass", 0.1), ("fail", 3.0))}
@@ -170,11 +171,50 @@ def test_a_page_is_a_table_with_headers_and_its_links_have_targets() -> None:
 
 
 def test_a_page_includes_reproducers_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page, "SCRIPTS", 20)
+    whole = len(page.document(three()).encode())
+    monkeypatch.setattr(page, "LIMIT", (whole + page.ENTRY) // 3)
     text = page.document(three())
     assert "print(&#34;LIN-FWD&#34;)" in text
     assert "print(&#34;LIN-DET&#34;)" not in text
     assert "<code>lesser/repro_LIN-DET.py</code>" in text
+
+
+def everything_fails() -> Column:
+    """A target that fails every clause of the suite for one reason, and has a long script for each."""
+    message = (
+        "worst    dX[0, 0]: got 1, want -1     error ÷ budget 5e9\npattern  60 of 60 elements wrong; all; as if so"
+    )
+    clauses = [
+        a_clause(
+            clause.id,
+            clause.group,
+            *(a_result(dtype=dtype, status="fail", message=message) for dtype in clause.dtypes or ("any",)),
+            sentence=clause.sentence,
+            status="fail",
+            message=message,
+            case="m=1 k=1 n=1 r=1",
+        )
+        for clause in load_all().values()
+    ]
+    versions = {"python": "3.11", "torch": "2", "loraspec": "0", "triton": None}
+    return Column.of(report_of(*clauses, versions=versions), {clause.id: "x = 1\n" * 3000 for clause in clauses})
+
+
+def test_a_page_of_a_full_run_stays_small_whatever_fails() -> None:
+    text = page.document([everything_fails()])
+    assert len(text.encode()) < 300_000
+    assert text.count("x = 1") % 3000 == 0
+    assert "more in report.json" in text
+
+
+def test_failures_come_first_by_cause_with_what_follows_folded() -> None:
+    text = page.document([everything_fails()])
+    assert text.index("Failures by cause") < text.index('<table class="matrix">')
+    assert text.count('<article class="cause"') <= 3
+    cause = text[text.index('<article class="cause"') : text.index("</article>")]
+    assert "What was seen" in cause
+    assert "got 1, want -1" in cause
+    assert "clauses follow: " in cause
 
 
 def test_a_page_needs_only_the_properties_that_the_report_schema_requires() -> None:

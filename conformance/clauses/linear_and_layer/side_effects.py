@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 
 import torch
 
 from conformance.cases.linear_case import LinearCase
+from conformance.cases.operands import Operands
 from conformance.clauses.linear_and_layer.case_spaces import LAYOUT, SMALL
 from conformance.clauses.linear_and_layer.judged_results import judge_gradients, oracle_for
 from conformance.judgement.judge import judge, worst
+from conformance.judgement.linear_oracle import Expected, LinearOracle
 from conformance.judgement.outcomes import require
 from conformance.specification.clause import clause
 from conformance.target.calls import calling
@@ -165,5 +170,25 @@ def test_refilled(subject: Subject, case: LinearCase) -> float | None:
             tensor.grad = None
     y = instance.forward()
     instance.backward(y)
-    oracle = oracle_for(subject, new)
-    return worst(judge(y, oracle.y), judge_gradients(instance, oracle))
+    oracle, earlier = oracle_for(subject, new), stale_oracles(subject, new, operands)
+
+    def judged(actual: torch.Tensor | None, of: Callable[[LinearOracle], Expected]) -> float:
+        mistakes = {words: of(stale).value for words, stale in earlier.items()}
+        return judge(actual, dataclasses.replace(of(oracle), mistakes=mistakes))
+
+    ratios = [judged(y, lambda found: found.y)]
+    for name in TRAINABLE:
+        ratios.append(judged(instance.gradient(name), partial(LinearOracle.gradient, of=name)))
+    return worst(*ratios)
+
+
+def stale_oracles(subject: Subject, new: Operands, old: Operands) -> dict[str, LinearOracle]:
+    """By its words for a stale cache of an operand, or of all, the oracle of the results that it gives."""
+    found = {}
+    for names in (("weight",), ("bias",), ("lora_A",), ("lora_B",), ("lora_A", "lora_B"), tuple(old.values)):
+        if set(names) <= set(old.values):
+            mixed = copy.copy(new)
+            mixed.values = new.values | {name: old.values[name] for name in names}
+            which = " and ".join(names) if len(names) < 3 else "all operands"
+            found[f"{which} had their values of the earlier call (a stale cache)"] = oracle_for(subject, mixed)
+    return found

@@ -1,27 +1,33 @@
 """A matrix as one self-contained HTML page. It fetches no resources and runs only its own script.
 
-Without JavaScript the page is a table, followed by the full entries of clauses that do not pass. With JavaScript,
-cells open in a dialog, and rows can be filtered by group, status, dtype and words.
+The verdict comes first, then the failures by cause, then the table of clauses. With scripts, cells of the table open in
+a dialog and rows are chosen by group, status, dtype and words.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+import html
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from conformance.judgement.result import CRASHED, DEVIATION, FAIL, INCONCLUSIVE, NOT_CLAIMED, PASS, UNSUPPORTED
+from conformance.report.diagnosis import led
 from conformance.report.matrix.assemble import assemble, group_summaries
 from conformance.report.matrix.columns import Column
 from conformance.report.matrix.matrix import NOT_RUN, Cell, Matrix, Row
-from conformance.report.terminal import ratio
+from conformance.report.terminal import listed, ratio
 
+Place = tuple[int, int]  # a row and a column
 HERE = Path(__file__).parent
-SCRIPTS = 4_000_000  # characters of reproducers in one page; the page gives only the names of further ones
+LIMIT = 290_000  # bytes of a page for each target: what follows from a cause, and reproducers, are shown while they fit
+ENTRY = 1100  # bytes of an entry besides its case and message
+IN_FULL = 40  # causes in full; of later ones the leading clause is as brief as one that follows
+MOST = 600  # characters of a message that is not the leading one of a cause
 WORDS = (PASS, FAIL, CRASHED, INCONCLUSIVE, DEVIATION, UNSUPPORTED, NOT_CLAIMED, NOT_RUN)
-IN_FULL = (FAIL, CRASHED, INCONCLUSIVE, DEVIATION, UNSUPPORTED)  # statuses with an entry of their own below the table
+OTHERS = (DEVIATION, UNSUPPORTED)  # statuses that are no failure and have an entry of their own
 
 
 def document(columns: Sequence[Column]) -> str:
@@ -35,24 +41,79 @@ def document(columns: Sequence[Column]) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"ratio": ratio, "words": lambda status: status.replace("_", " "), "packed": _packed}
+    environment.filters |= {
+        "ratio": ratio,
+        "words": lambda status: status.replace("_", " "),
+        "packed": _packed,
+        "cut": lambda text, most: text if most is None or len(text) <= most else f"{text[:most]} …",
+    }
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     matrix = assemble(columns)
-    text: str = environment.get_template("page.html").render(
-        matrix=matrix,
-        groups=_groups(matrix),
-        statuses=_statuses(matrix),
-        dtypes=_dtypes(matrix),
-        scripts=_shown(matrix, columns),
-        in_full=IN_FULL,
-        order=WORDS,
-        not_run=NOT_RUN,
-        style=style,
-        style_hash=_hash(style),
-        script=script,
-        script_hash=_hash(script),
-    )
-    return text
+    causes = causes_shown(matrix, columns)
+    others = [place for place, cell in _cells(matrix) if cell.status in OTHERS]
+    template = environment.get_template("page.html")
+
+    def rendered(entries: Collection[Place], scripts: Mapping[Place, str]) -> str:
+        return template.render(
+            matrix=matrix,
+            causes=[cause.cut_to(entries) for cause in causes],
+            others=others,
+            entries=entries,
+            scripts=scripts,
+            groups=_groups(matrix),
+            statuses=_statuses(matrix),
+            dtypes=_dtypes(matrix),
+            in_full=IN_FULL,
+            most=MOST,
+            order=WORDS,
+            not_run=NOT_RUN,
+            style=style,
+            style_hash=_hash(style),
+            script=script,
+            script_hash=_hash(script),
+        )
+
+    entries = {(cause.row, cause.column) for cause in causes}.union(others)
+    limit = LIMIT * len(columns)
+    entries |= _following(matrix, causes, limit - _size(rendered(entries, {})))
+    return rendered(entries, _scripts(matrix, columns, causes, limit - _size(rendered(entries, {}))))
+
+
+@dataclass(frozen=True)
+class CauseEntry:
+    """A cause of a target: the row and column of its leading cell, and the rows of the clauses that follow.
+
+    Attributes:
+        sentence: what fails like it; empty where that says nothing.   names: the first of the clauses that follow.
+        left: how many of them have no entry, since the page would grow too large.
+    """
+
+    row: int
+    column: int
+    cell: Cell
+    sentence: str
+    names: str
+    follows: tuple[int, ...]
+    left: int = 0
+
+    def cut_to(self, entries: Collection[Place]) -> CauseEntry:
+        """The cause, with the number of clauses that have no entry."""
+        return replace(self, left=sum((row, self.column) not in entries for row in self.follows))
+
+
+def causes_shown(matrix: Matrix, columns: Sequence[Column]) -> list[CauseEntry]:
+    """The causes of each target, in the order in which they are shown."""
+    rows = {row.id: number for number, row in enumerate(matrix.rows)}
+    found = []
+    for place, column in enumerate(columns):
+        for clause, cause in led(column.report) if column.report else ():
+            cell = matrix.rows[rows[clause.id]].cells[place]
+            assert cell is not None
+            told = clause.status != INCONCLUSIVE and not clause.stale
+            sentence = cause.sentence if told else ""
+            follows = tuple(rows[name] for name in cause.follows)
+            found.append(CauseEntry(rows[clause.id], place, cell, sentence, listed(list(cause.follows)), follows))
+    return found
 
 
 @dataclass(frozen=True)
@@ -79,17 +140,41 @@ def _dtypes(matrix: Matrix) -> list[str]:
     return list(dict.fromkeys(dtype for cell in matrix.cells if cell for dtype in cell.dtypes))
 
 
-def _shown(matrix: Matrix, columns: Sequence[Column]) -> dict[tuple[int, int], str]:
-    """The reproducers that fit on the page, by row and column."""
-    found: dict[tuple[int, int], str] = {}
-    room = SCRIPTS
+def _cells(matrix: Matrix) -> Iterator[tuple[Place, Cell]]:
     for number, row in enumerate(matrix.rows):
-        for place, column in enumerate(columns):
-            text = column.scripts.get(row.id)
-            if row.cells[place] and text is not None and len(text) <= room:
-                found[number, place] = text
-                room -= len(text)
+        for column, cell in enumerate(row.cells):
+            if cell is not None:
+                yield (number, column), cell
+
+
+def _following(matrix: Matrix, causes: Sequence[CauseEntry], room: int) -> set[Place]:
+    """The clauses that follow from causes and have an entry, as far as there is room."""
+    found: set[Place] = set()
+    for cause in causes:
+        for row in cause.follows:
+            cell = matrix.rows[row].cells[cause.column]
+            room -= ENTRY + _size(html.escape((cell.message or "")[:MOST] + (cell.case or ""))) if cell else 0
+            if room < 0:
+                return found
+            found.add((row, cause.column))
     return found
+
+
+def _scripts(matrix: Matrix, columns: Sequence[Column], causes: Sequence[CauseEntry], room: int) -> dict[Place, str]:
+    """The reproducers that the page has room for: those of leading clauses first; the others are named."""
+    leading = [(cause.row, cause.column) for cause in causes]
+    deviations = [place for place, cell in _cells(matrix) if cell.status == DEVIATION]
+    found: dict[Place, str] = {}
+    for row, column in dict.fromkeys([*leading, *deviations]):
+        text = columns[column].scripts.get(matrix.rows[row].id)
+        if text is not None and (size := _size(html.escape(text)) + ENTRY) <= room:
+            found[row, column] = text
+            room -= size
+    return found
+
+
+def _size(text: str) -> int:
+    return len(text.encode())
 
 
 def _packed(cell: Cell) -> str:

@@ -114,7 +114,7 @@ class RemembersByAddress(Right):
 @breaks(
     "LIN-MEM-REFILL",
     "LAY-MEM-REFILL",
-    says="worst    y",
+    says="lora_A and lora_B had their values of the earlier call (a stale cache)",
     source="a product of the adapters cached while they are trained",
 )
 class KeepsTheProduct(Right):

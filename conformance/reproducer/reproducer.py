@@ -84,7 +84,9 @@ def _shows_defect(text: str) -> bool:
     try:
         exec(compile(text, "<reproducer>", "exec"), space)
         return space["wrong"]() is not None
-    except Exception:  # noqa: BLE001  (an exception of the target shows the defect too)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001  (an exception of the target shows the defect too)
         return "wrong" in space
     finally:
         sys.path[:] = path

@@ -5,12 +5,13 @@ The check runs in a separate process (see `conformance.run.nursery`), since impo
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import platform
 import sys
 import traceback
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ from conformance.target.source_location import defined
 if TYPE_CHECKING:
     from conformance.run.trial import Trial
 
+RIGHT = "reference"  # a target that can be planned wherever the suite is not at fault
+
 
 def plan(selection: Selection) -> Plan:
     """The plan of a run of this selection.
@@ -34,21 +37,42 @@ def plan(selection: Selection) -> Plan:
     """
     import torch
 
+    from conformance.errors import TargetError
+    from conformance.specification.clause import load_all
+    from conformance.target.fault import looking_at
+
     cuda = torch.cuda.is_available()
     if selection.device != "cpu" and not cuda:
         raise UsageError(f"device {selection.device!r} asked for but torch {torch.__version__} sees no CUDA GPU here")
     interpreting = set_interpreter(selection.lane, selection.device, cuda)
-    from conformance.errors import TargetError
+    matched(selection.clauses, load_all(), "clause")
+    try:
+        with looking_at(selection.target, partial(_is_right, selection)):
+            return _plan(selection, interpreting=interpreting)
+    except TargetError as error:
+        raise UsageError(str(error)) from error
+
+
+def _is_right(selection: Selection) -> bool:
+    """Whether `reference` can be planned in place of the target."""
+    if selection.target == RIGHT:
+        return False
+    try:
+        _plan(dataclasses.replace(selection, target=RIGHT), interpreting=False)
+    except UsageError:
+        return True
+    except Exception:  # noqa: BLE001  (so the suite is at fault, not the target)
+        return False
+    return True
+
+
+def _plan(selection: Selection, *, interpreting: bool) -> Plan:
     from conformance.run.trial import loaded, trials
     from conformance.specification.clause import load_all
     from conformance.target.target import elsewhere, uninstalled
 
     clauses = load_all()
-    matched(selection.clauses, clauses, "clause")
-    try:
-        target = loaded(selection.target, selection.device)
-    except TargetError as error:
-        raise UsageError(str(error)) from error
+    target = loaded(selection.target, selection.device)
     _check_claims(target, selection, list(clauses))
     chosen = [c for c in clauses.values() if selection.includes(c.id, c.group)]
     planned = []

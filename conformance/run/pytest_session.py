@@ -51,24 +51,25 @@ class Session:
         clauses = getattr(metafunc.function, "clauses", None)
         if clauses is None or "trial" not in metafunc.fixturenames:
             return
-        from conformance.run.trial import trials
-
         found: list[Any] = []
         for clause in clauses:
             if self._chosen(clause):
-                offered = trials(clause, self._target(), self.selection, reproduces=self.reported)
+                offered = self._offered(clause)
                 found += [pytest.param(trial, id=trial.id) for trial in offered] or [_skipped(clause)]
         metafunc.parametrize("trial", found or [_skipped(clauses[0])])
 
     def _chosen(self, clause: Clause) -> bool:
         return self.selection.includes(clause.id, clause.group)
 
-    def _target(self) -> Any:
+    def _offered(self, clause: Clause) -> list[Trial]:
         from conformance.errors import TargetError
-        from conformance.run.trial import loaded
+        from conformance.run.trial import loaded, trials
+        from conformance.target.fault import looking_at
 
         try:
-            return loaded(self.selection.target, self.selection.device)
+            target = loaded(self.selection.target, self.selection.device)
+            with looking_at(self.selection.target):
+                return trials(clause, target, self.selection, reproduces=self.reported)
         except TargetError as error:
             raise pytest.UsageError(str(error)) from error
 

@@ -106,12 +106,14 @@ def check(line: Line) -> tuple[str, str]:
 def _subject(line: Line, clause: Any, selection: Selection) -> Any:
     from conformance.errors import TargetError
     from conformance.run.trial import loaded
+    from conformance.target.fault import looking_at
 
     try:
         target = loaded(line.target, selection.device, (clause.group,))
+        with looking_at(line.target):
+            subjects = {subject.name: subject for subject in target.subjects(clause)}
     except TargetError as error:
         raise UsageError(str(error)) from error
-    subjects = {subject.name: subject for subject in target.subjects(clause)}
     if not subjects:
         missing = ", ".join(target.lacking(clause))
         raise UsageError(f"target {line.target!r} does not claim {clause.id}: it has no {missing}")

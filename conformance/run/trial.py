@@ -32,6 +32,7 @@ from conformance.run.profiles import Profile
 from conformance.run.selection import Selection
 from conformance.run.worker_status import Watch
 from conformance.specification.clause import SHOULD, Clause, load_all
+from conformance.target.fault import raised_by_target
 from conformance.target.subject import Subject
 from conformance.target.target import Target
 
@@ -79,9 +80,18 @@ class Trial:
             self.result = examination.run() if self.declared else examination.probe()
             self.result.message = self.result.message and without_addresses(self.result.message)
             if self.reproduces and self.result.status == FAIL and self.result.case is not None:
-                self.reproducer = script(self.clause, self.subject, self.target, self.result)
+                self.reproducer = self._script(self.result)
         self.result.launches = launches[0]
         return self.result
+
+    def _script(self, result: Result) -> str | None:
+        """The script that reproduces a failure; None where the target's own code keeps it from being written."""
+        try:
+            return script(self.clause, self.subject, self.target, result)
+        except Exception as error:
+            if raised_by_target(error):
+                return None
+            raise
 
     def run(self) -> None:
         """Judge the trial as a pytest test, which is skipped if unsupported and xfailed if the failure is expected."""

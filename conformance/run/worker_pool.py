@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from conformance.isolation import processes
-from conformance.judgement.result import CRASHED, Result
+from conformance.judgement.result import CRASHED, FAIL, Result
 from conformance.report.trial_keys import Key
 from conformance.run import expected_seconds
 from conformance.run.selection import Selection
@@ -226,6 +226,7 @@ def judge_as_told(selection: Selection, folder: Path, name: str, inbox: int, out
     from conformance.errors import TargetError
     from conformance.run.trial import loaded, trials
     from conformance.specification.clause import REGISTRY
+    from conformance.target.fault import looking_at
 
     watch, events = Watch(folder, name, 0.0), Events(folder)
     try:
@@ -242,11 +243,15 @@ def judge_as_told(selection: Selection, folder: Path, name: str, inbox: int, out
                 return
             *words, watch.timeout = json.loads(line)
             key = Key(*words)
-            if key not in known:
-                known = {t.key: t for t in trials(REGISTRY[key.clause], target, selection, watch, reproduces=True)}
             try:
+                if key not in known:
+                    with looking_at(selection.target):
+                        offered = trials(REGISTRY[key.clause], target, selection, watch, reproduces=True)
+                    known = {trial.key: trial for trial in offered}
                 result = known[key].examine()
                 events.write(result=vars(result), script=known[key].reproducer)
+            except TargetError as error:
+                events.write(result=vars(Result(*key, status=FAIL, message=str(error))), script=None)
             except Exception:  # noqa: BLE001  (any exception here is a failure of the suite)
                 events.write(error=traceback.format_exc(), where=" ".join(key))
             os.write(outbox, b".")

@@ -26,7 +26,7 @@ def calling(what: str) -> Iterator[None]:
     except (Violation, Inconclusive, Refused, KeyboardInterrupt):
         raise
     except BaseException as error:  # SystemExit and PanicException included
-        raise Violation(f"{what} raised {type(error).__name__}: {_first_lines(error)}") from error
+        raise Violation(f"{what} raised {type(error).__name__}: {first_lines(error)}") from error
 
 
 @contextmanager
@@ -41,6 +41,7 @@ def fault_of(function: str) -> Iterator[None]:
         raise Violation(f"{function}:{apart}{found}", found.ratio, is_slow=found.is_slow) from found.__cause__
 
 
-def _first_lines(error: BaseException, most: int = 3) -> str:
+def first_lines(error: BaseException, most: int = 3) -> str:
+    """The first lines of an exception's text, indented as a message shows them."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return "\n         ".join(lines[:most])[:600] or "(no message)"

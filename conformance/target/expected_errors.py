@@ -5,10 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from conformance.judgement.outcomes import Violation, require
 from conformance.target.calls import calling
+
+T = TypeVar("T")
 
 
 def refuses(
@@ -35,6 +37,14 @@ def refuses(
     except BaseException as error:  # SystemExit too is a failure of the target
         raise Violation(f"{what} raised {_shown(error)}: expected {expected}") from error
     raise Violation(f"{what} returned {type(result).__name__}: expected {expected}")
+
+
+def unless_it_raises(call: Callable[[], T]) -> T | None:
+    """The result of a call of the target or of a derivative, which may raise an exception of any type: None then."""
+    try:
+        return call()
+    except Exception:  # noqa: BLE001  (that a target raises is allowed; what it raises is its own matter)
+        return None
 
 
 @contextmanager

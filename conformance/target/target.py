@@ -22,6 +22,7 @@ from conformance.specification.clause import Clause
 from conformance.specification.features import ABSENT, FEATURES
 from conformance.specification.groups import groups
 from conformance.target.declaration import check_declaration, read_deviations
+from conformance.target.fault import looking_at
 from conformance.target.features import DROPOUT_POSITIONS, contradictions, positions
 from conformance.target.signature import arguments_for, takes
 from conformance.target.subject import Subject
@@ -65,11 +66,12 @@ class Target:
             raise
         except BaseException as error:
             raise TargetError(f"target {spec!r} raised on import: {_described(error)}") from error
-        for part in attribute.split(".") if attribute else ():
-            if not hasattr(thing, part):
-                raise TargetError(f"target {spec!r}: {thing!r} has no attribute {part!r}")
-            thing = getattr(thing, part)
-        return cls._of(thing, spec, device)
+        with looking_at(spec):
+            for part in attribute.split(".") if attribute else ():
+                if not hasattr(thing, part):
+                    raise TargetError(f"target {spec!r}: {thing!r} has no attribute {part!r}")
+                thing = getattr(thing, part)
+            return cls._of(thing, spec, device)
 
     @classmethod
     def of(cls, thing: Any, spec: str = "", device: str = "cpu") -> Target:

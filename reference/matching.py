@@ -44,7 +44,8 @@ class ModuleMatcher:
     """The rule that chooses the linear modules to adapt.
 
     Exactly one option applies: `target_modules` (the modules that a pattern matches), `exclude_modules` (the modules
-    that no pattern matches) or `match_all_linear` (all). Without any option the target is ``*_proj``, with a warning.
+    that no pattern matches) or `match_all_linear` (all). Without any option target_modules is ``["*_proj"]``, with a
+    warning.
 
     Args:
         target_modules: patterns of `wildcard_match`; None is [], a string is one pattern.
@@ -80,6 +81,7 @@ class ModuleMatcher:
                 f"no target_modules, exclude_modules or match_all_linear given: adapting {DEFAULT_TARGET!r}",
                 stacklevel=3,
             )
+            self.target_modules = [DEFAULT_TARGET]
 
     def match(self, m: nn.Module, name: str | None = None, prefix: str | None = None) -> bool:
         """Whether module m is to be adapted; False for a module that is not an nn.Linear.
@@ -96,7 +98,7 @@ class ModuleMatcher:
             return not (self.is_causal_lm and full_name is not None and "lm_head" in full_name.split("."))
         if self.exclude_modules:
             return not any(wildcard_match(pattern, full_name) for pattern in self.exclude_modules)
-        return any(wildcard_match(pattern, full_name) for pattern in self.target_modules or [DEFAULT_TARGET])
+        return any(wildcard_match(pattern, full_name) for pattern in self.target_modules)
 
 
 def pattern_list(key: str, value: object) -> list[str]:

@@ -18,15 +18,15 @@ class LoraTraining(nn.Module):
     The model's frozen linear layers, except the first one, become `CustomLinear`s.
 
     Args:
-        inference_model: a model with adapters (some layer has lora_A and lora_B); changed in place.
+        inference_model: a model, usually with adapters (some layer has lora_A and lora_B); changed in place.
     Attributes:
         inference_model: the model.
         optimizer, lr_scheduler, loss_fn, gradient_accumulation_steps, max_grad_norm: see
             `update_training_parameters`; initially None, None, None, 1 and None.
         calibrate: see `toggle_calibrate`; initially False.   run_optimizer: see `toggle_run_optimizer`; initially
             False.
-    Raises:
-        ValueError: for a model without a LoRA layer.
+    Warns:
+        UserWarning: for a model without a LoRA layer, of which only other trainable parameters are trained.
     Source: Concrete ML `LoraTraining`.
     """
 
@@ -34,7 +34,12 @@ class LoraTraining(nn.Module):
 
     def __init__(self, inference_model: nn.Module) -> None:
         super().__init__()
-        assert_has_lora_layers(inference_model)
+        if not has_lora_layers(inference_model):
+            warnings.warn(
+                f"{type(inference_model).__name__} has no LoRA layer, one with lora_A and lora_B: "
+                f"only its other trainable parameters are trained",
+                stacklevel=2,
+            )
         self.inference_model = inference_model
         self.replace_layers_with_custom(inference_model, skip_first=True)
         self.calibrate = False
@@ -152,14 +157,14 @@ class LoraTraining(nn.Module):
                 )
             output = self.inference_model(*args, **kwargs, labels=labels)
             loss = _entry(output, "loss")
-            if loss is None and isinstance(output, tuple | list) and output:
+            if loss is None and isinstance(output, tuple | list) and output and not hasattr(output, "_fields"):
                 loss = output[0]
             source = "model"
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             got = f"a tensor {list(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
             raise ValueError(
                 f"The {source} did not return a loss: expected a scalar tensor (of a model as output.loss, "
-                f"output['loss'] or output[0]) but got {got}"
+                f"output['loss'] or, in a tuple without names, output[0]) but got {got}"
             )
         return loss
 
@@ -213,17 +218,13 @@ def replace_linear_layers(model: nn.Module, custom_linear: type[CustomLinear], s
             setattr(model.get_submodule(parent), own, custom)
 
 
-def assert_has_lora_layers(model: nn.Module) -> None:
-    """Refuse a model in which no layer exposes lora_A and lora_B, or lora_embedding_A and _B, in any case.
-
-    Raises:
-        ValueError: naming the attributes that are missing.
-    """
+def has_lora_layers(model: nn.Module) -> bool:
+    """Whether a layer of a model exposes lora_A and lora_B, or lora_embedding_A and _B, in any case."""
     for module in model.modules():
         names = {key.lower() for held in (vars(module), module._parameters, module._modules) for key in held}
         if {"lora_a", "lora_b"} <= names or {"lora_embedding_a", "lora_embedding_b"} <= names:
-            return
-    raise ValueError(f"{type(model).__name__} has no LoRA layer: expected one with lora_A and lora_B")
+            return True
+    return False
 
 
 def _eligible(model: nn.Module) -> dict[Any, list[str]]:

@@ -32,7 +32,7 @@ class Step(nn.Module):
 
     def check(self, model: nn.Module) -> None:
         if not any(hasattr(m, "lora_A") and hasattr(m, "lora_B") for m in model.modules()):
-            raise ValueError("no LoRA layer")
+            warnings.warn("no LoRA layer", stacklevel=3)
 
     # configuration
 
@@ -80,7 +80,7 @@ class Step(nn.Module):
         return self.loss_of(self.run_model(x, labels=labels))
 
     def loss_of(self, output: Any) -> Tensor:
-        if isinstance(output, tuple):
+        if isinstance(output, tuple) and not hasattr(output, "_fields"):
             return output[0]
         loss = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
         if loss is None:

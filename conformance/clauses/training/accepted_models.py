@@ -1,7 +1,8 @@
-"""The models that LoraTraining accepts: those with LoRA layers, in any of the usual forms."""
+"""The models that LoraTraining accepts: those with LoRA layers, in any of the usual forms, and those without."""
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from torch import nn
@@ -12,8 +13,11 @@ from conformance.clauses.training.session import Session
 from conformance.judgement.judge import judge, worst
 from conformance.judgement.outcomes import require
 from conformance.specification.clause import SHOULD, clause
-from conformance.target.expected_errors import calling_quietly, refuses
+from conformance.target.calls import calling
+from conformance.target.expected_errors import calling_quietly
 from conformance.target.subject import Subject
+
+WITHOUT = STEPS.narrowed(how=("plain", "names that contain lora"))
 
 
 class WithoutDropout(Problem):
@@ -35,19 +39,46 @@ def test_adapter_without_dropout(subject: Subject, case: StepCase) -> float | No
     return worst(judge(session.call()[0], session.problem.loss()), session.judge_gradients())
 
 
+def without_adapters(case: StepCase) -> tuple[str, nn.Module, list[str]]:
+    """A model of two linear layers and no adapter: its description, the model, and the names of the layers."""
+    names = ["fc1", "fc2"] if case.how == "plain" else ["explorator", "lora_model.fc"]
+    model = tree({name: linear() for name in names})
+    return f"LoraTraining of a model with the layers {', '.join(names)}", model, names
+
+
 @clause(
-    "TRN-LORA-REQUIRED",
-    sentence="""A model without any LoRA layer is refused with a ValueError, even if names of its layers contain
+    "TRN-LORA-ABSENT",
+    sentence="""A model without any LoRA layer is accepted: every linear layer except the first is replaced, even if its
+    name contains "lora".""",
+    cases=WITHOUT,
+    dtypes=ONE,
+    why="Concrete ML's own tests train such models.",
+)
+def test_model_without_adapters(subject: Subject, case: StepCase) -> float | None:
+    what, model, names = without_adapters(case)
+    with calling_quietly(what):
+        subject.thing(model)
+    require(converted(model) == names[1:], f"{what} replaced {converted(model)}: expected {names[1:]}")
+    return None
+
+
+@clause(
+    "TRN-LORA-WARNING",
+    sentence="""For a model without any LoRA layer there is a UserWarning, even if names of its layers contain
     "lora".""",
-    cases=STEPS.narrowed(how=("plain", "names that contain lora")),
+    cases=WITHOUT,
     level=SHOULD,
     dtypes=ONE,
     weight=0.3,
 )
-def test_model_without_adapters(subject: Subject, case: StepCase) -> float | None:
-    names = ("fc1", "fc2") if case.how == "plain" else ("explorator", "lora_model.fc")
-    model = tree({name: linear() for name in names})
-    refuses(f"LoraTraining of a model with the layers {', '.join(names)}", lambda: subject.thing(model))
+def test_warning_without_adapters(subject: Subject, case: StepCase) -> float | None:
+    what, model, _ = without_adapters(case)
+    with warnings.catch_warnings(record=True) as caught, calling(what):
+        warnings.simplefilter("always")
+        subject.thing(model)
+    require(
+        any(issubclass(warning.category, UserWarning) for warning in caught), f"{what} did not warn: expected a warning"
+    )
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
 from types import SimpleNamespace
 from typing import Any
 
@@ -124,10 +125,12 @@ def test_kinds_of_model_loss(subject: Subject, case: StepCase) -> float | None:
     return worst(judge(session.call()[0], session.problem.loss()), session.judge_gradients())
 
 
+Scored = namedtuple("Scored", ["score"])
 LOSSLESS: dict[str, Any] = {
     "an object without .loss": lambda out: SimpleNamespace(logits=out),
     "an object with .loss = None": lambda out: SimpleNamespace(loss=None, logits=out),
     "a dict without 'loss'": lambda out: {"logits": out},
+    "a named tuple without .loss": lambda out: Scored(out.sum()),
     "its logits": lambda out: out,
     "None": lambda _out: None,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from tests.baselines.training import Step
+from tests.baselines.training import Replacing, Step, replacing_breaks
 from tests.baselines.training import step_breaks as breaks
 
 
@@ -15,8 +15,21 @@ class LooksForDropout(Step):
             raise ValueError("no LoRA layer")
 
 
-@breaks("TRN-LORA-REQUIRED", says="returned LoraTraining")
-class TakesAnyModel(Step):
+@breaks("TRN-LORA-ABSENT", says="raised ValueError: no LoRA layer")
+class WantsAnAdapter(Step):
+    def check(self, model):
+        if not any(hasattr(m, "lora_A") for m in model.modules()):
+            raise ValueError("no LoRA layer")
+
+
+@replacing_breaks("TRN-LORA-ABSENT", says="replaced []: expected ['lora_model.fc']")
+class SkipsNamesThatContainLora(Replacing):
+    def is_adapter(self, name, module):
+        return "lora" in name
+
+
+@breaks("TRN-LORA-WARNING", says="did not warn")
+class TakesAnyModelSilently(Step):
     def check(self, model):
         pass
 

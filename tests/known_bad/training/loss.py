@@ -132,6 +132,12 @@ class StumblesOverNoLoss(Step):
         return output[0] if isinstance(output, tuple) else output["loss"] if isinstance(output, dict) else output.loss
 
 
+@breaks("TRN-NO-LOSS", says="a named tuple without .loss returned tuple: expected ValueError")
+class TakesTheFirstField(Step):
+    def loss_of(self, output):
+        return output[0] if isinstance(output, tuple) else super().loss_of(output)
+
+
 @breaks("TRN-NO-LOSS", says="expected 'The model did not return a loss'")
 class SaysItOtherwise(Step):
     def loss_of(self, output):

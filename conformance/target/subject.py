@@ -16,6 +16,7 @@ from conformance.cases.linear_case import LinearCase
 from conformance.cases.operands import Operands
 from conformance.judgement.outcomes import require
 from conformance.judgement.recording import note
+from conformance.target.adapter_tensors import MAGNITUDE, adapter_of
 from conformance.target.calls import calling
 from conformance.target.signature import arguments_for, takes
 
@@ -117,8 +118,9 @@ class Instance:
             torch.autograd.backward([y], [upstream.to(y.dtype)], retain_graph=retain_graph)
 
     def gradient(self, name: str) -> torch.Tensor | None:
-        """The accumulated gradient of an operand."""
-        return self.tensors[name].grad
+        """The accumulated gradient of an operand, of a magnitude as [N]."""
+        gradient = self.tensors[name].grad
+        return gradient.flatten() if name == MAGNITUDE and gradient is not None else gradient
 
 
 def run(subject: Subject, operands: Operands, needs: Sequence[str] = TRAINABLE, **options: Any) -> Instance:
@@ -186,19 +188,20 @@ def _built_layer(subject: Subject, operands: Operands, options: dict[str, Any]) 
         layer = subject.thing(base, **arguments)
     with calling(f"{subject.name}.train({case.training})"):
         layer.train(case.training)
-    with calling(f"reading {subject.name}.lora_A.weight and lora_B.weight"):
-        adapters = {"lora_A": layer.lora_A.weight, "lora_B": layer.lora_B.weight}
+    with calling(f"reading {subject.name}.lora_A and lora_B"):
+        adapters = {name: adapter_of(layer, name) for name in ("lora_A", "lora_B")}
+    with calling(f"reading {subject.name}.weight and bias"):
         weight, bias = layer.weight, layer.bias
     for name, parameter in adapters.items():
         values = operands.tensor(name)
         assert values is not None
         require(
             parameter.shape == values.shape,
-            f"{name}.weight has shape {list(parameter.shape)}: expected {list(values.shape)}",
+            f"{name} has shape {list(parameter.shape)}: expected {list(values.shape)}",
         )
         require(
             parameter.dtype == values.dtype,
-            f"{name}.weight has dtype {parameter.dtype}: expected {values.dtype}",
+            f"{name} has dtype {parameter.dtype}: expected {values.dtype}",
         )
         with torch.no_grad():
             parameter.copy_(values)

@@ -12,6 +12,7 @@ from torch import nn
 
 from conformance.cases.operands import Operands
 from conformance.judgement.outcomes import require
+from conformance.target.adapter_tensors import adapter_of
 from conformance.target.calls import calling
 from conformance.target.subject import TRAINABLE, Instance, Subject
 
@@ -71,8 +72,8 @@ def mesh_of(*shape: int) -> Any:
 def refresh(instance: Instance) -> None:
     """Read the layer's parameters again, because wrapping replaces them."""
     layer = instance.module
-    with calling("reading lora_A.weight and lora_B.weight of the wrapped layer"):
-        found = {"lora_A": layer.lora_A.weight, "lora_B": layer.lora_B.weight, "weight": layer.weight}
+    with calling("reading lora_A and lora_B of the wrapped layer"):
+        found = {"weight": layer.weight, **{name: adapter_of(layer, name) for name in ADAPTER}}
         if layer.bias is not None:
             found["bias"] = layer.bias
     instance.tensors |= found

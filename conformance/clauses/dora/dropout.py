@@ -17,6 +17,7 @@ from conformance.judgement.outcomes import Inconclusive, Violation, require
 from conformance.numerics import budget
 from conformance.numerics.formats import numbers, rounded
 from conformance.specification.clause import clause
+from conformance.target.adapter_tensors import MAGNITUDE, adapter_of, fill_magnitude
 from conformance.target.subject import Subject
 
 
@@ -83,9 +84,9 @@ def judge_mask(subject: Subject, case: LinearCase) -> float | None:
     operands.values["weight"] = np.eye(case.k)
     instance = subject.build(operands, use_dora=True)
     norm, s = 1 + case.scale, case.scale
-    magnitude = rounded(np.linspace(0.5, 2.0, case.n), instance.module.lora_magnitude.dtype)
-    with torch.no_grad():
-        instance.module.lora_magnitude.copy_(torch.from_numpy(magnitude))
+    parameter = adapter_of(instance.module, MAGNITUDE)
+    magnitude = rounded(np.linspace(0.5, 2.0, case.n), parameter.dtype)
+    fill_magnitude(parameter, torch.from_numpy(magnitude))
     factor = magnitude / norm
     x = operands.rows("x")
     y = numbers(instance.forward()).reshape(x.shape)

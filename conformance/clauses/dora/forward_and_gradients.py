@@ -14,6 +14,7 @@ from conformance.judgement.linear_oracle import Expected
 from conformance.judgement.outcomes import Violation, require
 from conformance.numerics.formats import numbers, rounded
 from conformance.specification.clause import clause
+from conformance.target.adapter_tensors import MAGNITUDE, adapter_of
 from conformance.target.subject import Subject
 
 
@@ -86,12 +87,11 @@ def test_leading(subject: Subject, case: LinearCase) -> float | None:
 def test_fresh(subject: Subject, case: LinearCase) -> float | None:
     operands = subject.operands(dataclasses.replace(case, special="zero-B"))
     instance = subject.build(operands, use_dora=True)
-    parameter = instance.module.lora_magnitude
-    parameter = getattr(parameter, "weight", parameter)
+    parameter = adapter_of(instance.module, MAGNITUDE)
     norm = np.linalg.norm(operands.values["weight"], axis=1)
     how = operands.rounding
     allowed = norm * (2 * how.unit + how.accumulation(case.k))  # stored in the base's dtype, then in the adapter's
-    first = judge(parameter.detach(), Expected("a fresh lora_magnitude", norm, allowed, parameter.dtype))
+    first = judge(parameter.detach().flatten(), Expected("a fresh lora_magnitude", norm, allowed, parameter.dtype))
     oracle = oracle_of(subject, operands, numbers(parameter))
     expected = dataclasses.replace(oracle.y(), terms={})
     with torch.no_grad():
@@ -151,10 +151,9 @@ def test_norm_range(subject: Subject, case: LinearCase) -> float | None:
         operands.values[name] = rounded(operands.values[name] * size, operands.dtype)
     operands.values["x"] = rounded(operands.values["x"] / max(size, 1.0), operands.dtype)
     instance = subject.build(operands, use_dora=True)
-    parameter = instance.module.lora_magnitude
-    parameter = getattr(parameter, "weight", parameter)
+    parameter = adapter_of(instance.module, MAGNITUDE)
     norm = np.linalg.norm(operands.values["weight"], axis=1)
     allowed = norm * (2 * operands.rounding.unit + operands.rounding.accumulation(case.k))
-    ratio = judge(parameter.detach(), Expected("a fresh lora_magnitude", norm, allowed, parameter.dtype))
+    ratio = judge(parameter.detach().flatten(), Expected("a fresh lora_magnitude", norm, allowed, parameter.dtype))
     with torch.no_grad():
         return worst(ratio, judge(instance.forward(), oracle_of(subject, operands, numbers(parameter)).y()))

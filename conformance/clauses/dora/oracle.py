@@ -15,12 +15,13 @@ from conformance.judgement.linear_oracle import Expected
 from conformance.judgement.outcomes import require
 from conformance.numerics import budget
 from conformance.numerics.formats import Array, rounded
+from conformance.target.adapter_tensors import MAGNITUDE, adapter_of, fill_magnitude, is_magnitude
 from conformance.target.calls import calling
 from conformance.target.subject import TRAINABLE, Instance, Subject
 
 # the norm is a square root: no exact lane. Rank and width are moderate, so that no row comes near zero.
 DORA = SMALL.narrowed(values=("normal",), k=(17, 33, 70, 130), scale=(2.0, 0.5, 1.0), training=(True, False))
-NAMES = (*TRAINABLE, "lora_magnitude")
+NAMES = (*TRAINABLE, MAGNITUDE)
 
 
 class DoraOracle:
@@ -45,12 +46,12 @@ class DoraOracle:
         differentiated: bool = False,
     ) -> None:
         values, self.operands, self.how = operands.values, operands, operands.rounding
-        self.x, self.g, self.magnitude = operands.rows("x"), operands.rows("g"), magnitude
+        self.x, self.g, self.magnitude = operands.rows("x"), operands.rows("g"), magnitude.reshape(-1)
         self.weight, self.bias = values["weight"], values.get("bias")
         self.down, self.up, self.scale = values["lora_A"], values["lora_B"], operands.scale
         self.adapted = self.weight + self.scale * self.up @ self.down
         self.norm = np.linalg.norm(self.adapted, axis=1)
-        self.factor, self.earlier = magnitude / self.norm, earlier
+        self.factor, self.earlier = self.magnitude / self.norm, earlier
         self.differentiated = differentiated
         # a norm over K squares, its operand W + s·BA stored once in the base's dtype, and three stores of the factor
         unit = max(self.how.unit, self.how.adapter_unit)
@@ -200,17 +201,14 @@ def built(subject: Subject, case: LinearCase, **options: Any) -> tuple[Instance,
     operands = subject.operands(case)
     instance = subject.build(operands, use_dora=True, **options)
     with calling(f"{subject.name}.lora_magnitude"):
-        parameter = instance.module.lora_magnitude
-    parameter = getattr(parameter, "weight", parameter)
-    require(
-        tuple(parameter.shape) == (case.n,), f"lora_magnitude has shape {list(parameter.shape)}: expected [{case.n}]"
-    )
+        parameter = adapter_of(instance.module, MAGNITUDE)
+    shape = list(parameter.shape)
+    require(is_magnitude(parameter, case.n), f"lora_magnitude has shape {shape}: expected [{case.n}] or [{case.n}, 1]")
     random = np.random.default_rng([case.seed, case.n])
     wanted = np.linalg.norm(operands.values["weight"], axis=1) * random.uniform(0.5, 2.0, case.n)
     magnitude = rounded(wanted, parameter.dtype)
-    with torch.no_grad():
-        parameter.copy_(torch.from_numpy(magnitude))
-    instance.tensors["lora_magnitude"] = parameter
+    fill_magnitude(parameter, torch.from_numpy(magnitude))
+    instance.tensors[MAGNITUDE] = parameter
     return instance, oracle_of(subject, operands, magnitude)
 
 

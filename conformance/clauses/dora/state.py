@@ -10,10 +10,11 @@ import pickle
 import torch
 
 from conformance.cases.linear_case import LinearCase
-from conformance.clauses.dora.oracle import DORA, DoraOracle, built, oracle_of, ran
+from conformance.clauses.dora.oracle import DORA, NAMES, DoraOracle, built, oracle_of, ran
 from conformance.judgement.outcomes import require
 from conformance.numerics.formats import dtype_named, numbers
 from conformance.specification.clause import clause
+from conformance.target.adapter_tensors import MAGNITUDE, adapter_of
 from conformance.target.calls import calling
 from conformance.target.subject import Instance, Subject
 
@@ -22,8 +23,7 @@ def judged_as(instance: Instance, oracle: DoraOracle) -> float | None:
     """Judge y and every gradient of a layer by the oracle of another that it should equal."""
     layer, x = instance.module, oracle.operands.placed["x"].tensor
     with calling("reading lora_A, lora_B and lora_magnitude"):
-        magnitude = getattr(layer.lora_magnitude, "weight", layer.lora_magnitude)
-        adapter = {"lora_A": layer.lora_A.weight, "lora_B": layer.lora_B.weight, "lora_magnitude": magnitude}
+        adapter = {name: adapter_of(layer, name) for name in NAMES if name != "x"}
     other = Instance(layer, {"x": x.detach().clone(), **adapter}, oracle.operands, module=layer)
     for tensor in adapter.values():
         tensor.grad = None
@@ -69,6 +69,6 @@ def test_conversion(subject: Subject, case: LinearCase) -> float | None:
     magnitude = numbers(instance.tensors["lora_magnitude"])
     with calling(f"{subject.name}(use_dora=True).to(torch.float64)"):
         instance.module.to(dtype_named("float64"))
-    converted = getattr(instance.module.lora_magnitude, "weight", instance.module.lora_magnitude)
+    converted = adapter_of(instance.module, MAGNITUDE)
     require(converted.dtype == wide.dtype, f"lora_magnitude has dtype {converted.dtype} after .to(torch.float64)")
     return judged_as(instance, oracle_of(subject, wide, magnitude))

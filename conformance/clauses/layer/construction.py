@@ -20,6 +20,7 @@ from conformance.judgement.judge import judge, worst
 from conformance.judgement.outcomes import Inconclusive, require
 from conformance.numerics.formats import numbers
 from conformance.specification.clause import clause
+from conformance.target.adapter_tensors import adapter_of, scale_of
 from conformance.target.calls import calling
 from conformance.target.signature import arguments_for, default_of
 from conformance.target.subject import TRAINABLE, Instance, Subject, frozen_linear, run
@@ -69,15 +70,13 @@ def _judged_scale(subject: Subject, case: LinearCase, *, rslora: bool) -> float 
     scale = alpha / (math.sqrt(case.r) if rslora else case.r)
     operands = subject.operands(dataclasses.replace(case, scale=scale))
     instance = subject.build(operands, alpha=alpha, use_rslora=rslora)
-    for name in ("scale", "scaling"):
-        with calling(f"{subject.name}.{name}"):
-            seen = getattr(instance.module, name, None)
-        if isinstance(seen, int | float | torch.Tensor):
-            require(
-                math.isclose(float(seen), scale, rel_tol=1e-6),
-                f"{name} is {float(seen):.6g} for alpha={alpha}, dim={case.r}, use_rslora={rslora}: "
-                f"expected {scale:.6g}",
-            )
+    with calling(f"{subject.name}.scale"):
+        seen = scale_of(instance.module)
+    if seen is not None:
+        require(
+            math.isclose(seen, scale, rel_tol=1e-6),
+            f"scale is {seen:.6g} for alpha={alpha}, dim={case.r}, use_rslora={rslora}: expected {scale:.6g}",
+        )
     instance.require_grad(TRAINABLE)
     return judge(instance.forward(), oracle_for(subject, operands).y)
 
@@ -96,10 +95,8 @@ def test_defaults(subject: Subject, case: LinearCase) -> float | None:
     operands = subject.operands(dataclasses.replace(case, r=rank, scale=alpha / rank))
     layer = fresh(subject, operands)
     for name, shape in (("lora_A", [rank, case.k]), ("lora_B", [case.n, rank])):
-        parameter = getattr(layer, name).weight
-        require(
-            list(parameter.shape) == shape, f"{name}.weight is {list(parameter.shape)} by default: expected {shape}"
-        )
+        parameter = adapter_of(layer, name)
+        require(list(parameter.shape) == shape, f"{name} is {list(parameter.shape)} by default: expected {shape}")
         with torch.no_grad():
             parameter.copy_(operands.placed[name].tensor)
     instance = Instance(layer, {"x": operands.placed["x"].tensor}, operands)
@@ -118,8 +115,8 @@ def test_initialisation(subject: Subject, case: LinearCase) -> float | None:
     operands = subject.operands(case)
     method = ("xavier", "uniform", "kaiming")[case.seed % 3]
     layer = fresh(subject, operands, dim=case.r, lora_A_init_method=method)
-    require(not numbers(layer.lora_B.weight).any(), "a fresh lora_B is not zero")
-    values = numbers(layer.lora_A.weight)
+    require(not numbers(adapter_of(layer, "lora_B")).any(), "a fresh lora_B is not zero")
+    values = numbers(adapter_of(layer, "lora_A"))
     bound = 1 / math.sqrt(case.k)
     wanted = math.sqrt(2 / (case.k + case.r)) if method == "xavier" else bound / math.sqrt(3)
     # six relative standard errors of a standard deviation, each at most 1/√(2n), and 16-bit rounding
@@ -168,7 +165,7 @@ def test_frozen(subject: Subject, case: LinearCase) -> float | None:
     for name in ("weight", "bias"):
         require(not instance.tensors[name].requires_grad, f"{name} requires grad: expected it frozen")
     for name in ("lora_A", "lora_B"):
-        require(instance.tensors[name].requires_grad, f"{name}.weight does not require grad: expected it trainable")
+        require(instance.tensors[name].requires_grad, f"{name} does not require grad: expected it trainable")
     instance.tensors["x"].requires_grad_()
     instance.backward(instance.forward())
     for name in ("weight", "bias"):

@@ -19,6 +19,7 @@ from conformance.judgement.judge import judge, worst
 from conformance.judgement.outcomes import require
 from conformance.numerics.formats import dtype_named
 from conformance.specification.clause import clause
+from conformance.target.adapter_tensors import adapter_of
 from conformance.target.calls import calling
 from conformance.target.subject import TRAINABLE, Instance, Subject
 
@@ -71,7 +72,7 @@ def test_copies(subject: Subject, case: LinearCase) -> float | None:
         other = copy.deepcopy(instance.module) if deep else pickle.loads(pickle.dumps(instance.module))
     ratio = same_results(subject, instance, other, "the copy")
     with torch.no_grad():
-        other.lora_A.weight.add_(1)
+        adapter_of(other, "lora_A").add_(1)
     expected = instance.operands.placed["lora_A"].tensor
     same = torch.equal(instance.tensors["lora_A"].detach(), expected)
     require(same, "changing the copy's lora_A changed the layer's")

@@ -24,6 +24,7 @@ from conformance.clauses.model.target_calls import (
 )
 from conformance.judgement.outcomes import require
 from conformance.specification.clause import clause
+from conformance.target.adapter_tensors import adapter_of
 from conformance.target.expected_errors import refuses
 from conformance.target.subject import Subject
 
@@ -267,7 +268,7 @@ def test_reproducible(subject: Subject, case: ModelCase) -> None:
         model = model_named(names).to(subject.device)
         torch.manual_seed(seed)
         apply(subject, model, target_modules=["*_proj"], dim=case.dim, use_triton=case.triton)
-        drawn.append([require_adapter(model.get_submodule(name), name).lora_A.weight for name in names])
+        drawn.append([adapter_of(require_adapter(model.get_submodule(name), name), "lora_A") for name in names])
     same = all(torch.equal(a, b) for a, b in zip(*drawn[:2], strict=True))
     require(same, f"torch.manual_seed({case.seed}), then two equal models with other names: lora_A differs")
     again = any(torch.equal(a, b) for a, b in zip(*drawn[1:], strict=True))

@@ -19,6 +19,7 @@ from conformance.judgement.linear_oracle import LinearOracle
 from conformance.judgement.outcomes import require
 from conformance.numerics.formats import dtype_named
 from conformance.specification.clause import clause
+from conformance.target.adapter_tensors import adapter_of
 from conformance.target.calls import calling
 from conformance.target.subject import Instance, Subject, poisoned_memory
 
@@ -37,10 +38,11 @@ def test_meta(subject: Subject, case: PatchCase) -> None:
     layer = _meta_layer(subject, case)
     for name, parameter in layer.named_parameters():
         require(parameter.is_meta, f"{name} is on {parameter.device} after patching a meta layer: expected meta")
-    shapes = [list(layer.lora_A.weight.shape), list(layer.lora_B.weight.shape)]
+    shapes = [list(adapter_of(layer, "lora_A").shape), list(adapter_of(layer, "lora_B").shape)]
     expected = [[case.r, case.k], [case.n, case.r]]
     require(shapes == expected, f"lora_A and lora_B of a meta layer are {shapes}: expected {expected}")
-    require(layer.lora_A.weight.dtype == layer.weight.dtype, f"lora_A is {layer.lora_A.weight.dtype}")
+    dtype = adapter_of(layer, "lora_A").dtype
+    require(dtype == layer.weight.dtype, f"lora_A is {dtype}")
 
 
 @clause(
@@ -118,7 +120,7 @@ def test_copy(subject: Subject, case: PatchCase) -> float | None:
             fresh.load_state_dict(clone)
         clone = fresh
     with torch.no_grad():
-        instance.module.lora_B.weight.zero_()  # the copy must have its own adapter
+        adapter_of(instance.module, "lora_B").zero_()  # the copy must have its own adapter
     return judge(Instance(clone, instance.tensors, operands).forward(), LinearOracle(operands).y)
 
 
@@ -139,9 +141,9 @@ def test_copy_class(subject: Subject, case: PatchCase) -> None:
     flags = [{name: p.requires_grad for name, p in m.named_parameters()} for m in (layer, clone)]
     require(flags[0] == flags[1], f"{case.how} changed requires_grad from {flags[0]} to {flags[1]}")
     with torch.no_grad():
-        clone.lora_A.weight.add_(1)
+        adapter_of(clone, "lora_A").add_(1)
     require(
-        not torch.equal(clone.lora_A.weight, layer.lora_A.weight),
+        not torch.equal(adapter_of(clone, "lora_A"), adapter_of(layer, "lora_A")),
         f"{case.how} shares lora_A with the original",
     )
 

@@ -14,6 +14,7 @@ from conformance.judgement.judge import judge
 from conformance.judgement.linear_oracle import LinearOracle
 from conformance.judgement.outcomes import require
 from conformance.specification.clause import clause
+from conformance.target.adapter_tensors import adapter_of
 from conformance.target.expected_errors import calling_quietly
 from conformance.target.subject import Subject
 
@@ -89,7 +90,7 @@ def probe(subject: Subject, case: PatchCase) -> Any:
 def fill_probe(layer: Any) -> None:
     """Write A = I and B = I, or all ones at r = 1, into a patched layer."""
     with torch.no_grad():
-        for adapter in (layer.lora_A.weight, layer.lora_B.weight):
+        for adapter in (adapter_of(layer, "lora_A"), adapter_of(layer, "lora_B")):
             adapter.copy_(torch.ones_like(adapter) if min(adapter.shape) == 1 else torch.eye(*adapter.shape))
 
 
@@ -98,7 +99,7 @@ def run(module: Any, case: PatchCase) -> torch.Tensor:
     layer: Any = module[0] if isinstance(module, nn.Sequential) else module
     seed_torch(case.seed)
     with calling_quietly("the forward pass"):
-        y: torch.Tensor = module(torch.ones(64, layer.lora_A.weight.shape[1], device=layer.weight.device))
+        y: torch.Tensor = module(torch.ones(64, adapter_of(layer, "lora_A").shape[1], device=layer.weight.device))
     return y.detach().float().cpu()
 
 

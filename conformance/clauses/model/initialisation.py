@@ -11,6 +11,7 @@ from conformance.cases.case import Space
 from conformance.clauses.model.target_calls import LAYER, PatchCase, patch_case
 from conformance.judgement.outcomes import require
 from conformance.specification.clause import clause
+from conformance.target.adapter_tensors import adapter_of
 from conformance.target.calls import calling
 from conformance.target.subject import Subject, poisoned_memory
 
@@ -62,12 +63,12 @@ def test_lora_B(subject: Subject, case: PatchCase) -> None:
     weight=0.5,
 )
 def test_seed(subject: Subject, case: PatchCase) -> None:
-    first, again = (patch_case(subject, case, lora_A_init_method=case.how).lora_A.weight for _ in range(2))
+    first, again = (adapter_of(patch_case(subject, case, lora_A_init_method=case.how), "lora_A") for _ in range(2))
     require(torch.equal(first, again), f"torch.manual_seed({case.seed}) twice gave different lora_A")
     torch.manual_seed(case.seed)
     layers = [patch_case(subject, _reseeded(case, i), lora_A_init_method=case.how) for i in (1, 2)]
     require(
-        not torch.equal(layers[0].lora_A.weight, layers[1].lora_A.weight),
+        not torch.equal(adapter_of(layers[0], "lora_A"), adapter_of(layers[1], "lora_A")),
         "two layers got the same random lora_A",
     )
 
@@ -88,7 +89,7 @@ def _reseeded(case: PatchCase, by: int) -> PatchCase:
 )
 def test_init_again(subject: Subject, case: PatchCase) -> None:
     layer = patch_case(subject, case)
-    before = layer.lora_A.weight, layer.lora_B.weight
+    before = adapter_of(layer, "lora_A"), adapter_of(layer, "lora_B")
     with torch.no_grad():
         drawn = before[0].clone()
         before[1].fill_(1.0)
@@ -101,7 +102,7 @@ def test_init_again(subject: Subject, case: PatchCase) -> None:
         )
         require(old.requires_grad, f"{name}.weight is frozen after init_lora_weights")
     require(
-        not torch.equal(layer.lora_A.weight, drawn),
+        not torch.equal(adapter_of(layer, "lora_A"), drawn),
         "init_lora_weights left lora_A as it was: expected a new draw",
     )
     require_law(layer, case.how)
@@ -110,13 +111,13 @@ def test_init_again(subject: Subject, case: PatchCase) -> None:
 
 def require_zero_B(layer: Any) -> None:
     """Require lora_B = 0."""
-    largest = float(layer.lora_B.weight.detach().float().abs().nan_to_num(float("inf")).max())
+    largest = float(adapter_of(layer, "lora_B").detach().float().abs().nan_to_num(float("inf")).max())
     require(largest == 0, f"lora_B is not zero after initialisation: its largest magnitude is {largest:.3g}")
 
 
 def require_law(layer: Any, method: str) -> None:
     """Require that mean, variance and fourth moment of lora_A fit the method, each within six standard errors."""
-    a = layer.lora_A.weight.detach().double().cpu()
+    a = adapter_of(layer, "lora_A").detach().double().cpu()
     r, k = a.shape
     bound, std = 1 / math.sqrt(k), math.sqrt(2 / (k + r))
     law, deviation, fourth = (

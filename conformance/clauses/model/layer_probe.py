@@ -23,6 +23,7 @@ from conformance.judgement.judge import judge, worst
 from conformance.judgement.linear_oracle import Expected, LinearOracle
 from conformance.judgement.outcomes import require
 from conformance.numerics.formats import dtype_named, numbers, rounded
+from conformance.target.adapter_tensors import adapter_of
 
 SCALE = 2.0  # the scale of every adapter here, see `RealCase.options`
 
@@ -56,7 +57,7 @@ def fill(model: nn.Module, names: Iterable[str], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name in names:
         layer = require_adapter(model.get_submodule(name), name)
-        for part, width in ((layer.lora_A.weight, layer.in_features), (layer.lora_B.weight, 4)):
+        for part, width in ((adapter_of(layer, "lora_A"), layer.in_features), (adapter_of(layer, "lora_B"), 4)):
             part.copy_(torch.randn(part.shape, generator=generator) / width**0.5)
 
 
@@ -110,7 +111,7 @@ class Met(Operands):
 
     def __init__(self, layer: Any, call: Call, autocast: str) -> None:
         rows = call.x.reshape(-1, call.x.shape[-1])
-        up, down = layer.lora_B.weight, layer.lora_A.weight
+        up, down = adapter_of(layer, "lora_B"), adapter_of(layer, "lora_A")
         self.dtype, self.adapter_dtype = call.x.dtype, down.dtype
         self.case = LinearCase(
             m=len(rows),

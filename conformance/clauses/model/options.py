@@ -14,6 +14,7 @@ from conformance.clauses.model.initialisation import require_law
 from conformance.clauses.model.target_calls import PatchCase, apply, require_adapter
 from conformance.judgement.outcomes import require
 from conformance.specification.clause import clause
+from conformance.target.adapter_tensors import adapter_of
 from conformance.target.calls import calling
 from conformance.target.subject import Subject
 
@@ -39,7 +40,7 @@ def test_options(subject: Subject, case: PatchCase) -> None:
     apply(subject, model, match_all_linear=True, dim=dim, use_triton=case.triton, **OPTIONS[case.how])
     wanted = {"lora_dtype": torch.bfloat16, "lora_dtype as string": torch.float64}.get(case.how, torch.float32)
     for layer in model:
-        got = require_adapter(layer, "a chosen layer").lora_A.weight
+        got = adapter_of(require_adapter(layer, "a chosen layer"), "lora_A")
         require(list(got.shape) == [dim, 256], f"dim={dim} gave lora_A {list(got.shape)}: expected {[dim, 256]}")
         require(got.dtype == wanted, f"{OPTIONS[case.how]} gave lora_A of {got.dtype}: expected {wanted}")
         if case.how in ("uniform", "xavier"):
@@ -49,13 +50,13 @@ def test_options(subject: Subject, case: PatchCase) -> None:
 
 def _require_scale(layer: Any, scale: float) -> None:
     with torch.no_grad():
-        layer.lora_A.weight.fill_(1 / 256)
-        layer.lora_B.weight.fill_(1.0)
+        adapter_of(layer, "lora_A").fill_(1 / 256)
+        adapter_of(layer, "lora_B").fill_(1.0)
         ones = torch.ones(1, 256, device=layer.weight.device)
         with calling("the forward pass"):
             y = layer(ones)
         update = y - nn.functional.linear(ones, layer.weight, layer.bias)
-    got = float(update.mean()) / layer.lora_A.weight.shape[0]
+    got = float(update.mean()) / adapter_of(layer, "lora_A").shape[0]
     require(
         abs(got - scale) <= 1e-4 * max(scale, 1),
         f"the layer's scale is {got:.4g}: alpha/dim of the config is {scale:.4g}",

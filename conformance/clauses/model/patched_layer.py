@@ -15,9 +15,10 @@ from conformance.clauses.model.small_models import DoublingLinear
 from conformance.clauses.model.target_calls import LAYER, PATCH, PatchCase, bound, patch, patched
 from conformance.judgement.judge import judge, worst
 from conformance.judgement.linear_oracle import LinearOracle
-from conformance.judgement.outcomes import require
+from conformance.judgement.outcomes import Violation, require
 from conformance.numerics.formats import dtype_named
 from conformance.specification.clause import clause
+from conformance.target.adapter_tensors import MAGNITUDE, adapter_of, is_magnitude
 from conformance.target.expected_errors import calling_quietly
 from conformance.target.subject import TRAINABLE, Instance, Subject, frozen_linear
 
@@ -167,16 +168,14 @@ def _require_magnitude(subject: Subject, case: PatchCase, features: int, rows: i
     base = nn.Linear(features, rows, bias=case.bias).to(subject.device, dtype_named(case.dtype))
     norms = base.weight.detach().norm(dim=1)
     layer = patch(subject, base, dim=case.r, use_triton=case.triton, use_dora=True)
-    magnitude = getattr(layer, "lora_magnitude", None)
-    require(
-        isinstance(magnitude, nn.Parameter),
-        f"lora_magnitude is a {type(magnitude).__name__}: not a Parameter",
-    )
-    assert magnitude is not None
-    require(magnitude.shape == norms.shape, f"lora_magnitude is {list(magnitude.shape)}: expected [{rows}]")
+    held = getattr(layer, MAGNITUDE, None)
+    magnitude = adapter_of(layer, MAGNITUDE) if isinstance(held, nn.Module) else held
+    if not isinstance(magnitude, nn.Parameter):
+        raise Violation(f"lora_magnitude is a {type(magnitude).__name__}: not a Parameter")
+    require(is_magnitude(magnitude, rows), f"lora_magnitude is {list(magnitude.shape)}: expected [{rows}]")
     require(magnitude.requires_grad, "lora_magnitude is frozen: expected a trainable Parameter")
     require(
-        bool(torch.allclose(magnitude.detach(), norms, rtol=1e-5)),
+        bool(torch.allclose(magnitude.detach().flatten(), norms, rtol=1e-5)),
         f"lora_magnitude is {magnitude.tolist()[:3]}: the weight's rows have norms {norms.tolist()[:3]}",
     )
 

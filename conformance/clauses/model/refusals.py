@@ -13,6 +13,7 @@ from conformance.cases.case import Case, Space
 from conformance.clauses.model.target_calls import LAYER, PatchCase, linear, patch_case
 from conformance.judgement.outcomes import require
 from conformance.specification.clause import clause
+from conformance.target.adapter_tensors import adapter_of
 from conformance.target.expected_errors import refuses
 from conformance.target.subject import Subject
 
@@ -44,13 +45,13 @@ class BadArgument(Case):
 )
 def test_twice(subject: Subject, case: PatchCase) -> None:
     layer = patch_case(subject, case)
-    old = layer.lora_A.weight
+    old = adapter_of(layer, "lora_A")
     refuses(
         "patch_linear_module of a layer that is patched already",
         lambda: subject.target.patch_linear_module(layer, dim=case.r, use_triton=case.seed % 2 == 0),
         types=ERRORS,
     )
-    require(layer.lora_A.weight is old, "the refused second patch replaced lora_A of the first")
+    require(adapter_of(layer, "lora_A") is old, "the refused second patch replaced lora_A of the first")
 
 
 @clause(

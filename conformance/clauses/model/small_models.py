@@ -108,8 +108,8 @@ def adapters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def is_adapter(parameter_name: str) -> bool:
-    """Whether a parameter belongs to an adapter: its name ends with lora_A.weight, lora_B.weight or lora_magnitude."""
-    return parameter_name.endswith(("lora_A.weight", "lora_B.weight", "lora_magnitude"))
+    """Whether a parameter belongs to an adapter: lora_A, lora_B or lora_magnitude, or the .weight of one."""
+    return parameter_name.removesuffix(".weight").endswith(("lora_A", "lora_B", "lora_magnitude"))
 
 
 def contents(model: nn.Module) -> dict[str, Any]:

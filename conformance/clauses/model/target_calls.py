@@ -18,6 +18,7 @@ from conformance.cases.operands import Operands
 from conformance.cases.reproducer_marks import chooses_config
 from conformance.cases.seeding import seed_torch
 from conformance.judgement.outcomes import require
+from conformance.target.adapter_tensors import adapter_of
 from conformance.target.calls import calling
 from conformance.target.expected_errors import calling_quietly
 from conformance.target.subject import Instance, Subject, frozen_linear
@@ -86,13 +87,12 @@ def patch(subject: Subject, base: nn.Module, *arguments: Any, **options: Any) ->
 
 
 def require_adapter(layer: Any, what: str) -> Any:
-    """Require a module with weight, bias, lora_A.weight and lora_B.weight, and return it."""
+    """Require a module with weight, bias, lora_A and lora_B, and return it."""
     require(isinstance(layer, nn.Module), f"{what} is a {type(layer).__name__}: expected a patched nn.Linear")
-    for path in ("weight", "lora_A.weight", "lora_B.weight"):
-        found: Any = layer
-        for name in path.split("."):
-            found = getattr(found, name, None)
-        require(isinstance(found, torch.Tensor), f"{what}, a {type(layer).__name__}, has no {path}")
+    for name in ("weight", "lora_A", "lora_B"):
+        found = getattr(layer, name, None)
+        has = isinstance(found, torch.Tensor) or (name != "weight" and isinstance(found, nn.Module))
+        require(has, f"{what}, a {type(layer).__name__}, has no {name}")
     require(hasattr(layer, "bias"), f"{what}, a {type(layer).__name__}, has no bias")
     return layer
 
@@ -120,14 +120,14 @@ def patched(subject: Subject, operands: Operands, **options: Any) -> Instance:
 def bound(layer: Any, operands: Operands) -> Instance:
     """A patched layer with the operands' lora_A and lora_B written into it."""
     require_adapter(layer, "the patched layer")
-    tensors = {"lora_A": layer.lora_A.weight, "lora_B": layer.lora_B.weight, "weight": layer.weight}
+    tensors = {"weight": layer.weight, **{name: adapter_of(layer, name) for name in ("lora_A", "lora_B")}}
     if layer.bias is not None:
         tensors["bias"] = layer.bias
     for name in ("lora_A", "lora_B"):
         values = operands.tensor(name)
         assert values is not None
         found, wanted = (list(tensors[name].shape), tensors[name].dtype), (list(values.shape), values.dtype)
-        require(found == wanted, f"{name}.weight is {found[0]} {found[1]}: expected {wanted[0]} {wanted[1]}")
+        require(found == wanted, f"{name} is {found[0]} {found[1]}: expected {wanted[0]} {wanted[1]}")
         with torch.no_grad():
             tensors[name].copy_(values)
     return Instance(layer, {"x": operands.placed["x"].tensor, **tensors}, operands, module=layer)

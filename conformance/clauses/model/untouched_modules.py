@@ -12,6 +12,7 @@ from conformance.clauses.model.small_models import Toy, adapted
 from conformance.clauses.model.target_calls import apply, make_config
 from conformance.judgement.outcomes import require
 from conformance.specification.clause import clause
+from conformance.target.adapter_tensors import adapter_of
 from conformance.target.calls import calling
 from conformance.target.expected_errors import refuses
 from conformance.target.subject import Subject
@@ -90,7 +91,7 @@ def test_lookalikes(subject: Subject, case: ModelCase) -> None:
 
 
 def _adapter_of(layer: Any) -> tuple[Any, Any]:
-    return layer.lora_A.weight, layer.lora_B.weight
+    return adapter_of(layer, "lora_A"), adapter_of(layer, "lora_B")
 
 
 @clause(

@@ -25,6 +25,7 @@ from conformance.judgement.linear_oracle import LinearOracle
 from conformance.judgement.outcomes import require
 from conformance.numerics.formats import numbers
 from conformance.specification.clause import clause
+from conformance.target.adapter_tensors import MAGNITUDE, adapter_of, fill_magnitude
 from conformance.target.calls import calling
 from conformance.target.expected_errors import calling_quietly
 from conformance.target.subject import Subject, frozen_linear
@@ -182,7 +183,7 @@ def test_lora_layer(subject: Subject, case: LayerCase) -> float | None:
         y = model(x)
         torch.autograd.backward([y], [operands.placed["g"].tensor])
     oracle = LinearOracle(operands)
-    gradients = {"x": x.grad, "lora_A": layer.lora_A.weight.grad, "lora_B": layer.lora_B.weight.grad}
+    gradients = {"x": x.grad, "lora_A": adapter_of(layer, "lora_A").grad, "lora_B": adapter_of(layer, "lora_B").grad}
     return worst(judge(y, oracle.y), *(judge(gradients[name], oracle.gradient(name)) for name in gradients))
 
 
@@ -193,7 +194,7 @@ def _replaced(subject: Subject, operands: Operands, **options: Any) -> tuple[nn.
         layer = subject.target.LinearLoRA(frozen_linear(operands), dim=case.r, alpha=case.scale * case.r, **options)
     for name in ("lora_A", "lora_B"):
         with torch.no_grad():
-            getattr(layer, name).weight.copy_(operands.placed[name].tensor)
+            adapter_of(layer, name).copy_(operands.placed[name].tensor)
     model = nn.Sequential(nn.Identity(), layer)
     replace(subject, model, False)
     return model, layer
@@ -212,10 +213,10 @@ def test_dora_layer(subject: Subject, case: LayerCase) -> float | None:
     model, layer = _replaced(subject, operands, use_dora=True)
     magnitude = np.linspace(0.5, 2.0, case.n)
     with torch.no_grad():
-        layer.lora_magnitude.copy_(torch.from_numpy(magnitude))
+        fill_magnitude(adapter_of(layer, MAGNITUDE), torch.from_numpy(magnitude))
         with calling("the forward pass of a DoRA layer whose base product was replaced"):
             y = model(operands.placed["x"].tensor)
-    oracle = DoraOracle(operands, numbers(layer.lora_magnitude))
+    oracle = DoraOracle(operands, numbers(adapter_of(layer, MAGNITUDE)))
     expected = oracle.y()
     if oracle.bias is not None:  # a remote product adds the bias, which is subtracted before the product with m′
         base = np.abs(oracle.x @ oracle.weight.T).reshape(expected.value.shape) + 2 * np.abs(oracle.bias)

@@ -1,0 +1,44 @@
+"""The tensors and the scale of a layer's adapter, in each of the usual forms.
+
+`lora_A` and `lora_B` are modules with a `weight`, or tensors; `lora_magnitude` is [N] or [N, 1], a tensor or in a
+module; the scale is `scale`, or `scaling` as in PEFT, or no attribute at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+MAGNITUDE = "lora_magnitude"
+SCALES = ("scale", "scaling")
+
+
+def adapter_of(layer: Any, name: str) -> torch.Tensor:
+    """The parameter `lora_A`, `lora_B` or `lora_magnitude` of a layer."""
+    held = getattr(layer, name)
+    found: torch.Tensor = held if isinstance(held, torch.Tensor) else held.weight
+    return found
+
+
+def scale_of(layer: Any) -> float | None:
+    """The scale that a layer states, or None where it states none."""
+    for name in SCALES:
+        held = getattr(layer, name, None)
+        if isinstance(held, Mapping) and len(held) == 1:
+            (held,) = held.values()  # by the adapter's name
+        if held is not None:
+            return float(held)
+    return None
+
+
+def is_magnitude(tensor: torch.Tensor, rows: int) -> bool:
+    """Whether a tensor has a magnitude's shape, [N] or [N, 1]."""
+    return tuple(tensor.shape) in ((rows,), (rows, 1))
+
+
+def fill_magnitude(parameter: torch.Tensor, values: torch.Tensor) -> None:
+    """Write [N] values into a magnitude of either shape."""
+    with torch.no_grad():
+        parameter.copy_(values.reshape(parameter.shape))

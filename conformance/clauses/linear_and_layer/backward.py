@@ -10,12 +10,14 @@ import torch
 
 from conformance.cases.linear_case import LINEAR, LinearCase
 from conformance.clauses.linear_and_layer.case_spaces import LAYOUT, LEADING, MIXED, SMALL
+from conformance.clauses.linear_and_layer.dropout import WITH_DROPOUT, started
 from conformance.clauses.linear_and_layer.judged_results import judge_gradients, oracle_for
 from conformance.judgement.judge import compare, judge, worst
 from conformance.judgement.linear_oracle import Expected
 from conformance.judgement.outcomes import Inconclusive, require
 from conformance.numerics.formats import Array, numbers
 from conformance.specification.clause import clause
+from conformance.target.calls import calling
 from conformance.target.expected_errors import unless_it_raises
 from conformance.target.subject import TRAINABLE, Subject, run
 
@@ -200,4 +202,35 @@ def test_gradient_twice_differentiated(subject: Subject, case: LinearCase) -> fl
     }
     for (name, value), got in zip(wanted.items(), second, strict=True):
         compare(numbers(got).reshape(value.shape), Expected(f"second derivative by {name}", value, None, got.dtype))
+    return None
+
+
+@clause(
+    "LIN-BWD-GRAPH",
+    "LAY-BWD-GRAPH",
+    sentence="Gradients taken with create_graph=True equal those taken without it, with or without dropout.",
+    cases=SMALL.narrowed(
+        values=("integers",), dropout=(0.0, 0.5), position=("post", "pre"), training=(True,), lead=("2d", "3d")
+    ),
+    dtypes=("float64", "float32"),
+    weight=0.5,
+)
+def test_gradients_with_a_graph(subject: Subject, case: LinearCase) -> float | None:
+    if subject.name not in WITH_DROPOUT:
+        case = dataclasses.replace(case, dropout=0.0)
+    operands = subject.operands(case)
+    instance = started(subject, operands)
+    leaves = [instance.tensors[name] for name in TRAINABLE]
+    y = instance.forward()
+    upstream = operands.tensor("g")
+    with calling("torch.autograd.grad"):
+        plain = torch.autograd.grad(y, leaves, upstream, retain_graph=True)
+    with calling("torch.autograd.grad with create_graph=True"):
+        graphed = torch.autograd.grad(y, leaves, upstream, create_graph=True)
+    for name, one, other in zip(TRAINABLE, plain, graphed, strict=True):
+        wanted = numbers(one)
+        if not wanted.any():
+            raise Inconclusive(f"the gradient of {name} is zero")
+        # 1/(1-p) is 2 and the operands are small integers: nothing rounds
+        compare(numbers(other), Expected(f"the gradient of {name} with create_graph", wanted, None, other.dtype))
     return None

@@ -11,58 +11,7 @@ from torch import Tensor
 from tests.baselines.linear import BackwardOperands, Right
 from tests.known_bad import breaks
 
-EXACT = ("float64", "float32")
 GENERATOR = torch.Generator().manual_seed(1)  # torch.manual_seed does not reset it
-
-
-class HalvesUnderAGraph(torch.autograd.Function):
-    """The identity; its gradient is halved under create_graph."""
-
-    @staticmethod
-    def forward(ctx: Any, y: Tensor) -> Tensor:
-        return y.clone()
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
-        return g / 2 if torch.is_grad_enabled() else g
-
-
-@breaks(
-    "LIN-BWD-GRAPH",
-    "LAY-BWD-GRAPH",
-    says="constant ratio 0.5",
-    dtypes=EXACT,
-    source="a second path for create_graph=True",
-)
-class HasAnotherPathUnderAGraph(Right):
-    def lora_linear(self, *args: Any, **options: Any) -> Tensor:
-        return HalvesUnderAGraph.apply(super().lora_linear(*args, **options))  # type: ignore[no-any-return]
-
-
-class DrawsUnderAGraph(torch.autograd.Function):
-    """The identity; under create_graph a new dropout mask is applied to its gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, p: float) -> Tensor:
-        ctx.p = p
-        return y.clone()
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
-        return torch.nn.functional.dropout(g, ctx.p) if torch.is_grad_enabled() else g, None
-
-
-@breaks(
-    "LIN-BWD-GRAPH",
-    "LAY-BWD-GRAPH",
-    says="with create_graph",
-    dtypes=EXACT,
-    source="a mask redrawn instead of saved",
-)
-class DropsOutAnewUnderAGraph(Right):
-    def lora_linear(self, *args: Any, **options: Any) -> Tensor:
-        y = super().lora_linear(*args, **options)
-        return DrawsUnderAGraph.apply(y, options.get("dropout", 0.0))  # type: ignore[no-any-return]
 
 
 @breaks(

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from pathlib import Path
 
+import jsonschema
 import pytest
 
+from conformance.report import github_actions, report, terminal
 from conformance.report.causes import Cause
 from conformance.report.diagnosis import causes
 from conformance.report.known_defects import TABLE, DefectTable, table, table_of
-from conformance.report.report import ReportedClause
+from conformance.report.report import Report, ReportedClause
 from tests.support import diagnosis_table, recorded_failures
-from tests.support.matrices import a_clause, a_result
+from tests.support.matrices import a_clause, a_result, report_of
 from tests.support.twins import REGISTRY
 
 
@@ -128,3 +132,58 @@ def test_a_twin_itself_is_recognised(twin: str) -> None:
 
 def test_the_table_can_leave_a_class_out() -> None:
     assert len(table().without("LosesTheBaseInDX").defects) == len(table().defects) - 2
+
+
+def test_the_console_shows_each_cause_once_and_counts_causes(capsys: pytest.CaptureFixture[str]) -> None:
+    alike = [failing(f"X-{i}", "the call raised AttributeError: no lora_A") for i in range(48)]
+    apart = [failing(f"Y-{i}", f"the call raised AttributeError: no field_{'abcdefghijk'[i]}") for i in range(11)]
+    shown(alike + apart)
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("FAIL X") for line in lines) == 1
+    assert "follows  X-1, X-2, X-3, X-4, X-5 and 42 more (47 clauses)" in lines
+    assert sum(line.startswith("cause    ") for line in lines) == terminal.IN_FULL
+    assert any(line.startswith("2 more causes, in full in ") for line in lines)
+
+
+def test_the_console_names_the_cause_before_the_case(capsys: pytest.CaptureFixture[str]) -> None:
+    about = json.loads(TABLE.read_text())["LIN-BWD-DX__LosesTheBaseInDX"]
+    shown([failing(name, about["says"]) for name in about["fails"]])
+    lines = capsys.readouterr().out.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("FAIL LIN-BWD-DX "))
+    assert lines[first + 1].startswith(
+        "cause    fails as an implementation that loses the base in dX (twin LIN-BWD-DX__"
+    )
+    assert lines[first + 2].startswith("follows  LIN-")
+    assert lines[first + 3].startswith("target   ")
+
+
+def test_the_summary_of_github_folds_what_follows() -> None:
+    about = json.loads(TABLE.read_text())["LIN-BWD-DX__LosesTheBaseInDX"]
+    text = github_actions.summary(reported([failing(name, about["says"]) for name in about["fails"]]))
+    listed = text[text.index("- **") :].splitlines()
+    assert listed[0].startswith("- **LIN-BWD-DX** (MUST) fail: ")
+    assert listed[1].startswith("  - fails as an implementation that loses the base in dX")
+    assert listed[2].startswith(f"  - <details><summary>follows: {len(about['fails']) - 1} clauses</summary>LIN-")
+    assert text.count("- **") == 1
+
+
+def test_the_report_has_its_causes_and_reads_them_again() -> None:
+    found = dataclasses.replace(
+        reported([failing("L-A")]), causes=(Cause("L-A", ("L-B",), True, "one", "L-A__one", 1.0, 0.5),)
+    )
+    written = json.loads(json.dumps(found.to_json()))
+    jsonschema.validate(written, json.loads(report.SCHEMA.read_text()))
+    assert Report.from_json(written) == found
+    del written["causes"]
+    assert Report.from_json(written).causes == ()
+
+
+def reported(clauses: list[ReportedClause]) -> Report:
+    """A report of these clauses, kept without causes."""
+    versions = {"python": "3", "loraspec": "0", "torch": "2", "triton": None}
+    return report_of(*clauses, versions=versions, verdict="fail", target_name="t", seed=0)
+
+
+def shown(clauses: list[ReportedClause]) -> None:
+    """Print the report of these clauses."""
+    terminal.show(reported(clauses), Path("nowhere"))

@@ -35,6 +35,7 @@ class DoraOracle:
 
     Args:
         earlier: the oracle of an earlier call of the layer, whose norm a stale cache would keep.
+        changed: the only operand of the norm that has changed since, if there is one.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class DoraOracle:
         operands: Operands,
         magnitude: Array,
         earlier: DoraOracle | None = None,
+        changed: str = "",
         *,
         differentiated: bool = False,
     ) -> None:
@@ -51,7 +53,7 @@ class DoraOracle:
         self.down, self.up, self.scale = values["lora_A"], values["lora_B"], operands.scale
         self.adapted = self.weight + self.scale * self.up @ self.down
         self.norm = np.linalg.norm(self.adapted, axis=1)
-        self.factor, self.earlier = self.magnitude / self.norm, earlier
+        self.factor, self.earlier, self.changed = self.magnitude / self.norm, earlier, changed
         self.differentiated = differentiated
         # a norm over K squares, its operand W + s·BA stored once in the base's dtype, and three stores of the factor
         unit = max(self.how.unit, self.how.adapter_unit)
@@ -75,7 +77,8 @@ class DoraOracle:
             "the update were missing from the norm": self.weight,
         }
         if self.earlier is not None:
-            norms["the norm were that of the earlier call (a stale cache)"] = self.earlier.adapted
+            stale = f"a stale cache, whose key leaves out {self.changed}" if self.changed else "a stale cache"
+            norms[f"the norm were that of the earlier call ({stale})"] = self.earlier.adapted
         with np.errstate(divide="ignore"):
             return {words: self.magnitude / np.linalg.norm(rows, axis=1) for words, rows in norms.items()}
 
@@ -187,9 +190,12 @@ class DoraOracle:
         return budget.row_chain(rows, base, None, down, up, self.scale, self.how)
 
 
-def oracle_of(subject: Subject, operands: Operands, magnitude: Array, earlier: DoraOracle | None = None) -> DoraOracle:
+def oracle_of(
+    subject: Subject, operands: Operands, magnitude: Array, earlier: DoraOracle | None = None, changed: str = ""
+) -> DoraOracle:
     """The oracle of the convention that the target declares."""
-    return DoraOracle(operands, magnitude, earlier, differentiated=subject.follows("dora_norm", "differentiated"))
+    differentiated = subject.follows("dora_norm", "differentiated")
+    return DoraOracle(operands, magnitude, earlier, changed, differentiated=differentiated)
 
 
 def built(subject: Subject, case: LinearCase, **options: Any) -> tuple[Instance, DoraOracle]:

@@ -82,7 +82,7 @@ def test_refilled(subject: Subject, case: LinearCase) -> float | None:
                 tensor.grad = None
         y = instance.forward()
         instance.backward(y)
-        oracle = oracle_of(subject, new, numbers(magnitude), oracle)
+        oracle = oracle_of(subject, new, numbers(magnitude), oracle, names[-1] if i else "")
         ratios.append(oracle.judged(instance, y))
     return worst(*ratios)
 

@@ -27,7 +27,12 @@ class ReturnsItsBuffer(Layer):
         return y
 
 
-@twin("DORA-MEM-REFILL", says="(a stale cache)", source="a norm cached while the adapter is trained")
+@twin(
+    "DORA-MEM-REFILL",
+    says="(a stale cache)",
+    phrase="caches the norm for good",
+    source="a norm cached while the adapter is trained",
+)
 class KeepsTheNorm(Layer):
     def row_norm(self, weight: Tensor) -> Tensor:
         if not hasattr(self, "lora_magnitude"):
@@ -37,7 +42,12 @@ class KeepsTheNorm(Layer):
         return self.norm
 
 
-@twin("DORA-MEM-REFILL", says="(a stale cache)", source="a norm cached by the version of A, with A frozen")
+@twin(
+    "DORA-MEM-REFILL",
+    says="(a stale cache, whose key leaves out weight)",
+    phrase="caches the norm by lora_A alone",
+    source="a norm cached by the version of A, with A frozen",
+)
 class KeepsTheNormByA(Layer):
     def factor(self) -> Tensor:
         a = self.lora_A.weight

@@ -78,8 +78,8 @@ def test_several_defects_need_several_twins() -> None:
 
 
 def test_a_defect_whose_own_clause_passes_is_no_cause() -> None:
-    (found,) = causes([passing("L-A"), failing("L-B")], known(one=["L-A", "L-B"]))
-    assert found == Cause("L-B")
+    found, *rest = causes([passing("L-A"), failing("L-B"), failing("L-C")], known(one=["L-A", "L-B", "L-C"]))
+    assert [found, *rest] == [Cause("L-B"), Cause("L-C")]
     assert found.sentence == "no known defect fails like this"
 
 
@@ -87,6 +87,21 @@ def test_what_a_defect_predicts_and_passes_counts_against_it() -> None:
     clauses = [failing("L-A"), *map(passing, ("L-B", "L-C", "L-D"))]
     assert causes(clauses, known(one=["L-A", "L-B", "L-C", "L-D"])) == (Cause("L-A"),)
     assert causes(clauses[:2], known(one=["L-A", "L-B"], other=["L-A"]))[0].defect == "other"
+
+
+def test_a_defect_most_of_whose_clauses_pass_is_no_cause_however_rare_those_that_fail_are() -> None:
+    common = [f"L-P{i}" for i in range(3)]
+    table = known(one=["L-A", "L-B", *common], **{f"other{i}": ["L-Q", *common] for i in range(50)})
+    (found, _) = causes([failing("L-A"), failing("L-B"), *map(passing, common)], table)
+    assert not found.fits
+
+
+def test_what_mostly_fails_beside_a_failure_follows_from_it() -> None:
+    pairs = {f"one{i}": [f"L-{i}", "L-A", "L-B"] for i in range(3)} | {
+        f"two{i}": [f"M-{i}", "L-A", "L-C"] for i in range(2)
+    }
+    clauses = [*map(failing, ("L-A", "L-B", "L-C")), *(passing(names[0]) for names in pairs.values())]
+    assert causes(clauses, known(**pairs)) == (Cause("L-A", ("L-B",)), Cause("L-C"))
 
 
 def test_the_pattern_chooses_between_defects_that_fail_the_same_clauses() -> None:
@@ -113,6 +128,8 @@ def test_stale_deviations_and_undecided_clauses_are_causes_of_their_own() -> Non
     stale = a_clause("L-A", "linear", a_result(), status="fail", stale=True, message="no longer fails")
     open_one = a_clause("L-B", "linear", a_result(status="inconclusive"), status="inconclusive", message="zeros pass")
     assert causes([stale, open_one], known(one=["L-A", "L-B"])) == (Cause("L-A"), Cause("L-B"))
+    beside = known(**{f"one{i}": [f"L-{i}", "L-A", "L-B"] for i in range(3)})
+    assert causes([stale, failing("L-B")], beside) == (Cause("L-A"), Cause("L-B"))
 
 
 def test_every_failing_clause_is_in_exactly_one_cause() -> None:

@@ -125,12 +125,9 @@ class Diagnosis:
         follows = {
             name: clause
             for name, clause in self.open.items()
-            if not found.stale
-            and (
-                name in fails
-                or self.signs[name] & self.signs[found.id]
-                or (name in self.failing and self.known.follows(name, found.id))
-            )
+            if name in fails
+            or self.signs[name] & self.signs[found.id]
+            or (name in self.failing and self.known.follows(name, found.id))
         }
         self.open = {name: clause for name, clause in self.open.items() if name not in follows}
         return Group(found, tuple(follows.values()), defect)
@@ -187,6 +184,8 @@ RELATION = re.compile(r"as if .*|transposed")
 
 def signs(clause: ReportedClause) -> frozenset[str]:
     """What a failure has in common with others of one cause: an exception's text, or a telling pattern."""
+    if clause.stale:
+        return frozenset()
     if clause.status not in (FAIL, CRASHED):
         return frozenset([clause.message] if clause.message else [])
     found: set[str] = set()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import fsum
 
 from conformance.judgement.result import CRASHED, FAIL, PASS
 from conformance.report.causes import Cause
@@ -104,8 +105,8 @@ class Diagnosis:
 
     def score(self, defect: Defect) -> float:
         """How much a defect explains of what is not explained yet, less what it would fail and what passes."""
-        gain = sum(self.known.weight(name) for name in defect.fails if name in self.open)
-        loss = sum(self.known.weight(name) for name in defect.fails if name in self.passing)
+        gain = fsum(self.known.weight(name) for name in defect.fails if name in self.open)
+        loss = fsum(self.known.weight(name) for name in defect.fails if name in self.passing)
         return (gain - PENALTY * loss) * self._told(defect)
 
     def _told(self, defect: Defect) -> float:

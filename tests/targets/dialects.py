@@ -43,6 +43,9 @@ class Joined(nn.Module):
         self.scaling = lora_alpha / r
         self.lora_dropout = nn.Dropout(lora_dropout)
 
+    def train(self, mode=True):  # as loralib's, it returns nothing
+        super().train(mode)
+
     def forward(self, x):
         return self.linear(x) + F.linear(F.linear(self.lora_dropout(x), self.lora_A), self.lora_B) * self.scaling
 

@@ -51,8 +51,9 @@ def measured(layer: type, found: tuple[Argument, ...], made: BuiltLayer, named: 
     """
     x = torch.randn(7, K)
     factor, adapter_only = factor_of(made, _called(made.layer, x, named), x)
-    takes_dropout = any(argument.meaning == "dropout" for argument in found)
-    dropout = _dropout(built(layer, found, named, dropout=0.5), adapter_only, factor) if takes_dropout else ()
+    dropout: tuple[str, ...] = ()
+    if factor is not None and any(argument.meaning == "dropout" for argument in found):
+        dropout = _dropout(built(layer, found, named, dropout=0.5), adapter_only, factor)
     return MeasuredLayer(
         factor,
         adapter_only,
@@ -95,16 +96,18 @@ def _output(layer: nn.Module, x: Tensor) -> Any:
         return layer(x)
 
 
-def _dropout(made: BuiltLayer, adapter_only: bool, factor: float | None) -> tuple[str, ...]:
+def _dropout(made: BuiltLayer, adapter_only: bool, factor: float) -> tuple[str, ...]:
     """The position at which dropout of probability one half acts; none where it acts elsewhere or never.
 
     Each row of x has one element that is not zero. Dropout before the adapter takes all of a row's term or none of it;
     dropout after the adapter takes single elements.
     """
-    if factor is None:
-        return ()
     x = torch.eye(K).repeat(40, 1)
-    y = _output(made.layer.train(), x)
+    try:
+        made.layer.train()
+        y = _output(made.layer, x)
+    except Exception:  # noqa: BLE001  (it does not act then; the clauses on dropout will say more)
+        return ()
     term = y if adapter_only else y - F.linear(x, made.base.weight, made.base.bias)
     share = term / (factor * made.update(x))
     gone, doubled = share.abs() < 0.01, (share - 2).abs() < 0.01
@@ -129,8 +132,9 @@ def _merges(made: BuiltLayer, x: Tensor) -> bool:
     layer: Any = made.layer
     if not callable(getattr(layer, "merge", None)) or not callable(getattr(layer, "unmerge", None)):
         return False
-    before = _output(layer.eval(), x)
     try:
+        layer.eval()
+        before = _output(layer, x)
         layer.merge()
         after = _output(layer, x)
         layer.unmerge()

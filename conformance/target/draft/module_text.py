@@ -41,6 +41,11 @@ class Drafted:
         return "Layer" if self.name in ("LinearLoRA", "WrappedLayer") else self.name
 
     @property
+    def library(self) -> str:
+        """The name of the library: its distribution, or its outermost module."""
+        return self.distribution or self.module.partition(".")[0]
+
+    @property
     def meanings(self) -> set[str]:
         """The meanings of the arguments."""
         return {argument.meaning for argument in self.arguments}
@@ -92,7 +97,7 @@ def _title(drafted: Drafted) -> str:
 def _declaration(drafted: Drafted) -> Iterator[str]:
     positions = drafted.measured.dropout
     yield "CONFORMANCE = {"
-    yield f'    "name": "{drafted.name}",'
+    yield f'    "name": "{drafted.library} {drafted.name}",'
     if drafted.distribution:
         yield f'    "version": version_of("{drafted.distribution}"),'
     if "dropout" in drafted.meanings and positions:
@@ -120,7 +125,7 @@ def _no_dropout(drafted: Drafted) -> str:
 
 def _attributes(drafted: Drafted) -> Iterator[str]:
     measured, made = drafted.measured, drafted.made
-    yield f'library = "{drafted.distribution or drafted.module.partition(".")[0]}"'
+    yield f'library = "{drafted.library}"'
     if measured.dropout != ("pre",):
         yield f"dropout_positions = {_written(measured.dropout)}  # any other is refused"
     if not measured.any_adapter_dtype:

@@ -103,6 +103,7 @@ def test_a_wrong_option_exits_2(arguments: list[str]) -> None:
         ({"target": "raising"}, r"raised on import: ValueError: no licence found \(.*raising.py, line 3\)"),
         ({"target": "misshapen:empty"}, "claims none of the chosen groups:\n  linear +lacks lora_linear"),
         ({"target": "misshapen:unbound"}, "does not bind:\n  lora_linear.* does not take its 6 positional"),
+        ({"target": "misshapen:unbound", "excluded": ["linear"]}, "claims none of the chosen groups:\n  layer +lacks"),
         ({"target": "misshapen:uncallable"}, "lora_linear is of type int: expected a callable"),
         ({"target": "misshapen:misdeclared"}, "unknown key 'dtype'"),
         (

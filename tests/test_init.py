@@ -106,6 +106,12 @@ def test_a_layer_of_another_formula_is_written_with_a_warning(
     assert "a built layer does not compute x Wᵀ + b + s·(x Aᵀ) Bᵀ" in capsys.readouterr().out
 
 
+def test_other_matrices_that_would_fit_are_named(tmp_path: Path) -> None:
+    _, text = written("Twofold", tmp_path)
+    assert 'transposed = {"lora_A": "A", "lora_B": "B"}  # guess: by their shapes' in text
+    assert "[r, N]; gate would fit too\n" in text
+
+
 def test_a_transposed_matrix_gets_its_gradient_and_moves_with_the_layer(tmp_path: Path) -> None:
     _, text = written("Textbook", tmp_path)
     module: dict[str, object] = {"__name__": "mine"}

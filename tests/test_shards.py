@@ -191,6 +191,10 @@ def test_resuming_keeps_every_readable_result(tmp_path: Path) -> None:
         assert json.loads((whole / NAME).read_text().splitlines()[3]) == {"resumed": "a processor"}
     with pytest.raises(UsageError, match="shard: None in the journal, 1/2 now"):
         Journal.resume(whole, Selection("t", shard="1/2"), a_plan())
+    with pytest.raises(
+        UsageError, match="deviations: none in the journal, A now\n  exclude: none in the journal, B now"
+    ):
+        Journal.resume(whole, Selection("t", excluded=("B",)), a_plan(A="issue 1"))
 
 
 def test_a_failure_of_the_suite_is_kept_only_where_nothing_is_left_to_run(tmp_path: Path) -> None:

@@ -107,6 +107,14 @@ class Silent(nn.Module):
         self.linear, self.rank = linear, rank
 
 
+class Twofold(Textbook):
+    """A layer with another matrix of the shape of the first."""
+
+    def __init__(self, in_dim, out_dim, rank, alpha):
+        super().__init__(in_dim, out_dim, rank, alpha)
+        self.gate = nn.Parameter(torch.randn(in_dim, rank))
+
+
 class Odd(TextbookLinear):
     """A layer that computes another formula."""
 

@@ -133,7 +133,9 @@ def _attributes(drafted: Drafted) -> Iterator[str]:
     turned = {name: place.name for name in ("lora_A", "lora_B") if (place := getattr(made, name)).transposed}
     if turned:
         each = ", ".join(f'"{name}": "{place}"' for name, place in turned.items())
-        yield f"transposed = {{{each}}}  {GUESS}by their shapes, [K, r] and [r, N]"
+        others = [other for name in turned for other in getattr(made, name).others]
+        too = f"; {', '.join(others)} would fit too" if others else ""
+        yield f"transposed = {{{each}}}  {GUESS}by their shapes, [K, r] and [r, N]{too}"
 
 
 def _signature(drafted: Drafted) -> Iterator[str]:

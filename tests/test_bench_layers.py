@@ -99,7 +99,7 @@ def test_a_failing_target_is_timed_without_a_rank() -> None:
 def test_a_failing_target_is_timed_only_with_unranked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [str(TARGETS), *sys.path])
     judged = [Admission(name, name, None, "linear", 1, failing) for name, failing in
-              (("right", {}), ("unscaled", {"LIN-FWD": "off"}))]  # fmt: skip
+              (("right", {"LIN-CKPT": "no"}), ("unscaled", {"LIN-FWD": "off"}))]  # fmt: skip
     for unranked, expected in ((False, {"right": True}), (True, {"right": True, "unscaled": False})):
         wanted = session.Wanted(("right", "unscaled"), (SIZE,), ("float32",), unranked=unranked)
         assert {c.target.spec: c.ranked for c in session._contenders(judged, wanted)} == expected

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from conformance import cli
+from conformance.commands import run
 from conformance.errors import UsageError
 from conformance.run import plan
 from conformance.run.selection import Selection
@@ -86,6 +87,14 @@ def test_a_usage_error_prints_one_message_and_exits_2(
     assert err.startswith("loraspec: ")
     assert says in err
     assert out == ""
+
+
+@pytest.mark.parametrize("command", ["run", "matrix"])
+def test_patterns_and_exclusions_reach_the_selection(command: str) -> None:
+    words = [command, "right", "--clause", "LIN-FWD*,LAY-FWD", "--exclude", "LIN-FWD-ZERO", "--exclude", "layer"]
+    selection = run.selected(cli._parser().parse_args(words), "right")
+    assert selection.clauses == ("LIN-FWD*", "LAY-FWD")
+    assert selection.excluded == ("LIN-FWD-ZERO", "layer")
 
 
 @pytest.mark.parametrize("arguments", [[], ["run"], ["run", "right", "-n", "two"], ["run", "right", "--timeout", "0"]])

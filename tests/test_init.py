@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from conformance import cli
+from conformance.errors import UsageError
 from conformance.target.draft import layer_target
 from tests.support.commands import TARGETS, judged
 
@@ -112,11 +114,39 @@ def test_other_matrices_that_would_fit_are_named(tmp_path: Path) -> None:
     assert "[r, N]; gate would fit too\n" in text
 
 
+def test_a_factor_that_no_attribute_is_named_after_is_a_number() -> None:
+    text = layer_target.layer_target("dialects:Unscaled", "mine").text
+    assert "    )  # guess: the class has no alpha and no dropout\n" in text
+    assert "return 1  # guess: a built layer's factor, whatever alpha is\n" in text
+
+
+def test_an_adapter_of_another_dtype_is_refused_where_the_layer_takes_none(tmp_path: Path) -> None:
+    for name, one_dtype in (("Joined", True), ("Adapters", False)):
+        module: dict[str, Any] = {"__name__": "mine"}
+        exec(written(name, tmp_path)[1], module)
+        if one_dtype:
+            with pytest.raises(NotImplementedError, match=r"lora_dtype = torch.float64: the adapter has the dtype"):
+                module["LinearLoRA"](nn.Linear(6, 4), lora_dtype=torch.float64)
+        else:
+            layer = module["LinearLoRA"](nn.Linear(6, 4), lora_dtype=torch.float64)
+            assert layer.lora_A.weight.dtype == torch.float64
+            assert layer(torch.randn(2, 6)).dtype == torch.float32
+
+
+def test_a_text_that_does_not_work_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layer_target.module_text, "wrapped", lambda _: "class LinearLoRA: pass\n")
+    with pytest.raises(
+        UsageError, match="cannot be given loraspec's names: a layer built from the text raised TypeError"
+    ):
+        layer_target.layer_target("dialects:Joined", "mine")
+
+
 def test_a_transposed_matrix_gets_its_gradient_and_moves_with_the_layer(tmp_path: Path) -> None:
-    _, text = written("Textbook", tmp_path)
-    module: dict[str, object] = {"__name__": "mine"}
+    _, text = written("Twofold", tmp_path)
+    module: dict[str, Any] = {"__name__": "mine"}
     exec(text, module)
-    layer = module["LinearLoRA"](nn.Linear(6, 4, dtype=torch.float64), 3, 12)  # type: ignore[operator]
+    layer = module["LinearLoRA"](nn.Linear(6, 4, dtype=torch.float64), 3, 12)
+    assert layer.wrapped.gate.dtype == torch.float64
     A, B = layer.lora_A.weight, layer.lora_B.weight
     nn.init.normal_(B)
     x = torch.randn(5, 6, dtype=torch.float64)
@@ -124,7 +154,8 @@ def test_a_transposed_matrix_gets_its_gradient_and_moves_with_the_layer(tmp_path
     torch.testing.assert_close(y, F.linear(x, layer.weight, layer.bias) + 4 * x @ A.T @ B.T)
     y.sum().backward()
     torch.testing.assert_close(A.grad, 4 * (torch.ones(5, 4, dtype=torch.float64) @ B).T @ x)
-    assert {name for name, _ in layer.named_parameters()} >= {"turned.lora_A.weight", "turned.lora_B.weight"}
+    names = {"turned.lora_A.weight", "turned.lora_B.weight", "wrapped.gate", "base.weight", "base.bias"}
+    assert {name for name, _ in layer.named_parameters()} == names
     assert layer.float()(x.float()).dtype == torch.float32
 
 

@@ -53,8 +53,9 @@ class Joined(nn.Module):
 class Adapters(nn.Module):
     """A layer around another, with its adapters by name, rsLoRA, merging, and dropout after the adapter."""
 
-    def __init__(self, base_layer, adapter_name, r, lora_alpha, lora_dropout=0.0, use_rslora=False):
+    def __init__(self, base_layer, adapter_name, r, lora_alpha, lora_dropout=0.0, use_rslora=False, bias="none"):
         super().__init__()
+        assert bias == "none"  # here it says which biases are trained
         self.base_layer, self.merged = base_layer, False
         down = nn.Linear(base_layer.in_features, r, bias=False)
         up = nn.Linear(r, base_layer.out_features, bias=False)
@@ -113,6 +114,20 @@ class Twofold(Textbook):
     def __init__(self, in_dim, out_dim, rank, alpha):
         super().__init__(in_dim, out_dim, rank, alpha)
         self.gate = nn.Parameter(torch.randn(in_dim, rank))
+
+
+class Unscaled(nn.Module):
+    """A layer for even ranks, without alpha, and with an attribute that is 1 by chance."""
+
+    def __init__(self, in_features, out_features, rank):
+        super().__init__()
+        assert rank % 2 == 0
+        self.uses = 1
+        self.down = nn.Linear(in_features, rank, bias=False)
+        self.up = nn.Linear(rank, out_features, bias=False)
+
+    def forward(self, x):
+        return self.up(self.down(x))
 
 
 class Odd(TextbookLinear):

@@ -20,7 +20,7 @@ from conformance.target.draft.arguments import (
     multiplied_by_alpha,
     without_guessed_keywords,
 )
-from conformance.target.draft.built_layer import ALPHA, BuiltLayer, built
+from conformance.target.draft.built_layer import ALPHA, BuiltLayer, K, N, R, built
 from conformance.target.draft.measured_layer import measured
 from conformance.target.draft.module_text import Drafted
 
@@ -117,13 +117,15 @@ def _check(text: str, target: str, named: str) -> None:
     written: dict[str, Any] = {"__name__": target}
     try:
         exec(compile(text, f"{target}.py", "exec"), written)
-        layer = written["LinearLoRA"](nn.Linear(2, 3), 1, 2)
+        layer = written["LinearLoRA"](nn.Linear(K, N), R, ALPHA)
         shapes = [list(matrix.weight.shape) for matrix in (layer.lora_A, layer.lora_B)]
-        if shapes != [[1, 2], [3, 1]]:
-            raise ValueError(f"lora_A and lora_B of rank 1 for 2 → 3 features have the shapes {shapes}")
+        if shapes != [[R, K], [N, R]]:
+            raise ValueError(f"lora_A and lora_B of rank {R} for {K} → {N} features have the shapes {shapes}")
         _ = (layer.weight, layer.bias, layer.scale)
     except KeyboardInterrupt:
         raise
     except BaseException as error:
         said = f"{type(error).__name__}: {error}"
-        raise UsageError(f"{named} cannot be given loraspec's names: a layer of rank 1 raised {said}") from error
+        raise UsageError(
+            f"{named} cannot be given loraspec's names: a layer built from the text raised {said}"
+        ) from error

@@ -46,6 +46,11 @@ class Drafted:
         return self.distribution or self.module.partition(".")[0]
 
     @property
+    def adapter_only(self) -> bool:
+        """Whether the wrapper computes the base product, because the class does not."""
+        return self.measured.adapter_only or self.made.weight is None
+
+    @property
     def meanings(self) -> set[str]:
         """The meanings of the arguments."""
         return {argument.meaning for argument in self.arguments}
@@ -158,7 +163,7 @@ def _wrap(drafted: Drafted) -> Iterator[str]:
     yield "def wrap(self, orig_linear, dim, alpha, dropout, **options):"
     if drafted.measured.factor is None:
         yield f"    {GUESS}all of this; a built layer did not compute x Wᵀ + b + s·(x Aᵀ) Bᵀ with any s"
-    if drafted.measured.adapter_only:
+    if drafted.adapter_only:
         yield f"    self.base = orig_linear  {GUESS}a built layer computed the adapter's term alone"
     yield f"    layer = {drafted.alias}("
     for argument in drafted.arguments:
@@ -168,7 +173,7 @@ def _wrap(drafted: Drafted) -> Iterator[str]:
     if "base" not in meanings:
         if not set(WITH_SIZES[1:]) & meanings:
             yield "    layer = layer.to(orig_linear.weight)"
-        if not drafted.measured.adapter_only:
+        if not drafted.adapter_only:
             yield from _assigned(made)
     yield "    return layer"
 
@@ -183,7 +188,7 @@ def _assigned(made: BuiltLayer) -> Iterator[str]:
 def _names(drafted: Drafted) -> Iterator[str]:
     made = drafted.made
     weight = made.weight
-    if drafted.measured.adapter_only or weight is None:
+    if drafted.adapter_only or weight is None:
         yield from _property("weight", "self.base.weight")
         yield from _property("bias", "self.base.bias")
     elif weight.source != ".weight":
@@ -225,5 +230,5 @@ def _methods(drafted: Drafted) -> Iterator[str]:
             yield from ("", f"def {name}(self):", f"    self.wrapped.{name}()  {GUESS}by its name")
         if hasattr(drafted.made.layer, "merged"):
             yield from _property("merged", "bool(self.wrapped.merged)", "by its name")
-    if drafted.measured.adapter_only:
+    if drafted.adapter_only:
         yield from ("", "def forward(self, x):", "    return self.base(x) + super().forward(x)")

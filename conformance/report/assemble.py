@@ -60,8 +60,9 @@ def assemble(plan: Plan, outcome: Outcome, settings: RunSettings) -> Report:
         core=found.core,
         features=found.features,
         clauses=clauses,
-        causes=causes(clauses),
+        causes=causes([c for c in clauses if not any(form.explains(c.message) for form in plan.forms)]),
         errors=tuple(sorted(outcome.errors)),
+        forms=plan.forms,
     )
     return dataclasses.replace(report, verdict=VERDICTS[exit_code(report)])
 

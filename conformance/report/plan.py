@@ -12,6 +12,7 @@ from typing import Any
 from conformance.report import record_json
 from conformance.report.record_json import as_json
 from conformance.report.trial_keys import Key
+from conformance.target.layer_form import LayerForm
 
 Sources = Mapping[str, tuple[str, int] | None]  # the file and line that define each subject; None if unknown
 
@@ -103,6 +104,7 @@ class Plan:
         interpreting: whether Triton's interpreter runs the target's kernels.
         deviations: the target's reason for each declared deviation, by clause.
         sources: where the target defines its subjects.
+        forms: what is missing or of another form in the target's layers.
     """
 
     spec: str
@@ -115,6 +117,7 @@ class Plan:
     clauses: tuple[PlannedClause, ...]
     deviations: Mapping[str, str]
     sources: Sources = field(default_factory=dict)
+    forms: tuple[LayerForm, ...] = ()
 
     @property
     def trials(self) -> Iterator[PlannedTrial]:
@@ -138,6 +141,7 @@ class Plan:
             "target": record_json.from_json(TargetInfo, found["target"]),
             "groups": {n: PlannedGroup(g["claimed"], tuple(g["missing"])) for n, g in found["groups"].items()},
             "clauses": tuple(PlannedClause.from_json(clause) for clause in found["clauses"]),
+            "forms": tuple(record_json.from_json(LayerForm, form) for form in found.get("forms", ())),
             "sources": {subject: place and (place[0], place[1]) for subject, place in places},
         }
         return record_json.from_json(cls, {**found, **parts})

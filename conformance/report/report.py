@@ -10,6 +10,7 @@ from typing import Any
 from conformance.report import record_json
 from conformance.report.causes import Cause
 from conformance.report.record_json import as_json
+from conformance.target.layer_form import LayerForm
 
 SCHEMA = Path(__file__).with_name("report.schema.json")
 
@@ -137,6 +138,7 @@ class Report:
         core, features: how many of the MUST clauses pass, for the core and for each feature; None in older reports.
         causes: the failing clauses, grouped by what they have in common.
         errors: failures of the suite itself.
+        forms: what is missing or of another form in the target's layers.
         seconds: how long the run took.   date: when the report was made, in UTC.
     """
 
@@ -158,6 +160,7 @@ class Report:
     clauses: tuple[ReportedClause, ...]
     causes: tuple[Cause, ...] = ()
     errors: tuple[SuiteFailure, ...] = ()
+    forms: tuple[LayerForm, ...] = ()
     seconds: float | None = None
     date: str | None = None
 
@@ -187,6 +190,7 @@ class Report:
                 record_json.from_json(Cause, {**cause, "follows": tuple(cause["follows"])})
                 for cause in found.get("causes", ())
             ),
+            "forms": tuple(record_json.from_json(LayerForm, form) for form in found.get("forms", ())),
             "errors": tuple(record_json.from_json(SuiteFailure, error) for error in found.get("errors", ())),
         }
         return record_json.from_json(cls, {**found, **parts})

@@ -49,6 +49,7 @@ def show(report: Report, folder: Path, *, quiet: bool = False) -> None:
         for name, group in report.groups.items():
             if not group.claimed:
                 out.print(f"  {name:<9} not claimed: lacks {', '.join(group.missing)}")
+    _show_forms(report, [clause for clause in report.clauses if clause.status in FAILING], out)
     found = led(report)
     for clause, cause in found[:IN_FULL]:
         out.print()
@@ -67,6 +68,17 @@ def show(report: Report, folder: Path, *, quiet: bool = False) -> None:
         out.print(text)
     out.print(verdict(report), style="bold green" if report.verdict == "pass" else "bold red")
     out.print(f"report   {folder / 'report.json'}")
+
+
+def _show_forms(report: Report, bad: list[ReportedClause], out: Console) -> None:
+    """Print each form of the target's layers, with the clauses that fail because of it."""
+    if report.forms:
+        out.print()
+    for form in report.forms:
+        out.print(f"preflight {form.text}")
+        because = [clause.id for clause in bad if form.explains(clause.message)]
+        if because:
+            out.print(f"          {len(because)} clauses fail because of it: {listed(because)}")
 
 
 def _title(report: Report) -> str:
@@ -223,6 +235,8 @@ def show_plan(plan: Plan) -> None:
             out.print(f"  {name:<9} {claimed} of {len(clauses)} clauses on {', '.join(subjects)}")
         else:
             out.print(f"  {name:<9} not claimed: lacks {', '.join(about.missing)}")
+    for form in plan.forms:
+        out.print(f"preflight {form.text}")
 
 
 def explanation(entry: Entry) -> list[str]:

@@ -10,7 +10,7 @@ import importlib.metadata
 import platform
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from conformance.run.selection import Selection, set_interpreter
 from conformance.run.smoke_check import SmokeCheck
 from conformance.specification.versions import SPECS
 from conformance.target.fingerprint import fingerprint
+from conformance.target.layer_form import LAYERS, LayerForm
 from conformance.target.source_location import defined
 
 if TYPE_CHECKING:
@@ -106,7 +107,19 @@ def _plan(selection: Selection, *, interpreting: bool) -> Plan:
         clauses=tuple(planned),
         deviations={k: v for k, v in expected.items() if any(k == clause.id for clause in planned)},
         sources=_sources(target, planned),
+        forms=_forms(target, groups),
     )
+
+
+def _forms(target: Any, chosen: Iterable[str]) -> tuple[LayerForm, ...]:
+    """What is missing or of another form in the target's layers, where a chosen group that it claims uses them."""
+    from conformance.run.preflight import looked_at
+    from conformance.specification.groups import groups
+
+    claimed = [groups()[name] for name in chosen if name in target.claimed]
+    if all({*group.required, *group.subjects}.isdisjoint(LAYERS) for group in claimed):
+        return ()
+    return looked_at(target, dora=any(group.prefix == "DORA" for group in claimed))
 
 
 def _sources(target: Any, planned: list[PlannedClause]) -> Sources:

@@ -11,14 +11,21 @@ from typing import Any
 
 import torch
 
+from conformance.target.calls import calling
+
 MAGNITUDE = "lora_magnitude"
 SCALES = ("scale", "scaling")
 
 
 def adapter_of(layer: Any, name: str) -> torch.Tensor:
-    """The parameter `lora_A`, `lora_B` or `lora_magnitude` of a layer."""
-    held = getattr(layer, name)
-    found: torch.Tensor = held if isinstance(held, torch.Tensor) else held.weight
+    """The parameter `lora_A`, `lora_B` or `lora_magnitude` of a layer.
+
+    Raises:
+        Violation: if the layer has no such attribute, or reading it raises.
+    """
+    with calling(f"reading {name}"):
+        held = getattr(layer, name)
+        found: torch.Tensor = held if isinstance(held, torch.Tensor) else held.weight
     return found
 
 

@@ -48,11 +48,13 @@ class Subject:
     def operands(self, case: LinearCase) -> Operands:
         """The case's operands on this subject's device.
 
-        A layer's case gets a nonnegative scale, because alpha is nonnegative, and a dropout position it supports.
+        A layer's case gets a nonnegative scale, because alpha is nonnegative, and a dropout position it supports, or
+        no dropout where it supports none.
         """
-        if case.dropout and self.is_layer and takes(self.thing, "dropout") is None:
+        takes_none = self.is_layer and takes(self.thing, "dropout") is None
+        if case.dropout and (takes_none or not self.dropout_positions):
             case = dataclasses.replace(case, dropout=0.0)  # a clause about dropout is not claimed
-        if case.position not in self.dropout_positions:
+        if self.dropout_positions and case.position not in self.dropout_positions:
             case = dataclasses.replace(case, position=self.dropout_positions[0])
         if self.is_layer and case.scale < 0:
             case = dataclasses.replace(case, scale=-case.scale)
@@ -188,8 +190,7 @@ def _built_layer(subject: Subject, operands: Operands, options: dict[str, Any]) 
         layer = subject.thing(base, **arguments)
     with calling(f"{subject.name}.train({case.training})"):
         layer.train(case.training)
-    with calling(f"reading {subject.name}.lora_A and lora_B"):
-        adapters = {name: adapter_of(layer, name) for name in ("lora_A", "lora_B")}
+    adapters = {name: adapter_of(layer, name) for name in ("lora_A", "lora_B")}
     with calling(f"reading {subject.name}.weight and bias"):
         weight, bias = layer.weight, layer.bias
     for name, parameter in adapters.items():

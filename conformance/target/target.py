@@ -187,6 +187,8 @@ class Target:
         """The subjects of this target that the clause judges; none if the target does not claim the clause."""
         if self.lacking(clause):
             return ()
+        if not self.dropout_positions and 0.0 not in clause.cases.values.get("dropout", (0.0,)):
+            return ()
         if uninstalled(clause) or elsewhere(clause, self.device):
             return ()
         return tuple(

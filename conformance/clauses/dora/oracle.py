@@ -16,7 +16,6 @@ from conformance.judgement.outcomes import require
 from conformance.numerics import budget
 from conformance.numerics.formats import Array, rounded
 from conformance.target.adapter_tensors import MAGNITUDE, adapter_of, fill_magnitude, is_magnitude
-from conformance.target.calls import calling
 from conformance.target.subject import TRAINABLE, Instance, Subject
 
 # the norm is a square root: no exact lane. Rank and width are moderate, so that no row comes near zero.
@@ -206,8 +205,7 @@ def built(subject: Subject, case: LinearCase, **options: Any) -> tuple[Instance,
     """
     operands = subject.operands(case)
     instance = subject.build(operands, use_dora=True, **options)
-    with calling(f"{subject.name}.lora_magnitude"):
-        parameter = adapter_of(instance.module, MAGNITUDE)
+    parameter = adapter_of(instance.module, MAGNITUDE)
     shape = list(parameter.shape)
     require(is_magnitude(parameter, case.n), f"lora_magnitude has shape {shape}: expected [{case.n}] or [{case.n}, 1]")
     random = np.random.default_rng([case.seed, case.n])

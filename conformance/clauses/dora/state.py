@@ -22,8 +22,7 @@ from conformance.target.subject import Instance, Subject
 def judged_as(instance: Instance, oracle: DoraOracle) -> float | None:
     """Judge y and every gradient of a layer by the oracle of another that it should equal."""
     layer, x = instance.module, oracle.operands.placed["x"].tensor
-    with calling("reading lora_A, lora_B and lora_magnitude"):
-        adapter = {name: adapter_of(layer, name) for name in NAMES if name != "x"}
+    adapter = {name: adapter_of(layer, name) for name in NAMES if name != "x"}
     other = Instance(layer, {"x": x.detach().clone(), **adapter}, oracle.operands, module=layer)
     for tensor in adapter.values():
         tensor.grad = None

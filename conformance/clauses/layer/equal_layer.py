@@ -8,14 +8,12 @@ from typing import Any
 from conformance.clauses.linear_and_layer.judged_results import judge_gradients, oracle_for
 from conformance.judgement.judge import judge, worst
 from conformance.target.adapter_tensors import adapter_of
-from conformance.target.calls import calling
 from conformance.target.subject import TRAINABLE, Instance, Subject
 
 
 def same_results(subject: Subject, instance: Instance, other: Any, what: str) -> float | None:
     """Judge the output and gradients of a layer that should compute the same as the instance."""
-    with calling(f"reading the adapters of {what}"):
-        adapters = {name: adapter_of(other, name) for name in ("lora_A", "lora_B")}
+    adapters = {name: adapter_of(other, name) for name in ("lora_A", "lora_B")}
     tensors = {"x": instance.operands.placed["x"].tensor.detach().clone().requires_grad_(), **adapters}
     twin = Instance(other, tensors, instance.operands, module=other)
     twin.require_grad(TRAINABLE)

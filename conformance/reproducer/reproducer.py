@@ -30,12 +30,7 @@ from conformance.target.subject import Subject
 LITERAL = 4096  # elements; larger operands are written in base64
 SOURCES = {"y": "y", "dX": "x.grad", "dA": "lora_A.grad", "dB": "lora_B.grad", "dbias": "bias.grad"}
 
-LAYER_SOURCES = {
-    "dX": "x.grad",
-    "dA": "layer.lora_A.weight.grad",
-    "dB": "layer.lora_B.weight.grad",
-    "dbias": "layer.bias.grad",
-}
+LAYER_SOURCES = {"dX": "x.grad", "dA": "down.grad", "dB": "up.grad", "dbias": "layer.bias.grad"}
 
 
 def script(clause: Clause, subject: Subject, target: str, result: Result) -> str:
@@ -252,11 +247,12 @@ def _layer_call(subject: Subject, operands: Operands, recorded: Recording) -> li
     arguments = ", ".join(f"{name}={value!r}" for name, value in options.items())
     lines.append(f"layer = target.{subject.name}(base, {arguments})")
     lines.append(f"layer.train({case.training})")
+    lines.append("down, up = (getattr(part, 'weight', part) for part in (layer.lora_A, layer.lora_B))")
     lines.append("with torch.no_grad():")
-    lines.append("    layer.lora_A.weight.copy_(lora_A)")
-    lines.append("    layer.lora_B.weight.copy_(lora_B)")
+    lines.append("    down.copy_(lora_A)")
+    lines.append("    up.copy_(lora_B)")
     lines += ["x.requires_grad_(True)"] if "x" in recorded.needs else []
-    lines += [f"layer.{n}.weight.requires_grad_({n in recorded.needs})" for n in ("lora_A", "lora_B")]
+    lines += [f"{p}.requires_grad_({n in recorded.needs})" for p, n in (("down", "lora_A"), ("up", "lora_B"))]
     lines += ["layer.bias.requires_grad_(True)"] if "bias" in recorded.needs else []
     return [*lines, "y = layer(x)"]
 

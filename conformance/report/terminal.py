@@ -78,7 +78,8 @@ def _show_forms(report: Report, bad: list[ReportedClause], out: Console) -> None
         out.print(f"preflight {form.text}")
         because = [clause.id for clause in bad if form.explains(clause.message)]
         if because:
-            out.print(f"          {len(because)} clauses fail because of it: {listed(because)}")
+            count = f"{len(because)} clauses fail" if because[1:] else "1 clause fails"
+            out.print(f"          {count} because of it: {listed(because)}")
 
 
 def _title(report: Report) -> str:

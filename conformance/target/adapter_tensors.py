@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from conformance.target.calls import calling
 
@@ -26,6 +27,23 @@ def adapter_of(layer: Any, name: str) -> torch.Tensor:
     with calling(f"reading {name}"):
         held = getattr(layer, name)
         found: torch.Tensor = held if isinstance(held, torch.Tensor) else held.weight
+    return found
+
+
+def base_tensor(layer: Any, name: str, base: nn.Linear) -> torch.Tensor | None:
+    """The `weight` or `bias` of a layer: its attribute, or else the parameter of its base layer that it holds.
+
+    Raises:
+        AttributeError: if the layer has neither.
+    """
+    wanted = getattr(base, name)
+    if not hasattr(layer, name) and isinstance(wanted, torch.Tensor) and isinstance(layer, nn.Module):
+        for parameter in layer.parameters():
+            if parameter.shape == wanted.shape and parameter.data_ptr() == wanted.data_ptr():
+                return parameter
+    if wanted is None and not hasattr(layer, name):
+        return None
+    found: torch.Tensor | None = getattr(layer, name)
     return found
 
 

@@ -13,6 +13,7 @@ from conformance.numerics.formats import dtype_named
 from conformance.target.adapter_tensors import MAGNITUDE, adapter_of, is_magnitude, scale_of
 from conformance.target.expected_errors import calling_quietly
 from conformance.target.layer_form import LAYERS, LayerForm
+from conformance.target.signature import arguments_for
 
 K, N, R, ALPHA = 3, 5, 2, 14  # all different, so that a shape or a scale tells what it is
 SHAPES = {"lora_A": (R, K), "lora_B": (N, R)}
@@ -34,7 +35,7 @@ def _forms(name: str, kind: Any, target: Any, dtype: str, dora: bool) -> Iterato
     base = nn.Linear(K, N, device=target.device, dtype=dtype_named(dtype)).requires_grad_(False)
     try:
         with calling_quietly(f"{name}{CALL}"):
-            layer = kind(base, dim=R, alpha=ALPHA)
+            layer = kind(base, **arguments_for(kind, {"dim": R, "alpha": ALPHA}))
     except (Violation, Refused) as outcome:
         yield LayerForm(name, str(outcome), "def __init__(self, orig_linear, dim=8, alpha=32, …)", f"{name}(")
         return
@@ -76,6 +77,9 @@ def _base(name: str, layer: Any, part: str, expected: torch.Tensor) -> Iterator[
     if held is not None:
         return
     found = _path(layer, lambda p: p is expected or p.data_ptr() == expected.data_ptr())
+    if found and not problem and not hasattr(layer, part):
+        yield LayerForm(name, f"{name} has no {part}: taken from {found}")
+        return
     if part == "weight" or problem or not hasattr(layer, part):
         line = _property(part, found) or f"self.{part} = orig_linear.{part}"
         yield LayerForm(name, f"{name} {problem or f'has no {part}'}", line, f"reading {name}.weight and bias raised")
@@ -96,7 +100,7 @@ def _scale(name: str, layer: Any) -> Iterator[LayerForm]:
 def _magnitude(name: str, kind: Any, base: nn.Linear) -> Iterator[LayerForm]:
     try:
         with calling_quietly(f"{name}{CALL[:-1]}, use_dora=True)"):
-            layer = kind(base, dim=R, alpha=ALPHA, use_dora=True)
+            layer = kind(base, **arguments_for(kind, {"dim": R, "alpha": ALPHA, "use_dora": True}))
     except (Violation, Refused) as outcome:
         yield LayerForm(name, str(outcome), "def __init__(self, …, *, use_dora=False)", f"{name}(")
         return

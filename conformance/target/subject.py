@@ -16,7 +16,7 @@ from conformance.cases.linear_case import LinearCase
 from conformance.cases.operands import Operands
 from conformance.judgement.outcomes import require
 from conformance.judgement.recording import note
-from conformance.target.adapter_tensors import MAGNITUDE, adapter_of
+from conformance.target.adapter_tensors import MAGNITUDE, adapter_of, base_tensor
 from conformance.target.calls import calling
 from conformance.target.signature import arguments_for, takes
 
@@ -192,7 +192,8 @@ def _built_layer(subject: Subject, operands: Operands, options: dict[str, Any]) 
         layer.train(case.training)
     adapters = {name: adapter_of(layer, name) for name in ("lora_A", "lora_B")}
     with calling(f"reading {subject.name}.weight and bias"):
-        weight, bias = layer.weight, layer.bias
+        weight, bias = base_tensor(layer, "weight", base), base_tensor(layer, "bias", base)
+    assert weight is not None
     for name, parameter in adapters.items():
         values = operands.tensor(name)
         assert values is not None

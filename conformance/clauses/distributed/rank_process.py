@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from conformance.judgement.outcomes import Inconclusive, Refused, Violation
+from conformance.target.fault import raised_by_target, said
 
 PATIENCE = "LORASPEC_RANK_SECONDS"  # an environment variable: seconds for all ranks of a case
 SECONDS = 60.0  # the default; a case takes about one second
@@ -107,7 +108,9 @@ def _attempt(rank: int, world: int, work: Work, folder: Path, *, join: bool) -> 
         return {"kind": "refused", "value": str(outcome)}
     except Inconclusive as outcome:
         return {"kind": "inconclusive", "value": str(outcome)}
-    except Exception:  # noqa: BLE001  (any other error is the suite's own)
+    except Exception as error:  # noqa: BLE001  (the parent finds out whose it is, unless the target's code raised it)
+        if raised_by_target(error):
+            return {"kind": "violation", "value": said(error), "cause": repr(error)}
         return {"kind": "error", "value": traceback.format_exc()}
 
 

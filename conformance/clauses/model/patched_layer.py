@@ -18,7 +18,8 @@ from conformance.judgement.linear_oracle import LinearOracle
 from conformance.judgement.outcomes import Violation, require
 from conformance.numerics.formats import dtype_named
 from conformance.specification.clause import clause
-from conformance.target.adapter_tensors import MAGNITUDE, adapter_of, is_magnitude
+from conformance.target.adapter_tensors import MAGNITUDE, adapter_of, is_magnitude, scale_of
+from conformance.target.calls import calling
 from conformance.target.expected_errors import calling_quietly
 from conformance.target.subject import TRAINABLE, Instance, Subject, frozen_linear
 
@@ -92,9 +93,10 @@ def test_rslora(subject: Subject, case: PatchCase) -> float | None:
         case = dataclasses.replace(case, values="normal")
     operands = subject.operands(case)
     instance = patched(subject, operands)
-    scale = getattr(instance.module, "scale", None)
+    with calling("the scale of a patched layer"):
+        scale = scale_of(instance.module)
     require(
-        isinstance(scale, float | int) and math.isclose(scale, operands.scale, rel_tol=1e-6),
+        scale is None or math.isclose(scale, operands.scale, rel_tol=1e-6),
         f"alpha={operands.scale * (math.sqrt(case.r) if case.rslora else case.r):g}, dim={case.r}, "
         f"use_rslora={case.rslora}: scale is {scale!r}, expected {operands.scale:g}",
     )

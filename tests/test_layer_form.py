@@ -142,6 +142,7 @@ def said(layer: type, *, dora: bool = False) -> list[str]:
 
 
 BARE = [f"LinearLoRA.lora_{x} is a Parameter without a module: taken as lora_{x}.weight" for x in "AB"]
+BASE = [f"LinearLoRA has no {part}: taken from base.{part}" for part in ("weight", "bias")]
 NO_SCALE = "LinearLoRA has no scale: only y tells it; write in the target:  scale = property(lambda self: self.factor)"
 
 
@@ -153,10 +154,9 @@ NO_SCALE = "LinearLoRA has no scale: only y tells it; write in the target:  scal
             [
                 *(
                     f"LinearLoRA has no {part}; write in the target:  {part} = property(lambda self: self.{path})"
-                    for part, path in zip(
-                        ("lora_A", "lora_B", "weight", "bias"), ("down", "up", "base.weight", "base.bias"), strict=True
-                    )
+                    for part, path in (("lora_A", "down"), ("lora_B", "up"))
                 ),
+                *BASE,
                 NO_SCALE,
             ],
         ),
@@ -189,7 +189,7 @@ def test_the_lines_to_write_mend_the_layer() -> None:
     body: dict[str, Any] = {}
     exec("\n".join(lines), body)
     body.pop("__builtins__")
-    assert said(type("Mended", (Plain,), body)) == BARE
+    assert said(type("Mended", (Plain,), body)) == [*BARE, *BASE]
 
 
 def test_a_magnitude_is_looked_at() -> None:

@@ -77,6 +77,7 @@ def _show_forms(report: Report, bad: list[ReportedClause], out: Console) -> None
     for form in report.forms:
         out.print(f"preflight {form.text}")
         because = [clause.id for clause in bad if form.explains(clause.message)]
+        because.sort(key=lambda name: name.count("-"))  # LAY-FWD before LAY-FWD-MIXED
         if because:
             count = f"{len(because)} clauses fail" if because[1:] else "1 clause fails"
             out.print(f"          {count} because of it: {listed(because)}")

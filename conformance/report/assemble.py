@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from conformance.judgement.result import DEVIATION, FAIL, INCONCLUSIVE, NOT_CLAIMED, PASS, STATUSES, WITHOUT, Result
-from conformance.report.diagnosis import causes
+from conformance.report.diagnosis import causes, unexplained
 from conformance.report.features import claims
 from conformance.report.outcome import Outcome
 from conformance.report.plan import Plan, PlannedClause, PlannedGroup, PlannedTrial
@@ -60,7 +60,7 @@ def assemble(plan: Plan, outcome: Outcome, settings: RunSettings) -> Report:
         core=found.core,
         features=found.features,
         clauses=clauses,
-        causes=causes([c for c in clauses if not any(form.explains(c.message) for form in plan.forms)]),
+        causes=causes(unexplained(clauses, plan.forms)),
         errors=tuple(sorted(outcome.errors)),
         forms=plan.forms,
     )

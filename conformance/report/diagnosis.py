@@ -17,6 +17,7 @@ from conformance.report.causes import Cause
 from conformance.report.known_defects import Defect, DefectTable, table
 from conformance.report.report import Report, ReportedClause
 from conformance.report.verdict import FAILING, by_interest
+from conformance.target.layer_form import LayerForm
 
 PENALTY = 1.0  # for a clause that a defect would fail and that passes, in units of a clause that it explains
 SAID, UNSAID = 1.5, 0.4  # factors where a message has the words of the twin's, and where it lacks them
@@ -41,7 +42,13 @@ def causes(clauses: Sequence[ReportedClause], known: DefectTable | None = None) 
 def led(report: Report) -> list[tuple[ReportedClause, Cause]]:
     """Each cause of a report with its leading clause; the causes are found now if the report was kept without them."""
     by_id = {clause.id: clause for clause in report.clauses}
-    return [(by_id[cause.clause], cause) for cause in report.causes or causes(report.clauses)]
+    found = report.causes or causes(unexplained(report.clauses, report.forms))
+    return [(by_id[cause.clause], cause) for cause in found]
+
+
+def unexplained(clauses: Sequence[ReportedClause], forms: Sequence[LayerForm]) -> list[ReportedClause]:
+    """The clauses that do not fail because of the form of a layer, which the report tells once for all of them."""
+    return [clause for clause in clauses if not any(form.explains(clause.message) for form in forms)]
 
 
 @dataclass(frozen=True)

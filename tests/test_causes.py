@@ -67,7 +67,8 @@ def test_a_defect_is_the_cause_of_the_clauses_that_its_twin_fails() -> None:
     )
     assert found == (Cause("L-A", ("L-B-X",), True, "one", "L-A__one", 1.0, 1.0),)
     assert found[0].sentence == (
-        "fails as an implementation that one (twin L-A__one): 100% of its clauses fail here, and 100% of these are its"
+        "fails as an implementation that one (twin L-A__one): "
+        "100% of its failures occur here, and make up 100% of this cause"
     )
 
 

@@ -39,6 +39,5 @@ class Cause:
         known = f"an implementation that {self.defect} (twin {self.twin})"
         if not self.fits:
             return f"no known defect fails like this; the nearest is {known}"
-        return (
-            f"fails as {known}: {self.precision:.0%} of its clauses fail here, and {self.recall:.0%} of these are its"
-        )
+        fits = f"{self.precision:.0%} of its failures occur here, and make up {self.recall:.0%} of this cause"
+        return f"fails as {known}: {fits}"

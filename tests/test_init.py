@@ -53,6 +53,13 @@ def written(layer: str, folder: Path) -> tuple[str, str]:
             ],
         ),
         (
+            "Stabilized",
+            [
+                "alpha=alpha / dim**0.5,  # guess: the built layer's factor is alpha / √r",
+                "return float(self.wrapped.lora.alpha)  # guess: by its value in a built layer",
+            ],
+        ),
+        (
             "Joined",
             [
                 "dtype=orig_linear.weight.dtype,  # guess: one of the class's further keywords",
@@ -96,6 +103,8 @@ def test_rslora_and_merging_go_to_the_layer_that_has_them(tmp_path: Path, monkey
 
 def test_a_layer_with_our_names_is_taken_as_it_is() -> None:
     found = layer_target.layer_target("layered:LinearLoRA", "mine")
+    assert found.text.endswith('CONFORMANCE = {\n    "name": "layered LinearLoRA",\n}\n')
+    assert found.guesses == 0
     assert "from layered import LinearLoRA  # noqa: F401\n" in found.text
     assert "WrappedLayer" not in found.text
 

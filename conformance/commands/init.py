@@ -39,7 +39,10 @@ def execute(options: argparse.Namespace) -> int:
 
     found = layer_target(options.layer, name)
     template.write(path, found.text)
-    out.print(f"wrote {path} for {options.layer}; look at its {found.guesses} guesses, each has a comment")
+    guessed = (
+        f"look at its {found.guesses} guesses, each has a comment" if found.guesses else "it has our names already"
+    )
+    out.print(f"wrote {path} for {options.layer}; {guessed}")
     if not found.computes:
         out.print("a built layer does not compute x Wᵀ + b + s·(x Aᵀ) Bᵀ with the matrices that were found")
     out.print(f"next: loraspec run {name} --group layer --profile quick")

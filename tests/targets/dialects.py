@@ -130,6 +130,13 @@ class Unscaled(nn.Module):
         return self.up(self.down(x))
 
 
+class Stabilized(TextbookLinear):
+    """A layer whose factor is alpha / √r."""
+
+    def __init__(self, linear, rank, alpha):
+        super().__init__(linear, rank, alpha / math.sqrt(rank))
+
+
 class Odd(TextbookLinear):
     """A layer that computes another formula."""
 

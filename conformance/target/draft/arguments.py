@@ -126,11 +126,10 @@ def without_guessed_keywords(found: Iterable[Argument], layer: type) -> tuple[Ar
     return tuple(argument for argument in found if argument.name in named)
 
 
-def multiplied_by_alpha(found: Iterable[Argument]) -> tuple[Argument, ...]:
-    """The arguments for a class whose scale is alpha itself, so that the scale is alpha / dim all the same."""
-    note = "the built layer multiplies by it as it is"
+def rescaled(found: Iterable[Argument], source: str, note: str) -> tuple[Argument, ...]:
+    """The arguments with another alpha, for a class of another factor, so that its factor is alpha / dim."""
     return tuple(
-        dataclasses.replace(argument, source=SOURCES["scale"], note=note) if argument.meaning == "alpha" else argument
+        dataclasses.replace(argument, source=source, note=note) if argument.meaning == "alpha" else argument
         for argument in found
     )
 

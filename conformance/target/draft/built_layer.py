@@ -15,6 +15,7 @@ from conformance.errors import UsageError
 from conformance.target.draft.arguments import Argument
 
 K, N, R, ALPHA = 5, 3, 2, 7  # all shapes and scales of such a layer differ
+ALPHAS = {"alpha": ALPHA, "alpha / dim": ALPHA / R, "alpha / dim**0.5": ALPHA / R**0.5}  # by its expression
 
 
 @dataclass(frozen=True)
@@ -87,10 +88,7 @@ def built(layer: type, found: Iterable[Argument], named: str, *, dropout: float 
         "rslora": False,
         "merging": False,
     }
-    given = {
-        argument.name: ALPHA / R if argument.source == "alpha / dim" else meanings[argument.meaning]
-        for argument in found
-    }
+    given = {argument.name: ALPHAS.get(argument.source, meanings[argument.meaning]) for argument in found}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -17,13 +17,18 @@ from conformance.target.draft import module_text
 from conformance.target.draft.arguments import (
     Argument,
     arguments,
-    multiplied_by_alpha,
+    rescaled,
     without_guessed_keywords,
 )
 from conformance.target.draft.built_layer import ALPHA, BuiltLayer, K, N, R, built
 from conformance.target.draft.measured_layer import measured
 from conformance.target.draft.module_text import Drafted
 
+# Other factors than alpha / r that classes have, and the alpha with which the factor is alpha / dim.
+OTHER_FACTORS = (
+    (ALPHA, "alpha / dim", "the built layer multiplies by it as it is"),
+    (ALPHA / R**0.5, "alpha / dim**0.5", "the built layer's factor is alpha / √r"),
+)
 OURS = ("orig_linear", "dim", "alpha", "dropout", "dropout_position", "lora_A_init_method", "lora_dtype")
 
 
@@ -56,10 +61,12 @@ def layer_target(spec: str, target: str) -> LayerTarget:
         found = arguments(layer, named)
         found, made = _built(layer, found, named)
         does = measured(layer, found, made, named)
-        if does.factor is not None and math.isclose(does.factor, ALPHA, rel_tol=1e-3):
-            found = multiplied_by_alpha(found)
-            made = built(layer, found, named)
-            does = measured(layer, found, made, named)
+        for factor, source, note in OTHER_FACTORS:
+            if does.factor is not None and math.isclose(does.factor, factor, rel_tol=1e-3):
+                found = rescaled(found, source, note)
+                made = built(layer, found, named)
+                does = measured(layer, found, made, named)
+                break
         top = module.partition(".")[0]
         providers = importlib.metadata.packages_distributions().get(top, [""])
         drafted = Drafted(module, name, providers[0], target, found, made, does)

@@ -61,7 +61,8 @@ def as_it_is(drafted: Drafted) -> str:
     alias = "" if drafted.name == "LinearLoRA" else " as LinearLoRA"
     imported = f"from {drafted.module} import {drafted.name}{alias}  # noqa: F401"
     helpers = ["from conformance.targets.wrapped_layer import version_of"] if drafted.distribution else []
-    return "\n".join([_title(drafted), "", *helpers, imported, "", *_declaration(drafted)]) + "\n"
+    declared = ["CONFORMANCE = {", *_identity(drafted), "}"]
+    return "\n".join([_title(drafted), "", *helpers, imported, "", *declared]) + "\n"
 
 
 def wrapped(drafted: Drafted) -> str:
@@ -102,9 +103,7 @@ def _title(drafted: Drafted) -> str:
 def _declaration(drafted: Drafted) -> Iterator[str]:
     positions = drafted.measured.dropout
     yield "CONFORMANCE = {"
-    yield f'    "name": "{drafted.library} {drafted.name}",'
-    if drafted.distribution:
-        yield f'    "version": version_of("{drafted.distribution}"),'
+    yield from _identity(drafted)
     if "dropout" in drafted.meanings and positions:
         yield f"    {GUESS}a built layer's dropout acted {_where(positions)} the adapter"
         yield f'    "dropout_positions": {_written(positions)},'
@@ -112,6 +111,12 @@ def _declaration(drafted: Drafted) -> Iterator[str]:
         yield f"    {GUESS}{_no_dropout(drafted)}; the clauses on dropout will fail"
         yield '    "dropout_positions": ("pre",),'
     yield "}"
+
+
+def _identity(drafted: Drafted) -> Iterator[str]:
+    yield f'    "name": "{drafted.library} {drafted.name}",'
+    if drafted.distribution:
+        yield f'    "version": version_of("{drafted.distribution}"),'
 
 
 def _written(positions: tuple[str, ...]) -> str:

@@ -13,6 +13,7 @@ import torch
 
 import reference
 from conformance.errors import UsageError
+from conformance.isolation.monkeypatches import PRISTINE
 from conformance.judgement.outcomes import Refused, Violation
 from conformance.run import plan
 from conformance.run.case_search import Examination
@@ -222,6 +223,24 @@ def test_an_exception_of_the_suite_that_reference_does_not_raise_is_the_targets(
     assert first.startswith(f"{call} raised RuntimeError: The size of tensor a (2)")
     assert second.startswith(f"at       {__file__}:")
     assert raised.value.__cause__ is not None
+
+
+def test_a_targets_monkeypatch_does_not_keep_reference_from_showing_the_suites_fault() -> None:
+    def patching(x: Any, weight: Any, *_: Any, **__: Any) -> torch.Tensor:
+        torch.nn.functional.linear = broken  # type: ignore[assignment]
+        y: torch.Tensor = x @ weight.T
+        return y
+
+    def broken(*_: Any, **__: Any) -> torch.Tensor:
+        raise OSError("patched")
+
+    def check(subject: Any, case: Any) -> None:
+        subject.build(subject.operands(case)).forward()
+        raise LookupError("the suite's own")
+
+    with pytest.raises(LookupError, match="the suite's own"):
+        judged_by(check, Target.of(SimpleNamespace(lora_linear=patching), "patching"))
+    PRISTINE.begin()
 
 
 def test_a_notimplementederror_is_a_refusal() -> None:

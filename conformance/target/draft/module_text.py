@@ -107,9 +107,12 @@ def _declaration(drafted: Drafted) -> Iterator[str]:
     if "dropout" in drafted.meanings and positions:
         yield f"    {GUESS}a built layer's dropout acted {_where(positions)} the adapter"
         yield f'    "dropout_positions": {_written(positions)},'
-    else:
-        yield f"    {GUESS}{_no_dropout(drafted)}; the clauses on dropout will fail"
+    elif "dropout" in drafted.meanings:
+        yield f"    {GUESS}a built layer's dropout acted neither before nor after the adapter: clauses on it will fail"
         yield '    "dropout_positions": ("pre",),'
+    yield f"    {GUESS}{', '.join(_lacks(drafted).values())}"
+    absent = ", ".join(f'"{name}": "absent"' for name in _lacks(drafted))
+    yield f'    "features": {{{absent}}},'
     yield "}"
 
 
@@ -127,10 +130,14 @@ def _where(positions: tuple[str, ...]) -> str:
     return "before" if positions == ("pre",) else "after"
 
 
-def _no_dropout(drafted: Drafted) -> str:
+def _lacks(drafted: Drafted) -> dict[str, str]:
+    """The features that the class lacks, each with the reason for the guess."""
+    found = {"initialisation": "the class initialises A in its own way"}
     if "dropout" not in drafted.meanings:
-        return "the class has no dropout"
-    return "a built layer's dropout acted neither before nor after the adapter"
+        found["dropout"] = "has no dropout"
+    if not drafted.measured.any_adapter_dtype:
+        found["adapter_dtype"] = "did not take an adapter of another dtype than x"
+    return found
 
 
 def _attributes(drafted: Drafted) -> Iterator[str]:

@@ -49,8 +49,8 @@ def written(layer: str, folder: Path) -> tuple[str, str]:
             [
                 "linear=orig_linear,  # guess: the linear layer to adapt",
                 "return self.wrapped.linear.weight  # guess: it is the given layer's",
-                "# guess: the class initialises A in its own way, has no dropout, did not take an adapter of another dtype "
-                "than x",
+                "# guess: the class initialises A in its own way, has no dropout, "
+                "did not take an adapter of another dtype than x",
                 '"features": {"initialisation": "absent", "dropout": "absent", "adapter_dtype": "absent"},',
             ],
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -106,7 +107,8 @@ def test_each_recipe_is_short() -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("recipe", FILES)
 def test_the_commands_of_a_recipe_work(project: Path, recipe: str) -> None:
-    reader = Reader(project, PYTHONPATH=str(project), PYTEST_ADDOPTS="-p no:cacheprovider")
+    path = os.pathsep.join(map(str, (project / "conformance" / "front", project)))
+    reader = Reader(project, PYTHONPATH=path, PYTEST_ADDOPTS="-p no:cacheprovider")
     before = {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
     for name, text in FILES[recipe].items():
         reader.write(name, text)

@@ -125,8 +125,8 @@ def test_a_targets_output_stays_out_of_report_and_terminal(tmp_path: Path) -> No
     assert statuses(report) == {"LIN-FWD": "pass", "LIN-BWD-DA": "pass", "LIN-DROP-EVAL": "fail"}
     assert message(report, "LIN-DROP-EVAL").startswith("the forward pass raised ValueError: noise")
     assert len(printed) < 8000
-    # the target prints megabytes; the reproducers are some tens of kB, and the journal holds them too
-    assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 200_000
+    # the target prints megabytes; the reproducers are some tens of kB, and the journal and the page hold them too
+    assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 300_000
 
 
 def test_monkeypatches_of_the_target_do_not_deceive_the_judge(tmp_path: Path) -> None:

@@ -28,7 +28,6 @@ from conformance.target.calls import first_lines
 
 protect(__name__)
 
-SUITE = Path(__file__).resolve().parents[1]
 BESIDE = ("targets",)  # a folder of the suite whose code is that of targets
 CALLED = ("torch", "numpy", "hypothesis", "transformers", "safetensors")  # libraries that the suite itself calls
 CALL = 100  # characters of a call's source, at most
@@ -105,7 +104,7 @@ def is_right(subject: Any, check: Callable[[Any], Any]) -> bool:
     """
     import reference
 
-    here = Path(reference.__file__ or "").resolve().parent == SUITE.parent / reference.__name__
+    here = Path(reference.__file__ or "").resolve().parent == _suite().parent / reference.__name__
     if not here or not hasattr(reference, subject.name):
         return False
     right = dataclasses.replace(subject, thing=getattr(reference, subject.name), target=reference)
@@ -135,9 +134,16 @@ def _frames(error: BaseException) -> Frames:
 
 
 @cache
+def _suite() -> Path:
+    """The folder of the suite; in a reproducer, which holds the code of the suite that it needs, the script itself."""
+    here = Path(_frames.__code__.co_filename)
+    return here.resolve().parents[1] if here.name == "fault.py" else here
+
+
+@cache
 def _is_suites(file: str) -> bool:
     path = Path(file)
-    return path.is_relative_to(SUITE) and path.relative_to(SUITE).parts[0] not in BESIDE
+    return path.is_relative_to(_suite()) and path.relative_to(_suite()).parts[:1] != BESIDE
 
 
 @cache
@@ -180,4 +186,4 @@ def _tracebacks(error: BaseException) -> Iterator[TracebackType]:
 
 def _shown(file: str) -> str:
     """A file of the suite from the suite's folder on; another in full."""
-    return str(Path(file).relative_to(SUITE.parent)) if _is_suites(file) else file
+    return str(Path(file).relative_to(_suite().parent)) if _is_suites(file) else file

@@ -120,8 +120,8 @@ class _Unpickler(pickle.Unpickler):
         self.target = target
 
     def persistent_load(self, key: Any) -> Subject:
-        name, device, lane, positions = key
-        return Subject(name, getattr(self.target, name), self.target, device, lane, positions)
+        name, device, lane, positions, conventions = key
+        return Subject(name, getattr(self.target, name), self.target, device, lane, positions, conventions)
 
 
 def _function(code: bytes, module: str, defaults: tuple[Any, ...] | None, held: tuple[Any, ...]) -> FunctionType:

@@ -18,14 +18,14 @@ DOUBLE = ("float64",)
 SINGLE = ("float32",)
 
 
-@fhe_breaks("FHE-DISABLE", says="as if the bias term were added twice")
+@fhe_breaks("FHE-DISABLE", says="worst    y")
 class AddsTheBiasTwice(reference.QuantizedLinear):
     def recover(self, raw, x):
         y = super().recover(raw, x)
         return y if self.bias is None else y + self.bias
 
 
-@fhe_breaks("FHE-DISABLE", says="as if the bias term were missing")
+@fhe_breaks("FHE-DISABLE", says="worst    y")
 class ForgetsTheBias(reference.QuantizedLinear):
     def __init__(self, weight, bias, n_bits, input_range=None):
         super().__init__(weight, None, n_bits, input_range)

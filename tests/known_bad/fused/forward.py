@@ -41,7 +41,7 @@ class SwapsGateAndUp(Right):
         return super().lift(up, gate, activation) if gate is not None else super().lift(gate, up, activation)
 
 
-@breaks("FUS-MLP", says="as if the gate adapter term were missing")
+@breaks("FUS-MLP", says="worst")
 class ForgetsTheAdapterOfTheGate(Right):
     def project(self, x, p):
         return self.base(x, p) if p.name == "gate" else super().project(x, p)

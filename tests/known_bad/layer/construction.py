@@ -75,7 +75,7 @@ class TrainsTheBase(Layer):
 
 @twin(
     "LAY-TRAIN",
-    says="constant ratio",
+    says="as if dropout had not acted",
     source="NVIDIA-NeMo/Automodel (DR2) reversed: eval() cannot be undone",
 )
 class StaysInEvaluation(Layer):

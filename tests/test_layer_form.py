@@ -192,6 +192,20 @@ def test_the_lines_to_write_mend_the_layer() -> None:
     assert said(type("Mended", (Plain,), body)) == [*BARE, *BASE]
 
 
+@pytest.mark.parametrize("clause", ["LAY-FWD", "LAY-BWD-DX", "LAY-FREEZE", "LAY-FRESH"])
+def test_the_base_weight_is_taken_from_the_layer_that_holds_it(clause: str) -> None:
+    class Named(Plain):
+        """The layer with the suite's names of A and B, and without `weight` and `bias`."""
+
+        lora_A = property(lambda self: self.down)
+        lora_B = property(lambda self: self.up)
+
+    declared = load_all()[clause]
+    (subject,) = target_of(Named).subjects(declared)
+    result = Examination(declared, subject, "float32", Profile("few", volume=4, interpreted=1, shrinks=0)).run()
+    assert result.status == "pass", result.message
+
+
 def test_a_magnitude_is_looked_at() -> None:
     assert said(Column, dora=True)[-1] == "LinearLoRA.lora_magnitude is [N, 1]: taken as [N]"
     assert said(Bare, dora=True)[-1] == (

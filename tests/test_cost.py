@@ -43,15 +43,16 @@ def test_the_cost_of_a_group_includes_inconclusive_cases() -> None:
 
 def test_the_estimate_scales_each_trial_by_its_number_of_cases() -> None:
     nightly, default = PROFILES["nightly"], PROFILES["default"]
-    spent = default.cases(load_all()["LIN-FWD"], "cpu") + default.searches
-    more = (nightly.volume + nightly.searches) / spent
-    others = (nightly.volume + nightly.searches) / (default.cases(load_all()["MRG-WEIGHT"], "cpu") + default.searches)
-    interpreted = nightly.interpreted / default.cases(load_all()["LIN-BWD-DB"], "interpreter")
+    clauses = load_all()
+    most = nightly.volume + nightly.searches
+    slow, fast = (most / default.cases(clauses["LIN-FWD"], "cpu", dtype) for dtype in ("bfloat16", "float32"))
+    others = most / default.cases(clauses["MRG-WEIGHT"], "cpu", "float32")
+    interpreted = nightly.interpreted / default.cases(clauses["LIN-BWD-DB"], "interpreter")
     plan = cost.fleet(a_report(), "nightly", 1)
-    assert plan.whole.cases == 3 * (nightly.volume + nightly.searches) + nightly.interpreted
-    assert plan.whole.seconds == pytest.approx(9.0 * more + 0.5 * others + interpreted)
+    assert plan.whole.cases == 3 * most + nightly.interpreted
+    assert plan.whole.seconds == pytest.approx(3.0 * fast + 6.0 * slow + 0.5 * others + interpreted)
     assert plan.longest == plan.whole
-    assert plan.trial == (("LIN-FWD", "lora_linear", "bfloat16"), pytest.approx(6 * more))
+    assert plan.trial == (("LIN-FWD", "lora_linear", "bfloat16"), pytest.approx(6 * slow))
 
 
 def test_the_estimate_uses_a_runs_shards_and_their_longest_trial() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from conformance.cases.case import Case, Space
+from conformance.cases.linear_case import LinearCase
 from conformance.cases.seeding import seed_torch
 from conformance.run import profiles
 from conformance.run.profiles import PROFILES, Profile
@@ -17,12 +18,12 @@ from conformance.specification.clause import Clause
 
 def clause(weight: float) -> Clause:
     """A clause with this weight."""
-    return Clause("LIN-X", "It is.", "linear", max, Space(Case), weight=weight)
+    return Clause("LIN-X", "It is.", max, Space(Case), weight=weight)
 
 
 @pytest.mark.parametrize(("weight", "cases", "searched"), [(1.0, 1000, 200), (0.5, 500, 100), (0.0004, 1, 0)])
 def test_weight_scales_cases_and_searches(weight: float, cases: int, searched: int) -> None:
-    assert PROFILES["nightly"].cases(clause(weight), "cpu") == cases
+    assert PROFILES["nightly"].cases(clause(weight), "cpu", "float32") == cases
     assert PROFILES["nightly"].searched(clause(weight), "cpu") == searched
     assert PROFILES["nightly"].searched(clause(weight), "interpreter") == 0
 
@@ -36,6 +37,15 @@ def test_a_clause_gets_the_cases_its_known_bad_twins_need_plus_a_margin(monkeypa
     assert dataclasses.replace(profile, margin=None).cases(clause(1.0), "cpu") == 20
     monkeypatch.setattr(profiles, "deaths", dict)  # the clause was not measured
     assert profile.cases(clause(1.0), "cpu") == 20
+
+
+def test_a_profile_with_a_strength_draws_all_rows_of_the_covering_array() -> None:
+    space = Space(LinearCase, m=(1, 2, 3), k=(1, 2, 3, 4, 5), values=("integers", "normal"))
+    one = Clause("LIN-X", "It is.", max, space, dtypes=("float32", "bfloat16"), weight=0.01)
+    own = [PROFILES["default"].cases(one, "cpu", dtype) for dtype in one.dtypes]
+    assert min(own) >= 5
+    assert PROFILES["default"].cases(one, "cpu", "float32", whole=True) == sum(own)
+    assert PROFILES["default"].cases(one, "interpreter", "float32") == PROFILES["quick"].cases(one, "cpu") == 1
 
 
 def test_the_measured_numbers_of_cases_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

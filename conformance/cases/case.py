@@ -7,8 +7,11 @@ import random
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+
+from conformance.cases.covering_array import Coverage, completion
+from conformance.cases.size_relations import SIZES, offered, related, still_related
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
@@ -68,8 +71,11 @@ def _read(name: str, value: str, kind: type) -> Any:
 class Space(Generic[C]):
     """The values that each field of a case may take, simplest first, and how to draw from them.
 
-    `draw` is a Latin hypercube over a counter: each of a field's L values occurs once in every block of L cases, so
-    few cases cover every value. A case depends on the arguments of `draw` only.
+    `draw` first gives the rows of a covering array, in which each pair of values of two fields meets (the dtypes are
+    one more field). A Latin hypercube over a counter follows: each of a field's L values occurs once in every block of
+    L cases. A case depends on the arguments of `draw` only.
+
+    A case type with a field `sizes` gets an axis of relations between its sizes (see `size_relations`).
     """
 
     def __init__(self, case_type: type[C], *, tame: Callable[[C], C] | None = None, **values: Sequence[Any]) -> None:
@@ -78,20 +84,66 @@ class Space(Generic[C]):
             raise ValueError(f"{case_type.__name__} has no field {', '.join(sorted(unknown))}")
         self.case_type = case_type
         self.values = {name: tuple(options) for name, options in values.items()}
-        self.tame = tame or (lambda case: case)
+        if any(f.name == "sizes" for f in dataclasses.fields(case_type)):
+            self.values.setdefault("sizes", offered(self.values))
+        self._limit = tame or (lambda case: case)
+        self._simplest = {name: options[0] for name, options in self.values.items()}
+        self._rows: dict[tuple[int, str, tuple[str, ...], int], Rows[C]] = {}
 
     def narrowed(self, **values: Sequence[Any]) -> Space[C]:
         """This space with other values for some fields."""
-        return Space(self.case_type, tame=self.tame, **{**self.values, **values})
+        return Space(self.case_type, tame=self._limit, **{**self.values, **values})
 
-    def draw(self, seed: int, clause: str, index: int, **fixed: Any) -> C:
-        """Case number `index` of a clause; it is the same for every worker, shard and order of tests."""
+    def tame(self, case: C) -> C:
+        """The case with sizes that have its relation and are within the space's limits."""
+        return still_related(self._limit(related(case, self.values)), self.values)
+
+    def made(self, **chosen: Any) -> C:
+        """The case with these values, and the simplest value of every other field."""
+        return self.tame(self.case_type(**self._simplest | chosen))
+
+    def rows(self, seed: int, clause: str, dtypes: tuple[str, ...] = (), strength: int = 2) -> Rows[C]:
+        """The covering array of a clause: each pair of values of two fields meets; the dtypes are one more field.
+
+        With strength 3 further rows follow, with which each triple meets of values of three fields that are not sizes.
+        """
+        key = (seed, clause, dtypes, max(strength, 2))
+        if key not in self._rows:
+            axes = self.axes(dtypes)
+            coverages = [Coverage(axes)]
+            if strength == 3:
+                coverages.append(Coverage({name: axes[name] for name in axes if name not in SIZES}, 3))
+            made = partial(self.made, **({"dtype": dtypes[0]} if dtypes else {}))
+            self._rows[key] = Rows(completion(made, coverages, f"{seed}/{clause}"), coverages)
+        return self._rows[key]
+
+    def axes(self, dtypes: tuple[str, ...] = ()) -> dict[str, tuple[Any, ...]]:
+        """The values of each field, and the dtypes as one more field."""
+        return self.values | ({"dtype": dtypes} if dtypes else {})
+
+    def draw(
+        self, seed: int, clause: str, index: int, dtype: str = "", dtypes: tuple[str, ...] = (), strength: int = 2
+    ) -> C:
+        """Case number `index` of a clause; it is the same for every worker, shard and order of tests.
+
+        Args:
+            seed: of the profile.
+            clause: the clause's id.
+            index: the number of the case, from 0.
+            dtype: the dtype of the case; empty for a clause without dtypes.
+            dtypes: the dtypes of the clause, which share the rows of its covering array.
+            strength: that of the covering array, 2 or 3.
+        """
+        fixed: dict[str, Any] = {"seed": index, **({"dtype": dtype} if dtype else {})}
+        row = self.rows(seed, clause, dtypes, strength).get(index, dtype)
+        if row is not None:
+            return self.tame(dataclasses.replace(row, **fixed))
         drawn = {
             name: _permuted(len(options), f"{seed}/{clause}/{name}/{index // len(options)}")[index % len(options)]
             for name, options in self.values.items()
         }
         chosen = {name: self.values[name][position] for name, position in drawn.items()}
-        return self.tame(self.case_type(**{"seed": index, **chosen, **fixed}))
+        return self.tame(self.case_type(**chosen | fixed))
 
     def strategy(self, **fixed: Any) -> SearchStrategy[C]:
         """This space as a Hypothesis strategy, which shrinks toward each field's first value.
@@ -124,6 +176,39 @@ class Space(Generic[C]):
                 smaller = self.tame(dataclasses.replace(case, **{name: option}))
                 if smaller != case:
                     yield smaller
+
+
+class Rows(Generic[C]):
+    """The rows of a clause's covering array, drawn as far as they are needed.
+
+    For one dtype its own rows come first. Those of the other dtypes follow, with this dtype in place of theirs: a run
+    that leaves out a dtype takes over its rows.
+
+    Attributes:
+        coverages: the combinations that the rows meet: pairs, and triples if these were asked for.
+    """
+
+    def __init__(self, rows: Iterator[C], coverages: list[Coverage]) -> None:
+        self._coming, self.coverages = rows, coverages
+        self._drawn: list[C] = []
+
+    def get(self, index: int, dtype: str) -> C | None:
+        """Row number `index` for a dtype; None if there are fewer rows."""
+        own = [row for row in self._drawn if not dtype or row.dtype == dtype]
+        while len(own) <= index:
+            row = next(self._coming, None)
+            if row is None:
+                others = [row for row in self._drawn if dtype and row.dtype != dtype]
+                return [*own, *others][index] if index < len(self._drawn) else None
+            self._drawn.append(row)
+            if not dtype or row.dtype == dtype:
+                own.append(row)
+        return own[index]
+
+    def count(self, dtype: str, *, whole: bool = False) -> int:
+        """The number of the dtype's own rows, or of all."""
+        self._drawn.extend(self._coming)
+        return len(self._drawn) if whole or not dtype else sum(row.dtype == dtype for row in self._drawn)
 
 
 @lru_cache(maxsize=4096)

@@ -26,6 +26,7 @@ class LinearCase(Case):
             `near-overflow` (x so large that an intermediate is close to the largest finite number, and partial sums
             exceed it), `overflow-before-scale` (the update fits the dtype only after scaling; W = 0).
         autocast: dtype of the autocast region; operands then hold values that this dtype represents.
+        sizes: the relation between m, k, n and r (`k=n`, `r=k` … as in `conformance.cases.size_relations`), or `free`.
     """
 
     m: int = 1
@@ -46,6 +47,7 @@ class LinearCase(Case):
     position: str = "post"
     special: str = "none"
     autocast: str = "off"
+    sizes: str = "free"
 
     def cut_for(self, lane: str) -> LinearCase:
         """The case with sizes that the lane can afford: the interpreter runs one 16³ program in about 10 ms."""
@@ -74,7 +76,7 @@ def tamed(case: LinearCase, work: int = WORK) -> LinearCase:
     m = 1 if case.lead == "1d" else case.m
     m = min(m, max(1, work // (case.k * case.n))) if m else 0
     n = min(case.n, max(1, work // (case.k * max(m, 1))))
-    return dataclasses.replace(case, m=m, n=n)
+    return case if (m, n) == (case.m, case.n) else dataclasses.replace(case, m=m, n=n)
 
 
 # Sizes at, below and above the usual block sizes. A size of 1 hides most defects; shrinking ends there.

@@ -27,6 +27,7 @@ class Examination:
     """One clause, one subject, one dtype, and how many cases to spend on them.
 
     Attributes:
+        whole: whether the run leaves out a dtype of the clause, whose rows of the covering array this trial takes over.
         on_case: called with each case before the case is checked, so that a crash can be traced to its case.
     """
 
@@ -35,12 +36,13 @@ class Examination:
     dtype: str
     profile: Profile
     on_case: Callable[[Case], None] = lambda case: None  # noqa: ARG005
+    whole: bool = False
 
     def run(self) -> Result:
         """Draw and judge cases until the profile's number is reached or one fails."""
         started = time.perf_counter()
         result = self._blank()
-        wanted = self.profile.cases(self.clause, self.subject.lane)
+        wanted = self.profile.cases(self.clause, self.subject.lane, self._drawn_dtype, whole=self.whole)
         index = 0
         while result.examples < wanted and result.status == "pass":
             # further cases replace the inconclusive ones; with too many of those the whole clause is inconclusive
@@ -78,11 +80,16 @@ class Examination:
         return Result(self.clause.id, self.subject.name, self.dtype, self.subject.device, self.subject.lane)
 
     @property
+    def _drawn_dtype(self) -> str:
+        return "" if self.dtype == ANY_DTYPE else self.dtype
+
+    @property
     def _fixed(self) -> dict[str, str]:
         return {} if self.dtype == ANY_DTYPE else {"dtype": self.dtype}
 
     def _case(self, index: int) -> Case:
-        case = self.clause.cases.draw(self.profile.seed, self.clause.id, index, **self._fixed)
+        clause, dtype = self.clause, self._drawn_dtype
+        case = clause.cases.draw(self.profile.seed, clause.id, index, dtype, clause.dtypes, self.profile.strength)
         return self._fitted(case)
 
     def _check(self, case: Case) -> float | None:

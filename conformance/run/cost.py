@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from conformance.errors import UsageError
+from conformance.judgement.result import ANY_DTYPE
 from conformance.report.report import Report, ReportedResult
 from conformance.report.trial_keys import Key
 from conformance.run.profiles import PROFILES, Profile
@@ -91,7 +92,9 @@ def fleet(report: Report, profile: str, shards: int) -> Fleet:
             if not result.cases:
                 continue
             key = Key(clause.id, result.subject, result.dtype)
-            spent, cases[key] = (_cases(PROFILES[p], clause.id, result.lane) for p in (report.profile, profile))
+            spent, cases[key] = (
+                _cases(PROFILES[name], clause.id, result.lane, result.dtype) for name in (report.profile, profile)
+            )
             seconds[key] = _seconds(report, result) * cases[key] / spent
     hands = [_cost(share(cases, f"{number}/{shards}"), cases, seconds) for number in range(1, shards + 1)]
     whole = Cost(sum(hand.cases for hand in hands), sum(hand.seconds for hand in hands))
@@ -99,11 +102,11 @@ def fleet(report: Report, profile: str, shards: int) -> Fleet:
     return Fleet(profile, shards, whole, max(hands, key=lambda hand: hand.seconds), (longest, seconds[longest]))
 
 
-def _cases(profile: Profile, clause: str, lane: str) -> int:
+def _cases(profile: Profile, clause: str, lane: str, dtype: str) -> int:
     if clause not in REGISTRY:
         raise UsageError(f"the report has a clause {clause}, which this version of the suite does not have")
     declared = REGISTRY[clause]
-    return profile.cases(declared, lane) + profile.searched(declared, lane)
+    return profile.cases(declared, lane, "" if dtype == ANY_DTYPE else dtype) + profile.searched(declared, lane)
 
 
 def _cost(chosen: set[Key], cases: Mapping[Key, int], seconds: Mapping[Key, float]) -> Cost:

@@ -131,7 +131,7 @@ def _sources(target: Any, planned: list[PlannedClause]) -> Sources:
 
 def _planned(trial: Trial) -> PlannedTrial:
     lane = trial.subject.lane
-    cases = trial.profile.cases(trial.clause, lane) if trial.declared else 1
+    cases = trial.profile.cases(trial.clause, lane, trial.drawn_dtype, whole=trial.whole) if trial.declared else 1
     return PlannedTrial(trial.key, lane, trial.declared, cases)
 
 

@@ -27,6 +27,8 @@ class Profile:
         searches: further examples from Hypothesis (cpu and gpu lanes).
         shrinks: attempts to find a smaller failing case; with 0, neighbours of the failing case are not tried either.
         seed: the first argument of `Space.draw`.
+        strength: 2 if each clause meets every pair of values of two fields of its cases, 3 if also every triple (of
+            the fields that are not sizes), 0 if neither is demanded. Cases in the interpreter lane are too few for it.
     """
 
     name: str
@@ -36,9 +38,21 @@ class Profile:
     searches: int = 0
     shrinks: int = 150
     seed: int = 0
+    strength: int = 0
 
-    def cases(self, clause: Clause, lane: str) -> int:
-        """The number of conclusive cases for a clause."""
+    def cases(self, clause: Clause, lane: str, dtype: str = "", *, whole: bool = False) -> int:
+        """The number of conclusive cases for a clause in one dtype.
+
+        With a `strength` it is at least the number of the dtype's rows of the covering array, or with `whole` of all
+        rows: if a run does not judge some dtype of the clause, each other dtype takes over its rows.
+        """
+        if self.strength and lane != "interpreter":
+            rows = clause.cases.rows(self.seed, clause.id, clause.dtypes, self.strength).count(dtype, whole=whole)
+            return max(self._twins(clause, lane), rows)
+        return self._twins(clause, lane)
+
+    def _twins(self, clause: Clause, lane: str) -> int:
+        """The number of cases after which all known-bad twins of the clause have failed, and the margin."""
         volume = self.interpreted if lane == "interpreter" else self.volume
         most = max(1, round(volume * clause.weight))
         needed = deaths().get(clause.id)
@@ -62,7 +76,7 @@ PROFILES = {
     profile.name: profile
     for profile in (
         Profile("quick", volume=6, interpreted=2, margin=2),
-        Profile("default", volume=24, interpreted=4, margin=11),
-        Profile("nightly", volume=1000, interpreted=40, searches=200),
+        Profile("default", volume=24, interpreted=4, margin=6, strength=2),
+        Profile("nightly", volume=1000, interpreted=40, searches=200, strength=3),
     )
 }

@@ -45,6 +45,7 @@ class Trial:
         declared: whether the target declares the dtype; otherwise the trial only checks that the target refuses it.
         deviation: the target's reason for a declared deviation from the clause; None without one.
         watch: records the trial's state on disk.   reproduces: whether to write a script for a failure.
+        whole: whether the run leaves out a dtype of the clause, whose cases this trial takes over.
         result, reproducer: set by `examine`.
     """
 
@@ -57,6 +58,7 @@ class Trial:
     deviation: str | None = None
     watch: Watch | None = None
     reproduces: bool = False
+    whole: bool = False
     result: Result | None = field(default=None, compare=False)
     reproducer: str | None = field(default=None, compare=False)
 
@@ -70,10 +72,15 @@ class Trial:
         """The clause's id, the subject's name and the dtype."""
         return Key(self.clause.id, self.subject.name, self.dtype)
 
+    @property
+    def drawn_dtype(self) -> str:
+        """The dtype of the trial's cases; empty for a clause without dtypes."""
+        return "" if self.dtype == ANY_DTYPE else self.dtype
+
     def examine(self) -> Result:
         """Judge the trial. If it fails, also write the script that reproduces the failure."""
         torch.set_num_threads(1)  # so that sums, and thereby worst ratios, are the same in every process
-        examination = Examination(self.clause, self.subject, self.dtype, self.profile)
+        examination = Examination(self.clause, self.subject, self.dtype, self.profile, whole=self.whole)
         if self.watch is not None:
             examination.on_case = self.watch.note
         with self.watch.over() if self.watch else nullcontext(), counted_launches() as launches:
@@ -130,6 +137,7 @@ def trials(
     """The trials of one clause: one for each subject in the chosen lane and each chosen dtype."""
     dtypes = clause.dtypes or (ANY_DTYPE,)
     expected = target.deviations | dict(selection.deviations)
+    judged = [d for d in dtypes if d == ANY_DTYPE or (d in target.dtypes and d in (selection.dtypes or dtypes))]
     return [
         Trial(
             clause,
@@ -141,6 +149,7 @@ def trials(
             deviation=expected.get(clause.id),
             watch=watch,
             reproduces=reproduces,
+            whole=len(judged) < len(dtypes),
         )
         for subject in target.subjects(clause)
         if selection.lane in (None, "gpu") or subject.lane == selection.lane

@@ -58,12 +58,13 @@ RANKS = Space(
     tame=tamed,
     world=(1, 2, 4),
     m=(4, 5, 7, 9),
-    k=(1, 3, 5, 8, 6),
-    n=(1, 3, 5, 8, 6),
-    r=(1, 2, 3, 5),
+    k=(1, 5, 8),
+    n=(1, 5, 8),
+    r=(1, 2, 5),
     scale=(1.0, 2.0, 0.5),
     bias=(False, True),
     values=("integers", "normal"),
+    sizes=("free", "k=n", "r=k", "m=k"),
 )
 
 

@@ -32,6 +32,7 @@ class QuantizedCase(Case):
             row of another magnitude), `narrow` (a range of a millionth of the distance from zero).
         side: the pass whose weight lies on the grid, forward or backward.
         lead: the number of leading dimensions.   x, g, w: layouts.   how: the variant, where a clause has several.
+        sizes: the relation between m, k and n, as in a LinearCase.
     """
 
     m: int = 2
@@ -46,6 +47,7 @@ class QuantizedCase(Case):
     g: str = "packed"
     w: str = "packed"
     how: str = ""
+    sizes: str = "free"
 
     @property
     def leading(self) -> tuple[int, ...]:

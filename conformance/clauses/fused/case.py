@@ -24,6 +24,7 @@ class FusedCase(Case):
         activation, gated: those of `lora_mlp`; integer cases use relu2, which keeps integers exact.
         lead, values, adapter, x, g, w, ab, training, autocast: as in a LinearCase, for every projection alike.
         special: `nan` or `inf` in one row of x, `saturated` (arguments of the activation of the order of 100).
+        sizes: the relation between sizes, as in a LinearCase.
     """
 
     m: int = 1
@@ -47,6 +48,7 @@ class FusedCase(Case):
     training: bool = True
     special: str = "none"
     autocast: str = "off"
+    sizes: str = "free"
 
     @property
     def leading(self) -> tuple[int, ...]:

@@ -60,7 +60,16 @@ def test_checkpointed(subject: Subject, case: LinearCase) -> float | None:
     "LIN-COMPILE",
     "LAY-COMPILE",
     sentence="Under torch.compile, y and the gradients are the same.",
-    cases=SMALL.narrowed(training=(True,), m=(3, 17), k=(17, 33), n=(5, 16), r=(3,), scale=(2.0, 4.0)),
+    cases=SMALL.narrowed(
+        training=(True,),
+        m=(3, 17),
+        k=(17, 33),
+        n=(5, 17),
+        r=(3,),
+        scale=(2.0, 4.0),
+        values=("integers", "normal"),
+        sizes=("free", "k=n"),
+    ),
     dtypes=("float32", "bfloat16"),  # the traced graph depends on the dtype only by its being a 16-bit one
     weight=0.05,
 )

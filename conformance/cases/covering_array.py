@@ -11,7 +11,8 @@ from conformance.cases.size_relations import SIZES
 
 C = TypeVar("C")  # a case: a dataclass with the axes among its fields
 CANDIDATES = 6  # draws of which the one with most new combinations is taken
-ATTEMPTS = 24  # draws that keep to a combination, after which it counts as one that the space excludes
+LATIN = 0.75  # share of draws from the values that were not taken lately
+ATTEMPTS = 64  # draws that keep to a combination, after which it counts as one that the space excludes
 Combination = tuple[int, ...]
 
 
@@ -68,20 +69,18 @@ def completion(made: Callable[..., C], coverages: Sequence[Coverage], key: str) 
         coverages: completed in this order; each gets the cases added.
         key: the seed of the draws.
     """
-    chance = random.Random(key)
-    axes = {name: values for coverage in coverages for name, values in coverage.axes.items()}
+    decks = _Decks({name: values for coverage in coverages for name, values in coverage.axes.items()}, key)
     for coverage in coverages:
-        yield from _completion(made, coverage, coverages, axes, chance)
+        yield from _completion(made, coverage, coverages, decks)
 
 
 def _completion(
     made: Callable[..., C],
     coverage: Coverage,
     coverages: Sequence[Coverage],
-    axes: Mapping[str, tuple[Any, ...]],
-    chance: random.Random,
+    decks: _Decks,
 ) -> Iterator[C]:
-    least = max(map(len, axes.values()), default=0)
+    least = max(map(len, decks.axes.values()), default=0)
     directed = False  # the first cases meet much wherever they lie
     while coverage.open:
         wanted = next(iter(coverage.open)) if directed else ()
@@ -90,8 +89,7 @@ def _completion(
         for _ in range(ATTEMPTS):
             if tried == CANDIDATES:
                 break
-            drawn = {name: values[int(chance.random() * len(values))] for name, values in axes.items()}
-            case = made(**drawn | fixed)
+            case = made(**decks.draw() | fixed)
             if directed and any(getattr(case, name) != value for name, value in fixed.items()):
                 continue
             tried += 1
@@ -102,6 +100,34 @@ def _completion(
         if best is not None:
             for each in coverages:
                 each.add([best])
+            decks.take(best)
             yield best
         elif wanted:
             coverage.exclude(wanted)
+
+
+class _Decks:
+    """Draws of values, mostly those that the cases so far have least: so a few cases already meet each value."""
+
+    def __init__(self, axes: Mapping[str, tuple[Any, ...]], key: str) -> None:
+        self.axes = axes
+        self._chance = random.Random(key)
+        self._left = {name: list(values) for name, values in axes.items()}
+
+    def draw(self) -> dict[str, Any]:
+        """A value of each axis."""
+        random_number = self._chance.random
+        drawn = {}
+        for name, values in self.axes.items():
+            among = self._left[name] if random_number() < LATIN else values
+            drawn[name] = among[int(random_number() * len(among))]
+        return drawn
+
+    def take(self, case: object) -> None:
+        """Lay aside the values of a case, until each value of the axis has been taken."""
+        for name, left in self._left.items():
+            value = getattr(case, name)
+            if value in left:
+                left.remove(value)
+                if not left:
+                    left.extend(self.axes[name])

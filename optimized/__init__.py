@@ -58,12 +58,14 @@ from reference import (
     RemoteError,
     colwise_parallel_lora,
     get_remote_names,
+    merge_adapters,
     quantize_dynamic,
     quantize_static,
     quantize_weight,
     quantize_weight_columns,
     rowwise_parallel_lora,
     serve,
+    unmerge_adapters,
     wildcard_match,
 )
 
@@ -102,6 +104,7 @@ __all__ = [
     "lora_linear",
     "lora_mlp",
     "lora_qkv",
+    "merge_adapters",
     "patch_linear_module",
     "quantize_dynamic",
     "quantize_static",
@@ -111,6 +114,7 @@ __all__ = [
     "save_adapter",
     "save_training",
     "serve",
+    "unmerge_adapters",
     "why_not_triton",
     "wildcard_match",
 ]

@@ -33,7 +33,9 @@ class LinearLoRA(reference.LinearLoRA):
         parameters: dict[str, Any] = self._parameters
         if self._buffers["unmerged_weight"] is not None:
             return self.base_product(x)
-        weight, bias, m = parameters["weight"], parameters["bias"], parameters["lora_magnitude"]
+        weight, bias, m = parameters.get("weight"), parameters["bias"], parameters["lora_magnitude"]
+        if weight is None or self.fan_in_fan_out:  # a computed weight, or [K, N]
+            weight = self.base_weight
         modules: dict[str, Any] = self._modules
         A, B = modules["lora_A"]._parameters["weight"], modules["lora_B"]._parameters["weight"]
         if m is not None:
@@ -78,7 +80,7 @@ class TritonLinearLoRA(LinearLoRA, reference.TritonLinearLoRA):
 
     def forward(self, x: Tensor) -> Tensor:
         """As in the reference."""
-        A, B, weight, bias = self.lora_A.weight, self.lora_B.weight, self.weight, self.bias
+        A, B, weight, bias = self.lora_A.weight, self.lora_B.weight, self.base_weight, self.bias
         elsewhere = self.merged or self.base_is_elsewhere or self.lora_magnitude is not None
         if elsewhere or why_not_triton(x, A, B) is not None:
             return super().forward(x)

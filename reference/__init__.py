@@ -8,10 +8,13 @@ lora_B B [N, r], scale s, and g for the gradient of the output.
 - `adapter`: the adapter term of that formula with its gradients written out, `LoRATritonFunction`.
 - `dora`: magnitude and direction, `dora_linear`.
 - `qkv`, `mlp`: fused blocks of several such layers, `lora_qkv` and `lora_mlp`; `projection` is one layer of a block.
-- `layer`: the formula as a module that merges and unmerges, `LinearLoRA`.
+- `layer`: the formula as a module that merges and unmerges, `LinearLoRA`; `base_layer` says which linear layers can
+  have an adapter, and which can be merged.
 - `config`: every option with its default, `PeftConfig`.
 - `matching`: the rule that chooses modules by name, `ModuleMatcher`.
-- `model`: functions that put adapters into a model, `patch_linear_module` and `apply_lora_to_linear_modules`.
+- `model`: functions that put adapters into a model, `patch_linear_module` and `apply_lora_to_linear_modules`;
+  `rollback` undoes a change that fails part-way.
+- `merged_model`: merging all adapters of a model, `merge_adapters` and `unmerge_adapters`.
 - `gradnorm`: the gradient norm, and gradient clipping.
 - `distributed`: a layer split over ranks, `colwise_parallel_lora` and `rowwise_parallel_lora`; `sharded`: tensors
   that are sharded over ranks.
@@ -55,6 +58,7 @@ from .hybrid import (
 from .layer import LinearLoRA, TritonLinearLoRA
 from .linear import lora_linear
 from .matching import ModuleMatcher, wildcard_match
+from .merged_model import merge_adapters, unmerge_adapters
 from .mlp import lora_mlp
 from .model import apply_lora_to_linear_modules, patch_linear_module
 from .qkv import lora_qkv
@@ -108,6 +112,7 @@ __all__ = [
     "lora_linear",
     "lora_mlp",
     "lora_qkv",
+    "merge_adapters",
     "patch_linear_module",
     "quantize_dynamic",
     "quantize_static",
@@ -117,5 +122,6 @@ __all__ = [
     "save_adapter",
     "save_training",
     "serve",
+    "unmerge_adapters",
     "wildcard_match",
 ]

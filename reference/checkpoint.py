@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .base_layer import check_adaptable, features
 from .config import PeftConfig
 from .files.peft_format import PREFIX, beside_peft, check_fields, from_peft, scale_of, to_peft
 from .files.plain_values import same
 from .files.tensor_file import DTYPES, decode, digest, encode, file_in, read_json, write_json
 from .files.training_file import load_training, save_training
 from .files.whole_files import replace_files
-from .layer import LinearLoRA, check_adaptable
+from .layer import LinearLoRA
 from .model import patch_linear_module
 
 __all__ = ["load_adapter", "load_training", "save_adapter", "save_training"]
@@ -56,7 +57,7 @@ def save_adapter(model: nn.Module, config: PeftConfig, path: str | os.PathLike[s
     tensors = {PREFIX + key: tensor for key, tensor in _tensors(layers).items()}
     files = {
         TENSORS: encode(tensors, {"format": "pt", DIGEST: _digest(tensors, config)}),
-        CONFIG: write_json(to_peft(config, layers, others)),
+        CONFIG: write_json(to_peft(config, layers, others, any(layer.fan_in_fan_out for layer in layers.values()))),
         REST: write_json(beside_peft(config)),
     }
     replace_files(Path(path), files)
@@ -206,11 +207,12 @@ def _check_layer(name: str, parts: dict[str, Tensor], module: nn.Module, config:
         _check_options(name, module, config, CONFIG)
     else:
         try:
-            check_adaptable(module, config.use_dora)
+            lora_A = parts.get("lora_A.weight")
+            check_adaptable(module, config.use_dora, None if lora_A is None else lora_A.dtype)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     linear: Any = module
-    r, k, n = config.dim, linear.in_features, linear.out_features
+    r, (k, n) = config.dim, features(linear)
     shapes: dict[str, list[int]] = {"lora_A.weight": [r, k], "lora_B.weight": [n, r]}
     if config.use_dora:
         shapes["lora_magnitude"] = [n]

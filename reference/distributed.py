@@ -25,7 +25,7 @@ def colwise_parallel_lora(**layouts: Any) -> "ParallelStyle":
         a style for a `LinearLoRA`, whose parameters become DTensors. N need not be a multiple of the number of
         ranks; a rank may have no row. DDP and `fully_shard` need no style.
     Raises:
-        ValueError: when applied to a module without an adapter, or with a magnitude (DoRA).
+        ValueError: when applied to a module without an adapter, or with a magnitude (DoRA) or fan_in_fan_out.
     Source: NeMo Automodel `ColwiseParallelLora`, which splits A too and gathers x Aᵀ.
     """
     from torch.distributed.tensor.parallel import ColwiseParallel
@@ -69,6 +69,8 @@ def _place(name: str, module: nn.Module, mesh: Any, cuts: dict[str, int | None])
         raise ValueError(f"got a {type(module).__name__} without lora_A and lora_B: expected a LinearLoRA")
     if getattr(module, "lora_magnitude", None) is not None:
         raise ValueError("the layer has a lora_magnitude: DoRA's row norms are not split over ranks")
+    if getattr(module, "fan_in_fan_out", False):
+        raise ValueError("the layer has fan_in_fan_out, a weight [K, N] as in Conv1D: expected a weight [N, K]")
     for path, dimension in cuts.items():
         owner, _, last = path.rpartition(".")
         holder = module.get_submodule(owner)

@@ -5,8 +5,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .base_layer import (
+    check_adaptable,
+    check_mergeable,
+    computes_weight,
+    features,
+    freeze,
+    has_own_forward,
+    is_conv1d,
+    weight_matrix,
+)
 from .config import (
     PeftConfig,
     check_alpha,
@@ -30,14 +41,15 @@ class LinearLoRA(nn.Linear):
     ``layer.bias.requires_grad_(True)`` makes the bias trainable.
 
     Args:
-        orig_linear: an nn.Linear without an adapter; `patch_linear_module` also takes subclasses with their
-            own forward.
+        orig_linear: an nn.Linear without an adapter, or a Conv1D of transformers, whose weight is [K, N];
+            `patch_linear_module` also takes subclasses with their own forward.
         dim, alpha, dropout, dropout_position, lora_dtype, use_rslora, use_dora: as in `PeftConfig`.
         lora_A_init_method: "xavier", "uniform" or "kaiming".
         use_memory_efficient_lora: has no effect here.
     Attributes:
         weight [N, K], bias [N] or None, lora_A.weight [r, K], lora_B.weight [N, r], lora_magnitude [N] or
             None.
+        fan_in_fan_out: whether weight is [K, N] instead, as in a Conv1D.
         dim, alpha, dropout_position, use_dora, use_rslora, use_memory_efficient_lora: as given.
         dropout_p: the dropout probability, a float; dropout acts while ``training`` is set.
         scale: ``alpha/dim``, or ``alpha/√dim`` with use_rslora.
@@ -59,6 +71,8 @@ class LinearLoRA(nn.Linear):
     lora_B: nn.Linear
     lora_magnitude: nn.Parameter | None
     unmerged_weight: Tensor | None
+    fan_in_fan_out = False
+    original_class: type[nn.Module] = nn.Linear  # the class before patching, where it has its own methods
 
     def __init__(
         self,
@@ -74,14 +88,16 @@ class LinearLoRA(nn.Linear):
         use_memory_efficient_lora: bool = PeftConfig.use_memory_efficient_lora,
         use_dora: bool = PeftConfig.use_dora,
     ) -> None:
-        check_adaptable(orig_linear, use_dora)
-        if type(orig_linear).forward is not nn.Linear.forward:
+        check_adaptable(orig_linear, use_dora, parse_dtype(lora_dtype))
+        if has_own_forward(orig_linear) or computes_weight(orig_linear):
+            has = "has its own forward" if has_own_forward(orig_linear) else "computes its weight"
             raise ValueError(
-                f"{type(orig_linear).__name__} has its own forward, which {type(self).__name__} would not "
-                f"call: use patch_linear_module"
+                f"{type(orig_linear).__name__} {has}, which {type(self).__name__} would not call: "
+                f"use patch_linear_module"
             )
         nn.Module.__init__(self)  # nn.Linear.__init__ would allocate and initialise a second weight
-        self.in_features, self.out_features = orig_linear.in_features, orig_linear.out_features
+        self.in_features, self.out_features = features(orig_linear)
+        self.fan_in_fan_out = is_conv1d(orig_linear)
         self.weight = orig_linear.weight
         self.register_parameter("bias", orig_linear.bias)  # also when None, as nn.Linear does
         self.train(orig_linear.training)
@@ -127,14 +143,14 @@ class LinearLoRA(nn.Linear):
         }
         for key, flag in flags.items():
             check_flag(key, flag)
-        weight = obj.weight
+        if is_conv1d(obj):
+            (obj.in_features, obj.out_features), obj.fan_in_fan_out = features(obj), True
+        weight = weight_matrix(obj.weight, getattr(obj, "fan_in_fan_out", False))
         placed: dict[str, Any] = {"device": weight.device, "dtype": parse_dtype(lora_dtype) or weight.dtype}
         # Computed before anything is attached, because this refuses a zero row.
         magnitude = nn.Parameter(row_norm(weight).to(placed["dtype"])) if use_dora else None
 
-        obj.weight.requires_grad_(False)
-        if obj.bias is not None:
-            obj.bias.requires_grad_(False)
+        freeze(obj)
         obj.lora_A = empty_linear(obj.in_features, dim, **placed).train(obj.training)
         obj.lora_B = empty_linear(dim, obj.out_features, **placed).train(obj.training)
         obj.register_parameter("lora_magnitude", magnitude)
@@ -165,7 +181,7 @@ class LinearLoRA(nn.Linear):
             nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))
         nn.init.zeros_(self.lora_B.weight)
         if self.lora_magnitude is not None:
-            self.lora_magnitude.copy_(row_norm(self.weight))
+            self.lora_magnitude.copy_(row_norm(weight_matrix(self.weight, getattr(self, "fan_in_fan_out", False))))
 
     def forward(self, x: Tensor) -> Tensor:
         """``x Wᵀ + b + scale · (x Aᵀ) Bᵀ``; a merged layer computes ``x Wᵀ + b``, because W includes the update.
@@ -184,8 +200,8 @@ class LinearLoRA(nn.Linear):
         dropout["training"] = self.training
         if not self.base_is_elsewhere:
             if m is None:
-                return lora_linear(x, self.weight, bias, A, B, self.scale, **dropout)
-            return dora_linear(x, self.weight, bias, A, B, self.scale, m, **dropout)
+                return lora_linear(x, self.base_weight, bias, A, B, self.scale, **dropout)
+            return dora_linear(x, self.base_weight, bias, A, B, self.scale, m, **dropout)
         if m is None:
             base = self.base_product(x)
             return base + lora_linear(x, None, None, A, B, self.scale, **dropout).to(base.dtype)
@@ -194,16 +210,21 @@ class LinearLoRA(nn.Linear):
             y = self.base_product(t.to(x.dtype))
             return y if bias is None else y - bias
 
-        return dora_output(product, x, self.weight, bias, A, B, self.scale, m, **dropout)
+        return dora_output(product, x, self.base_weight, bias, A, B, self.scale, m, **dropout)
 
     def base_product(self, x: Tensor) -> Tensor:
         """The product of the layer without its adapter: ``x Wᵀ + b``; base_layer computes it if there is one."""
         base_layer = getattr(self, "base_layer", None)
         if base_layer is None:
-            return super().forward(x)
+            return F.linear(x, self.base_weight, self.bias) if self.fan_in_fan_out else super().forward(x)
         if isinstance(base_layer, CustomLinear):
             base_layer.tie(self.weight, self.bias)
         return base_layer(x)  # type: ignore[no-any-return]
+
+    @property
+    def base_weight(self) -> Tensor:
+        """W [N, K]: `weight`, or a view of it."""
+        return weight_matrix(self.weight, self.fan_in_fan_out)
 
     @property
     def base_is_elsewhere(self) -> bool:
@@ -221,20 +242,26 @@ class LinearLoRA(nn.Linear):
         """Add the update to the weight in place: ``W ← W + scale · B A``, rounded once.
 
         A merged layer stays as it is. The weight stays the same Parameter, so a layer that shares it sees the update
-        too. The adapter and its scale must not change until `unmerge`. With DoRA, ``W ← m′ ⊙ (W + scale · B A)``.
+        too; `merge_adapters` refuses that. The adapter and its scale must not change until `unmerge`. With DoRA,
+        ``W ← m′ ⊙ (W + scale · B A)``.
+
+        Raises:
+            ValueError: naming the class, if the output is not ``x Wᵀ + b`` of the Parameter `weight`: for a patched
+                subclass with its own forward, and for a weight that is computed, as by weight_norm.
         """
         if self.merged:
             return
+        check_mergeable(self)
         with without_autocast(self.weight):
             A, B = widen(self.lora_A.weight), widen(self.lora_B.weight)
-            weight = widen(self.weight)
+            weight = widen(self.base_weight)
             if self.lora_magnitude is not None:
                 merged = dora_weight(weight, A, B, self.scale, self.lora_magnitude)
             else:
                 merged = weight + B @ A * self.scale
         # Keep the original: W + ΔW - ΔW would differ by rounding, and by later changes of the adapter.
         self.unmerged_weight = self.weight.detach().clone()
-        self.weight.copy_(placed_as(merged, self.weight))
+        self.weight.copy_(placed_as(weight_matrix(merged, self.fan_in_fan_out), self.weight))
 
     @torch.no_grad()
     def unmerge(self) -> None:
@@ -263,18 +290,6 @@ class TritonLinearLoRA(LinearLoRA):
 
     Source: NeMo Automodel `TritonLinearLoRA`.
     """
-
-
-def check_adaptable(module: object, use_dora: bool = False) -> None:
-    """Refuse a module that is not an nn.Linear, has an adapter, or has a base product that DoRA cannot rescale."""
-    if not isinstance(module, nn.Linear):
-        raise ValueError(f"got a {type(module).__name__}: expected an nn.Linear")
-    if hasattr(module, "lora_A") or hasattr(module, "lora_B"):
-        raise ValueError(f"this {type(module).__name__} already has an adapter: expected an nn.Linear without one")
-    if use_dora:
-        if type(module).forward is not nn.Linear.forward:
-            raise ValueError(f"{type(module).__name__} has its own forward: DoRA needs nn.Linear's, x Wᵀ + b")
-        row_norm(module.weight)
 
 
 def empty_linear(in_features: int, out_features: int, *, device: torch.device, dtype: torch.dtype) -> nn.Linear:

@@ -27,6 +27,9 @@ def lora_linear(
     ``dB = scale·gᵀ (x Aᵀ)``, each in the dtype of its operand; ``db = Σ g`` if the bias requires a
     gradient; W gets no gradient.
 
+    Inside an autocast region too, a call uses the values that lora_A, lora_B and the bias have at that time. Eager
+    F.linear would use those of its first call in the region.
+
     Args:
         x: [*, K], floating point; any number of leading dimensions, possibly empty.
         weight: [N, K] in x's dtype, frozen; None to compute the update alone.
@@ -56,7 +59,7 @@ def lora_linear(
     if weight is None:
         y = update
     else:
-        base = F.linear(widen(x), widen(weight.detach()), None if bias is None else widen(bias))
+        base = F.linear(widen(x), widen(weight.detach()), None if bias is None else cast(bias))
         y = base + update.to(base.dtype)
     return y if autocasting(x) else y.to(x.dtype)
 
@@ -73,7 +76,7 @@ def low_rank_update(
         [*, N] in `widen`'s dtype for the adapter, or in autocast's.
     """
     x = drop(widen(x.to(lora_A.dtype)), dropout, training)
-    return F.linear(F.linear(x, widen(lora_A)), widen(lora_B)) * scale
+    return F.linear(F.linear(x, cast(lora_A)), cast(lora_B)) * scale
 
 
 def drop(t: Tensor, p: float, training: bool) -> Tensor:
@@ -91,6 +94,17 @@ def widen(t: Tensor) -> Tensor:
     Under autocast the dtype stays, because autocast chooses the dtype of each product, as it does for F.linear.
     """
     return t.float() if t.dtype in {torch.float16, torch.bfloat16} and not autocasting(t) else t
+
+
+def cast(parameter: Tensor) -> Tensor:
+    """A trainable parameter in the dtype of a product: autocast's, or outside autocast `widen`'s.
+
+    Autocast itself casts a parameter once for the whole region, and would go on using the values from before a change
+    in place, for example by an optimiser step. This cast is made anew in each call. Like autocast, it leaves float64.
+    """
+    if not autocasting(parameter) or parameter.dtype == torch.float64:
+        return widen(parameter)
+    return parameter.to(torch.get_autocast_dtype(parameter.device.type))
 
 
 def autocasting(t: Tensor) -> bool:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from .hybrid import LINEAR_LAYERS
+
 DEFAULT_TARGET = "*_proj"
 
 
@@ -50,7 +52,7 @@ class ModuleMatcher:
     Args:
         target_modules: patterns of `wildcard_match`; None is [], a string is one pattern.
         exclude_modules: likewise.
-        match_all_linear: choose every nn.Linear, subclasses included.
+        match_all_linear: choose every nn.Linear, subclasses included, and every Conv1D of transformers.
         is_causal_lm: whether the model is a causal language model; match_all_linear then leaves out its output
             head ``lm_head``.
     Raises:
@@ -84,14 +86,14 @@ class ModuleMatcher:
             self.target_modules = [DEFAULT_TARGET]
 
     def match(self, m: nn.Module, name: str | None = None, prefix: str | None = None) -> bool:
-        """Whether module m is to be adapted; False for a module that is not an nn.Linear.
+        """Whether module m is to be adapted; False for a module that is not in `LINEAR_LAYERS`.
 
         Args:
             m: the module.
             name: its dotted name, relative to prefix if there is one.
             prefix: the dotted name of a parent module.
         """
-        if not isinstance(m, nn.Linear):
+        if not isinstance(m, LINEAR_LAYERS):
             return False
         full_name = f"{prefix}.{name}" if prefix and name is not None else name
         if self.match_all_linear:

@@ -1,15 +1,20 @@
 """Functions that put adapters into a model: into one linear module, or into all modules that a config chooses."""
 
+import difflib
 import functools
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from .config import PeftConfig, check_flag
-from .layer import LinearLoRA, TritonLinearLoRA, check_adaptable
-from .matching import ModuleMatcher
+from .base_layer import check_adaptable, is_conv1d
+from .config import PeftConfig, check_flag, parse_dtype
+from .hybrid import LINEAR_LAYERS
+from .layer import LinearLoRA, TritonLinearLoRA
+from .matching import ModuleMatcher, wildcard_match
+from .rollback import undone_on_error
 
 
 def patch_linear_module(
@@ -29,36 +34,39 @@ def patch_linear_module(
     """Give a linear module an adapter in place: the same object, its class changed to a `LinearLoRA`.
 
     Parameter names, dtype, device, training flag and hooks stay. A subclass of nn.Linear with its own
-    forward keeps that forward for the base product. DoRA needs the base product of nn.Linear.
+    forward keeps that forward for the base product, and a weight that is computed, as by weight_norm, stays
+    computed: neither can be merged. DoRA needs the base product of nn.Linear.
 
     Args:
-        orig_linear: an nn.Linear, or an instance of a subclass; the meta device is fine.
+        orig_linear: an nn.Linear, an instance of a subclass, or a Conv1D of transformers, whose weight stays
+            [K, N]; the meta device is fine.
         use_triton: use `TritonLinearLoRA` instead of `LinearLoRA`; both compute the same values here.
         the rest: as in `LinearLoRA`.
     Returns:
         orig_linear itself.
     Raises:
-        ValueError: for a module that is not an nn.Linear or already has an adapter, and for options out of range,
-            as in `LinearLoRA`; the module is then unchanged.
+        ValueError: for a module of another class or with an adapter, for a weight that is not floating point, and
+            for options out of range, as in `LinearLoRA`. After any error the module is unchanged.
     Source: NeMo Automodel `patch_linear_module`.
     """
-    check_adaptable(orig_linear, use_dora)
+    check_adaptable(orig_linear, use_dora, parse_dtype(lora_dtype))
     check_flag("use_triton", use_triton)
-    LinearLoRA._init_adapter(
-        orig_linear,
-        dim,
-        alpha,
-        dropout,
-        dropout_position,
-        lora_A_init_method,
-        lora_dtype,
-        use_rslora=use_rslora,
-        use_memory_efficient_lora=use_memory_efficient_lora,
-        use_dora=use_dora,
-    )
-    original: Any = type(orig_linear)
+    original: Any = nn.Linear if is_conv1d(orig_linear) else type(orig_linear)
     patched: Any = orig_linear
-    patched.__class__ = patched_class(original, TritonLinearLoRA if use_triton else LinearLoRA)
+    with undone_on_error([patched], patched.parameters()):
+        LinearLoRA._init_adapter(
+            patched,
+            dim,
+            alpha,
+            dropout,
+            dropout_position,
+            lora_A_init_method,
+            lora_dtype,
+            use_rslora=use_rslora,
+            use_memory_efficient_lora=use_memory_efficient_lora,
+            use_dora=use_dora,
+        )
+        patched.__class__ = patched_class(original, TritonLinearLoRA if use_triton else LinearLoRA)
     return patched  # type: ignore[no-any-return]
 
 
@@ -70,7 +78,8 @@ def patched_class(original: Any, lora: Any) -> Any:
     """
     if original is nn.Linear:
         return lora
-    return type(f"{lora.__name__}Of{original.__name__}", (lora, original), {"__reduce_ex__": _reduce})
+    methods = {"__reduce_ex__": _reduce, "original_class": original}
+    return type(f"{lora.__name__}Of{original.__name__}", (lora, original), methods)
 
 
 def _reduce(self: Any, _protocol: object) -> tuple[Any, ...]:
@@ -87,10 +96,10 @@ def _new(original: Any, lora: Any) -> Any:
 def apply_lora_to_linear_modules(model: nn.Module, peft_config: PeftConfig) -> int:
     """Patch the linear modules that a config chooses and freeze every parameter that is not an adapter's.
 
-    A module with several names is patched once. With target patterns, one matching name is enough; with
-    exclude_modules or match_all_linear, all its names must match. If the class of the model or its
-    ``config.architectures`` contains CausalLM, match_all_linear leaves ``lm_head`` out. If no module matches, a
-    warning lists the names tried.
+    Linear modules are nn.Linear, its subclasses, and transformers' Conv1D. A module with several names is patched once.
+    With target patterns, one matching name is enough; with exclude_modules or match_all_linear, all its names must
+    match. If the class of the model or its ``config.architectures`` contains CausalLM, match_all_linear leaves
+    ``lm_head`` out.
 
     Args:
         model: changed in place.
@@ -98,55 +107,81 @@ def apply_lora_to_linear_modules(model: nn.Module, peft_config: PeftConfig) -> i
     Returns:
         the number of patched modules.
     Raises:
-        ValueError: if a chosen module already has an adapter, naming it, or the config's choices exclude each
-            other; the model is then unchanged.
+        ValueError: naming a chosen module that cannot have an adapter, for example because it has one or its weight is
+            not floating point; if the config's choices exclude each other. After any error the model is unchanged.
+    Warns:
+        UserWarning: with the names tried if no module is chosen; naming a pattern that matches no linear module,
+            with the nearest name that there is; naming a chosen subclass of Conv1D, which is left alone.
     Source: NeMo Automodel `apply_lora_to_linear_modules`.
     """
-    c = peft_config
+    return adapt_model(model, peft_config, patch_linear_module)
+
+
+def adapt_model(model: nn.Module, c: PeftConfig, patch: Callable[..., Any]) -> int:
+    """Implement `apply_lora_to_linear_modules`; `patch` is the `patch_linear_module` that adapts layers."""
     matcher = ModuleMatcher(c.target_modules, c.exclude_modules, c.match_all_linear, _is_causal_lm(model))
     names = _names_of_linear_modules(model)
     any_or_all = any if not (c.match_all_linear or c.exclude_modules) else all
     chosen = [m for m in names if any_or_all(matcher.match(m, name) for name in names[m])]
+    left = [m for m in chosen if not isinstance(m, nn.Linear) and not is_conv1d(m)]
+    chosen = [m for m in chosen if m not in left]
     for module in chosen:
         try:
-            check_adaptable(module, c.use_dora)
+            check_adaptable(module, c.use_dora, parse_dtype(c.lora_dtype))
         except ValueError as error:
             raise ValueError(f"{names[module][0]}: {error}") from None
-    if not chosen:
-        tried = ", ".join(name for all_names in names.values() for name in all_names)
-        warnings.warn(f"no linear module is chosen by {c}; names tried: {tried}", stacklevel=2)
+    for module in left:
+        kind = type(module).__name__
+        warnings.warn(f"{names[module][0]} is left alone: {kind} is a subclass of Conv1D", stacklevel=3)
+    _warn_of_patterns(c, matcher, [name for all_names in names.values() for name in all_names], len(chosen))
 
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    for module in chosen:
-        patch_linear_module(
-            module,
-            c.dim,
-            c.alpha,
-            c.dropout,
-            c.dropout_position,
-            c.lora_A_init,
-            c.lora_dtype,
-            c.use_triton,
-            use_dora=c.use_dora,
-            use_rslora=c.use_rslora,
-            use_memory_efficient_lora=c.use_memory_efficient_lora,
-        )
-    for layer in model.modules():
-        if isinstance(layer, LinearLoRA):  # also the layers of an earlier call
-            layer.lora_A.requires_grad_(True)
-            layer.lora_B.requires_grad_(True)
-            if layer.lora_magnitude is not None:
-                layer.lora_magnitude.requires_grad_(True)
+    with undone_on_error(chosen, model.parameters()):
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        for module in chosen:
+            patch(
+                module,
+                c.dim,
+                c.alpha,
+                c.dropout,
+                c.dropout_position,
+                c.lora_A_init,
+                c.lora_dtype,
+                c.use_triton,
+                use_dora=c.use_dora,
+                use_rslora=c.use_rslora,
+                use_memory_efficient_lora=c.use_memory_efficient_lora,
+            )
+        for layer in model.modules():
+            if isinstance(layer, LinearLoRA):  # also the layers of an earlier call
+                layer.lora_A.requires_grad_(True)
+                layer.lora_B.requires_grad_(True)
+                if layer.lora_magnitude is not None:
+                    layer.lora_magnitude.requires_grad_(True)
     return len(chosen)
 
 
-def _names_of_linear_modules(model: nn.Module) -> dict[nn.Linear, list[str]]:
+def _warn_of_patterns(c: PeftConfig, matcher: ModuleMatcher, names: list[str], count: int) -> None:
+    """Warn if no module is chosen, and of a pattern, of several or of exclusions, that matches no linear module."""
+    if not count:
+        warnings.warn(f"no linear module is chosen by {c}; names tried: {', '.join(names)}", stacklevel=4)
+    for key, patterns in (("target_modules", matcher.target_modules), ("exclude_modules", matcher.exclude_modules)):
+        for pattern in patterns:
+            if any(wildcard_match(pattern, name) for name in names) or (key == "target_modules" and not count):
+                continue
+            parts = {part: None for name in names for part in (name.rpartition(".")[2], name)}
+            near = difflib.get_close_matches(pattern, parts, n=1)
+            hint = f": did you mean {near[0]!r}?" if near else ""
+            warnings.warn(f"{pattern!r} of {key} matches no linear module of the model{hint}", stacklevel=4)
+
+
+def _names_of_linear_modules(model: nn.Module) -> dict[nn.Module, list[str]]:
     """Every linear module with all its names, in registration order, except the parts of adapters."""
     parts = {part for m in model.modules() if isinstance(m, LinearLoRA) for part in (m.lora_A, m.lora_B)}
-    names: dict[nn.Linear, list[str]] = {}
+    names: dict[nn.Module, list[str]] = {}
+    linear: Any = LINEAR_LAYERS
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, nn.Linear) and module not in parts:
+        if isinstance(module, linear) and module not in parts:
             names.setdefault(module, []).append(name)
     return names
 

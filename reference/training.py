@@ -205,7 +205,7 @@ def replace_linear_layers(model: nn.Module, custom_linear: type[CustomLinear], s
                 f"bias no gradient",
                 stacklevel=3,
             )
-        custom = custom_linear(module.weight, module.bias, isinstance(module, Conv1D)).train(module.training)
+        custom = custom_linear(module.weight, module.bias, _is_transposed(module)).train(module.training)
         if isinstance(module, LinearLoRA):
             custom.owned_by_parent = True
             module.base_layer = custom
@@ -216,6 +216,11 @@ def replace_linear_layers(model: nn.Module, custom_linear: type[CustomLinear], s
         for name in names:
             parent, _, own = name.rpartition(".")
             setattr(model.get_submodule(parent), own, custom)
+
+
+def _is_transposed(module: nn.Module) -> bool:
+    """Whether the weight of a layer is [K, N]: of a Conv1D, adapted or not."""
+    return isinstance(module, Conv1D) or bool(getattr(module, "fan_in_fan_out", False))
 
 
 def has_lora_layers(model: nn.Module) -> bool:

@@ -25,6 +25,7 @@ CHOOSING = ("target_modules", "exclude_modules", "layers_to_transform", "layers_
 SAYING = (
     "auto_mapping",
     "base_model_name_or_path",
+    "fan_in_fan_out",  # the class of each layer says it
     "inference_mode",
     "megatron_core",
     "peft_version",
@@ -46,7 +47,6 @@ REFUSED = (
     "corda_config",
     "ensure_weight_tying",
     "eva_config",
-    "fan_in_fan_out",
     "kasa_config",
     "layer_replication",
     "loftq_config",
@@ -65,11 +65,14 @@ REFUSED = (
 OWN = ("dim", "alpha")  # NeMo Automodel reads them from PEFT's file
 
 
-def to_peft(config: PeftConfig, adapted: Iterable[str], others: Iterable[str]) -> dict[str, Any]:
+def to_peft(
+    config: PeftConfig, adapted: Iterable[str], others: Iterable[str], fan_in_fan_out: bool = False
+) -> dict[str, Any]:
     """The contents of ``adapter_config.json``, from which PEFT makes the same adapter.
 
     Args:
         adapted: dotted names of the adapted modules.   others: names of all other modules of the model.
+        fan_in_fan_out: whether one of them is a Conv1D.
     Warns:
         UserWarning: for dropout on the adapter's output, because PEFT applies dropout to x only.
     """
@@ -85,7 +88,7 @@ def to_peft(config: PeftConfig, adapted: Iterable[str], others: Iterable[str]) -
         "base_model_name_or_path": None,
         "bias": "none",
         "exclude_modules": None,
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": fan_in_fan_out,
         "inference_mode": True,
         "init_lora_weights": True,
         "modules_to_save": None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -155,13 +156,27 @@ def test_an_adapter_on_some_layers_of_a_target_loads(tmp_path: Path) -> None:
     assert [name for name, m in plain.named_modules() if hasattr(m, "lora_A")] == ["blocks.1.fc1"]
 
 
-def test_conv1d_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("implementation", [reference, optimized])
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_adapters_of_conv1d_are_exchanged_with_peft(tmp_path: Path, implementation: ModuleType, use_dora: bool) -> None:
     conv = pytest.importorskip("transformers").pytorch_utils.Conv1D
-    plain = nn.ModuleDict({"c_attn": conv(6, 6)})
-    config = peft.LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True)
-    peft.get_peft_model(copy.deepcopy(plain), config).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="fan_in_fan_out = True, which is not supported"):
-        reference.load_adapter(plain, tmp_path)
+    torch.manual_seed(0)
+    plain, x = nn.ModuleDict({"c_attn": conv(9, 6), "c_proj": conv(6, 6)}), torch.randn(5, 6)
+    config = peft.LoraConfig(r=2, target_modules=["c_attn", "c_proj"], use_dora=use_dora, init_lora_weights=False)
+    theirs = peft.get_peft_model(copy.deepcopy(plain), config)
+    theirs.save_pretrained(tmp_path / "theirs")
+    model: Any = copy.deepcopy(plain)
+    loaded = implementation.load_adapter(model, tmp_path / "theirs")
+    implementation.save_adapter(model, loaded, tmp_path / "ours")
+    assert json.loads((tmp_path / "ours" / "adapter_config.json").read_text())["fan_in_fan_out"] is True
+    back = by_peft(copy.deepcopy(plain), tmp_path / "ours")
+    for name, layer in model.items():
+        expected = theirs.base_model.model[name](x)
+        assert layer.weight.shape == plain[name].weight.shape
+        assert difference(layer(x), expected) < 1e-6
+        assert difference(back.base_model.model[name](x), expected) < 1e-6
+        layer.merge()
+        assert difference(layer(x), expected) < 1e-6
 
 
 MINILM = [(reference, False, False, 0.0), (optimized, True, True, 2e-6)]

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 import reference
+from reference.base_layer import check_adaptable
 from reference.matching import pattern_list
 
 
@@ -45,7 +46,7 @@ class RightMatcher:
 
     def is_linear(self, m: nn.Module) -> bool:
         """Whether a module may be chosen at all."""
-        return isinstance(m, nn.Linear)
+        return isinstance(m, reference.LINEAR_LAYERS)
 
     def full_name(self, name: str | None, prefix: str | None) -> str | None:
         """The dotted name, including the prefix."""
@@ -70,6 +71,8 @@ class RightModel:
     LinearLoRA = reference.LinearLoRA
     TritonLinearLoRA = reference.TritonLinearLoRA
     Matcher: type[RightMatcher] = RightMatcher
+    merge_adapters = staticmethod(reference.merge_adapters)
+    unmerge_adapters = staticmethod(reference.unmerge_adapters)
 
     def __init__(self) -> None:
         self.ModuleMatcher: Any = type("ModuleMatcher", (self.Matcher,), {"target": self})
@@ -88,8 +91,11 @@ class RightModel:
         for module in chosen:
             if hasattr(module, "lora_A"):
                 self.meets_adapted(module)
+            else:
+                self.check(module, peft_config)
         if not chosen:
             self.warn_of_nothing(model)
+        self.warn_of_patterns(model, peft_config)
         self.freeze(model, chosen)
         for module in chosen:
             self.patch(module, peft_config)
@@ -119,6 +125,17 @@ class RightModel:
         """Warn that no module was chosen, and list the candidates."""
         names = [name for name, m in model.named_modules() if isinstance(m, nn.Linear)]
         warnings.warn(f"no layer matches; tried {', '.join(names)}", stacklevel=4)
+
+    def check(self, module: nn.Module, config: Any) -> None:
+        """Refuse a chosen module that cannot have an adapter."""
+        check_adaptable(module, config.use_dora, config.lora_dtype)
+
+    def warn_of_patterns(self, model: nn.Module, config: Any) -> None:
+        """Warn of each pattern that matches no candidate."""
+        names = [name for name, m in self.named(model) if isinstance(m, reference.LINEAR_LAYERS)]
+        for pattern in (*pattern_list("", config.target_modules), *pattern_list("", config.exclude_modules)):
+            if not any(self.wildcard_match(pattern, name) for name in names):
+                warnings.warn(f"{pattern!r} matches no layer", stacklevel=4)
 
     def freeze(self, model: nn.Module, chosen: list[nn.Module]) -> None:
         """Freeze every parameter before adapters are added."""

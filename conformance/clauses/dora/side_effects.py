@@ -62,8 +62,8 @@ def test_later_calls(subject: Subject, case: LinearCase) -> float | None:
 
 @clause(
     "DORA-MEM-REFILL",
-    sentence="""When the operands get new values in place, all of them or only W, A or B, the next call gives the
-    results of the new values: neither the norm nor anything else is cached.""",
+    sentence="""When the operands get new values in place, all of them or only x, W, b, A, B or the magnitude, the next
+    call gives the results of the new values: neither the norm nor anything else is cached.""",
     why="A cache whose key is a part of the operands is stale when only the others change, as with a frozen A.",
     cases=DORA,
     weight=0.34,
@@ -72,7 +72,7 @@ def test_refilled(subject: Subject, case: LinearCase) -> float | None:
     instance, oracle = ran(subject, case)
     magnitude, ratios = instance.tensors["lora_magnitude"], []
     filled = {**instance.tensors, "g": oracle.operands.placed["g"].tensor}
-    for i, names in enumerate((tuple(filled), *(("x", "g", name) for name in ("weight", "lora_A", "lora_B")))):
+    for i, names in enumerate((tuple(filled), *((name,) for name in filled if name != "g"))):
         new = subject.operands(dataclasses.replace(case, seed=case.seed + 1 + i))
         new.values |= {name: value for name, value in oracle.operands.values.items() if name not in names}
         with torch.no_grad():
@@ -82,7 +82,7 @@ def test_refilled(subject: Subject, case: LinearCase) -> float | None:
                 tensor.grad = None
         y = instance.forward()
         instance.backward(y)
-        oracle = oracle_of(subject, new, numbers(magnitude), oracle, names[-1] if i else "")
+        oracle = oracle_of(subject, new, numbers(magnitude), oracle, names[0] if i else "")
         ratios.append(oracle.judged(instance, y))
     return worst(*ratios)
 

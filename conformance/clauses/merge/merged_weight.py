@@ -6,9 +6,11 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+import torch
 
 from conformance.cases.linear_case import LinearCase
 from conformance.clauses.linear_and_layer.judged_results import judge_gradients, oracle_for
+from conformance.clauses.linear_and_layer.side_effects import refilled
 from conformance.clauses.merge.merged_layer import MERGE, judge_restored, merged, output, weight_allowance
 from conformance.judgement.judge import judge, worst
 from conformance.judgement.linear_oracle import Expected
@@ -17,6 +19,9 @@ from conformance.numerics.formats import numbers
 from conformance.specification.clause import clause
 from conformance.target.calls import calling
 from conformance.target.subject import TRAINABLE, Subject
+
+EXACT = MERGE.narrowed(values=("integers", "cancelling"))  # unmerging restores these exactly
+MERGED = ("weight", "lora_A", "lora_B")
 
 
 @clause("MRG-FWD", sentence="A merged layer computes the same y as the adapter path.", cases=MERGE, weight=0.5)
@@ -74,6 +79,39 @@ def test_unmerge(subject: Subject, case: LinearCase) -> float | None:
     instance.backward(y)
     oracle = oracle_for(subject, instance.operands)
     return worst(ratio, judge(y, oracle.y), judge_gradients(instance, oracle))
+
+
+@clause(
+    "MRG-REFILL",
+    sentence="""After W, lora_A and lora_B get new values in place, all of them or only one, merging gives the W + s·B A
+    of the new values, and unmerging restores the new W.""",
+    why="Training goes on between two merges, of lora_B alone where lora_A is frozen.",
+    cases=EXACT,
+    weight=0.5,
+)
+def test_merged_again(subject: Subject, case: LinearCase) -> float | None:
+    instance, ratios = merged(subject, case), []
+    for i, names in enumerate((MERGED, *((name,) for name in MERGED))):
+        new = refilled(subject, instance.operands, case.seed + 1 + i, names)
+        W, A, B = (np.abs(new.values[name]) for name in MERGED)
+        size = W + abs(new.scale) * (B @ A)
+        if size.max() > new.exact_limit:
+            continue  # of two draws together a sum is no exact integer of the dtype
+        instance.operands = new
+        with calling(f"{subject.name}.unmerge()"):
+            instance.module.unmerge()
+        with torch.no_grad():
+            for name in names:
+                instance.tensors[name].copy_(new.placed[name].tensor)
+        with calling(f"{subject.name}.merge()"):
+            instance.module.merge()
+        expected = oracle_for(subject, new).merged_weight
+        which = "all operands" if len(names) > 1 else names[0]
+        expected = dataclasses.replace(expected, name=f"the merged weight after new values of {which}")
+        ratios.append(judge(instance.module.weight.detach(), expected))
+    with calling(f"{subject.name}.unmerge()"):
+        instance.module.unmerge()
+    return worst(*ratios, judge_restored(instance, "the unmerged weight, which got new values before the last merge"))
 
 
 @clause(

@@ -26,7 +26,7 @@ def adapted_real(subject: Subject, case: RealCase, *, filled: bool = True) -> nn
     model = real(subject, case)
     apply_to(subject, model, case)
     if filled:
-        fill(model, case.chosen, case.seed)
+        fill(model, case.chosen_in(model), case.seed)
     return model
 
 
@@ -46,31 +46,32 @@ def _require_chosen(model: nn.Module, count: Any, expected: list[str]) -> None:
 @clause(
     "MOD-ARCH-COUNT",
     sentence="""In Llama, Qwen, GPT-2, BERT and mixtures of experts, exactly the chosen nn.Linear layers get an
-    adapter, and the returned count is their number. Conv1D layers and experts whose weights are Parameters get no
-    adapter. The lm_head of a CausalLM gets one only if a pattern names it.""",
+    adapter, and either all chosen Conv1D layers or none; the returned count is their number. Experts whose weights are
+    Parameters get no adapter. The lm_head of a CausalLM gets one only if a pattern names it.""",
     cases=REAL.narrowed(rows=(1,), length=(3,)),
     dtypes=("float32",),
     library="transformers>=5",
 )
 def test_count_in_architectures(subject: Subject, case: RealCase) -> None:
     model = real(subject, case)
-    _require_chosen(model, apply_to(subject, model, case), sorted(case.chosen))
+    count = apply_to(subject, model, case)
+    _require_chosen(model, count, sorted(case.chosen_in(model)))
 
 
 @clause(
     "MOD-ARCH-FREEZE",
     sentence="""After apply_lora_to_linear_modules exactly the adapters are trainable: Σ r·(K + N) numbers over the
-    chosen layers. Norms, embeddings, Conv1D layers, routers and the Parameters of experts are frozen.""",
+    chosen layers. Norms, embeddings, routers and the Parameters of experts are frozen.""",
     cases=REAL.narrowed(rows=(1,), length=(3,)),
     dtypes=("float32",),
     library="transformers>=5",
 )
 def test_freeze_in_architectures(subject: Subject, case: RealCase) -> None:
     model = real(subject, case)
+    sizes = {name: sum(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
     apply_to(subject, model, case)
     require_only_adapters_train(model, f"in a {type(model).__name__}")
-    layers: list[Any] = [model.get_submodule(name) for name in case.chosen]
-    expected = sum(case.rank * (layer.in_features + layer.out_features) for layer in layers)
+    expected = sum(case.rank * sizes[f"{name}.weight"] for name in case.chosen_in(model))
     found = sum(p.numel() for p in model.parameters() if p.requires_grad)
     require(found == expected, f"{found} numbers are trainable in a {type(model).__name__}: expected {expected}")
 
@@ -107,9 +108,9 @@ def test_forward_in_architectures(subject: Subject, case: RealCase) -> float | N
     plain = copy.deepcopy(model)
     apply_to(subject, model, case)
     if case.how == "trained":
-        fill(model, case.chosen, case.seed)
+        fill(model, case.chosen_in(model), case.seed)
     tokens, _ = batch(subject, case)
-    return _same_but_for_layers(model, plain, case.chosen, lambda m: logits(m, tokens))
+    return _same_but_for_layers(model, plain, case.chosen_in(model), lambda m: logits(m, tokens))
 
 
 def _same_but_for_layers(model: nn.Module, plain: nn.Module, names: tuple[str, ...], run: Any) -> float | None:

@@ -42,7 +42,7 @@ def _backward(model: nn.Module, tokens: Tensor, wanted: Tensor) -> float:
 )
 def test_backward_in_architectures(subject: Subject, case: RealCase) -> float | None:
     model = adapted_real(subject, case)
-    with watching(model, case.chosen) as watched:
+    with watching(model, case.chosen_in(model)) as watched:
         _backward(model, *batch(subject, case))
     require_used(watched)
     _require_frozen_without_gradient(model)
@@ -71,9 +71,9 @@ def test_checkpointing_in_architectures(subject: Subject, case: RealCase) -> flo
         model.enable_input_require_grads()
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": reentrant})
-    with watching(model, case.chosen) as watched:
+    with watching(model, case.chosen_in(model)) as watched:
         _backward(model, *batch(subject, case))
-    blocks = [name for name in case.chosen if ".layer" in name]
+    blocks = [name for name in case.chosen_in(model) if ".layer" in name]
     require(any(len(watched.calls[name]) > 1 for name in blocks), "checkpointing recomputed no adapted layer")
     return judge_gradients(watched)
 
@@ -91,7 +91,7 @@ def test_autocast_in_architectures(subject: Subject, case: RealCase) -> float | 
     model = adapted_real(subject, case)
     tokens, wanted = batch(subject, case)
     device = torch.device(subject.device).type
-    with watching(model, case.chosen) as watched:
+    with watching(model, case.chosen_in(model)) as watched:
         with calling("the forward pass under autocast"), torch.autocast(device, torch.bfloat16):
             found = logits(model, tokens)
         with calling("the backward pass after it"):
@@ -111,7 +111,7 @@ def test_autocast_in_architectures(subject: Subject, case: RealCase) -> float | 
 def test_accumulation_in_architectures(subject: Subject, case: RealCase) -> float | None:
     model = adapted_real(subject, case)
     tokens, wanted = batch(subject, case)
-    with watching(model, case.chosen) as watched:
+    with watching(model, case.chosen_in(model)) as watched:
         for part in (slice(0, 2), slice(2, None)):
             _backward(model, tokens[part], wanted[part])
     return judge_gradients(watched)
@@ -130,7 +130,7 @@ def test_accumulation_in_architectures(subject: Subject, case: RealCase) -> floa
 )
 def test_curve_in_architectures(subject: Subject, case: RealCase) -> None:
     model, plain = adapted_real(subject, case), real(subject, case).requires_grad_(False)
-    pairs = [(model.get_submodule(name), plain.get_submodule(name)) for name in case.chosen]
+    pairs = [(model.get_submodule(name), plain.get_submodule(name)) for name in case.chosen_in(model)]
     formula = [parameter for theirs, ours in pairs for parameter in _updated(ours, theirs)]
     tokens, wanted = batch(subject, case)
     expected = _curve(plain, formula, tokens, wanted)

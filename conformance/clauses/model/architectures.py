@@ -35,7 +35,8 @@ class Architecture:
 
     Attributes:
         model, config: names of classes in transformers.   options: arguments of the config class.
-        targets: patterns.   chosen: the layers that the patterns choose.
+        targets: patterns.   chosen: the layers of nn.Linear that the patterns choose.
+        transposed: the Conv1D layers, whose weight is [in, out], that the patterns choose.
         every: the layers that match_all_linear chooses; empty where the semantics leave open whether a head counts.
     """
 
@@ -45,6 +46,7 @@ class Architecture:
     targets: tuple[str, ...]
     chosen: tuple[str, ...]
     every: tuple[str, ...] = ()
+    transposed: tuple[str, ...] = ()
 
 
 SMALL = {
@@ -75,6 +77,7 @@ ARCHITECTURES = {
         {**SMALL, "n_positions": LONGEST, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
         targets=("c_attn", "c_proj", "lm_head"),
         chosen=("lm_head",),
+        transposed=_each("transformer.h", "attn.c_attn", "attn.c_proj", "mlp.c_proj"),
     ),
     "bert": Architecture(
         "BertForSequenceClassification",
@@ -150,6 +153,9 @@ ARCHITECTURES = {
 }
 
 
+TRANSPOSED = frozenset(name for architecture in ARCHITECTURES.values() for name in architecture.transposed)
+
+
 @dataclass(frozen=True)
 class RealCase(Case):
     """A model, the layers that get an adapter, and a batch for the model.
@@ -169,9 +175,15 @@ class RealCase(Case):
 
     @property
     def chosen(self) -> tuple[str, ...]:
-        """The layers that are to get an adapter."""
+        """The layers of nn.Linear that are to get an adapter."""
         architecture = ARCHITECTURES[self.arch]
         return architecture.every if self.every else architecture.chosen
+
+    def chosen_in(self, model: nn.Module) -> tuple[str, ...]:
+        """The layers that are to have an adapter: with the chosen Conv1D layers if one of these has one."""
+        transposed = ARCHITECTURES[self.arch].transposed
+        some = any(hasattr(model.get_submodule(name), "lora_A") for name in transposed)
+        return (*self.chosen, *transposed) if some else self.chosen
 
     @property
     def options(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from conformance.cases.linear_case import LinearCase
 from conformance.cases.operands import Operands
+from conformance.clauses.model.architectures import TRANSPOSED
 from conformance.clauses.model.target_calls import require_adapter
 from conformance.judgement.judge import judge, worst
 from conformance.judgement.linear_oracle import Expected, LinearOracle
@@ -57,7 +58,8 @@ def fill(model: nn.Module, names: Iterable[str], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name in names:
         layer = require_adapter(model.get_submodule(name), name)
-        for part, width in ((adapter_of(layer, "lora_A"), layer.in_features), (adapter_of(layer, "lora_B"), 4)):
+        down, up = adapter_of(layer, "lora_A"), adapter_of(layer, "lora_B")
+        for part, width in ((down, down.shape[1]), (up, 4)):
             part.copy_(torch.randn(part.shape, generator=generator) / width**0.5)
 
 
@@ -106,10 +108,10 @@ class Met(Operands):
 
     Args:
         layer: a module with weight, bias, lora_A and lora_B.   call: one of its calls.
-        autocast: the dtype of the autocast region, or `off`.
+        autocast: the dtype of the autocast region, or `off`.   transposed: whether the weight is [in, out].
     """
 
-    def __init__(self, layer: Any, call: Call, autocast: str) -> None:
+    def __init__(self, layer: Any, call: Call, autocast: str, transposed: bool) -> None:
         rows = call.x.reshape(-1, call.x.shape[-1])
         up, down = adapter_of(layer, "lora_B"), adapter_of(layer, "lora_A")
         self.dtype, self.adapter_dtype = call.x.dtype, down.dtype
@@ -128,7 +130,8 @@ class Met(Operands):
         self.device, self.scale, self.shape = str(rows.device), SCALE, (len(rows), up.shape[0])
         self.computed_in = self.dtype if autocast == "off" else dtype_named(autocast)
         g = rows.new_zeros(self.shape) if call.g is None else call.g.reshape(self.shape)
-        met = {"x": rows, "g": g, "weight": layer.weight, "bias": layer.bias, "lora_A": down, "lora_B": up}
+        weight = layer.weight.t() if transposed else layer.weight
+        met = {"x": rows, "g": g, "weight": weight, "bias": layer.bias, "lora_A": down, "lora_B": up}
         self.values = {name: numbers(t) for name, t in met.items() if t is not None}
         if autocast != "off":
             self.values = {name: rounded(value, self.computed_in) for name, value in self.values.items()}
@@ -141,7 +144,9 @@ def judge_outputs(watched: Watched) -> float | None:
         for call in watched.calls[name]:
             if call.x.numel():
                 require(call.y is not None, f"{name} was called and did not return")
-                ratios.append(judge(call.y, _named(LinearOracle(Met(layer, call, "off")).y, name, call.x)))
+                ratios.append(
+                    judge(call.y, _named(LinearOracle(Met(layer, call, "off", name in TRANSPOSED)).y, name, call.x))
+                )
     return worst(*ratios)
 
 
@@ -151,7 +156,7 @@ def judge_gradients(watched: Watched, autocast: str = "off") -> float | None:
     ratios = []
     for name, layer in watched.layers.items():
         calls = [call for call in watched.answered(name) if call.x.numel()]
-        oracles = [LinearOracle(Met(layer, call, autocast)) for call in calls]
+        oracles = [LinearOracle(Met(layer, call, autocast, name in TRANSPOSED)) for call in calls]
         for part in ("lora_A", "lora_B"):
             gradient = getattr(layer, part).weight.grad
             if not calls:  # an expert that received no token

@@ -59,6 +59,21 @@ class KeepsTheNormByA(Layer):
         return self.lora_magnitude.to(self.norm.dtype) / self.norm
 
 
+@twin(
+    "DORA-MEM-REFILL",
+    says="worst",
+    phrase="caches the factor by W, A and B, without the magnitude",
+    source="m′ cached by the versions of the operands of the norm",
+)
+class KeepsTheFactor(Layer):
+    def factor(self) -> Tensor:
+        key = tuple((id(t), t._version) for t in (self.weight, self.lora_A.weight, self.lora_B.weight))
+        if getattr(self, "key", None) != key:
+            self.key, self.kept = key, super().factor().detach()
+        own = super().factor()
+        return self.kept + own - own.detach()
+
+
 @twin("DORA-DET-REPEAT", says="y differs between two identical runs", source="atomic accumulation")
 class SumsInRandomOrder(Layer):
     calls = 0

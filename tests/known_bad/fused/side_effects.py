@@ -121,3 +121,25 @@ class KeepsPackedWeights(Right):
             self.reset()
         key = (p.weight.data_ptr(), p.weight.shape, p.weight.stride(), p.weight.dtype)
         return nn.functional.linear(x, self.known.setdefault(key, (p.weight, p.weight.detach().clone()))[1], p.bias)
+
+
+@breaks("FUS-MEM-REFILL", says="worst", phrase="caches packed weights by the adapters", source="a key without W")
+class KeepsPackedWeightsByAdapters(Right):
+    def base(self, x, p):
+        if p.A is None:
+            return super().base(x, p)
+        key = p.A._version, p.B._version
+        if getattr(p.weight, "packed", (None,))[0] != key:
+            p.weight.packed = key, p.weight.detach().clone()
+        return nn.functional.linear(x, p.weight.packed[1], p.bias)
+
+
+@breaks("FUS-MEM-REFILL", says="worst", phrase="caches lora_B by lora_A", source="a key of the first adapter matrix")
+class KeepsBByA(Right):
+    def project(self, x, p):
+        if p.A is not None:
+            if getattr(p.A, "beside", (None,))[0] != p.A._version:
+                p.A.beside = p.A._version, p.B.detach().clone()
+            p = copy.copy(p)
+            p.B = p.A.beside[1]
+        return super().project(x, p)

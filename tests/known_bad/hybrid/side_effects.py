@@ -39,6 +39,15 @@ class RemembersByAddress(Right):
         return self.known[key][1].clone()
 
 
+@breaks("HYB-MEM-REFILL", says="worst    y", phrase="caches y by x and the weight", source="a key without the bias")
+class RemembersWithoutTheBias(Right):
+    def forward_product(self, x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
+        key = x.data_ptr(), x._version, x.shape, x.dtype, weight._version
+        if getattr(weight, "known", (None,))[0] != key:
+            weight.known = key, super().forward_product(x, weight, bias, transposed)  # type: ignore[attr-defined]
+        return weight.known[1].clone()  # type: ignore[attr-defined,no-any-return]
+
+
 @breaks("HYB-SIDE-GLOBAL", says="the backward pass changed torch's random state")
 class SeedsItsNoise(Right):
     def backward_product(self, g: Tensor, weight: Tensor, transposed: bool) -> Tensor:

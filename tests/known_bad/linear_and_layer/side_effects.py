@@ -122,3 +122,33 @@ class KeepsTheProduct(Right):
         if not hasattr(o.lora_B, "product"):
             o.lora_B.product = o.lora_B.detach() @ o.lora_A.detach()
         return o.x @ o.lora_B.product.to(o.x.dtype).T * o.scale
+
+
+@breaks(
+    "LIN-MEM-REFILL",
+    "LAY-MEM-REFILL",
+    says="lora_B had their values of the earlier call (a stale cache)",
+    phrase="caches the product of the adapters by lora_A alone",
+    source="a product of the adapters cached by the version of A",
+)
+class KeepsTheProductByA(Right):
+    def update(self, o: UpdateOperands) -> Tensor:
+        key = o.lora_A._version, o.scale
+        if getattr(o.lora_A, "product", (None,))[0] != key:
+            o.lora_A.product = key, o.lora_B.detach() @ o.lora_A.detach()
+        return o.x @ o.lora_A.product[1].to(o.x.dtype).T * o.scale
+
+
+@breaks(
+    "LIN-MEM-REFILL",
+    "LAY-MEM-REFILL",
+    says="weight had their values of the earlier call (a stale cache)",
+    phrase="caches x Wᵀ by x alone",
+    source="a base product cached by the version of x, because the weight is frozen",
+)
+class KeepsTheBaseByX(Right):
+    def base(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        key = x.data_ptr(), x._version, x.shape, x.dtype, None if bias is None else bias._version
+        if getattr(weight, "product", (None,))[0] != key:
+            weight.product = key, super().base(x, weight, bias)
+        return weight.product[1].clone()

@@ -61,6 +61,41 @@ class UnmergesWithTheWrongSign(Layer):
             self.merged, self.base_weight = False, None
 
 
+@twin("MRG-REFILL", says="after new values of all operands", source="an update that is computed once")
+class KeepsTheUpdate(Layer):
+    def delta(self) -> Tensor:
+        if not hasattr(self, "change"):
+            self.change = super().delta().detach()
+        return self.change
+
+
+@twin("MRG-REFILL", says="after new values of lora_B", phrase="caches the update by lora_A alone", source="a frozen A")
+class KeepsTheUpdateByA(Layer):
+    def delta(self) -> Tensor:
+        version = self.lora_A.weight._version
+        if getattr(self, "change", (None,))[0] != version:
+            self.change = version, super().delta().detach()
+        return self.change[1]
+
+
+@twin("MRG-REFILL", says="after new values of", source="a copy of the weight from before the first merge")
+class KeepsTheFirstWeight(Layer):
+    @torch.no_grad()
+    def merge(self) -> None:
+        if not self.merged:
+            self.first = getattr(self, "first", self.weight.detach().clone())
+            self.base_weight = self.first
+            self.weight.copy_(self.first + self.delta())
+            self.merged = True
+
+
+@twin("MRG-WEIGHT", says="worst", source="a product in the other order, which has the right shape where W is square")
+class MergesTheTransposeOfASquare(Layer):
+    def delta(self) -> Tensor:
+        change = super().delta()
+        return change.T if change.shape[0] == change.shape[1] else change
+
+
 @twin("MRG-UNTOUCHED", says="changed the weight", source="unmerging without checking the flag")
 class SubtractsWhatWasNotAdded(Layer):
     @torch.no_grad()

@@ -7,7 +7,6 @@ from typing import Any
 from torch import nn
 from torch.nn.functional import linear
 
-import reference
 from tests.baselines.model import RightModel
 from tests.known_bad import breaks
 from tests.known_bad.model.spoiled_patch import ALL, MODEL, AfterPatching, ByName, reclassed
@@ -30,25 +29,12 @@ class AdaptsAHeadWhateverTheModel(RightModel):
         return count
 
 
-@breaks("MOD-ARCH-COUNT", says="an adapter in transformer.h.0.attn.c_attn", **MODEL)
-class TakesConv1D(RightModel):
-    """Conv1D modules with a matching name also get adapters."""
+@breaks("MOD-ARCH-COUNT", says="no adapter in transformer.h.0.attn.c_proj", **MODEL)
+class TakesConv1DOfUnequalSizes(RightModel):
+    """Conv1D layers with a square weight get no adapter."""
 
     def chosen(self, model: nn.Module, config: Any) -> list[nn.Module]:
-        found = super().chosen(model, config)
-        return found + [
-            m
-            for name, m in model.named_modules()
-            if type(m).__name__ == "Conv1D" and any(reference.wildcard_match(p, name) for p in config.target_modules)
-        ]
-
-    def patch(self, module: nn.Module, config: Any) -> None:
-        if isinstance(module, nn.Linear):
-            super().patch(module, config)
-            return
-        K, N = module.weight.shape  # type: ignore[misc, union-attr]
-        module.lora_A = nn.Linear(K, config.dim, bias=False)  # type: ignore[arg-type]
-        module.lora_B = nn.Linear(config.dim, N, bias=False)  # type: ignore[arg-type]
+        return [m for m in super().chosen(model, config) if isinstance(m, nn.Linear) or len({*m.weight.shape}) > 1]  # type: ignore[misc,union-attr]
 
 
 @breaks("MOD-ARCH-FREEZE", says="norm.weight is trainable", **MODEL)
@@ -90,6 +76,15 @@ class LeavesExpertsToTheBase(ByName):
 
     def strike(self, layer: Any) -> None:
         reclassed(layer, forward=lambda layer, x: linear(x, layer.weight, layer.bias))
+
+
+@breaks("MOD-ARCH-FWD", says="as if the adapter term were missing", **ALL)
+class LeavesConv1DToTheBase(ByName):
+    def struck(self, name: str) -> bool:
+        return "c_" in name
+
+    def strike(self, layer: Any) -> None:
+        reclassed(layer, forward=lambda layer, x: layer.base_product(x))
 
 
 @breaks("MOD-ARCH-FWD", says="something else in it has changed", **ALL)

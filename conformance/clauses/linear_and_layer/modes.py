@@ -156,7 +156,7 @@ def _compiled_step(
 
 def _exchanged(subject: Subject, instance: Instance, old: Operands) -> Operands:
     """Give a layer another scale, and other Parameters for W, lora_A and lora_B, as far as it lets them be set."""
-    layer, scale = instance.module, getattr(instance.module, "scale", None)
+    layer, scale = instance.module, vars(instance.module).get("scale")
     owners = {"weight": layer, "lora_A": getattr(layer, "lora_A", None), "lora_B": getattr(layer, "lora_B", None)}
     names = [name for name, tensor in instance.tensors.items() if _holds(owners.get(name), tensor)]
     new = refilled(subject, old, old.case.seed + 2, names)

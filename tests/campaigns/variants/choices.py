@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import reference
+from tests.baselines.layer import Layer
+from tests.baselines.linear import Right
 from tests.baselines.model import RightMatcher, RightModel
 
 
@@ -71,6 +74,59 @@ class ClipsByTorch:
         clip_grad_norm = staticmethod(torch.nn.utils.clip_grad_norm_)
 
 
+class LeavesConv1DWithAWarning(RightModel):
+    class Matcher(RightMatcher):
+        def is_linear(self, m: nn.Module) -> bool:
+            return isinstance(m, nn.Linear)
+
+    def patch_linear_module(self, orig_linear: Any, *arguments: Any, **options: Any) -> Any:
+        if not isinstance(orig_linear, nn.Linear):
+            raise TypeError("expected an nn.Linear")
+        return super().patch_linear_module(orig_linear, *arguments, **options)
+
+    def apply_lora_to_linear_modules(self, model: nn.Module, peft_config: Any) -> Any:
+        left = [name for name, m in model.named_modules() if type(m).__name__ == "Conv1D"]
+        warnings.warn(f"left alone: {', '.join(left)}", stacklevel=2)
+        return super().apply_lora_to_linear_modules(model, peft_config)
+
+
+class Unmerged:
+    def merge(self) -> None:
+        pass
+
+    def unmerge(self) -> None:
+        pass
+
+
+class MergesBesideTheWeight(RightModel):
+    """A merged layer goes on computing with its adapter."""
+
+    def patch_linear_module(self, orig_linear: Any, *arguments: Any, **options: Any) -> Any:
+        layer = super().patch_linear_module(orig_linear, *arguments, **options)
+        layer.__class__ = type("Marked", (Unmerged, type(layer)), {})
+        return layer
+
+
+class CachesByEveryVersion(Layer):
+    """The merged weight and the factor of DoRA are kept as long as no operand has changed."""
+
+    def versions(self) -> Any:
+        found = (self.weight, self.lora_A.weight, self.lora_B.weight)
+        return self.scale, tuple((id(t), t._version, t.dtype) for t in found)
+
+    def delta(self) -> Tensor:
+        if getattr(self, "kept_change", (None,))[0] != self.versions()[1][1:]:
+            self.kept_change = self.versions()[1][1:], super().delta().detach()
+        return self.kept_change[1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.merged or self.use_dora or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or self.dropout:
+            return super().forward(x)
+        if getattr(self, "kept_weight", (None,))[0] != self.versions():
+            self.kept_weight = self.versions(), self.weight + self.delta()
+        return nn.functional.linear(x, self.kept_weight[1], self.bias)
+
+
 CHOICES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "logs its warnings, in other words": (
         LogsItsWarnings(),
@@ -80,6 +136,15 @@ CHOICES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "saves memory by default, and has a field of its own": (
         SavesMemoryByDefault,
         ("CFG-DEFAULTS", "CFG-VALUES", "CFG-EQUAL", "CFG-DICT"),
+    ),
+    "leaves Conv1D alone, with a warning": (
+        LeavesConv1DWithAWarning(),
+        ("MOD-CONV1D", "MOD-CONV1D-STEP", "MOD-ARCH-COUNT", "MOD-ARCH-FREEZE"),
+    ),
+    "merges beside the weight": (MergesBesideTheWeight(), ("MOD-MERGE-OWN",)),
+    "keeps the merged weight until an operand changes": (
+        Right(CachesByEveryVersion),
+        ("LAY-MEM-REFILL", "LAY-MODE-INFERENCE", "MRG-REFILL", "MRG-WEIGHT", "LAY-AMP-CHANGED"),
     ),
     "drops DoRA's update before the rows are rescaled": (DropsTheUpdateBeforeRescaling, ("DORA-DROP",)),
     "clips by torch": (ClipsByTorch, ("TRN-CLIP", "TRN-NORM")),

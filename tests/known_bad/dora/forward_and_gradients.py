@@ -39,6 +39,12 @@ class NormalisesColumns(Layer):
         return norm[torch.arange(len(weight)) % len(norm)]
 
 
+@twin("DORA-FWD", says="worst", source="a weight [K, N] that is not told from one [N, K]")
+class NormalisesColumnsOfASquare(Layer):
+    def row_norm(self, weight: Tensor) -> Tensor:
+        return super().row_norm(weight.T if weight.shape[0] == weight.shape[1] else weight)
+
+
 @twin("DORA-FWD", says="as if the update were missing from the norm", source="the norm of W alone")
 class LeavesTheUpdateOutOfTheNorm(Layer):
     def factor(self) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .base_layer import computes_weight
 from .gradnorm import clip_grad_norm_
 from .hybrid import Conv1D, CustomLinear, is_frozen_product, is_lora_module
 from .layer import LinearLoRA
@@ -242,7 +243,7 @@ def _eligible(model: nn.Module) -> dict[Any, list[str]]:
     for module, all_names in names.items():
         if module in inside_lora or getattr(module, "base_layer", None) is not None:
             continue
-        own_products = isinstance(module, LinearLoRA) and not module.base_is_elsewhere
+        own_products = isinstance(module, LinearLoRA) and not module.base_is_elsewhere and not computes_weight(module)
         if own_products or (is_frozen_product(all_names[0], module) and all_names != [""]):
             eligible[module] = all_names
         elif isinstance(module, nn.Linear) and all_names != [""]:

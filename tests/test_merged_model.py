@@ -118,3 +118,7 @@ def test_a_normed_layer_keeps_its_weight_and_gets_an_adapter(implementation: Mod
     assert torch.allclose(y, expected, atol=1e-5)
     y.sum().backward()
     assert layer.lora_A.weight.grad is not None
+    model = nn.Sequential(nn.Linear(4, 4), layer)
+    with pytest.warns(UserWarning, match="1 is left alone: LinearLoRA"):
+        implementation.LoraTraining(model)
+    assert torch.equal(layer(x), y)

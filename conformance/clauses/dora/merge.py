@@ -6,16 +6,19 @@ import numpy as np
 import torch
 
 from conformance.cases.linear_case import LinearCase
-from conformance.clauses.dora.oracle import DORA, DoraOracle, built
+from conformance.clauses.dora.oracle import DORA, DoraOracle, built, oracle_of
+from conformance.clauses.linear_and_layer.side_effects import refilled
 from conformance.judgement.judge import judge, worst
 from conformance.judgement.linear_oracle import Expected
 from conformance.numerics.formats import Array, numbers
 from conformance.specification.clause import clause
+from conformance.target.adapter_tensors import MAGNITUDE
 from conformance.target.calls import calling
 from conformance.target.subject import Instance, Subject
 
 MERGE = DORA.narrowed(training=(False, True))
 NEEDS = ("LinearLoRA.merge", "LinearLoRA.unmerge")
+NAMES = ("lora_B", MAGNITUDE, "lora_A", "weight")
 
 
 def merged(subject: Subject, case: LinearCase, times: int) -> tuple[Instance, DoraOracle]:
@@ -44,7 +47,7 @@ def merged_weight(oracle: DoraOracle) -> Expected:
 @clause(
     "DORA-MERGE",
     sentence="""Merging sets the weight to W′ = m′ ⊙ (W + s·B A), so that y = x W′ᵀ + b; merging twice equals
-    merging once.""",
+    merging once, and merging again after unmerging uses new values of any one of W, A, B and the magnitude.""",
     cases=MERGE,
     needs=NEEDS,
     weight=0.5,
@@ -53,7 +56,26 @@ def test_merged(subject: Subject, case: LinearCase) -> float | None:
     instance, oracle = merged(subject, case, times=1 + case.seed % 2)
     ratio = judge(instance.module.weight.detach(), merged_weight(oracle))
     with torch.no_grad():
-        return worst(ratio, judge(instance.forward(), merged_output(oracle)))
+        first = worst(ratio, judge(instance.forward(), merged_output(oracle)))
+        oracle = _changed(subject, instance, oracle, NAMES[case.seed % len(NAMES)])
+        with calling(f"{subject.name}(use_dora=True).merge()"):
+            instance.module.merge()
+        return worst(first, judge(instance.module.weight.detach(), merged_weight(oracle)))
+
+
+def _changed(subject: Subject, instance: Instance, oracle: DoraOracle, name: str) -> DoraOracle:
+    """Unmerge a layer and give one operand new values; the oracle of the layer then."""
+    with calling(f"{subject.name}(use_dora=True).unmerge()"):
+        instance.module.unmerge()
+    new = refilled(subject, oracle.operands, oracle.operands.case.seed + 1, (name,))
+    magnitude = instance.tensors[MAGNITUDE]
+    if name == MAGNITUDE:
+        magnitude.mul_(2)
+    else:
+        instance.tensors[name].copy_(new.placed[name].tensor)
+    # W again, because unmerging may have rounded it
+    instance.tensors["weight"].copy_(torch.from_numpy(new.values["weight"]))
+    return oracle_of(subject, new, numbers(magnitude))
 
 
 def merged_output(oracle: DoraOracle) -> Expected:

@@ -46,3 +46,17 @@ class UnmergesByTheUpdateAlone(Layer):
 class DoesNotUnmerge(Layer):
     def unmerge(self) -> None:
         self.merged, self.base_weight = False, None
+
+
+@twin(
+    "DORA-MERGE", says="the merged weight", phrase="merges with the factor of an earlier merge", source="m′ kept by A"
+)
+class MergesByAKeptFactor(Layer):
+    def dora_weight(self) -> Tensor:
+        version = self.lora_A.weight._version
+        if getattr(self, "kept", (None,))[0] != version:
+            self.kept = version, self.factor().detach()
+        factor, self.factor = self.factor, lambda: self.kept[1]  # type: ignore[method-assign]
+        weight = super().dora_weight()
+        self.factor = factor  # type: ignore[method-assign]
+        return weight

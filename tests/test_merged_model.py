@@ -67,6 +67,12 @@ def test_weights_that_lie_in_one_buffer_side_by_side_are_merged(implementation: 
     for i, layer in enumerate(model):
         layer.weight = nn.Parameter(flat[36 * i : 36 * (i + 1)].view(6, 6))
     assert implementation.merge_adapters(adapted(implementation, model)) == 2
+    implementation.unmerge_adapters(model)
+    model.register_buffer("row", flat[6:12])
+    with pytest.raises(
+        ValueError, match=r"^0\.weight and row share their memory: merging 0 would change the model too"
+    ):
+        implementation.merge_adapters(model)
 
 
 @both

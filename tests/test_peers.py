@@ -20,7 +20,7 @@ FINDINGS = {
     # the state_dict of a merged layer is merged; a 1-D x gains a dimension; a zero row gives NaN
     "peft": {"MRG-STATE", "DORA-LEAD", "DORA-ZERO-ROW"},
     # the layer holds a lambda, which cannot be pickled
-    "loralib": {"LAY-COPY", "LAY-USED-COPY"},
+    "loralib": {"LAY-PICKLE"},
     "torchtune": set(),
 }
 SLOW = ("LAY-COMPILE", "LAY-MEM-LEAK")

@@ -59,6 +59,7 @@ def assemble(plan: Plan, outcome: Outcome, settings: RunSettings) -> Report:
         groups={name: _group(name, planned, clauses) for name, planned in plan.groups.items()},
         core=found.core,
         features=found.features,
+        conventions=plan.conventions,
         clauses=clauses,
         causes=causes(unexplained(clauses, plan.forms)),
         errors=tuple(sorted(outcome.errors)),

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from conformance.judgement.result import NOT_CLAIMED, PASS, UNSUPPORTED
-from conformance.report.report import Claim, ReportedClause
+from conformance.report.report import Claim, Report, ReportedClause
 from conformance.specification.clause import MUST
 from conformance.specification.features import FEATURES
 
@@ -35,15 +35,19 @@ def _claim(clauses: list[ReportedClause]) -> Claim:
     return Claim(sum(clause.status == PASS for clause in judged), len(judged))
 
 
-def line(core: Claim | None, features: Mapping[str, Claim]) -> str:
-    """The claims in words: `core 41 of 41; features: dropout ✓, rsLoRA absent`; empty where nothing was judged."""
+def line(report: Report) -> str:
+    """The claims in words: `core 41 of 41; features: dropout pre ✓, rsLoRA absent`; empty where nothing was judged."""
+    core = report.core
     if core is None or not core.judged:
         return ""
-    words = [f"{FEATURES[name].title} {_word(claim)}" for name, claim in features.items() if name in FEATURES]
+    features = {name: claim for name, claim in report.features.items() if name in FEATURES}
+    words = [f"{FEATURES[name].title} {_word(claim, report.conventions.get(name))}" for name, claim in features.items()]
     return f"core {core.passed} of {core.judged}" + (f"; features: {', '.join(words)}" if words else "")
 
 
-def _word(claim: Claim) -> str:
+def _word(claim: Claim, convention: str | None) -> str:
+    """What became of a feature, after the convention that it follows."""
     if not claim.judged:
         return "absent"
-    return "✓" if claim.passed == claim.judged else f"✗ ({claim.judged - claim.passed} of {claim.judged} fail)"
+    passed = "✓" if claim.passed == claim.judged else f"✗ ({claim.judged - claim.passed} of {claim.judged} fail)"
+    return f"{convention} {passed}" if convention else passed

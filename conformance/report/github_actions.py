@@ -69,7 +69,7 @@ def summary(report: Report) -> str:
             rest = sum(group.counts.values()) - passing - failing
             rows.append(f"| {name} | {passing} | {failing} | {rest} | {terminal.ratio(group.worst_ratio)} |")
     listed = [line for clause, cause in led(report) for line in _cause(clause, cause)]
-    claims = features.line(report.core, report.features)
+    claims = features.line(report)
     about = [claims, ""] if claims else []
     return "\n".join([f"### {terminal.verdict(report)}", "", *about, *rows, "", *listed, ""])
 

@@ -105,6 +105,7 @@ class Plan:
         deviations: the target's reason for each declared deviation, by clause.
         sources: where the target defines its subjects.
         forms: what is missing or of another form in the target's layers.
+        conventions: by feature the convention that the target follows, where it is not the default.
     """
 
     spec: str
@@ -118,6 +119,7 @@ class Plan:
     deviations: Mapping[str, str]
     sources: Sources = field(default_factory=dict)
     forms: tuple[LayerForm, ...] = ()
+    conventions: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def trials(self) -> Iterator[PlannedTrial]:

@@ -136,6 +136,7 @@ class Report:
         lane: the lane to which the run was restricted; None for all.
         shard: `i/n` for the i-th of n parts of the trials; None for the whole.
         core, features: how many of the MUST clauses pass, for the core and for each feature; None in older reports.
+        conventions: by feature the convention that the target follows, where it is not the default.
         causes: the failing clauses, grouped by what they have in common.
         errors: failures of the suite itself.
         forms: what is missing or of another form in the target's layers.
@@ -157,6 +158,7 @@ class Report:
     groups: Mapping[str, ReportedGroup]
     core: Claim | None = None
     features: Mapping[str, Claim] = field(default_factory=dict)
+    conventions: Mapping[str, str] = field(default_factory=dict)
     clauses: tuple[ReportedClause, ...]
     causes: tuple[Cause, ...] = ()
     errors: tuple[SuiteFailure, ...] = ()
@@ -201,6 +203,8 @@ class Report:
         found["clauses"] = [clause.to_json() for clause in self.clauses]
         if self.core is None:
             del found["features"]
+        if not self.conventions:
+            del found["conventions"]
         return _without_none(found, "seconds", "date", "core")
 
 

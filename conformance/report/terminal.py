@@ -64,7 +64,7 @@ def show(report: Report, folder: Path, *, quiet: bool = False) -> None:
     for error in report.errors:
         out.print(f"\nThe suite failed at {error.where}:\n{error.traceback}")
     out.print()
-    if text := features.line(report.core, report.features):
+    if text := features.line(report):
         out.print(text)
     out.print(verdict(report), style="bold green" if report.verdict == "pass" else "bold red")
     out.print(f"report   {folder / 'report.json'}")

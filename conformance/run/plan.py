@@ -86,7 +86,7 @@ def _plan(selection: Selection, *, interpreting: bool) -> Plan:
                 group=clause.group,
                 level=clause.level,
                 sentence=clause.sentence,
-                feature=clause.feature,
+                feature=next(iter(clause.features), ""),
                 missing=missing,
                 uninstalled=tuple(uninstalled(clause)),
                 elsewhere=elsewhere(clause, selection.device),
@@ -108,6 +108,7 @@ def _plan(selection: Selection, *, interpreting: bool) -> Plan:
         deviations={k: v for k, v in expected.items() if any(k == clause.id for clause in planned)},
         sources=_sources(target, planned),
         forms=_forms(target, groups),
+        conventions=target.conventions(group for group in groups if group in target.claimed),
     )
 
 

@@ -37,7 +37,8 @@ class Clause:
         position: the dropout position that the target must support; empty for either.
         library: packages that its cases need, as in ``transformers>=5 peft``; the clause is skipped without them.
         weight: number of cases relative to an ordinary clause (say 0.1 for a clause that compiles); at least one runs.
-        feature: the feature without which the clause is not claimed; empty for the core.
+        feature: the features without which the clause is not claimed, as in ``dora_dropout dropout``; it counts for the
+            first. Empty for the core.
         why: the reason for the clause, if its sentence does not say it.
     """
 
@@ -60,6 +61,11 @@ class Clause:
     def group(self) -> str:
         """The group of the clause, from the prefix of its id (`linear` for `LIN-FWD`)."""
         return group_of(self.id)
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """The features without which the clause is not claimed: its own, then its group's."""
+        return (*self.feature.split(), *groups()[self.group].feature.split())
 
 
 REGISTRY: dict[str, Clause] = {}

@@ -1,7 +1,8 @@
-"""The features that a right implementation may lack; a clause of a feature is not claimed where the target lacks it.
+"""The features that a right implementation may lack, or have by another convention.
 
-Clauses without a feature are the *core*: the formula, its gradients, layouts, state and side effects. A target has a
-feature if its callable takes the feature's argument, unless `CONFORMANCE["features"]` says that it is absent.
+Clauses without a feature are the *core*: the formula, its gradients, layouts, state and side effects. A clause of a
+feature is not claimed where the target lacks the feature. A target has a feature if its callable takes the feature's
+argument, unless `CONFORMANCE["features"]` says that it is absent. A named convention is judged by its own formula.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ class Feature:
 
     Attributes:
         title: its name in verdicts and pages.
-        arguments: by group, the argument that shows the feature: `Class(argument)` or `function(argument)`.
+        arguments: by group, the argument that shows the feature, `Class(argument)` or `function(argument)`, or the
+            method that does, `Class.method`.
         conventions: the values that a target may declare; the first is the default.
     """
 
@@ -26,10 +28,20 @@ class Feature:
     arguments: Mapping[str, str] = field(default_factory=dict)
     conventions: tuple[str, ...] = (SUPPORTED, ABSENT)
 
+    @property
+    def option(self) -> str:
+        """The argument of a layer class that shows the feature; empty if no argument does."""
+        owner, _, argument = self.arguments.get("layer", self.arguments.get("dora", "")).partition("(")
+        return argument.rstrip(")") if owner == "LinearLoRA" else ""
+
 
 def _of_layers(argument: str, **others: str) -> dict[str, str]:
     layer = f"LinearLoRA({argument})"
     return {"layer": layer, "merge": layer, "dora": layer, "distributed": layer, **others}
+
+
+def _of_dora(title: str, *conventions: str) -> Feature:
+    return Feature(title, {"dora": "LinearLoRA(use_dora)"}, conventions)
 
 
 FEATURES: Mapping[str, Feature] = {
@@ -37,6 +49,19 @@ FEATURES: Mapping[str, Feature] = {
     "rslora": Feature("rsLoRA", _of_layers("use_rslora")),
     "adapter_dtype": Feature("adapter dtype", _of_layers("lora_dtype", linear="lora_linear")),
     "initialisation": Feature("choice of initialisation", _of_layers("lora_A_init_method")),
-    "dora_norm": Feature("DoRA norm", conventions=("constant", "differentiated")),
+    "dora_norm": _of_dora("DoRA norm", "constant", "differentiated"),
+    "dora_bias": _of_dora("DoRA bias", "outside", "scaled"),
+    "dora_dropout": _of_dora("DoRA dropout", "change", "adapter"),
+    "dora_zero_row": _of_dora("DoRA zero row", "refused", "nonfinite", "zero", "base"),
     "memory_efficient": Feature("memory-efficient mode", _of_layers("use_memory_efficient_lora")),
+    "merging": Feature("merging", {"merge": "LinearLoRA.merge", "dora": "LinearLoRA.merge"}),
+    "state_names": Feature("names in the state_dict", conventions=("standard", "other")),
+    "pickling": Feature("pickling"),
+    "inplace_output": Feature("in-place use of the output"),
+    "autocast": Feature("autocast"),
 }
+
+
+def meant(name: str, convention: str) -> str:
+    """The remark in a failure that looks like another convention: how to declare that one."""
+    return f' (declare the feature {name} as "{convention}" if it is meant)'

@@ -31,6 +31,7 @@ class Group:
         alone: subjects whose clauses are judged even if other required names are missing, each with a description.
         positional: for each callable, the number of its positional arguments.
         cpu_only: whether the clauses are judged on the CPU only.
+        feature: the feature without which the group is not claimed; empty for none.
     """
 
     prefix: str
@@ -42,6 +43,7 @@ class Group:
     alone: Mapping[str, str] = field(default_factory=dict)
     positional: Mapping[str, int] = field(default_factory=dict)
     cpu_only: bool = False
+    feature: str = ""
 
 
 @dataclass(frozen=True)

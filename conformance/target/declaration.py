@@ -9,7 +9,7 @@ from typing import Any
 from conformance.errors import TargetError, UsageError
 from conformance.numerics.dtypes import FLOAT_DTYPES
 from conformance.target import deviations
-from conformance.target.features import DROPOUT_POSITIONS, check_features
+from conformance.target.features import ALL_POSITIONS, check_features
 
 
 def check_declaration(declared: Any, spec: str) -> None:
@@ -34,7 +34,7 @@ def check_declaration(declared: Any, spec: str) -> None:
             raise TargetError(f"{spec}.CONFORMANCE has the unknown key {key!r}: expected {', '.join(known)}")
         if not isinstance(value, known[key]):
             raise TargetError(f"{spec}.CONFORMANCE[{key!r}] is a {type(value).__name__}: {value!r}")
-    for key, allowed in (("dtypes", FLOAT_DTYPES), ("dropout_positions", DROPOUT_POSITIONS)):
+    for key, allowed in (("dtypes", FLOAT_DTYPES), ("dropout_positions", ALL_POSITIONS)):
         unknown = set(declared.get(key, ())) - set(allowed)
         if unknown:
             raise TargetError(

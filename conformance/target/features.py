@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -10,11 +11,13 @@ from torch import nn
 
 from conformance.errors import TargetError, suggestion
 from conformance.isolation.monkeypatches import PRISTINE
-from conformance.specification.features import ABSENT, FEATURES, SUPPORTED
+from conformance.specification.features import ABSENT, FEATURES
 from conformance.target.signature import arguments_for, takes
 
-DROPOUT_POSITIONS = ("pre", "post")
-ROWS, COLUMNS = 64, 64  # of the probe: by chance all rows agree with probability 2⁻⁶³
+DROPOUT_POSITIONS = ("pre", "post")  # by default
+ALL_POSITIONS = (*DROPOUT_POSITIONS, "mid")
+ROWS, COLUMNS, RANK = 64, 64, 2  # of the probe: by chance all rows agree with probability 2⁻⁶³
+ONES = ((RANK, 1), (1, RANK), (COLUMNS, RANK), (RANK, COLUMNS), (COLUMNS, 1))  # shapes of A, B, their transposes and W
 
 
 def check_features(declared: Mapping[Any, Any], spec: str) -> None:
@@ -29,25 +32,28 @@ def check_features(declared: Mapping[Any, Any], spec: str) -> None:
             raise TargetError(f"{spec}.CONFORMANCE['features'] has the unknown feature {name!r}: {known}")
         expected = FEATURES[name].conventions
         if value not in expected:
+            near = get_close_matches(str(value), expected, n=1)
+            said = f"did you mean {near[0]!r}? " if near else ""
             raise TargetError(
-                f"{spec}.CONFORMANCE['features'][{name!r}] is {value!r}: expected {' or '.join(map(repr, expected))}"
+                f"{spec}.CONFORMANCE['features'][{name!r}] is {value!r}: {said}expected "
+                f"{' or '.join(map(repr, expected))}"
             )
 
 
 def probed_position(kind: Any) -> str | None:
-    """Where a layer class without `dropout_position` drops: `pre` or `post`; None if the probe does not tell.
+    """Where a layer class without `dropout_position` drops: `pre`, `mid` or `post`; None if the probe does not tell.
 
-    A layer of one input feature and rank 1, with every weight one, shows it: dropout of x drops whole rows of the
-    update, dropout of the output drops single elements.
+    A layer of one input feature and rank 2, with every weight one, shows it: dropout of x drops whole rows of the
+    update, dropout between A and B also halves of them, dropout of the output drops single elements.
     """
     with PRISTINE.suspended(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
-            layer = kind(_probe_base(), **arguments_for(kind, {"dim": 1, "alpha": 1, "dropout": 0.5}))
+            layer = kind(_probe_base(), **arguments_for(kind, {"dim": RANK, "alpha": RANK, "dropout": 0.5}))
             layer.train()
             with torch.no_grad():
                 for parameter in layer.parameters():
-                    if parameter.shape in ((1, 1), (COLUMNS, 1)):
+                    if parameter.shape in ONES:
                         parameter.fill_(1.0)
                 x = torch.ones(ROWS, 1)
                 update = layer(x) - layer.eval()(x)
@@ -55,7 +61,9 @@ def probed_position(kind: Any) -> str | None:
             return None
     if update.shape != (ROWS, COLUMNS) or not (update != update[0, 0]).any():
         return None
-    return "pre" if bool((update == update[:, :1]).all()) else "post"
+    if not bool((update == update[:, :1]).all()):
+        return "post"
+    return "mid" if len(update.unique()) > 2 else "pre"
 
 
 def _probe_base() -> nn.Linear:
@@ -80,14 +88,18 @@ def contradictions(kind: Any, declared: Mapping[str, str]) -> list[str]:
     """What a layer class does other than it declares: a feature that it cannot have, or an absent one that acts."""
     found = []
     for name, value in declared.items():
-        argument = next((a for a in FEATURES[name].arguments.values() if a.startswith("LinearLoRA(")), "")
-        argument = argument.partition("(")[2].rstrip(")")
-        if value == SUPPORTED and argument and takes(kind, argument) is None:
-            found.append(f"feature {name!r} is declared supported, but the layer does not take {argument}")
+        option = FEATURES[name].option
+        if value != ABSENT and option and takes(kind, option) is None:
+            found.append(f"feature {name!r} is declared {value}, but the layer does not take {option}")
         if value == ABSENT and name in EFFECTIVE and _acts(kind, *EFFECTIVE[name]):
             option, given = EFFECTIVE[name]
             found.append(f"feature {name!r} is declared absent, but {option}={given} changes the output")
     return found
+
+
+def is_local(kind: Any) -> bool:
+    """Whether a class was defined inside a function, so that pickle cannot find it, whatever it holds."""
+    return isinstance(kind, type) and "<locals>" in kind.__qualname__
 
 
 def _acts(kind: Any, option: str, value: Any) -> bool:

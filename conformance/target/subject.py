@@ -34,7 +34,7 @@ class Subject:
         device: the device of the operands.
         lane: how the subject runs on that device: `cpu`, `interpreter` or `gpu`.
         dropout_positions: the dropout positions that it supports.
-        conventions: the features that the target declares, each with its value.
+        conventions: the features that the target declares, or a probe shows, each with its value.
     """
 
     name: str

@@ -7,7 +7,7 @@ import importlib.util
 import inspect
 import os
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,10 +21,12 @@ from conformance.numerics.dtypes import FLOAT_DTYPES
 from conformance.specification.clause import Clause
 from conformance.specification.features import ABSENT, FEATURES
 from conformance.specification.groups import groups
+from conformance.target.binding_errors import binding_errors
 from conformance.target.declaration import check_declaration, read_deviations
 from conformance.target.fault import looking_at
-from conformance.target.features import DROPOUT_POSITIONS, contradictions, positions
-from conformance.target.signature import arguments_for, takes
+from conformance.target.features import DROPOUT_POSITIONS, is_local, positions
+from conformance.target.layer_form import LAYERS
+from conformance.target.signature import takes
 from conformance.target.subject import Subject
 
 TRITON = ("TritonLinearLoRA", "LoRATritonFunction")
@@ -152,24 +154,42 @@ class Target:
         )
 
     def missing(self, group: str) -> tuple[str, ...]:
-        """The group's required names that the target lacks."""
-        return tuple(name for name in groups()[group].required if not self.has(name))
+        """The group's required names that the target lacks; with all of them, its feature if that is absent."""
+        names = tuple(name for name in groups()[group].required if not self.has(name))
+        feature = groups()[group].feature
+        return names or self._absent((feature,) * bool(feature), group)
+
+    def _absent(self, names: tuple[str, ...], group: str) -> tuple[str, ...]:
+        """Those of some features that the target lacks in a group, as a report names them."""
+        return tuple(f"feature {FEATURES[name].title}" for name in names if self.feature(name, group) == ABSENT)
 
     def lacking(self, clause: Clause) -> tuple[str, ...]:
         """The missing names for this clause: its own, and those of its group, or of its subjects if judged alone."""
         alone = clause.subjects if _is_alone(clause) else groups()[clause.group].required
         missing = dict.fromkeys(name for name in (*alone, *clause.needs) if not self.has(name))
-        if not missing and clause.feature and self.feature(clause.feature, clause.group) == ABSENT:
-            return (f"feature {FEATURES[clause.feature].title}",)
-        return tuple(missing)
+        return tuple(missing) or self._absent(clause.features, clause.group)[:1]
 
     def feature(self, name: str, group: str) -> str:
         """Whether the target has a feature in a group: as declared, else as the signature of its callable shows."""
         declared = self.declared.get("features", {}).get(name)
         if declared is not None:
             return str(declared)
+        if name == "pickling" and is_local(getattr(self.thing, "LinearLoRA", None)):
+            return ABSENT
         argument = FEATURES[name].arguments.get(group)
         return FEATURES[name].conventions[0] if argument is None or self.has(argument) else ABSENT
+
+    def conventions(self, claimed: Iterable[str]) -> dict[str, str]:
+        """By feature the convention that the target follows in the claimed groups, where it is not the default."""
+        declared = self.declared.get("features", {})
+        found = {name: value for name, value in declared.items() if value not in FEATURES[name].conventions[:1]}
+        found = {name: value for name, value in found.items() if value != ABSENT}
+        dropping = [group for group in claimed if self.feature("dropout", group) != ABSENT]
+        subjects = [name for group in dropping for name in groups()[group].subjects if name in (*LAYERS, "lora_linear")]
+        seen = {self.positions(name) for name in subjects if self.has(name)}
+        if len(seen) == 1 and len(only := seen.pop()) == 1:
+            found["dropout"] = only[0]
+        return found
 
     def positions(self, subject: str) -> tuple[str, ...]:
         """The dropout positions of a subject: as declared, else as its signature or its behaviour shows."""
@@ -192,17 +212,22 @@ class Target:
         if uninstalled(clause) or elsewhere(clause, self.device):
             return ()
         return tuple(
-            self._subject(name)
+            self.subject(name)
             for name in groups()[clause.group].subjects
             if self.has(name)
             and name in (clause.subjects or _together(clause.group))
             and (not clause.position or clause.position in self.positions(name))
         )
 
-    def _subject(self, name: str) -> Subject:
+    def subject(self, name: str) -> Subject:
+        """One of the target's public names as a subject."""
         thing = getattr(self.thing, name)
-        declared = tuple(sorted(self.declared.get("features", {}).items()))
-        return Subject(name, thing, self.thing, self.device, self.lane(name), self.positions(name), declared)
+        followed = dict(self.declared.get("features", {}))
+        if self.feature("pickling", "layer") == ABSENT:
+            followed["pickling"] = ABSENT
+        return Subject(
+            name, thing, self.thing, self.device, self.lane(name), self.positions(name), tuple(sorted(followed.items()))
+        )
 
     def lane(self, subject: str) -> str:
         """How a subject runs: `gpu`; on a CPU, `interpreter` for Triton names if the interpreter is on, else `cpu`."""
@@ -212,28 +237,8 @@ class Target:
         return "interpreter" if subject in TRITON and interpreting else "cpu"
 
     def binding_errors(self) -> list[str]:
-        """Messages about claimed callables that do not take their positional arguments."""
-        problems = []
-        if self.has("LinearLoRA"):
-            found = contradictions(self.thing.LinearLoRA, self.declared.get("features", {}))
-            problems += [f"LinearLoRA contradicts its declaration: {problem}" for problem in found]
-        for name, count in _positional().items():
-            if not self.has(name):
-                continue
-            if not callable(getattr(self.thing, name)):
-                kind = type(getattr(self.thing, name)).__name__
-                problems.append(f"{name} is of type {kind}: expected a callable")
-                continue
-            try:
-                signature = inspect.signature(getattr(self.thing, name))
-            except (TypeError, ValueError):
-                continue  # builtins and some wrappers have no signature
-            try:
-                signature.bind(*range(count))
-            except TypeError as error:
-                if not _binds_by_name(getattr(self.thing, name), name, signature):
-                    problems.append(f"{name}{signature} does not take its {count} positional arguments: {error}")
-        return problems
+        """Messages about callables that do not take their arguments, and about features that are declared wrongly."""
+        return binding_errors(self)
 
 
 @contextmanager
@@ -269,22 +274,6 @@ def _is_alone(clause: Clause) -> bool:
 def _together(group: str) -> tuple[str, ...]:
     """The subjects that a clause judges if it names none."""
     return tuple(name for name in groups()[group].subjects if name not in groups()[group].alone)
-
-
-def _positional() -> dict[str, int]:
-    """The number of positional arguments of each callable of every group."""
-    return {name: count for group in groups().values() for name, count in group.positional.items()}
-
-
-def _binds_by_name(thing: Any, name: str, signature: inspect.Signature) -> bool:
-    """Whether a layer class takes a linear layer, a rank and an alpha, under whatever usual names."""
-    if not name.endswith("LinearLoRA"):
-        return False
-    try:
-        signature.bind(None, **arguments_for(thing, {"dim": 1, "alpha": 1}))
-    except TypeError:
-        return False
-    return True
 
 
 def _described(error: BaseException) -> str:

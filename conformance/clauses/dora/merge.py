@@ -50,6 +50,7 @@ def merged_weight(oracle: DoraOracle) -> Expected:
     merging once, and merging again after unmerging uses new values of any one of W, A, B and the magnitude.""",
     cases=MERGE,
     needs=NEEDS,
+    feature="merging",
     weight=0.5,
 )
 def test_merged(subject: Subject, case: LinearCase) -> float | None:
@@ -93,6 +94,7 @@ def merged_output(oracle: DoraOracle) -> Expected:
     before merging.""",
     cases=MERGE,
     needs=NEEDS,
+    feature="merging",
     weight=0.5,
 )
 def test_unmerged(subject: Subject, case: LinearCase) -> float | None:

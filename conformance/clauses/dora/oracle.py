@@ -16,6 +16,7 @@ from conformance.judgement.linear_oracle import Expected
 from conformance.judgement.outcomes import require
 from conformance.numerics import budget
 from conformance.numerics.formats import Array, rounded
+from conformance.specification.features import meant
 from conformance.target.adapter_tensors import MAGNITUDE, adapter_of, fill_magnitude, is_magnitude
 from conformance.target.subject import TRAINABLE, Instance, Subject
 
@@ -29,8 +30,8 @@ NAMES = (*TRAINABLE, MAGNITUDE)
 class DoraOracle:
     """Expected output and gradients of `y = m′ ⊙ (x Wᵀ + s·(x Aᵀ) Bᵀ) + b`, with `m′ = m/‖V‖`, `V = W + s·BA`.
 
-    The norm is a constant of the backward pass, or it is differentiated where the target declares that: then V gets
-    the gradient `-(dm ⊙ m/‖V‖²) V` in addition, and with it A and B.
+    By the conventions that the target declares, the norm is a constant of the backward pass, or differentiated: then V
+    gets the gradient `-(dm ⊙ m/‖V‖²) V` in addition, and with it A and B. And m′ multiplies the bias, or not.
 
     The row factor m′ multiplies the result of a LoRA layer, so its budget is that layer's times |m′|, the factor's
     own error, and one more store.
@@ -38,6 +39,7 @@ class DoraOracle:
     Args:
         earlier: the oracle of an earlier call of the layer, whose norm a stale cache would keep.
         changed: the only operand of the norm that has changed since, if there is one.
+        differentiated, scaled: whether the norm is differentiated, and whether m′ multiplies the bias.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class DoraOracle:
         changed: str = "",
         *,
         differentiated: bool = False,
+        scaled: bool = False,
     ) -> None:
         values, self.operands, self.how = operands.values, operands, operands.rounding
         self.x, self.g, self.magnitude = operands.rows("x"), operands.rows("g"), magnitude.reshape(-1)
@@ -56,7 +59,7 @@ class DoraOracle:
         self.adapted = self.weight + self.scale * self.up @ self.down
         self.norm = np.linalg.norm(self.adapted, axis=1)
         self.factor, self.earlier, self.changed = self.magnitude / self.norm, earlier, changed
-        self.differentiated = differentiated
+        self.differentiated, self.scaled = differentiated, scaled
         # a norm over K squares, its operand W + s·BA stored once in the base's dtype, and three stores of the factor
         unit = max(self.how.unit, self.how.adapter_unit)
         joined = abs(self.scale) * np.linalg.norm(np.abs(self.up) @ np.abs(self.down), axis=1) / self.norm
@@ -88,33 +91,58 @@ class DoraOracle:
         """The gradient of `lora_A` or `lora_B` if the norm were differentiated too."""
         direction = self.adapted / self.norm[:, None]
         whole = self.g.T @ self.x  # the gradient of m′ ⊙ (W + s·BA), before m′
-        along = (whole * direction).sum(1, keepdims=True) * direction
+        along = self._gradient_of_magnitude().value[:, None] * direction
         change = self.factor[:, None] * (whole - along) * self.scale
         return np.asarray(self.up.T @ change if of == "lora_A" else change @ self.down.T)
 
     @property
     def product(self) -> Array:
-        return np.asarray(self.x @ self.adapted.T)
+        """What m′ multiplies."""
+        return np.asarray(self.x @ self.adapted.T + self._inside)
+
+    @property
+    def _inside(self) -> Array:
+        """The bias where m′ multiplies it, else zeros."""
+        return np.zeros(len(self.norm)) if self.bias is None or not self.scaled else self.bias
 
     def y(self, *, update: bool = True) -> Expected:
         """The output, with the adapter and the bias as its terms; `m′ ⊙ x Wᵀ + b` without the update."""
-        scaled = (self.product if update else self.x @ self.weight.T) * self.factor
-        bias = np.zeros_like(scaled) if self.bias is None else np.broadcast_to(self.bias, scaled.shape)
+        base = self.x @ self.weight.T + self._inside
+        scaled = (self.product if update else base) * self.factor
+        given = np.zeros_like(scaled) if self.bias is None else np.broadcast_to(self.bias, scaled.shape)
+        bias = given - self._inside
         allowed = self._rows(self.x, self.weight, self.down, self.up) * np.abs(self.factor)
         # the plan base + (m′-1)·base + m′·update stores each of them
-        parts = np.abs(self.x @ self.weight.T) * (1 + np.abs(self.factor - 1)) + np.abs(scaled) * 2 + np.abs(bias)
+        parts = np.abs(base) * (1 + np.abs(self.factor - 1)) + np.abs(scaled) * 2 + np.abs(bias)
         allowed = allowed + np.abs(scaled) * self.relative + self.how.unit * (parts + np.abs(scaled + bias))
         terms = {"adapter": self.scale * (self.x @ self.down.T @ self.up.T) * self.factor} if update else {}
-        if self.bias is not None:
-            terms["bias"] = bias
         mistakes = {words: self.product * factor + bias for words, factor in self._wrong_factors.items()}
         if self.bias is not None:
-            mistakes["the bias were scaled by the magnitude"] = scaled + bias * self.factor
-            mistakes["the bias were scaled by the stored magnitude"] = scaled + bias * self.magnitude
+            terms["bias"] = bias + self._inside * self.factor
+            mistakes |= self._wrong_biases(scaled, given)
         return self._expected("y", scaled + bias, allowed, mistakes if update else None, **terms)
 
+    def _wrong_biases(self, scaled: Array, bias: Array) -> dict[str, Array]:
+        """By the words of a mistake in the bias the y that it gives."""
+        if self.scaled:
+            unscaled = scaled + bias * (1 - self.factor)
+            return {f"the bias were not scaled by the magnitude{meant('dora_bias', 'outside')}": unscaled}
+        return {
+            f"the bias were scaled by the magnitude{meant('dora_bias', 'scaled')}": scaled + bias * self.factor,
+            "the bias were scaled by the stored magnitude": scaled + bias * self.magnitude,
+        }
+
+    def bias_gradient(self) -> Expected:
+        """The gradient of a trainable bias: the sum over tokens of g, or of `m′ ⊙ g` where m′ multiplies the bias."""
+        g, how = self.g * (self.factor if self.scaled else 1.0), self.how
+        allowed = how.stored(np.ones((1, len(g))), g)[0] * how.unit + np.abs(g).sum(0) * how.accumulation(len(g))
+        allowed = allowed + 2 * how.unit * np.abs(g.sum(0)) + 4 * how.step
+        if self.scaled:
+            allowed = allowed + np.abs(g).sum(0) * self.relative + how.unit * np.abs(g).sum(0)
+        return Expected("db", g.sum(0), allowed, self.operands.dtype)
+
     def gradient(self, of: str) -> Expected:
-        """The gradient of `x`, `lora_A`, `lora_B` or `lora_magnitude`; the norm is detached."""
+        """The gradient of `x`, `lora_A`, `lora_B` or `lora_magnitude`."""
         g = self.g * self.factor
         wrong = {words: self.g * factor for words, factor in self._wrong_factors.items()}
         if of == "x":
@@ -153,9 +181,9 @@ class DoraOracle:
         """
         name = {"lora_A": "dA", "lora_B": "dB"}[of]
         if not self.differentiated:
-            mistakes["the norm were differentiated"] = self._differentiated(of)
+            mistakes[f"the norm were differentiated{meant('dora_norm', 'differentiated')}"] = self._differentiated(of)
             return self._expected(name, value, allowed, mistakes)
-        mistakes["the norm were constant"] = value
+        mistakes[f"the norm were constant{meant('dora_norm', 'constant')}"] = value
         g = self.g * self.factor
         dm, ratio = self._gradient_of_magnitude(), self.factor / self.norm
         assert dm.budget is not None
@@ -189,15 +217,16 @@ class DoraOracle:
         return self.judged(instance, y, names)
 
     def _rows(self, rows: Array, base: Array, down: Array, up: Array) -> Array:
-        return budget.row_chain(rows, base, None, down, up, self.scale, self.how)
+        bias = self._inside if self.scaled and rows is self.x else None
+        return budget.row_chain(rows, base, bias, down, up, self.scale, self.how)
 
 
 def oracle_of(
     subject: Subject, operands: Operands, magnitude: Array, earlier: DoraOracle | None = None, changed: str = ""
 ) -> DoraOracle:
-    """The oracle of the convention that the target declares."""
-    differentiated = subject.follows("dora_norm", "differentiated")
-    return DoraOracle(operands, magnitude, earlier, changed, differentiated=differentiated)
+    """The oracle of the conventions that the target declares."""
+    differentiated, scaled = subject.follows("dora_norm", "differentiated"), subject.follows("dora_bias", "scaled")
+    return DoraOracle(operands, magnitude, earlier, changed, differentiated=differentiated, scaled=scaled)
 
 
 def built(subject: Subject, case: LinearCase, **options: Any) -> tuple[Instance, DoraOracle]:

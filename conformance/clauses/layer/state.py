@@ -19,6 +19,7 @@ from conformance.judgement.judge import judge, worst
 from conformance.judgement.outcomes import require
 from conformance.numerics.formats import dtype_named
 from conformance.specification.clause import clause
+from conformance.specification.features import meant
 from conformance.target.adapter_tensors import adapter_of
 from conformance.target.calls import calling
 from conformance.target.subject import TRAINABLE, Instance, Subject
@@ -45,31 +46,39 @@ def test_state_dict(subject: Subject, case: LinearCase) -> float | None:
 
 @clause(
     "LAY-STATE-NAMES",
-    sentence="The state_dict holds exactly weight, bias, lora_A.weight and lora_B.weight.",
+    sentence="""The state_dict holds exactly weight, bias, lora_A.weight and lora_B.weight; under other names, exactly
+    these four tensors.""",
     cases=WITH_BIAS,
     level="SHOULD",
     dtypes=("float32",),
+    feature="state_names",
     weight=0.2,
 )
 def test_state_dict_names(subject: Subject, case: LinearCase) -> float | None:
     with calling("state_dict"):
-        names = sorted(subject.build(subject.operands(case)).module.state_dict())
-    wanted = ["bias", "lora_A.weight", "lora_B.weight", "weight"]
-    require(names == wanted, f"state_dict has the keys {names}: expected {wanted}")
+        found = subject.build(subject.operands(case)).module.state_dict()
+    names, wanted = sorted(found), ["bias", "lora_A.weight", "lora_B.weight", "weight"]
+    if subject.follows("state_names", "other"):
+        held = ", ".join(f"{name} {list(value.shape)}" for name, value in found.items())
+        sizes = sorted(sorted(value.shape) for value in found.values())  # a matrix may be kept transposed
+        expected = sorted(map(sorted, ([case.n], [case.n, case.k], [case.r, case.k], [case.n, case.r])))
+        require(sizes == expected, f"state_dict has {held}: expected one tensor each for W, b, lora_A and lora_B")
+        return None
+    other = meant("state_names", "other") if len(names) == len(wanted) else ""
+    require(names == wanted, f"state_dict has the keys {names}: expected {wanted}{other}")
     return None
 
 
 @clause(
     "LAY-COPY",
-    sentence="A layer copied by deepcopy or pickle computes the same and shares no memory with the original.",
+    sentence="A layer copied by deepcopy computes the same and shares no memory with the original.",
     cases=SMALL,
     weight=0.5,
 )
 def test_copies(subject: Subject, case: LinearCase) -> float | None:
     instance = subject.build(subject.operands(case))
     with calling(f"copying a {subject.name}"):
-        deep = bool(case.seed % 2)
-        other = copy.deepcopy(instance.module) if deep else pickle.loads(pickle.dumps(instance.module))
+        other = copy.deepcopy(instance.module)
     ratio = same_results(subject, instance, other, "the copy")
     with torch.no_grad():
         adapter_of(other, "lora_A").add_(1)
@@ -119,8 +128,7 @@ def without_a_graph(instance: Instance, layer: Any) -> Instance:
 
 @clause(
     "LAY-USED-COPY",
-    sentence="""A layer that has been used can be copied by deepcopy and pickle, and its state_dict has the same
-    keys as before.""",
+    sentence="A layer that has been used can be copied by deepcopy, and its state_dict has the same keys as before.",
     why="A cache that is filled in use can make a copy fail or enter the state_dict.",
     cases=SMALL,
     weight=0.5,
@@ -131,8 +139,23 @@ def test_copies_after_use(subject: Subject, case: LinearCase) -> float | None:
     after = sorted(instance.module.state_dict())
     require(after == before, f"state_dict has the keys {after} after use: it had {before}")
     with calling(f"copying a {subject.name} that was in use"):
-        deep = bool(case.seed % 2)
-        other = copy.deepcopy(instance.module) if deep else pickle.loads(pickle.dumps(instance.module))
+        other = copy.deepcopy(instance.module)
+    for parameter in other.parameters():
+        parameter.grad = None
+    return same_results(subject, instance, other, "the copy")
+
+
+@clause(
+    "LAY-PICKLE",
+    sentence="A pickled copy of a layer, whether the layer has been used or not, computes the same as the layer.",
+    cases=SMALL,
+    feature="pickling",
+    weight=0.5,
+)
+def test_pickled_copies(subject: Subject, case: LinearCase) -> float | None:
+    instance = used(subject, case) if case.seed % 2 else subject.build(subject.operands(case))
+    with calling(f"copying a {subject.name} by pickle"):
+        other = pickle.loads(pickle.dumps(instance.module))
     for parameter in other.parameters():
         parameter.grad = None
     return same_results(subject, instance, other, "the copy")

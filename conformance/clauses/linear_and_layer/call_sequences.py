@@ -155,6 +155,7 @@ def test_changed_before_backward(subject: Subject, case: LinearCase) -> float | 
     NotImplementedError; after the region, the layer computes in its own dtype again.""",
     cases=SMALL.narrowed(autocast=("float16", "bfloat16"), training=(True,), values=("integers", "normal", "positive")),
     dtypes=("float32",),
+    feature="autocast",
     weight=0.67,
 )
 def test_autocast_of_what_it_made(subject: Subject, case: LinearCase) -> float | None:

@@ -232,7 +232,7 @@ def test_dropout_of_everything(subject: Subject, case: LinearCase) -> float | No
     y = instance.forward()
     if y.requires_grad:
         instance.backward(y)
-    dropped = case.k if operands.case.position == "pre" else case.n
+    dropped = {"pre": case.k, "mid": case.r, "post": case.n}[operands.case.position]
     mask = np.zeros((*case.leading, dropped))
     oracle = oracle_for(subject, operands, mask=mask)
     remaining = {name: part for name, part in oracle.y.terms.items() if name != "adapter"}

@@ -9,11 +9,14 @@ import torch
 from conformance.cases.operands import Operands
 from conformance.judgement.judge import judge, worst
 from conformance.judgement.linear_oracle import LinearOracle
+from conformance.judgement.mid_dropout_oracle import MidDropoutOracle
 from conformance.target.subject import TRAINABLE, Instance, Subject
 
 
 def oracle_for(subject: Subject, operands: Operands, **options: Any) -> LinearOracle:
-    """The oracle of this subject: of the whole layer, or of the update alone."""
+    """The oracle of this subject: of the whole layer, or of the update alone; with a mask at the case's position."""
+    if operands.case.position == "mid" and options.get("mask") is not None:
+        return MidDropoutOracle(operands, base=subject.has_base, **options)
     return LinearOracle(operands, base=subject.has_base, **options)
 
 

@@ -41,6 +41,7 @@ COMPILED = SMALL.narrowed(
     why="A layer in 16 bits often meets an x in float32, from a norm, and an adapter in float32.",
     cases=SMALL.narrowed(autocast=("bfloat16",), training=(True,)),
     dtypes=("float32", "bfloat16", "float16"),
+    feature="autocast",
     weight=0.5,
 )
 def test_autocast(subject: Subject, case: LinearCase) -> float | None:

@@ -68,6 +68,7 @@ def test_margins_untouched(subject: Subject, case: LinearCase) -> float | None:
     "LAY-MEM-OUTPUT",
     sentence="The caller may modify y in place: no input changes, and the gradients are those of the modified y.",
     why="In-place activations and residual additions do this to a layer's output.",
+    feature="inplace_output",
     cases=SMALL,
     weight=0.5,
 )

@@ -9,4 +9,5 @@ GROUP = Group(
     names="the layer's `merge`, `unmerge`",
     required=("LinearLoRA", "LinearLoRA.merge", "LinearLoRA.unmerge"),
     subjects=("LinearLoRA", "TritonLinearLoRA"),
+    feature="merging",
 )

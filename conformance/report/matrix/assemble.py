@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from conformance.judgement.result import DEVIATION, FAIL, NOT_CLAIMED, PASS, STATUSES, UNSUPPORTED
+from conformance.report import features
 from conformance.report.matrix.columns import Column
 from conformance.report.matrix.matrix import NOT_RUN, Cell, DtypeSummary, Matrix, MatrixTarget, OpenTrial, Row
 from conformance.report.report import ReportedClause, ReportedResult
@@ -74,6 +75,8 @@ def _target(column: Column) -> MatrixTarget:
         counts={status: statuses.count(status) for status in STATUSES if status in statuses},
         worst_ratio=max((ratio for ratio in passed if ratio is not None), default=None),
         examples=sum(clause.examples for clause in column.clauses),
+        claims=features.line(report) if report else "",
+        forms=tuple(form.text for form in report.forms) if report else (),
     )
 
 

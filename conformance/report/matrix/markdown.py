@@ -17,6 +17,7 @@ def document(matrix: Matrix) -> str:
     about = ["verdict", "cases", "worst passing", "device", "torch", "profile", "date"]
     parts = [_table(["target", *about], ([name, *_about(t)] for name, t in zip(names, targets, strict=True)))]
     parts += [f"**{_plain(t.title)}**: {_plain(' '.join(words.problem(t)))}" for t in targets if t.problem]
+    parts += [f"**{_plain(t.title)}**: {_plain('; '.join((t.claims, *t.forms)))}" for t in targets if t.claims]
     if matrix.rows:
         parts.append(words.legend(matrix) + ".")
         parts.append(_table(["group", *names], _groups(matrix)))

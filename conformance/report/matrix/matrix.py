@@ -85,6 +85,8 @@ class MatrixTarget:
         target: the target's specifier.   name, version: the target's own name and version.
         problem: why the target was not judged, or how the suite failed on it.
         counts: how many clauses have each status.   worst_ratio: the worst ratio of the passing clauses.
+        claims: how many clauses of the core pass, and each feature, in words; empty in older reports.
+        forms: what is missing or of another form in the target's layers.
     """
 
     target: str
@@ -105,6 +107,8 @@ class MatrixTarget:
     counts: Mapping[str, int]
     worst_ratio: float | None
     examples: int
+    claims: str = ""
+    forms: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:

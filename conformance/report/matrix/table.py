@@ -26,6 +26,8 @@ def show(matrix: Matrix, folder: Path, *, quiet: bool = False, whole: bool = Fal
     for target in matrix.targets:
         style = "bold green" if target.verdict == "pass" else "bold red"
         out.print(_verdict(target), style=style)
+        for line in (target.claims, *target.forms) if target.claims else ():
+            out.print(f"  {line}")
         for line in words.problem(target):
             out.print(f"  {line}")
     out.print(f"report   {folder / 'report.html'}, matrix.json, matrix.md")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from tests.baselines.conventions import DroppedAdapter, declaring
 from tests.baselines.layer import Layer
+from tests.known_bad import record
 from tests.known_bad.dora.registration import twin
 
 
@@ -12,6 +14,22 @@ from tests.known_bad.dora.registration import twin
 class IgnoresDropout(Layer):
     def dropped(self, x: Tensor) -> Tensor:
         return x
+
+
+record(
+    "DropsOnlyTheAdapterUndeclared",
+    declaring(DroppedAdapter),
+    "DORA-DROP-PRE",
+    says='as if dropout acted on the adapter\'s term alone (declare the feature dora_dropout as "adapter"',
+    source="another convention, not declared",
+)
+record(
+    "DropsTheWholeChangeThoughItSaysTheAdapter",
+    declaring(Layer, dora_dropout="adapter"),
+    "DORA-DROP-PRE",
+    says="as if dropout acted on DoRA's change of the output",
+    source="a convention declared and not followed",
+)
 
 
 @twin("DORA-DROP", says="worst", source="post dropout applied to the whole output")

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tests.baselines.conventions import DoraLayer, declaring
 from tests.baselines.layer import Layer
+from tests.known_bad import record
 from tests.known_bad.dora.registration import twin
 
 ALL = ("float64", "float32", "bfloat16", "float16")
@@ -64,6 +66,15 @@ class ScalesTheBias(Layer):
     def dora(self, x: Tensor) -> Tensor:
         y = super().dora(x)
         return y if self.bias is None else y + ((self.factor() - 1) * self.bias).to(y.dtype)
+
+
+record(
+    "ScalesNoBiasThoughItSaysSo",
+    declaring(DoraLayer, dora_bias="scaled"),
+    "DORA-FWD",
+    says="as if the bias were not scaled by the magnitude",
+    source="a convention declared and not followed",
+)
 
 
 @twin("DORA-BWD-DX", says="worst", source="x detached on the base path")
@@ -206,12 +217,6 @@ class FreezesTheMagnitude(Layer):
         super().__init__(*args, **options)
         if self.use_dora:
             self.lora_magnitude.requires_grad_(False)
-
-
-@twin("DORA-ZERO-ROW", says="expected an error", dtypes=("float32",), source="an epsilon in place of an error")
-class DividesByAnEpsilon(Layer):
-    def row_norm(self, weight: Tensor) -> Tensor:
-        return super().row_norm(weight).clamp_min(1e-6)
 
 
 @twin("DORA-FINITE-SIZE", says="worst", dtypes=("float16",), source="squares summed in float16")

@@ -14,7 +14,8 @@ def twin(clause: str, **options: Any) -> Any:
 
     def register(kind: type[Layer]) -> type[Layer]:
         target: Any = Right(kind)
-        target.reset = getattr(kind, "reset", lambda: None)  # resets state shared by a class's layers
+        if hasattr(kind, "reset"):
+            target.reset = kind.reset  # resets state shared by a class's layers
         record(kind.__name__, target, clause, **options)
         return kind
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tests.baselines.layer import Layer
@@ -25,6 +26,16 @@ class CannotBeCopiedAfterUse(Layer):
     def dora(self, x: Tensor) -> Tensor:
         self.last = self.factor()
         return super().dora(x)
+
+
+@twin("DORA-PICKLE", says="worst    y", source="a magnitude left out of __getstate__")
+class PicklesWithoutTheMagnitude(Layer):
+    def __getstate__(self) -> Any:
+        state = dict(self.__dict__)
+        if self.use_dora:
+            fresh = torch.nn.Parameter(torch.ones_like(self.lora_magnitude))
+            state["_parameters"] = {**state["_parameters"], "lora_magnitude": fresh}
+        return state
 
 
 @twin("DORA-TO", says="lora_magnitude has dtype", dtypes=("bfloat16",), source="a magnitude that keeps its own dtype")

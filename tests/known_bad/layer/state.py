@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tests.baselines.conventions import HoldsALambda, OwnNames, declaring
 from tests.baselines.layer import Layer
+from tests.known_bad import record
 from tests.known_bad.layer.registration import twin
 
 
@@ -41,11 +43,25 @@ class SharesItsAdapterWithCopies(Layer):
         return other
 
 
-@twin("LAY-COPY", says="raised", source="a lambda stored on the layer")
-class CannotBePickled(Layer):
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.hook = lambda x: x
+class NamesItsTensorsAndKeepsOneMore(KeepsAnExtraTensor, OwnNames):
+    """A layer with names of its own and a tensor that is no parameter of a LoRA layer."""
+
+
+record(
+    "KeepsAnExtraTensorUnderNamesOfItsOwn",
+    declaring(NamesItsTensorsAndKeepsOneMore, state_names="other"),
+    "LAY-STATE-NAMES",
+    says="expected one tensor each for W, b, lora_A and lora_B",
+    dtypes=("float32",),
+    source="huggingface/peft #3282 (SD1)",
+)
+twin("LAY-PICKLE", says="raised", source="a lambda stored on the layer")(HoldsALambda)
+
+
+@twin("LAY-PICKLE", says="worst", source="a scale left out of __getstate__")
+class PicklesWithoutItsScale(Layer):
+    def __getstate__(self) -> Any:
+        return {**self.__dict__, "scale": 1.0}
 
 
 @twin("LAY-TO", says="raised", dtypes=("bfloat16",), source="a dtype remembered from construction")

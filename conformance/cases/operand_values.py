@@ -12,8 +12,12 @@ from conformance.numerics.formats import Array, dtype_named, format_of
 
 
 @draws_values
-def floats(case: LinearCase) -> dict[str, Array]:
-    """Values of order one, scaled so that base, bias and update have similar magnitudes in the output."""
+def floats(case: LinearCase, alpha: float = 1.0) -> dict[str, Array]:
+    """Values of order one, scaled so that base, bias and update have similar magnitudes in the output.
+
+    Args:
+        alpha: a factor by which a plan may multiply (x Aᵀ) Bᵀ before it divides by the rank.
+    """
     random = np.random.default_rng([case.seed, case.m, case.k, case.n, case.r])
 
     def draw(*shape: int) -> Array:
@@ -34,10 +38,10 @@ def floats(case: LinearCase) -> dict[str, Array]:
         # one product is 32 times as large as the others: it shows truncation and coarse rounding of the rest
         values["x"][..., case.seed % case.k] *= 32
         values["g"][..., case.seed % case.n] *= 32
-    return _specialised(case, _repeated(case, values))
+    return _specialised(case, _repeated(case, values), alpha)
 
 
-def _specialised(case: LinearCase, values: dict[str, Array]) -> dict[str, Array]:
+def _specialised(case: LinearCase, values: dict[str, Array], alpha: float) -> dict[str, Array]:
     """The values, changed as the case's `special` field says."""
     x = values["x"].reshape(-1, case.k)
     if case.special in ("nan", "inf"):
@@ -54,7 +58,7 @@ def _specialised(case: LinearCase, values: dict[str, Array]) -> dict[str, Array]
             values[name] = np.abs(values[name])
         x[:, : case.k // 2], x[:, case.k // 2 :] = np.abs(x[:, : case.k // 2]), -np.abs(x[:, case.k // 2 :])
         largest = format_of(dtype_named(case.dtype)).largest
-        x *= 0.7 * largest / _largest_forward(x, values, case.scale)
+        x *= 0.7 * largest / _largest_forward(x, values, case.scale, alpha)
         values["bias"] *= 0.2 * largest / np.abs(values["bias"]).max()  # a bias of order one would be lost in rounding
     elif case.special == "overflow-before-scale":
         values["weight"][...] = 0
@@ -76,8 +80,13 @@ def _repeated(case: LinearCase, values: dict[str, Array]) -> dict[str, Array]:
 
 
 @draws_values
-def integers(case: LinearCase, limit: int) -> dict[str, Array]:
-    """Small integers, made sparser until every intermediate of every plan is at most `limit`, hence exact."""
+def integers(case: LinearCase, limit: int, alpha: float = 1.0) -> dict[str, Array]:
+    """Small integers, made sparser until every intermediate of every plan is at most `limit`, hence exact.
+
+    Args:
+        alpha: a factor by which a plan may multiply (x Aᵀ) Bᵀ before it divides by the rank.
+    """
+    odd = _odd_part(alpha)  # a power of two rounds nothing
     fraction = max(1.0, 1 / (min(abs(case.scale), 1.0) or 1.0))  # a scale of 1/4 gives multiples of 1/4
     values: dict[str, Array] = {}
     for attempt in range(ATTEMPTS):
@@ -87,15 +96,24 @@ def integers(case: LinearCase, limit: int) -> dict[str, Array]:
             values = _signs(case, size, random)
             if case.values == "cancelling":
                 values = _cancelling(case, values, max(1, int(min(math.sqrt(limit), LARGEST) * size**3)), random)
-            values = _specialised(case, _repeated(case, values))
+            values = _specialised(case, _repeated(case, values), alpha)
             last = size < 1e-3
             largest, decides = weighed(values, case.scale, math.inf if last else limit / fraction)
+            if 1 < odd <= limit and largest * fraction <= limit:
+                update = values["x"] @ values["lora_A"].T @ values["lora_B"].T
+                largest = max(largest, odd * _largest(update, 0.0) / fraction)
             if largest * fraction <= limit or last:
                 break
             size *= 0.7
         if decides or case.special != "none":
             break  # sparse integers may cancel to a term that is all zeros; the loop then draws again
     return values
+
+
+def _odd_part(value: float) -> int:
+    """The odd part of the numerator of a number."""
+    numerator = abs(value.as_integer_ratio()[0]) or 1
+    return numerator // (numerator & -numerator)
 
 
 ATTEMPTS = 16
@@ -162,11 +180,12 @@ def _cancelling(case: LinearCase, sparse: dict[str, Array], most: int, random: n
     }
 
 
-def _largest_forward(x: Array, values: dict[str, Array], scale: float) -> float:
+def _largest_forward(x: Array, values: dict[str, Array], scale: float, alpha: float) -> float:
     """The largest magnitude among the operands and intermediates of the forward pass."""
     middle, base = x @ values["lora_A"].T, x @ values["weight"].T
     update = middle @ values["lora_B"].T
-    stored = (x, x * scale, middle, middle * scale, update, update * scale, base, base + scale * update)
+    updates = (update, update * scale, update * alpha)
+    stored = (x, x * scale, middle, middle * scale, *updates, base, base + scale * update)
     return max(float(np.abs(v).max(initial=1e-9)) for v in stored)
 
 

@@ -20,7 +20,12 @@ class Operands:
     The values are float64 arrays of numbers that the operand's dtype represents: oracle and target see the same ones.
     """
 
-    def __init__(self, case: LinearCase, device: str = "cpu") -> None:
+    def __init__(self, case: LinearCase, device: str = "cpu", *, alpha: float = 1.0) -> None:
+        """Draw the values.
+
+        Args:
+            alpha: a factor by which the target may multiply the update before it divides by the rank.
+        """
         self.case, self.device = case, device
         self.dtype = dtype_named(case.dtype)
         self.adapter_dtype = self.dtype if case.adapter == "same" else dtype_named(case.adapter)
@@ -28,7 +33,9 @@ class Operands:
         self.computed_in = self.dtype if case.autocast == "off" else dtype_named(case.autocast)
         self.scale = case.scale
         self.shape = (*case.leading, case.n)
-        drawn = operand_values.integers(case, self.exact_limit) if self.exact else operand_values.floats(case)
+        drawn = (
+            operand_values.integers(case, self.exact_limit, alpha) if self.exact else operand_values.floats(case, alpha)
+        )
         kinds = dict.fromkeys(("lora_A", "lora_B"), self.adapter_dtype)
         if case.autocast != "off":
             kinds = dict.fromkeys(drawn, self.computed_in)

@@ -17,8 +17,8 @@ from conformance.numerics.dtypes import ADAPTER_DTYPES
 from conformance.specification.features import FEATURES
 from conformance.target.adapter_tensors import adapter_of
 from conformance.target.calls import calling
-from conformance.target.signature import takes
-from conformance.target.subject import TRAINABLE, Instance, Subject
+from conformance.target.signature import arguments_for, takes
+from conformance.target.subject import TRAINABLE, Instance, Subject, frozen_linear
 
 SMALL = LinearCase(m=5, k=16, n=7, r=3, scale=2.0, bias=True, values="normal")
 
@@ -93,19 +93,17 @@ def _runs_under_autocast(subject: Subject, case: LinearCase) -> None:
 
 
 def _takes_an_adapter_dtype(subject: Subject, case: LinearCase) -> None:
-    case = dataclasses.replace(case, adapter=ADAPTER_DTYPES[case.dtype])
-    plain = subject.build(subject.operands(dataclasses.replace(case, adapter="same")), lora_dtype=_kind(subject, case))
-    if adapter_of(plain.module, "lora_A").dtype == _kind(subject, case):
-        _judge_output(subject.build(subject.operands(case)), "y with an adapter of another dtype")
+    operands = subject.operands(dataclasses.replace(case, adapter=ADAPTER_DTYPES[case.dtype]))
+    wanted = {"dim": case.r, "alpha": case.r, "lora_dtype": operands.adapter_dtype}
+    with calling(f"{subject.name}(lora_dtype={operands.adapter_dtype})"):
+        layer = subject.thing(frozen_linear(operands), **arguments_for(subject.thing, wanted))
+    if adapter_of(layer, "lora_A").dtype == operands.adapter_dtype:  # else the argument has no effect
+        _judge_output(subject.build(operands), "y with an adapter of another dtype")
 
 
 def _saves_memory(subject: Subject, case: LinearCase) -> None:
     instance = subject.build(subject.operands(case), use_memory_efficient_lora=True)
     _judge_output(instance, "y with use_memory_efficient_lora=True")
-
-
-def _kind(subject: Subject, case: LinearCase) -> torch.dtype:
-    return subject.operands(case).adapter_dtype
 
 
 def _judge_output(instance: Instance, name: str) -> None:

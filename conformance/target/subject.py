@@ -21,6 +21,7 @@ from conformance.target.calls import calling
 from conformance.target.signature import arguments_for, takes
 
 TRAINABLE = ("x", "lora_A", "lora_B")
+WIDEST = 70  # the largest rank of the case spaces
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class Subject:
         """The case's operands on this subject's device.
 
         A layer's case gets a nonnegative scale, because alpha is nonnegative, and a dropout position it supports, or
-        no dropout where it supports none.
+        no dropout where it supports none. A layer may multiply by alpha first and divide by the rank then, so that
+        alpha is bounded where all sums are exact, and so is the rank: g/66·66 is g in every dtype, g/70·70 is not.
         """
         takes_none = self.is_layer and takes(self.thing, "dropout") is None
         if case.dropout and (takes_none or not self.dropout_positions):
@@ -58,7 +60,9 @@ class Subject:
             case = dataclasses.replace(case, position=self.dropout_positions[0])
         if self.is_layer and case.scale < 0:
             case = dataclasses.replace(case, scale=-case.scale)
-        return Operands(case, self.device)
+        if self.is_layer and case.r == WIDEST and case.values in ("integers", "cancelling"):
+            case = dataclasses.replace(case, r=WIDEST - 4)
+        return Operands(case, self.device, alpha=float(case.scale * case.r) if self.is_layer else 1.0)
 
     def follows(self, feature: str, convention: str) -> bool:
         """Whether the target declares this convention of a feature."""

@@ -170,3 +170,12 @@ class RefusesAutocast(Layer):
         if torch.is_autocast_enabled(x.device.type):
             raise RuntimeError("no autocast here")
         return super().forward(x)
+
+
+class AlphaFirst(Layer):
+    """A layer in plain autograd that multiplies its update by alpha, and then divides by the rank."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rank = self.lora_B.in_features
+        update = self.lora_B(self.lora_A(x)) * (self.scale * rank) / rank
+        return F.linear(x, self.weight, self.bias) + update

@@ -136,7 +136,7 @@ def test_forward_denormal(subject: Subject, case: LinearCase) -> float | None:
     "LIN-FWD-OVERFLOW",
     "LAY-FWD-OVERFLOW",
     sentence="""y is finite and right if the exact y and each of s·x, x Aᵀ, s·x Aᵀ, (x Aᵀ) Bᵀ, s·(x Aᵀ) Bᵀ, x Wᵀ and
-    x Wᵀ + b fit the dtype, even near its largest number.""",
+    x Wᵀ + b, and in a layer alpha·(x Aᵀ) Bᵀ, fit the dtype, even near its largest number.""",
     cases=SMALL.narrowed(special=("near-overflow",), values=("normal",), bias=(False, True)),
     dtypes=("float16",),
     weight=0.5,

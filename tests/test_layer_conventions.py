@@ -1,0 +1,216 @@
+"""Right layers of other conventions pass if they declare them; what they declare absent is refused or right."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from conformance.cases.linear_case import LinearCase
+from conformance.errors import TargetError
+from conformance.judgement.result import ANY_DTYPE
+from conformance.run.case_search import Examination
+from conformance.run.profiles import PROFILES
+from conformance.specification.clause import load_all
+from conformance.target.features import probed_position
+from conformance.target.target import Target
+from tests.baselines import conventions
+from tests.baselines.conventions import DropsTheMiddle, declaring
+from tests.baselines.layer import Layer
+from tests.baselines.linear import Right
+from tests.test_features import Plain
+
+FEW = dataclasses.replace(PROFILES["quick"], volume=3, shrinks=0)
+DROPPING = tuple(f"LAY-DROP-{word}" for word in ("MASK", "BWD", "REL", "ALL", "EVAL", "NEEDS", "MID"))
+OF_BIAS = ("DORA-FWD", "DORA-BWD-DM", "DORA-BIAS", "DORA-MERGE", "DORA-UNMERGE", "DORA-DROP", "DORA-MIXED")
+OF_DROPOUT = ("DORA-DROP", "DORA-DROP-PRE", "DORA-DROP-POST")
+# by name: the target, and the clauses in which its convention shows
+RIGHT: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "drops between A and B": (DropsTheMiddle(), (*DROPPING, "LIN-DROP-MID")),
+    "scales the bias": (declaring(conventions.ScaledBias, dora_bias="scaled"), OF_BIAS),
+    "drops the adapter": (declaring(conventions.DroppedAdapter, dora_dropout="adapter"), OF_DROPOUT),
+    "zero row is NaN": (declaring(conventions.Unchecked, dora_zero_row="nonfinite"), ("DORA-ZERO-ROW",)),
+    "zero row stays zero": (declaring(conventions.ZeroFactor, dora_zero_row="zero"), ("DORA-ZERO-ROW",)),
+    "zero row trains": (declaring(conventions.BaseFactor, dora_zero_row="base"), ("DORA-ZERO-ROW",)),
+    "other names": (declaring(conventions.OwnNames, state_names="other"), ("LAY-STATE-NAMES", "LAY-STATE")),
+    "not pickled": (declaring(conventions.HoldsALambda, pickling="absent"), ("LAY-COPY", "LAY-USED-COPY", "MRG-COPY")),
+    "alpha first": (Right(conventions.AlphaFirst), ("LAY-FWD", "LAY-BWD-DA", "LAY-FWD-OVERFLOW")),
+}
+
+
+def failures(thing: Any, clauses: tuple[str, ...]) -> list[str]:
+    """What becomes of a target in these clauses, where that is no pass."""
+    target, found = Target.of(thing, "mine"), []
+    assert target.binding_errors() == []
+    for clause in map(load_all().__getitem__, clauses):
+        subjects = target.subjects(clause)
+        found += [] if subjects else [f"{clause.id} is not claimed"]
+        for subject, dtype in itertools.product(subjects, clause.dtypes or (ANY_DTYPE,)):
+            result = Examination(clause, subject, dtype, FEW).run()
+            if result.status != "pass":
+                found.append(f"{clause.id} {dtype}: {result.case}\n{result.message}")
+    return found
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_right_layer_of_a_convention_passes(name: str) -> None:
+    assert failures(*RIGHT[name]) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "feature", "clause"),
+    [
+        (conventions.HoldsALambda, "pickling", "LAY-PICKLE"),
+        (conventions.NeedsItsOutput, "inplace_output", "LAY-MEM-OUTPUT"),
+        (conventions.RefusesAutocast, "autocast", "LAY-AMP"),
+    ],
+)
+def test_a_feature_that_is_refused_may_be_declared_absent(kind: type[Layer], feature: str, clause: str) -> None:
+    assert failures(Right(kind), (clause,)) != []
+    target = Target.of(declaring(kind, **{feature: "absent"}), "mine")
+    assert target.binding_errors() == []
+    assert len(target.lacking(load_all()[clause])) == 1
+    assert target.subjects(load_all()[clause]) == ()
+
+
+class DoublesWhenPickled(Layer):
+    def __getstate__(self) -> Any:
+        return {**self.__dict__, "scale": 2 * self.scale}
+
+
+class Peeking(torch.autograd.Function):
+    """The identity, whose backward pass reads the output as it then is."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor) -> Tensor:
+        ctx.y, ctx.kept = y.clone(), y.clone()
+        return ctx.y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g * (ctx.kept / ctx.y)
+
+
+class ReadsItsOutput(Layer):
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = Peeking.apply(super().forward(x))
+        return found
+
+
+class LosesTheUpdateUnderAutocast(Layer):
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_autocast_enabled(x.device.type):
+            return nn.functional.linear(x, self.weight, self.bias)
+        return super().forward(x)
+
+
+class MixesDtypes(Layer):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.lora_A.weight.dtype).to(x.dtype)) * (
+            2 if self.lora_A.weight.dtype != x.dtype else 1
+        )
+
+
+@pytest.mark.parametrize(
+    ("kind", "feature", "says"),
+    [
+        (Layer, "merging", "merge() changes the weight"),
+        (DoublesWhenPickled, "pickling", "its use is neither refused nor right: worst y of a pickled copy["),
+        (
+            ReadsItsOutput,
+            "inplace_output",
+            "its use is neither refused nor right: worst dX after y.mul_(2)[",
+        ),
+        (LosesTheUpdateUnderAutocast, "autocast", "its use is neither refused nor right: worst y under autocast["),
+        (
+            MixesDtypes,
+            "adapter_dtype",
+            "its use is neither refused nor right: worst y with an adapter of another dtype[",
+        ),
+        (Layer, "pickling", ""),
+        (Layer, "autocast", ""),
+        (Layer, "adapter_dtype", ""),
+        (Layer, "memory_efficient", ""),
+    ],
+)
+def test_what_is_declared_absent_and_half_works_is_an_error(kind: type[Layer], feature: str, says: str) -> None:
+    problems = Target.of(declaring(kind, **{feature: "absent"}), "mine").binding_errors()
+    problems = [problem for problem in problems if problem.startswith("LinearLoRA ")]
+    assert [f"LinearLoRA contradicts its declaration: feature {feature!r} is declared absent, but {says}" in problem
+            for problem in problems] == [True] * bool(says)  # fmt: skip
+
+
+def test_absent_merging_is_not_claimed_and_said_so() -> None:
+    target = Target.of(declaring(Layer, merging="absent"), "mine")
+    assert "merge" not in target.claimed
+    assert target.missing("merge") == ("feature merging",)
+    assert {target.lacking(clause) for clause in load_all().values() if clause.group == "merge"} == {
+        ("feature merging",)
+    }
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        ({"dora_bia": "scaled"}, "has the unknown feature 'dora_bia': expected one of dropout, .*dora_bias"),
+        (
+            {"dora_bias": "scales"},
+            r"\['dora_bias'\] is 'scales': did you mean 'scaled'\? expected 'outside' or 'scaled'",
+        ),
+        ({"dora_zero_row": "NaN"}, "is 'NaN': expected 'refused' or 'nonfinite' or 'zero' or 'base'"),
+    ],
+)
+def test_an_unknown_feature_or_convention_is_an_error(features: dict[str, str], message: str) -> None:
+    with pytest.raises(TargetError, match=message):
+        Target.of(declaring(Layer, **features), "mine")
+
+
+def test_a_convention_that_contradicts_the_signature_is_an_error() -> None:
+    declared = {"dora_norm": "differentiated", "merging": "supported"}
+    target = Target.of(SimpleNamespace(LinearLoRA=Plain, CONFORMANCE={"features": declared}), "mine")
+    assert target.binding_errors() == [
+        f"LinearLoRA contradicts its declaration: feature {problem}"
+        for problem in (
+            "'dora_norm' is declared differentiated, but the layer does not take use_dora",
+            "'merging' is declared supported, but the layer has no merge",
+        )
+    ]
+
+
+class PlainMiddle(Plain):
+    """A plain layer that drops between its matrices."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.lora_B(self.dropout(self.lora_A(x))) * self.scaling
+
+
+def test_dropout_between_the_matrices_is_seen_without_a_declaration() -> None:
+    assert probed_position(PlainMiddle) == "mid"
+    thing = SimpleNamespace(LinearLoRA=PlainMiddle)
+    assert failures(thing, ("LAY-DROP-MASK", "LAY-DROP-BWD", "LAY-DROP-MID")) == []
+    assert Target.of(thing, "mine").conventions(["layer"]) == {"dropout": "mid"}
+
+
+def test_a_class_of_a_function_cannot_be_pickled_and_need_not_be() -> None:
+    class Local(Plain):
+        pass
+
+    target = Target.of(SimpleNamespace(LinearLoRA=Local), "mine")
+    assert target.lacking(load_all()["LAY-PICKLE"]) == ("feature pickling",)
+    (subject,) = target.subjects(load_all()["LAY-COPY"])
+    assert subject.follows("pickling", "absent")
+
+
+def test_a_layer_gets_cases_in_which_alpha_rounds_nothing() -> None:
+    target = Target.of(Right(), "mine")
+    case = LinearCase(seed=5, dtype="float16", m=33, k=3, n=17, r=70, scale=2.0, values="cancelling")
+    layer, function = (target.subject(name).operands(case) for name in ("LinearLoRA", "lora_linear"))
+    assert (layer.case.r, function.case.r) == (66, 70)
+    values = layer.values
+    largest = abs(values["x"] @ values["lora_A"].T @ values["lora_B"].T).max()
+    assert 0 < 33 * largest <= layer.exact_limit

@@ -51,7 +51,9 @@ def written(layer: str, folder: Path) -> tuple[str, str]:
                 "return self.wrapped.linear.weight  # guess: it is the given layer's",
                 "# guess: the class initialises A in its own way, has no dropout, "
                 "did not take an adapter of another dtype than x",
-                '"features": {"initialisation": "absent", "dropout": "absent", "adapter_dtype": "absent"},',
+                '        "initialisation": "absent",',
+                '        "dropout": "absent",',
+                '        "state_names": "other",  # guess: the parameters are those of TextbookLinear, with its names',
             ],
         ),
         (
@@ -100,6 +102,21 @@ def test_rslora_and_merging_go_to_the_layer_that_has_them(tmp_path: Path, monkey
     name, _ = written("Adapters", tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     report = judged(name, clauses=["MRG-FLAG", "MRG-FWD", "LAY-SCALING", "LAY-TRAIN", "MRG-UNMERGE"])
+    assert {clause.id: clause.message for clause in report.clauses if clause.status != "pass"} == {}
+
+
+def test_what_a_layer_refuses_is_written_as_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, text = written("Guarded", tmp_path)
+    for line in (
+        "# guess: a built layer's dropout acted in the adapter, between A and B",
+        '"dropout_positions": ("mid",),',
+        '"pickling": "absent",',
+        '"autocast": "absent",',
+    ):
+        assert line in text
+    assert '"inplace_output"' not in text
+    monkeypatch.syspath_prepend(tmp_path)
+    report = judged(name, clauses=["LAY-DROP-MASK", "LAY-DROP-MID", "LAY-STATE-NAMES"], dtypes=["float32"])
     assert {clause.id: clause.message for clause in report.clauses if clause.status != "pass"} == {}
 
 

@@ -18,6 +18,7 @@ from conformance.run.case_search import Examination
 from conformance.run.profiles import PROFILES
 from conformance.specification.clause import load_all
 from conformance.target.features import probed_position
+from conformance.target.form_check import forms_of
 from conformance.target.target import Target
 from tests.baselines import conventions
 from tests.baselines.conventions import DropsTheMiddle, declaring
@@ -214,3 +215,40 @@ def test_a_layer_gets_cases_in_which_alpha_rounds_nothing() -> None:
     values = layer.values
     largest = abs(values["x"] @ values["lora_A"].T @ values["lora_B"].T).max()
     assert 0 < 33 * largest <= layer.exact_limit
+
+
+class ByName(nn.Module):
+    """A right layer whose matrices are in dictionaries by the adapter's name, as in PEFT, and read there."""
+
+    def __init__(self, base: nn.Linear, r: int = 8, lora_alpha: int = 8) -> None:
+        super().__init__()
+        self.base_layer = base.requires_grad_(False)
+        options: Any = {"bias": False, "dtype": base.weight.dtype}
+        self.lora_A = nn.ModuleDict({"default": nn.Linear(base.in_features, r, **options)})
+        self.lora_B = nn.ModuleDict({"default": nn.Linear(r, base.out_features, **options)})
+        self.scaling = {"default": lora_alpha / r}
+        nn.init.zeros_(self.lora_B["default"].weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        update = self.lora_B["default"](self.lora_A["default"](x)) * self.scaling["default"]
+        return self.base_layer(x) + update
+
+
+class TwoNames(ByName):
+    """The same with a second adapter."""
+
+    def __init__(self, base: nn.Linear, r: int = 8, lora_alpha: int = 8) -> None:
+        super().__init__(base, r, lora_alpha)
+        self.lora_A["other"] = nn.Linear(2, 2)
+
+
+def test_the_matrices_of_a_dictionary_by_name_are_found() -> None:
+    thing = SimpleNamespace(LinearLoRA=ByName)
+    assert failures(thing, ("LAY-FWD", "LAY-BWD-DA", "LAY-FREEZE", "LAY-SCALING", "LAY-COPY")) == []
+    forms = [form.text for form in forms_of(Target.of(thing, "mine"), "float32", dora=False)]
+    assert "LinearLoRA.lora_A is a ModuleDict of one adapter: taken as lora_A['default'].weight" in forms
+    several = forms_of(Target.of(SimpleNamespace(LinearLoRA=TwoNames), "mine"), "float32", dora=False)
+    assert several[0].text == (
+        "LinearLoRA.lora_A is a ModuleDict without weight: "
+        "`loraspec init --layer tests.test_layer_conventions:TwoNames` wraps the layer"
+    )

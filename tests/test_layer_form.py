@@ -215,7 +215,7 @@ def test_a_magnitude_is_looked_at() -> None:
 
 
 def test_what_a_dictionary_holds_and_what_raises_is_named() -> None:
-    assert said(Nested)[0].startswith("LinearLoRA.lora_A is a ModuleDict without weight; write in the target:")
+    assert said(Nested)[0] == "LinearLoRA.lora_A is a ModuleDict of one adapter: taken as lora_A['default'].weight"
     found = said(Odd)
     assert "LinearLoRA raised ZeroDivisionError for bias" in found[2]
     assert found[3].startswith("LinearLoRA.scale raised ZeroDivisionError: float division by zero")

@@ -1,7 +1,7 @@
 """The tensors and the scale of a layer's adapter, in each of the usual forms.
 
-`lora_A` and `lora_B` are modules with a `weight`, or tensors; `lora_magnitude` is [N] or [N, 1], a tensor or in a
-module; the scale is `scale`, or `scaling` as in PEFT, or no attribute at all.
+`lora_A` and `lora_B` are modules with a `weight`, or tensors, or a dictionary of one of them by the adapter's name;
+`lora_magnitude` is [N] or [N, 1], held in the same ways; the scale is `scale`, or `scaling` as in PEFT, or missing.
 """
 
 from __future__ import annotations
@@ -25,9 +25,16 @@ def adapter_of(layer: Any, name: str) -> torch.Tensor:
         Violation: if the layer has no such attribute, or reading it raises.
     """
     with calling(f"reading {name}"):
-        held = getattr(layer, name)
+        held = only_entry(getattr(layer, name))
         found: torch.Tensor = held if isinstance(held, torch.Tensor) else held.weight
     return found
+
+
+def only_entry(held: Any) -> Any:
+    """What a dictionary of one entry holds by the adapter's name; anything else as it is."""
+    if isinstance(held, Mapping | nn.ModuleDict | nn.ParameterDict) and len(held) == 1:
+        return next(iter(held.values()))
+    return held
 
 
 def base_tensor(layer: Any, name: str, base: nn.Linear) -> torch.Tensor | None:
@@ -50,9 +57,7 @@ def base_tensor(layer: Any, name: str, base: nn.Linear) -> torch.Tensor | None:
 def scale_of(layer: Any) -> float | None:
     """The scale that a layer states, or None where it states none."""
     for name in SCALES:
-        held = getattr(layer, name, None)
-        if isinstance(held, Mapping) and len(held) == 1:
-            (held,) = held.values()  # by the adapter's name
+        held = only_entry(getattr(layer, name, None))
         if held is not None:
             return float(held)
     return None

@@ -10,7 +10,7 @@ from torch import nn
 
 from conformance.judgement.outcomes import Refused, Violation
 from conformance.numerics.formats import dtype_named
-from conformance.target.adapter_tensors import MAGNITUDE, adapter_of, is_magnitude, scale_of
+from conformance.target.adapter_tensors import MAGNITUDE, adapter_of, is_magnitude, only_entry, scale_of
 from conformance.target.expected_errors import calling_quietly
 from conformance.target.layer_form import LAYERS, LayerForm
 from conformance.target.signature import arguments_for
@@ -60,14 +60,20 @@ def _adapter(name: str, layer: Any, part: str, shape: tuple[int, int]) -> Iterat
     try:
         tensor: Any = adapter_of(layer, part)
     except (Violation, Refused):
-        inner = _path(held, lambda p: tuple(p.shape) == shape) if isinstance(held, nn.Module) else ""
-        line = _property(part, f'_modules["{part}"].{inner}' if inner else "")
-        yield LayerForm(name, f"{name}.{part} is a {type(held).__name__} without weight", line, fails)
+        # a property of this name would hide the module from the layer's own forward
+        kind = f"{type(layer).__module__}:{type(layer).__qualname__}"
+        seen = (
+            f"{name}.{part} is a {type(held).__name__} without weight: `loraspec init --layer {kind}` wraps the layer"
+        )
+        yield LayerForm(name, seen, "", fails)
         return
     if tuple(tensor.shape) != shape:
         line = f"self.{part} = nn.Parameter({part}.T)  # {_letters(shape)}"
         seen = f"{name}.{part} is {_letters(tensor.shape)}: expected {_letters(shape)}"
         yield LayerForm(name, seen, line, f"{part} has shape")
+    elif (entry := only_entry(held)) is not held:
+        where = f"{part}[{next(iter(held.keys()))!r}]" + ("" if entry is tensor else ".weight")
+        yield LayerForm(name, f"{name}.{part} is a {type(held).__name__} of one adapter: taken as {where}")
     elif held is tensor:
         yield LayerForm(name, f"{name}.{part} is a {type(held).__name__} without a module: taken as {part}.weight")
 
@@ -110,7 +116,8 @@ def _magnitude(name: str, kind: Any, base: nn.Linear) -> Iterator[LayerForm]:
         line = _property(MAGNITUDE, found) or f"self.{MAGNITUDE} = nn.Parameter(orig_linear.weight.norm(dim=1))"
         yield LayerForm(name, f"{name} {problem or f'has no {MAGNITUDE}'}", line, f"reading {MAGNITUDE} raised")
         return
-    shape = tuple(getattr(getattr(held, "weight", held), "shape", ()))
+    entry = only_entry(held)
+    shape = tuple(getattr(getattr(entry, "weight", entry), "shape", ()))
     if shape == (N, 1):
         yield LayerForm(name, f"{name}.{MAGNITUDE} is [N, 1]: taken as [N]")
     elif shape != (N,):

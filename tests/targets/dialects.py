@@ -156,3 +156,20 @@ class Pair(TextbookLinear):
 
     def forward(self, x):
         return super().forward(x), None
+
+
+class Guarded(nn.Module):
+    """A layer that drops between its matrices, runs under no autocast and holds a lambda."""
+
+    def __init__(self, linear, rank, alpha, dropout=0.0):
+        super().__init__()
+        self.linear, self.scaling = linear, alpha / rank
+        self.down = nn.Linear(linear.in_features, rank, bias=False)
+        self.up = nn.Linear(rank, linear.out_features, bias=False)
+        self.drop = nn.Dropout(dropout)
+        self.update = lambda x: self.up(self.drop(self.down(x)))
+
+    def forward(self, x):
+        if torch.is_autocast_enabled("cpu"):
+            raise RuntimeError("autocast is not supported")
+        return self.linear(x) + self.update(x) * self.scaling

@@ -15,6 +15,7 @@ from conformance.judgement.judge import judge, worst
 from conformance.judgement.outcomes import require
 from conformance.numerics.formats import dtype_named, numbers
 from conformance.specification.clause import clause
+from conformance.target.adapter_tensors import adapter_of
 from conformance.target.calls import calling
 from conformance.target.subject import Instance, Subject
 
@@ -41,7 +42,7 @@ def test_merging_changes_nothing_trained(subject: Subject, case: LinearCase) -> 
     unmerged(subject, instance)
     require(not layer.weight.requires_grad, "the weight requires grad after unmerge(): expected it frozen")
     for name in ("lora_A", "lora_B"):
-        parameter = getattr(layer, name).weight
+        parameter = adapter_of(layer, name)
         same = parameter is instance.tensors[name]
         require(same, f"{name}.weight is another parameter after unmerge(): an optimiser trains the one before")
         require(parameter.requires_grad, f"{name}.weight does not require grad after unmerge()")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from conformance.errors import UsageError
 from conformance.target.draft.arguments import Argument
 from conformance.target.draft.built_layer import ALPHA, BuiltLayer, K, R, built
+from conformance.target.draft.refused_uses import refused
 
 TOLERANCE = 1e-3  # of the largest element: a formula that is another one is off by far more
 
@@ -31,6 +32,7 @@ class MeasuredLayer:
         dropout: the positions at which its dropout acts.
         any_adapter_dtype: whether the adapter may have another dtype than x.
         merges: whether it has `merge` and `unmerge`, and they leave the output alone.
+        refused: the features that it lacks because it raises: pickling, autocast, a change of its output in place.
     """
 
     factor: float | None
@@ -39,6 +41,7 @@ class MeasuredLayer:
     dropout: tuple[str, ...]
     any_adapter_dtype: bool
     merges: bool
+    refused: tuple[str, ...]
 
 
 def measured(layer: type, found: tuple[Argument, ...], made: BuiltLayer, named: str) -> MeasuredLayer:
@@ -61,6 +64,7 @@ def measured(layer: type, found: tuple[Argument, ...], made: BuiltLayer, named: 
         dropout,
         _any_adapter_dtype(built(layer, found, named), x),
         _merges(built(layer, found, named), x),
+        refused(built(layer, found, named).layer, x),
     )
 
 
@@ -111,10 +115,19 @@ def _dropout(made: BuiltLayer, adapter_only: bool, factor: float) -> tuple[str, 
     term = y if adapter_only else y - F.linear(x, made.base.weight, made.base.bias)
     share = term / (factor * made.update(x))
     gone, doubled = share.abs() < 0.01, (share - 2).abs() < 0.01
-    if not bool((gone | doubled).all()) or not bool(gone.any()):
+    if not bool((gone | doubled).all()):
+        return ("mid",) if _drops_the_middle(made, x, term / factor) else ()
+    if not bool(gone.any()):
         return ()
     whole_rows = bool((gone.all(1) | doubled.all(1)).all())
     return ("pre",) if whole_rows else ("post",)
+
+
+def _drops_the_middle(made: BuiltLayer, x: Tensor, term: Tensor) -> bool:
+    """Whether each element of x Aᵀ was dropped or doubled before B multiplied it."""
+    middle = x @ made.lora_A.matrix.T
+    share = term @ torch.linalg.pinv(made.lora_B.matrix).T / middle
+    return bool(((share.abs() < 0.01) | ((share - 2).abs() < 0.01)).all())
 
 
 def _any_adapter_dtype(made: BuiltLayer, x: Tensor) -> bool:

@@ -15,6 +15,12 @@ PARAMETERS = (
     'self, orig_linear, dim=8, alpha=32, dropout=0.0, dropout_position="{position}",',
     'lora_A_init_method="xavier", lora_dtype=None{options}',
 )
+WHERE = {"pre": "before the adapter", "mid": "in the adapter, between A and B", "post": "after the adapter"}
+REFUSALS = {
+    "pickling": "could not be pickled",
+    "autocast": "did not run under autocast",
+    "inplace_output": "does not let its output change in place",
+}
 PASSED = "orig_linear, dim, alpha, dropout, dropout_position, lora_A_init_method, lora_dtype"
 
 
@@ -105,14 +111,16 @@ def _declaration(drafted: Drafted) -> Iterator[str]:
     yield "CONFORMANCE = {"
     yield from _identity(drafted)
     if "dropout" in drafted.meanings and positions:
-        yield f"    {GUESS}a built layer's dropout acted {_where(positions)} the adapter"
+        yield f"    {GUESS}a built layer's dropout acted {WHERE[positions[0]]}"
         yield f'    "dropout_positions": {_written(positions)},'
     elif "dropout" in drafted.meanings:
-        yield f"    {GUESS}a built layer's dropout acted neither before nor after the adapter: clauses on it will fail"
+        yield f"    {GUESS}a built layer's dropout acted neither before, in nor after the adapter: clauses will fail"
         yield '    "dropout_positions": ("pre",),'
     yield f"    {GUESS}{', '.join(_lacks(drafted).values())}"
-    absent = ", ".join(f'"{name}": "absent"' for name in _lacks(drafted))
-    yield f'    "features": {{{absent}}},'
+    yield '    "features": {'
+    yield from (f'        "{name}": "absent",' for name in _lacks(drafted))
+    yield f'        "state_names": "other",  {GUESS}the parameters are those of {drafted.name}, with its names'
+    yield "    },"
     yield "}"
 
 
@@ -126,10 +134,6 @@ def _written(positions: tuple[str, ...]) -> str:
     return "({})".format("".join(f'"{position}",' for position in positions))
 
 
-def _where(positions: tuple[str, ...]) -> str:
-    return "before" if positions == ("pre",) else "after"
-
-
 def _lacks(drafted: Drafted) -> dict[str, str]:
     """The features that the class lacks, each with the reason for the guess."""
     found = {"initialisation": "the class initialises A in its own way"}
@@ -137,7 +141,7 @@ def _lacks(drafted: Drafted) -> dict[str, str]:
         found["dropout"] = "has no dropout"
     if not drafted.measured.any_adapter_dtype:
         found["adapter_dtype"] = "did not take an adapter of another dtype than x"
-    return found
+    return found | {name: REFUSALS[name] for name in drafted.measured.refused}
 
 
 def _attributes(drafted: Drafted) -> Iterator[str]:

@@ -11,6 +11,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from conformance.report import features as claims
 from conformance.report import report
 from conformance.report.matrix import markdown, matrix, page, table
 from conformance.report.matrix.assemble import assemble, exit_code
@@ -18,6 +19,7 @@ from conformance.report.matrix.columns import Column
 from conformance.report.matrix.matrix import Cell, Matrix
 from conformance.report.report import Report, SuiteFailure
 from conformance.specification.clause import load_all
+from conformance.target.layer_form import LayerForm
 from tests.support.matrices import CLAUSES, HOSTILE, a_clause, a_column, a_report, a_result, report_of
 
 SCHEMA = json.loads(matrix.SCHEMA.read_text())
@@ -215,6 +217,36 @@ def test_failures_come_first_by_cause_with_what_follows_folded() -> None:
     assert "What was seen" in cause
     assert "got 1, want -1" in cause
     assert "clauses follow: " in cause
+
+
+def featured() -> Column:
+    """A column whose layers lack rsLoRA, scale DoRA's bias and have a form that is hostile."""
+    clauses = [
+        a_clause("LAY-FWD", "layer"),
+        a_clause("DORA-BIAS", "dora", feature="dora_bias"),
+        a_clause("LAY-RSLORA", "layer", status="not_claimed", feature="rslora"),
+    ]
+    found = claims.claims(clauses, ("layer", "dora"))
+    form = LayerForm("LinearLoRA", f"LinearLoRA has no lora_A {HOSTILE}", "lora_A = property(lambda self: self.down)")
+    about = {"core": found.core, "features": found.features, "conventions": {"dora_bias": "scaled"}, "forms": (form,)}
+    return Column.of(report_of(*clauses, versions={"python": "3.11", "loraspec": "0", "torch": "2"}, **about), {})
+
+
+CLAIMS = "core 1 of 1; features: rsLoRA absent, DoRA bias scaled ✓"
+
+
+def test_features_and_forms_are_on_every_page_of_a_matrix(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    found = made(featured(), *three())
+    assert found.targets[0].claims == CLAIMS
+    text = page.document([featured()])
+    assert f'<p class="claims">{CLAIMS}</p>' in text
+    assert "LinearLoRA has no lora_A &lt;/pre&gt;" in text
+    assert "write in the target:  lora_A = property(lambda self: self.down)</li>" in text
+    assert HOSTILE not in text
+    assert f"<b>t</b>: {CLAIMS}" in page.document([featured(), *three()])
+    assert f"**t**: {CLAIMS}; LinearLoRA has no lora\\_A" in markdown.document(found)
+    table.show(found, tmp_path, quiet=True)
+    assert f"  {CLAIMS}\n  LinearLoRA has no lora_A" in capsys.readouterr().out
 
 
 def test_a_page_needs_only_the_properties_that_the_report_schema_requires() -> None:

@@ -128,7 +128,7 @@ def test_a_declared_feature_counts_more_than_the_signature() -> None:
 @pytest.mark.parametrize(
     ("declared", "message"),
     [
-        ({"rslor": "absent"}, "unknown feature 'rslor': expected one of dropout, rslora"),
+        ({"rslor": "absent"}, r"unknown feature 'rslor': did you mean 'rslora'\? expected one of dropout, rslora"),
         ({"dropout": "maybe"}, r"\['dropout'\] is 'maybe': expected 'supported' or 'absent'"),
     ],
 )

@@ -21,27 +21,13 @@ from conformance.target.features import probed_position
 from conformance.target.form_check import forms_of
 from conformance.target.target import Target
 from tests.baselines import conventions
-from tests.baselines.conventions import DropsTheMiddle, declaring
+from tests.baselines.conventions import declaring
 from tests.baselines.layer import Layer
 from tests.baselines.linear import Right
+from tests.campaigns.variants.conventions import CONVENTIONS
 from tests.test_features import Plain
 
 FEW = dataclasses.replace(PROFILES["quick"], volume=3, shrinks=0)
-DROPPING = tuple(f"LAY-DROP-{word}" for word in ("MASK", "BWD", "REL", "ALL", "EVAL", "NEEDS", "MID"))
-OF_BIAS = ("DORA-FWD", "DORA-BWD-DM", "DORA-BIAS", "DORA-MERGE", "DORA-UNMERGE", "DORA-DROP", "DORA-MIXED")
-OF_DROPOUT = ("DORA-DROP", "DORA-DROP-PRE", "DORA-DROP-POST")
-# by name: the target, and the clauses in which its convention shows
-RIGHT: dict[str, tuple[Any, tuple[str, ...]]] = {
-    "drops between A and B": (DropsTheMiddle(), (*DROPPING, "LIN-DROP-MID")),
-    "scales the bias": (declaring(conventions.ScaledBias, dora_bias="scaled"), OF_BIAS),
-    "drops the adapter": (declaring(conventions.DroppedAdapter, dora_dropout="adapter"), OF_DROPOUT),
-    "zero row is NaN": (declaring(conventions.Unchecked, dora_zero_row="nonfinite"), ("DORA-ZERO-ROW",)),
-    "zero row stays zero": (declaring(conventions.ZeroFactor, dora_zero_row="zero"), ("DORA-ZERO-ROW",)),
-    "zero row trains": (declaring(conventions.BaseFactor, dora_zero_row="base"), ("DORA-ZERO-ROW",)),
-    "other names": (declaring(conventions.OwnNames, state_names="other"), ("LAY-STATE-NAMES", "LAY-STATE")),
-    "not pickled": (declaring(conventions.HoldsALambda, pickling="absent"), ("LAY-COPY", "LAY-USED-COPY", "MRG-COPY")),
-    "alpha first": (Right(conventions.AlphaFirst), ("LAY-FWD", "LAY-BWD-DA", "LAY-FWD-OVERFLOW")),
-}
 
 
 def failures(thing: Any, clauses: tuple[str, ...]) -> list[str]:
@@ -58,9 +44,9 @@ def failures(thing: Any, clauses: tuple[str, ...]) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("name", RIGHT)
+@pytest.mark.parametrize("name", CONVENTIONS)
 def test_a_right_layer_of_a_convention_passes(name: str) -> None:
-    assert failures(*RIGHT[name]) == []
+    assert failures(*CONVENTIONS[name]) == []
 
 
 @pytest.mark.parametrize(
@@ -158,7 +144,10 @@ def test_absent_merging_is_not_claimed_and_said_so() -> None:
 @pytest.mark.parametrize(
     ("features", "message"),
     [
-        ({"dora_bia": "scaled"}, "has the unknown feature 'dora_bia': expected one of dropout, .*dora_bias"),
+        (
+            {"dora_bia": "scaled"},
+            r"has the unknown feature 'dora_bia': did you mean 'dora_bias'\? expected one of dropout, ",
+        ),
         (
             {"dora_bias": "scales"},
             r"\['dora_bias'\] is 'scales': did you mean 'scaled'\? expected 'outside' or 'scaled'",

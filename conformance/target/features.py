@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
 import torch
 from torch import nn
 
-from conformance.errors import TargetError, suggestion
+from conformance.errors import TargetError
 from conformance.isolation.monkeypatches import PRISTINE
 from conformance.specification.features import ABSENT, FEATURES
 from conformance.target.signature import arguments_for, takes
@@ -28,16 +28,18 @@ def check_features(declared: Mapping[Any, Any], spec: str) -> None:
     """
     for name, value in declared.items():
         if name not in FEATURES:
-            known = suggestion(str(name), list(FEATURES))
-            raise TargetError(f"{spec}.CONFORMANCE['features'] has the unknown feature {name!r}: {known}")
-        expected = FEATURES[name].conventions
-        if value not in expected:
-            near = get_close_matches(str(value), expected, n=1)
-            said = f"did you mean {near[0]!r}? " if near else ""
-            raise TargetError(
-                f"{spec}.CONFORMANCE['features'][{name!r}] is {value!r}: {said}expected "
-                f"{' or '.join(map(repr, expected))}"
-            )
+            expected = _nearest(name, FEATURES) + f"expected one of {', '.join(FEATURES)}"
+            raise TargetError(f"{spec}.CONFORMANCE['features'] has the unknown feature {name!r}: {expected}")
+        conventions = FEATURES[name].conventions
+        if value not in conventions:
+            expected = _nearest(value, conventions) + f"expected {' or '.join(map(repr, conventions))}"
+            raise TargetError(f"{spec}.CONFORMANCE['features'][{name!r}] is {value!r}: {expected}")
+
+
+def _nearest(name: Any, choices: Iterable[str]) -> str:
+    """The name among the choices that a wrong one resembles, as a question; empty if there is none."""
+    near = get_close_matches(str(name), list(choices), n=1)
+    return f"did you mean {near[0]!r}? " if near else ""
 
 
 def probed_position(kind: Any) -> str | None:

@@ -126,9 +126,9 @@ class DoraOracle:
         """By the words of a mistake in the bias the y that it gives."""
         if self.scaled:
             unscaled = scaled + bias * (1 - self.factor)
-            return {f"the bias were not scaled by the magnitude{meant('dora_bias', 'outside')}": unscaled}
+            return {self._other_bias: unscaled}
         return {
-            f"the bias were scaled by the magnitude{meant('dora_bias', 'scaled')}": scaled + bias * self.factor,
+            self._other_bias: scaled + bias * self.factor,
             "the bias were scaled by the stored magnitude": scaled + bias * self.magnitude,
         }
 
@@ -139,7 +139,15 @@ class DoraOracle:
         allowed = allowed + 2 * how.unit * np.abs(g.sum(0)) + 4 * how.step
         if self.scaled:
             allowed = allowed + np.abs(g).sum(0) * self.relative + how.unit * np.abs(g).sum(0)
-        return Expected("db", g.sum(0), allowed, self.operands.dtype)
+        other = (self.g * (1.0 if self.scaled else self.factor)).sum(0)
+        return Expected("db", g.sum(0), allowed, self.operands.dtype, mistakes={self._other_bias: other})
+
+    @property
+    def _other_bias(self) -> str:
+        """The mistake of the other convention of the bias, in words."""
+        if self.scaled:
+            return f"the bias were not scaled by the magnitude{meant('dora_bias', 'outside')}"
+        return f"the bias were scaled by the magnitude{meant('dora_bias', 'scaled')}"
 
     def gradient(self, of: str) -> Expected:
         """The gradient of `x`, `lora_A`, `lora_B` or `lora_magnitude`."""

@@ -13,8 +13,11 @@ from conformance.run.profiles import Profile
 from conformance.specification.clause import Clause, load_all
 from conformance.target.target import Target
 from tests.campaigns.variants import VARIANTS
+from tests.campaigns.variants.conventions import CONVENTIONS
 
-# These implementations are judged in all groups they claim; the variants only in the groups of the formula.
+RIGHT = VARIANTS | {name: thing for name, (thing, _) in CONVENTIONS.items()}
+# These implementations are judged in all groups they claim, the variants only in the groups of the formula, and the
+# layers of a convention only by the clauses in which it shows.
 WHOLE = ("reference", "optimized", "conformance.targets.peft", "conformance.targets.loralib")
 WHOLE += ("conformance.targets.torchtune",)
 # torch.compile takes seconds for each new kind of operand; `loraspec run` judges these clauses.
@@ -47,12 +50,12 @@ class Entry:
 
 def targets() -> list[str]:
     """Return the name of every right implementation."""
-    return [*VARIANTS, *WHOLE]
+    return [*RIGHT, *WHOLE]
 
 
 def loaded(name: str) -> Target:
     """Return a right implementation as a target."""
-    return Target.of(VARIANTS[name], name) if name in VARIANTS else Target.of(importlib.import_module(name), name)
+    return Target.of(RIGHT[name], name) if name in RIGHT else Target.of(importlib.import_module(name), name)
 
 
 def entries(name: str, number: int, volume: int) -> Iterator[Entry]:
@@ -61,6 +64,8 @@ def entries(name: str, number: int, volume: int) -> Iterator[Entry]:
     profile = Profile("round", volume=max(1, round(volume * COSTLY.get(name, 1))), interpreted=2, seed=number)
     for clause in load_all().values():
         if clause.id in SLOW or clause.id in target.deviations:
+            continue
+        if name in CONVENTIONS and clause.id not in CONVENTIONS[name][1]:
             continue
         for dtype in clause.dtypes or (ANY_DTYPE,):
             for subject in target.subjects(clause) if dtype in (*target.dtypes, ANY_DTYPE) else ():

@@ -26,6 +26,7 @@ from conformance.target.subject import Subject
     cases=DROPPED.narrowed(position=("mid",), r=(1, 2, 3), n=(16, 35, 67)),
     subjects=WITH_DROPOUT,
     position="mid",
+    dtypes=("float64", "float32"),  # in 16 bits the masks of many rows cannot be told apart
     weight=0.5,
 )
 def test_dropout_of_the_middle(subject: Subject, case: LinearCase) -> float | None:

@@ -27,6 +27,7 @@ from conformance.target.target import Target
 from conformance.targets import concrete
 from tests.support.commands import WITHOUT_SUITE, python
 from tests.support.twins import CLAUSES, REGISTRY, KnownBad, pairs, reset
+from tests.targets import middle
 
 IMPORT = re.compile(r"^ *(?:import|from) (\w+)[\w.]*(?: import .*| as \w+)?(?:  # .*)?$", re.MULTILINE)
 # profiles for a case as drawn, whose numbers the script draws again, and for a small case, whose numbers it contains
@@ -63,9 +64,10 @@ def write_scripts(folder: Path, clauses: set[str], number: int) -> None:
     """Write the script of each clause for a right target and its case with this number."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    targets = {"right_target": Target.of(reference), "right_backend": Target.of(concrete)}
+    right = {"right_target": reference, "right_backend": concrete, "right_middle": middle}
+    targets = {name: Target.of(thing) for name, thing in right.items()}
     for clause in map(CLAUSES.__getitem__, sorted(clauses)):
-        name = next(name for name, target in targets.items() if not target.lacking(clause))
+        name = next(name for name, target in targets.items() if target.subjects(clause))
         subject, case = targets[name].subjects(clause)[0], numbered(clause, number)
         result = Result(clause.id, subject.name, (clause.dtypes or (ANY_DTYPE,))[0], case=str(case), message="nothing")
         (folder / f"{clause.id}.py").write_text(replay(clause, subject, name, result, clause.id))
@@ -75,6 +77,7 @@ def write_scripts(folder: Path, clauses: set[str], number: int) -> None:
 def test_every_clause_is_right_on_a_right_target_without_the_suite(tmp_path: Path) -> None:
     shutil.copytree(Path(reference.__file__).parent, tmp_path / "right_target")
     (tmp_path / "right_backend.py").write_text(Path(concrete.__file__).read_text().replace("reference", "right_target"))
+    shutil.copy(middle.__file__, tmp_path / "right_middle.py")
     left, imported, number = set(CLAUSES) - {SLOW}, set(), 0
     while left:  # a case may be inconclusive: then the next one is tried
         assert number < 8, f"no case of {sorted(left)} decides anything"
@@ -88,7 +91,7 @@ def test_every_clause_is_right_on_a_right_target_without_the_suite(tmp_path: Pat
         wrong = {name: said[name] for name in said if name not in left and said[name] != right[name]}
         assert not wrong, "\n\n".join(f"{name}: {outcome[1]}" for name, outcome in wrong.items())
         number += 1
-    assert imported - sys.stdlib_module_names == {"numpy", "right_backend", "right_target", "torch"}
+    assert imported - sys.stdlib_module_names == {"numpy", "right_backend", "right_middle", "right_target", "torch"}
 
 
 def sampled(group: str) -> list[KnownBad]:

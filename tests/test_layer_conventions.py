@@ -184,6 +184,7 @@ def test_dropout_between_the_matrices_is_seen_without_a_declaration() -> None:
     thing = SimpleNamespace(LinearLoRA=PlainMiddle)
     assert failures(thing, ("LAY-DROP-MASK", "LAY-DROP-BWD", "LAY-DROP-MID")) == []
     assert Target.of(thing, "mine").conventions(["layer"]) == {"dropout": "mid"}
+    assert Target.of(thing, "mine").lacking(load_all()["LAY-DROP-POST"]) == ("dropout position post",)
 
 
 def test_a_class_of_a_function_cannot_be_pickled_and_need_not_be() -> None:

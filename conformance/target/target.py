@@ -167,7 +167,19 @@ class Target:
         """The missing names for this clause: its own, and those of its group, or of its subjects if judged alone."""
         alone = clause.subjects if _is_alone(clause) else groups()[clause.group].required
         missing = dict.fromkeys(name for name in (*alone, *clause.needs) if not self.has(name))
-        return tuple(missing) or self._absent(clause.features, clause.group)[:1]
+        absent = tuple(missing) or self._absent(clause.features, clause.group)[:1]
+        if (
+            absent
+            or not clause.position
+            or any(clause.position in self.positions(name) for name in self._judged(clause))
+        ):
+            return absent
+        return (f"dropout position {clause.position}",)
+
+    def _judged(self, clause: Clause) -> tuple[str, ...]:
+        """The names of the target that a clause judges, at whatever dropout position."""
+        names = clause.subjects or _together(clause.group)
+        return tuple(name for name in groups()[clause.group].subjects if self.has(name) and name in names)
 
     def feature(self, name: str, group: str) -> str:
         """Whether the target has a feature in a group: as declared, else as the signature of its callable shows."""
@@ -213,10 +225,8 @@ class Target:
             return ()
         return tuple(
             self.subject(name)
-            for name in groups()[clause.group].subjects
-            if self.has(name)
-            and name in (clause.subjects or _together(clause.group))
-            and (not clause.position or clause.position in self.positions(name))
+            for name in self._judged(clause)
+            if not clause.position or clause.position in self.positions(name)
         )
 
     def subject(self, name: str) -> Subject:

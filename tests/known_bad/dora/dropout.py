@@ -22,6 +22,7 @@ record(
     "DORA-DROP-PRE",
     says='as if dropout acted on the adapter\'s term alone (declare the feature dora_dropout as "adapter"',
     source="another convention, not declared",
+    phrase="drops only the adapter's term of a DoRA layer",
 )
 record(
     "DropsTheWholeChangeThoughItSaysTheAdapter",
@@ -29,6 +30,7 @@ record(
     "DORA-DROP-PRE",
     says="as if dropout acted on DoRA's change of the output",
     source="a convention declared and not followed",
+    phrase="drops DoRA's whole change although it declares to drop the adapter's term",
 )
 
 

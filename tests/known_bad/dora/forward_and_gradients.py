@@ -74,6 +74,7 @@ record(
     "DORA-FWD",
     says="as if the bias were not scaled by the magnitude",
     source="a convention declared and not followed",
+    phrase="does not scale the bias by the magnitude although it declares so",
 )
 
 

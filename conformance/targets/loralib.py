@@ -16,9 +16,9 @@ CONFORMANCE = {
     "name": "loralib Linear",
     "version": version_of("loralib"),
     "dropout_positions": ("pre",),
-    "features": dict.fromkeys(("rslora", "adapter_dtype", "initialisation", "memory_efficient"), "absent"),
-    "deviations": {
-        "LAY-STATE-NAMES": "loralib's parameters are lora_A and lora_B, not modules with a weight",
+    "features": {
+        **dict.fromkeys(("rslora", "adapter_dtype", "initialisation", "memory_efficient"), "absent"),
+        "state_names": "other",
     },
 }
 

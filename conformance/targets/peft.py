@@ -17,6 +17,7 @@ CONFORMANCE = {
     "name": "peft lora.Linear",
     "version": version_of("peft"),
     "dropout_positions": ("pre",),
+    "features": {"state_names": "other"},
     "deviations": {
         "LAY-INIT": "PEFT draws lora_A by kaiming_uniform_(a=√5) or gaussian; it has no xavier_normal_",
     },

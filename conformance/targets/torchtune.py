@@ -18,9 +18,9 @@ CONFORMANCE = {
     "name": "torchtune LoRALinear",
     "version": version_of("torchtune"),
     "dropout_positions": ("pre",),
-    "features": dict.fromkeys(("rslora", "adapter_dtype", "initialisation", "memory_efficient"), "absent"),
-    "deviations": {
-        "LAY-STATE-NAMES": "torchtune's names are lora_a and lora_b",
+    "features": {
+        **dict.fromkeys(("rslora", "adapter_dtype", "initialisation", "memory_efficient"), "absent"),
+        "state_names": "other",
     },
 }
 

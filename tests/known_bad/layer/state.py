@@ -55,6 +55,15 @@ record(
     dtypes=("float32",),
     source="huggingface/peft #3282 (SD1)",
 )
+record(
+    "NamesItsTensorsOtherwise",
+    declaring(OwnNames),
+    "LAY-STATE-NAMES",
+    says='(declare the feature state_names as "other" if it is meant)',
+    dtypes=("float32",),
+    source="other names, not declared",
+    phrase="has other names in its state_dict",
+)
 twin("LAY-PICKLE", says="raised", source="a lambda stored on the layer")(HoldsALambda)
 
 

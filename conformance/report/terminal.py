@@ -161,7 +161,7 @@ def _cause_lines(clause: ReportedClause, cause: Cause | None) -> list[str]:
 def message_lines(message: str | None) -> list[str]:
     """The lines of a message, each with a label (`worst`, `pattern`, …); an unlabelled first line gets `seen`."""
     lines = (message or "").splitlines()
-    labelled = ("worst    ", "pattern  ", "at first ", "nearby   ", "flaky    ", "at       ", "         ")
+    labelled = ("worst    ", "pattern  ", "at first ", "nearby   ", "flaky    ", "at       ", "block    ", "         ")
     return [
         line if line.startswith(labelled) else f"{'seen' if not i else '':<9}{line}" for i, line in enumerate(lines)
     ]

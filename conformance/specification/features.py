@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 SUPPORTED, ABSENT = "supported", "absent"
+AN_EFFECT = "an effect"  # what calls show of a feature that is neither absent nor of a known convention
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,19 @@ def _of_dora(title: str, *conventions: str) -> Feature:
     return Feature(title, {"dora": "LinearLoRA(use_dora)"}, conventions)
 
 
+def _patch(argument: str) -> str:
+    return f"patch_linear_module({argument})"
+
+
 FEATURES: Mapping[str, Feature] = {
-    "dropout": Feature("dropout", _of_layers("dropout", linear="lora_linear(dropout)")),
+    "dropout": Feature("dropout", _of_layers("dropout", linear="lora_linear(dropout)", model=_patch("dropout"))),
     "rslora": Feature("rsLoRA", _of_layers("use_rslora")),
-    "adapter_dtype": Feature("adapter dtype", _of_layers("lora_dtype", linear="lora_linear")),
-    "initialisation": Feature("choice of initialisation", _of_layers("lora_A_init_method")),
+    "adapter_dtype": Feature(
+        "adapter dtype", _of_layers("lora_dtype", linear="lora_linear", model=_patch("lora_dtype"))
+    ),
+    "initialisation": Feature(
+        "choice of initialisation", _of_layers("lora_A_init_method", model=_patch("lora_A_init_method"))
+    ),
     "dora_norm": _of_dora("DoRA norm", "constant", "differentiated"),
     "dora_bias": _of_dora("DoRA bias", "outside", "scaled"),
     "dora_dropout": _of_dora("DoRA dropout", "change", "adapter"),
@@ -59,6 +68,21 @@ FEATURES: Mapping[str, Feature] = {
     "pickling": Feature("pickling"),
     "inplace_output": Feature("in-place use of the output"),
     "autocast": Feature("autocast"),
+    "name_rule": Feature(
+        "name rule", conventions=("component or wildcards", "wildcards", "suffix", "component", "regex")
+    ),
+    "string_pattern": Feature("pattern given as a string", conventions=("one pattern", "regex", ABSENT)),
+    "exclusions": Feature("exclusions", conventions=("alone", "combined", ABSENT)),
+    "match_all": Feature("match_all_linear", conventions=(SUPPORTED, ABSENT)),
+    "default_targets": Feature("default targets", conventions=(SUPPORTED, ABSENT)),
+    "no_match": Feature("no match", conventions=("warning", "error", "count alone")),
+    "output_head": Feature("output head", conventions=("left out", "chosen")),
+    "shared_names": Feature("names of a shared module", conventions=("every name", "first name")),
+    "pattern_lists": Feature("lists of patterns", conventions=("copied", "held")),
+    "argument_checks": Feature("argument checks", conventions=("when patched", "when used")),
+    "fused_blocks": Feature("fused blocks", conventions=(SUPPORTED, ABSENT)),
+    "linear_only": Feature("linear layers only", conventions=(SUPPORTED, ABSENT)),
+    "in_place": Feature("patching in place", conventions=(SUPPORTED, ABSENT)),
 }
 
 

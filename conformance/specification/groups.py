@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path(__file__).parents[1] / "clauses"
 PACKAGE = f"{__package__.partition('.')[0]}.{FOLDER.name}"
@@ -32,6 +33,7 @@ class Group:
         positional: for each callable, the number of its positional arguments.
         cpu_only: whether the clauses are judged on the CPU only.
         feature: the feature without which the group is not claimed; empty for none.
+        shown: a function that finds, by a few small calls, the conventions that a target's module or object shows.
     """
 
     prefix: str
@@ -44,6 +46,7 @@ class Group:
     positional: Mapping[str, int] = field(default_factory=dict)
     cpu_only: bool = False
     feature: str = ""
+    shown: Callable[[Any], Mapping[str, str]] | None = None
 
 
 @dataclass(frozen=True)

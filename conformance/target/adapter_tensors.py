@@ -1,7 +1,7 @@
 """The tensors and the scale of a layer's adapter, in each of the usual forms.
 
-`lora_A` and `lora_B` are modules with a `weight`, or tensors, or a dictionary of one of them by the adapter's name;
-`lora_magnitude` is [N] or [N, 1], held in the same ways; the scale is `scale`, or `scaling` as in PEFT, or missing.
+`lora_A` and `lora_B` are modules with a `weight`, or tensors, or a dict with one of them; `lora_magnitude` is [N] or
+[N, 1], a tensor or in a module; the scale is `scale`, or `scaling` as in PEFT, or no attribute at all.
 """
 
 from __future__ import annotations
@@ -25,9 +25,16 @@ def adapter_of(layer: Any, name: str) -> torch.Tensor:
         Violation: if the layer has no such attribute, or reading it raises.
     """
     with calling(f"reading {name}"):
-        held = only_entry(getattr(layer, name))
-        found: torch.Tensor = held if isinstance(held, torch.Tensor) else held.weight
+        found: torch.Tensor = _tensor(getattr(layer, name))
     return found
+
+
+def held_magnitude(layer: Any) -> Any:
+    """The `lora_magnitude` of a layer, or `lora_magnitude_vector` as in PEFT; None if it has neither."""
+    held = getattr(layer, MAGNITUDE, None)
+    held = getattr(layer, f"{MAGNITUDE}_vector", None) if held is None else held
+    with calling(f"reading {MAGNITUDE}"):
+        return None if held is None or (isinstance(held, nn.ModuleDict) and not held) else _tensor(held)
 
 
 def only_entry(held: Any) -> Any:
@@ -35,6 +42,11 @@ def only_entry(held: Any) -> Any:
     if isinstance(held, Mapping | nn.ModuleDict | nn.ParameterDict) and len(held) == 1:
         return next(iter(held.values()))
     return held
+
+
+def _tensor(held: Any) -> Any:
+    tensor = only_entry(held)  # a dictionary is by the adapter's name, as in PEFT
+    return tensor if isinstance(tensor, torch.Tensor) else tensor.weight
 
 
 def base_tensor(layer: Any, name: str, base: nn.Linear) -> torch.Tensor | None:

@@ -9,9 +9,9 @@ from typing import Any
 from conformance.specification.features import ABSENT, SUPPORTED
 from conformance.specification.groups import groups
 from conformance.target.absent_features import half_working
-from conformance.target.features import contradictions
+from conformance.target.features import contradicted, contradictions
 from conformance.target.layer_form import LAYERS
-from conformance.target.signature import arguments_for
+from conformance.target.signature import binds_by_name
 
 
 def binding_errors(target: Any) -> list[str]:
@@ -31,7 +31,7 @@ def binding_errors(target: Any) -> list[str]:
         try:
             signature.bind(*range(count))
         except TypeError as error:
-            if not _binds_by_name(thing, name, signature):
+            if not binds_by_name(thing, name, signature):
                 problems.append(f"{name}{signature} does not take its {count} positional arguments: {error}")
     return problems
 
@@ -46,6 +46,9 @@ def _contradictions(target: Any) -> Iterator[tuple[str, str]]:
             yield "LinearLoRA", problem
         if declared.get("merging") == SUPPORTED and not target.has("LinearLoRA.merge"):
             yield "LinearLoRA", "feature 'merging' is declared supported, but the layer has no merge"
+    for name, group in groups().items():
+        if group.shown is not None:
+            yield from ((group.subjects[0], problem) for problem in contradicted(target.shown(name), declared))
     absent = [name for name, value in declared.items() if value == ABSENT]
     for name in (*LAYERS, "lora_linear"):
         if target.has(name):
@@ -58,14 +61,3 @@ def _contradictions(target: Any) -> Iterator[tuple[str, str]]:
 def _positional() -> dict[str, int]:
     """The number of positional arguments of each callable of every group."""
     return {name: count for group in groups().values() for name, count in group.positional.items()}
-
-
-def _binds_by_name(thing: Any, name: str, signature: inspect.Signature) -> bool:
-    """Whether a layer class takes a linear layer, a rank and an alpha, under whatever usual names."""
-    if not name.endswith("LinearLoRA"):
-        return False
-    try:
-        signature.bind(None, **arguments_for(thing, {"dim": 1, "alpha": 1}))
-    except TypeError:
-        return False
-    return True

@@ -11,7 +11,7 @@ from torch import nn
 
 from conformance.errors import TargetError
 from conformance.isolation.monkeypatches import PRISTINE
-from conformance.specification.features import ABSENT, FEATURES
+from conformance.specification.features import ABSENT, AN_EFFECT, FEATURES
 from conformance.target.signature import arguments_for, takes
 
 DROPOUT_POSITIONS = ("pre", "post")  # by default
@@ -102,6 +102,15 @@ def contradictions(kind: Any, declared: Mapping[str, str]) -> list[str]:
 def is_local(kind: Any) -> bool:
     """Whether a class was defined inside a function, so that pickle cannot find it, whatever it holds."""
     return isinstance(kind, type) and "<locals>" in kind.__qualname__
+
+
+def contradicted(shown: Mapping[str, str], declared: Mapping[str, str]) -> list[str]:
+    """What a function does by another convention than the target declares."""
+    return [
+        f"feature {name!r} is {declared[name]!r}, but calls show {found!r}"
+        for name, found in shown.items()
+        if declared.get(name, found) != found and (found != AN_EFFECT or declared[name] == ABSENT)
+    ]
 
 
 def _acts(kind: Any, option: str, value: Any) -> bool:

@@ -58,3 +58,23 @@ def arguments_for(thing: Any, wanted: Mapping[str, Any]) -> dict[str, Any]:
         elif not (name in NEUTRAL and NEUTRAL[name] in (value, ...)):
             given[name] = value  # the call then fails, and says which argument
     return given
+
+
+def accepts(thing: Any, argument: str) -> bool:
+    """Whether a callable has a signature that takes an argument."""
+    try:
+        inspect.signature(thing)
+    except (TypeError, ValueError):
+        return False
+    return takes(thing, argument) is not None
+
+
+def binds_by_name(thing: Any, name: str, signature: inspect.Signature) -> bool:
+    """Whether a layer class takes a linear layer, a rank and an alpha, under whatever usual names."""
+    if not name.endswith("LinearLoRA"):
+        return False
+    try:
+        signature.bind(None, **arguments_for(thing, {"dim": 1, "alpha": 1}))
+    except TypeError:
+        return False
+    return True

@@ -16,6 +16,7 @@ from conformance.cases.linear_case import LinearCase
 from conformance.cases.operands import Operands
 from conformance.judgement.outcomes import require
 from conformance.judgement.recording import note
+from conformance.specification.features import FEATURES
 from conformance.target.adapter_tensors import MAGNITUDE, adapter_of, base_tensor
 from conformance.target.calls import calling
 from conformance.target.signature import arguments_for, takes
@@ -35,7 +36,7 @@ class Subject:
         device: the device of the operands.
         lane: how the subject runs on that device: `cpu`, `interpreter` or `gpu`.
         dropout_positions: the dropout positions that it supports.
-        conventions: the features that the target declares, or a probe shows, each with its value.
+        conventions: the features that the target declares, or that it shows not to be the default, each with its value.
     """
 
     name: str
@@ -65,8 +66,12 @@ class Subject:
         return Operands(case, self.device, alpha=float(case.scale * case.r) if self.is_layer else 1.0)
 
     def follows(self, feature: str, convention: str) -> bool:
-        """Whether the target declares this convention of a feature."""
+        """Whether the target declares, or shows, this convention of a feature."""
         return (feature, convention) in self.conventions
+
+    def convention(self, feature: str) -> str:
+        """The target's convention of a feature: the default where the target declares and shows no other."""
+        return dict(self.conventions).get(feature, FEATURES[feature].conventions[0])
 
     @property
     def has_base(self) -> bool:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import inspect
 import os
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,7 +25,7 @@ from conformance.target.declaration import check_declaration, read_deviations
 from conformance.target.fault import looking_at
 from conformance.target.features import DROPOUT_POSITIONS, is_local, positions
 from conformance.target.layer_form import LAYERS
-from conformance.target.signature import takes
+from conformance.target.signature import accepts
 from conformance.target.subject import Subject
 
 TRITON = ("TritonLinearLoRA", "LoRATritonFunction")
@@ -130,7 +129,7 @@ class Target:
         """Whether the target exposes a public name: `f`, `Class.method`, or `Class(argument)`."""
         if name.endswith(")"):
             owner, _, argument = name[:-1].partition("(")
-            return self.has(owner) and _accepts(getattr(self.thing, owner), argument)
+            return self.has(owner) and accepts(getattr(self.thing, owner), argument)
         first, _, rest = name.partition(".")
         thing = getattr(self.thing, first, None)
         if rest and thing is not None and not isinstance(thing, type):
@@ -189,7 +188,23 @@ class Target:
         if name == "pickling" and is_local(getattr(self.thing, "LinearLoRA", None)):
             return ABSENT
         argument = FEATURES[name].arguments.get(group)
-        return FEATURES[name].conventions[0] if argument is None or self.has(argument) else ABSENT
+        if argument is None:
+            return self._found(group).get(name, FEATURES[name].conventions[0])
+        return FEATURES[name].conventions[0] if self.has(argument) else ABSENT
+
+    def shown(self, group: str) -> Mapping[str, str]:
+        """The conventions of a group's features that the target shows when it is called, where one is unmistakable."""
+        if group not in self._shown:
+            probe = groups()[group].shown
+            self._shown[group] = {} if probe is None or self.missing(group) else dict(probe(self.thing))
+        return self._shown[group]
+
+    def _found(self, group: str) -> dict[str, str]:
+        return {name: value for name, value in self.shown(group).items() if value in FEATURES[name].conventions}
+
+    @cached_property
+    def _shown(self) -> dict[str, Mapping[str, str]]:
+        return {}
 
     def conventions(self, claimed: Iterable[str]) -> dict[str, str]:
         """By feature the convention that the target follows in the claimed groups, where it is not the default."""
@@ -224,15 +239,17 @@ class Target:
         if uninstalled(clause) or elsewhere(clause, self.device):
             return ()
         return tuple(
-            self.subject(name)
+            self.subject(name, clause.group)
             for name in self._judged(clause)
             if not clause.position or clause.position in self.positions(name)
         )
 
-    def subject(self, name: str) -> Subject:
-        """One of the target's public names as a subject."""
+    def subject(self, name: str, group: str = "") -> Subject:
+        """One of the target's public names as a subject; with the conventions that it shows for clauses of a group."""
         thing = getattr(self.thing, name)
-        followed = dict(self.declared.get("features", {}))
+        shown = self.shown(group) if group else {}
+        followed = {key: value for key, value in shown.items() if value != FEATURES[key].conventions[0]}
+        followed |= self.declared.get("features", {})
         if self.feature("pickling", "layer") == ABSENT:
             followed["pickling"] = ABSENT
         return Subject(
@@ -292,11 +309,3 @@ def _described(error: BaseException) -> str:
     outside = [f for f in frames if f.filename != __file__ and "importlib" not in f.filename]
     place = f" ({outside[-1].filename}, line {outside[-1].lineno})" if outside else ""
     return f"{type(error).__name__}: {error}{place}"
-
-
-def _accepts(thing: Any, argument: str) -> bool:
-    try:
-        inspect.signature(thing)
-    except (TypeError, ValueError):
-        return False
-    return takes(thing, argument) is not None

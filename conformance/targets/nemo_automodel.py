@@ -44,11 +44,17 @@ READS_ITS_OWN = "from_dict reads what NeMo saved beside a checkpoint, and takes 
 CONFORMANCE = {
     "name": "NeMo Automodel LinearLoRA",
     "version": VERSION,
-    "features": NO_RSLORA,
+    "features": {
+        **NO_RSLORA,
+        "name_rule": "wildcards",  # of the full name: `*q_proj`, where other libraries take `q_proj`
+        "output_head": "chosen",
+        "no_match": "count alone",
+        "shared_names": "first name",
+        "pattern_lists": "held",
+        "argument_checks": "when used",
+    },
     "deviations": {
         "MOD-TRAINING-FLAG": "lora_A and lora_B, linear layers that have no use for a mode, are in training mode",
-        "MOD-DIM": "dim=0 is a ZeroDivisionError, a negative one a RuntimeError of nn.Linear",
-        "MOD-DROPOUT": "a dropout outside [0, 1] is an error of F.dropout, in the first forward pass in training",
         "MOD-SECOND": "a call freezes the whole model, earlier adapters included; NeMo applies one config to a model",
         "MOD-MATCHER": "a pattern may choose expert modules too: match() leaves a module's type to its caller",
         "CFG-FIELDS": "0.7.0 has use_dora before dropout; fields are given by keyword",

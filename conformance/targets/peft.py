@@ -1,9 +1,15 @@
-"""Hugging Face PEFT's `lora.Linear`, with DoRA and rsLoRA: `loraspec run conformance.targets.peft`."""
+"""Hugging Face PEFT's `lora.Linear`, with DoRA and rsLoRA, and its injection: `loraspec run conformance.targets.peft`.
+
+A model is adapted by `peft.inject_adapter_in_model`. PEFT replaces a layer by a wrapper, matches the end of a name,
+combines targets with exclusions, and takes other layers than linear ones; a few calls show the first three.
+"""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from conformance.targets.wrapped_layer import WrappedLayer, check, library, version_of
@@ -11,15 +17,18 @@ from conformance.targets.wrapped_layer import WrappedLayer, check, library, vers
 WRITTEN_FOR = ("peft", "0.21.2", "pip install 'loraspec[peers]'")
 with library(*WRITTEN_FOR):
     import peft
-    from peft.tuners.lora.layer import Linear
+    from peft.tuners.lora.layer import Linear, LoraLayer
 
 CONFORMANCE = {
     "name": "peft lora.Linear",
     "version": version_of("peft"),
     "dropout_positions": ("pre",),
-    "features": {"state_names": "other"},
-    "deviations": {
-        "LAY-INIT": "PEFT draws lora_A by kaiming_uniform_(a=√5) or gaussian; it has no xavier_normal_",
+    "features": {
+        "state_names": "other",
+        "initialisation": "absent",  # PEFT draws lora_A by kaiming_uniform_(a=√5) or gaussian
+        "linear_only": "absent",
+        "shared_names": "first name",
+        "argument_checks": "when used",
     },
 }
 ADAPTER = "default"
@@ -77,6 +86,64 @@ class LinearLoRA(WrappedLayer):
     def unmerge(self) -> None:
         """PEFT's unmerge."""
         self.wrapped.unmerge()
+
+
+def _config(c: Any, **patterns: Any) -> Any:
+    if c.dropout_position not in ("pre", "post"):
+        raise ValueError(f"dropout_position = {c.dropout_position!r}: expected pre or post")
+    if c.dropout and c.dropout_position != "pre":
+        raise NotImplementedError(f"dropout_position = {c.dropout_position!r}: PEFT has pre")
+    return peft.LoraConfig(
+        r=c.dim,
+        lora_alpha=c.alpha,
+        lora_dropout=c.dropout,
+        use_dora=c.use_dora,
+        use_rslora=c.use_rslora,
+        **patterns,
+    )
+
+
+def _dtype(given: Any) -> torch.dtype | None:
+    found = getattr(torch, str(given).removeprefix("torch."), None)
+    if given is not None and not isinstance(found, torch.dtype):
+        raise ValueError(f"lora_dtype = {given!r}: expected a dtype")
+    return found if given is not None else None
+
+
+def apply_lora_to_linear_modules(model: nn.Module, peft_config: Any) -> int:
+    """PEFT's injection of adapters into a model, with match_all_linear as its target `all-linear`."""
+    targets = "all-linear" if peft_config.match_all_linear else peft_config.target_modules or None
+    dtype = _dtype(peft_config.lora_dtype)
+    config = _config(peft_config, target_modules=targets, exclude_modules=peft_config.exclude_modules or None)
+    before = sum(isinstance(module, LoraLayer) for module in model.modules())
+    peft.inject_adapter_in_model(config, model, ADAPTER)
+    for name, parameter in model.named_parameters() if dtype is not None else ():
+        if f".{ADAPTER}" in name:
+            parameter.data = parameter.data.to(dtype)
+    return sum(isinstance(module, LoraLayer) for module in model.modules()) - before
+
+
+def patch_linear_module(
+    orig_linear: nn.Module,
+    dim: int = 8,
+    alpha: Any = 32,
+    dropout: float = 0.0,
+    dropout_position: str = "post",
+    lora_A_init_method: str = "xavier",
+    lora_dtype: Any = None,
+    use_triton: bool = True,
+    *,
+    use_dora: bool = False,
+    use_rslora: bool = False,
+) -> Any:
+    """PEFT's injection into a model of one layer; the layer that takes its place."""
+    del lora_A_init_method, use_triton
+    model = nn.ModuleDict({"layer": orig_linear})
+    options = (dim, alpha, dropout, dropout_position, lora_dtype, use_dora, use_rslora)
+    names = ("dim", "alpha", "dropout", "dropout_position", "lora_dtype", "use_dora", "use_rslora")
+    chosen = SimpleNamespace(match_all_linear=False, target_modules=["layer"], exclude_modules=None)
+    apply_lora_to_linear_modules(model, SimpleNamespace(**vars(chosen), **dict(zip(names, options, strict=True))))
+    return model["layer"]
 
 
 with library(*WRITTEN_FOR):

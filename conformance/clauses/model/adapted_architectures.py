@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -10,11 +11,13 @@ from torch import Tensor, nn
 
 from conformance.clauses.model.apply_to_model import require_only_adapters_train
 from conformance.clauses.model.architectures import REAL, RealCase, batch, logits, minilm, real
-from conformance.clauses.model.layer_probe import fill, judge_outputs, require_used, watching
+from conformance.clauses.model.fused_block import with_floats
+from conformance.clauses.model.layer_probe import Watched, fill, judge_outputs, require_used, watching
 from conformance.clauses.model.small_models import adapted, adapters
 from conformance.clauses.model.target_calls import apply
 from conformance.judgement.outcomes import require
 from conformance.specification.clause import clause
+from conformance.specification.features import ABSENT
 from conformance.target.calls import calling
 from conformance.target.subject import Subject
 
@@ -26,8 +29,13 @@ def adapted_real(subject: Subject, case: RealCase, *, filled: bool = True) -> nn
     model = real(subject, case)
     apply_to(subject, model, case)
     if filled:
-        fill(model, case.chosen_in(model), case.seed)
+        fill(model, case.chosen_in(subject, model), case.seed)
     return model
+
+
+def watched_in(subject: Subject, model: nn.Module, case: RealCase) -> AbstractContextManager[Watched]:
+    """Watch the adapted layers of the case's model within the block."""
+    return watching(model, case.chosen_in(subject, model), fused=not subject.follows("fused_blocks", ABSENT))
 
 
 def apply_to(subject: Subject, model: nn.Module, case: RealCase) -> Any:
@@ -47,7 +55,8 @@ def _require_chosen(model: nn.Module, count: Any, expected: list[str]) -> None:
     "MOD-ARCH-COUNT",
     sentence="""In Llama, Qwen, GPT-2, BERT and mixtures of experts, exactly the chosen nn.Linear layers get an
     adapter, and either all chosen Conv1D layers or none; the returned count is their number. Experts whose weights are
-    Parameters get no adapter. The lm_head of a CausalLM gets one only if a pattern names it.""",
+    Parameters get no adapter. The lm_head of a CausalLM gets one only if a pattern names it, or with match_all_linear
+    by the convention `output_head: chosen`.""",
     cases=REAL.narrowed(rows=(1,), length=(3,)),
     dtypes=("float32",),
     library="transformers>=5",
@@ -55,7 +64,7 @@ def _require_chosen(model: nn.Module, count: Any, expected: list[str]) -> None:
 def test_count_in_architectures(subject: Subject, case: RealCase) -> None:
     model = real(subject, case)
     count = apply_to(subject, model, case)
-    _require_chosen(model, count, sorted(case.chosen_in(model)))
+    _require_chosen(model, count, sorted(case.chosen_in(subject, model)))
 
 
 @clause(
@@ -71,7 +80,7 @@ def test_freeze_in_architectures(subject: Subject, case: RealCase) -> None:
     sizes = {name: sum(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
     apply_to(subject, model, case)
     require_only_adapters_train(model, f"in a {type(model).__name__}")
-    expected = sum(case.rank * sizes[f"{name}.weight"] for name in case.chosen_in(model))
+    expected = sum(case.rank * sizes[f"{name}.weight"] for name in case.chosen_in(subject, model))
     found = sum(p.numel() for p in model.parameters() if p.requires_grad)
     require(found == expected, f"{found} numbers are trainable in a {type(model).__name__}: expected {expected}")
 
@@ -108,23 +117,27 @@ def test_forward_in_architectures(subject: Subject, case: RealCase) -> float | N
     plain = copy.deepcopy(model)
     apply_to(subject, model, case)
     if case.how == "trained":
-        fill(model, case.chosen_in(model), case.seed)
+        fill(model, case.chosen_in(subject, model), case.seed)
     tokens, _ = batch(subject, case)
-    return _same_but_for_layers(model, plain, case.chosen_in(model), lambda m: logits(m, tokens))
+    with watched_in(subject, model, case) as watched:
+        return _same_but_for_layers(model, plain, watched, lambda m: logits(m, tokens))
 
 
-def _same_but_for_layers(model: nn.Module, plain: nn.Module, names: tuple[str, ...], run: Any) -> float | None:
-    """Judge each adapted layer by itself, and the rest by running the plain model with the layers' outputs."""
-    with watching(model, names) as watched, torch.no_grad(), calling("the forward pass of the adapted model"):
+def _same_but_for_layers(model: nn.Module, plain: nn.Module, watched: Watched, run: Any) -> float | None:
+    """Judge each adapted layer or fused block by itself, and the rest by the plain model with their outputs."""
+    with torch.no_grad(), calling("the forward pass of the adapted model"):
         found = run(model)
     require_used(watched)
-    ratio = judge_outputs(watched)
-    given = {name: iter([call.y for call in watched.calls[name]]) for name in names}
+    ratio = judge_outputs(watched, plain)
+    given: dict[str, Any] = {name: iter([call.y for call in calls]) for name, calls in watched.calls.items() if calls}
+    blocks = {name: iter([call.outputs for call in calls]) for name, calls in watched.blocks.items()}
 
     def instead(name: str) -> Any:
+        if name in blocks:
+            return lambda _, __, output: with_floats(output, next(blocks[name]))
         return lambda *_: next(given[name])
 
-    for name in names:
+    for name in (*given, *blocks):
         plain.get_submodule(name).register_forward_hook(instead(name))
     with torch.no_grad(), calling("the model without adapters, with the outputs of the adapted layers,"):
         wanted = run(plain)
@@ -164,4 +177,5 @@ def test_minilm(subject: Subject, case: RealCase) -> float | None:
     if case.how == "trained":
         fill(model, names, case.seed)
     tokens = batch(subject, case)[0] * 900  # spread over the 30,522 words
-    return _same_but_for_layers(model, plain, tuple(names), lambda m: m(input_ids=tokens).last_hidden_state)
+    with watching(model, names, fused=not subject.follows("fused_blocks", ABSENT)) as watched:
+        return _same_but_for_layers(model, plain, watched, lambda m: m(input_ids=tokens).last_hidden_state)

@@ -17,8 +17,10 @@ from conformance.clauses.model.target_calls import (
     PatchCase,
     apply,
     apply_config,
+    in_its_rule,
     linear,
     make_config,
+    refuses_all,
     require_adapter,
     warned,
 )
@@ -112,13 +114,17 @@ def test_freeze(subject: Subject, case: ModelCase) -> None:
 
 @clause(
     "MOD-FREEZE-EMPTY",
-    sentence="A config that chooses no layer still freezes every parameter.",
+    sentence="""A config that chooses no layer still freezes every parameter. By the convention `no_match: error` it is
+    refused.""",
     cases=MODELS.narrowed(targets=("nothing_like_it",)),
     dtypes=("float32",),
     weight=0.25,
 )
 def test_freeze_where_nothing_matches(subject: Subject, case: ModelCase) -> None:
     model = case.toy(subject)
+    if subject.follows("no_match", "error"):
+        refuses_all(subject, model, named(case), **case.options)
+        return
     apply(subject, model, **case.options)
     require_only_adapters_train(model, f"after {named(case)}, which chooses nothing")
 
@@ -164,7 +170,8 @@ def test_shared(subject: Subject, case: ModelCase) -> None:
 
 @clause(
     "MOD-SHARED-ALIAS",
-    sentence="A module reachable under several names is chosen if a pattern matches any of its names.",
+    sentence="""A module reachable under several names is chosen if a pattern matches any of its names; or only by its
+    first name, if the target declares `shared_names: first name`.""",
     why="named_modules lists only the first name of a shared module, so a pattern for another name would be lost.",
     cases=MODELS.narrowed(targets=("second", "inner.third", "inner.*")),
     level="SHOULD",
@@ -172,14 +179,20 @@ def test_shared(subject: Subject, case: ModelCase) -> None:
     weight=0.5,
 )
 def test_shared_alias(subject: Subject, case: ModelCase) -> None:
-    _apply_to_shared(subject, case, expected=1)
+    first = subject.follows("shared_names", "first name")
+    if first and subject.follows("no_match", "error"):
+        refuses_all(subject, Twice().to(subject.device), named(case), **case.options)
+        return
+    _apply_to_shared(subject, case, expected=0 if first else 1)
 
 
 def _apply_to_shared(subject: Subject, case: ModelCase, expected: int) -> None:
     model = Twice().to(subject.device)
     count = apply(subject, model, **case.options)
     names = f"a layer named first_proj, second and inner.third, and {named(case)}"
-    require(hasattr(model.first_proj, "lora_A"), f"{names}: the layer was not patched")
+    patched = hasattr(model.first_proj, "lora_A")
+    require(patched or not expected, f"{names}: the layer was not patched")
+    require(bool(expected) or not patched, f"{names}: the layer was patched, although only its first name counts")
     require(count == expected, f"{names}: returned {count!r}, expected {expected}")
     require(model.second is model.first_proj, f"{names}: the two names are no longer one module")
 
@@ -196,7 +209,8 @@ def _apply_to_shared(subject: Subject, case: ModelCase, expected: int) -> None:
 def test_again(subject: Subject, case: ModelCase) -> None:
     model = case.toy(subject)
     apply(subject, model, **case.options)
-    config, parameters = make_config(subject, **case.options), dict(model.named_parameters())
+    config = make_config(subject, **in_its_rule(subject, model, case.options))
+    parameters = dict(model.named_parameters())
     what = f"apply_lora_to_linear_modules with {named(case)} to a model it was applied to before"
     refuses(what, lambda: subject.thing(model, config), types=(ValueError, TypeError))
     kept = [parameter for name, parameter in model.named_parameters() if parameter is parameters.get(name)]
@@ -234,9 +248,10 @@ def test_second(subject: Subject, case: ModelCase) -> None:
     dtypes=("float32",),
 )
 def test_config_untouched(subject: Subject, case: ModelCase) -> None:
-    patterns = case.options.get("target_modules", [])
+    options = in_its_rule(subject, case.toy(subject), case.options)
+    patterns = options.get("target_modules", [])
     given = list(patterns)
-    config = make_config(subject, **{**case.options, "target_modules": patterns})
+    config = make_config(subject, **{**options, "target_modules": patterns})
     before = {key: copy.deepcopy(getattr(config, key)) for key in DEFAULTS if hasattr(config, key)}
     results = []
     for model in (case.toy(subject), case.toy(subject)):
@@ -282,6 +297,7 @@ def test_reproducible(subject: Subject, case: ModelCase) -> None:
     sentence="A model that is itself an nn.Linear is patched, and the returned count is 1.",
     cases=Space(PatchCase, k=(4, 1), n=(3, 1), r=(2, 1), triton=(False, True)),
     level="SHOULD",
+    feature="in_place",
     dtypes=("float32",),
     weight=0.25,
 )

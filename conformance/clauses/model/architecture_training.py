@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from conformance.clauses.model.adapted_architectures import adapted_real
+from conformance.clauses.model.adapted_architectures import adapted_real, watched_in
 from conformance.clauses.model.architectures import REAL, RealCase, batch, logits, loss_sum, real
-from conformance.clauses.model.layer_probe import SCALE, judge_gradients, require_used, watching
+from conformance.clauses.model.layer_probe import SCALE, judge_gradients, require_used
 from conformance.clauses.model.small_models import adapters
 from conformance.judgement.outcomes import Inconclusive, require
 from conformance.specification.clause import clause
+from conformance.target.adapter_tensors import adapter_of
 from conformance.target.calls import calling
 from conformance.target.subject import Subject
 
@@ -42,11 +43,11 @@ def _backward(model: nn.Module, tokens: Tensor, wanted: Tensor) -> float:
 )
 def test_backward_in_architectures(subject: Subject, case: RealCase) -> float | None:
     model = adapted_real(subject, case)
-    with watching(model, case.chosen_in(model)) as watched:
+    with watched_in(subject, model, case) as watched:
         _backward(model, *batch(subject, case))
     require_used(watched)
     _require_frozen_without_gradient(model)
-    return judge_gradients(watched)
+    return judge_gradients(watched, real(subject, case))
 
 
 def _require_frozen_without_gradient(model: nn.Module) -> None:
@@ -71,11 +72,11 @@ def test_checkpointing_in_architectures(subject: Subject, case: RealCase) -> flo
         model.enable_input_require_grads()
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": reentrant})
-    with watching(model, case.chosen_in(model)) as watched:
+    with watched_in(subject, model, case) as watched:
         _backward(model, *batch(subject, case))
-    blocks = [name for name in case.chosen_in(model) if ".layer" in name]
+    blocks = [name for name in case.chosen_in(subject, model) if ".layer" in name]
     require(any(len(watched.calls[name]) > 1 for name in blocks), "checkpointing recomputed no adapted layer")
-    return judge_gradients(watched)
+    return judge_gradients(watched, real(subject, case))
 
 
 @clause(
@@ -91,12 +92,12 @@ def test_autocast_in_architectures(subject: Subject, case: RealCase) -> float | 
     model = adapted_real(subject, case)
     tokens, wanted = batch(subject, case)
     device = torch.device(subject.device).type
-    with watching(model, case.chosen_in(model)) as watched:
+    with watched_in(subject, model, case) as watched:
         with calling("the forward pass under autocast"), torch.autocast(device, torch.bfloat16):
             found = logits(model, tokens)
         with calling("the backward pass after it"):
             loss_sum(found.float(), wanted).backward()  # type: ignore[no-untyped-call]
-    return judge_gradients(watched, autocast="bfloat16")
+    return judge_gradients(watched, real(subject, case), autocast="bfloat16")
 
 
 @clause(
@@ -111,10 +112,10 @@ def test_autocast_in_architectures(subject: Subject, case: RealCase) -> float | 
 def test_accumulation_in_architectures(subject: Subject, case: RealCase) -> float | None:
     model = adapted_real(subject, case)
     tokens, wanted = batch(subject, case)
-    with watching(model, case.chosen_in(model)) as watched:
+    with watched_in(subject, model, case) as watched:
         for part in (slice(0, 2), slice(2, None)):
             _backward(model, tokens[part], wanted[part])
-    return judge_gradients(watched)
+    return judge_gradients(watched, real(subject, case))
 
 
 @clause(
@@ -130,7 +131,7 @@ def test_accumulation_in_architectures(subject: Subject, case: RealCase) -> floa
 )
 def test_curve_in_architectures(subject: Subject, case: RealCase) -> None:
     model, plain = adapted_real(subject, case), real(subject, case).requires_grad_(False)
-    pairs = [(model.get_submodule(name), plain.get_submodule(name)) for name in case.chosen_in(model)]
+    pairs = [(model.get_submodule(name), plain.get_submodule(name)) for name in case.chosen_in(subject, model)]
     formula = [parameter for theirs, ours in pairs for parameter in _updated(ours, theirs)]
     tokens, wanted = batch(subject, case)
     expected = _curve(plain, formula, tokens, wanted)
@@ -147,7 +148,7 @@ def test_curve_in_architectures(subject: Subject, case: RealCase) -> None:
 
 def _updated(plain: nn.Module, layer: Any) -> tuple[Tensor, Tensor]:
     """Make a linear layer add `s·((x Aᵀ) Bᵀ)` with copies of the adapted layer's A and B, and return the copies."""
-    A, B = (getattr(layer, part).weight.detach().clone().requires_grad_() for part in ("lora_A", "lora_B"))
+    A, B = (adapter_of(layer, part).detach().clone().requires_grad_() for part in ("lora_A", "lora_B"))
     linear = nn.functional.linear
     plain.register_forward_hook(lambda _, args, y: y + SCALE * linear(linear(args[0], A), B))
     return A, B

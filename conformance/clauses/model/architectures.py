@@ -173,17 +173,18 @@ class RealCase(Case):
     every: bool = False
     how: str = ""
 
-    @property
-    def chosen(self) -> tuple[str, ...]:
-        """The layers of nn.Linear that are to get an adapter."""
+    def chosen(self, subject: Subject) -> tuple[str, ...]:
+        """The layers that are to get an adapter; match_all_linear chooses a head by convention."""
         architecture = ARCHITECTURES[self.arch]
-        return architecture.every if self.every else architecture.chosen
+        causal = architecture.model.endswith("CausalLM")
+        head = ("lm_head",) if causal and subject.follows("output_head", "chosen") else ()
+        return (*architecture.every, *head) if self.every else architecture.chosen
 
-    def chosen_in(self, model: nn.Module) -> tuple[str, ...]:
+    def chosen_in(self, subject: Subject, model: nn.Module) -> tuple[str, ...]:
         """The layers that are to have an adapter: with the chosen Conv1D layers if one of these has one."""
         transposed = ARCHITECTURES[self.arch].transposed
         some = any(hasattr(model.get_submodule(name), "lora_A") for name in transposed)
-        return (*self.chosen, *transposed) if some else self.chosen
+        return (*self.chosen(subject), *transposed) if some else self.chosen(subject)
 
     @property
     def options(self) -> dict[str, Any]:

@@ -129,6 +129,7 @@ def test_copy(subject: Subject, case: PatchCase) -> float | None:
     sentence="""A layer copied by deepcopy, pickle or torch.save keeps its classes, LinearLoRA and its subclass of
     nn.Linear, and every requires_grad, and shares no lora_A with the original.""",
     cases=LAYER.narrowed(how=WAYS[:3]),
+    feature="in_place",
     dtypes=("float32",),
 )
 def test_copy_class(subject: Subject, case: PatchCase) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -27,11 +28,13 @@ PROBE = DROPPED.narrowed(m=(64,), k=(64,), n=(64,), r=(64,), values=("normal",),
     "MOD-DROP-EVAL",
     sentence="A layer patched in eval mode applies no dropout, even if eval() is not called again.",
     cases=DROPPED.narrowed(training=(False,)),
+    feature="dropout",
     dtypes=("float32",),
 )
 def test_patched_in_eval(subject: Subject, case: PatchCase) -> float | None:
     operands = subject.operands(case)
-    instance = patched(subject, operands, dropout=case.dropout, dropout_position=case.position)
+    position = placed(subject, case).position
+    instance = patched(subject, operands, dropout=case.dropout, dropout_position=position)
     return judge(instance.forward(), LinearOracle(operands).y)
 
 
@@ -39,6 +42,7 @@ def test_patched_in_eval(subject: Subject, case: PatchCase) -> float | None:
     "MOD-DROP-RATE",
     sentence="In training a patched layer drops with the given probability p and divides the kept values by 1-p.",
     cases=PROBE.narrowed(training=(True, False)),
+    feature="dropout",
     dtypes=("float32",),
 )
 def test_rate(subject: Subject, case: PatchCase) -> None:
@@ -51,6 +55,7 @@ def test_rate(subject: Subject, case: PatchCase) -> None:
     "MOD-DROP-MODE",
     sentence="Each call of train() or eval() on the model that holds a patched layer turns its dropout on or off.",
     cases=PROBE.narrowed(training=(True, False)),
+    feature="dropout",
     dtypes=("float32",),
 )
 def test_mode(subject: Subject, case: PatchCase) -> None:
@@ -71,14 +76,23 @@ def test_mode(subject: Subject, case: PatchCase) -> None:
     sentence="""With dropout_position="pre" dropout acts on the features of x: where x has one feature, a token's
     whole update is kept or dropped. With "post" it acts on each output element separately.""",
     cases=PROBE.narrowed(k=(1,), r=(1,), n=(64,), training=(True,)),
+    feature="dropout",
     dtypes=("float32",),
 )
 def test_position(subject: Subject, case: PatchCase) -> None:
-    require_position(probe(subject, case), case)
+    require_position(probe(subject, case), placed(subject, case))
+
+
+def placed(subject: Subject, case: PatchCase) -> PatchCase:
+    """The case with a dropout position that the target supports."""
+    if case.position in subject.dropout_positions:
+        return case
+    return dataclasses.replace(case, position=subject.dropout_positions[0])
 
 
 def probe(subject: Subject, case: PatchCase) -> Any:
     """A patched layer with W = 0, A = B = I (ones at r = 1) and scale 2: for x = 1 its output is twice the mask."""
+    case = placed(subject, case)
     base = nn.Linear(case.k, case.n, bias=False).to(subject.device).train(case.training)
     nn.init.zeros_(base.weight)
     options = {"dropout": case.dropout, "dropout_position": case.position}

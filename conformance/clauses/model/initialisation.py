@@ -23,6 +23,7 @@ LAWS = Space(PatchCase, k=(512, 256, 1024), r=(64, 128), n=(8,), training=(True,
     "MOD-INIT-XAVIER",
     sentence='Method "xavier" draws lora_A from a normal distribution with mean 0 and standard deviation √(2/(K+r)).',
     cases=LAWS,
+    feature="initialisation",
     dtypes=("float32", "bfloat16"),
     weight=0.5,
 )
@@ -34,6 +35,7 @@ def test_xavier(subject: Subject, case: PatchCase) -> None:
     "MOD-INIT-UNIFORM",
     sentence="""Methods "uniform" and "kaiming" draw lora_A uniformly from [-1/√K, 1/√K].""",
     cases=LAWS.narrowed(how=("uniform", "kaiming")),
+    feature="initialisation",
     dtypes=("float32", "bfloat16"),
     weight=0.5,
 )
@@ -45,6 +47,7 @@ def test_uniform(subject: Subject, case: PatchCase) -> None:
     "MOD-INIT-B",
     sentence="Every initialisation method sets lora_B to zero.",
     cases=LAYER.narrowed(how=("xavier", "uniform", "kaiming")),
+    feature="initialisation",
     dtypes=("float32", "bfloat16"),
     weight=0.5,
 )
@@ -59,6 +62,7 @@ def test_lora_B(subject: Subject, case: PatchCase) -> None:
     sentence="The seed of torch determines lora_A: equal seeds give equal adapters, and two seeds give different ones.",
     cases=LAYER.narrowed(how=("xavier", "uniform")),
     level="SHOULD",
+    feature="initialisation",
     dtypes=("float32",),
     weight=0.5,
 )
@@ -83,6 +87,7 @@ def _reseeded(case: PatchCase, by: int) -> PatchCase:
     stay the same objects and stay trainable.""",
     why="An optimiser built before the call would otherwise train Parameters that the layer no longer has.",
     cases=LAWS.narrowed(how=("xavier", "uniform")),
+    feature="initialisation",
     dtypes=("float32",),
     needs=("LinearLoRA.init_lora_weights",),
     weight=0.5,

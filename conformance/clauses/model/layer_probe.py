@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from conformance.cases.linear_case import LinearCase
 from conformance.cases.operands import Operands
 from conformance.clauses.model.architectures import TRANSPOSED
+from conformance.clauses.model.fused_block import BlockCall, BlockOracle, BlockWatch
 from conformance.clauses.model.target_calls import require_adapter
 from conformance.judgement.judge import judge, worst
 from conformance.judgement.linear_oracle import Expected, LinearOracle
-from conformance.judgement.outcomes import require
+from conformance.judgement.outcomes import Violation, require
 from conformance.numerics.formats import dtype_named, numbers, rounded
 from conformance.target.adapter_tensors import adapter_of
 
@@ -42,10 +43,16 @@ class Call:
 
 @dataclass
 class Watched:
-    """The watched layers and their calls in order, by the layers' names."""
+    """The watched layers and their calls in order, by the layers' names, and the calls of blocks that fuse layers."""
 
     layers: dict[str, Any]
     calls: dict[str, list[Call]] = field(default_factory=dict)
+    blocks: dict[str, list[BlockCall]] = field(default_factory=dict)
+
+    @property
+    def fused(self) -> set[str]:
+        """The layers that a block computed without calling them."""
+        return {name for calls in self.blocks.values() for call in calls for name in call.layers}
 
     def answered(self, name: str) -> list[Call]:
         """The calls of a layer that backward reached; recomputation adds other calls."""
@@ -64,11 +71,19 @@ def fill(model: nn.Module, names: Iterable[str], seed: int) -> None:
 
 
 @contextmanager
-def watching(model: nn.Module, names: Iterable[str]) -> Iterator[Watched]:
-    """Watch these layers of a model within the block."""
+def watching(model: nn.Module, names: Iterable[str], fused: bool = True) -> Iterator[Watched]:
+    """Watch these layers of a model within the block.
+
+    Args:
+        fused: whether modules may compute some of them without calling them.
+    """
     layers = {name: require_adapter(model.get_submodule(name), name) for name in names}
-    watched = Watched(layers, {name: [] for name in layers})
+    around = BlockWatch(model, layers if fused else ())
+    watched = Watched(layers, {name: [] for name in layers}, around.calls)
     handles = [handle for name, layer in layers.items() for handle in _hooks(layer, watched.calls[name])]
+    handles += around.handles
+    for name, layer in layers.items():
+        handles.append(layer.register_forward_pre_hook(lambda *_, name=name: around.called(name)))
     try:
         yield watched
     finally:
@@ -137,9 +152,12 @@ class Met(Operands):
             self.values = {name: rounded(value, self.computed_in) for name, value in self.values.items()}
 
 
-def judge_outputs(watched: Watched) -> float | None:
-    """Judge the output of every call."""
+def judge_outputs(watched: Watched, plain: nn.Module) -> float | None:
+    """Judge the output of every call of a layer, and of every block that fuses layers of the plain model."""
     ratios = []
+    for path, oracle in _block_oracles(watched, plain):
+        for i, y in enumerate(oracle.call.outputs):
+            ratios.append(_judged_block(y, oracle.expected(("y", i), "y", _dtype_of(oracle, y)), path, oracle))
     for name, layer in watched.layers.items():
         for call in watched.calls[name]:
             if call.x.numel():
@@ -150,15 +168,17 @@ def judge_outputs(watched: Watched) -> float | None:
     return worst(*ratios)
 
 
-def judge_gradients(watched: Watched, autocast: str = "off") -> float | None:
-    """Judge each layer's dA and dB, summed over its calls, and the dX of each call."""
+def judge_gradients(watched: Watched, plain: nn.Module, autocast: str = "off") -> float | None:
+    """Judge each layer's dA and dB, summed over its calls and those of blocks, and the dX of each call."""
     require_used(watched)
-    ratios = []
+    ratios = [*_judged_blocks(watched, plain, autocast)]
     for name, layer in watched.layers.items():
+        if name in watched.fused:
+            continue
         calls = [call for call in watched.answered(name) if call.x.numel()]
         oracles = [LinearOracle(Met(layer, call, autocast, name in TRANSPOSED)) for call in calls]
         for part in ("lora_A", "lora_B"):
-            gradient = getattr(layer, part).weight.grad
+            gradient = adapter_of(layer, part).grad
             if not calls:  # an expert that received no token
                 met = any(call.x.numel() for call in watched.calls[name])
                 require(not met, f"{name} was used and no gradient reached its output")
@@ -172,10 +192,61 @@ def judge_gradients(watched: Watched, autocast: str = "off") -> float | None:
     return worst(*ratios)
 
 
+def _block_oracles(watched: Watched, plain: nn.Module, autocast: str = "off") -> Iterator[tuple[str, BlockOracle]]:
+    for path, calls in watched.blocks.items():
+        prefix = f"{path}." if path else ""
+        inside = {name.removeprefix(prefix): layer for name, layer in watched.layers.items() if name.startswith(prefix)}
+        for call in calls:
+            yield path, BlockOracle(path, plain.get_submodule(path), inside, call, SCALE, autocast)
+
+
+def _dtype_of(oracle: BlockOracle, y: Tensor) -> torch.dtype:
+    return oracle.dtype if oracle.autocast == "off" else y.dtype
+
+
+def _judged_blocks(watched: Watched, plain: nn.Module, autocast: str) -> Iterator[float]:
+    """Judge the gradients of blocks: dX of each call, dA and dB of each layer in them, summed over all calls."""
+    parts: dict[tuple[str, str], list[Expected]] = {}
+    last: dict[str, tuple[str, BlockOracle]] = {}
+    for path, oracle in _block_oracles(watched, plain, autocast):
+        if not oracle.call.g:
+            continue  # a first pass under checkpointing
+        for i in oracle.call.wants_dx:
+            expected = oracle.expected(("x", i), "dX", oracle.call.inputs[i].dtype)
+            yield _judged_block(oracle.call.dx.get(i), expected, path, oracle)
+        for inner, layer in oracle.layers.items():
+            name = f"{path}.{inner}" if path else inner
+            last[name] = path, oracle
+            for part, symbol in (("lora_A", "dA"), ("lora_B", "dB")):
+                dtype = adapter_of(layer, part).dtype
+                parts.setdefault((name, part), []).append(oracle.expected((part, inner), f"{symbol} of {inner}", dtype))
+    for name in watched.fused:
+        require(name in last, f"{name} was used by a block that fuses it, and no gradient reached the block's output")
+    for (name, part), found in parts.items():
+        if name in watched.fused:
+            called = [
+                LinearOracle(Met(watched.layers[name], c, autocast, name in TRANSPOSED)) for c in watched.answered(name)
+            ]
+            gradient = adapter_of(watched.layers[name], part).grad
+            everything = [*found, *(oracle.gradient(part) for oracle in called)]
+            yield _judged_block(gradient, _summed(everything, ""), *last[name])
+
+
+def _judged_block(actual: Any, expected: Expected, path: str, oracle: BlockOracle) -> float:
+    """Judge a result of a block; a violation says that the block was judged as a whole, and why."""
+    try:
+        return judge(actual, expected)
+    except Violation as violation:
+        why = "".join(f"\n         {name} has an adapter and the model did not call it" for name in oracle.call.layers)
+        said = f"{violation}\nblock    {path or 'the model'} was judged as a whole:{why}"
+        raise Violation(said, violation.ratio) from None
+
+
 def require_used(watched: Watched) -> None:
-    """Require that the model called every adapted layer, experts excepted."""
+    """Require that the model called every adapted layer, or a block that may fuse it; experts need a token for that."""
     for name, calls in watched.calls.items():
-        require(bool(calls) or "expert" in name, f"{name} has an adapter and the model did not call it")
+        used = bool(calls) or name in watched.fused or "experts" in name.split(".")
+        require(used, f"{name} has an adapter and the model did not call it")
 
 
 def _named(expected: Expected, name: str, like: Tensor) -> Expected:
@@ -197,7 +268,7 @@ def _summed(parts: list[Expected], name: str) -> Expected:
     allowed = sum(part.budget for part in parts if part.budget is not None)
     return dataclasses.replace(
         parts[0],
-        name=f"{name}: {parts[0].name}",
+        name=f"{name}: {parts[0].name}" if name else parts[0].name,
         value=values[-1],
         budget=np.asarray(allowed + unit * np.abs(values[1:]).sum(0)),
         terms={},

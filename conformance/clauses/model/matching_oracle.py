@@ -1,44 +1,88 @@
-"""An oracle of name matching without regular expressions, and generators of names and patterns."""
+"""Oracles of the rules by which libraries match names with patterns, and generators of names and patterns."""
 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 
-RUN = None  # an element of a parsed pattern: any run of characters, dots included
+RUN = "any run"  # an element of a parsed pattern: any run of characters, dots included
+CHILDREN = "children"  # nothing, or a dot and any run
+DEFAULT = "component or wildcards"  # the rule of `reference`
 
 
-def matches(pattern: str, key: str | None) -> bool:
-    """The required result of `wildcard_match(pattern, key)`."""
+def matches(pattern: str, key: str | None, rule: str = DEFAULT) -> bool | None:
+    """Whether a pattern matches a name by a rule; None where libraries of that rule differ."""
     if key is None:
         return False
-    if pattern == key.split(".")[-1]:
-        return True
+    if rule == "suffix":
+        return f".{key}".endswith(f".{pattern}")
+    if rule == "component":
+        return pattern == key.split(".")[-1]
+    if rule == "regex":
+        return _fully(pattern, key)
+    if rule == "wildcards":
+        strict = _by_wildcards(pattern, key)
+        return strict if strict == _whole(_loosely(pattern), key) else None
+    return pattern == key.split(".")[-1] or _by_wildcards(pattern, key)
+
+
+def chosen(patterns: Sequence[str], keys: Sequence[str], rule: str = DEFAULT) -> list[str]:
+    """The keys that at least one pattern matches, sorted."""
+    return sorted(key for key in keys if any(matches(pattern, key, rule) for pattern in patterns))
+
+
+def open_keys(patterns: Sequence[str], keys: Sequence[str], rule: str) -> set[str]:
+    """The keys for which it is open whether a pattern matches."""
+    found = {key: [matches(pattern, key, rule) for pattern in patterns] for key in keys}
+    return {key for key, results in found.items() if None in results and True not in results}
+
+
+def _fully(pattern: str, key: str) -> bool:
+    try:
+        return re.fullmatch(pattern, key, re.DOTALL) is not None
+    except re.error:
+        return False
+
+
+def _by_wildcards(pattern: str, key: str) -> bool:
     if pattern.startswith(".*"):
-        return _whole([*_parsed(pattern, ".*")], key)
+        return _whole(_parsed(pattern, ".*"), key)
     if _whole(_parsed(pattern, "*"), key):
         return True
     return pattern.endswith(".*") and _whole(_parsed(pattern[:-2], "*"), key)
 
 
-def chosen(patterns: Sequence[str], keys: Sequence[str]) -> list[str]:
-    """The keys that at least one pattern matches, sorted."""
-    return sorted(key for key in keys if any(matches(pattern, key) for pattern in patterns))
-
-
-def _parsed(pattern: str, run: str) -> list[str | None]:
-    parsed: list[str | None] = []
+def _parsed(pattern: str, run: str) -> list[str]:
+    parsed: list[str] = []
     for i, literal in enumerate(pattern.split(run)):
         parsed += ([RUN] if i else []) + list(literal)
     return parsed
 
 
-def _whole(parsed: Sequence[str | None], key: str) -> bool:
+def _loosely(pattern: str) -> list[str]:
+    """A pattern in which each `.*` after a whole part of a name also matches nothing, and any other is any run.
+
+    Source: NeMo Automodel 0.7.0 `_compile_wildcard_pattern`.
+    """
+    parsed: list[str] = []
+    parts = re.split(r"(\.?\*)", pattern)
+    for i, part in enumerate(parts):
+        before = parts[i - 1] if i else ""
+        whole = before.startswith(".") or (i == 1 and before) or re.search(r"\.\d+$", before)
+        parsed += ([CHILDREN] if part == ".*" and whole else [RUN]) if i % 2 else list(part)
+    return parsed
+
+
+def _whole(parsed: Sequence[str], key: str) -> bool:
     """Whether the parsed pattern spans the whole key: tracks the positions that each element can reach."""
     reached = {0}
     for element in parsed:
         if element is RUN:
             reached = set(range(min(reached), len(key) + 1))
+        elif element is CHILDREN:
+            dots = [i for i in reached if i < len(key) and key[i] == "."]
+            reached |= set(range(min(dots) + 1, len(key) + 1)) if dots else set()
         else:
             reached = {i + 1 for i in reached if i < len(key) and key[i] == element}
         if not reached:
@@ -119,6 +163,22 @@ def drawn_pattern(key: str, kind: str, seed: int) -> str:
     start, stop = sorted(chance.sample(range(len(key) + 1), 2))
     star = key[:start] + "*" + key[stop:]
     return star if not star.endswith(".*") and not star.startswith(".*") else f"*{parts[-1]}"
+
+
+def pattern_in(rule: str, key: str, kind: str, seed: int) -> str:
+    """A pattern of a rule, made from a key; `drawn_pattern` says what the kinds are in a rule with wildcards."""
+    if rule in (DEFAULT, "wildcards"):
+        return drawn_pattern(key, kind, seed)
+    parts = key.split(".")
+    if rule == "component" or (rule == "suffix" and kind == "last"):
+        return parts[-1]
+    if rule == "suffix":
+        first = 0 if kind == "exact" else random.Random(f"suffix {seed} {key} {kind}").randrange(len(parts))
+        return ".".join(parts[first:])
+    if kind == "last":
+        return rf"(.*\.)?{re.escape(parts[-1])}"
+    stars = drawn_pattern(key, kind, seed).removeprefix("." if kind == "legacy" else "").replace(".*", "*")
+    return ".*".join(map(re.escape, stars.split("*")))
 
 
 def _piece(part: str, chance: random.Random) -> str:

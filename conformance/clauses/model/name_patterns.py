@@ -8,7 +8,15 @@ from typing import Any
 from torch import nn
 
 from conformance.cases.case import Case, Space
-from conformance.clauses.model.matching_oracle import drawn_key, drawn_pattern, literal_patterns, matches, near_keys
+from conformance.clauses.model.matching_oracle import (
+    DEFAULT,
+    drawn_key,
+    drawn_pattern,
+    literal_patterns,
+    matches,
+    near_keys,
+    pattern_in,
+)
 from conformance.judgement.outcomes import require
 from conformance.specification.clause import clause
 from conformance.target.calls import calling
@@ -32,9 +40,15 @@ class PatternCase(Case):
         """The pattern."""
         return drawn_pattern(self.key, self.kind, self.seed)
 
+    def in_the_rule(self, subject: Subject) -> str:
+        """The pattern as the target's rule writes it."""
+        return pattern_in(subject.convention("name_rule"), self.key, self.kind, self.seed)
 
-def require_match(subject: Subject, pattern: str, key: str | None, wanted: bool) -> None:
-    """Require the result of wildcard_match for one pattern and key."""
+
+def require_match(subject: Subject, pattern: str, key: str | None, wanted: bool | None) -> None:
+    """Require the result of wildcard_match for one pattern and key, where the target's rule decides it."""
+    if wanted is None:
+        return
     call = f"wildcard_match({pattern!r}, {key!r})"
     with calling(call):
         got = subject.target.wildcard_match(pattern, key)
@@ -45,9 +59,9 @@ def _clause_of(clause_id: str, sentence: str, *kinds: str) -> Any:
     """A clause that judges patterns of these kinds on the key they were made from and on similar keys."""
 
     def judged(subject: Subject, case: PatternCase) -> None:
-        odd = case.pattern.replace("*", "-größe (v2)+[0]")  # a name may hold anything but newlines
-        for key in (*near_keys(case.key, case.seed), odd):
-            require_match(subject, case.pattern, key, matches(case.pattern, key))
+        odd, rule = case.pattern.replace("*", "-größe (v2)+[0]"), subject.convention("name_rule")
+        for key in (*near_keys(case.key, case.seed), odd):  # a name may hold anything but newlines
+            require_match(subject, case.pattern, key, matches(case.pattern, key, rule))
 
     judged.__name__ = f"test_{clause_id.lower().replace('-', '_')}"
     return clause(
@@ -61,7 +75,8 @@ def _clause_of(clause_id: str, sentence: str, *kinds: str) -> Any:
 
 test_full_name = _clause_of(
     "MOD-PATTERN-NAME",
-    "A pattern without `*` matches a name if it equals the full dotted name or its last component, and no other name.",
+    """A pattern without `*` matches a name if it equals the full dotted name or its last component, and no other name.
+    By the rule `wildcards` it matches the full name only.""",
     "exact",
     "last",
 )
@@ -93,7 +108,7 @@ test_legacy = _clause_of(
 def test_literal(subject: Subject, case: PatternCase) -> None:
     for pattern in (case.pattern, *literal_patterns(case.key, case.seed)):
         for key in (case.key, pattern, case.key.replace(".", "x", 1), case.key.replace(".", "")):
-            require_match(subject, pattern, key, matches(pattern, key))
+            require_match(subject, pattern, key, matches(pattern, key, subject.convention("name_rule")))
 
 
 @clause(
@@ -158,8 +173,10 @@ class TableCase(Case):
     needs=("wildcard_match",),
 )
 def test_table(subject: Subject, case: TableCase) -> None:
+    rule = subject.convention("name_rule")
     for offset in range(6):  # six lines for each case, so that few cases cover the whole table
-        require_match(subject, *TABLE[(case.line + 5 * offset) % len(TABLE)])
+        pattern, key, wanted = TABLE[(case.line + 5 * offset) % len(TABLE)]
+        require_match(subject, pattern, key, wanted if rule == DEFAULT else matches(pattern, key, rule))
 
 
 @clause(
@@ -171,19 +188,17 @@ def test_table(subject: Subject, case: TableCase) -> None:
     needs=("ModuleMatcher", "ModuleMatcher.match"),
 )
 def test_matcher(subject: Subject, case: PatternCase) -> None:
-    pattern, layer = case.pattern, nn.Linear(1, 1)
+    pattern, rule, layer = case.in_the_rule(subject), subject.convention("name_rule"), nn.Linear(1, 1)
     with calling_quietly(f"ModuleMatcher([{pattern!r}], [], False, False)"):
         matcher = subject.target.ModuleMatcher([pattern], [], False, False)
     for key in near_keys(case.key, case.seed):
         prefix, _, name = key.rpartition(".")
-        for arguments in ((name, prefix or None), (key, None), (key, "")):
+        wanted = matches(pattern, key, rule)
+        for arguments in ((name, prefix or None), (key, None), (key, "")) if wanted is not None else ():
             call = f"ModuleMatcher([{pattern!r}]).match(Linear, {arguments[0]!r}, {arguments[1]!r})"
             with calling(call):
                 got = matcher.match(layer, *arguments)
-            require(
-                bool(got) is matches(pattern, key),
-                f"{call} returned {got!r}: expected {matches(pattern, key)}",
-            )
+            require(bool(got) is wanted, f"{call} returned {got!r}: expected {wanted}")
         with calling("ModuleMatcher.match(LayerNorm)"):
             got = matcher.match(nn.LayerNorm(1), key)
         require(
@@ -201,12 +216,15 @@ def test_matcher(subject: Subject, case: PatternCase) -> None:
     needs=("ModuleMatcher", "ModuleMatcher.match"),
 )
 def test_matcher_excluding(subject: Subject, case: PatternCase) -> None:
-    for given in ([case.pattern], case.pattern):
+    pattern, rule = case.in_the_rule(subject), subject.convention("name_rule")
+    for given in ([pattern], pattern)[: None if subject.convention("string_pattern") == "one pattern" else 1]:
         call = f"ModuleMatcher([], {given!r}, False, False)"
         with calling_quietly(call):
             matcher = subject.target.ModuleMatcher([], given, False, False)
         for key in near_keys(case.key, case.seed):
-            wanted = not matches(case.pattern, key)
+            if matches(pattern, key, rule) is None:
+                continue
+            wanted = not matches(pattern, key, rule)
             prefix, _, name = key.rpartition(".")
             for arguments in ((key,), (name, prefix or None)):
                 said = f"{call}.match(Linear, {', '.join(map(repr, arguments))})"
@@ -218,8 +236,9 @@ def test_matcher_excluding(subject: Subject, case: PatternCase) -> None:
 @clause(
     "MOD-MATCHER-HEAD",
     sentence="""With match_all_linear and is_causal_lm every linear module matches except those with `lm_head` as a
-    component of their name. Without is_causal_lm the lm_head matches too. With is_causal_lm it also matches if a
-    pattern of target_modules matches it, or if exclude_modules are given and none matches it.""",
+    component of their name; by the convention `output_head: chosen` these match too. Without is_causal_lm the lm_head
+    matches. With is_causal_lm it also matches if a pattern of target_modules matches it, or if exclude_modules are
+    given and none matches it.""",
     why="An adapter on the large output head is rarely wanted unless it is named.",
     cases=Space(PatternCase, kind=("exact",)),
     level="SHOULD",
@@ -230,11 +249,12 @@ def test_matcher_excluding(subject: Subject, case: PatternCase) -> None:
 def test_matcher_head(subject: Subject, case: PatternCase) -> None:
     kept = ["lm_head", f"{case.key}.lm_head", f"{case.key}.lm_head.dense"]
     names = [*kept, *(f"{case.key}.{name}" for name in ("film_head", "lm_head_norm", "head", "output")), case.key]
+    left_out = subject.convention("output_head") == "left out"
     for causal in (True, False):
         with calling_quietly(f"ModuleMatcher([], [], True, {causal})"):
             matcher = subject.target.ModuleMatcher([], [], True, causal)
         for name in names:
-            wanted = not (causal and "lm_head" in name.split("."))
+            wanted = not (left_out and causal and "lm_head" in name.split("."))
             prefix, _, last = name.rpartition(".")
             for arguments in ((name,), (last, prefix or None)):
                 shown = ", ".join(map(repr, arguments))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -9,12 +10,13 @@ from torch import nn
 
 from conformance.cases.case import Space
 from conformance.clauses.model.apply_to_model import CHOSEN, MODELS, ModelCase, named, require_only_adapters_train
-from conformance.clauses.model.dropout import PROBE, fill_probe, require_position, require_rate
+from conformance.clauses.model.dropout import PROBE, fill_probe, placed, require_position, require_rate
 from conformance.clauses.model.initialisation import require_law
 from conformance.clauses.model.target_calls import PatchCase, apply, require_adapter
 from conformance.judgement.outcomes import require
 from conformance.specification.clause import clause
-from conformance.target.adapter_tensors import adapter_of
+from conformance.specification.features import ABSENT
+from conformance.target.adapter_tensors import adapter_of, held_magnitude
 from conformance.target.calls import calling
 from conformance.target.subject import Subject
 
@@ -35,6 +37,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 )
 def test_options(subject: Subject, case: PatchCase) -> None:
     torch.manual_seed(case.seed)
+    if case.how in ("uniform", "xavier") and subject.follows("initialisation", ABSENT):
+        case = dataclasses.replace(case, how="alpha")
     dim = 64 if case.how in ("uniform", "xavier") else case.r
     model = nn.Sequential(nn.Linear(256, 4), nn.Linear(256, 4)).to(subject.device)
     apply(subject, model, match_all_linear=True, dim=dim, use_triton=case.triton, **OPTIONS[case.how])
@@ -67,10 +71,11 @@ def _require_scale(layer: Any, scale: float) -> None:
     "MOD-OPTION-DROPOUT",
     sentence="The config's dropout and dropout_position reach every chosen layer.",
     cases=PROBE.narrowed(how=("rate", "position")),
+    feature="dropout",
     dtypes=("float32",),
 )
 def test_option_dropout(subject: Subject, case: PatchCase) -> None:
-    width = 64 if case.how == "rate" else 1
+    case, width = placed(subject, case), 64 if case.how == "rate" else 1
     model = nn.Sequential(nn.Linear(width, 64, bias=False)).to(subject.device)
     nn.init.zeros_(model[0].weight)  # type: ignore[arg-type]
     options = {"dropout": case.dropout, "dropout_position": case.position, "use_triton": case.triton}
@@ -107,6 +112,6 @@ def test_option_dora(subject: Subject, case: ModelCase) -> None:
     model = case.toy(subject)
     apply(subject, model, **case.options, use_dora=True)
     for name in CHOSEN[case.targets]:
-        magnitude = getattr(model.get_submodule(name), "lora_magnitude", None)
+        magnitude = held_magnitude(model.get_submodule(name))
         require(magnitude is not None, f"use_dora=True and {named(case)}: {name} has no lora_magnitude")
     require_only_adapters_train(model, f"after use_dora=True and {named(case)}")

@@ -18,7 +18,7 @@ from conformance.judgement.linear_oracle import LinearOracle
 from conformance.judgement.outcomes import Violation, require
 from conformance.numerics.formats import dtype_named
 from conformance.specification.clause import clause
-from conformance.target.adapter_tensors import MAGNITUDE, adapter_of, is_magnitude, scale_of
+from conformance.target.adapter_tensors import held_magnitude, is_magnitude, scale_of
 from conformance.target.calls import calling
 from conformance.target.expected_errors import calling_quietly
 from conformance.target.subject import TRAINABLE, Instance, Subject, frozen_linear
@@ -74,6 +74,7 @@ def test_trainable_bias(subject: Subject, case: PatchCase) -> float | None:
     sentence="""Where lora_dtype differs from the layer's dtype, y and dX have the layer's dtype, and dA and dB have
     lora_dtype.""",
     cases=PATCH.narrowed(adapter=("float32", "bfloat16"), spelling=("torch.dtype", "name", "torch.name")),
+    feature="adapter_dtype",
     dtypes=("bfloat16", "float16", "float32"),
 )
 def test_mixed(subject: Subject, case: PatchCase) -> float | None:
@@ -170,8 +171,7 @@ def _require_magnitude(subject: Subject, case: PatchCase, features: int, rows: i
     base = nn.Linear(features, rows, bias=case.bias).to(subject.device, dtype_named(case.dtype))
     norms = base.weight.detach().norm(dim=1)
     layer = patch(subject, base, dim=case.r, use_triton=case.triton, use_dora=True)
-    held = getattr(layer, MAGNITUDE, None)
-    magnitude = adapter_of(layer, MAGNITUDE) if isinstance(held, nn.Module) else held
+    magnitude = held_magnitude(layer)
     if not isinstance(magnitude, nn.Parameter):
         raise Violation(f"lora_magnitude is a {type(magnitude).__name__}: not a Parameter")
     require(is_magnitude(magnitude, rows), f"lora_magnitude is {list(magnitude.shape)}: expected [{rows}]")

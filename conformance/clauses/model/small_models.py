@@ -108,8 +108,9 @@ def adapters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def is_adapter(parameter_name: str) -> bool:
-    """Whether a parameter belongs to an adapter: lora_A, lora_B or lora_magnitude, or the .weight of one."""
-    return parameter_name.removesuffix(".weight").endswith(("lora_A", "lora_B", "lora_magnitude"))
+    """Whether a parameter is lora_A, lora_B or lora_magnitude of an adapter, or its .weight or .default.weight."""
+    whole = parameter_name.removesuffix(".weight").removesuffix(".default")
+    return whole.endswith(("lora_A", "lora_B", "lora_magnitude", "lora_magnitude_vector"))
 
 
 def contents(model: nn.Module) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +18,13 @@ from conformance.cases.linear_case import LinearCase, tamed
 from conformance.cases.operands import Operands
 from conformance.cases.reproducer_marks import chooses_config
 from conformance.cases.seeding import seed_torch
-from conformance.judgement.outcomes import require
+from conformance.clauses.model.matching_oracle import DEFAULT, chosen
+from conformance.clauses.model.small_models import adapted
+from conformance.judgement.outcomes import Inconclusive, require
+from conformance.specification.features import ABSENT
 from conformance.target.adapter_tensors import adapter_of
 from conformance.target.calls import calling
-from conformance.target.expected_errors import calling_quietly
+from conformance.target.expected_errors import calling_quietly, refuses
 from conformance.target.subject import Instance, Subject, frozen_linear
 
 
@@ -154,8 +158,36 @@ def make_config(subject: Subject, **options: Any) -> Any:
 
 
 def apply(subject: Subject, model: nn.Module, **options: Any) -> Any:
-    """The result of the target's `apply_lora_to_linear_modules(model, PeftConfig(…))`."""
+    """The result of the target's `apply_lora_to_linear_modules(model, PeftConfig(…))`, with patterns in its rule."""
+    options = in_its_rule(subject, model, options)
     return apply_config(subject, model, make_config(subject, **options), shown((), options)[2:])
+
+
+def in_its_rule(subject: Subject, model: nn.Module, options: dict[str, Any]) -> dict[str, Any]:
+    """The options with each list of patterns written in the target's rule, so that it chooses the same modules."""
+    rule = subject.convention("name_rule")
+    if subject.follows("match_all", ABSENT) and options.get("match_all_linear"):
+        options = {key: value for key, value in options.items() if key != "match_all_linear"}
+        options["target_modules"] = ["*"]
+    lists = [key for key in ("target_modules", "exclude_modules") if options.get(key)]
+    if rule == DEFAULT or not lists:
+        return options
+    named = [(name, module) for name, module in model.named_modules(remove_duplicate=False) if name]
+    names = [name for name, _ in named if not {"lora_A", "lora_B"} & set(name.split("."))]
+    linear = [name for name, module in named if isinstance(module, nn.Linear) and name in names]
+    names = linear if subject.follows("linear_only", ABSENT) else names
+    return {**options, **{key: _written(options[key], names, linear, rule) for key in lists}}
+
+
+def _written(patterns: list[str], names: list[str], linear: list[str], rule: str) -> list[str]:
+    wanted = chosen(patterns, names)
+    if rule == "component":
+        written = list(dict.fromkeys(name.split(".")[-1] for name in wanted))
+    else:
+        written = [re.escape(name) if rule == "regex" else name for name in wanted]
+    if chosen(written, linear, rule) != chosen(patterns, linear):
+        raise Inconclusive(f"the rule {rule!r} has no patterns for {', '.join(wanted[:3])} alone")
+    return written or patterns
 
 
 def apply_config(subject: Subject, model: nn.Module, config: Any, what: str) -> Any:
@@ -167,6 +199,7 @@ def apply_config(subject: Subject, model: nn.Module, config: Any, what: str) -> 
 def warned(subject: Subject, model: nn.Module, **options: Any) -> tuple[Any, str]:
     """Make the config and apply it: the result, and all warnings, those of `logging` included, as one text."""
     logged, root = _Logged(), logging.getLogger()
+    options = in_its_rule(subject, model, options)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         kind = config_class(subject)
@@ -177,6 +210,14 @@ def warned(subject: Subject, model: nn.Module, **options: Any) -> tuple[Any, str
         finally:
             root.removeHandler(logged)
     return count, "\n".join([*(str(w.message) for w in caught), *logged.texts])
+
+
+def refuses_all(subject: Subject, model: nn.Module, what: str, **options: Any) -> None:
+    """Require that a config which chooses no layer is refused, by the name of its first pattern."""
+    options = in_its_rule(subject, model, options)
+    config = make_config(subject, **options)
+    refuses(f"{what} of no layer", lambda: subject.thing(model, config), options["target_modules"][0])
+    require(adapted(model) == [], f"{what} was refused after {adapted(model)} had been patched")
 
 
 class _Logged(logging.Handler):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -11,13 +12,14 @@ from torch import nn
 
 from conformance.cases.case import Case, Space
 from conformance.clauses.model.apply_to_model import MODELS, ModelCase
-from conformance.clauses.model.matching_oracle import chosen, drawn_key, drawn_pattern, near_keys
-from conformance.clauses.model.small_models import TOY_LINEARS, TaggedLinear, Toy, adapted, model_named
-from conformance.clauses.model.target_calls import apply, config_class, warned
+from conformance.clauses.model.matching_oracle import DEFAULT, chosen, drawn_key, near_keys, open_keys, pattern_in
+from conformance.clauses.model.small_models import TOY_LINEARS, TaggedLinear, adapted, model_named
+from conformance.clauses.model.target_calls import apply, apply_config, in_its_rule, make_config, refuses_all, warned
 from conformance.judgement.outcomes import Inconclusive, require
 from conformance.specification.clause import clause
+from conformance.specification.features import ABSENT
 from conformance.target.calls import calling
-from conformance.target.expected_errors import calling_quietly, refuses
+from conformance.target.expected_errors import calling_quietly
 from conformance.target.subject import Subject
 
 KINDS = ("run", "tail", "part", "exact", "last", "legacy")
@@ -34,19 +36,22 @@ class NamesCase(Case):
     kind: str = "run"
     patterns: int = 1
 
-    def drawn(self, most: int = 99) -> tuple[list[str], list[str]]:
+    def drawn(self, rule: str, most: int = 99) -> tuple[list[str], list[str]]:
         """Layer names, at most `most`, no layer inside another, and patterns that match some but not all of them."""
-        names, patterns = self._attempt(self.seed, most)
+        names, patterns = self._attempt(rule, self.seed, most)
         for attempt in range(1, 16):
-            if 0 < len(chosen(patterns, names)) < len(names):
+            if 0 < len(chosen(patterns, names, rule)) < len(names):
                 break
-            names, patterns = self._attempt(self.seed + 2**20 * attempt, most)
+            names, patterns = self._attempt(rule, self.seed + 2**20 * attempt, most)
         return names, patterns
 
-    def _attempt(self, seed: int, most: int) -> tuple[list[str], list[str]]:
+    def _attempt(self, rule: str, seed: int, most: int) -> tuple[list[str], list[str]]:
         key = drawn_key(seed)
         near = [*near_keys(key, seed), *(drawn_key(seed + 99 + i) for i in range(4))]
         near = random.Random(seed).sample(near, min(most, len(near)))
+        if rule != DEFAULT:  # a name that differs from the key only by a longer last part, which another rule takes
+            path, dot, last = key.rpartition(".")
+            near = [key, f"{path}{dot}b{last}", *near]
         names: list[str] = []
         for name in near:
             inside = any(f"{a}.".startswith(f"{b}.") for n in names for a, b in ((n, name), (name, n)))
@@ -54,7 +59,9 @@ class NamesCase(Case):
                 names.append(name)
         chance = random.Random(seed)
         sources = [chance.choice([*names, key]) for _ in range(self.patterns)]
-        return names, [drawn_pattern(source, self.kind, seed + i) for i, source in enumerate(sources)]
+        patterns = [pattern_in(rule, source, self.kind, seed + i) for i, source in enumerate(sources)]
+        undecided = open_keys(patterns, names, rule)
+        return [name for name in names if name not in undecided], patterns
 
 
 NAMES = Space(NamesCase, kind=KINDS, patterns=(1, 2, 3))
@@ -62,13 +69,16 @@ NAMES = Space(NamesCase, kind=KINDS, patterns=(1, 2, 3))
 
 @clause(
     "MOD-TARGETS",
-    sentence="target_modules chooses the linear layers whose name at least one pattern matches, and no other module.",
+    sentence="""target_modules chooses the linear layers whose name at least one pattern matches, by the rule of the
+    target (`name_rule`), and no other module.""",
     cases=NAMES,
     dtypes=("float32",),
 )
 def test_targets(subject: Subject, case: NamesCase) -> None:
-    names, patterns = case.drawn()
-    _require_chosen(subject, names, chosen(patterns, names), target_modules=patterns)
+    rule = subject.convention("name_rule")
+    names, patterns = case.drawn(rule)
+    names = _offered(subject, names, patterns)
+    _require_chosen(subject, names, chosen(patterns, names, rule), target_modules=patterns)
 
 
 @clause(
@@ -77,27 +87,53 @@ def test_targets(subject: Subject, case: NamesCase) -> None:
     matches.""",
     cases=NAMES,
     dtypes=("float32",),
+    feature="exclusions",
 )
 def test_excludes(subject: Subject, case: NamesCase) -> None:
-    names, patterns = case.drawn(most=9)  # most layers are patched, which takes time
-    left = sorted(set(names) - set(chosen(patterns, names)))
-    _require_chosen(subject, names, left, exclude_modules=patterns)
+    rule = subject.convention("name_rule")
+    names, patterns = case.drawn(rule, most=9)  # most layers are patched, which takes time
+    names = _offered(subject, names, patterns)
+    left = sorted(set(names) - set(chosen(patterns, names, rule)))
+    _require_chosen(subject, names, left, **_all_of(subject, names), exclude_modules=patterns)
+
+
+def _all_of(subject: Subject, names: list[str]) -> dict[str, Any]:
+    """Every layer as a target, for a target whose exclusions only reduce other choices."""
+    if not subject.follows("exclusions", "combined"):
+        return {}
+    return {"target_modules": in_its_rule(subject, model_named(names), {"target_modules": names})["target_modules"]}
 
 
 @clause(
     "MOD-STRING",
-    sentence="A plain string in place of a list is a single pattern, for target_modules and for exclude_modules.",
+    sentence="""A plain string in place of a list is a single pattern, for target_modules and for exclude_modules. By
+    the convention `string_pattern: regex` it is a regular expression, whatever the rule of a list.""",
     why="Iterating over a string makes each character a pattern.",
     cases=NAMES.narrowed(patterns=(1,)),
     dtypes=("float32",),
+    feature="string_pattern",
 )
 def test_string(subject: Subject, case: NamesCase) -> None:
-    names, (pattern,) = case.drawn(most=9)
-    matched = chosen([pattern], names)
-    if case.seed % 2:
+    rule = subject.convention("name_rule")
+    if subject.follows("string_pattern", "regex"):
+        rule = "regex"
+    names, (pattern,) = case.drawn(rule, most=9)
+    names = _offered(subject, names, [pattern])
+    matched = chosen([pattern], names, rule)
+    if case.seed % 2 or subject.follows("exclusions", ABSENT):
         _require_chosen(subject, names, matched, target_modules=pattern)
     else:
-        _require_chosen(subject, names, sorted(set(names) - set(matched)), exclude_modules=pattern)
+        left = sorted(set(names) - set(matched))
+        _require_chosen(subject, names, left, **_all_of(subject, names), exclude_modules=pattern)
+
+
+def _offered(subject: Subject, names: list[str], patterns: list[str]) -> list[str]:
+    """The names; without those inside a module that matches, for a target that chooses not only linear modules."""
+    if not subject.follows("linear_only", ABSENT):
+        return names
+    rule = subject.convention("name_rule")
+    around = {name: [name[:i] for i, letter in enumerate(name) if letter == "."] for name in names}
+    return [name for name in names if not chosen(patterns, around[name], rule)]
 
 
 def _require_chosen(subject: Subject, names: list[str], expected: list[str], **options: Any) -> None:
@@ -106,7 +142,7 @@ def _require_chosen(subject: Subject, names: list[str], expected: list[str], **o
     linears = dict(model_named(names).named_children())
     model = nn.Sequential(OrderedDict(embedded=nn.Embedding(2, 2), **linears)).to(subject.device)
     what = ", ".join(f"{key}={value!r}" for key, value in options.items())
-    count = apply(subject, model, **options)
+    count = apply_config(subject, model, make_config(subject, **options), what)  # the patterns are in its rule
     got = adapted(model)
     extra, lost = sorted(set(got) - set(expected)), sorted(set(expected) - set(got))
     require(not extra, f"{what} also chose {_few(extra)}")
@@ -124,6 +160,7 @@ def _few(names: list[str]) -> str:
     list counts as an empty list.""",
     cases=MODELS.narrowed(targets=("",)),
     dtypes=("float32",),
+    feature="match_all",
     weight=0.5,
 )
 def test_all(subject: Subject, case: ModelCase) -> None:
@@ -135,7 +172,7 @@ def test_all(subject: Subject, case: ModelCase) -> None:
         {"target_modules": None},
         {"exclude_modules": None},
         {"target_modules": None, "exclude_modules": []},
-    )
+    )[: 2 if subject.follows("exclusions", ABSENT) else 4]
     given = lists[case.seed % len(lists)]
     count = apply(subject, model, match_all_linear=True, dim=case.dim, **given)
     what, expected = f"match_all_linear=True with {given}", sorted(TOY_LINEARS)
@@ -148,6 +185,7 @@ def test_all(subject: Subject, case: ModelCase) -> None:
     sentence="""Patterns choose linear layers only: embeddings, norms, convolutions and containers stay unchanged even
     if a pattern matches their name.""",
     cases=MODELS.narrowed(targets=("*", "embed,head", "*norm,*fc1", "conv,head", "blocks.0,head")),
+    feature="linear_only",
     dtypes=("float32",),
     weight=0.5,
 )
@@ -170,11 +208,14 @@ def test_linear_only(subject: Subject, case: ModelCase) -> None:
     matches, and warns with that pattern.""",
     cases=MODELS.narrowed(targets=("",)),
     dtypes=("float32",),
+    feature="default_targets",
     weight=0.25,
 )
 def test_nothing_given(subject: Subject, case: ModelCase) -> None:
     model = case.toy(subject)
     options: Any = ({}, {"target_modules": []}, {"target_modules": None, "exclude_modules": None})[case.seed % 3]
+    if subject.follows("exclusions", ABSENT):
+        options = {key: value for key, value in options.items() if key != "exclude_modules"}
     count, warnings = warned(subject, model, dim=case.dim, **options)
     expected = sorted(name for name in TOY_LINEARS if name.endswith("_proj"))
     require(adapted(model) == expected, f"a config without targets chose {adapted(model)}: expected {expected}")
@@ -188,96 +229,35 @@ def test_nothing_given(subject: Subject, case: ModelCase) -> None:
 @clause(
     "MOD-NO-MATCH",
     sentence="""If no linear layer is chosen, the returned count is 0 and a warning lists the names of the linear
-    layers that were tried.""",
+    layers that were tried. By the convention `no_match: error` a ValueError names the pattern; by `count alone` the
+    count says it.""",
     why="A misspelt pattern otherwise trains nothing, silently.",
     cases=MODELS.narrowed(targets=("nothing_like_it", "embed", "q_proj.inner")),
     dtypes=("float32",),
     weight=0.25,
 )
 def test_no_match(subject: Subject, case: ModelCase) -> None:
-    model = case.toy(subject)
-    count, warnings = warned(subject, model, **case.options)
+    model, convention = case.toy(subject), subject.convention("no_match")
+    if case.targets == "embed" and subject.follows("linear_only", ABSENT):
+        case = dataclasses.replace(case, targets="embedding")  # by this convention `embed` is a target
     what = f"target_modules=[{case.targets!r}], which matches no layer,"
+    if convention == "error":
+        refuses_all(subject, model, what, **case.options)
+        return
+    count, warnings = warned(subject, model, **case.options)
     require(adapted(model) == [], f"{what} patched {adapted(model)}")
     require(count == 0, f"{what} returned {count!r}: expected 0")
+    if convention == "count alone":
+        return
     require(bool(warnings), f"{what} did not warn")
     unnamed = [name for name in TOY_LINEARS if name not in warnings]
     require(not unnamed, f"{what} warned without naming {', '.join(unnamed)}, which it tried")
 
 
-EXCLUSIVE: tuple[dict[str, Any], ...] = (
-    {"target_modules": ["fc1"], "exclude_modules": ["fc2"]},
-    {"target_modules": ["fc1"], "match_all_linear": True},
-    {"exclude_modules": ["fc1"], "match_all_linear": True},
-    {"target_modules": "fc1", "exclude_modules": "fc2"},
-    {"target_modules": ["fc1"], "exclude_modules": ["fc2"], "match_all_linear": True},
-)
-
-
-@dataclass(frozen=True)
-class ExclusiveCase(Case):
-    """Contradictory options, as an index into the table."""
-
-    given: int = 0
-
-
-def _require_reason(said: str, options: dict[str, Any]) -> None:
-    named = [key for key in options if key in said]
-    reason = len(named) > 1 or "mutually exclusive" in said.lower()
-    require(reason, f"the error {said!r} neither says 'mutually exclusive' nor names two of {', '.join(options)}")
-
-
-EXCLUSIONS = Space(ExclusiveCase, given=tuple(range(len(EXCLUSIVE))))
-
-
-@clause(
-    "MOD-EXCLUSIVE",
-    sentence="""target_modules together with exclude_modules, or match_all_linear with either, raises a ValueError,
-    when the config is made or when it is applied. The message says "mutually exclusive" or names two of the options,
-    and no layer has been patched.""",
-    cases=EXCLUSIONS,
-    dtypes=("float32",),
-    weight=0.5,
-)
-def test_exclusive(subject: Subject, case: ExclusiveCase) -> None:
-    options, model = EXCLUSIVE[case.given], Toy().to(subject.device)
-    kind = config_class(subject)
-    shown = ", ".join(f"{key}={value!r}" for key, value in options.items())
-    said = refuses(
-        f"apply_lora_to_linear_modules(model, PeftConfig({shown}))",
-        lambda: subject.thing(model, kind(**options)),
-    )
-    _require_reason(said, options)
-    require(adapted(model) == [], f"PeftConfig({shown}) was refused after {adapted(model)} had been patched")
-
-
-@clause(
-    "MOD-MATCHER-EXCLUSIVE",
-    sentence="""A ModuleMatcher made from mutually exclusive options raises a ValueError, at the latest in match. The
-    message says "mutually exclusive" or names two of the options.""",
-    cases=EXCLUSIONS,
-    dtypes=("float32",),
-    needs=("ModuleMatcher", "ModuleMatcher.match"),
-    weight=0.5,
-)
-def test_matcher_exclusive(subject: Subject, case: ExclusiveCase) -> None:
-    options = {
-        "target_modules": [],
-        "exclude_modules": [],
-        "match_all_linear": False,
-        **EXCLUSIVE[case.given],
-    }
-    shown = ", ".join(repr(value) for value in options.values())
-    said = refuses(
-        f"ModuleMatcher({shown}, False).match(Linear, 'mlp.fc1')",
-        lambda: subject.target.ModuleMatcher(*options.values(), False).match(nn.Linear(1, 1), "mlp.fc1"),
-    )
-    _require_reason(said, EXCLUSIVE[case.given])
-
-
 @clause(
     "MOD-LISTS-UNTOUCHED",
-    sentence="ModuleMatcher does not modify the lists it is given, and later changes to these lists do not affect it.",
+    sentence="""ModuleMatcher does not modify the lists it is given, and later changes to these lists do not affect it
+    (unless the target declares `pattern_lists: held`).""",
     cases=NAMES,
     level="SHOULD",
     dtypes=("float32",),
@@ -285,12 +265,13 @@ def test_matcher_exclusive(subject: Subject, case: ExclusiveCase) -> None:
     weight=0.5,
 )
 def test_lists_untouched(subject: Subject, case: NamesCase) -> None:
-    names, patterns = case.drawn()
+    rule = subject.convention("name_rule")
+    names, patterns = case.drawn(rule)
     given = list(patterns)
     with calling_quietly(f"ModuleMatcher({given}, [], False, False)"):
         matcher = subject.target.ModuleMatcher(given, [], False, False)
-    expected = chosen(patterns, names)
-    for round_ in ("first", "second"):
+    expected = chosen(patterns, names, rule)
+    for round_ in ("first", "second")[: 1 if subject.follows("pattern_lists", "held") else 2]:
         with calling(f"ModuleMatcher({given}, [], False, False).match"):
             got = sorted(name for name in names if matcher.match(nn.Linear(1, 1), name))
         require(got == expected, f"ModuleMatcher({patterns}) matched {got} the {round_} time: expected {expected}")

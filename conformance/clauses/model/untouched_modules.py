@@ -9,7 +9,7 @@ from torch import nn
 
 from conformance.clauses.model.apply_to_model import CHOSEN, MODELS, ModelCase, named
 from conformance.clauses.model.small_models import Toy, adapted
-from conformance.clauses.model.target_calls import apply, make_config
+from conformance.clauses.model.target_calls import apply, in_its_rule, make_config
 from conformance.judgement.outcomes import require
 from conformance.specification.clause import clause
 from conformance.target.adapter_tensors import adapter_of
@@ -27,6 +27,7 @@ KEPT = MODELS.narrowed(frozen=(False,))
     value, and the model computes what it computed before, in the same dtype.""",
     cases=KEPT,
     dtypes=("float32", "bfloat16"),
+    feature="in_place",
     weight=0.5,
 )
 def test_leaves_the_rest(subject: Subject, case: ModelCase) -> None:
@@ -108,7 +109,7 @@ def test_refused_model(subject: Subject, case: ModelCase) -> None:
     last = sorted(CHOSEN[case.targets])[-1]  # a late layer: head, or one in the second block
     apply(subject, model, target_modules=[f"{last}"], dim=case.dim)
     model.requires_grad_(True)
-    config = make_config(subject, **case.options)
+    config = make_config(subject, **in_its_rule(subject, model, case.options))
     before = adapted(model)
     what = f"apply_lora_to_linear_modules with {named(case)} to a model whose {last} has an adapter"
     refuses(what, lambda: subject.thing(model, config), types=(ValueError, TypeError))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-from torch.nn.functional import linear
+from torch import Tensor, nn
+from torch.nn.functional import gelu, linear
 
+from tests.baselines.fused_model import FusedMlp, FusedProjections
 from tests.baselines.model import RightModel
 from tests.known_bad import breaks
 from tests.known_bad.model.spoiled_patch import ALL, MODEL, AfterPatching, ByName, reclassed
@@ -20,10 +21,13 @@ class MissesKProj(RightModel):
 
 @breaks("MOD-ARCH-COUNT", says="which was not to have one", **MODEL)
 class AdaptsAHeadWhateverTheModel(RightModel):
+    """The head of a model of transformers; if it took every model's head, it would follow another convention."""
+
     def apply_lora_to_linear_modules(self, model: nn.Module, peft_config: Any) -> Any:
         count = super().apply_lora_to_linear_modules(model, peft_config)
         head = getattr(model, "lm_head", None)
-        if peft_config.match_all_linear and head is not None and not hasattr(head, "lora_A"):
+        known = hasattr(getattr(model, "config", None), "vocab_size")
+        if known and peft_config.match_all_linear and head is not None and not hasattr(head, "lora_A"):
             self.patch(head, peft_config)
             count += 1
         return count
@@ -123,6 +127,25 @@ class AdaptsACopyOfALayer(RightModel):
                 layer: Any = module.k_proj
                 module.forward = _with(module, layer)  # type: ignore[assignment]
         return count
+
+
+@breaks("MOD-ARCH-FWD", says="as if the gate_proj adapter term were missing", **MODEL)
+class FusesAnMlpWithoutTheGatesAdapter(FusedMlp):
+    def fused(self, x: Tensor, gate: Any, up: Any, down: Any) -> Tensor:
+        return self.project(down, self.activated(linear(x, gate.weight, gate.bias)) * self.project(up, x))
+
+
+@breaks("MOD-ARCH-FWD", says="mlp was judged as a whole", **MODEL)
+class FusesAnMlpWithAnotherActivation(FusedMlp):
+    def activated(self, e: Tensor) -> Tensor:
+        return gelu(e)
+
+
+@breaks("MOD-ARCH-FWD", says="self_attn was judged as a whole", **MODEL)
+class FusesValuesInThePlaceOfKeys(FusedProjections):
+    def parts(self, x: Tensor, *layers: Any) -> tuple[Tensor, ...]:
+        q, k, v = super().parts(x, *layers)
+        return q, v, k
 
 
 @breaks("MOD-ARCH-MINILM", says="no adapter in encoder.layer.", **MODEL)

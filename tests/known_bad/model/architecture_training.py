@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from tests.baselines.fused_model import FusedMlp, FusedProjections
 from tests.known_bad import breaks
 from tests.known_bad.model.spoiled_patch import ALL, MODEL, ByName, Computes, reclassed, update
 
@@ -50,6 +51,30 @@ class ScalesByTheWrongWidth(ByName):
         reclassed(layer, forward=lambda layer, x: _weighed(layer, x, layer.out_features / layer.in_features))
 
 
+@breaks("MOD-ARCH-BWD", says="dX", **MODEL)
+class FusesAnMlpWithTheGradientOfOneBranch(FusedMlp):
+    """x gets the gradient through gate alone."""
+
+    def fused(self, x: Tensor, gate: Any, up: Any, down: Any) -> Tensor:
+        return self.project(down, self.activated(self.project(gate, x)) * self.project(up, x.detach()))
+
+
+@breaks("MOD-ARCH-BWD", says="mlp: dA of", **MODEL)
+class FusesAnMlpWithTheGradientOfAHalved(FusedMlp):
+    def project(self, layer: Any, x: Tensor) -> Tensor:
+        return _weighed(layer, x, 0.5)
+
+
+@breaks("MOD-ARCH-BWD", says="self_attn: dB of", **MODEL)
+class FusesProjectionsWithoutTheScaleInDB(FusedProjections):
+    def parts(self, x: Tensor, *layers: Any) -> tuple[Tensor, ...]:
+        return tuple(
+            linear(x, layer.weight, layer.bias)
+            + linear(linear(x, layer.lora_A.weight), _Weighed.apply(layer.lora_B.weight, 1 / layer.scale)) * layer.scale
+            for layer in layers
+        )
+
+
 @breaks("MOD-ARCH-BWD", says="is frozen and got a gradient", **ALL)
 class TrainsWhatItAdapts(ByName):
     def struck(self, name: str) -> bool:
@@ -77,6 +102,14 @@ class ScalesTheGradientUnderAutocast(Computes):
     def compute(self, layer: Any, x: Tensor) -> Tensor:
         factor = 1.03 if torch.is_autocast_enabled(x.device.type) else 1.0
         return _weighed(layer, x, factor)
+
+
+@breaks("MOD-ARCH-ACCUM", says="mlp: dA of", **MODEL)
+class FusesAnMlpThatStartsAfresh(FusedMlp):
+    def fused(self, x: Tensor, gate: Any, up: Any, down: Any) -> Tensor:
+        for layer in (gate, up, down) if torch.is_grad_enabled() else ():
+            layer.lora_A.weight.grad = None
+        return super().fused(x, gate, up, down)
 
 
 @breaks("MOD-ARCH-ACCUM", says="dA", **MODEL)

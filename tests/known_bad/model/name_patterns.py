@@ -45,12 +45,6 @@ class ExcludesTheFirstNameAlone(RightMatcher):
         return super().chooses(name) or (bool(self.excludes) and name != self.seen)
 
 
-@breaks_by_matcher("MOD-MATCHER-HEAD", "expected False")
-class AdaptsTheHead(RightMatcher):
-    def is_head(self, name: str | None) -> bool:
-        return False
-
-
 @breaks_by_matcher("MOD-MATCHER-HEAD", "expected True")
 class KeepsEverythingOfACausalModel(RightMatcher):
     def is_head(self, name: str | None) -> bool:
@@ -166,12 +160,6 @@ class MatchesAnyComponent(Matches):
 class MatchesTheEnding(Matches):
     def match(self, pattern: str, key: str) -> bool:
         return super().match(pattern, key) or key.endswith(pattern)
-
-
-@breaks("MOD-PATTERN-NAME", says="expected True", **MODEL)
-class KnowsFullNamesOnly(Matches):
-    def match(self, pattern: str, key: str) -> bool:
-        return super().match(pattern, key) and ("*" in pattern or pattern == key)
 
 
 @breaks("MOD-PATTERN-NAME", says="expected False", **MODEL)

@@ -109,23 +109,6 @@ class RefusesToFindNothing(RightModel):
         raise ValueError("no layer matches")
 
 
-@breaks_by_matcher("MOD-EXCLUSIVE", "returned int: expected ValueError")
-@breaks_by_matcher("MOD-MATCHER-EXCLUSIVE", "expected ValueError")
-class LetsExclusionsWin(RightMatcher):
-    def check(self) -> None:
-        if self.excludes:
-            self.targets, self.everything = [], False
-        super().check()
-
-
-@breaks_by_matcher("MOD-EXCLUSIVE", "nor names two of")
-class DoesNotSayWhy(RightMatcher):
-    def check(self) -> None:
-        if self.excludes and (self.targets or self.everything):
-            raise ValueError("bad modules")
-        super().check()
-
-
 @breaks_by_matcher("MOD-LISTS-UNTOUCHED", "the second time")
 class KeepsTheCallersList(RightMatcher):
     def patterns(self, key: str, given: Any) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from conformance.errors import TargetError
 from conformance.report import features as claims
-from conformance.report.report import Claim
+from conformance.report.report import Claim, Report
 from conformance.run.case_search import Examination
 from conformance.run.profiles import PROFILES
 from conformance.specification.clause import load_all
@@ -170,6 +171,19 @@ def test_the_verdict_counts_core_and_features() -> None:
     said = claims.line(report_of(core=found.core, features=found.features))
     assert said == "core 1 of 1; features: dropout ✗ (1 of 1 fail), rsLoRA absent"
     assert claims.line(report_of(*clauses)) == ""
+
+
+def test_a_report_keeps_the_conventions_and_its_verdict_names_them() -> None:
+    clauses = [
+        a_clause("DORA-BIAS", "dora", feature="dora_bias"),
+        a_clause("LAY-DROP-MASK", "layer", feature="dropout"),
+    ]
+    found = claims.claims([a_clause("LAY-FWD", "layer"), *clauses], ["layer", "dora"])
+    about = {"core": found.core, "features": found.features, "conventions": {"dora_bias": "scaled", "dropout": "mid"}}
+    made = report_of(*clauses, **about)
+    assert claims.line(made) == "core 1 of 1; features: dropout mid ✓, DoRA bias scaled ✓"
+    assert Report.from_json(json.loads(json.dumps(made.to_json()))).conventions == made.conventions
+    assert "conventions" not in report_of(*clauses).to_json()
 
 
 NO_RSLORA = "feature 'rslora' is declared supported, but the layer does not take use_rslora"

@@ -10,7 +10,7 @@ lora_B B [N, r], scale s, and g for the gradient of the output.
 - `qkv`, `mlp`: fused blocks of several such layers, `lora_qkv` and `lora_mlp`; `projection` is one layer of a block.
 - `layer`: the formula as a module that merges and unmerges, `LinearLoRA`; `base_layer` says which linear layers can
   have an adapter, and which can be merged.
-- `config`: every option with its default, `PeftConfig`.
+- `config`: every option with its default, `PeftConfig`; `layer_patterns`: the options of single layers.
 - `matching`: the rule that chooses modules by name, `ModuleMatcher`.
 - `model`: functions that put adapters into a model, `patch_linear_module` and `apply_lora_to_linear_modules`;
   `rollback` undoes a change that fails part-way.
@@ -19,10 +19,10 @@ lora_B B [N, r], scale s, and g for the gradient of the output.
 - `distributed`: a layer split over ranks, `colwise_parallel_lora` and `rowwise_parallel_lora`; `sharded`: tensors
   that are sharded over ranks.
 - `hybrid`: linear layers whose products can run on a server, `CustomLinear`.
-- `training`: one training step of such a model, `LoraTraining`.
+- `training`: one training step of such a model, `LoraTraining`; `step_state`: the state before a step, to undo it.
 - `checkpoint`: an adapter on disk, in PEFT's layout, `save_adapter` and `load_adapter`. It uses the package `files`:
-  `training_file`: a training run, `save_training` and `load_training`; `peft_format`, `tensor_file`, `plain_values`
-  and `whole_files`.
+  `training_file`: a training run, `save_training` and `load_training`; `peft_format`, `peft_fields`, `tensor_names`,
+  `adapter_checks`, `rank_agreement`, `tensor_file`, `random_states`, `plain_values` and `whole_files`.
 - `quantization`: numbers as n-bit integers, and `QuantizedLinear`, a linear layer that multiplies them.
 - `split_model`: a model whose products run remotely, `HybridFHEModel`.
 - the package `encrypted`: encrypted integer products.

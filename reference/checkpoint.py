@@ -2,28 +2,30 @@
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .base_layer import check_adaptable, features
 from .config import PeftConfig
-from .files.peft_format import PREFIX, beside_peft, check_fields, from_peft, scale_of, to_peft
-from .files.plain_values import same
-from .files.tensor_file import DTYPES, decode, digest, encode, file_in, read_json, write_json
+from .files.adapter_checks import CONFIG, TENSORS, check_copies, check_layer, check_names, check_options
+from .files.peft_fields import PATTERNS, check_fields, check_ignored
+from .files.peft_format import beside_peft, from_peft, to_peft
+from .files.rank_agreement import Ranks
+from .files.tensor_file import decode, digest, encode, file_in, read_json, write_json
+from .files.tensor_names import PARTS, PREFIX, by_module
 from .files.training_file import load_training, save_training
 from .files.whole_files import replace_files
 from .layer import LinearLoRA
 from .model import patch_linear_module
+from .sharded import gathered, reshard, shard_of
 
 __all__ = ["load_adapter", "load_training", "save_adapter", "save_training"]
 
-CONFIG, TENSORS, REST = "adapter_config.json", "adapter_model.safetensors", "automodel_peft_config.json"
+REST = "automodel_peft_config.json"
 DIGEST = "loraspec_sha256"  # hash of the tensors and the options that scale them, in the metadata of TENSORS
-PARTS = {"lora_A.weight": "lora_A.weight", "lora_B.weight": "lora_B.weight", "lora_magnitude": "lora_magnitude_vector"}
 Layers = dict[str, Any]
 
 
@@ -35,6 +37,9 @@ def save_adapter(model: nn.Module, config: PeftConfig, path: str | os.PathLike[s
     nor merged; ``adapter_config.json`` with PEFT's fields; ``automodel_peft_config.json`` with the options that
     have no field in PEFT. The same adapter gives the same bytes. The files replace older files, all or none.
 
+    The parameters of a sharded model (`fully_shard`, tensor parallelism) are gathered: every rank must call this, and
+    one writes the files.
+
     Args:
         model: a model with `LinearLoRA`s; a layer with two names is saved under both.
         config: the config of these layers.
@@ -42,72 +47,92 @@ def save_adapter(model: nn.Module, config: PeftConfig, path: str | os.PathLike[s
     Raises:
         ValueError: if there is no adapter, or config has another dim, alpha, use_rslora or use_dora than a
             layer, naming it.
-        OSError: if a file cannot be written; the older files are then intact.
+        OSError: if a file cannot be written; the older files are then intact. With a sharded model every rank raises.
     Warns:
         UserWarning: for trainable parameters outside adapters, which are not saved; for an option that PEFT has no
             field for.
     Source: PEFT `save_pretrained`; NeMo Automodel `PeftAddon`.
     """
-    layers, others = _layers(model)
-    if not layers or "" in layers:
-        raise ValueError(f"{type(model).__name__} holds no adapted layer: expected a model with a LinearLoRA in it")
-    for name, layer in layers.items():
-        _check_options(name, layer, config, "config")
-    _warn_of_unsaved(model, layers)
-    tensors = {PREFIX + key: tensor for key, tensor in _tensors(layers).items()}
-    files = {
-        TENSORS: encode(tensors, {"format": "pt", DIGEST: _digest(tensors, config)}),
-        CONFIG: write_json(to_peft(config, layers, others, any(layer.fan_in_fan_out for layer in layers.values()))),
-        REST: write_json(beside_peft(config)),
-    }
-    replace_files(Path(path), files)
+    reshard(model)
+    ranks = Ranks(model)
+    with ranks.together():
+        layers, others = _layers(model)
+        if not layers or "" in layers:
+            raise ValueError(f"{type(model).__name__} holds no adapted layer: expected a model with a LinearLoRA in it")
+        first = _first_names(layers)
+        for name, layer in layers.items():
+            check_options(name, layer, config, first[layer], "config")
+        _warn_of_unsaved(model, layers)
+        description = to_peft(config, layers, others, any(layer.fan_in_fan_out for layer in layers.values()))
+    tensors = {PREFIX + key: gathered(tensor) for key, tensor in _tensors(layers).items()}
+    with ranks.together():
+        if ranks.is_first:
+            files = {
+                TENSORS: encode(tensors, {"format": "pt", DIGEST: _digest(tensors, config, description)}),
+                CONFIG: write_json(description),
+                REST: write_json(beside_peft(config)),
+            }
+            replace_files(Path(path), files)
 
 
-def load_adapter(model: nn.Module, path: str | os.PathLike[str]) -> PeftConfig:
+def load_adapter(model: nn.Module, path: str | os.PathLike[str], *, ignored_fields: Collection[str] = ()) -> PeftConfig:
     """Load adapters that `save_adapter` or Hugging Face PEFT saved; all checks come before the first change.
 
     A model with adapters must have the same adapters as the file. It gets only their values, cast to its own
     dtypes; a merged layer is unmerged; the model keeps its dropout. A model without adapters is adapted first, as by
-    `apply_lora_to_linear_modules`, in the dtypes of the file.
+    `apply_lora_to_linear_modules`, in the dtypes of the file. Afterwards exactly the adapters' parameters require
+    gradients. With a sharded model every rank must call this, and takes its shards from the file; adapters must
+    have been put into it before it was sharded.
 
     Args:
         model: changed in place.
         path: the folder. A link in it may lead to a file of the folder or to the blobs of a Hugging Face cache.
+        ignored_fields: names of unknown fields of the configuration files that have a value and may be ignored.
     Returns:
         the config; for files of PEFT, its targets are the adapted modules and its dropout is on x.
     Raises:
         ValueError: if a file is not whole or is a pickle; if its tensors have other names or shapes than the model
             needs, are not floating point, or have values beyond the model's dtype; if it uses an unsupported
-            option (see `peft_format`). The model is then unchanged.
+            option (see `peft_fields`). The model is then unchanged. With a sharded model every rank raises.
         FileNotFoundError: naming the missing file.
     Source: PEFT `PeftModel.from_pretrained`.
     """
-    return read_adapter(model, path, patch_linear_module)
+    return read_adapter(model, path, patch_linear_module, ignored_fields)
 
 
-def read_adapter(model: nn.Module, path: str | os.PathLike[str], patch: Callable[..., Any]) -> PeftConfig:
+def read_adapter(
+    model: nn.Module, path: str | os.PathLike[str], patch: Callable[..., Any], ignored_fields: Collection[str] = ()
+) -> PeftConfig:
     """Implement `load_adapter`; `patch` is the `patch_linear_module` that adapts layers."""
-    folder = Path(path)
-    try:
-        values = read_json(file_in(folder, CONFIG))
-        check_fields(values)
-        tensors, metadata = decode(_tensor_path(folder))
-        named = _by_module(tensors)
-        layers, others = _layers(model)
-        modules = dict(model.named_modules(remove_duplicate=False))
-        names = [name for name in (*others, *layers) if name not in named]
-        rest = read_json(file_in(folder, REST)) if (folder / REST).exists() else None
-        config = from_peft(values, rest, named, names)
-        if DIGEST in metadata and metadata[DIGEST] != _digest(tensors, config):
-            raise ValueError(f"{TENSORS} was not saved with this {CONFIG}, or one of them was changed since")
-        _check_names(named, layers, modules)
-        for name, parts in named.items():
-            _check_layer(name, parts, modules[name], config)
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from error
+    check_ignored(ignored_fields)
+    reshard(model)
+    folder, ranks = Path(path), Ranks(model)
+    layers, others = _layers(model)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    with ranks.together():
+        try:
+            values = read_json(file_in(folder, CONFIG))
+            check_fields(values, ignored_fields)
+            tensors, metadata = decode(_tensor_path(folder))
+            state = dict(model.state_dict(keep_vars=True))
+            found = by_module(tensors, state, TENSORS)
+            named = found.adapters
+            check_names(named, layers, modules)
+            names = [name for name in (*others, *layers) if name not in named]
+            rest = read_json(file_in(folder, REST)) if (folder / REST).exists() else None
+            config = from_peft(values, rest, named, names, ignored_fields)
+            if DIGEST in metadata and metadata[DIGEST] != _digest(tensors, config, values):
+                raise ValueError(f"{TENSORS} was not saved with this {CONFIG}, or one of them was changed since")
+            first = _first_names(modules)
+            for name, parts in named.items():
+                check_layer(name, parts, modules[name], config, first[modules[name]])
+            check_copies(found.copies, state)
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from error
     if not layers:
-        _adapt(model, {modules[name]: parts for name, parts in named.items()}, config, patch)
+        _adapt(model, {modules[name]: (first[modules[name]], parts) for name, parts in named.items()}, config, patch)
     _copy({name: modules[name] for name in named}, named)
+    _train_adapters_only(model)
     return config
 
 
@@ -116,6 +141,14 @@ def _layers(model: nn.Module) -> tuple[Layers, list[str]]:
     everything = dict(model.named_modules(remove_duplicate=False))
     layers = {name: module for name, module in everything.items() if isinstance(module, LinearLoRA)}
     return layers, [name for name in everything if name not in layers]
+
+
+def _first_names(modules: dict[str, Any]) -> dict[Any, str]:
+    """The first name of each module, by which patterns choose its rank and alpha."""
+    first: dict[Any, str] = {}
+    for name, module in modules.items():
+        first.setdefault(module, name)
+    return first
 
 
 def _tensors(layers: Layers) -> dict[str, Tensor]:
@@ -129,20 +162,11 @@ def _tensors(layers: Layers) -> dict[str, Tensor]:
     return named
 
 
-def _digest(tensors: dict[str, Tensor], config: PeftConfig) -> str:
-    return digest(tensors, [config.dim, float(config.alpha), config.use_rslora, config.use_dora])
-
-
-def _check_options(name: str, layer: LinearLoRA, config: PeftConfig, source: str) -> None:
-    """Refuse a layer whose options differ from the config."""
-    for key in ("dim", "alpha", "use_rslora", "use_dora"):
-        if getattr(layer, key) != getattr(config, key):
-            raise ValueError(
-                f"{name} has {key} = {getattr(layer, key)!r} but {source} has {getattr(config, key)!r}: "
-                f"expected the same for every layer"
-            )
-    if layer.scale != scale_of(config):
-        raise ValueError(f"{name} has the scale {layer.scale!r}: expected {scale_of(config)!r}, from its alpha")
+def _digest(tensors: dict[str, Tensor], config: PeftConfig, values: Mapping[str, Any]) -> str:
+    """The hash of the tensors and of the options that scale them; `values` are the contents of PEFT's file."""
+    about: list[Any] = [config.dim, float(config.alpha), config.use_rslora, config.use_dora]
+    patterns = [values.get(key) or {} for key in PATTERNS]
+    return digest(tensors, about + patterns if any(patterns) else about)
 
 
 def _warn_of_unsaved(model: nn.Module, layers: Layers) -> None:
@@ -162,97 +186,15 @@ def _tensor_path(folder: Path) -> Path:
         raise
 
 
-def _by_module(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The tensors by module and part.
-
-    Raises:
-        ValueError: for a name or a dtype that an adapter of a linear layer cannot have.
-    """
-    named: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in sorted(tensors.items()):
-        part = next((part for part, theirs in PARTS.items() if key.endswith(f".{theirs}")), None)
-        if part is None or not key.startswith(PREFIX):
-            expected = ", ".join(PARTS.values())
-            raise ValueError(f"unexpected tensor {key}: expected {PREFIX}<module>. followed by one of {expected}")
-        if tensor.dtype not in DTYPES.values():
-            raise ValueError(f"{key} is {tensor.dtype}: expected one of {', '.join(map(str, DTYPES.values()))}")
-        named.setdefault(key.removeprefix(PREFIX).removesuffix(f".{PARTS[part]}"), {})[part] = tensor
-    if not named:
-        raise ValueError(f"{TENSORS} holds no tensor: expected the tensors of an adapter")
-    return named
-
-
-def _check_names(named: dict[str, Any], layers: Layers, modules: dict[str, nn.Module]) -> None:
-    """Refuse tensors of modules that the model lacks, and adapters of the model that the file lacks."""
-    unknown = [name for name in named if name not in modules]
-    if unknown:
-        raise ValueError(f"unexpected tensors, of modules that the model does not have: {', '.join(unknown)}")
-    first: dict[nn.Module, str] = {}
-    for name, parts in named.items():
-        other = first.setdefault(modules[name], name)
-        if not same(named[other], parts):
-            raise ValueError(f"{other} and {name} are one module of the model but have different tensors")
-    if layers:
-        unexpected = [name for name in named if name not in layers]
-        missing = [name for name, layer in layers.items() if layer not in first]
-        if unexpected:
-            raise ValueError(f"unexpected tensors, of modules that have no adapter: {', '.join(unexpected)}")
-        if missing:
-            raise ValueError(f"no tensors for adapters of the model: {', '.join(missing)}")
-
-
-def _check_layer(name: str, parts: dict[str, Tensor], module: nn.Module, config: PeftConfig) -> None:
-    """Refuse tensors that do not fit one module."""
-    if isinstance(module, LinearLoRA):
-        _check_options(name, module, config, CONFIG)
-    else:
-        try:
-            lora_A = parts.get("lora_A.weight")
-            check_adaptable(module, config.use_dora, None if lora_A is None else lora_A.dtype)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
-    linear: Any = module
-    r, (k, n) = config.dim, features(linear)
-    shapes: dict[str, list[int]] = {"lora_A.weight": [r, k], "lora_B.weight": [n, r]}
-    if config.use_dora:
-        shapes["lora_magnitude"] = [n]
-    for part in sorted({*shapes, *parts}):
-        if part not in parts or part not in shapes:
-            problem = "no tensor" if part in shapes else "an unexpected tensor"
-            raise ValueError(f"{problem} {PREFIX}{name}.{PARTS[part]}: use_dora is {config.use_dora}")
-        if list(parts[part].shape) != shapes[part]:
-            raise ValueError(f"{name}.{PARTS[part]} is {list(parts[part].shape)}: expected {shapes[part]}")
-    if linear.weight.is_meta:
-        raise ValueError(f"{name} is on the meta device: expected a model with values")
-    if isinstance(module, LinearLoRA):
-        _check_fits(name, parts, module)
-    elif parts["lora_A.weight"].dtype != parts["lora_B.weight"].dtype:
-        dtypes = [parts[part].dtype for part in ("lora_A.weight", "lora_B.weight")]
-        raise ValueError(f"{name} has lora_A in {dtypes[0]} and lora_B in {dtypes[1]}: expected one dtype")
-
-
-def _check_fits(name: str, parts: dict[str, Tensor], layer: LinearLoRA) -> None:
-    """Refuse finite values that overflow in the dtype of the layer's parameter."""
-    for part, value in parts.items():
-        place = layer.get_parameter(part)
-        if not torch.equal(value.isfinite(), value.to(place.dtype).isfinite()):
-            raise ValueError(
-                f"{name}.{PARTS[part]} has values up to {value.abs().max():.3g}: too large for {place.dtype}"
-            )
-
-
 def _adapt(model: nn.Module, parts: dict[nn.Module, Any], config: PeftConfig, patch: Callable[..., Any]) -> None:
     """Adapt modules as `apply_lora_to_linear_modules` does, but each in the dtype of its tensors."""
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
     devices = {p.device for p in model.parameters() if p.is_cuda}
     # The initial values will be replaced, so drawing them must not change the caller's random state.
     with torch.random.fork_rng(devices=list(devices)):
-        for module, own in parts.items():
+        for module, (first, own) in parts.items():
             patch(
                 module,
-                config.dim,
-                config.alpha,
+                *config.of_layer(first),
                 config.dropout,
                 config.dropout_position,
                 config.lora_A_init,
@@ -269,4 +211,13 @@ def _copy(layers: Layers, named: dict[str, dict[str, Tensor]]) -> None:
     for name, layer in layers.items():
         layer.unmerge()
         for part, tensor in named[name].items():
-            layer.get_parameter(part).copy_(tensor)
+            place = layer.get_parameter(part)
+            place.copy_(shard_of(tensor.to(place.dtype), place))
+
+
+def _train_adapters_only(model: nn.Module) -> None:
+    """Freeze every parameter that is not an adapter's."""
+    adapters = {id(tensor) for tensor in _tensors(_layers(model)[0]).values()}
+    for parameter in model.parameters():
+        if parameter.requires_grad != (id(parameter) in adapters):
+            parameter.requires_grad_(id(parameter) in adapters)

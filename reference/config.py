@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeGuard
 
 import torch
 
+from .layer_patterns import checked_patterns, first_match
 from .matching import pattern_list
 
 DROPOUT_POSITIONS = ("pre", "post")
@@ -36,10 +37,13 @@ class PeftConfig:
         use_dora: decompose the weight into magnitude and direction (see `dora`).
         use_rslora: rank-stabilised scale, ``alpha/√dim``.
         use_memory_efficient_lora: recompute in backward instead of saving; the computed values are the same.
+        rank_pattern, alpha_pattern: dim and alpha of the layers that a pattern matches, by pattern; the first pattern
+            that matches counts (see `layer_patterns`). None is {}.
     Raises:
         ValueError: naming the key, the value and what was expected, for a wrong type, NaN or a value out of
             range. `ModuleMatcher`, not this class, refuses more than one of the three ways to choose modules.
-    Source: NeMo Automodel `PeftConfig`; rsLoRA: Kalajdzievski (2023); DoRA: Liu et al. (2024).
+    Source: NeMo Automodel `PeftConfig`; the patterns are PEFT's; rsLoRA: Kalajdzievski (2023); DoRA: Liu et al.
+        (2024).
     """
 
     target_modules: list[str] = field(default_factory=list)
@@ -55,6 +59,8 @@ class PeftConfig:
     use_dora: bool = False
     use_rslora: bool = False
     use_memory_efficient_lora: bool = False
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    alpha_pattern: dict[str, int | float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.target_modules = pattern_list("target_modules", self.target_modules)
@@ -66,6 +72,14 @@ class PeftConfig:
         self.lora_dtype = parse_dtype(self.lora_dtype)
         for key in ("match_all_linear", "use_triton", "use_dora", "use_rslora", "use_memory_efficient_lora"):
             check_flag(key, getattr(self, key))
+        self.rank_pattern = checked_patterns("rank_pattern", self.rank_pattern, check_dim_named)
+        self.alpha_pattern = checked_patterns("alpha_pattern", self.alpha_pattern, check_alpha_named)
+
+    def of_layer(self, name: str) -> tuple[int, int | float]:
+        """The rank and alpha of the layer with this name."""
+        by_rank, by_alpha = first_match(self.rank_pattern, name), first_match(self.alpha_pattern, name)
+        rank = self.dim if by_rank is None else self.rank_pattern[by_rank]
+        return rank, self.alpha if by_alpha is None else self.alpha_pattern[by_alpha]
 
     def to_dict(self) -> dict[str, Any]:
         """The options as a new JSON-serialisable dict that shares no mutable object with the config.
@@ -77,6 +91,8 @@ class PeftConfig:
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         for key in ("target_modules", "exclude_modules"):
             values[key] = list(values[key])
+        for key in ("rank_pattern", "alpha_pattern"):
+            values[key] = dict(values[key])
         if self.lora_dtype is not None:
             values["lora_dtype"] = str(self.lora_dtype).removeprefix("torch.")
         return values
@@ -104,22 +120,37 @@ class PeftConfig:
 
 def check_dim(dim: object) -> None:
     """Refuse a rank that is not an int of at least 1; a bool is refused too."""
+    check_dim_named("dim", dim)
+
+
+def check_dim_named(key: str, dim: object) -> None:
+    """`check_dim` for a rank with another name."""
     if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
-        raise ValueError(f"dim = {dim!r}: expected an int of at least 1")
+        raise ValueError(f"{key} = {dim!r}: expected an int of at least 1")
 
 
 def check_alpha(alpha: object) -> None:
     """Refuse an alpha that is negative or not a finite number; an alpha of 0 switches the adapter off."""
+    check_alpha_named("alpha", alpha)
+
+
+def check_alpha_named(key: str, alpha: object) -> None:
+    """`check_alpha` for an alpha with another name."""
     if not _is_number(alpha) or not 0 <= alpha <= sys.float_info.max:
-        raise ValueError(f"alpha = {alpha!r}: expected a finite number, not negative")
+        raise ValueError(f"{key} = {alpha!r}: expected a finite number, not negative")
 
 
 def check_dropout(dropout: object, dropout_position: object) -> None:
     """Refuse a probability outside [0, 1], NaN included, and a position that is neither "pre" nor "post"."""
-    if not _is_number(dropout) or not 0.0 <= dropout <= 1.0:
-        raise ValueError(f"dropout = {dropout!r}: expected a probability in [0, 1]")
+    check_probability("dropout", dropout)
     if dropout_position not in DROPOUT_POSITIONS:
         raise ValueError(f"dropout_position = {dropout_position!r}: expected one of {DROPOUT_POSITIONS}")
+
+
+def check_probability(key: str, value: object) -> None:
+    """Refuse a value that is not a number in [0, 1]."""
+    if not _is_number(value) or not 0.0 <= value <= 1.0:
+        raise ValueError(f"{key} = {value!r}: expected a probability in [0, 1]")
 
 
 def check_init_method(key: str, method: object) -> None:

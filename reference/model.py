@@ -141,8 +141,7 @@ def adapt_model(model: nn.Module, c: PeftConfig, patch: Callable[..., Any]) -> i
         for module in chosen:
             patch(
                 module,
-                c.dim,
-                c.alpha,
+                *c.of_layer(names[module][0]),
                 c.dropout,
                 c.dropout_position,
                 c.lora_A_init,

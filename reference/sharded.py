@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def is_sharded(t: Tensor) -> bool:
@@ -47,3 +47,29 @@ def over_ranks(value: Tensor, of: Any, operation: str) -> Tensor:
         if not placement.is_replicate():
             distributed.all_reduce(value, how, group=of.device_mesh.get_group(dimension))
     return value
+
+
+def shard_of(whole: Tensor, like: Any) -> Tensor:
+    """This rank's shard of a tensor that every rank holds, placed as a DTensor; no rank communicates."""
+    if not is_sharded(like):
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
+    placed: Tensor = distribute_tensor(
+        whole.to(like.to_local().device), like.device_mesh, like.placements, src_data_rank=None
+    )
+    return placed
+
+
+def gathered(t: Any) -> Tensor:
+    """The whole tensor; every rank that holds a shard must call this."""
+    return t.full_tensor() if is_sharded(t) else t  # type: ignore[no-any-return]
+
+
+def reshard(model: nn.Module) -> None:
+    """Free the parameters that `fully_shard` has gathered for forward, so that all its parameters are DTensors."""
+    module: Any = sys.modules.get("torch.distributed.fsdp")
+    if module is not None and hasattr(module, "FSDPModule"):
+        for part in model.modules():
+            if isinstance(part, module.FSDPModule):
+                part.reshard()

@@ -38,6 +38,8 @@ class HybridFHEModel:
         remote_modules: the `RemoteModule`s by name.
         keys: the `Keys`; generated when first needed, or assigned (see `Keys.load`).
         mode: the `HybridFHEMode`.
+        noise_position: the seed of the noise of mode simulate and the number of products that have drawn from it; a
+            model that is given it continues with the same noise. `save_training` saves it.
     Raises:
         ValueError: for a name that is not a linear layer or belongs to an adapter; for no names; for an unknown
             backend, an invalid time-out or an invalid seed. The model is then unchanged.
@@ -166,6 +168,15 @@ class HybridFHEModel:
     def mode(self) -> HybridFHEMode:
         """The mode of all remote modules."""
         return self._split.mode
+
+    @property
+    def noise_position(self) -> tuple[int, int]:
+        """The seed of the noise of mode simulate, and the number of products that have drawn noise so far."""
+        return self._split.noise_position
+
+    @noise_position.setter
+    def noise_position(self, position: tuple[int, int]) -> None:
+        self._split.noise_position = position
 
     @property
     def keys(self) -> Keys | None:

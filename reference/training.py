@@ -11,6 +11,7 @@ from .base_layer import computes_weight
 from .gradnorm import clip_grad_norm_
 from .hybrid import Conv1D, CustomLinear, is_frozen_product, is_lora_module
 from .layer import LinearLoRA
+from .step_state import StepState
 
 
 class LoraTraining(nn.Module):
@@ -116,7 +117,9 @@ class LoraTraining(nn.Module):
     def forward(self, inputs: Any) -> tuple[Tensor, Tensor | None]:
         """Compute the loss of a micro-batch, *run backward*, and, if configured, clip, step and zero gradients.
 
-        ``loss = loss_fn(model(x), labels) / gradient_accumulation_steps``; its gradients are accumulated.
+        ``loss = loss_fn(model(x), labels) / gradient_accumulation_steps``; its gradients are accumulated. A call that
+        raises, wherever it does, leaves parameters, gradients, buffers, the states of optimiser and scheduler, and
+        random states as they were before it, so that it can be repeated.
 
         Args:
             inputs: ``(x, labels)``; x is a tensor, a tuple of tensors or a dict of keyword arguments. Other
@@ -129,20 +132,30 @@ class LoraTraining(nn.Module):
                 trainable parameter of the model contributes to it.
         """
         args, kwargs, labels = _split(inputs)
-        loss = self._loss(args, kwargs, labels) / self.gradient_accumulation_steps
-        self._backward(loss)
+        before = StepState(self.inference_model)
+        try:
+            loss = self._loss(args, kwargs, labels) / self.gradient_accumulation_steps
+            self._backward(loss)
+            return loss, self._finish(before)
+        except BaseException:
+            before.restore()
+            raise
+
+    def _finish(self, before: StepState) -> Tensor | None:
+        """After backward: clear the gradients while calibrating, or clip, step and clear them; return the norm."""
         grad_norm = None
         if self.calibrate:
             self.inference_model.zero_grad()
         elif self.run_optimizer:
             if self.max_grad_norm is not None:
                 grad_norm = self.clip_grad_norm(self.inference_model.parameters(), self.max_grad_norm)
+            before.add_steppers(self.inference_model, self.optimizer, self.lr_scheduler)
             if self.optimizer is not None:
                 self.optimizer.step()
             if self.lr_scheduler is not None:
                 self.lr_scheduler.step()
             self.inference_model.zero_grad()
-        return loss, grad_norm
+        return grad_norm
 
     def _loss(self, args: tuple[Any, ...], kwargs: dict[str, Any], labels: Any) -> Tensor:
         if self.loss_fn is not None:

@@ -25,9 +25,9 @@ import reference
 from conformance.clauses.checkpoint.peft_files import CONFIG, REST, TENSORS
 from conformance.clauses.checkpoint.target_calls import fill
 from conformance.clauses.model.small_models import Toy, Twice
-from reference.files.peft_format import PREFIX
 from reference.files.plain_values import flatten, same, unflatten
 from reference.files.tensor_file import encode
+from reference.files.tensor_names import PREFIX
 
 TOKENS = torch.tensor([[1, 4, 7], [2, 0, 10]])
 
@@ -119,9 +119,12 @@ def test_a_config_of_another_save_is_refused(tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "alpha": ({"alpha": 3}, r"blocks\.0\.fc1 has alpha = 3 but adapter_config\.json has 6: expected the same"),
-    "dim": ({"dim": 3}, r"blocks\.0\.fc1 has dim = 3 but adapter_config\.json has 2"),
-    "dora": ({"use_dora": True}, r"blocks\.0\.fc1 has use_dora = True but adapter_config\.json has False"),
+    "alpha": (
+        {"alpha": 3},
+        r"blocks\.0\.fc1 has alpha = 3 but adapter_config\.json has lora_alpha = 6: expected the same",
+    ),
+    "dim": ({"dim": 3}, r"blocks\.0\.fc1 has dim = 3 but adapter_config\.json has r = 2"),
+    "dora": ({"use_dora": True}, r"blocks\.0\.fc1 has use_dora = True but adapter_config\.json has use_dora = False"),
     "fewer": ({"target_modules": ["*.fc1"]}, r"of modules that have no adapter: blocks\.0\.fc2, blocks\.1\.fc2"),
     "more": ({"target_modules": ["*.fc*", "head"]}, r"no tensors for adapters of the model: head"),
 }
@@ -144,14 +147,22 @@ FILES_REFUSED = {
         (b"3", "it holds a int"),
         (b'{"r": 2}', "has no peft_type: expected 'LORA'"),
         (b'{"peft_type": "LORA", "a": 1}', "has the unknown field a = 1"),
-        (b'{"peft_type": "LORA", "rank_pattern": {"a": 1}}', "rank_pattern = {'a': 1}, which is not supported"),
+        (
+            b'{"peft_type": "LORA", "rank_pattern": {"a": 0}}',
+            "has rank_pattern['a'] = 0: expected an int of at least 1",
+        ),
+        (b'{"peft_type": "LORA", "r": 0}', "adapter_config.json has r = 0: expected an int of at least 1"),
+        (b'{"peft_type": "LORA", "lora_dropout": 2}', "has lora_dropout = 2: expected a probability in [0, 1]"),
         (b'{"peft_type": "LORA", "bias": "lora_only"}', "has bias = 'lora_only': expected one of ('none', None)"),
         (b'{"peft_type": "LORA", "layer_replication": [[0, 1]]}', "layer_replication = [[0, 1]], which is not"),
         (b'{"peft_type": "LORA", "lora_bias": true}', "lora_bias = True, which is not supported"),
         (b'{"peft_type": "LORA", "trainable_token_indices": [1]}', "trainable_token_indices = [1], which is not"),
         (b'{"peft_type": "LORA", "target_parameters": ["gain"]}', "target_parameters = ['gain'], which is not"),
-        (b'{"peft_type": "LORA", "megatron_config": {"a": 1}}', "megatron_config = {'a': 1}, which is not supported"),
-        (b'{"peft_type": "LORA", "init_lora_weights": "pissa"}', "has init_lora_weights = 'pissa': expected one of"),
+        (
+            b'{"peft_type": "LORA", "init_lora_weights": "pissa_niter_4"}',
+            "'pissa_niter_4', which changed the base weights",
+        ),
+        (b'{"peft_type": "LORA", "init_lora_weights": "mica"}', "has init_lora_weights = 'mica': expected one of"),
         (b'{"peft_type": "LORA", "r": 2, "lora_alpha": 1' + b"0" * 400 + b"}", "0: expected a finite number"),
         (b'{"peft_type": "LORA", "r": 2, "lora_alpha": 6, "target_modules": ["fc1"]}', "is not in target_modules"),
         (b'{"peft_type": "LORA", "r": 2, "target_modules": ["fc1", "fc2", "head"]}', "head is in target_modules"),

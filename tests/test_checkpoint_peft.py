@@ -125,8 +125,6 @@ def test_ambiguous_target_names_mean_the_same_to_peft(tmp_path: Path) -> None:
 UNSUPPORTED: dict[str, dict[str, Any]] = {
     "modules_to_save": {"modules_to_save": ["head"]},
     "bias": {"bias": "lora_only"},
-    "rank_pattern": {"rank_pattern": {"fc1": 2}},
-    "alpha_pattern": {"alpha_pattern": {"fc1": 2}},
     "lora_bias": {"lora_bias": True},
     "embed": {"target_modules": ["embed"]},
     "init_lora_weights": {"init_lora_weights": "pissa"},
@@ -177,6 +175,29 @@ def test_adapters_of_conv1d_are_exchanged_with_peft(tmp_path: Path, implementati
         assert difference(back.base_model.model[name](x), expected) < 1e-6
         layer.merge()
         assert difference(layer(x), expected) < 1e-6
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_copies_of_the_head_that_peft_saves_load_into_the_same_base(tmp_path: Path, tied: bool) -> None:
+    """PEFT copies the embeddings and the base weight of the head into a file if the head has an adapter."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "num_key_value_heads": 2}
+    shape = transformers.LlamaConfig(vocab_size=11, num_hidden_layers=1, tie_word_embeddings=tied, **sizes)
+    plain = transformers.LlamaForCausalLM(shape).double()
+    config = peft.LoraConfig(r=2, target_modules=["lm_head", "q_proj"], init_lora_weights=False)
+    theirs = peft.get_peft_model(copy.deepcopy(plain), config, autocast_adapter_dtype=False)
+    theirs.save_pretrained(tmp_path)
+    assert any(".base_layer." in name for name in tensors_in(tmp_path))
+    model = copy.deepcopy(plain)
+    optimized.load_adapter(model, tmp_path)
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) is tied
+    with torch.no_grad():
+        ours, wanted = model.eval()(TOKENS).logits, theirs.eval()(TOKENS).logits
+    assert difference(ours, wanted) <= 1e-14
+    other = copy.deepcopy(plain)
+    torch.nn.init.ones_(other.lm_head.weight)
+    with pytest.raises(ValueError, match=r"a copy of lm_head\.weight, which is the base model's .* differs"):
+        reference.load_adapter(other, tmp_path)
 
 
 MINILM = [(reference, False, False, 0.0), (optimized, True, True, 2e-6)]

@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -164,3 +165,14 @@ def check_range(
             f"{' and '.join(about) or 'the operands'} allow products up to {largest}, with noise up to {noise:.3g}, "
             f"but the encryption holds less than 2^{bits - 1} = {limit}: lower n_bits, or the number of input features"
         )
+
+
+def checked_position(position: Any) -> tuple[int, int]:
+    """A position of the noise; refuse one that is not two ints of at least 0."""
+    try:
+        seed, drawn = position
+    except (TypeError, ValueError):
+        seed = drawn = None
+    if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in (seed, drawn)):
+        raise ValueError(f"noise_position = {position!r}: expected a seed and a number of products, ints of at least 0")
+    return seed, drawn

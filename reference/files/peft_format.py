@@ -4,65 +4,14 @@ import dataclasses
 import math
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from ..config import PeftConfig
+from ..layer_patterns import exact_pattern, first_match
+from .peft_fields import CHOOSING, MAPPED, PATTERNS, refuse_unknown
 
-PREFIX = "base_model.model."  # before the name of each module in a file of PEFT
-
-# PEFT's fields, our options, and PEFT's defaults; the default alpha differs from ours.
-MAPPED: dict[str, tuple[str, Any]] = {
-    "r": ("dim", 8),
-    "lora_alpha": ("alpha", 8),
-    "lora_dropout": ("dropout", 0.0),
-    "use_dora": ("use_dora", False),
-    "use_rslora": ("use_rslora", False),
-}
-# These fields choose modules; the names of the tensors do so more exactly.
-CHOOSING = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
-# These fields do not change what a loaded adapter computes.
-SAYING = (
-    "auto_mapping",
-    "base_model_name_or_path",
-    "fan_in_fan_out",  # the class of each layer says it
-    "inference_mode",
-    "megatron_core",
-    "peft_version",
-    "qalora_group_size",
-    "revision",
-    "runtime_config",
-    "task_type",
-)
-ONE_OF: dict[str, tuple[Any, ...]] = {
-    "peft_type": ("LORA",),
-    "bias": ("none", None),
-    # other initialisations change the base weights
-    "init_lora_weights": (True, False, "gaussian", None),
-}
-REFUSED = (
-    "alora_invocation_tokens",
-    "alpha_pattern",
-    "arrow_config",
-    "corda_config",
-    "ensure_weight_tying",
-    "eva_config",
-    "kasa_config",
-    "layer_replication",
-    "loftq_config",
-    "lora_bias",
-    "lora_ga_config",
-    "megatron_config",
-    "modules_to_save",
-    "monteclora_config",
-    "rank_pattern",
-    "target_parameters",
-    "trainable_token_indices",
-    "use_bdlora",
-    "use_qalora",
-    "velora_config",
-)
-OWN = ("dim", "alpha")  # NeMo Automodel reads them from PEFT's file
+OWN = ("dim", "alpha", *PATTERNS)  # NeMo Automodel reads the first two from PEFT's file
 
 
 def to_peft(
@@ -81,9 +30,10 @@ def to_peft(
             f"PEFT applies dropout to x: dropout_position = {config.dropout_position!r} is kept for this library only",
             stacklevel=4,
         )
-    values = {theirs: getattr(config, ours) for theirs, (ours, _) in MAPPED.items()}
+    names = sorted(adapted)
+    values = {theirs: getattr(config, ours) for theirs, (ours, _, _) in MAPPED.items()}
     return values | {
-        "alpha_pattern": {},
+        "alpha_pattern": _sorted_patterns(config.alpha_pattern, names),
         "auto_mapping": None,
         "base_model_name_or_path": None,
         "bias": "none",
@@ -93,15 +43,19 @@ def to_peft(
         "init_lora_weights": True,
         "modules_to_save": None,
         "peft_type": "LORA",
-        "rank_pattern": {},
+        "rank_pattern": _sorted_patterns(config.rank_pattern, names),
         "revision": None,
-        "target_modules": _targets(sorted(adapted), others),
+        "target_modules": _targets(names, others),
         "task_type": None,
     }
 
 
 def from_peft(
-    values: Mapping[str, Any], rest: Mapping[str, Any] | None, adapted: Iterable[str], others: Iterable[str]
+    values: Mapping[str, Any],
+    rest: Mapping[str, Any] | None,
+    adapted: Iterable[str],
+    others: Iterable[str],
+    ignored: Collection[str] = (),
 ) -> PeftConfig:
     """The config of a saved adapter.
 
@@ -110,21 +64,24 @@ def from_peft(
         rest: the contents of ``automodel_peft_config.json``; None without that file: dropout is then on x, and the
             targets are the adapted modules.
         adapted: names of the modules with tensors.   others: names of all other modules of the model.
+        ignored: unknown fields that may have a value.
     Raises:
         ValueError: naming a field, for a value that is out of range or differs from the other file; if the target
             modules and the adapted modules differ.
     """
     names = sorted(adapted)
     _check_targets(values, names, others)
-    options = {ours: values.get(theirs, default) for theirs, (ours, default) in MAPPED.items()}
+    options = {ours: values.get(theirs, default) for theirs, (ours, default, _) in MAPPED.items()}
+    options |= {key: values.get(key) or {} for key in PATTERNS}
     if rest is None:
         options |= {"target_modules": [_exact(name) for name in names], "dropout_position": "pre"}
         return PeftConfig(**options, lora_A_init="kaiming")
     known = [f.name for f in dataclasses.fields(PeftConfig)]
-    _ignore_unknown("automodel_peft_config.json", {key: value for key, value in rest.items() if key not in known})
+    refuse_unknown("automodel_peft_config.json", rest, known, ignored)
     config = PeftConfig.from_dict(options | {key: value for key, value in rest.items() if key in known})
-    for theirs, (ours, _) in MAPPED.items():
-        if theirs in values and values[theirs] != getattr(config, ours):
+    same_here = {theirs: ours for theirs, (ours, _, _) in MAPPED.items()} | {key: key for key in PATTERNS}
+    for theirs, ours in same_here.items():
+        if theirs in values and options[ours] != getattr(config, ours):
             raise ValueError(
                 f"adapter_config.json has {theirs} = {values[theirs]!r} but automodel_peft_config.json has "
                 f"{ours} = {getattr(config, ours)!r}: expected the same"
@@ -133,47 +90,26 @@ def from_peft(
 
 
 def beside_peft(config: PeftConfig) -> dict[str, Any]:
-    """The contents of ``automodel_peft_config.json``: all options except dim and alpha, which are in PEFT's file.
+    """The contents of ``automodel_peft_config.json``: the options that PEFT's file lacks, and dropout and variants.
 
     Source: NeMo Automodel `_get_automodel_peft_metadata`.
     """
     return {key: value for key, value in config.to_dict().items() if key not in OWN}
 
 
-def scale_of(config: PeftConfig) -> float:
-    """``alpha/dim``, or ``alpha/√dim`` with use_rslora."""
-    return config.alpha / (math.sqrt(config.dim) if config.use_rslora else config.dim)
+def scale_of(config: PeftConfig, name: str) -> float:
+    """The scale of a layer: ``alpha/dim``, or ``alpha/√dim`` with use_rslora."""
+    dim, alpha = config.of_layer(name)
+    return alpha / (math.sqrt(dim) if config.use_rslora else dim)
 
 
-def check_fields(values: Mapping[str, Any]) -> None:
-    """Refuse an unsupported field or value in ``adapter_config.json``.
-
-    Raises:
-        ValueError: naming a field and its value; for an unknown field unless it is null, false, 0 or empty.
-    Warns:
-        UserWarning: naming the ignored unknown fields.
-    """
-    if "peft_type" not in values:
-        raise ValueError("adapter_config.json has no peft_type: expected 'LORA'")
-    unknown = {}
-    for key, value in values.items():
-        if key in ONE_OF:
-            if not any(value is allowed or (isinstance(value, str) and value == allowed) for allowed in ONE_OF[key]):
-                raise ValueError(f"adapter_config.json has {key} = {value!r}: expected one of {ONE_OF[key]}")
-        elif key in REFUSED:
-            if value:
-                raise ValueError(f"adapter_config.json has {key} = {value!r}, which is not supported")
-        elif key not in (*MAPPED, *CHOOSING, *SAYING):
-            unknown[key] = value
-    _ignore_unknown("adapter_config.json", unknown)
-
-
-def _ignore_unknown(file: str, unknown: Mapping[str, Any]) -> None:
-    for key, value in unknown.items():
-        if value:
-            raise ValueError(f"{file} has the unknown field {key} = {value!r}: its effect is unknown")
-    if unknown:
-        warnings.warn(f"{file} has unknown fields, which are empty and ignored: {', '.join(unknown)}", stacklevel=5)
+def _sorted_patterns(patterns: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
+    """The patterns sorted, as files hold them; one pattern for each layer if sorting changes the first that matches."""
+    in_order = dict(sorted(patterns.items()))
+    first = {name: first_match(patterns, name) for name in names}
+    if all(first_match(in_order, name) == pattern for name, pattern in first.items()):
+        return in_order
+    return {exact_pattern(name): patterns[pattern] for name, pattern in first.items() if pattern is not None}
 
 
 def _targets(names: list[str], others: Iterable[str]) -> list[str] | str:

@@ -71,10 +71,11 @@ def same(value: Any, other: Any) -> bool:
     """Whether two values that `flatten` accepts are the same, bit for bit, types included."""
     tensors: list[dict[str, Tensor]] = [{}, {}]
     texts = [json.dumps(flatten(v, "", into)) for v, into in zip((value, other), tensors, strict=True)]
-    return texts[0] == texts[1] and all(_same_bits(tensors[0][name], tensors[1][name]) for name in tensors[0])
+    return texts[0] == texts[1] and all(same_bits(tensors[0][name], tensors[1][name]) for name in tensors[0])
 
 
-def _same_bits(a: Tensor, b: Tensor) -> bool:
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors have the same dtype, shape and bits."""
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
     one, two = (t.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for t in (a, b))

@@ -3,18 +3,17 @@
 import copy
 import json
 import os
-import random
-import warnings
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..encrypted.noise import checked_position
+from ..sharded import is_sharded
 from ..training import LoraTraining, check_training_arguments
 from .plain_values import flatten, same, unflatten
+from .random_states import check_keys, check_random, random_state, restore_random
 from .tensor_file import decode, digest, encode, file_in
 from .whole_files import replace_files
 
@@ -23,7 +22,6 @@ ABOUT, DIGEST = "loraspec_training", "loraspec_sha256"  # keys in the metadata o
 SETTINGS = ("gradient_accumulation_steps", "max_grad_norm", "run_optimizer", "calibrate")
 STEPPERS = ("optimizer", "lr_scheduler")
 MODEL = ("parameters", "gradients", "buffers")
-RANDOM = ("python", "numpy", "torch", "cuda")
 
 
 def save_training(training: LoraTraining, path: str | os.PathLike[str], step: int = 0) -> None:
@@ -31,8 +29,9 @@ def save_training(training: LoraTraining, path: str | os.PathLike[str], step: in
 
     The file ``training.safetensors`` replaces an older one atomically. It holds the trainable parameters, their
     accumulated gradients and the model's buffers, the states of optimiser and scheduler, the settings of
-    `LoraTraining.update_training_parameters` and its switches, and the random states of Python, NumPy, torch
-    and, if in use, CUDA. It does not hold the frozen parameters, the loss function or the data.
+    `LoraTraining.update_training_parameters` and its switches, the random states of Python, NumPy, torch
+    and, if in use, CUDA, and the position of the noise of mode simulate in a model split by `HybridFHEModel`. It does
+    not hold the frozen parameters, the loss function or the data.
 
     Args:
         training: its optimizer and lr_scheduler have ``state_dict()``, or are None.
@@ -40,18 +39,25 @@ def save_training(training: LoraTraining, path: str | os.PathLike[str], step: in
         step: the number of finished micro-batches, or another position in the data.
     Raises:
         ValueError: if a state holds other values than numbers, strings, tensors, lists and dicts, if an optimiser or
-            scheduler has no state_dict, or if the optimiser has parameters outside the model.
+            scheduler has no state_dict, if the optimiser has parameters outside the model, or if the model is sharded.
         OSError: if the file cannot be written; the older file is then intact.
     """
     if isinstance(step, bool) or not isinstance(step, int) or step < 0:
         raise ValueError(f"step = {step!r}: expected an int of at least 0")
+    for name, parameter in training.inference_model.named_parameters():
+        if is_sharded(parameter):
+            raise ValueError(
+                f"{name} is sharded over several ranks: expected the run of one process; save the run with "
+                f"torch.distributed.checkpoint, and its adapters with save_adapter"
+            )
     tensors: dict[str, Tensor] = {}
     state = {"step": step, **_layout(training)}
     for name in STEPPERS:
         state[name] = _state(training, name)
     state["model"] = _model_state(training.inference_model)
     state["settings"] = {key: getattr(training, key) for key in SETTINGS}
-    state["random"] = _random_state()
+    state["random"] = random_state()
+    state["noise"] = _noise(training)
     about = flatten(state, "state", tensors)
     metadata = {ABOUT: json.dumps(about), DIGEST: digest(tensors, about)}
     replace_files(Path(path), {STATE: encode(tensors, metadata)})
@@ -84,7 +90,9 @@ def load_training(training: LoraTraining, path: str | os.PathLike[str]) -> int:
     _restore_model(training.inference_model, state["model"])
     for key in SETTINGS:
         setattr(training, key, state["settings"][key])
-    _restore_random(state["random"])
+    restore_random(state["random"])
+    for name, module in _with_noise(training):
+        module.noise_position = state["noise"][name]
     return int(state["step"])
 
 
@@ -128,14 +136,13 @@ def _model_state(model: nn.Module) -> dict[str, dict[str, Tensor]]:
     }
 
 
-def _random_state() -> dict[str, Any]:
-    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    return {
-        "python": random.getstate(),
-        "numpy": [str(kind), np.asarray(keys).tolist(), int(position), int(has_gauss), float(cached)],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None,  # type: ignore[no-untyped-call]
-    }
+def _with_noise(training: LoraTraining) -> list[tuple[str, Any]]:
+    """The remote modules of a split model, by name."""
+    return [(name, m) for name, m in training.inference_model.named_modules() if hasattr(m, "noise_position")]
+
+
+def _noise(training: LoraTraining) -> dict[str, list[int]]:
+    return {name: list(module.noise_position) for name, module in _with_noise(training)}
 
 
 def _read(folder: Path) -> dict[str, Any]:
@@ -159,30 +166,29 @@ def _state_in(tensors: dict[str, Tensor], metadata: dict[str, str]) -> dict[str,
 def _check(training: LoraTraining, state: dict[str, Any]) -> None:
     """Refuse the state of another run, and a state that is incomplete or cannot be restored."""
     layout = _layout(training)
-    _check_keys("the state", state, ("step", *layout, *STEPPERS, "model", "settings", "random"))
+    state.setdefault("noise", {})  # files of older releases have none
+    check_keys("the state", state, ("step", *layout, *STEPPERS, "model", "settings", "random", "noise"))
     for key, value in layout.items():
         if not same(state[key], value):
             raise ValueError(f"it has {key} {state[key]}: this training has {value}")
     if isinstance(state["step"], bool) or not isinstance(state["step"], int) or state["step"] < 0:
         raise ValueError(f"it has step = {state['step']!r}: expected an int of at least 0")
     _check_settings(state["settings"])
-    _check_random(state["random"])
-    _check_keys("the model", state["model"], MODEL)
+    check_random(state["random"])
+    check_keys("the noise of remote modules", state["noise"], _noise(training))
+    for name, position in state["noise"].items():
+        try:
+            checked_position(position)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    check_keys("the model", state["model"], MODEL)
     model = _model_state(training.inference_model)
     for kind in ("parameters", "buffers"):
-        _check_keys(f"the model's {kind}", state["model"][kind], model[kind])
+        check_keys(f"the model's {kind}", state["model"][kind], model[kind])
         _check_tensors("", state["model"][kind], model[kind])
     gradients = state["model"]["gradients"]
-    _check_keys("the model's gradients", gradients, [name for name in model["parameters"] if name in gradients])
+    check_keys("the model's gradients", gradients, [name for name in model["parameters"] if name in gradients])
     _check_tensors("the gradient of ", gradients, model["parameters"])
-
-
-def _check_keys(what: str, found: Any, expected: Iterable[str]) -> None:
-    if not isinstance(found, dict):
-        raise ValueError(f"{what}: got a {type(found).__name__}, expected a dict")
-    extra, missing = ([str(key) for key in keys] for keys in (set(found) - set(expected), set(expected) - set(found)))
-    if extra or missing:
-        raise ValueError(f"{what}: unexpected {sorted(extra)}, missing {sorted(missing)}")
 
 
 def _check_tensors(what: str, found: dict[str, Any], own: dict[str, Tensor]) -> None:
@@ -195,7 +201,7 @@ def _check_tensors(what: str, found: dict[str, Any], own: dict[str, Tensor]) -> 
 
 
 def _check_settings(settings: Any) -> None:
-    _check_keys("the settings", settings, SETTINGS)
+    check_keys("the settings", settings, SETTINGS)
     try:
         check_training_arguments(settings["gradient_accumulation_steps"], settings["max_grad_norm"])
     except TypeError as error:
@@ -203,35 +209,6 @@ def _check_settings(settings: Any) -> None:
     for key in ("run_optimizer", "calibrate"):
         if not isinstance(settings[key], int):
             raise ValueError(f"it has {key} = {settings[key]!r}: expected True or False")
-
-
-def _check_random(saved: Any) -> None:
-    """Try the random states on new generators."""
-    _check_keys("the random states", saved, RANDOM)
-    for name in RANDOM:
-        try:
-            _try_random(name, saved[name])
-        except Exception as error:
-            raise ValueError(f"its random state of {name} cannot be restored: {error}") from error
-
-
-def _try_random(name: str, state: Any) -> None:
-    if name == "python":
-        random.Random().setstate(state)
-    elif name == "numpy":
-        np.random.RandomState().set_state(_numpy_state(state))
-        if not 0 <= state[2] <= len(state[1]):  # set_state does not check this
-            raise ValueError(f"its position is {state[2]}")
-    elif name == "torch":
-        torch.Generator().set_state(state)
-    elif state is not None and len(state) == torch.cuda.device_count():
-        for device, own in enumerate(state):
-            torch.Generator(device=f"cuda:{device}").set_state(own)
-
-
-def _numpy_state(saved: list[Any]) -> tuple[Any, ...]:
-    kind, keys, position, has_gauss, cached = saved
-    return kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached
 
 
 def _restore_steppers(training: LoraTraining, state: dict[str, Any]) -> None:
@@ -263,19 +240,3 @@ def _restore_model(model: nn.Module, saved: dict[str, dict[str, Tensor]]) -> Non
     for name, buffer in model.named_buffers():
         if name in saved["buffers"]:
             buffer.copy_(saved["buffers"][name])
-
-
-def _restore_random(saved: dict[str, Any]) -> None:
-    random.setstate(saved["python"])
-    np.random.set_state(_numpy_state(saved["numpy"]))
-    torch.set_rng_state(saved["torch"])
-    if saved["cuda"] is None:
-        return
-    if len(saved["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(saved["cuda"])
-    else:
-        warnings.warn(
-            f"the states of {len(saved['cuda'])} CUDA generators are not restored: there are "
-            f"{torch.cuda.device_count()} devices here",
-            stacklevel=3,
-        )

@@ -111,6 +111,15 @@ class RemoteModule(nn.Module):
         self.quantized.clear()
         self.private_module = self._compiled_from = None
 
+    @property
+    def noise_position(self) -> tuple[int, int]:
+        """The position of the noise of mode simulate, which all remote modules of a model share."""
+        return self.split.noise_position
+
+    @noise_position.setter
+    def noise_position(self, position: tuple[int, int]) -> None:
+        self.split.noise_position = position
+
     def _observe(self, x: Tensor) -> None:
         if not x.numel():
             return

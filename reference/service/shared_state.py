@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..encrypted.encryption import Backend, ConcreteBackend, Keys, noise_of
-from ..encrypted.noise import PARAMETER_SETS, EncryptionParameters, noise_std
+from ..encrypted.noise import PARAMETER_SETS, EncryptionParameters, checked_position, noise_std
 from .client import TIMEOUT, RemoteClient, check_seconds
 
 
@@ -84,6 +84,16 @@ class Split:
         if isinstance(self.chosen, str):  # the library of the backend may not be installed
             return noise_std(self.parameters, weight)
         return noise_of(self.chosen, weight)
+
+    @property
+    def noise_position(self) -> tuple[int, int]:
+        """The seed of the noise of mode simulate, and the number of products that have drawn noise so far."""
+        assert self.noise_seed is not None
+        return self.noise_seed, self.noise_drawn
+
+    @noise_position.setter
+    def noise_position(self, position: tuple[int, int]) -> None:
+        self.noise_seed, self.noise_drawn = checked_position(position)
 
     def next_noise(self) -> torch.Generator:
         """The generator for the noise of the next product, from the seed and the number of products so far."""

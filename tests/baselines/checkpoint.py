@@ -25,6 +25,8 @@ FIELDS = {
 }
 DEFAULTS = {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "use_dora": False, "use_rslora": False}
 SAYING = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type")
+SAYING += ("eva_config", "loftq_config", "megatron_config", "megatron_core")  # no effect on plain linear layers
+BEGAN = (True, False, "gaussian", "orthogonal", "eva")
 CHOOSING = ("target_modules", "exclude_modules", "layers_pattern", "layers_to_transform")
 MAGNITUDE = "lora_magnitude_vector"
 
@@ -36,6 +38,8 @@ class Right:
     LinearLoRA: Any = reference.LinearLoRA
     LoraTraining: Any = reference.LoraTraining
     apply_lora_to_linear_modules = staticmethod(reference.apply_lora_to_linear_modules)
+    HybridFHEModel: Any = reference.HybridFHEModel
+    get_remote_names = staticmethod(reference.get_remote_names)
 
     # saving
 
@@ -126,7 +130,14 @@ class Right:
             return self.meets_plain(model, named, config)
         self.check(layers, named, config)
         self.copy(layers, named)
+        self.train_only(model, layers)
         return config
+
+    def train_only(self, model: nn.Module, layers: dict[str, Any]) -> None:
+        """Let exactly the adapters require gradients."""
+        kept = {id(tensor) for layer in layers.values() for tensor in self.parts(layer).values()}
+        for parameter in model.parameters():
+            parameter.requires_grad_(id(parameter) in kept)
 
     def tensors(self, folder: Path) -> dict[str, Tensor]:
         """Return the file's tensors."""
@@ -151,12 +162,14 @@ class Right:
 
     def check_fields(self, values: dict[str, Any]) -> None:
         """Refuse unsupported fields and values."""
-        fine: dict[str, Any] = {"peft_type": "LORA", "bias": "none", "init_lora_weights": True}
+        fine: dict[str, Any] = {"peft_type": ("LORA",), "bias": ("none",), "init_lora_weights": self.began}
         for key, value in values.items():
-            if key in fine and value != fine[key]:
+            if key in fine and value not in fine[key]:
                 self.meets_field(key, value)
             if key not in (*fine, *FIELDS, *SAYING, *CHOOSING):
                 self.meets_unknown(key, value)
+
+    began = BEGAN
 
     def meets_field(self, key: str, value: Any) -> None:
         """Refuse a field whose value is not supported."""
@@ -170,11 +183,20 @@ class Right:
     def config(self, values: dict[str, Any], rest: Any, names: list[str]) -> Any:
         """Return the config that `load_adapter` returns."""
         options = {ours: values.get(theirs, self.defaults[theirs]) for theirs, ours in FIELDS.items()}
+        for theirs, ours in FIELDS.items():
+            self.check_value(theirs, {ours: options[ours]})
         if rest is not None:
             return reference.PeftConfig.from_dict(rest | options)
         return reference.PeftConfig(target_modules=names, dropout_position="pre", **options)
 
     defaults = DEFAULTS
+
+    def check_value(self, field: str, option: dict[str, Any]) -> None:
+        """Refuse a value that is out of range, by the field's name in the file."""
+        try:
+            reference.PeftConfig(**option)
+        except ValueError as error:
+            raise ValueError(f"{field}: {error}") from None
 
     def named(self, tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         """Return the tensors by layer and part."""

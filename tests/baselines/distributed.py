@@ -16,6 +16,9 @@ class Right:
     clip_grad_norm_: Any = staticmethod(reference.clip_grad_norm_)
     colwise_parallel_lora: Any = staticmethod(reference.colwise_parallel_lora)
     rowwise_parallel_lora: Any = staticmethod(reference.rowwise_parallel_lora)
+    PeftConfig: Any = reference.PeftConfig
+    save_adapter: Any = staticmethod(reference.save_adapter)
+    load_adapter: Any = staticmethod(reference.load_adapter)
 
 
 def distributed_breaks(clause: str, *, says: str) -> Callable[[type], type]:

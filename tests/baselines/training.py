@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import reference
+from reference.step_state import StepState
 from tests.known_bad import record
 
 
@@ -56,13 +57,26 @@ class Step(nn.Module):
     # one call
 
     def forward(self, inputs: Any) -> tuple[Tensor, Any]:
-        """Compute the loss and run backward; clip and step if configured."""
-        self.norm: Any = None
-        x, labels = self.unpack(inputs)
-        loss = self.divide(self.loss(x, labels))
-        self.differentiate(loss)
-        self.finish()
+        """Compute the loss and run backward; clip and step if configured; undo all of it if a part raises."""
+        before = self.taken()
+        try:
+            self.norm: Any = None
+            x, labels = self.unpack(inputs)
+            loss = self.divide(self.loss(x, labels))
+            self.differentiate(loss)
+            self.finish()
+        except BaseException:
+            self.undo(before)
+            raise
         return self.returned(loss), self.norm
+
+    def taken(self) -> StepState:
+        before = StepState(self.inference_model)
+        before.add_steppers(self.inference_model, self.optimizer, self.lr_scheduler)
+        return before
+
+    def undo(self, before: StepState) -> None:
+        before.restore()
 
     def unpack(self, inputs: Any) -> tuple[Any, Any]:
         if isinstance(inputs, dict):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from conformance.clauses.checkpoint.peft_files import CONFIG, PREFIX, config_in, put, tensors_in
 from conformance.clauses.checkpoint.target_calls import (
@@ -19,12 +21,15 @@ from conformance.clauses.checkpoint.target_calls import (
     folder,
     load,
     output,
+    raised,
     require_same,
     save,
     snapshot,
+    tie,
+    toy,
     trained,
 )
-from conformance.clauses.model.small_models import adapted
+from conformance.clauses.model.small_models import adapted, adapters
 from conformance.isolation.process_state import kept
 from conformance.judgement.outcomes import require
 from conformance.specification.clause import clause
@@ -35,8 +40,7 @@ from conformance.target.subject import Subject
 @clause(
     "CKP-LOAD-EFFECTS",
     sentence="""Loading into a model with adapters changes the values of the adapters only. It changes no base weight
-    or buffer, no requires_grad, gradient or training flag, no Parameter object, and no random state or global
-    setting.""",
+    or buffer, no gradient or training flag, no Parameter object, and no random state or global setting.""",
     cases=FILES.narrowed(how=("training", "evaluating", "frozen adapters", "trainable norms")),
     dtypes=("float32", "bfloat16"),
     weight=0.67,
@@ -62,10 +66,83 @@ def test_loading_changes_adapters_only(subject: Subject, case: FileCase) -> None
         with kept("load_adapter"):
             load(subject, model, path)
         at_fault = culprit(Path(path), source)
-    require_same(before, model, "load_adapter", lambda name: name.startswith("the value of ") and "lora_" in name)
+    require_same(before, model, "load_adapter", _may_change)
     with fault_of(at_fault):
         for name, tensor in expected_tensors(source).items():
             require(equal_bits(tensor, expected_tensors(model)[name]), f"{name} is not what was saved")
+
+
+def _may_change(name: str) -> bool:
+    """Whether loading may change this entry of a snapshot; CKP-TRAINABLE judges requires_grad."""
+    return name.startswith("requires_grad of ") or (name.startswith("the value of ") and "lora_" in name)
+
+
+TRAINABLE = (
+    "adapted",
+    "plain",
+    "frozen adapters",
+    "trainable norms",
+    "trainable base",
+    "merged",
+    "another dtype",
+    "tied",
+)
+
+
+@clause(
+    "CKP-TRAINABLE",
+    sentence="""After loading exactly the parameters of the adapters require gradients, whatever did before, in a model
+    with or without adapters, merged, in another dtype, or with a tied head; no training flag changes. A model without
+    adapters may be refused with a ValueError.""",
+    why="Training would otherwise leave adapters as they were loaded, or change the base weights.",
+    cases=FILES.narrowed(how=TRAINABLE, chosen=("wildcard", "all", "q_proj"), rslora=(False,)),
+    dtypes=ONE,
+    weight=0.67,
+)
+def test_exactly_the_adapters_are_trainable(subject: Subject, case: FileCase) -> None:
+    source, config = trained(subject, case)
+    model = toy(subject, case) if case.how in ("plain", "another dtype", "tied") else trained(subject, case)[0]
+    model.train(case.seed % 2 == 0)
+    _prepare(model, case.how)
+    modes = {name: module.training for name, module in model.named_modules()}
+    with folder() as path:
+        save(subject, source, config, path)
+        error = raised(lambda: subject.target.load_adapter(model, str(path)))
+    if isinstance(error, ValueError) and not adapted(model):
+        return
+    with fault_of("load_adapter"):
+        require(error is None, f"load_adapter into a model ({case.how}) raised {error!r}")
+        wrong = [name for name, p in model.named_parameters() if p.requires_grad != (name in adapters(model))]
+        flags = {True: "requires", False: "does not require"}
+        for name in wrong[:1]:
+            flag = flags[model.get_parameter(name).requires_grad]
+            require(False, f"{name} {flag} gradients after loading into a model ({case.how})")
+        for name, mode in modes.items():
+            now = model.get_submodule(name).training
+            require(now == mode, f"{name or 'the model'}.training is {now} after loading: it was {mode}")
+        if case.how == "tied":
+            require(_tie(model), "the head is no longer tied to the embeddings")
+
+
+def _tie(model: Any) -> bool:
+    return model.head.weight is model.embed.weight
+
+
+def _prepare(model: nn.Module, how: str) -> None:
+    """Bring a model into the state of a case."""
+    for name, parameter in model.named_parameters():
+        if how == "frozen adapters":
+            parameter.requires_grad_(False)
+        if how == "trainable base" or (how == "trainable norms" and "norm" in name):
+            parameter.requires_grad_(True)
+    if how == "another dtype":
+        model.bfloat16()
+    if how == "tied":
+        tie(model)
+    if how == "merged":
+        layers: list[Any] = [layer for layer in model.modules() if hasattr(layer, "lora_A")]
+        for layer in layers:
+            getattr(layer, "merge", lambda: None)()
 
 
 @clause(

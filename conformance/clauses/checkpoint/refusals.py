@@ -12,6 +12,7 @@ from conformance.clauses.checkpoint.peft_files import CONFIG, PREFIX, config_in,
 from conformance.clauses.checkpoint.target_calls import (
     ONE,
     PLAIN,
+    WIDTH,
     FileCase,
     fails,
     folder,
@@ -85,13 +86,15 @@ UNEXPECTED = {
     "a magnitude": "blocks.0.q_proj.lora_magnitude_vector",
     "an embedding": "embed.lora_embedding_A",
     "the name of an adapter": "blocks.0.q_proj.lora_A.default.weight",
+    "a copy of the embeddings": "embed.weight",
+    "a copy of the head": "head.base_layer.weight",
 }
 
 
 @clause(
     "CKP-UNEXPECTED",
-    sentence="""A file with a tensor that fits no parameter of the model is refused by an error that names the tensor;
-    the tensor is never ignored.""",
+    sentence="""A file with a tensor that fits no parameter of the model, or is a copy of the base model's embeddings or
+    head with other values, is refused by an error that names the tensor; the tensor is never ignored.""",
     why="An ignored tensor is a part of the trained model that is lost silently.",
     cases=BROAD.narrowed(how=tuple(UNEXPECTED), chosen=("q_proj",)),
     dtypes=ONE,
@@ -99,23 +102,36 @@ UNEXPECTED = {
 def test_unexpected(subject: Subject, case: FileCase) -> None:
     def change(_: dict[str, Any], tensors: Tensors) -> str:
         name = UNEXPECTED[case.how]
-        tensors[PREFIX + name] = torch.ones(2, 6)
-        return name.partition(".lora_")[0].removesuffix(".weight")
+        shape = {"a copy of the embeddings": (11, WIDTH), "a copy of the head": (5, WIDTH)}.get(case.how, (2, 6))
+        tensors[PREFIX + name] = torch.ones(shape)
+        return name.partition(".lora_")[0].removesuffix(".weight").removesuffix(".base_layer")
 
     _refused(subject, case, f"a file with {case.how}", change)
 
 
 @clause(
     "CKP-PREFIX",
-    sentence="A file whose tensor names lack PEFT's prefix base_model.model. is refused.",
-    cases=BROAD.narrowed(how=("", "model.", "base_model.")),
+    sentence="""A file is refused if tensor names lack PEFT's prefix base_model.model., or if some or all modules have a
+    prefix that those of the model lack, or lack one that those have.""",
+    why="Loading the tensors whose names happen to fit loses the others silently.",
+    cases=BROAD.narrowed(how=("", "model.", "base_model.", "base_model.model.model.", "some", "shorter names")),
     dtypes=ONE,
     level=SHOULD,
     weight=0.5,
 )
 def test_prefix(subject: Subject, case: FileCase) -> None:
     def change(_: dict[str, Any], tensors: Tensors) -> str:
-        renamed = {case.how + name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+        last = _last(tensors).removeprefix(PREFIX).partition(".lora_")[0]
+
+        def rename(name: str) -> str:
+            inner = name.removeprefix(PREFIX)
+            if case.how == "some":
+                return PREFIX + ("model." if inner.startswith(f"{last}.") else "") + inner
+            if case.how == "shorter names":
+                return PREFIX + inner.removeprefix("blocks.").replace("head.", "lm_head.")
+            return case.how + inner
+
+        renamed = {rename(name): tensor for name, tensor in tensors.items()}
         tensors.clear()
         tensors.update(renamed)
         return ""
@@ -174,6 +190,9 @@ FIELDS: dict[str, Any] = {
     "lora_bias": True,
     "layer_replication": [[0, 2], [1, 2]],
     "trainable_token_indices": [0, 1],
+    "init_lora_weights": "pissa_niter_4",
+    "rank_pattern": {"q_proj": 0},
+    "alora_invocation_tokens": [3],
 }
 # For these fields the error may speak of the tensors instead.
 UNNAMED = ("r", "lora_bias", "layer_replication", "trainable_token_indices")
@@ -182,44 +201,59 @@ UNNAMED = ("r", "lora_bias", "layer_replication", "trainable_token_indices")
 @clause(
     "CKP-FIELDS",
     sentence="""load_adapter refuses a file, and never ignores the field, if a field of adapter_config.json is
-    unknown, has a wrong type or is out of range, if peft_type is not LORA, if r is not the tensors' rank, or if
+    unknown, has a wrong type or is out of range, if peft_type is not LORA, if r is not the tensors' rank, if
+    init_lora_weights says that the base weights were changed, if alora_invocation_tokens change the computation, or if
     modules_to_save, lora_bias, layer_replication or trainable_token_indices ask for parts that the file or the model
-    lacks. The error names the field, or the config option that the field sets; for r, lora_bias, layer_replication
-    and trainable_token_indices it may speak of the tensors instead.""",
+    lacks. The error names the field in the file's words; for r, lora_bias, layer_replication and
+    trainable_token_indices it may speak of the tensors instead.""",
     cases=BROAD.narrowed(chosen=("q_proj",), place=tuple(range(len(FIELDS)))),
     dtypes=ONE,
 )
 def test_fields(subject: Subject, case: FileCase) -> None:
     def change(values: dict[str, Any], _: Tensors) -> str:
         values[key] = FIELDS[key]
-        # the error may name the config option that the field sets
-        return "" if key in UNNAMED else {"lora_alpha": "alpha", "lora_dropout": "dropout"}.get(key, key)
+        return "" if key in UNNAMED else key
 
-    for offset in range(3):
-        key = list(FIELDS)[(case.place + 5 * offset) % len(FIELDS)]
+    for offset in range(5):
+        key = list(FIELDS)[(case.place + 3 * offset) % len(FIELDS)]
         _refused(subject, case, f"a file with {key} = {FIELDS[key]!r}", change)
+
+
+# Fields that are empty, or have no effect on linear layers that are loaded.
+HARMLESS: dict[str, dict[str, Any]] = {
+    "null": {"a_field_of_tomorrow": None},
+    "false": {"a_field_of_tomorrow": False},
+    "an empty list": {"a_field_of_tomorrow": [], "modules_to_save": []},
+    "an empty object": {"a_field_of_tomorrow": {}, "alpha_pattern": None},
+    "gaussian": {"init_lora_weights": "gaussian"},
+    "orthogonal": {"init_lora_weights": "orthogonal"},
+    "eva": {"init_lora_weights": "eva", "eva_config": {"rho": 2.0, "tau": 0.99}},
+    "Megatron's": {"megatron_config": {"hidden_size": 6}, "megatron_core": "megatron.core"},
+    "LoftQ's": {"init_lora_weights": False, "loftq_config": {"loftq_bits": 4}},
+}
 
 
 @clause(
     "CKP-FIELDS-EMPTY",
-    sentence="""A field that is unknown or not supported is no reason to refuse a file if its value is null, false or
-    empty.""",
-    cases=BROAD.narrowed(place=(0, 1, 2, 3)),
+    sentence="""A field is no reason to refuse a file if its value is null, false or empty, nor if it has no effect on a
+    loaded adapter: an init_lora_weights that only says how A and B began (gaussian, orthogonal, eva), megatron_config,
+    or loftq_config without the initialisation loftq.""",
+    cases=BROAD.narrowed(how=tuple(HARMLESS)),
     dtypes=ONE,
     weight=0.5,
 )
 def test_empty_fields(subject: Subject, case: FileCase) -> None:
-    model, values, tensors = prepared(subject, case)
-    nothing: Any = (None, False, [], {})[case.place]
-    values |= {"a_field_of_tomorrow": nothing, "modules_to_save": None, "rank_pattern": {}, "lora_bias": False}
-    with folder() as path:
-        load(subject, model, put(Path(path), values, tensors))
-    found = dict(model.named_parameters())
-    for name, tensor in tensors.items():
-        own = found[name.removeprefix(PREFIX)].detach().cpu()
-        require(
-            torch.equal(own, tensor), f"load_adapter: {name} was not loaded beside an unknown field that is {nothing!r}"
-        )
+    first = list(HARMLESS).index(case.how)
+    for offset in range(3):
+        fields = list(HARMLESS.values())[(first + 3 * offset) % len(HARMLESS)]
+        model, values, tensors = prepared(subject, case)
+        values |= {"modules_to_save": None, "rank_pattern": {}, "lora_bias": False} | fields
+        with folder() as path:
+            load(subject, model, put(Path(path), values, tensors))
+        found = dict(model.named_parameters())
+        for name, tensor in tensors.items():
+            own = found[name.removeprefix(PREFIX)].detach().cpu()
+            require(torch.equal(own, tensor), f"load_adapter: {name} was not loaded beside {fields}")
 
 
 @clause(

@@ -109,6 +109,11 @@ def fill(model: nn.Module, seed: int) -> None:
         parameter.copy_(parameter * (1 + drawn / 8) if name.endswith("lora_magnitude") else drawn / 2)
 
 
+def tie(model: Any) -> None:
+    """Let the head of a toy model share its weight with the embeddings; the model does not run after that."""
+    model.embed.weight = model.head.weight = nn.Parameter(model.head.weight.detach().clone(), requires_grad=False)
+
+
 def save(subject: Subject, model: nn.Module, config: Any, path: Any) -> None:
     """Call the target's `save_adapter(model, config, path)`."""
     with calling_quietly("save_adapter(model, config, path)"):

@@ -90,7 +90,7 @@ class Run:
             self.training.toggle_run_optimizer((index + 1) % self.case.steps == 0)
             generator = torch.Generator().manual_seed(1000 * self.case.seed + index)
             x, y = (torch.randn(5, size, generator=generator, dtype=torch.float64) for size in (4, 3))
-            weight = self.net.first.weight
+            weight = self.net.norm.weight  # the linear layers may be remote modules
             with calling_quietly("LoraTraining((x, labels))"):
                 self.training((x.to(weight), y.to(weight)))
         self.done = until

@@ -93,7 +93,7 @@ def test_dict(subject: Subject, case: ConfigCase) -> None:
 def test_order(subject: Subject, case: ConfigCase) -> None:
     options, order = options_of(subject, case), fields_of(subject)
     for shuffled in (options, dict(reversed(options.items()))):
-        keys = list(to_dict(from_dict(subject, shuffled)))
+        keys = [key for key in to_dict(from_dict(subject, shuffled)) if key in order]  # a target may have more
         require(keys == order, f"to_dict() has its keys in the order {keys}: expected {order}")
 
 

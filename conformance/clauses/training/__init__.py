@@ -5,7 +5,7 @@ from conformance.specification.groups import Group
 GROUP = Group(
     prefix="TRN",
     place=90,
-    judged="loss, accumulation, clipping, steps, replacement",
+    judged="loss, accumulation, clipping, steps, failed steps, replacement",
     names="`LoraTraining`",
     required=("LoraTraining",),
     subjects=("LoraTraining",),

@@ -15,6 +15,7 @@ import reference
 from tests.baselines.layer import Layer
 from tests.baselines.linear import Right
 from tests.baselines.model import RightMatcher, RightModel
+from tests.campaigns.variants.steps_and_files import STEPS_AND_FILES
 
 
 class LogsItsWarnings(RightModel):
@@ -148,4 +149,5 @@ CHOICES: dict[str, tuple[Any, tuple[str, ...]]] = {
     ),
     "drops DoRA's update before the rows are rescaled": (DropsTheUpdateBeforeRescaling, ("DORA-DROP",)),
     "clips by torch": (ClipsByTorch, ("TRN-CLIP", "TRN-NORM")),
+    **STEPS_AND_FILES,
 }

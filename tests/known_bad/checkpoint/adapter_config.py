@@ -86,3 +86,11 @@ class ReturnsADtypeOfItsOwn(Right):
         config = super().config(values, rest, names)
         config.lora_dtype = None
         return config
+
+
+@breaks("CKP-CONFIG-PEFT", says="raised ValueError", source="huggingface/peft #2397")
+class KnowsOnlyTheFieldsOfEveryMethod(Right):
+    def config(self, values, rest, names):
+        return super().config(
+            {key: value for key, value in values.items() if key not in ("r", "lora_alpha")}, rest, names
+        )

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+import reference
 from conformance.clauses.checkpoint.peft_files import CODES, TENSORS
 from tests.baselines.checkpoint import MAGNITUDE, Right
 from tests.baselines.checkpoint import checkpoint_breaks as breaks
@@ -21,11 +22,73 @@ class AssignsNewParameters(Right):
         layer.get_submodule(holder)._parameters[name] = nn.Parameter(value.to(own.dtype))
 
 
-@breaks("CKP-LOAD-EFFECTS", says="changed requires_grad", source="huggingface/peft: is_trainable=False")
+@breaks("CKP-TRAINABLE", says="does not require gradients after loading", source="huggingface/peft: is_trainable=False")
 class FreezesWhatItLoads(Right):
-    def copy_one(self, layer, part, own, value):
-        own.copy_(value)
-        own.requires_grad_(False)
+    def train_only(self, model, layers):
+        model.requires_grad_(False)
+
+
+@breaks("CKP-TRAINABLE", says="gradients after loading into a model", source="huggingface/peft #3580")
+class KeepsEveryFlag(Right):
+    def train_only(self, model, layers):
+        pass
+
+
+@breaks("CKP-TRAINABLE", says="requires gradients after loading", source="NVIDIA-NeMo/Automodel #547")
+class UnfreezesTheModel(Right):
+    def train_only(self, model, layers):
+        model.requires_grad_(True)
+
+
+@breaks("CKP-TRAINABLE", says="requires gradients after loading into a model (trainable")
+class FreezesNothing(Right):
+    def train_only(self, model, layers):
+        for layer in layers.values():
+            for tensor in self.parts(layer).values():
+                tensor.requires_grad_(True)
+
+
+@breaks("CKP-TRAINABLE", says="lora_magnitude does not require gradients after loading")
+class FreezesMagnitudes(Right):
+    def train_only(self, model, layers):
+        super().train_only(model, layers)
+        for layer in layers.values():
+            if layer.lora_magnitude is not None:
+                layer.lora_magnitude.requires_grad_(False)
+
+
+@breaks("CKP-TRAINABLE", says="after loading: it was False", source="huggingface/transformers #34469")
+class TakesTheModelOutOfEval(Right):
+    def train_only(self, model, layers):
+        super().train_only(model, layers)
+        model.train()
+
+
+class LoadsPlainModels(Right):
+    """A target that adapts a plain model while loading, as the reference does."""
+
+    def load_adapter(self, model, path):
+        config = reference.load_adapter(model, path)
+        self.after(model)
+        return config
+
+    def after(self, model):
+        raise NotImplementedError
+
+
+@breaks("CKP-TRAINABLE", says="the head is no longer tied to the embeddings", source="huggingface/transformers #45135")
+class UntiesTheHead(LoadsPlainModels):
+    def after(self, model):
+        weight = model.head.weight
+        model.head.weight = nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
+
+
+@breaks("CKP-TRAINABLE", says="does not require gradients after loading into a model (another dtype)")
+class FreezesAdaptersOfAnotherDtype(LoadsPlainModels):
+    def after(self, model):
+        for name, parameter in model.named_parameters():
+            if "lora_" in name and parameter.dtype != next(model.parameters()).dtype:
+                parameter.requires_grad_(False)
 
 
 @breaks("CKP-LOAD-EFFECTS", says="changed the training flag")

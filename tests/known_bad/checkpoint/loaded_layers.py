@@ -15,6 +15,12 @@ class IgnoresRslora(Right):
         layer.scale = config.alpha / config.dim
 
 
+@breaks("CKP-PEFT", says="worst    y", source="ohdearquant/lattice #261")
+class TakesTheRankForAlpha(Right):
+    def check_layer(self, layer, config):
+        layer.scale = 1.0
+
+
 @breaks("CKP-PEFT", says="worst    y")
 class ScalesWhatItLoads(Right):
     def copy_one(self, layer, part, own, value):

@@ -30,6 +30,22 @@ class IgnoresReplication(IgnoresAField):
     field = "layer_replication"
 
 
+@breaks("CKP-FIELDS", says="raised nothing: expected an error", source="a base that PiSSA has changed")
+class IgnoresHowABegan(IgnoresAField):
+    field = "init_lora_weights"
+
+
+@breaks("CKP-FIELDS", says="raised nothing: expected an error")
+class IgnoresInvocationTokens(IgnoresAField):
+    field = "alora_invocation_tokens"
+
+
+@breaks("CKP-FIELDS", says="it does not name lora_")
+class SpeaksOfItsOwnOptions(Right):
+    def check_value(self, field, option):
+        pass
+
+
 @breaks("CKP-MISSING", says="raised nothing: expected an error")
 class LoadsWhatIsThere(Right):
     def meets_names(self, name):
@@ -103,6 +119,49 @@ class NamesNoField(Right):
 class RefusesWhatSaysNothing(Right):
     def meets_unknown(self, key, value):
         self.meets_field(key, value)
+
+
+@breaks("CKP-FIELDS-EMPTY", says="raised ValueError")
+class AcceptsOnlyTheUsualStart(Right):
+    began = (True, False)
+
+
+@breaks(
+    "CKP-FIELDS-EMPTY", says="raised ValueError: megatron_config", source="huggingface/peft writes it with plain LoRA"
+)
+class RefusesMegatronsFields(Right):
+    def check_fields(self, values):
+        super().check_fields(values)
+        if values.get("megatron_config"):
+            self.meets_field("megatron_config", values["megatron_config"])
+
+
+@breaks("CKP-FIELDS-EMPTY", says="raised ValueError: loftq_config")
+class RefusesLoftqsFields(Right):
+    def check_fields(self, values):
+        super().check_fields(values)
+        if values.get("loftq_config"):
+            self.meets_field("loftq_config", values["loftq_config"])
+
+
+@breaks("CKP-UNEXPECTED", says="raised nothing: expected an error", source="NVIDIA-NeMo/Automodel #3501, PEFT #1689")
+class IgnoresCopiesOfTheBase(Right):
+    def meets_tensor(self, key):
+        if key.endswith((".embed.weight", ".base_layer.weight")):
+            return
+        super().meets_tensor(key)
+
+
+@breaks("CKP-PREFIX", says="raised nothing: expected an error", source="NVIDIA-NeMo/Automodel #3866")
+class LoadsTheLayersThatFit(Right):
+    def check(self, layers, named, config):
+        fitting = {name: layer for name, layer in layers.items() if name in named}
+        if not fitting:
+            self.meets_names(min(layers))
+        super().check(fitting, {name: named[name] for name in fitting}, config)
+
+    def copy(self, layers, named):
+        super().copy({name: layer for name, layer in layers.items() if name in named}, named)
 
 
 @breaks("CKP-AGAIN", says="raised ValueError: refused before")

@@ -79,6 +79,14 @@ class ForgetsRandomNumbers(Forgets):
         torch.set_rng_state(kept)
 
 
+@breaks("CKP-RESUME", says="resumed: ", source="modelscope/ms-swift #9935")
+class SeedsAgainAfterLoading(Right):
+    def load_training(self, training, path):
+        step = super().load_training(training, path)
+        torch.manual_seed(0)
+        return step
+
+
 @breaks("CKP-RESUME", says="loaded: ", dtypes=("float32",))
 class SavesRunsInBfloat16(Right):
     def load_training(self, training, path):

@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 
 import reference
+from conformance.clauses.checkpoint.peft_files import PREFIX
 from tests.baselines.checkpoint import MAGNITUDE, Right
 from tests.baselines.checkpoint import checkpoint_breaks as breaks
 
@@ -201,3 +202,33 @@ class LeavesTheLayerMerged(Right):
         for name, layer in layers.items():
             for part, own in self.parts(layer).items():
                 own.copy_(named[name][part])
+
+
+@breaks("CKP-ROUND-TRIP", says="into a copy of the model changed the value of")
+class LoadsIntoTheSavedModelToo(Right):
+    saved = None
+
+    def reset(self):
+        self.saved = None
+
+    def save_adapter(self, model, config, path):
+        super().save_adapter(model, config, path)
+        self.saved = self.layers(model)
+
+    def copy(self, layers, named):
+        super().copy(layers, named)
+        if self.saved is not None and set(self.saved) == set(layers):
+            super().copy(self.saved, named)
+
+
+@breaks("CKP-LAYOUT", says="has base_model.model.embed.weight", source="huggingface/peft: save_embedding_layers='auto'")
+class SavesTheTiedEmbeddings(Right):
+    def save_adapter(self, model, config, path):
+        self.model = model
+        super().save_adapter(model, config, path)
+
+    def collected(self, layers):
+        found = super().collected(layers)
+        if self.model.embed.weight is not self.model.head.weight:
+            return found
+        return found | {f"{PREFIX}embed.weight": self.model.embed.weight.detach().clone()}

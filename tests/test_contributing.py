@@ -79,6 +79,7 @@ FILES = {
         "tests/known_bad/toy/__init__.py": '"""Known-bad twins of group `toy`."""\n',
         "tests/known_bad/toy/keywords.py": TWIN.format(id="TOY-KEYWORDS"),
     },
+    "Add an operation to the lives of a layer": {},  # tests/test_life.py adds one
     "Add a dtype": {},
     "Add a target": {},
 }

@@ -76,7 +76,12 @@ class Space(Generic[C]):
     L cases. A case depends on the arguments of `draw` only.
 
     A case type with a field `sizes` gets an axis of relations between its sizes (see `size_relations`).
+
+    Attributes:
+        covers: whether a profile's number of cases is drawn even if fewer kill the known-bad twins.
     """
+
+    covers = False
 
     def __init__(self, case_type: type[C], *, tame: Callable[[C], C] | None = None, **values: Sequence[Any]) -> None:
         unknown = set(values) - {f.name for f in dataclasses.fields(case_type)}
@@ -144,6 +149,10 @@ class Space(Generic[C]):
         }
         chosen = {name: self.values[name][position] for name, position in drawn.items()}
         return self.tame(self.case_type(**chosen | fixed))
+
+    def coverage(self, cases: Sequence[C], subject: Any) -> str | None:  # noqa: ARG002
+        """What these cases have covered on a subject, in words; None where nothing is counted."""
+        return None
 
     def strategy(self, **fixed: Any) -> SearchStrategy[C]:
         """This space as a Hypothesis strategy, which shrinks toward each field's first value.

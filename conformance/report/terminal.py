@@ -161,7 +161,8 @@ def _cause_lines(clause: ReportedClause, cause: Cause | None) -> list[str]:
 def message_lines(message: str | None) -> list[str]:
     """The lines of a message, each with a label (`worst`, `pattern`, …); an unlabelled first line gets `seen`."""
     lines = (message or "").splitlines()
-    labelled = ("worst    ", "pattern  ", "at first ", "nearby   ", "flaky    ", "at       ", "block    ", "         ")
+    labels = ("worst", "pattern", "at first", "nearby", "flaky", "at", "block", "lived", "")
+    labelled = tuple(f"{label:<9}" for label in labels)
     return [
         line if line.startswith(labelled) else f"{'seen' if not i else '':<9}{line}" for i, line in enumerate(lines)
     ]
@@ -190,6 +191,8 @@ def _show_remarks(report: Report, out: Console) -> None:
         for result in clause.results:
             if result.status == UNSUPPORTED and result.message:
                 noted.setdefault(f"{result.subject} {result.message}", []).append(clause.id)
+            elif result.status == PASS and result.message:
+                noted.setdefault(f"{result.subject} {result.dtype}, {result.message}", []).append(clause.id)
     remarks += [f"NOTE {text}: {listed(ids)}" for text, ids in noted.items()]
     if remarks:
         out.print()

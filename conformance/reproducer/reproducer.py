@@ -21,6 +21,7 @@ from conformance.judgement.outcomes import Inconclusive, Refused, Violation
 from conformance.judgement.recording import Recording, recording
 from conformance.judgement.result import Result
 from conformance.numerics.formats import Array
+from conformance.reproducer.call_script import called
 from conformance.reproducer.check_script import importing, replay
 from conformance.reproducer.module_source import NoSource
 from conformance.specification.clause import Clause
@@ -40,6 +41,11 @@ def script(clause: Clause, subject: Subject, target: str, result: Result) -> str
     makes that call. Otherwise the script contains the whole check. It needs the suite only if the check has no source.
     """
     recorded = _recorded(clause, subject, result)
+    if recorded is not None and recorded.calls is not None:
+        header = _header(clause, target, result)
+        for text, right in called(recorded, subject, (target, "reference"), header, tuple(_comparison_of(recorded))):
+            if _shows_defect(text) and not _shows_defect(right):
+                return text
     if recorded is not None and _stands_alone(recorded):
         text, right = (_standalone(clause, subject, t, result, recorded) for t in (target, "reference"))
         if _shows_defect(text) and not _shows_defect(right):
@@ -51,7 +57,7 @@ def script(clause: Clause, subject: Subject, target: str, result: Result) -> str
 
 
 def _recorded(clause: Clause, subject: Subject, result: Result) -> Recording | None:
-    if clause.group not in ("linear", "layer") or result.case is None:
+    if clause.group not in ("linear", "layer", "life") or result.case is None:
         return None
     case = clause.cases.case_type.parse(result.case)
     with recording() as recorded:
@@ -255,6 +261,19 @@ def _layer_call(subject: Subject, operands: Operands, recorded: Recording) -> li
     lines += [f"{p}.requires_grad_({n in recorded.needs})" for p, n in (("down", "lora_A"), ("up", "lora_B"))]
     lines += ["layer.bias.requires_grad_(True)"] if "bias" in recorded.needs else []
     return [*lines, "y = layer(x)"]
+
+
+def _comparison_of(recorded: Recording) -> list[str]:
+    """The lines that compare what was asked last with the recorded value."""
+    calls, expected = recorded.calls, recorded.expected
+    assert calls is not None
+    if calls.said:
+        return [f"if not ({calls.asked}):", f"    return {calls.said!r}", "return None"]
+    if not calls.asked or expected is None:
+        return ["return None"]
+    budget = "None  # equality" if expected.budget is None else _literal(expected.budget)
+    values = [f"got = {calls.asked}", f"want = {_literal(expected.value)}", f"budget = {budget}"]
+    return [line for value in values for line in value.splitlines()] + _comparison(expected)
 
 
 def _comparison(expected: Expected) -> list[str]:

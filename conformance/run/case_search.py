@@ -43,16 +43,19 @@ class Examination:
         started = time.perf_counter()
         result = self._blank()
         wanted = self.profile.cases(self.clause, self.subject.lane, self._drawn_dtype, whole=self.whole)
-        index = 0
+        index, judged = 0, []
         while result.examples < wanted and result.status == "pass":
             # further cases replace the inconclusive ones; with too many of those the whole clause is inconclusive
             if result.inconclusive > wanted + 8:
                 result.status, result.message = "inconclusive", self._last_reason
                 break
-            self._judge(self._case(index), result)
+            judged.append(self._case(index))
+            self._judge(judged[-1], result)
             index += 1
         if result.status == "pass" and (searches := self.profile.searched(self.clause, self.subject.lane)):
             self._search(result, searches)
+        if result.status == "pass":
+            result.message = self.clause.cases.coverage(judged, self.subject)
         result.seconds = time.perf_counter() - started
         return result
 

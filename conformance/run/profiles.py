@@ -46,7 +46,7 @@ class Profile:
         With a `strength` it is at least the number of the dtype's rows of the covering array, or with `whole` of all
         rows: if a run does not judge some dtype of the clause, each other dtype takes over its rows.
         """
-        if self.strength and lane != "interpreter":
+        if self.strength and lane != "interpreter" and not clause.cases.covers:
             rows = clause.cases.rows(self.seed, clause.id, clause.dtypes, self.strength).count(dtype, whole=whole)
             return max(self._twins(clause, lane), rows)
         return self._twins(clause, lane)
@@ -56,7 +56,7 @@ class Profile:
         volume = self.interpreted if lane == "interpreter" else self.volume
         most = max(1, round(volume * clause.weight))
         needed = deaths().get(clause.id)
-        if self.margin is None or needed is None:
+        if self.margin is None or needed is None or clause.cases.covers:
             return most
         return min(most, needed + self.margin)
 

@@ -1,0 +1,12 @@
+"""What a layer lives through: sequences of operations on it, judged after every one of them."""
+
+from conformance.specification.groups import Group
+
+GROUP = Group(
+    prefix="LIFE",
+    place=45,
+    judged="sequences of operations: training, modes, merging, conversion, copies, loading, regions, changed tensors",
+    names="`LinearLoRA`",
+    required=("LinearLoRA",),
+    subjects=("LinearLoRA", "TritonLinearLoRA"),
+)

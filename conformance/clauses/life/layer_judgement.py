@@ -1,0 +1,93 @@
+"""What must hold of a layer after every operation of its life: its output, its gradients, its state."""
+
+from __future__ import annotations
+
+from conformance.clauses.life.layer_life import TENSORS, Life
+from conformance.judgement.linear_oracle import Expected
+from conformance.numerics.formats import Array
+from conformance.target.adapter_tensors import scale_of
+
+MODES = ("enable_grad", "no_grad", "inference_mode")
+
+
+def judge_output(life: Life, mode: str = "", call: str = "layer(x)", *, autocast: bool | None = None) -> None:
+    """Judge y of one more call, in turn with a graph, under no_grad and under inference_mode."""
+    chosen = mode or MODES[len(life.past) % len(MODES)]
+    inside = life.autocast if autocast is None else autocast
+
+    def check() -> None:
+        x, g = life.inputs(autocast=inside)
+        life.run(f"with torch.{chosen}():\n    y = {call}")
+        life.compare("y", *life.expected(x, g, "y", autocast=inside))
+
+    life.decided(check)
+
+
+def judge_gradients(life: Life, call: str = "y = layer(x)", *, autocast: bool | None = None) -> None:
+    """Judge the gradients of one more call."""
+    truth = life.truth
+    wanted = truth.trained
+    inside = life.autocast if autocast is None else autocast
+
+    def check() -> None:
+        x, g = life.inputs(autocast=inside, requires_grad="x" in wanted)
+        clear = "\n".join(f"{name}.grad = None" for name in TENSORS if life.names[name] is not None)
+        if life.now.base != "plain":  # a parametrised weight is a new tensor at each look
+            clear = clear.replace("weight.grad = None", "")
+        life.run(f"{clear}\n{call}")
+        life.require("y.requires_grad", f"y does not require grad, although {', '.join(sorted(wanted))} should get one")
+        life.backward("y", "g")
+        life.gradients(truth, truth.results(x, g, autocast=inside))
+        if life.now.base == "plain":
+            life.require("weight.grad is None", "the weight got a gradient, although it is frozen")
+
+    if wanted:
+        life.decided(check)
+
+
+def judge_state(life: Life) -> None:
+    """Judge the tensors that the layer holds, whether they require grad, its modes and its state_dict."""
+    truth, plain = life.truth, life.now.base == "plain"
+    for name in TENSORS:
+        if name not in truth.values or (name == "weight" and not plain):
+            continue
+        same = f'held(layer, "{name}") is {name}'
+        life.require(same, f"{name} is another Parameter: an optimiser would go on training the one before")
+        grad = name in truth.trainable
+        life.require(f"{name}.requires_grad is {grad}", f"{name} {'does not require' if grad else 'requires'} grad")
+        life.compare(name, _tensor(life, name))
+    life.require(f"layer.training is {truth.training}", f"training is {not truth.training}")
+    if (scale := scale_of(life.layer)) is not None:
+        life.require(f"{scale} == {truth.scale}", f"the scale is {scale}: expected {truth.scale}")
+    if plain:
+        _judge_state_dict(life)
+
+
+def _tensor(life: Life, name: str) -> Expected:
+    truth, merged, value = life.truth, life.truth.merged, life.truth.values[name]
+    limit: Array | None = None
+    if name == "weight" and merged is not None:
+        value, limit = value + merged.scale * (merged.lora_B @ merged.lora_A), merged.allowed
+    return Expected(name, value, limit, truth.dtype_of(name), certified=False)
+
+
+def _judge_state_dict(life: Life) -> None:
+    """The state_dict has the keys of a new layer, and the values of the unmerged one."""
+    truth = life.truth
+    life.run("state = layer.state_dict()")
+    keys = sorted(life.names["state"])
+    life.require(
+        "sorted(state) == sorted(build(torch.float32, torch.float32).state_dict())",
+        f"the state_dict has the keys {keys}, other than a new layer's",
+    )
+    for key in keys:
+        name = next((name for name in ("lora_A", "lora_B", "bias", "weight") if name in key), None)
+        if name is None or name not in truth.values:
+            continue
+        limit = truth.unmerged_allowance() if name == "weight" and truth.merged is not None else None
+        expected = Expected(f"state_dict()[{key!r}]", truth.values[name], limit, truth.dtype_of(name))
+        life.compare(f"state[{key!r}]", _uncertified(expected))
+
+
+def _uncertified(expected: Expected) -> Expected:
+    return Expected(expected.name, expected.value, expected.budget, expected.dtype, certified=False)

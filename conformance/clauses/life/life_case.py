@@ -1,0 +1,175 @@
+"""The case of a life: small sizes and a list of operations; the lives that cover every pair of operations."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from conformance.cases.case import Case, Space
+from conformance.clauses.life.covering_walk import Walk, possible
+from conformance.clauses.life.situation import Operation, Situation
+from conformance.errors import suggestion
+from conformance.numerics.dtypes import ADAPTER_DTYPES, FLOAT_DTYPES
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
+
+NAMES: list[str] = []  # of every operation
+LENGTH = 24  # operations in a life
+NIGHTLY = 160  # the number of the first case that covers triples, which take minutes to arrange
+
+
+@dataclass(frozen=True)
+class LifeCase(Case):
+    """A layer with k features, n outputs and rank r, and what it lives through.
+
+    Fields:
+        scale: alpha ÷ r.
+        adapter: dtype of lora_A and lora_B; `same` is the base's.
+        dropout: 0, or 1: the adapter then has no effect in training.
+        life: the operations, in their order, joined by `+`.
+    """
+
+    k: int = 1
+    n: int = 1
+    r: int = 1
+    scale: float = 1.0
+    bias: bool = False
+    adapter: str = "same"
+    dropout: float = 0.0
+    life: str = ""
+
+    def __post_init__(self) -> None:
+        for name in self.operations:
+            if name not in NAMES:
+                raise ValueError(f"life has the unknown operation {name!r}: {suggestion(name, NAMES)}")
+
+    @property
+    def operations(self) -> tuple[str, ...]:
+        """The names of the operations."""
+        return tuple(self.life.split("+")) if self.life else ()
+
+
+class LifeSpace(Space[LifeCase]):
+    """Lives of some operations. The first ones meet every pair of operations that may follow each other.
+
+    Args:
+        operations: by name.   start: the situation before the first one.
+        lacking: a function of a subject that returns the names of the operations that it does not have.
+        first: operations with which every life begins.
+    """
+
+    covers = True
+
+    def __init__(
+        self,
+        operations: Mapping[str, Operation],
+        start: Situation,
+        lacking: Callable[[Any], set[str]],
+        first: tuple[str, ...] = (),
+        **values: Any,
+    ) -> None:
+        super().__init__(LifeCase, **values)
+        self.operations, self.start, self.first, self.lacking = dict(operations), start, first, lacking
+        self._walks: dict[int, list[tuple[str, ...]]] = {}
+
+    def narrowed(self, **values: Any) -> LifeSpace:
+        """This space with other values for some fields."""
+        return LifeSpace(self.operations, self.start, self.lacking, self.first, **{**self.values, **values})
+
+    def walk(self, strength: int = 2) -> list[tuple[str, ...]]:
+        """Lives in which all pairs of operations meet, or with strength 3 all triples."""
+        if strength not in self._walks:
+            self._walks[strength] = Walk(self.operations, self._begun(), strength, LENGTH).lives()
+        return self._walks[strength]
+
+    def _begun(self) -> Situation:
+        now = self.start
+        for name in self.first:
+            now = self.operations[name].after(now)
+        return now
+
+    def draw(
+        self,
+        seed: int,
+        clause: str,
+        index: int,
+        dtype: str = "float32",
+        dtypes: tuple[str, ...] = (),  # noqa: ARG002
+        strength: int = 2,  # noqa: ARG002  (the lives of later cases cover the triples)
+    ) -> LifeCase:
+        """Case number `index`: lives that cover the pairs, then the triples, each dtype beginning elsewhere.
+
+        Random lives follow, and another seed gives random lives only.
+        """
+        chance = random.Random(f"{seed}/{clause}/{dtype}/{index}")
+        chosen = {name: chance.choice(options) for name, options in self.values.items()}
+        return self._made(self._life(chance, seed, index, dtype), seed=index, dtype=dtype, **chosen)
+
+    def _life(self, chance: random.Random, seed: int, index: int, dtype: str) -> tuple[str, ...]:
+        strength, first = (2, 0) if index < NIGHTLY else (3, NIGHTLY)
+        if seed == 0:
+            lives = self.walk(strength)
+            if index - first < len(lives):
+                return lives[(index - first + FLOAT_DTYPES.index(dtype) * len(lives) // len(FLOAT_DTYPES)) % len(lives)]
+        return self.repaired([chance.choice(list(self.operations)) for _ in range(2 * LENGTH)])[:LENGTH]
+
+    def _made(self, life: Iterable[str], **fields: Any) -> LifeCase:
+        case = LifeCase(life="+".join((*self.first, *life)), **fields)
+        if case.adapter != "other":
+            return case
+        # autocast leaves float64 alone, but not a float32 adapter beside it
+        adapter = "same" if case.dtype == "float64" else ADAPTER_DTYPES[case.dtype]
+        return dataclasses.replace(case, adapter=adapter)
+
+    def repaired(self, names: Iterable[str]) -> tuple[str, ...]:
+        """The life without the operations that may not come where they stand."""
+        now, found = self._begun(), []
+        for name in names:
+            if self.operations[name].fits(now):
+                now = self.operations[name].after(now)
+                found.append(name)
+        return tuple(found)
+
+    def strategy(self, **fixed: Any) -> SearchStrategy[LifeCase]:
+        """Random lives as a Hypothesis strategy, which shrinks by leaving operations out."""
+        from hypothesis import strategies as st
+
+        dtype = fixed["dtype"]
+        fields = {name: st.sampled_from(options) for name, options in self.values.items() if name not in fixed}
+        words = st.lists(st.sampled_from(list(self.operations)), max_size=LENGTH)
+        lives = words.map(self.repaired)
+        seeds = st.lists(st.booleans(), min_size=16, max_size=16).map(
+            lambda bits: sum(b << i for i, b in enumerate(bits))
+        )
+        return st.builds(
+            lambda life, seed, **chosen: self._made(life, seed=seed, dtype=dtype, **chosen), lives, seeds, **fields
+        )
+
+    def simpler(self, case: LifeCase) -> Iterator[LifeCase]:
+        """The case without some of its operations, the longest runs first; then with simpler fields."""
+        names = case.operations[len(self.first) :]
+        size = len(names)
+        while size:
+            for begin in range(0, len(names), size):
+                rest = self.repaired(names[:begin] + names[begin + size :])
+                if len(rest) < len(names):
+                    yield dataclasses.replace(case, life="+".join((*self.first, *rest)))
+            size //= 2
+        if case.adapter != "same":
+            yield dataclasses.replace(case, adapter="same")
+        yield from (smaller for smaller in super().simpler(case) if smaller.adapter != "other")
+
+    def coverage(self, cases: Sequence[LifeCase], subject: Any) -> str:
+        """How many ordered pairs of operations have met, of those that may follow each other on this subject."""
+        lacking = self.lacking(subject)
+        met: set[tuple[str, ...]] = set()
+        for case in cases:
+            met |= set(itertools.pairwise(name for name in case.operations if name not in lacking))
+        has = {name: operation for name, operation in self.operations.items() if name not in lacking}
+        every = possible(has, self._begun(), 2)
+        return f"{len(met & every)} of {len(every)} pairs of operations met"

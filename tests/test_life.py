@@ -1,0 +1,109 @@
+"""Lives of a layer: the covering walk, cases as text, shrinking, what a target lacks, and the message."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from itertools import pairwise
+from types import SimpleNamespace
+
+import pytest
+from torch import Tensor, nn
+
+import reference
+from conformance.clauses.life.covering_walk import Walk, possible
+from conformance.clauses.life.layer import LIVES, OPERATIONS, START
+from conformance.clauses.life.life_case import LENGTH, LifeCase
+from conformance.clauses.life.situation import Situation
+from conformance.numerics.dtypes import FLOAT_DTYPES
+from conformance.run.case_search import Examination
+from conformance.run.profiles import PROFILES
+from conformance.specification.clause import REGISTRY
+from conformance.target.target import Target
+from tests.known_bad.life.copies_and_files import CopiesLoseTheirHooks
+
+FWD = REGISTRY["LIFE-LAYER-FWD"]
+
+
+def test_the_default_profile_meets_every_pair_in_each_dtype() -> None:
+    every = possible(OPERATIONS, START, 2)
+    for clause in (clause for clause in REGISTRY.values() if clause.cases is LIVES):
+        count = PROFILES["default"].cases(clause, "cpu")
+        for dtype in FLOAT_DTYPES:
+            cases = [LIVES.draw(0, clause.id, i, dtype=dtype) for i in range(count)]
+            assert every == {pair for case in cases for pair in pairwise(case.operations)}, clause.id
+
+
+def test_the_quick_profile_meets_every_pair_in_some_dtype() -> None:
+    count = PROFILES["quick"].cases(FWD, "cpu")
+    cases = [LIVES.draw(0, FWD.id, i, dtype=dtype) for dtype in FLOAT_DTYPES for i in range(count)]
+    met = {pair for case in cases for pair in pairwise(case.operations)}
+    assert possible(OPERATIONS, START, 2) == met
+
+
+def test_every_operation_of_a_drawn_life_may_come_where_it_stands() -> None:
+    for seed, index in ((0, 3), (0, 120), (7, 0)):
+        case = LIVES.draw(seed, FWD.id, index, dtype="float32")
+        assert LIVES.repaired(case.operations) == case.operations
+        assert 0 < len(case.operations) <= LENGTH
+
+
+def test_a_walk_of_triples_meets_all_of_a_small_set() -> None:
+    names = ("merge", "unmerge", "forward", "backward", "autocast", "leave")
+    few = {name: OPERATIONS[name] for name in names}
+    lives = Walk(few, Situation(), 3, 8).lives()
+    runs = Counter(life[i : i + 3] for life in lives for i in range(len(life) - 2))
+    assert set(runs) == possible(few, Situation(), 3)
+    assert ("merge", "unmerge", "merge") in runs
+    assert not any(run[:2] == ("backward", "backward") for run in runs)  # one forward pass has one backward pass
+
+
+def test_a_case_is_read_back_from_its_text() -> None:
+    case = LIVES.draw(0, FWD.id, 5, dtype="bfloat16")
+    assert LifeCase.parse(str(case)) == dataclasses.replace(case)
+    with pytest.raises(ValueError, match=r"life has the unknown operation 'merg': did you mean merge or unmerge"):
+        LifeCase.parse("k=3 n=3 r=2 life=forward+merg")
+
+
+def test_a_failing_life_is_shrunk_to_the_operations_that_matter() -> None:
+    target = Target.of(SimpleNamespace(LinearLoRA=CopiesLoseTheirHooks))
+    (subject,) = target.subjects(FWD)
+    result = Examination(FWD, subject, "float32", PROFILES["quick"]).run()
+    assert "life=hook+deepcopy" in (result.case or ""), result.case
+    assert len(LifeCase.parse(result.found or "").operations) > 2
+    assert "y after deepcopy" in (result.message or "")
+    assert "lived    hook, deepcopy" in (result.message or "")
+
+
+def test_operations_that_a_target_lacks_are_left_out_and_not_counted() -> None:
+    class Plain(nn.Module):  # in a function, so that it cannot be pickled
+        def __init__(self, base: nn.Linear, r: int, lora_alpha: float) -> None:
+            super().__init__()
+            self.base_layer = base.requires_grad_(False)
+            like = {"dtype": base.weight.dtype, "bias": False}
+            self.lora_A = nn.Linear(base.in_features, r, **like)  # type: ignore[arg-type]
+            self.lora_B = nn.Linear(r, base.out_features, **like)  # type: ignore[arg-type]
+            self.scaling = lora_alpha / r
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.base_layer(x) + self.lora_B(self.lora_A(x)) * self.scaling
+            return y
+
+    target = Target.of(SimpleNamespace(LinearLoRA=Plain))
+    (subject,) = target.subjects(FWD)
+    assert LIVES.lacking(subject) == {"merge", "unmerge", "pickle", "init", "scale", "replace-weight", "parametrise"}
+    profile = dataclasses.replace(PROFILES["quick"], volume=1)
+    result = Examination(FWD, subject, "float32", profile).run()
+    assert result.status == "pass", result.message
+    fewer = possible({n: o for n, o in OPERATIONS.items() if n not in LIVES.lacking(subject)}, START, 2)
+    assert (result.message or "").endswith(f" of {len(fewer)} pairs of operations met")
+
+
+def test_a_parametrised_weight_is_used_by_every_layer() -> None:
+    """`optimized` looks its Parameters up directly, and found none under that name."""
+    import optimized
+
+    case = LifeCase(k=3, n=4, r=2, bias=True, life="parametrise+deparametrise+fill-weight")
+    for library in (reference, optimized):
+        (subject, *_) = Target.of(library, library.__name__).subjects(FWD)
+        FWD.check(subject, case)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import pprint
 import re
+import sys
 import textwrap
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from conformance.judgement.recording import Recording
+from conformance.judgement.linear_oracle import Expected
+from conformance.judgement.outcomes import Inconclusive, Refused, Violation
+from conformance.judgement.recording import Recording, recording
+from conformance.judgement.result import Result
+from conformance.numerics.formats import Array
 from conformance.reproducer.check_script import importing
+from conformance.specification.clause import Clause
+from conformance.target.check_case import check_case
 from conformance.target.subject import Subject
 
 MODULES = {
@@ -23,18 +30,91 @@ MODULES = {
 }
 
 
-def called(
-    recorded: Recording, subject: Subject, targets: tuple[str, str], header: str, comparison: tuple[str, ...]
-) -> Iterator[tuple[str, str]]:
-    """Scripts for the target and the same ones for the reference: first without the judgements in between, then all."""
+def call_script(clause: Clause, subject: Subject, target: str, result: Result, header: str) -> str | None:
+    """A script that shows the defect on the target and none on `reference`; None if no script does.
+
+    The first one tried leaves out the judgements between the calls.
+    """
+    recorded = _recorded(clause, subject, result)
+    if recorded is None or recorded.calls is None:
+        return None
     calls = recorded.calls
-    assert calls is not None
+    comparison = tuple(_comparison_of(recorded))
     last = max((n for n, (_, _, judges) in enumerate(calls.lines) if not judges), default=0)
     short = [line for n, line in enumerate(calls.lines) if not line[2] or n > last]
     for lines in (short, calls.lines):
         body = [part for code, given, _ in lines for part in (*map(_assigned, given.items()), code) if part]
-        first, second = (_text(calls.setup, body, subject, target, header, comparison) for target in targets)
-        yield first, second
+        text, right = (_text(calls.setup, body, subject, name, header, comparison) for name in (target, "reference"))
+        if _shows_defect(text) and not _shows_defect(right):
+            return text
+    return None
+
+
+def _recorded(clause: Clause, subject: Subject, result: Result) -> Recording | None:
+    if result.case is None:
+        return None
+    with recording() as recorded:
+        try:
+            check_case(clause, subject, clause.cases.case_type.parse(result.case))
+        except Violation:
+            return recorded
+        except (Inconclusive, Refused):
+            return None
+    return None
+
+
+def _shows_defect(text: str) -> bool:
+    grad, threads = torch.is_grad_enabled(), torch.get_num_threads()
+    mode, path = torch.get_deterministic_debug_mode(), list(sys.path)
+    space: dict[str, Any] = {"__name__": "reproducer"}
+    try:
+        exec(compile(text, "<reproducer>", "exec"), space)
+        return space["wrong"]() is not None
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001  (an exception of the target shows the defect too)
+        return "wrong" in space
+    finally:
+        sys.path[:] = path
+        torch.set_grad_enabled(grad)
+        torch.set_num_threads(threads)
+        torch.set_deterministic_debug_mode(mode)
+
+
+def _comparison_of(recorded: Recording) -> list[str]:
+    """The lines that compare what was asked last with the recorded value."""
+    calls, expected = recorded.calls, recorded.expected
+    assert calls is not None
+    if calls.said:
+        return [f"if not ({calls.asked}):", f"    return {calls.said!r}", "return None"]
+    if not calls.asked or expected is None:
+        return ["return None"]
+    budget = "None  # equality" if expected.budget is None else _literal(expected.budget)
+    values = [f"got = {calls.asked}", f"want = {_literal(expected.value)}", f"budget = {budget}"]
+    return [line for value in values for line in value.splitlines()] + _comparison(expected)
+
+
+def _literal(values: Array) -> str:
+    shape = "" if values.size else f".reshape({tuple(map(int, values.shape))})"
+    return f"torch.tensor({pprint.pformat(values.tolist(), width=110, compact=True)}, dtype=torch.float64){shape}"
+
+
+def _comparison(expected: Expected) -> list[str]:
+    shape, name = list(expected.value.shape), expected.name
+    allowed = "same" if expected.budget is None else "same | ((got - want).abs() <= budget)"
+    return [
+        f"if got is None or list(got.shape) != {shape} or got.dtype != {expected.dtype}:",
+        "    seen = None if got is None else (list(got.shape), got.dtype)",
+        f'    return f"{name} is {{seen}}: expected {shape} {expected.dtype}"',
+        "got = got.detach().double().cpu()",
+        "same = (got == want) | (got.isnan() & want.isnan())",
+        f"bad = ~({allowed})",
+        "if not bad.any():",
+        "    return None",
+        "at = tuple(bad.nonzero()[0].tolist())",
+        'count = f"{int(bad.sum())} of {bad.numel()} wrong"',
+        f'return f"{name}{{list(at)}}: got {{got[at]}}, want {{want[at]}}; {{count}}"',
+    ]
 
 
 def _text(setup: str, body: list[str], subject: Subject, target: str, header: str, comparison: tuple[str, ...]) -> str:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from conformance.run.trial import Trial
 
 
-def judge(selection: Selection, workers: int | None, *, quiet: bool) -> Report:
-    """The report of a run whose target may be an object in memory.
+def judge(selection: Selection, workers: int | None, *, quiet: bool) -> tuple[Report, dict[str, str]]:
+    """The report of a run whose target may be an object in memory, and the script of each failing clause.
 
     Raises:
         UsageError: if the target does not bind or claims nothing that was chosen.
@@ -43,7 +43,8 @@ def judge(selection: Selection, workers: int | None, *, quiet: bool) -> Report:
     else:
         plan, trials = planned(selection)
         outcome = judge_here(trials)
-    return finish(assemble(plan, outcome, selection.settings), time.monotonic() - begun)
+    report = finish(assemble(plan, outcome, selection.settings), time.monotonic() - begun)
+    return report, outcome.reproducers(plan)
 
 
 def planned(selection: Selection) -> tuple[Plan, list[Trial]]:
@@ -60,7 +61,7 @@ def planned(selection: Selection) -> tuple[Plan, list[Trial]]:
     with _process_kept():
         plan, target = planning.plan(selection), loaded(selection.target, selection.device)
         chosen = [clause for clause in load_all().values() if selection.includes(clause.id, clause.group)]
-        return plan, [trial for clause in chosen for trial in trials(clause, target, selection)]
+        return plan, [each for clause in chosen for each in trials(clause, target, selection, reproduces=True)]
 
 
 def judge_here(trials: Iterable[Trial]) -> Outcome:
@@ -68,7 +69,7 @@ def judge_here(trials: Iterable[Trial]) -> Outcome:
     outcome = Outcome()
     with _process_kept():
         for trial in trials:
-            outcome.add(trial.examine())
+            outcome.add(trial.examine(), trial.reproducer)
     return outcome
 
 

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from loraspec import distribution
@@ -26,10 +27,18 @@ class CheckReport:
 
     Attributes:
         report: every clause with its results, as in report.json.
+        scripts: by failing clause, a script of torch and the target that shows the defect without the suite.
     """
 
-    def __init__(self, report: Report, *, called: str = "", folder: Path | None = None) -> None:
-        self.report, self._called, self._folder = report, called, folder
+    def __init__(
+        self,
+        report: Report,
+        *,
+        called: str = "",
+        folder: Path | None = None,
+        scripts: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        self.report, self._called, self._folder, self.scripts = report, called, folder, scripts
 
     @property
     def passed(self) -> bool:
@@ -71,7 +80,9 @@ class CheckReport:
                 return None
             line = re.sub(r", in full in \S*report\.json:$", ":", line)
         if self._called and (found := re.match(r"rerun    loraspec rerun '([\w-]+)", line)):
-            return f"again    loraspec.check({self._called}, clauses=[{found[1]!r}])"
+            again = f"again    loraspec.check({self._called}, clauses=[{found[1]!r}])"
+            has_script = found[1] in self.scripts
+            return f"{again}\nscript   report.scripts[{found[1]!r}] runs without the suite" if has_script else again
         return line
 
     def _repr_html_(self) -> str:
@@ -102,7 +113,7 @@ def check(
         names: by name of the suite the user's object, `{"LinearLoRA": MyLayer}`, or its name in the target.
         profile: the number of cases: quick, default or nightly.   seed: which cases are drawn.
         workers: processes; by default one for each processor.
-        report_dir: a folder for report.json, report.html and junit.xml; by default none is written.
+        report_dir: a folder for report.json, report.html, junit.xml and scripts; by default none is written.
     Raises:
         ValueError, TypeError: if the target is no such thing, does not bind, or claims nothing that was chosen.
     """
@@ -115,11 +126,11 @@ def check(
         folder = Path(report_dir) if report_dir is not None else None
         if folder is not None:
             files.prepare(folder)
-        report = object_check.judge(selection, workers, quiet=not sys.stderr.isatty())
+        report, scripts = object_check.judge(selection, workers, quiet=not sys.stderr.isatty())
         if folder is not None:
-            files.write(folder, report, {})
+            files.write(folder, report, scripts)
         called = report.target_name if is_object(selection.target) else ""
-        return CheckReport(report, called=called or "", folder=folder)
+        return CheckReport(report, called=called or "", folder=folder, scripts=scripts)
 
 
 def selected(

@@ -1,0 +1,306 @@
+"""A tape: what a check does with a target's objects, as straight-line code, and how the check fails."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import dataclasses
+import operator
+import pickle
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import PurePath
+from types import FrameType
+from typing import Any
+
+import torch
+
+from conformance.judgement.outcomes import require
+from conformance.reproducer.code_owner import owner_of
+from conformance.reproducer.expressions import Expressions, called
+from conformance.reproducer.hooked_code import TAPE
+from conformance.reproducer.literals import Leaf, Unsayable
+from conformance.reproducer.steps import SIMPLE, Failure, Step, hint_of, modes_on
+
+OPERATORS = {
+    "Add": "add",
+    "Sub": "sub",
+    "Mult": "mul",
+    "Div": "truediv",
+    "FloorDiv": "floordiv",
+    "Mod": "mod",
+    "Pow": "pow",
+    "MatMult": "matmul",
+    "BitAnd": "and_",
+    "BitOr": "or_",
+    "BitXor": "xor",
+    "LShift": "lshift",
+    "RShift": "rshift",
+    "Eq": "eq",
+    "NotEq": "ne",
+    "Lt": "lt",
+    "LtE": "le",
+    "Gt": "gt",
+    "GtE": "ge",
+    "USub": "neg",
+    "UAdd": "pos",
+    "Invert": "invert",
+}
+MOST, FOREVER = 600, 1 << 30  # steps of a check; a check of more is not recorded to its end
+COPIES = (copy.copy, copy.deepcopy, pickle.dumps, pickle.loads)
+
+
+class Tape:
+    """The steps of a check so far. Hooked code calls its methods in place of operations.
+
+    Args:
+        recorders: functions of the suite, each with one that is called in its place, with the tape first.
+    """
+
+    def __init__(self, subject: Any, recorders: Sequence[tuple[Any, Any]] = ()) -> None:
+        self.subject, self.recorders, self.steps = subject, recorders, list[Step]()
+        self.failures: list[Failure] = []  # possible ones, the last that happened is the best
+        self.paused = 0
+        self.leaves: set[int] = set()
+        self.last_none: ast.expr = ast.Constant(None)  # the code of the attribute that was last None
+        self.say = Expressions(subject, self._leaf)
+
+    def call(self, function: Any, /, *arguments: Any, **options: Any) -> Any:
+        """Call a function, and record the call if it is one on the target's or torch's objects."""
+        if self.paused:
+            return function(*arguments, **options)
+        for known, recorder in self.recorders:
+            if function is known:
+                return recorder(self, *arguments, **options)
+        if function is setattr or (function is getattr and hasattr(*arguments[:2])):
+            return self.set_attribute(*arguments) if function is setattr else self.attribute(*arguments[:2])
+        if self._is_recorded(function, arguments, options):
+            self._look_up_names(sys._getframe(1).f_locals, (*arguments, *options.values()))
+            return self._recorded(function, arguments, options)
+        if self._is_of_wrapper(function):
+            self._pass_on(function, arguments, options)
+        value = function(*arguments, **options)
+        self._hint(value, arguments)
+        return value
+
+    def _recorded(self, function: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        act = partial(function, *arguments, **options)
+        if function is torch.autograd.backward and len(arguments) == 2 and len(arguments[0]) == 1:
+            (y,), (upstream,) = arguments
+            given = {name: value for name, value in options.items() if value}
+            method = self.say.method(y, "backward") if self.say.knows(y) else None
+            return self._step(lambda: method and called(method, [self.say(upstream)], given, self.say), act, "")
+        return self._step(
+            lambda: called(self.say.function(function), map(self.say, arguments), options, self.say),
+            act,
+            hint_of(function),
+        )
+
+    def _pass_on(self, function: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+        """Record a call of a wrapper's method as calls on the layers that it wraps; torch makes them."""
+        for child in function.__self__.children():
+            if self.say.knows(child):
+                method = self.say.method(child, function.__name__)
+                self._add(called(method, map(self.say, arguments), options, self.say), "")
+
+    def attribute(self, owner: Any, name: str) -> Any:
+        """Read an attribute, and remember where it comes from."""
+        value = getattr(owner, name)
+        if value is None and not self.paused and self.say.knows(owner):
+            self.last_none = self.say.method(owner, name)
+        if not self.paused and not isinstance(value, SIMPLE) and not _is_method(value):
+            self.say.attribute(owner, name, value)
+        return value
+
+    def item(self, owner: Any, index: Any) -> Any:
+        """Read an item, and remember where it comes from."""
+        value = owner[index]
+        self._hint(value, (index,))
+        if not self.paused and not isinstance(value, SIMPLE) and self.say.knows(owner):
+            if isinstance(value, torch.Tensor) and isinstance(owner, torch.Tensor):
+                return self.computed(value, lambda: ast.Subscript(self.say(owner), self.say(index), ast.Load()))
+            self.say.learn(value, lambda: ast.Subscript(self.say(owner), self.say(index), ast.Load()))
+        return value
+
+    def binary(self, kind: str, left: Any, right: Any) -> Any:
+        """Apply an operator to two values."""
+        result = getattr(operator, OPERATORS[kind])(left, right)
+        if self.paused or not self._is_dynamic(left, right):
+            return result
+
+        def code() -> ast.expr:
+            sides, operation = (self.say(left), self.say(right)), getattr(ast, kind)()
+            if isinstance(operation, ast.cmpop):
+                return ast.Compare(sides[0], [operation], [sides[1]])
+            return ast.BinOp(sides[0], operation, sides[1])
+
+        return self.computed(result, code)
+
+    def unary(self, kind: str, value: Any) -> Any:
+        """Apply an operator to a value."""
+        result = getattr(operator, OPERATORS[kind])(value)
+        if self.paused or not self._is_dynamic(value):
+            return result
+        return self.computed(result, lambda: ast.UnaryOp(getattr(ast, kind)(), self.say(value)))
+
+    def set_attribute(self, owner: Any, name: str, value: Any) -> None:
+        """Assign to an attribute."""
+        if self.paused or not self.say.knows(owner):
+            setattr(owner, name, value)
+            return
+        self._assign(
+            lambda: ast.Attribute(self.say(owner), name, ast.Store()), value, lambda: setattr(owner, name, value)
+        )
+
+    def set_item(self, owner: Any, index: Any, value: Any) -> None:
+        """Assign to an item."""
+
+        def act() -> None:
+            owner[index] = value
+
+        if self.paused or not self.say.knows(owner):
+            act()
+            return
+        self._assign(lambda: ast.Subscript(self.say(owner), self.say(index), ast.Store()), value, act)
+
+    def require(self, *given: Any) -> None:
+        """Check a requirement of the suite; the first that does not hold is the failure."""
+        *arguments, module, place, names = given
+        if not self.paused and not arguments[0]:
+            self.failures.append(
+                Failure("required", module=module, place=place, names=dict(names), callers=_callers(sys._getframe(2)))
+            )
+        require(*arguments)
+
+    def _hint(self, value: Any, words: tuple[Any, ...]) -> None:
+        """Name a tensor after the only word with which it was looked up."""
+        texts = [word for word in words if isinstance(word, str)]
+        if not isinstance(value, SIMPLE) and len(texts) == 1:
+            self.say.hints[id(value)] = texts[0]
+
+    def variable(self, value: Any) -> ast.expr | None:
+        """The variable of a step of the target that gave this simple value."""
+        for step in reversed(self.steps):
+            alike = type(step.value) is type(value) and step.value == value
+            if alike and step.effect and step.is_targets:
+                return ast.Name(step.name, ast.Load())
+        return None
+
+    def _look_up_names(self, names: dict[str, Any], values: tuple[Any, ...]) -> None:
+        """Name tensors after the variables of the suite that hold them."""
+        wanted = {id(value) for value in values if isinstance(value, torch.Tensor)}
+        for name, value in names.items():
+            if id(value) in wanted:
+                self.say.hints.setdefault(id(value), name)
+
+    def code_or_none(self, code: Callable[[], Any]) -> Any:
+        try:
+            return code()
+        except Unsayable:
+            return None
+
+    def computed(self, value: Any, code: Callable[[], ast.expr]) -> Any:
+        """Record a value that an operator computed, as a step without an effect."""
+        node = self.code_or_none(code)
+        if node is not None:
+            step = self._add(node, "value", effect=False)
+            step.value = value
+            if not isinstance(value, SIMPLE):
+                self.say.name(value, step.name)
+        return value
+
+    def _step(self, code: Callable[[], Any], act: Callable[[], Any], hint: str) -> Any:
+        node = self.code_or_none(code)
+        if node is None:
+            return act()
+        step = self._add(node, hint)
+        if len(self.steps) > MOST:
+            self.paused = FOREVER
+        self.paused += 1
+        try:
+            step.value = act()
+        except BaseException as error:
+            step.raised = error
+            self.failures.append(Failure("raised", step=step))
+            raise
+        finally:
+            self.paused -= 1
+        if not isinstance(step.value, SIMPLE) and not self.say.knows(step.value):
+            self.say.name(step.value, step.name)
+        return step.value
+
+    def _assign(self, target: Callable[[], ast.expr], value: Any, act: Callable[[], None]) -> None:
+        node = self.code_or_none(lambda: ast.Assign([target()], self.say(value), lineno=1))
+        if node is not None:
+            self._add(node, "")
+        act()
+
+    def _add(self, node: Any, hint: str, *, effect: bool = True) -> Step:
+        step = Step(self.next_name(), node, hint=hint, modes=modes_on(), effect=effect)
+        self.steps.append(step)
+        return step
+
+    def next_name(self) -> str:
+        return f"_v{len(self.steps)}"
+
+    def _leaf(self, tensor: torch.Tensor, hint: str) -> str:
+        """Record a tensor that the case gives, with its value when it is first seen; return its variable."""
+        step = Step(self.next_name(), None, tensor, hint or "tensor", Leaf.of(tensor), effect=False)
+        self.steps.append(step)
+        self.leaves.add(id(tensor))
+        return step.name
+
+    def _is_dynamic(self, *values: Any) -> bool:
+        return any(not isinstance(value, SIMPLE) and self.say.knows(value) for value in values)
+
+    def _is_of_wrapper(self, function: Any) -> bool:
+        """Whether a function is a method that a wrapper of a library's layer inherits from torch.nn.Module."""
+        owner, module = getattr(function, "__self__", None), getattr(function, "__module__", None)
+        if not isinstance(owner, torch.nn.Module) or module != torch.nn.Module.__module__:
+            return False
+        return owner_of(owner) == "suite" and not self.say.knows(owner)
+
+    def _is_recorded(self, function: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> bool:
+        """Whether a call belongs on the tape: one of the target's or torch's code, on what the script knows."""
+        given = (*arguments, *options.values())
+        if function in COPIES:
+            return self._is_dynamic(*given)
+        bound = getattr(function, "__self__", None)
+        if isinstance(bound, PurePath) or self._is_of_wrapper(function):
+            return self.say.is_in_folder(bound)
+        if bound is not None and not isinstance(bound, type) and owner_of(type(bound)) == "python":
+            return self.say.knows(bound) and not isinstance(bound, SIMPLE)
+        where = owner_of(function)
+        if where == "torch":
+            return not (isinstance(function, type) and hasattr(function, "__enter__")) and function not in UNRECORDED
+        if where == "suite":
+            return self.say.is_suites_module(function)
+        made_for_another = isinstance(function, type) and dataclasses.is_dataclass(function)
+        return where == "target" and not (
+            made_for_another and self.say.is_foreign(function) and not self.say.knows(function)
+        )
+
+
+UNRECORDED = (
+    torch.set_grad_enabled,
+    torch.is_grad_enabled,
+    torch.is_autocast_enabled,
+    torch.from_numpy,
+    torch.get_deterministic_debug_mode,
+    torch.set_deterministic_debug_mode,
+)
+
+
+def _callers(frame: FrameType | None) -> tuple[tuple[str, int, dict[str, Any]], ...]:
+    """The module, line and variables of each running function of hooked code, from a frame outwards."""
+    found = []
+    while frame is not None:
+        if TAPE in frame.f_globals:
+            found.append((frame.f_globals["__name__"], frame.f_lineno, dict(frame.f_locals)))
+        frame = frame.f_back
+    return tuple(found)
+
+
+def _is_method(value: Any) -> bool:
+    return getattr(value, "__self__", None) is not None

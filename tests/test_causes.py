@@ -14,6 +14,7 @@ from conformance.report.causes import Cause
 from conformance.report.diagnosis import causes
 from conformance.report.known_defects import TABLE, DefectTable, table, table_of
 from conformance.report.report import Report, ReportedClause
+from conformance.report.resemblance import resemblance
 from tests.support import diagnosis_table, recorded_failures
 from tests.support.matrices import a_clause, a_result, report_of
 from tests.support.twins import REGISTRY
@@ -39,7 +40,7 @@ def known(*, told: bool = False, **defects: list[str]) -> DefectTable:
     )
 
 
-def failing(name: str, message: str = "wrong", group: str = "linear") -> ReportedClause:
+def failing(name: str, message: str = "worst y[0]: got 1, want 2", group: str = "linear") -> ReportedClause:
     """A failing MUST clause."""
     return a_clause(name, group, a_result(status="fail", message=message), status="fail", message=message)
 
@@ -73,9 +74,56 @@ def test_a_defect_is_the_cause_of_the_clauses_that_its_twin_fails() -> None:
 
 
 def test_several_defects_need_several_twins() -> None:
-    clauses = [failing("L-A"), failing("L-B"), failing("L-C"), failing("L-D"), passing("L-E")]
-    found = causes(clauses, known(one=["L-A", "L-B"], two=["L-C", "L-D"], three=["L-E", "L-A", "L-C"]))
-    assert [(cause.defect, cause.clauses) for cause in found] == [("one", ("L-A", "L-B")), ("two", ("L-C", "L-D"))]
+    clauses = [*(failing(f"L-{letter}") for letter in "ABCDEF"), passing("L-G")]
+    defects = known(one=["L-A", "L-B", "L-E"], two=["L-C", "L-D", "L-F"], three=["L-G", "L-A", "L-C", "L-E"])
+    found = [(cause.defect, cause.clauses) for cause in causes(clauses, defects)]
+    assert found == [("one", ("L-A", "L-B", "L-E")), ("two", ("L-C", "L-D", "L-F"))]
+
+
+def test_one_failing_clause_of_several_names_no_defect_without_its_words() -> None:
+    found = causes([failing("L-A"), failing("L-B"), passing("L-C")], known(one=["L-A"], two=["L-C", "L-B"]))
+    assert [(cause.clause, cause.fits) for cause in found] == [("L-A", False), ("L-B", False)]
+    assert found[0].sentence == (
+        "fails the same clauses as an implementation that one (twin L-A__one), with another message"
+    )
+
+
+def test_a_message_of_another_kind_speaks_against_a_defect() -> None:
+    raised = "building it raised ValueError: the rank is too large"
+    clauses = [failing(f"L-{letter}", raised) for letter in "ABC"]
+    (found,) = causes(clauses, known(told=True, one=["L-A", "L-B", "L-C"]))
+    assert (found.sentence, found.follows) == ("no known defect fails like this", ("L-B", "L-C"))
+
+
+def test_what_several_failures_of_a_defect_say_belongs_to_it() -> None:
+    scaled = "worst y[0]: got 1, want 2\npattern  all; the adapter term is {} times what it should be"
+    names = [f"L-{letter}" for letter in "ABCDE"]
+    clauses = [failing("L-A"), *(failing(name, scaled.format(i / 4)) for i, name in enumerate(names[1:]))]
+    (found,) = causes(clauses, known(one=names[:4]))
+    assert (found.defect, found.follows) == ("one", tuple(names[1:]))
+    alone, other = causes([*clauses[:3], clauses[4]], known(one=names[:3]))
+    assert (alone.follows, other.clause) == (("L-B", "L-C"), "L-E")
+
+
+@pytest.mark.parametrize(
+    ("says", "text", "expected"),
+    [
+        ("constant ratio 0.5", "worst y[0]: got 1\npattern  all; constant ratio 0.5", "SAID"),
+        ("constant ratio 0.5", "worst y[0]: got 1\npattern  all; constant ratio 0.51", "SAID_BUT_FOR_NUMBERS"),
+        ("constant ratio 0.5", "worst y[0]: got 1\npattern  all; zeros", "UNSAID"),
+        ("constant ratio 0.5", "building it raised ValueError", "CONTRADICTED"),
+        ("requires grad", "worst y[0]: got 1\npattern  all; zeros", "CONTRADICTED"),
+        ("requires grad", "W requires grad: expected it frozen", "SAID"),
+        ("requires grad", "W has no gradient", "UNSAID"),
+        ("worst", "worst y[0]: got 1", "UNKNOWN"),
+        ("error ÷ budget", "worst y[0]: got 1     equality required", "UNKNOWN"),
+        ("worst", "building it raised ValueError", "CONTRADICTED"),
+        ("dtype", "worst y[0]: got 1", "CONTRADICTED"),
+        ("anything", "", "UNKNOWN"),
+    ],
+)
+def test_words_of_a_defect_are_compared_with_what_was_seen(says: str, text: str, expected: str) -> None:
+    assert resemblance(says, [text] * bool(text)).name == expected
 
 
 def test_a_defect_whose_own_clause_passes_is_no_cause() -> None:
@@ -114,7 +162,7 @@ def test_the_pattern_chooses_between_defects_that_fail_the_same_clauses() -> Non
     (found,) = causes([failing("L-A", "pattern  the other way")], defects)
     assert (found.fits, found.twin) == (False, "L-A__other")
     assert found.sentence == (
-        "no known defect fails like this; the nearest is an implementation that other (twin L-A__other)"
+        "fails the same clauses as an implementation that other (twin L-A__other), with another message"
     )
 
 

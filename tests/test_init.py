@@ -49,11 +49,11 @@ def written(layer: str, folder: Path) -> tuple[str, str]:
             [
                 "linear=orig_linear,  # guess: the linear layer to adapt",
                 "return self.wrapped.linear.weight  # guess: it is the given layer's",
-                "# guess: the class initialises A in its own way, has no dropout, "
-                "did not take an adapter of another dtype than x",
-                '        "initialisation": "absent",',
-                '        "dropout": "absent",',
-                '        "state_names": "other",  # guess: the parameters are those of TextbookLinear, with its names',
+                '"initialisation": "absent",  # guess: the class initialises A in its own way',
+                '"dropout": "absent",  # guess: the class has no dropout',
+                '"adapter_dtype": "absent",  # guess: a built layer did not take an adapter of another dtype than x',
+                '"early_scaling": "absent",  # guess: a built layer multiplied by its factor at the end',
+                '"state_names": "other",  # guess: the parameters are those of TextbookLinear, with its names',
             ],
         ),
         (
@@ -62,6 +62,36 @@ def written(layer: str, folder: Path) -> tuple[str, str]:
                 "alpha=alpha / dim**0.5,  # guess: the built layer's factor is alpha / √r",
                 "return float(self.wrapped.lora.alpha)  # guess: by its value in a built layer",
             ],
+        ),
+        (
+            "Configured",
+            [
+                "from dialects import Options",
+                'module_name="layer",  # guess: any name',
+                "options=Options(  # guess: by its type",
+                "lora_dropout=dropout,  # guess: the dropout probability",
+                'use_rslora=options["use_rslora"],  # guess: whether the scale is alpha / √r',
+                "return float(self.wrapped.options.scaling)  # guess: by its value in a built layer",
+            ],
+        ),
+        (
+            "DimOut",
+            [
+                "dim=orig_linear.in_features,  # guess: K",
+                "weight=orig_linear.weight,  # guess: by its name",
+                "r=dim,  # guess: the rank r",
+            ],
+        ),
+        (
+            "HidesTheBase",
+            [
+                "self.base = orig_linear  # guess: a built layer had no parameter that is the weight",
+                "return self.base.weight",
+            ],
+        ),
+        (
+            "MergesInEval",
+            ['"eval_mode": "merged",  # guess: eval() changed the weight of a built layer'],
         ),
         (
             "Joined",
@@ -190,7 +220,7 @@ def test_a_transposed_matrix_gets_its_gradient_and_moves_with_the_layer(tmp_path
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--layer", "dialects:Jointed"], "layer 'dialects:Jointed' is unknown: expected one of Textbook, "),
+        (["--layer", "dialects:Jointed"], "layer 'dialects:Jointed' is unknown: did you mean Joined?"),
         (["--layer", "dialekts:Joined"], "layer 'dialekts:Joined' does not import: ModuleNotFoundError: "),
         (["--layer", "raising:Layer"], "does not import: ValueError: no licence found"),
         (["--layer", "dialects"], "layer 'dialects' is no class of a module: expected package.module:Class"),

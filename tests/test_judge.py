@@ -1,4 +1,4 @@
-"""An infinite result passes only where the exact result overflows the dtype."""
+"""Infinite results pass only where the exact result overflows the dtype, and wrong numbers are told apart."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from conformance.judgement.judge import judge
+from conformance.judgement.judge import compare, judge
 from conformance.judgement.linear_oracle import Expected
 from conformance.judgement.outcomes import Violation
 
@@ -34,3 +34,17 @@ def test_infinity_passes_where_the_exact_result_overflows(value: float, got: flo
 def test_other_infinities_and_nan_fail(value: float, got: float, dtype: torch.dtype) -> None:
     with pytest.raises(Violation, match="worst    y"):
         judge(torch.tensor([got], dtype=dtype), expected(value, dtype))
+
+
+@pytest.mark.parametrize(
+    ("got", "want", "said"),
+    [
+        (0.5, 0.25, "got 0.5, want 0.25"),
+        (0.849444123, 0.849444, "got 0.849444123, want 0.849444"),
+        (1 + 2**-52, 1.0, "got 1.0000000000000002, want 1"),
+    ],
+)
+def test_the_numbers_of_the_worst_element_differ_as_shown(got: float, want: float, said: str) -> None:
+    with pytest.raises(Violation) as failure:
+        compare(np.array([got]), Expected("y", np.array([want]), None, torch.float64, certified=False))
+    assert said in str(failure.value)

@@ -113,6 +113,7 @@ SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any] | None]] = {
 }
 RESTORED = tuple(name for name, (_, put) in SETTINGS.items() if put is not None)
 # a library may change these settings on import: it may add a variable or a filter, and set up its threads
+DRAWS = 1000  # of 32 bits that an import may take from Python's random numbers
 ALLOWED_ON_IMPORT = ("the environment", "the filters of warnings", "the number of threads", *RANDOM[1:2])
 
 
@@ -125,6 +126,36 @@ def changes(before: dict[str, Any]) -> list[str]:
     """The settings that have changed, each described in words."""
     now = taken(tuple(before))
     return [_said(name, before[name], now[name]) for name in before if now[name] != before[name]]
+
+
+def changes_by_import(before: dict[str, Any]) -> list[str]:
+    """The changed settings that a library's import must not change; it may draw from Python's random numbers.
+
+    Many packages draw an identifier when they are imported, which nobody who imports them can help; a seed is another
+    matter, since it repeats the numbers of others.
+    """
+    name = "Python's random state"
+    return changes({key: value for key, value in before.items() if key != name or not _is_drawn_from(value)})
+
+
+@contextmanager
+def settings_restored() -> Iterator[None]:
+    """Record and restore the process settings that an import changes: a target must not change them."""
+    before = taken(tuple(name for name in SETTINGS if name not in ALLOWED_ON_IMPORT))
+    yield
+    PRISTINE.settings = changes_by_import(before)
+    restore(before)
+
+
+def _is_drawn_from(before: Any) -> bool:
+    """Whether Python's random state follows from an earlier one by draws."""
+    source, now = random.Random(), random.getstate()
+    source.setstate(before)
+    for _ in range(DRAWS):
+        if source.getstate() == now:
+            return True
+        source.getrandbits(32)
+    return False
 
 
 def restore(before: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from conformance.numerics.formats import Array
 
 Mask = NDArray[np.bool_]
+CLOSE = 2e-2  # relative difference of values that show one relation; a factor so near to 1 shows none
 
 
 def describe(
@@ -67,12 +68,13 @@ def _is_it(seen: Array, mistaken: Array, right: Array) -> bool:
 
 def _constant(sentence: str, ratios: Array) -> Iterator[str]:
     finite = ratios[np.isfinite(ratios)]
-    if finite.size > 1 and _close(finite, np.full_like(finite, np.median(finite))):
-        yield sentence.format(np.median(finite))
+    middle = np.median(finite) if finite.size > 1 else np.nan
+    if abs(middle - 1) > CLOSE and _close(finite, np.full_like(finite, middle)):
+        yield sentence.format(middle)
 
 
 def _close(a: Array, b: Array) -> bool:
-    return bool(np.allclose(a, b, rtol=2e-2, atol=1e-6 * max(1.0, float(np.abs(b).max(initial=0)))))
+    return bool(np.allclose(a, b, rtol=CLOSE, atol=1e-6 * max(1.0, float(np.abs(b).max(initial=0)))))
 
 
 def _where(wrong: Mask) -> str:

@@ -58,11 +58,21 @@ def compare(got: Array, expected: Expected) -> float:
         return largest
     index = ", ".join(str(int(i)) for i in position)
     budget = "equality required" if expected.budget is None else f"error ÷ budget {largest:.3g}"
+    seen, want = _distinct(float(got[position]), float(expected.value[position]))
     lines = [
-        f"worst    {expected.name}[{index}]: got {got[position]:.6g}, want {expected.value[position]:.6g}     {budget}",
+        f"worst    {expected.name}[{index}]: got {seen}, want {want}     {budget}",
         f"pattern  {describe(got, expected.value, ratios > 1, expected.terms, expected.mistakes)}",
     ]
     raise Violation("\n".join(lines), largest if expected.budget is not None else None)
+
+
+def _distinct(one: float, other: float) -> tuple[str, str]:
+    """Two numbers in as few digits, six or more, as tell them apart."""
+    for digits in (6, 9, 17):
+        texts = f"{one:.{digits}g}", f"{other:.{digits}g}"
+        if texts[0] != texts[1]:
+            break
+    return texts
 
 
 def _ratios(got: Array, expected: Expected) -> Array:

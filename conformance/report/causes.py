@@ -37,6 +37,8 @@ class Cause:
         if self.defect is None:
             return "no known defect fails like this"
         known = f"an implementation that {self.defect} (twin {self.twin})"
+        if not self.fits and self.precision == 1:
+            return f"fails the same clauses as {known}, with another message"
         if not self.fits:
             return f"no known defect fails like this; the nearest is {known}"
         fits = f"{self.precision:.0%} of its failures occur here, and make up {self.recall:.0%} of this cause"

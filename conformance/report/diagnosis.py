@@ -1,14 +1,15 @@
 """The causes of a report's failures: failing clauses grouped, each group with the known defect that fails like it.
 
 Known defects are the suite's known-bad twins. A defect is taken for the cause where the clauses that it fails fail here
-and few of them pass; where several defects are present, they are found one after the other, the most telling first
-(a weighted set cover). What no defect explains is grouped by what was seen.
+and few of them pass, and the messages do not contradict it; where several defects are present, they are found one after
+the other, the most telling first (a weighted set cover). What no defect explains is grouped by what was seen.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import fsum
 
@@ -16,22 +17,14 @@ from conformance.judgement.result import CRASHED, FAIL, PASS
 from conformance.report.causes import Cause
 from conformance.report.known_defects import Defect, DefectTable, table
 from conformance.report.report import Report, ReportedClause
+from conformance.report.resemblance import NUMBER, Resemblance, resemblance
 from conformance.report.verdict import FAILING, by_interest
 from conformance.target.layer_form import LayerForm
 
-PENALTY = 1.0  # for a clause that a defect would fail and that passes, in units of a clause that it explains
-SAID, UNSAID = 1.5, 0.4  # factors where a message has the words of the twin's, and where it lacks them
-VAGUE = (
-    "worst",
-    "error ÷ budget",
-    "elements wrong",
-    "raised",
-    "expected",
-    "returned",
-    "shape",
-    "dtype",
-)
-FITTING = 0.5  # least share of a defect's clauses that fail where they are judged
+UNEXPLAINED = 0.25  # of a failing clause that a defect would not fail, in units of a clause that it explains
+TELLING = 3  # failing clauses that are needed for a defect whose words are not in the message
+MORE = 0.05  # of the score for each further clause that a defect explains, up to 20
+FITTING = 0.5  # least share of a defect's clauses that fail where they are judged, for the nearest one
 
 
 def causes(clauses: Sequence[ReportedClause], known: DefectTable | None = None) -> tuple[Cause, ...]:
@@ -75,6 +68,7 @@ class Diagnosis:
         self.passing = {clause.id for clause in clauses if clause.status == PASS}
         self.groups = {clause.group for clause in self.failing.values()}
         self.signs = {clause.id: signs(clause) for clause in failing}
+        self._compared: dict[tuple[str, ...], Resemblance] = {}
 
     @property
     def causes(self) -> tuple[Cause, ...]:
@@ -94,9 +88,11 @@ class Diagnosis:
         return found
 
     def _best(self) -> Defect | None:
-        scored = [(self.score(defect), defect) for defect in self.known.candidates if self._possible(defect)]
-        best = max(scored, key=lambda one: (one[0], -len(one[1].twins)), default=None)
-        return best[1] if best is not None and best[0] > 0 else None
+        """The possible defect for which most speaks; of equal ones, the one of which most was judged."""
+        judged = self.failing.keys() | self.passing
+        possible = [defect for defect in self.known.candidates if self._possible(defect)]
+        scored = [(self.score(one), -len(one.fails - judged), -len(one.twins), -i) for i, one in enumerate(possible)]
+        return possible[-max(scored)[-1]] if scored else None
 
     def _possible(self, defect: Defect) -> bool:
         """Whether a defect could be the cause: an own clause fails, or none is judged, and enough others agree."""
@@ -105,36 +101,49 @@ class Diagnosis:
         own = [name for name in defect.own if name in self.failing or name in self.passing]
         if own and not any(name in self.open for name in own):
             return False
-        hits, misses = defect.fails & set(self.failing), defect.fails & self.passing
-        if len(hits) == 1 and self._told(defect) < SAID:
-            return False  # one clause says too little, unless its message is the twin's
-        return len(hits) >= FITTING * (len(hits) + len(misses))
+        hits, words = defect.fails & set(self.failing), self._resemblance(defect)
+        if len(hits) < TELLING and words is not Resemblance.SAID:
+            # few clauses say too little, unless they are all that fails, and all that the defect would fail
+            alone = len(hits) == len(self.open) and not defect.fails & self.passing
+            return bool(own) and words is Resemblance.UNKNOWN and alone
+        return self.fit(defect) >= words.needed
+
+    def fit(self, defect: Defect) -> float:
+        """How well the clauses that a defect fails are those that fail and are not explained yet; at most 1."""
+        hits = self._weights(defect.fails & self.open.keys())
+        missed = self._weights(defect.fails & self.passing)
+        others = self._weights((self.open.keys() - defect.fails) & self.known.shared)
+        return hits / (hits + missed + UNEXPLAINED * others) if hits else 0.0
 
     def score(self, defect: Defect) -> float:
-        """How much a defect explains of what is not explained yet, less what it would fail and what passes."""
-        gain = fsum(self.known.weight(name) for name in defect.fails if name in self.open)
-        loss = fsum(self.known.weight(name) for name in defect.fails if name in self.passing)
-        return (gain - PENALTY * loss) * self._told(defect)
+        """How much speaks for a defect: its fit, its words, and how many clauses it explains."""
+        words, explained = self._resemblance(defect), min(self._weights(defect.fails & self.open.keys()), 20.0)
+        said = len(defect.says) * 1e-5 if words is Resemblance.SAID else 0.0  # of two, the one that says more
+        return self.fit(defect) * words.factor * (1 + MORE * explained) + said
 
-    def _told(self, defect: Defect) -> float:
-        texts = [text for name in defect.own if name in self.failing for text in messages(self.failing[name])]
-        if not texts or defect.says in VAGUE or not defect.says:
-            return 1.0
-        if not any(re.search(rf"{re.escape(defect.says)}(?![.\d])", text) for text in texts):
-            return UNSAID
-        return SAID + len(defect.says) / 1000  # of two that agree, the one that says more
+    def _weights(self, names: Iterable[str]) -> float:
+        return fsum(self.known.weight(name) for name in names)
+
+    def _resemblance(self, defect: Defect) -> Resemblance:
+        if defect.twins not in self._compared:
+            texts = [text for name in defect.own if name in self.failing for text in messages(self.failing[name])]
+            self._compared[defect.twins] = resemblance(defect.says, texts)
+        return self._compared[defect.twins]
 
     def _taken(self, leading: ReportedClause, defect: Defect | None = None) -> Group:
         """The leading clause with what follows from it, which are open no more.
 
-        That is what the defect fails, what says the same, and what mostly fails where the leading clause does.
+        That is what the defect fails, what says the same as the leading clause or as several that the defect fails, and
+        what mostly fails where the leading clause does.
         """
         found, fails = self.open.pop(leading.id), defect.fails if defect else frozenset()
+        said = Counter(sign for name in self.open.keys() & fails for sign in self.signs[name])
+        common = self.signs[found.id].union(sign for sign, count in said.items() if count >= TELLING)
         follows = {
             name: clause
             for name, clause in self.open.items()
             if name in fails
-            or self.signs[name] & self.signs[found.id]
+            or self.signs[name] & common
             or (name in self.failing and self.known.follows(name, found.id))
         }
         self.open = {name: clause for name, clause in self.open.items() if name not in follows}
@@ -176,6 +185,7 @@ class Diagnosis:
             defect
             for defect in self.known.defects
             if leading.id in defect.own
+            and self._resemblance(defect) is not Resemblance.CONTRADICTED
             and len(defect.fails & self.failing.keys()) >= FITTING * len(defect.fails & judged)
         ]
         return max(near, key=lambda d: (len(words.intersection(d.says.split())), self.score(d)), default=None)
@@ -186,8 +196,7 @@ def messages(clause: ReportedClause) -> list[str]:
     return [text for text in dict.fromkeys([clause.message, *(r.message for r in clause.results)]) if text]
 
 
-NUMBER = re.compile(r"\d[\d.,e+-]*")
-RELATION = re.compile(r"as if .*|transposed")
+RELATION = re.compile(r"as if .*|transposed|the \w+ term is")
 
 
 def signs(clause: ReportedClause) -> frozenset[str]:

@@ -102,7 +102,11 @@ class Examination:
     def _fitted(self, case: Case) -> Case:
         # Triton's interpreter takes about 10 ms for a program of 16³, so its cases are cut to a few programs
         cut = getattr(case, "cut_for", None)
-        return cut(self.subject.lane) if cut else case
+        return self._within_limits(cut(self.subject.lane) if cut else case)
+
+    def _within_limits(self, case: Case) -> Case:
+        within = getattr(self.subject, "within_limits", None)
+        return within(case) if within else case
 
     def _judge(self, case: Case, result: Result) -> None:
         try:
@@ -151,6 +155,8 @@ class Examination:
             result.message += f"\nnearby   {neighbours}"
 
     def _fails(self, case: Case) -> bool:
+        if self._within_limits(case) != case:
+            return False  # the target need not accept it
         try:
             self._check(case)
         except Violation:

@@ -23,11 +23,13 @@ class Feature:
         arguments: by group, the argument that shows the feature, `Class(argument)` or `function(argument)`, or the
             method that does, `Class.method`.
         conventions: the values that a target may declare; the first is the default.
+        part_of: the feature without which it is absent too.
     """
 
     title: str
     arguments: Mapping[str, str] = field(default_factory=dict)
     conventions: tuple[str, ...] = (SUPPORTED, ABSENT)
+    part_of: str = ""
 
     @property
     def option(self) -> str:
@@ -83,6 +85,12 @@ FEATURES: Mapping[str, Feature] = {
     "fused_blocks": Feature("fused blocks", conventions=(SUPPORTED, ABSENT)),
     "linear_only": Feature("linear layers only", conventions=(SUPPORTED, ABSENT)),
     "in_place": Feature("patching in place", conventions=(SUPPORTED, ABSENT)),
+    "alpha": Feature("alpha", _of_layers("alpha")),
+    "zero_alpha": Feature("alpha of 0", _of_layers("alpha"), part_of="alpha"),
+    "large_rank": Feature("ranks above the layer's sizes", _of_layers("dim")),
+    "full_dropout": Feature("dropout of 1", _of_layers("dropout", linear="lora_linear(dropout)"), part_of="dropout"),
+    "eval_mode": Feature("eval mode", conventions=("separate", "merged")),
+    "early_scaling": Feature("scaling before overflow", part_of="alpha"),
 }
 
 

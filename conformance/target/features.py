@@ -12,6 +12,7 @@ from torch import nn
 from conformance.errors import TargetError
 from conformance.isolation.monkeypatches import PRISTINE
 from conformance.specification.features import ABSENT, AN_EFFECT, FEATURES
+from conformance.target.limits import BEYOND, works
 from conformance.target.signature import arguments_for, takes
 
 DROPOUT_POSITIONS = ("pre", "post")  # by default
@@ -83,7 +84,11 @@ def positions(kind: Any) -> tuple[str, ...]:
 
 
 # A value of a feature's argument that changes the output of a layer, if the argument has an effect.
-EFFECTIVE: Mapping[str, tuple[str, Any]] = {"dropout": ("dropout", 0.5), "rslora": ("use_rslora", True)}
+EFFECTIVE: Mapping[str, tuple[str, Any]] = {
+    "dropout": ("dropout", 0.5),
+    "rslora": ("use_rslora", True),
+    "alpha": ("alpha", 6),
+}
 
 
 def contradictions(kind: Any, declared: Mapping[str, str]) -> list[str]:
@@ -96,6 +101,9 @@ def contradictions(kind: Any, declared: Mapping[str, str]) -> list[str]:
         if value == ABSENT and name in EFFECTIVE and _acts(kind, *EFFECTIVE[name]):
             option, given = EFFECTIVE[name]
             found.append(f"feature {name!r} is declared absent, but {option}={given} changes the output")
+        if value == ABSENT and name in BEYOND and works(kind, name):
+            given = ", ".join(f"{option}={number}" for option, number in BEYOND[name].items())
+            found.append(f"feature {name!r} is declared absent, but {given} works")
     return found
 
 
@@ -123,7 +131,7 @@ def _acts(kind: Any, option: str, value: Any) -> bool:
         for options in ({}, {taken: value}):
             torch.manual_seed(0)
             try:
-                layer = kind(_probe_base(), **arguments_for(kind, {"dim": 2, "alpha": 2}), **options)
+                layer = kind(_probe_base(), **(arguments_for(kind, {"dim": 2, "alpha": 2}) | options))
                 for parameter in layer.train().parameters():
                     parameter.fill_(1.0)
                 outputs.append(layer(torch.ones(ROWS, 1)))

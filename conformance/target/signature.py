@@ -17,6 +17,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
 }
 # A callable need not take these arguments while they have these values, which change nothing.
 NEUTRAL: Mapping[str, Any] = {
+    "alpha": ...,  # the scale is 1 then
     "dropout": 0.0,
     "dropout_position": ...,
     "use_rslora": False,
@@ -36,6 +37,15 @@ def takes(thing: Any, argument: str) -> str | None:
         if name in named:
             return name
     return argument if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) else None
+
+
+def accepts(thing: Any, argument: str) -> bool:
+    """Whether a callable with a signature that can be read takes an argument."""
+    try:
+        inspect.signature(thing)
+    except (TypeError, ValueError):
+        return False
+    return takes(thing, argument) is not None
 
 
 def default_of(thing: Any, argument: str) -> Any:
@@ -58,15 +68,6 @@ def arguments_for(thing: Any, wanted: Mapping[str, Any]) -> dict[str, Any]:
         elif not (name in NEUTRAL and NEUTRAL[name] in (value, ...)):
             given[name] = value  # the call then fails, and says which argument
     return given
-
-
-def accepts(thing: Any, argument: str) -> bool:
-    """Whether a callable has a signature that takes an argument."""
-    try:
-        inspect.signature(thing)
-    except (TypeError, ValueError):
-        return False
-    return takes(thing, argument) is not None
 
 
 def binds_by_name(thing: Any, name: str, signature: inspect.Signature) -> bool:

@@ -16,7 +16,7 @@ from conformance.cases.linear_case import LinearCase
 from conformance.cases.operands import Operands
 from conformance.judgement.outcomes import require
 from conformance.judgement.recording import note
-from conformance.specification.features import FEATURES
+from conformance.specification.features import ABSENT, FEATURES
 from conformance.target.adapter_tensors import MAGNITUDE, adapter_of, base_tensor
 from conformance.target.calls import calling
 from conformance.target.signature import arguments_for, takes
@@ -36,7 +36,7 @@ class Subject:
         device: the device of the operands.
         lane: how the subject runs on that device: `cpu`, `interpreter` or `gpu`.
         dropout_positions: the dropout positions that it supports.
-        conventions: the features that the target declares, or that it shows not to be the default, each with its value.
+        conventions: the features that the target declares, or shows to lack or to do otherwise, with their values.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Subject:
         no dropout where it supports none. A layer may multiply by alpha first and divide by the rank then, so that
         alpha is bounded where all sums are exact, and so is the rank: g/66·66 is g in every dtype, g/70·70 is not.
         """
-        takes_none = self.is_layer and takes(self.thing, "dropout") is None
+        takes_none = self.is_layer and (takes(self.thing, "dropout") is None or self.lacks("dropout"))
         if case.dropout and (takes_none or not self.dropout_positions):
             case = dataclasses.replace(case, dropout=0.0)  # a clause about dropout is not claimed
         if self.dropout_positions and case.position not in self.dropout_positions:
@@ -64,6 +64,23 @@ class Subject:
         if self.is_layer and case.r == WIDEST and case.values in ("integers", "cancelling"):
             case = dataclasses.replace(case, r=WIDEST - 4)
         return Operands(case, self.device, alpha=float(case.scale * case.r) if self.is_layer else 1.0)
+
+    def within_limits(self, case: Any) -> Any:
+        """A case that a layer accepts: of a rank, and a scale, that its class can have."""
+        if not self.is_layer or not isinstance(case, LinearCase):
+            return case
+        least = min(case.k, case.n)
+        if self.lacks("large_rank") and case.r > least:
+            case = dataclasses.replace(case, r=least)
+        if self.lacks("alpha") or (self.lacks("zero_alpha") and not case.scale):
+            case = dataclasses.replace(case, scale=1.0)
+        if self.follows("eval_mode", "merged") and not case.training and not case.dropout:
+            case = dataclasses.replace(case, training=True)  # its adapter has no gradient in eval mode
+        return case
+
+    def lacks(self, feature: str) -> bool:
+        """Whether the target lacks a feature, as it declares or as its class shows."""
+        return self.follows(feature, ABSENT)
 
     def follows(self, feature: str, convention: str) -> bool:
         """Whether the target declares, or shows, this convention of a feature."""
@@ -197,8 +214,6 @@ def _built_layer(subject: Subject, operands: Operands, options: dict[str, Any]) 
     arguments = arguments_for(subject.thing, arguments)
     with calling(f"{subject.name}({', '.join(f'{k}={v}' for k, v in arguments.items())})"):
         layer = subject.thing(base, **arguments)
-    with calling(f"{subject.name}.train({case.training})"):
-        layer.train(case.training)
     adapters = {name: adapter_of(layer, name) for name in ("lora_A", "lora_B")}
     with calling(f"reading {subject.name}.weight and bias"):
         weight, bias = base_tensor(layer, "weight", base), base_tensor(layer, "bias", base)
@@ -216,6 +231,8 @@ def _built_layer(subject: Subject, operands: Operands, options: dict[str, Any]) 
         )
         with torch.no_grad():
             parameter.copy_(values)
+    with calling(f"{subject.name}.train({case.training})"):
+        layer.train(case.training)  # with its adapter, which some layers merge into the weight in eval mode
     tensors = {"x": operands.placed["x"].tensor, "weight": weight, **adapters}
     if bias is not None:
         tensors["bias"] = bias

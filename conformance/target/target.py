@@ -6,8 +6,7 @@ import importlib
 import importlib.util
 import os
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 from conformance.errors import TargetError
 from conformance.isolation.monkeypatches import PRISTINE
-from conformance.isolation.process_state import ALLOWED_ON_IMPORT, SETTINGS, changes, restore, taken
+from conformance.isolation.process_state import settings_restored
 from conformance.numerics.dtypes import FLOAT_DTYPES
 from conformance.specification.clause import Clause
 from conformance.specification.features import ABSENT, FEATURES
@@ -25,6 +24,7 @@ from conformance.target.declaration import check_declaration, read_deviations
 from conformance.target.fault import looking_at
 from conformance.target.features import DROPOUT_POSITIONS, is_local, positions
 from conformance.target.layer_form import LAYERS
+from conformance.target.limits import BEYOND, refused
 from conformance.target.signature import accepts
 from conformance.target.subject import Subject
 
@@ -187,6 +187,9 @@ class Target:
             return str(declared)
         if name == "pickling" and is_local(getattr(self.thing, "LinearLoRA", None)):
             return ABSENT
+        whole = FEATURES[name].part_of
+        if (whole and self.feature(whole, group) == ABSENT) or (group != "linear" and name in self._refused):
+            return ABSENT
         argument = FEATURES[name].arguments.get(group)
         if argument is None:
             return self._found(group).get(name, FEATURES[name].conventions[0])
@@ -217,6 +220,11 @@ class Target:
         if len(seen) == 1 and len(only := seen.pop()) == 1:
             found["dropout"] = only[0]
         return found
+
+    @cached_property
+    def _refused(self) -> frozenset[str]:
+        """The features whose values the layer class refuses."""
+        return refused(getattr(self.thing, "LinearLoRA", None))
 
     def positions(self, subject: str) -> tuple[str, ...]:
         """The dropout positions of a subject: as declared, else as its signature or its behaviour shows."""
@@ -250,11 +258,10 @@ class Target:
         shown = self.shown(group) if group else {}
         followed = {key: value for key, value in shown.items() if value != FEATURES[key].conventions[0]}
         followed |= self.declared.get("features", {})
-        if self.feature("pickling", "layer") == ABSENT:
-            followed["pickling"] = ABSENT
-        return Subject(
-            name, thing, self.thing, self.device, self.lane(name), self.positions(name), tuple(sorted(followed.items()))
-        )
+        lacking = ("dropout", "alpha", *BEYOND) if name.endswith("LinearLoRA") else ()
+        followed |= {key: ABSENT for key in (*lacking, "pickling") if self.feature(key, "layer") == ABSENT}
+        conventions = tuple(sorted(followed.items()))
+        return Subject(name, thing, self.thing, self.device, self.lane(name), self.positions(name), conventions)
 
     def lane(self, subject: str) -> str:
         """How a subject runs: `gpu`; on a CPU, `interpreter` for Triton names if the interpreter is on, else `cpu`."""
@@ -266,15 +273,6 @@ class Target:
     def binding_errors(self) -> list[str]:
         """Messages about callables that do not take their arguments, and about features that are declared wrongly."""
         return binding_errors(self)
-
-
-@contextmanager
-def settings_restored() -> Iterator[None]:
-    """Record and restore the process settings that an import changes: a target must not change them."""
-    before = taken(tuple(name for name in SETTINGS if name not in ALLOWED_ON_IMPORT))
-    yield
-    PRISTINE.settings = changes(before)
-    restore(before)
 
 
 def elsewhere(clause: Clause, device: str) -> bool:

@@ -1,5 +1,6 @@
 """Right LoRA layers with the names and forms that libraries and textbooks give them."""
 
+import dataclasses
 import math
 
 import torch
@@ -173,3 +174,80 @@ class Guarded(nn.Module):
         if torch.is_autocast_enabled("cpu"):
             raise RuntimeError("autocast is not supported")
         return self.linear(x) + self.update(x) * self.scaling
+
+
+@dataclasses.dataclass
+class Options:
+    """The options of a configured layer."""
+
+    lora_r: int = 4
+    lora_alpha: float = 8
+    lora_dropout: float = 0.0
+    use_rslora: bool = False
+    target_modules: tuple[str, ...] = ()
+
+    @property
+    def scaling(self):
+        return self.lora_alpha / (self.lora_r**0.5 if self.use_rslora else self.lora_r)
+
+
+class Configured(TextbookLinear):
+    """A layer whose options are one object, and that has a name."""
+
+    def __init__(self, module_name, linear, options: Options, weight=None):
+        super().__init__(linear, options.lora_r, options.scaling)
+        self.options = options
+        assert weight is None
+        assert module_name
+        self.drop = nn.Dropout(options.lora_dropout)
+
+    def forward(self, x):
+        return self.linear(x) + self.lora(self.drop(x))
+
+
+class DimOut(nn.Module):
+    """A layer whose input size is called `dim`, and that takes the weight for its dtype."""
+
+    def __init__(self, dim, dim_out, weight, r=8, alpha=None):
+        super().__init__()
+        self.scale = (r if alpha is None else alpha) / r
+        self.A = nn.Parameter(torch.randn(dim, r).to(weight))
+        self.B = nn.Parameter(torch.zeros(r, dim_out).to(weight))
+
+    def forward(self, x):
+        return x @ self.A @ self.B * self.scale
+
+
+class HidesTheBase(nn.Module):
+    """A layer that keeps its linear layer in a list, as LyCORIS does, so that it is no submodule."""
+
+    def __init__(self, org_module, lora_dim, alpha):
+        super().__init__()
+        self.org_module, self.scale = [org_module], alpha / lora_dim
+        self.down = nn.Linear(org_module.in_features, lora_dim, bias=False)
+        self.up = nn.Linear(lora_dim, org_module.out_features, bias=False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x):
+        return self.org_module[0](x) + self.up(self.down(x)) * self.scale
+
+
+class MergesInEval(nn.Linear):
+    """A layer in the manner of loralib, which merges whenever it leaves training."""
+
+    def __init__(self, in_features, out_features, r, lora_alpha=1):
+        super().__init__(in_features, out_features)
+        self.merged, self.scaling = False, lora_alpha / r
+        self.lora_A = nn.Parameter(torch.randn(r, in_features))
+        self.lora_B = nn.Parameter(torch.zeros(out_features, r))
+
+    def train(self, mode=True):
+        if self.merged is mode:
+            update = self.scaling * self.lora_B.data @ self.lora_A.data
+            self.weight.data = self.weight.data + (-update if mode else update)
+            self.merged = not mode
+        return super().train(mode)
+
+    def forward(self, x):
+        y = super().forward(x)
+        return y if self.merged else y + x @ self.lora_A.T @ self.lora_B.T * self.scaling

@@ -46,6 +46,7 @@ def fresh(subject: Subject, operands: Operands, **options: Any) -> Any:
 @clause(
     "LAY-SCALING",
     sentence="The scale is alpha/dim, in y and in the attribute `scale` or `scaling` if the layer has one.",
+    feature="alpha",
     cases=SMALL.narrowed(r=(2, 3, 4, 16), values=("normal",)),
     weight=0.5,
 )
@@ -92,7 +93,10 @@ def test_defaults(subject: Subject, case: LinearCase) -> float | None:
     rank, alpha, dropout = (_default(subject, *option) for option in (("dim", 8), ("alpha", 32), ("dropout", 0.0)))
     if dropout or not isinstance(rank, int) or not isinstance(alpha, int | float):
         raise Inconclusive(f"the defaults are {rank}, {alpha} and {dropout}: expected numbers and no dropout")
-    operands = subject.operands(dataclasses.replace(case, r=rank, scale=alpha / rank))
+    scale = 1.0 if subject.lacks("alpha") else alpha / rank
+    if subject.lacks("large_rank"):
+        case = dataclasses.replace(case, k=max(case.k, rank), n=max(case.n, rank))
+    operands = subject.operands(dataclasses.replace(case, r=rank, scale=scale))
     layer = fresh(subject, operands)
     for name, shape in (("lora_A", [rank, case.k]), ("lora_B", [case.n, rank])):
         parameter = adapter_of(layer, name)

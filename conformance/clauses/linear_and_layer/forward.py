@@ -151,6 +151,7 @@ def test_forward_near_overflow(subject: Subject, case: LinearCase) -> float | No
     "LAY-FWD-OVERFLOW-ORDER",
     sentence="""y is finite and right if the exact result fits the dtype, even if the update before scaling, (x Aᵀ)
     Bᵀ, does not.""",
+    feature="early_scaling",
     cases=SMALL.narrowed(special=("overflow-before-scale",), values=("normal",), scale=(0.125,), bias=(False,)),
     level="SHOULD",
     dtypes=("float16",),

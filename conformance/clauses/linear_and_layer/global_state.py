@@ -39,7 +39,7 @@ NOISE = (1, 50, 2048)  # smaller growth is ignored: measuring causes up to half 
     sentence="""Building and running change no setting of the process (default dtype, device, grad mode, autocast,
     precision, determinism, threads, warnings, errors, environment), and importing the target changes only
     environment variables, warning filters and the number of threads. Without dropout, running changes no random
-    state, and importing changes none except a GPU's.""",
+    state, and importing changes none except a GPU's; it may draw from Python's, but not seed it.""",
     cases=SMALL,
     weight=0.25,
 )

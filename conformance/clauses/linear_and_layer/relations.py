@@ -57,6 +57,7 @@ def test_linearity(subject: Subject, case: LinearCase) -> float | None:
     "LIN-REL-SCALE",
     "LAY-REL-SCALE",
     sentence="Doubling the scale gives the same y as doubling lora_B.",
+    feature="alpha",
     cases=SMALL.narrowed(values=("normal",), scale=(1.0, 2.0)),
     weight=0.5,
 )

@@ -37,7 +37,7 @@ def stretched(case: LinearCase) -> LinearCase:
     weight=0.67,
 )
 def test_one_long_size(subject: Subject, case: LinearCase) -> float | None:
-    operands = subject.operands(case if subject.lane == "interpreter" else stretched(case))
+    operands = subject.operands(case if subject.lane == "interpreter" else subject.within_limits(stretched(case)))
     instance = subject.build(operands)
     instance.require_grad(TRAINABLE)
     y = instance.forward()

@@ -87,11 +87,14 @@ def built(layer: type, found: Iterable[Argument], named: str, *, dropout: float 
         "adapter": "default",
         "rslora": False,
         "merging": False,
+        "weight": base.weight,
+        "name": "layer",
     }
-    given = {argument.name: ALPHAS.get(argument.source, meanings[argument.meaning]) for argument in found}
+    given: dict[str, Any] = {}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            given.update({argument.name: argument.value(meanings | ALPHAS) for argument in found})
             made = layer(**given)
     except KeyboardInterrupt:
         raise

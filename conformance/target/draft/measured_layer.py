@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import warnings
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from conformance.errors import UsageError
-from conformance.target.draft.arguments import Argument
+from conformance.target.draft.arguments import Argument, meanings_of
 from conformance.target.draft.built_layer import ALPHA, BuiltLayer, K, R, built
 from conformance.target.draft.refused_uses import refused
 
@@ -33,6 +34,8 @@ class MeasuredLayer:
         any_adapter_dtype: whether the adapter may have another dtype than x.
         merges: whether it has `merge` and `unmerge`, and they leave the output alone.
         refused: the features that it lacks because it raises: pickling, autocast, a change of its output in place.
+        scales_early: whether the update is scaled before (x Aᵀ) Bᵀ can overflow.
+        merges_in_eval: whether eval() merges the adapter into the weight.
     """
 
     factor: float | None
@@ -42,6 +45,8 @@ class MeasuredLayer:
     any_adapter_dtype: bool
     merges: bool
     refused: tuple[str, ...]
+    scales_early: bool
+    merges_in_eval: bool
 
 
 def measured(layer: type, found: tuple[Argument, ...], made: BuiltLayer, named: str) -> MeasuredLayer:
@@ -55,7 +60,7 @@ def measured(layer: type, found: tuple[Argument, ...], made: BuiltLayer, named: 
     x = torch.randn(7, K)
     factor, adapter_only = factor_of(made, _called(made.layer, x, named), x)
     dropout: tuple[str, ...] = ()
-    if factor is not None and any(argument.meaning == "dropout" for argument in found):
+    if factor is not None and "dropout" in meanings_of(found):
         dropout = _dropout(built(layer, found, named, dropout=0.5), adapter_only, factor)
     return MeasuredLayer(
         factor,
@@ -65,6 +70,8 @@ def measured(layer: type, found: tuple[Argument, ...], made: BuiltLayer, named: 
         _any_adapter_dtype(built(layer, found, named), x),
         _merges(built(layer, found, named), x),
         refused(built(layer, found, named).layer, x),
+        _scales_early(built(layer, found, named), factor),
+        _merges_in_eval(built(layer, found, named)),
     )
 
 
@@ -141,6 +148,28 @@ def _any_adapter_dtype(made: BuiltLayer, x: Tensor) -> bool:
     return y.dtype == x.dtype and torch.allclose(y, expected, rtol=TOLERANCE, atol=TOLERANCE)
 
 
+def _scales_early(made: BuiltLayer, factor: float | None) -> bool:
+    """Whether the scale multiplies before the second product: s·(x Aᵀ) Bᵀ is a number where (x Aᵀ) Bᵀ underflows."""
+    if factor is None or factor <= 1:
+        return False
+    with torch.no_grad():
+        for place in filter(None, (made.weight, made.bias, made.lora_A, made.lora_B)):
+            place.tensor.zero_()
+        for place in (made.lora_A, made.lora_B):
+            place.tensor[0, 0] = 2.0**-75  # whose square rounds to 0 in float32
+    y = _output(made.layer, torch.eye(1, K))
+    return bool(y.any())
+
+
+def _merges_in_eval(made: BuiltLayer) -> bool:
+    if made.weight is None:
+        return False
+    made.layer.train()
+    before = made.weight.tensor.detach().clone()
+    made.layer.eval()
+    return not torch.equal(made.weight.tensor, before)
+
+
 def _merges(made: BuiltLayer, x: Tensor) -> bool:
     layer: Any = made.layer
     if not callable(getattr(layer, "merge", None)) or not callable(getattr(layer, "unmerge", None)):
@@ -177,6 +206,11 @@ def _numbers(layer: nn.Module) -> Iterator[tuple[str, float]]:
             key, number = _number(value)
             if number is not None:
                 yield f"{prefix}.{attribute}{key}", number
+            elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+                own = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+                for inner, held in [*own.items(), *_properties(value)]:
+                    if (number := _number(held)[1]) is not None:
+                        yield f"{prefix}.{attribute}.{inner}", number
 
 
 def _number(value: Any) -> tuple[str, float | None]:
@@ -196,7 +230,7 @@ def _attributes(module: nn.Module) -> Iterable[tuple[str, Any]]:
     return [*own.items(), *module._buffers.items(), *_properties(module)]
 
 
-def _properties(module: nn.Module) -> Iterator[tuple[str, Any]]:
+def _properties(module: Any) -> Iterator[tuple[str, Any]]:
     for name in dir(type(module)):
         if isinstance(getattr(type(module), name, None), property) and "scal" in name:
             try:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from conformance.target.draft.arguments import SOURCES, WITH_SIZES, Argument
+from conformance.target.draft.arguments import SOURCES, WITH_SIZES, Argument, meanings_of
 from conformance.target.draft.built_layer import ALPHA, BuiltLayer, Place, R
 from conformance.target.draft.measured_layer import MeasuredLayer
 
@@ -54,12 +54,29 @@ class Drafted:
     @property
     def adapter_only(self) -> bool:
         """Whether the wrapper computes the base product, because the class does not."""
-        return self.measured.adapter_only or self.made.weight is None
+        return self.measured.adapter_only or (self.made.weight is None and self.measured.factor is None)
+
+    @property
+    def keeps_base(self) -> bool:
+        """Whether the wrapper keeps the linear layer, because the class's layer has no parameter that is its weight."""
+        return self.adapter_only or self.made.weight is None
+
+    @property
+    def has_no_alpha(self) -> bool:
+        """Whether the class takes neither alpha nor a scale, and multiplies by one."""
+        factor = self.measured.factor
+        return not {"alpha", "scale"} & self.meanings and factor is not None and math.isclose(factor, 1, rel_tol=1e-3)
 
     @property
     def meanings(self) -> set[str]:
         """The meanings of the arguments."""
-        return {argument.meaning for argument in self.arguments}
+        return meanings_of(self.arguments)
+
+    @property
+    def configurations(self) -> list[str]:
+        """The imports of the classes of which an argument is an object."""
+        kinds = [argument.kind for argument in self.arguments if argument.kind is not None]
+        return [f"from {kind.__module__} import {kind.__name__}" for kind in kinds]
 
 
 def as_it_is(drafted: Drafted) -> str:
@@ -83,6 +100,7 @@ def wrapped(drafted: Drafted) -> str:
         "",
         f"from conformance.targets.wrapped_layer import {', '.join(used)}",
         f"from {drafted.module} import {drafted.name}{alias}",
+        *drafted.configurations,
         "",
         *_declaration(drafted),
         "",
@@ -116,9 +134,11 @@ def _declaration(drafted: Drafted) -> Iterator[str]:
     elif "dropout" in drafted.meanings:
         yield f"    {GUESS}a built layer's dropout acted neither before, in nor after the adapter: clauses will fail"
         yield '    "dropout_positions": ("pre",),'
-    yield f"    {GUESS}{', '.join(_lacks(drafted).values())}"
     yield '    "features": {'
-    yield from (f'        "{name}": "absent",' for name in _lacks(drafted))
+    for name, reason in _lacks(drafted).items():
+        yield f'        "{name}": "absent",  {GUESS}{reason}'
+    if drafted.measured.merges_in_eval:
+        yield f'        "eval_mode": "merged",  {GUESS}eval() changed the weight of a built layer'
     yield f'        "state_names": "other",  {GUESS}the parameters are those of {drafted.name}, with its names'
     yield "    },"
     yield "}"
@@ -138,16 +158,20 @@ def _lacks(drafted: Drafted) -> dict[str, str]:
     """The features that the class lacks, each with the reason for the guess."""
     found = {"initialisation": "the class initialises A in its own way"}
     if "dropout" not in drafted.meanings:
-        found["dropout"] = "has no dropout"
+        found["dropout"] = "the class has no dropout"
     if not drafted.measured.any_adapter_dtype:
-        found["adapter_dtype"] = "did not take an adapter of another dtype than x"
+        found["adapter_dtype"] = "a built layer did not take an adapter of another dtype than x"
+    if drafted.has_no_alpha:
+        found["alpha"] = "the class takes no alpha; a built layer's factor was 1"
+    if not drafted.measured.scales_early:
+        found["early_scaling"] = "a built layer multiplied by its factor at the end"
     return found | {name: REFUSALS[name] for name in drafted.measured.refused}
 
 
 def _attributes(drafted: Drafted) -> Iterator[str]:
     measured, made = drafted.measured, drafted.made
     yield f'library = "{drafted.library}"'
-    if measured.dropout != ("pre",):
+    if measured.dropout != ("pre",) and (measured.dropout or "dropout" not in drafted.meanings):
         yield f"dropout_positions = {_written(measured.dropout)}  # any other is refused"
     if not measured.any_adapter_dtype:
         yield f"one_dtype = True  {GUESS}a built layer did not take an adapter of another dtype than x"
@@ -179,17 +203,23 @@ def _wrap(drafted: Drafted) -> Iterator[str]:
     yield "def wrap(self, orig_linear, dim, alpha, dropout, **options):"
     if drafted.measured.factor is None:
         yield f"    {GUESS}all of this; a built layer did not compute x Wᵀ + b + s·(x Aᵀ) Bᵀ with any s"
-    if drafted.adapter_only:
-        yield f"    self.base = orig_linear  {GUESS}a built layer computed the adapter's term alone"
+    if drafted.keeps_base:
+        why = "computed the adapter's term alone" if drafted.adapter_only else "had no parameter that is the weight"
+        yield f"    self.base = orig_linear  {GUESS}a built layer {why}"
     yield f"    layer = {drafted.alias}("
     for argument in drafted.arguments:
-        yield f"        {argument.name}={argument.source},  {GUESS}{argument.note}"
+        if argument.kind is None:
+            yield f"        {argument.name}={argument.source},  {GUESS}{argument.note}"
+            continue
+        yield f"        {argument.name}={argument.kind.__name__}(  {GUESS}{argument.note}"
+        yield from (f"            {part.name}={part.source},  {GUESS}{part.note}" for part in argument.parts)
+        yield "        ),"
     unused = [name for name in ("alpha", "dropout") if not {name, "scale" if name == "alpha" else name} & meanings]
     yield "    )" + (f"  {GUESS}the class has no {' and no '.join(unused)}" if unused else "")
     if "base" not in meanings:
         if not set(WITH_SIZES[1:]) & meanings:
             yield "    layer = layer.to(orig_linear.weight)"
-        if not drafted.adapter_only:
+        if not drafted.keeps_base:
             yield from _assigned(made)
     yield "    return layer"
 
@@ -204,7 +234,7 @@ def _assigned(made: BuiltLayer) -> Iterator[str]:
 def _names(drafted: Drafted) -> Iterator[str]:
     made = drafted.made
     weight = made.weight
-    if drafted.adapter_only or weight is None:
+    if drafted.keeps_base or weight is None:
         yield from _property("weight", "self.base.weight")
         yield from _property("bias", "self.base.bias")
     elif weight.source != ".weight":
@@ -229,6 +259,8 @@ def _scale(drafted: Drafted) -> Iterator[str]:
         return
     if held is not None:
         yield from _property("scale", f"float(self.wrapped{held})", "by its value in a built layer")
+    elif "rslora" in drafted.meanings:
+        yield from _property("scale", "None", "no attribute holds it; only the output tells it")
     elif factor is None or math.isclose(factor, ALPHA / R, rel_tol=1e-3):
         yield from _property("scale", f"self.{SOURCES['scale'].replace('dim', 'self.dim')}", "no attribute holds it")
     else:

@@ -47,6 +47,13 @@ class NormalisesColumnsOfASquare(Layer):
         return super().row_norm(weight.T if weight.shape[0] == weight.shape[1] else weight)
 
 
+@twin("DORA-FWD", says="worst", source="langtune 0.1.48, FastLoRALinear: each output divided by its norm")
+class NormalisesTheOutput(Layer):
+    def dora(self, x: Tensor) -> Tensor:
+        y = super().dora(x) / self.factor().to(x.dtype) * self.lora_magnitude.to(x.dtype)
+        return y / torch.linalg.vector_norm(y.detach(), dim=-1, keepdim=True).clamp(min=1e-8)
+
+
 @twin("DORA-FWD", says="as if the update were missing from the norm", source="the norm of W alone")
 class LeavesTheUpdateOutOfTheNorm(Layer):
     def factor(self) -> Tensor:

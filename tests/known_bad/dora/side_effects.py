@@ -45,7 +45,7 @@ class KeepsTheNorm(Layer):
 @twin(
     "DORA-MEM-REFILL",
     says="(a stale cache, whose key leaves out weight)",
-    phrase="caches the norm by lora_A alone",
+    phrase="caches the norm with a key that leaves operands out",
     source="a norm cached by the version of A, with A frozen",
 )
 class KeepsTheNormByA(Layer):

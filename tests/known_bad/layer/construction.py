@@ -18,6 +18,12 @@ class AlwaysDividesByTheRoot(Right):
         return alpha / dim**0.5
 
 
+@breaks("LAY-SCALING", says="scale is 1 for alpha", source="lora-pytorch 0.2.0: alpha goes into the initialisation")
+class IgnoresAlpha(Right):
+    def scaling(self, alpha: float, dim: int, use_rslora: bool) -> float:
+        return 1.0
+
+
 @breaks(
     "LAY-RSLORA",
     says="expected",

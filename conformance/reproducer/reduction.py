@@ -21,7 +21,8 @@ from conformance.isolation import process_state
 from conformance.reproducer.steps import Step
 from conformance.reproducer.straight_script import Options, Script, names_in
 
-SECONDS = 4.0  # to try which steps a script needs
+TRIES = 80  # scripts that are run to find which steps are needed; a number, so that every run finds the same
+SECONDS = 30.0  # after which a slow target's script stays as it is
 DEFECT, RIGHT, BROKEN = "defect", "right", "broken"  # what a script says
 SEED = 987654321  # none that a target or a case would use
 LONG = 100  # characters of a line into which another is not written
@@ -36,7 +37,7 @@ class Reduction:
 
     def __init__(self, script: Script, *, comparable: bool) -> None:
         self.script, self.title, self.comparable = script, script.title, comparable
-        self.deadline = time.perf_counter() + SECONDS
+        self.deadline, self.tries = time.perf_counter() + SECONDS, TRIES
         self.options = Options()
         self.sentence: str | None = None  # of the first script that shows the defect
 
@@ -105,7 +106,8 @@ class Reduction:
         return needed(steps, self.script.roots, self.script.failure.acts)
 
     def _shows(self, steps: list[Step]) -> bool:
-        if time.perf_counter() > self.deadline:
+        self.tries -= 1
+        if self.tries < 0 or time.perf_counter() > self.deadline:
             return False
         found = said(self.script.text(steps, self.options), self.title)
         if found.kind != DEFECT:

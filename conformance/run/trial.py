@@ -46,6 +46,7 @@ class Trial:
         deviation: the target's reason for a declared deviation from the clause; None without one.
         watch: records the trial's state on disk.   reproduces: whether to write a script for a failure.
         whole: whether the run leaves out a dtype of the clause, whose cases this trial takes over.
+        earlier: the trials of the clause before this one. The script of the first that fails is the one that is kept.
         result, reproducer: set by `examine`.
     """
 
@@ -59,6 +60,7 @@ class Trial:
     watch: Watch | None = None
     reproduces: bool = False
     whole: bool = False
+    earlier: list[Trial] = field(default_factory=list, compare=False, repr=False)
     result: Result | None = field(default=None, compare=False)
     reproducer: str | None = field(default=None, compare=False)
 
@@ -86,7 +88,8 @@ class Trial:
         with self.watch.over() if self.watch else nullcontext(), counted_launches() as launches:
             self.result = examination.run() if self.declared else examination.probe()
             self.result.message = self.result.message and without_addresses(self.result.message)
-            if self.reproduces and self.result.status == FAIL and self.result.case is not None:
+            is_first = not any(other.reproducer for other in self.earlier)
+            if self.reproduces and is_first and self.result.status == FAIL and self.result.case is not None:
                 self.reproducer = self._script(self.result)
         self.result.launches = launches[0]
         return self.result
@@ -138,7 +141,7 @@ def trials(
     dtypes = clause.dtypes or (ANY_DTYPE,)
     expected = target.deviations | dict(selection.deviations)
     judged = [d for d in dtypes if d == ANY_DTYPE or (d in target.dtypes and d in (selection.dtypes or dtypes))]
-    return [
+    found = [
         Trial(
             clause,
             subject,
@@ -156,6 +159,9 @@ def trials(
         for dtype in dtypes
         if dtype == ANY_DTYPE or not selection.dtypes or dtype in selection.dtypes
     ]
+    for number, trial in enumerate(found):
+        trial.earlier = found[:number]
+    return found
 
 
 @lru_cache(maxsize=4)

@@ -1,6 +1,7 @@
 """Print how long the scripts of the known-bad twins are: `python -m tests.support.script_sizes [every] [regex]`.
 
-Each twin's own clause judges it, and the script of its failure is written. With `every` 5, each fifth twin counts.
+Each twin's own clause judges it, and the script of its failure is written; its size is printed on standard error.
+With `every` 5, each fifth twin counts.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def main(every: int = 1, chosen: str = "") -> None:
             continue
         lines = lines_of(bad)
         if lines is not None:
+            print(f"{lines:5} {bad.name}", file=sys.stderr, flush=True)
             size = sum(lines > bound for bound in BOUNDS)
             for group in (CLAUSES[bad.clause].group, "all"):
                 counts[group][size] += 1

@@ -132,6 +132,8 @@ def _offered(subject: Subject, names: list[str], patterns: list[str]) -> list[st
     if not subject.follows("linear_only", ABSENT):
         return names
     rule = subject.convention("name_rule")
+    if subject.follows("exclusions", "combined"):
+        patterns = [*patterns, *names]  # every layer is a target beside exclusions
     around = {name: [name[:i] for i, letter in enumerate(name) if letter == "."] for name in names}
     return [name for name in names if not chosen(patterns, around[name], rule)]
 

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from torch import Tensor, nn
 
 import reference
 from conformance.clauses.life.covering_walk import Walk, possible
-from conformance.clauses.life.layer import LIVES, OPERATIONS, START
+from conformance.clauses.life.layer import LIVES, OPERATIONS, START, lived
+from conformance.clauses.life.layer_judgement import judge_output
+from conformance.clauses.life.layer_life import Life
 from conformance.clauses.life.life_case import LENGTH, LifeCase
-from conformance.clauses.life.situation import Situation
+from conformance.clauses.life.situation import Operation, Situation
+from conformance.judgement.outcomes import Violation
+from conformance.judgement.result import Result
 from conformance.numerics.dtypes import FLOAT_DTYPES
+from conformance.reproducer.reproducer import script
 from conformance.run.case_search import Examination
 from conformance.run.profiles import PROFILES
 from conformance.specification.clause import REGISTRY
 from conformance.target.target import Target
+from tests.baselines.life import LivedLayer
 from tests.known_bad.life.copies_and_files import CopiesLoseTheirHooks
+from tests.known_bad.life.kept_weights import KeepsTheAdaptedWeightForGood
 
 FWD = REGISTRY["LIFE-LAYER-FWD"]
 
@@ -107,3 +118,65 @@ def test_a_parametrised_weight_is_used_by_every_layer() -> None:
     for library in (reference, optimized):
         (subject, *_) = Target.of(library, library.__name__).subjects(FWD)
         FWD.check(subject, case)
+
+
+class Halve(Operation):
+    name = "halve"
+
+    def fits(self, now: Situation) -> bool:
+        return not now.merged and not now.regions
+
+    def act(self, life: Any) -> None:
+        life.run("with torch.no_grad():\n    lora_B.mul_(0.5)")
+        life.truth.values["lora_B"] = life.truth.values["lora_B"] / 2
+
+
+def test_a_further_operation_meets_all_others_and_is_judged() -> None:
+    operations = {**OPERATIONS, "halve": Halve()}
+    every = possible(operations, START, 2)
+    assert {("halve", name) for name in ("halve", "merge", "deepcopy", "autocast")} <= every
+    assert ("merge", "halve") not in every
+    (subject,) = Target.of(SimpleNamespace(LinearLoRA=KeepsTheAdaptedWeightForGood)).subjects(FWD)
+    case = LifeCase(k=3, n=4, r=2, life="no-grad+fill-A")
+    with pytest.raises(Violation, match="y after fill-A"):
+        lived(subject, case, judge_output)
+    (right,) = Target.of(SimpleNamespace(LinearLoRA=LivedLayer)).subjects(FWD)
+    life = Life(right, dataclasses.replace(case, life=""), START)
+    for operation in (operations["merge"], operations["halve"], operations["unmerge"], operations["halve"]):
+        life.act(operation)
+    judge_output(life)
+    assert life.past == ["merge", "unmerge", "halve"]  # nothing halves a merged adapter
+
+
+def test_the_script_of_a_life_has_its_calls_and_needs_no_suite(tmp_path: Path) -> None:
+    (tmp_path / "copying.py").write_text(COPYING)
+    case = "k=3 n=3 r=2 life=scale+deepcopy"
+    sys.path.insert(0, str(tmp_path))
+    try:
+        (subject,) = Target.load("copying").subjects(FWD)
+        result = Result(FWD.id, subject.name, "float32", case=case, status="fail", message="y is wrong")
+        text = script(FWD, subject, "copying", result)
+    finally:
+        sys.path.remove(str(tmp_path))
+    assert "import conformance" not in text
+    assert "    # scale\n    layer.scale = " in text
+    assert "layer = copy.deepcopy(layer)" in text
+    assert len(text.splitlines()) < 120
+    (tmp_path / "script.py").write_text(text)
+    ran = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.returncode == 1, ran.stderr
+    assert "y after deepcopy[" in ran.stdout
+
+
+COPYING = """
+import copy
+import reference
+
+
+class LinearLoRA(reference.LinearLoRA):
+    def __deepcopy__(self, memo):
+        made = copy.copy(self)
+        made.__dict__ = copy.deepcopy(self.__dict__, memo)
+        made.scale = self.alpha / self.dim
+        return made
+"""

@@ -19,13 +19,13 @@ from conformance.target.target import Target
 FINDINGS = {
     # the state_dict of a merged layer is merged; a 1-D x gains a dimension; a zero row gives NaN; a second injection
     # discards the first; a shared module is replaced under one name; an adapter drops in a model in eval mode
-    "peft": {"MRG-STATE", "DORA-LEAD", "DORA-ZERO-ROW", "MOD-AGAIN", "MOD-TWICE", "MOD-SHARED"}
+    "peft": {"MRG-STATE", "LIFE-LAYER-STATE", "DORA-LEAD", "DORA-ZERO-ROW", "MOD-AGAIN", "MOD-TWICE", "MOD-SHARED"}
     | {"MOD-DROP-EVAL", "MOD-TRAINING-FLAG"},
     # the layer holds a lambda, which cannot be pickled
     "loralib": {"LAY-PICKLE"},
     "torchtune": set(),
 }
-SLOW = ("LAY-COMPILE", "LAY-MEM-LEAK")
+SLOW = ("LAY-COMPILE", "LIFE-LAYER-COMPILE", "LAY-MEM-LEAK")
 FEW = Profile("few", volume=2, interpreted=1, shrinks=0)
 
 

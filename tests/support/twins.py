@@ -22,7 +22,7 @@ from tests import known_bad
 from tests.known_bad import REGISTRY, KnownBad
 
 # torch.compile, hundreds of calls, and keys take seconds for each twin and detect the same defects as a plain call.
-SLOW = ("LIN-COMPILE", "LAY-COMPILE", "FUS-COMPILE", "LIN-MEM-LEAK", "LAY-MEM-LEAK")
+SLOW = ("LIN-COMPILE", "LAY-COMPILE", "FUS-COMPILE", "LIFE-LAYER-COMPILE", "LIN-MEM-LEAK", "LAY-MEM-LEAK")
 SLOW += ("FHE-EXECUTE", "FHE-EXECUTE-NOISE")
 # Twins of these groups are judged only by their own clause, since they create keys, files or processes.
 ALONE = ("remote", "checkpoint", "distributed")

@@ -60,7 +60,7 @@ class Walk:
         if not self.left:
             return ()
         keep = self.strength - 1
-        first: Node = (now, life[-keep:])
+        first: Node = (now, life[max(0, len(life) - keep) :])
         waiting: deque[tuple[Node, Words]] = deque([(first, ())])
         seen = {first}
         while waiting:
@@ -69,7 +69,7 @@ class Walk:
                 words = (*last, name)
                 if words[-self.strength :] in self.left:
                     return (*path, name)
-                node = (there, words[-keep:])
+                node = (there, words[max(0, len(words) - keep) :])
                 if node not in seen:
                     seen.add(node)
                     waiting.append((node, (*path, name)))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from conformance.clauses.life.layer_changes import CHANGES
 from conformance.clauses.life.layer_judgement import judge_gradients, judge_output, judge_state
@@ -10,7 +11,7 @@ from conformance.clauses.life.layer_life import Life
 from conformance.clauses.life.layer_states import STATES
 from conformance.clauses.life.layer_uses import USES
 from conformance.clauses.life.life_case import NAMES, LifeCase, LifeSpace
-from conformance.clauses.life.situation import Situation
+from conformance.clauses.life.situation import Operation, Situation
 from conformance.specification.clause import clause
 from conformance.target.subject import Subject
 
@@ -25,27 +26,31 @@ def lacking(subject: Subject) -> set[str]:
     return {name for name, operation in OPERATIONS.items() if not operation.available(life)}
 
 
-LIVES = LifeSpace(
-    OPERATIONS,
-    START,
-    lacking,
-    k=(5, 7, 4, 3, 8),
-    n=(4, 5, 3, 6),
-    r=(2, 3, 4),
-    scale=(2.0, 0.5, 1.0),
-    bias=(False, True),
-    adapter=("same", "other"),
-    dropout=(0.0, 1.0),
-)
+SIZES: dict[str, Any] = {
+    "k": (5, 7, 4, 3, 8),
+    "n": (4, 5, 3, 6),
+    "r": (2, 3, 4),
+    "scale": (2.0, 0.5, 1.0),
+    "bias": (False, True),
+    "adapter": ("same", "other"),
+    "dropout": (0.0, 1.0),
+}
+LIVES = LifeSpace(OPERATIONS, START, lacking, **SIZES)
 
 
-def lived(subject: Subject, case: LifeCase, judge: Callable[[Life], None], start: Situation = START) -> float | None:
+def lived(
+    subject: Subject,
+    case: LifeCase,
+    judge: Callable[[Life], None],
+    start: Situation = START,
+    operations: Mapping[str, Operation] = OPERATIONS,
+) -> float | None:
     """Live through the operations of a case, and judge the layer after every one."""
     life = Life(subject, case, start)
     try:
         for name in ("", *case.operations):
             if name:
-                life.act(OPERATIONS[name])
+                life.act(operations[name])
             life.judging = True
             judge(life)
             life.judging = False

@@ -26,6 +26,7 @@ from conformance.judgement.linear_oracle import Expected
 from conformance.judgement.outcomes import Inconclusive, Violation
 from conformance.judgement.recording import Calls, note
 from conformance.numerics.formats import Array, dtype_named, rounded
+from conformance.specification.features import ABSENT
 from conformance.target.adapter_tensors import adapter_of
 from conformance.target.calls import calling
 from conformance.target.signature import arguments_for, takes
@@ -115,20 +116,22 @@ class Life:
         case, thing = self.case, self.subject.thing
         alpha = case.scale * case.r
         wanted: dict[str, Any] = {"dim": case.r, "alpha": int(alpha) if alpha == int(alpha) else alpha}
-        if case.dropout and takes(thing, "dropout") is not None and self.subject.dropout_positions:
-            wanted |= {"dropout": case.dropout}
-            if takes(thing, "dropout_position"):
-                wanted |= {"dropout_position": self.subject.dropout_positions[0]}
+        if case.dropout and self._takes("dropout", "dropout") and self.subject.dropout_positions:
+            wanted |= {"dropout": case.dropout, "dropout_position": self.subject.dropout_positions[0]}
         arguments = ", ".join(f"{name}={value!r}" for name, value in arguments_for(thing, wanted).items())
-        if case.adapter != "same" and (taken := takes(thing, "lora_dtype")):
-            arguments += f", {taken}=adapter_dtype"
+        self.mixed = case.adapter != "same" and self._takes("lora_dtype", "adapter_dtype")
+        if self.mixed:
+            arguments += f", {takes(thing, 'lora_dtype')}=adapter_dtype"
         self.vanishing = "dropout" in wanted
         return BUILD.format(k=case.k, n=case.n, bias=case.bias, name=self.subject.name, arguments=arguments)
 
+    def _takes(self, argument: str, feature: str) -> bool:
+        """Whether the layer takes an argument, and the target does not declare that it lacks the feature."""
+        return takes(self.subject.thing, argument) is not None and not self.subject.follows(feature, ABSENT)
+
     def _begin(self) -> None:
         case = self.case
-        mixed = case.adapter != "same" and takes(self.subject.thing, "lora_dtype") is not None
-        dtypes = dtype_named(case.dtype), dtype_named(case.adapter if mixed else case.dtype)
+        dtypes = dtype_named(case.dtype), dtype_named(case.adapter if self.mixed else case.dtype)
         self.truth = Truth({}, case.scale, *dtypes, vanishing=self.vanishing)
         self.run("layer = build(dtype, adapter_dtype).train()", dtype=dtypes[0], adapter_dtype=dtypes[1])
         self.rebind()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 
 NAMES: list[str] = []  # of every operation
 LENGTH = 24  # operations in a life
+RUNS = {1: "operations", 2: "pairs of operations"}
 NIGHTLY = 160  # the number of the first case that covers triples, which take minutes to arrange
 
 
@@ -61,6 +61,8 @@ class LifeSpace(Space[LifeCase]):
         operations: by name.   start: the situation before the first one.
         lacking: a function of a subject that returns the names of the operations that it does not have.
         first: operations with which every life begins.
+        strength: the length of the runs of operations that the first lives cover: 2 for pairs.
+        length: the most operations in a life.
     """
 
     covers = True
@@ -71,20 +73,31 @@ class LifeSpace(Space[LifeCase]):
         start: Situation,
         lacking: Callable[[Any], set[str]],
         first: tuple[str, ...] = (),
+        strength: int = 2,
+        length: int = LENGTH,
         **values: Any,
     ) -> None:
         super().__init__(LifeCase, **values)
         self.operations, self.start, self.first, self.lacking = dict(operations), start, first, lacking
+        self.strength, self.length = strength, length
         self._walks: dict[int, list[tuple[str, ...]]] = {}
 
     def narrowed(self, **values: Any) -> LifeSpace:
         """This space with other values for some fields."""
-        return LifeSpace(self.operations, self.start, self.lacking, self.first, **{**self.values, **values})
+        return LifeSpace(
+            self.operations,
+            self.start,
+            self.lacking,
+            self.first,
+            self.strength,
+            self.length,
+            **{**self.values, **values},
+        )
 
-    def walk(self, strength: int = 2) -> list[tuple[str, ...]]:
+    def walk(self, strength: int) -> list[tuple[str, ...]]:
         """Lives in which all pairs of operations meet, or with strength 3 all triples."""
         if strength not in self._walks:
-            self._walks[strength] = Walk(self.operations, self._begun(), strength, LENGTH).lives()
+            self._walks[strength] = Walk(self.operations, self._begun(), strength, self.length).lives()
         return self._walks[strength]
 
     def _begun(self) -> Situation:
@@ -111,12 +124,12 @@ class LifeSpace(Space[LifeCase]):
         return self._made(self._life(chance, seed, index, dtype), seed=index, dtype=dtype, **chosen)
 
     def _life(self, chance: random.Random, seed: int, index: int, dtype: str) -> tuple[str, ...]:
-        strength, first = (2, 0) if index < NIGHTLY else (3, NIGHTLY)
+        strength, first = (self.strength, 0) if index < NIGHTLY else (self.strength + 1, NIGHTLY)
         if seed == 0:
             lives = self.walk(strength)
             if index - first < len(lives):
                 return lives[(index - first + FLOAT_DTYPES.index(dtype) * len(lives) // len(FLOAT_DTYPES)) % len(lives)]
-        return self.repaired([chance.choice(list(self.operations)) for _ in range(2 * LENGTH)])[:LENGTH]
+        return self.repaired([chance.choice(list(self.operations)) for _ in range(2 * self.length)])[: self.length]
 
     def _made(self, life: Iterable[str], **fields: Any) -> LifeCase:
         case = LifeCase(life="+".join((*self.first, *life)), **fields)
@@ -141,7 +154,7 @@ class LifeSpace(Space[LifeCase]):
 
         dtype = fixed["dtype"]
         fields = {name: st.sampled_from(options) for name, options in self.values.items() if name not in fixed}
-        words = st.lists(st.sampled_from(list(self.operations)), max_size=LENGTH)
+        words = st.lists(st.sampled_from(list(self.operations)), max_size=self.length)
         lives = words.map(self.repaired)
         seeds = st.lists(st.booleans(), min_size=16, max_size=16).map(
             lambda bits: sum(b << i for i, b in enumerate(bits))
@@ -165,11 +178,12 @@ class LifeSpace(Space[LifeCase]):
         yield from (smaller for smaller in super().simpler(case) if smaller.adapter != "other")
 
     def coverage(self, cases: Sequence[LifeCase], subject: Any) -> str:
-        """How many ordered pairs of operations have met, of those that may follow each other on this subject."""
-        lacking = self.lacking(subject)
+        """How many runs of operations have been met, of those that are possible on this subject."""
+        lacking, strength = self.lacking(subject), self.strength
         met: set[tuple[str, ...]] = set()
         for case in cases:
-            met |= set(itertools.pairwise(name for name in case.operations if name not in lacking))
+            names = [name for name in case.operations[len(self.first) :] if name not in lacking]
+            met |= {tuple(names[n : n + strength]) for n in range(len(names) - strength + 1)}
         has = {name: operation for name, operation in self.operations.items() if name not in lacking}
-        every = possible(has, self._begun(), 2)
-        return f"{len(met & every)} of {len(every)} pairs of operations met"
+        every = possible(has, self._begun(), strength)
+        return f"{len(met & every)} of {len(every)} {RUNS[strength]} met"

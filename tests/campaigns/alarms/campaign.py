@@ -21,7 +21,7 @@ RIGHT = VARIANTS | {name: thing for name, (thing, _) in CONVENTIONS.items()}
 WHOLE = ("reference", "optimized", "conformance.targets.peft", "conformance.targets.loralib")
 WHOLE += ("conformance.targets.torchtune",)
 # torch.compile takes seconds for each new kind of operand; `loraspec run` judges these clauses.
-SLOW = ("LIN-COMPILE", "LAY-COMPILE", "FUS-COMPILE")
+SLOW = ("LIN-COMPILE", "LAY-COMPILE", "FUS-COMPILE", "LIFE-LAYER-COMPILE")
 # These implementations recompile for each kind of operand and get this share of the cases.
 COSTLY = {"compiled": 0.1}
 

@@ -1,0 +1,51 @@
+"""The life of a layer that torch.compile has traced: what it captured must not outlive what it was captured from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from conformance.clauses.life.layer import OPERATIONS, SIZES, START, lacking, lived
+from conformance.clauses.life.layer_judgement import judge_gradients, judge_output
+from conformance.clauses.life.layer_life import Life
+from conformance.clauses.life.life_case import NAMES, LifeCase, LifeSpace
+from conformance.clauses.life.situation import Operation
+from conformance.specification.clause import clause
+from conformance.target.subject import Subject
+
+
+class Compile(Operation):
+    """Compilation without code generation: guards and captured constants are those of every backend."""
+
+    name, keeps_graph = "compile", True
+
+    def act(self, life: Any) -> None:
+        life.run('torch._dynamo.reset()\nlayer.compile(backend="eager")')
+
+
+# torch's compiler warns of the .grad that it looks at itself where a hook or a parametrisation gives it other tensors
+LEFT_OUT = ("hook", "parametrise", "deparametrise")
+COMPILED = {"compile": Compile(), **{name: one for name, one in OPERATIONS.items() if name not in LEFT_OUT}}
+MOST = 1000  # compilations of one function
+NAMES.append("compile")
+
+
+def judge_both(life: Life) -> None:
+    """Judge y, and the gradients."""
+    judge_output(life)
+    judge_gradients(life)
+
+
+@clause(
+    "LIFE-LAYER-COMPILE",
+    sentence="""After any sequence of operations, y and the gradients of a layer that torch.compile has traced are
+    those of the formula with the present values.""",
+    cases=LifeSpace(COMPILED, START, lacking, ("compile",), strength=1, length=10, **{**SIZES, "dropout": (0.0,)}),
+    dtypes=("float32",),
+    weight=0.21,  # five lives meet every operation
+)
+def test_life_of_a_compiled_layer(subject: Subject, case: LifeCase) -> float | None:
+    config: Any = torch._dynamo.config
+    with config.patch(recompile_limit=MOST, accumulated_recompile_limit=MOST):  # beyond it, torch no longer compiles
+        return lived(subject, case, judge_both, operations=COMPILED)

@@ -1,0 +1,107 @@
+"""`python -m tests.campaigns.lives` lets right layers live through random operations, and counts false alarms.
+
+Each round draws other lives. An alarm is printed with its case, and makes the exit code 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from conformance.clauses.life.life_case import LENGTH, LifeCase
+from conformance.judgement.outcomes import Inconclusive, Refused, Violation
+from conformance.numerics.dtypes import FLOAT_DTYPES
+from conformance.specification.clause import Clause, load_all
+from conformance.target.check_case import check_case
+from conformance.target.target import Target
+from tests.baselines.life import LivedLayer
+from tests.known_bad.life.kept_weights import KeepsTheAdaptedWeight
+from tests.known_bad.life.late_backward import ByNode
+
+
+class KeepsNothingTwice(LivedLayer):
+    """Computes the weight of every call, as `x (W + s·B A)ᵀ`."""
+
+    def adapted(self, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float) -> Tensor:
+        if self.training and self.dropout_p == 1.0:
+            return super().adapted(x, weight, bias, A, B, scale)
+        return torch.nn.functional.linear(x, weight + (B @ A * scale).to(weight.dtype), bias)
+
+
+class CountsVersions(KeepsTheAdaptedWeight):
+    """Keeps the adapted weight of inference by everything that it depends on."""
+
+
+class Recomputes(LivedLayer):
+    """Computes the update again in backward."""
+
+    def update(self, x: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
+        y: Any = torch.utils.checkpoint.checkpoint(super().update, x, A, B, scale, use_reentrant=False)
+        return y  # type: ignore[no-any-return]
+
+
+LAYERS = {kind.__name__: kind for kind in (LivedLayer, ByNode, KeepsNothingTwice, CountsVersions, Recomputes)}
+LIBRARIES = ("reference", "optimized")
+
+
+def target_named(name: str) -> Target:
+    """Return a right layer, or a library, as a target."""
+    thing = SimpleNamespace(LinearLoRA=LAYERS[name]) if name in LAYERS else importlib.import_module(name)
+    return Target.of(thing, name)
+
+
+def lived(name: str, clause: Clause, number: int) -> tuple[Counter[str], list[str]]:
+    """Live one life in each dtype; return the operations lived by dtype, and the alarms."""
+    target = target_named(name)
+    subject = target.subjects(clause)[0]
+    counts: Counter[str] = Counter()
+    alarms = []
+    for dtype in FLOAT_DTYPES:
+        case: LifeCase = clause.cases.draw(1, clause.id, number, dtype=dtype)
+        try:
+            check_case(clause, subject, case)
+        except Inconclusive:
+            counts["inconclusive"] += 1
+        except (Violation, Refused) as alarm:
+            alarms.append(f"{clause.id} {name} {case}\n{alarm}")
+        else:
+            counts[dtype] += len(case.operations)
+    return counts, alarms
+
+
+def main() -> int:
+    """Parse the command line, live, and print the table."""
+    parser = argparse.ArgumentParser(prog="python -m tests.campaigns.lives", description=__doc__)
+    parser.add_argument("--operations", type=int, default=14_000, help="for each implementation, over all dtypes")
+    parser.add_argument("--first", type=int, default=0, help="the number of the first life")
+    parser.add_argument("--only", nargs="*", default=[*LAYERS, *LIBRARIES], help="these implementations")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    clauses = [clause for clause in load_all(("life",)).values() if clause.group == "life"]
+    total, failed = Counter[str](), 0
+    for name in options.only:
+        counts: Counter[str] = Counter()
+        rounds = max(1, options.operations // (LENGTH * len(FLOAT_DTYPES)))
+        for number in range(options.first, options.first + rounds):
+            found, alarms = lived(name, clauses[number % len(clauses)], number)
+            counts += found
+            failed += len(alarms)
+            print(*alarms, sep="\n", end="\n" if alarms else "")
+        print(
+            f"{name:<20} " + "  ".join(f"{dtype} {counts[dtype]}" for dtype in (*FLOAT_DTYPES, "inconclusive")),
+            flush=True,
+        )
+        total += counts
+    print(f"{sum(total[dtype] for dtype in FLOAT_DTYPES)} operations, {failed} alarms")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

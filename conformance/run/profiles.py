@@ -53,6 +53,8 @@ class Profile:
 
     def _twins(self, clause: Clause, lane: str) -> int:
         """The number of cases after which all known-bad twins of the clause have failed, and the margin."""
+        if clause.cases.covers and lane == "interpreter":
+            return self.interpreted  # a case of such a space runs dozens of kernels, which take seconds there
         volume = self.interpreted if lane == "interpreter" else self.volume
         most = max(1, round(volume * clause.weight))
         needed = deaths().get(clause.id)

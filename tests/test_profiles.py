@@ -32,7 +32,7 @@ def test_a_clause_gets_the_cases_its_known_bad_twins_need_plus_a_margin(monkeypa
     monkeypatch.setattr(profiles, "deaths", lambda: {"LIN-X": 3})
     profile = Profile("p", volume=20, interpreted=4, margin=2)
     assert profile.cases(clause(1.0), "cpu") == 5
-    assert profile.cases(clause(0.1), "cpu") == 2  # the weight's own limit is lower
+    assert profile.cases(clause(0.1), "cpu") == 3  # the weight leaves no margin
     assert profile.cases(clause(1.0), "interpreter") == 4
     assert dataclasses.replace(profile, margin=None).cases(clause(1.0), "cpu") == 20
     monkeypatch.setattr(profiles, "deaths", dict)  # the clause was not measured

@@ -23,7 +23,8 @@ class Profile:
     Attributes:
         volume: the most conclusive cases for a clause of weight 1, in the cpu and gpu lanes.
         interpreted: the same number for the interpreter lane.
-        margin: how many cases to draw after the last of a clause's known-bad twins has failed; None to draw all.
+        margin: how many cases to draw after the last of a clause's known-bad twins has failed, up to the volume; with
+            None all.
         searches: further examples from Hypothesis (cpu and gpu lanes).
         shrinks: attempts to find a smaller failing case; with 0, neighbours of the failing case are not tried either.
         seed: the first argument of `Space.draw`.
@@ -60,7 +61,8 @@ class Profile:
         needed = deaths().get(clause.id)
         if self.margin is None or needed is None or clause.cases.covers:
             return most
-        return min(most, needed + self.margin)
+        least = 1 if lane == "interpreter" else needed  # the twins need so many cases on the CPU
+        return max(least, min(most, needed + self.margin))
 
     def searched(self, clause: Clause, lane: str) -> int:
         """The number of examples from Hypothesis for a clause."""

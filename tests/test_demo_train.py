@@ -237,13 +237,13 @@ def test_gradients_equal_pefts_in_float64() -> None:
     for implementation in (reference, optimized):
         model = copy.deepcopy(plain)
         implementation.apply_lora_to_linear_modules(model, implementation.PeftConfig(**case.options))
-        fill(model, case.chosen, 0)
+        fill(model, case.chosen(subject), 0)
         tokens, wanted = batch(subject, case)
         loss_sum(logits(model, tokens), wanted).backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        config = peft.LoraConfig(r=case.rank, lora_alpha=2 * case.rank, target_modules=list(case.chosen))
+        config = peft.LoraConfig(r=case.rank, lora_alpha=2 * case.rank, target_modules=list(case.chosen(subject)))
         theirs = peft.get_peft_model(copy.deepcopy(plain), config)
     with torch.no_grad():
         for name, p in theirs.named_parameters():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -193,7 +194,7 @@ def judged_by(check: Callable[[Any, Any], None], target: Target = TARGET) -> Non
     """Judge a case by a check that raises, as a clause of the suite does."""
     clause = load_all()["LIN-FWD"]
     (subject,) = target.subjects(clause)
-    case = clause.cases.draw(0, clause.id, 0, dtype="float32")
+    case = dataclasses.replace(clause.cases.draw(0, clause.id, 0, "float32", clause.dtypes), bias=True)
     own = Clause(clause.id, clause.sentence, check, clause.cases)  # type: ignore[arg-type]
     check_case(own, subject, case)
 

@@ -44,7 +44,7 @@ def test_each_save_is_judged_and_the_last_verdict_is_the_exit_code(tmp_path: Pat
 
     fixed = watching.save(RIGHT)
     assert len(fixed) == 1
-    assert re.search(r"PASS LIN-FWD  lora_linear float32 0\.\d\d; 6 cases; \d+\.\d s$", fixed[0])
+    assert re.search(r"PASS LIN-FWD  lora_linear float32 0\.\d\d; \d+ cases; \d+\.\d s$", fixed[0])
 
     half = watching.save(RIGHT.partition(" * scale")[0])
     assert half[0].startswith("target 'mine' raised on import: SyntaxError: '(' was never closed (mine.py, line 11)")

@@ -20,13 +20,15 @@ FINDINGS = {
     # the state_dict of a merged layer is merged; a 1-D x gains a dimension; a zero row gives NaN; a second injection
     # discards the first; a shared module is replaced under one name; an adapter drops in a model in eval mode
     "peft": {"MRG-STATE", "LIFE-LAYER-STATE", "DORA-LEAD", "DORA-ZERO-ROW", "MOD-AGAIN", "MOD-TWICE", "MOD-SHARED"}
-    | {"MOD-DROP-EVAL", "MOD-TRAINING-FLAG"},
+    # (MOD-MERGE-OWN: after merging into a spectral_norm base, forward raises)
+    | {"MOD-DROP-EVAL", "MOD-TRAINING-FLAG", "MOD-MERGE-OWN"},
     # the layer holds a lambda, which cannot be pickled
     "loralib": {"LAY-PICKLE"},
     "torchtune": set(),
 }
 SLOW = ("LAY-COMPILE", "LIFE-LAYER-COMPILE", "LAY-MEM-LEAK")
 FEW = Profile("few", volume=2, interpreted=1, shrinks=0)
+ENOUGH = Profile("enough", volume=24, interpreted=1, shrinks=0)  # to fail a clause that a peer is known to fail
 
 
 @pytest.mark.filterwarnings("ignore")  # a peer may warn, e.g. of merging twice
@@ -40,7 +42,7 @@ def test_a_peer_fails_exactly_the_known_findings(name: str) -> None:
             continue
         dtype = "float32" if "float32" in clause.dtypes else (*clause.dtypes, "any")[0]
         for subject in target.subjects(clause):
-            result = Examination(clause, subject, dtype, FEW).run()
+            result = Examination(clause, subject, dtype, ENOUGH if clause.id in FINDINGS[name] else FEW).run()
             if result.status != "pass":
                 failed[clause.id] = result.message
     assert set(failed) == FINDINGS[name] | set(target.deviations) & set(failed), failed

@@ -11,7 +11,7 @@ from tests.support import recorded_failures
 from tests.support.recorded_failures import Digests, Sets, Sources
 from tests.support.twins import REGISTRY
 
-TWINS, CLAUSES = "tests.known_bad.config.refusals", "conformance.clauses.config.round_trip"
+TWINS, CLAUSES = "tests.known_bad.config.round_trip", "conformance.clauses.config.refusals"
 
 
 @pytest.fixture(scope="module")

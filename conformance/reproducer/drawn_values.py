@@ -27,6 +27,7 @@ from conformance.target.target import Target
 
 Drawn = Array | dict[str, Array]
 MOST = 1000  # literal numbers in one script; a script that needs more draws them from the seed, as the suite does
+ON_RANKS = "distributed"  # the group whose checks also draw values on ranks, where nothing records them
 LOOKED_UP = '''
 def {name}({arguments}) -> {returns}:
     """{summary}
@@ -44,11 +45,13 @@ def is_drawing(definitions: Iterable[Definition]) -> bool:
 
 
 def looked_up(clause: Clause, subject: Subject, case: Case) -> dict[str, Definition]:
-    """Definitions that replace the functions in `DRAWING`, by full name; empty if they would be too large.
+    """Definitions that replace the functions in `DRAWING`, by full name; empty if they are too many, or drawn on ranks.
 
     The check runs on the reference to record the values. The script then works for a fixed target, which may need
     more values than the defective one.
     """
+    if clause.group == ON_RANKS:
+        return {}
     # Target.of would take the judged target's patches for the originals
     right = [s for s in Target("reference", reference, subject.device).subjects(clause) if s.name == subject.name]
     if not right:

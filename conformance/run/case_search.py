@@ -19,6 +19,7 @@ from conformance.target.check_case import check_case
 protect(__name__)
 
 
+TELLING = 8  # further cases to look at for a failure that shows a pattern
 SHRINKING = 30.0  # seconds to search for a smaller case; a slow target would otherwise hold up the run
 
 
@@ -128,6 +129,7 @@ class Examination:
                 result.worst_ratio = max(ratio, result.worst_ratio or 0.0)
 
     def _failed(self, case: Case, violation: Violation, result: Result) -> None:
+        case, violation = self._telling(case, violation)
         at_first = _pattern(violation)
         deadline = time.perf_counter() + SHRINKING
         smallest = shrink(
@@ -153,6 +155,19 @@ class Examination:
         neighbours = self._passing_neighbours(smallest) if tried else ""
         if neighbours:
             result.message += f"\nnearby   {neighbours}"
+
+    def _telling(self, case: Case, violation: Violation) -> tuple[Case, Violation]:
+        """A failing case that shows a pattern: one of the next cases, if this one has a single element."""
+        for index in range(case.seed + 1, case.seed + 1 + TELLING if _is_single(violation) else 0):
+            further = self._case(index)
+            try:
+                self._check(further)
+            except Violation as shown:
+                if not _is_single(shown):
+                    return further, shown
+            except (Inconclusive, Refused):
+                continue
+        return case, violation
 
     def _fails(self, case: Case) -> bool:
         if self._within_limits(case) != case:
@@ -232,3 +247,8 @@ def _pattern(violation: Violation) -> str:
     """The pattern line of a violation's message, or an empty string if the message has no such line."""
     lines = (line.partition("pattern  ") for line in str(violation).splitlines())
     return next((rest for before, found, rest in lines if found and not before), "")
+
+
+def _is_single(violation: Violation) -> bool:
+    """Whether the violation's only element is wrong, which is no pattern."""
+    return _pattern(violation).startswith("1 of 1 ")

@@ -118,8 +118,8 @@ def test_checkpointed(subject: Subject, case: LinearCase) -> float | None:
 
 @clause(
     "DORA-AMP",
-    sentence="""Under autocast, y is right in autocast's dtype or in float32, and each gradient is right in the
-    dtype of its operand.""",
+    sentence="""Under autocast, y is right in autocast's dtype, in the layer's or in float32, and each gradient is right
+    in the dtype of its operand.""",
     cases=DORA.narrowed(autocast=("bfloat16",), training=(True,)),
     dtypes=("float32", "bfloat16", "float16"),
     feature="autocast",
@@ -133,8 +133,9 @@ def test_autocast(subject: Subject, case: LinearCase) -> float | None:
     instance.require_grad(NAMES)
     with torch.autocast(subject.device.partition(":")[0], dtype=oracle.operands.computed_in):
         y = instance.forward()
-    # m′ is a float32 number: the clause does not decide whether the product with it becomes float32
-    require(y.dtype in (oracle.operands.computed_in, torch.float32), f"y has dtype {y.dtype} under autocast")
+    # the clause does not decide in which dtype the product with m′ is
+    allowed = (oracle.operands.computed_in, oracle.operands.dtype, torch.float32)
+    require(y.dtype in allowed, f"y has dtype {y.dtype} under autocast")
     instance.backward(y)
     ratio = judge(y, dataclasses.replace(oracle.y(), dtype=y.dtype))
     others = (judge(instance.gradient(name), oracle.gradient(name)) for name in NAMES if name != "x")

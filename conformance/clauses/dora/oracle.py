@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from conformance.cases.case import Space
 from conformance.cases.linear_case import LinearCase
 from conformance.cases.operands import Operands
-from conformance.clauses.linear_and_layer.case_spaces import SMALL, squared
+from conformance.clauses.linear_and_layer.case_spaces import SMALL
 from conformance.judgement.judge import judge, worst
 from conformance.judgement.linear_oracle import Expected
 from conformance.judgement.outcomes import require
@@ -21,9 +20,7 @@ from conformance.target.adapter_tensors import MAGNITUDE, adapter_of, fill_magni
 from conformance.target.subject import TRAINABLE, Instance, Subject
 
 # the norm is a square root: no exact lane. Rank and width are moderate, so that no row comes near zero.
-_DORA = SMALL.narrowed(values=("normal",), k=(17, 33, 70, 130), scale=(2.0, 0.5, 1.0), training=(True, False))
-# in a square weight the norm of columns has the shape of that of rows
-DORA = Space(LinearCase, tame=squared, **_DORA.values)
+DORA = SMALL.narrowed(values=("normal",), k=(17, 33, 70, 130), scale=(2.0, 0.5, 1.0), training=(True, False))
 NAMES = (*TRAINABLE, MAGNITUDE)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -47,5 +48,9 @@ def judge_both(life: Life) -> None:
 )
 def test_life_of_a_compiled_layer(subject: Subject, case: LifeCase) -> float | None:
     config: Any = torch._dynamo.config
-    with config.patch(recompile_limit=MOST, accumulated_recompile_limit=MOST):  # beyond it, torch no longer compiles
+    with (
+        config.patch(recompile_limit=MOST, accumulated_recompile_limit=MOST),  # beyond it, torch no longer compiles
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")  # the compiler's warnings do not concern results
         return lived(subject, case, judge_both, operations=COMPILED)

@@ -6,7 +6,7 @@ import dataclasses
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from conformance.cases.case import Case, Space
 from conformance.clauses.life.covering_walk import Walk, possible
@@ -43,15 +43,25 @@ class LifeCase(Case):
     dropout: float = 0.0
     life: str = ""
 
-    def __post_init__(self) -> None:
-        for name in self.operations:
-            if name not in NAMES:
-                raise ValueError(f"life has the unknown operation {name!r}: {suggestion(name, NAMES)}")
-
     @property
     def operations(self) -> tuple[str, ...]:
         """The names of the operations."""
         return tuple(self.life.split("+")) if self.life else ()
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a case from the text that `str` gives.
+
+        A script with the check's own code does not parse its case, and then needs no list of all operations.
+
+        Raises:
+            ValueError: if the text is no case, or naming the unknown operation.
+        """
+        case = super().parse(text)
+        for name in case.operations:
+            if name not in NAMES:
+                raise ValueError(f"life has the unknown operation {name!r}: {suggestion(name, NAMES)}")
+        return case
 
 
 class LifeSpace(Space[LifeCase]):

@@ -17,12 +17,6 @@ LAYOUT = SMALL.narrowed(x=LAYOUTS, g=LAYOUTS, w=LAYOUTS[:-1], ab=LAYOUTS[:-1], l
 LEADING = SMALL.narrowed(m=(2, 0, 3, 17, 1), r=(2, 3, 4, 17), lead=("1d", "3d", "4d", "2d", "3d"))
 
 
-def squared(case: LinearCase) -> LinearCase:
-    """Every other case with a square weight, in which a transposed matrix has the right shape."""
-    case = LINEAR.tame(case)
-    return dataclasses.replace(case, n=case.k) if case.seed % 2 else case
-
-
 def partnered(case: LinearCase) -> LinearCase:
     """The case with an adapter of another dtype, the one that commonly accompanies the case's own."""
     return dataclasses.replace(LINEAR.tame(case), adapter=ADAPTER_DTYPES[case.dtype])

@@ -5,17 +5,15 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from conformance.cases.case import Space
 from conformance.cases.linear_case import LinearCase
-from conformance.clauses.linear_and_layer.case_spaces import SMALL, squared
+from conformance.clauses.linear_and_layer.case_spaces import SMALL
 from conformance.judgement.judge import judge
 from conformance.judgement.linear_oracle import Expected
 from conformance.numerics.formats import Array, format_of, numbers
 from conformance.target.calls import calling
 from conformance.target.subject import Instance, Subject
 
-_MERGE = SMALL.narrowed(training=(True, False), scale=(2.0, 0.5, -1.0, 3.0))
-MERGE = Space(LinearCase, tame=squared, **_MERGE.values)  # with a square weight a transposed update has its shape
+MERGE = SMALL.narrowed(training=(True, False), scale=(2.0, 0.5, -1.0, 3.0))
 
 
 def merged(subject: Subject, case: LinearCase, times: int = 1) -> Instance:

@@ -8,7 +8,7 @@ import math
 from conformance.cases.case import Space
 from conformance.cases.linear_case import LinearCase
 from conformance.cases.memory_layout import LAYOUTS
-from conformance.clauses.linear_and_layer.case_spaces import partnered, squared
+from conformance.clauses.linear_and_layer.case_spaces import partnered
 from conformance.clauses.linear_and_layer.judged_results import oracle_for
 from conformance.clauses.merge.merged_layer import MERGE, judge_restored, merged, output
 from conformance.judgement.judge import judge, worst
@@ -20,9 +20,7 @@ from conformance.target.signature import takes
 from conformance.target.subject import TRAINABLE, Subject
 
 # with integers merging and unmerging are exact, whatever the adapter's dtype
-MIXED = Space(
-    LinearCase, tame=lambda case: partnered(squared(case)), **MERGE.narrowed(values=("integers", "cancelling")).values
-)
+MIXED = Space(LinearCase, tame=partnered, **MERGE.narrowed(values=("integers", "cancelling")).values)
 
 
 @clause(

@@ -7,9 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from conformance.cases.case import Space
 from conformance.clauses.hybrid.module_tree import conv1d
-from conformance.clauses.linear_and_layer.case_spaces import squared
 from conformance.clauses.linear_and_layer.judged_results import judge_gradients, oracle_for
 from conformance.clauses.model.refusals import ERRORS
 from conformance.clauses.model.target_calls import LAYER, PATCH, PatchCase, bound, warned
@@ -49,21 +47,12 @@ def test_chosen_conv1d(subject: Subject, case: PatchCase) -> None:
     require(has or "c_attn" in said, f"{case.how} chooses c_attn, a Conv1D: it got no adapter, and nothing named it")
 
 
-def _squared(case: PatchCase) -> PatchCase:
-    square = squared(case)
-    assert isinstance(square, PatchCase)
-    return square
-
-
-SQUARED = Space(PatchCase, tame=_squared, **PATCH.values)
-
-
 @clause(
     "MOD-CONV1D-STEP",
     sentence="""A Conv1D of transformers that gets an adapter keeps its weight [in, out], and gives
     y = x W + b + s·(x Aᵀ) Bᵀ and its gradients, for a square weight too; merged, it gives the same y.""",
     why="With a square weight a transposed product has the right shape.",
-    cases=SQUARED.narrowed(k=(16, 5, 3), n=(2, 5, 33), r=(2, 3), bias=(True,), training=(True,)),
+    cases=PATCH.narrowed(k=(16, 5, 3), n=(2, 5, 33), r=(2, 3), bias=(True,), training=(True,)),
     library="transformers",
     weight=0.5,
 )

@@ -12,7 +12,7 @@ from tests.baselines.fhe import Right, fhe_breaks
 from tests.known_bad.fhe.integer_layer import HY4, half_up, over, rows
 
 
-@fhe_breaks("FHE-QUANT-ROWS", says="quantize_dynamic gave values", source=HY4, dtypes=("float32",))
+@fhe_breaks("FHE-QUANT-ROWS", says="quantize_dynamic gave", source=HY4, dtypes=("float32",))
 class QuantizesConstantRowsWithScale1(Right):
     def quantize_dynamic(self, x, n_bits):
         return over(*rows(x), n_bits)

@@ -96,6 +96,9 @@ class SaysNothingOfNothing(RightModel):
     def warn_of_nothing(self, model: nn.Module) -> None:
         pass
 
+    def warn_of_patterns(self, model: nn.Module, config: Any) -> None:
+        pass
+
 
 @breaks("MOD-NO-MATCH", says="warned without naming", **MODEL)
 class NamesNothingItTried(RightModel):

@@ -18,6 +18,7 @@ from reference.encrypted.encryption import EncryptionError, Keys
 from reference.encrypted.envelope import EVALUATION, INPUTS, RESULT, SECRET, Envelope
 from reference.encrypted.noise import TOY
 from tests.support.encrypted_products import BACKEND, WEIGHT, product
+from tests.support.encrypted_products import INPUTS as PLAIN
 
 
 def damaged(message: bytes) -> Iterator[bytes]:
@@ -37,8 +38,11 @@ def damaged(message: bytes) -> Iterator[bytes]:
         yield message[:8] + chance.randbytes(length)
 
 
-def forged(message: bytes, kind: str) -> Iterator[bytes]:
-    """Messages with right checksums whose contents have a wrong length or contain wrong sizes."""
+def forged(message: bytes, another: bytes, kind: str) -> Iterator[bytes]:
+    """Messages with right checksums whose contents have a wrong length or contain wrong sizes.
+
+    `another` is a message of the same sizes.
+    """
     sealed = Envelope.open(message, kind, TOY)
     contents = sealed.contents
     chance = random.Random(1)
@@ -50,7 +54,7 @@ def forged(message: bytes, kind: str) -> Iterator[bytes]:
         yield forge(contents=contents[:cut])
     yield forge(contents=contents + contents)
     yield forge(contents=chance.randbytes(len(contents)))
-    for at in _sizes(contents):
+    for at in _sizes(contents, Envelope.open(another, kind, TOY).contents):
         for value in (0, 1, 2**40, 2**62):
             if contents[at : at + 8] != value.to_bytes(8, "little"):
                 yield forge(contents=contents[:at] + value.to_bytes(8, "little") + contents[at + 8 :])
@@ -59,10 +63,11 @@ def forged(message: bytes, kind: str) -> Iterator[bytes]:
             yield forge(**changes)
 
 
-def _sizes(contents: bytes) -> Iterator[int]:
-    """Offsets of small 8-byte words: these are sizes and lengths, coefficients are larger."""
+def _sizes(contents: bytes, others: bytes) -> Iterator[int]:
+    """Offsets of small 8-byte words that two messages share: these are sizes and lengths, coefficients are random."""
     for at in range(0, len(contents) - 7, 8):
-        if int.from_bytes(contents[at : at + 8], "little") < 10**6:
+        word = contents[at : at + 8]
+        if word == others[at : at + 8] and int.from_bytes(word, "little") < 10**6:
             yield at
 
 
@@ -101,12 +106,13 @@ class TestHostileBytes:
                 BACKEND.evaluate(ciphertext, WEIGHT, message)
 
     def test_a_forged_ciphertext_never_reaches_the_library(self, keys: Keys, ciphertext: bytes) -> None:
-        for message in forged(ciphertext, INPUTS):
+        for message in forged(ciphertext, BACKEND.encrypt(PLAIN, keys), INPUTS):
             with pytest.raises((EncryptionError, ValueError), match=r"encrypted inputs came as|contents|features"):
                 BACKEND.evaluate(message, WEIGHT, keys.evaluation)
 
     def test_a_forged_result_never_reaches_the_library(self, keys: Keys, result: bytes) -> None:
-        for message in forged(result, RESULT):
+        another = BACKEND.evaluate(BACKEND.encrypt(PLAIN, keys), WEIGHT, keys.evaluation)
+        for message in forged(result, another, RESULT):
             shape = Envelope.open(message, RESULT, TOY)
             with pytest.raises(EncryptionError, match=r"an encrypted result came (as|with invalid contents)"):
                 BACKEND.decrypt(message, shape.rows, shape.columns, keys)

@@ -63,7 +63,8 @@ class Diagnosis:
     def __init__(self, clauses: Sequence[ReportedClause], known: DefectTable) -> None:
         self.known, self.order = known, by_interest(clauses)
         failing = [clause for clause in self.order if clause.status in FAILING]
-        self.failing = {c.id: c for c in failing if c.status in (FAIL, CRASHED) and not c.stale}
+        # no known defect ends a process, so a crash neither speaks for one nor follows from one
+        self.failing = {c.id: c for c in failing if c.status == FAIL and not c.stale}
         self.others = [clause for clause in failing if clause.id not in self.failing]
         self.passing = {clause.id for clause in clauses if clause.status == PASS}
         self.groups = {clause.group for clause in self.failing.values()}

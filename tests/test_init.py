@@ -110,6 +110,14 @@ def written(layer: str, folder: Path) -> tuple[str, str]:
                 "# guess: a built layer's dropout acted after the adapter",
                 'use_rslora=options["use_rslora"],  # guess: whether the scale is alpha / √r',
                 "self.wrapped.unmerge()  # guess: by its name",
+                '"merged_state": "merged",  # guess: merge() changed the weight in a built layer\'s state_dict',
+            ],
+        ),
+        (
+            "Lenient",
+            [
+                '"autocast": "input dtype",  # guess: under autocast, a built layer kept the dtype of its input',
+                '"zero_alpha": "rank",  # guess: a layer built with alpha=0 had the factor of alpha=rank',
             ],
         ),
     ],
@@ -126,6 +134,13 @@ def test_the_written_target_passes_the_clauses_that_the_layer_passes(
     report = judged(name, clauses=CLAUSES, dtypes=["float32"])
     assert {clause.id: clause.message for clause in report.clauses if clause.status != "pass"} == {}
     assert len(report.clauses) == len(CLAUSES)
+
+
+def test_guessed_conventions_are_those_of_the_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    for layer, clauses in (("Lenient", ["LAY-AMP", "LAY-FWD-SCALE"]), ("Adapters", ["MRG-STATE"])):
+        report = judged(written(layer, tmp_path)[0], clauses=clauses, dtypes=["float32"])
+        assert {clause.id: clause.message for clause in report.clauses if clause.status != "pass"} == {}
 
 
 def test_rslora_and_merging_go_to_the_layer_that_has_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

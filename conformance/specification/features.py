@@ -66,10 +66,12 @@ FEATURES: Mapping[str, Feature] = {
     "dora_zero_row": _of_dora("DoRA zero row", "refused", "nonfinite", "zero", "base"),
     "memory_efficient": Feature("memory-efficient mode", _of_layers("use_memory_efficient_lora")),
     "merging": Feature("merging", {"merge": "LinearLoRA.merge", "dora": "LinearLoRA.merge"}),
+    "merged_state": Feature("state_dict of a merged layer", conventions=("unmerged", "merged")),
     "state_names": Feature("names in the state_dict", conventions=("standard", "other")),
     "pickling": Feature("pickling"),
     "inplace_output": Feature("in-place use of the output"),
-    "autocast": Feature("autocast"),
+    "autocast": Feature("autocast", conventions=(SUPPORTED, "input dtype", ABSENT)),
+    "autocast_updates": Feature("autocast after an update", conventions=("new values", "old values")),
     "name_rule": Feature(
         "name rule", conventions=("component or wildcards", "wildcards", "suffix", "component", "regex")
     ),
@@ -86,7 +88,7 @@ FEATURES: Mapping[str, Feature] = {
     "linear_only": Feature("linear layers only", conventions=(SUPPORTED, ABSENT)),
     "in_place": Feature("patching in place", conventions=(SUPPORTED, ABSENT)),
     "alpha": Feature("alpha", _of_layers("alpha")),
-    "zero_alpha": Feature("alpha of 0", _of_layers("alpha"), part_of="alpha"),
+    "zero_alpha": Feature("alpha of 0", _of_layers("alpha"), (SUPPORTED, "rank", ABSENT), part_of="alpha"),
     "large_rank": Feature("ranks above the layer's sizes", _of_layers("dim")),
     "full_dropout": Feature("dropout of 1", _of_layers("dropout", linear="lora_linear(dropout)"), part_of="dropout"),
     "eval_mode": Feature("eval mode", conventions=("separate", "merged")),

@@ -16,7 +16,7 @@ from conformance.cases.linear_case import LinearCase
 from conformance.cases.operands import Operands
 from conformance.judgement.outcomes import require
 from conformance.judgement.recording import note
-from conformance.specification.features import ABSENT, FEATURES
+from conformance.specification.features import ABSENT, FEATURES, SUPPORTED
 from conformance.target.adapter_tensors import MAGNITUDE, adapter_of, base_tensor
 from conformance.target.calls import calling
 from conformance.target.signature import arguments_for, takes
@@ -72,8 +72,8 @@ class Subject:
         least = min(case.k, case.n)
         if self.lacks("large_rank") and case.r > least:
             case = dataclasses.replace(case, r=least)
-        if self.lacks("alpha") or (self.lacks("zero_alpha") and not case.scale):
-            case = dataclasses.replace(case, scale=1.0)
+        if self.lacks("alpha") or (self.convention("zero_alpha") != SUPPORTED and not case.scale):
+            case = dataclasses.replace(case, scale=1.0)  # what alpha = 0 means where it means alpha = rank
         if self.follows("eval_mode", "merged") and not case.training and not case.dropout:
             case = dataclasses.replace(case, training=True)  # its adapter has no gradient in eval mode
         return case

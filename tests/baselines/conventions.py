@@ -179,3 +179,31 @@ class AlphaFirst(Layer):
         rank = self.lora_B.in_features
         update = self.lora_B(self.lora_A(x)) * (self.scale * rank) / rank
         return F.linear(x, self.weight, self.bias) + update
+
+
+class KeepsTheDtype(Layer):
+    """A layer whose output has the dtype of x under autocast too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).to(x.dtype)
+
+
+class KeepsCasts(Layer):
+    """A layer of three products, whose weights autocast casts once for a region."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias) + self.lora_B(self.lora_A(x)) * self.scale
+
+
+class SavesTheMergedWeight(Layer):
+    """A layer whose state_dict holds the merged weight while it is merged."""
+
+    def state_dict(self, *args: Any, **options: Any) -> Any:
+        return nn.Module.state_dict(self, *args, **options)
+
+
+class RankForZero(Layer):
+    """A layer for which alpha = 0 means alpha = rank."""
+
+    def __init__(self, right: Any, linear: nn.Linear, dim: int, alpha: float, *others: Any) -> None:
+        super().__init__(right, linear, dim, alpha or dim, *others)

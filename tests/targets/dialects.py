@@ -176,6 +176,20 @@ class Guarded(nn.Module):
         return self.linear(x) + self.update(x) * self.scaling
 
 
+class Lenient(nn.Module):
+    """A layer for which alpha=0 means alpha=rank, and whose output has the dtype of x under autocast too."""
+
+    def __init__(self, linear, rank, alpha=0):
+        super().__init__()
+        self.linear, self.scaling = linear, (alpha or rank) / rank
+        self.down = nn.Linear(linear.in_features, rank, bias=False)
+        self.up = nn.Linear(rank, linear.out_features, bias=False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x):
+        return (self.linear(x) + self.up(self.down(x)) * self.scaling).to(x.dtype)
+
+
 @dataclasses.dataclass
 class Options:
     """The options of a configured layer."""

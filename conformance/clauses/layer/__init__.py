@@ -1,5 +1,6 @@
 """LoRA layers as modules: `LinearLoRA` and `TritonLinearLoRA`."""
 
+from conformance.clauses.layer.shown_conventions import shown
 from conformance.specification.groups import Group
 
 GROUP = Group(
@@ -10,4 +11,5 @@ GROUP = Group(
     required=("LinearLoRA",),
     subjects=("LinearLoRA", "TritonLinearLoRA"),
     positional={"LinearLoRA": 7, "TritonLinearLoRA": 7},
+    shown=shown,
 )

@@ -11,7 +11,7 @@ import torch
 from conformance.cases.linear_case import LinearCase
 from conformance.cases.operand_values import weighed
 from conformance.clauses.linear_and_layer.case_spaces import SMALL
-from conformance.clauses.linear_and_layer.judged_results import judge_gradients, oracle_for
+from conformance.clauses.linear_and_layer.judged_results import judge_gradients, oracle_for, under_autocast
 from conformance.judgement.judge import judge, worst
 from conformance.judgement.outcomes import Inconclusive, Refused, Violation
 from conformance.numerics.formats import dtype_named
@@ -176,7 +176,7 @@ def test_autocast_of_what_it_made(subject: Subject, case: LinearCase) -> float |
     dX = dataclasses.replace(oracle.dX, dtype=low) if narrow else oracle.dX
     ratios = [judge(instance.gradient("x"), dX), judge_gradients(instance, oracle, ("lora_A", "lora_B"))]
     if subject.has_base:  # without a base, the output dtype is an argument
-        ratios.append(judge(y, oracle.y))
+        ratios.append(judge(y, under_autocast(subject, oracle.y, instance.tensors["x"])))
     plain = subject.operands(dataclasses.replace(case, autocast="off"))
     instance.operands, instance.tensors["x"] = plain, plain.placed["x"].tensor
     with torch.no_grad(), calling("new values of the operands"):

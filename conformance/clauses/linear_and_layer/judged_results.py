@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
 
 from conformance.cases.operands import Operands
 from conformance.judgement.judge import judge, worst
-from conformance.judgement.linear_oracle import LinearOracle
+from conformance.judgement.linear_oracle import Expected, LinearOracle
 from conformance.judgement.mid_dropout_oracle import MidDropoutOracle
 from conformance.target.subject import TRAINABLE, Instance, Subject
 
@@ -18,6 +19,11 @@ def oracle_for(subject: Subject, operands: Operands, **options: Any) -> LinearOr
     if operands.case.position == "mid" and options.get("mask") is not None:
         return MidDropoutOracle(operands, base=subject.has_base, **options)
     return LinearOracle(operands, base=subject.has_base, **options)
+
+
+def under_autocast(subject: Subject, y: Expected, x: torch.Tensor) -> Expected:
+    """The expected y of a call under autocast: in its dtype, or in that of x where the target declares so."""
+    return dataclasses.replace(y, dtype=x.dtype) if subject.follows("autocast", "input dtype") else y
 
 
 def output(subject: Subject, operands: Operands) -> torch.Tensor:

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from conformance.cases.linear_case import LinearCase
 from conformance.cases.operands import Operands
 from conformance.clauses.linear_and_layer.case_spaces import SMALL
-from conformance.clauses.linear_and_layer.judged_results import judge_gradients, oracle_for
+from conformance.clauses.linear_and_layer.judged_results import judge_gradients, oracle_for, under_autocast
 from conformance.clauses.linear_and_layer.side_effects import refilled
 from conformance.judgement.judge import judge, worst
 from conformance.judgement.outcomes import require
@@ -31,6 +31,8 @@ COMPILED = SMALL.narrowed(
     values=("normal", "positive"),
     sizes=("free", "k=n"),
 )
+
+BEFORE = "had the values from before the change (autocast's cache of casts)"
 
 
 @clause(
@@ -59,15 +61,15 @@ def test_autocast(subject: Subject, case: LinearCase) -> float | None:
     gradients = worst(judge(instance.gradient("x"), dX), judge_gradients(instance, oracle, ("lora_A", "lora_B")))
     if not subject.has_base:  # the output dtype of the bare update is an argument
         return gradients
-    return worst(judge(y, oracle.y), gradients)
+    return worst(judge(y, under_autocast(subject, oracle.y, instance.tensors["x"])), gradients)
 
 
 @clause(
     "LAY-AMP-CHANGED",
     sentence="""When lora_A and lora_B change in place inside an autocast region, the next call in it uses their new
-    values, and its gradients are right.""",
-    why="""Autocast casts a trainable parameter once for a region. With the optimiser's step inside it, every later
-    micro-batch would be computed with the adapter from before.""",
+    values, and its gradients are right; a layer that keeps what autocast has cast uses all old values.""",
+    why="""Autocast casts a trainable parameter once for a region, so that plain PyTorch computes with the adapter from
+    before an optimiser's step in the region. A mixture of old and new values belongs to no adapter.""",
     cases=SMALL.narrowed(autocast=("bfloat16",), training=(True,), values=("normal", "positive")),
     level="SHOULD",  # F.linear itself goes on using what autocast has cast
     dtypes=("float32",),
@@ -86,8 +88,15 @@ def test_changed_within_autocast(subject: Subject, case: LinearCase) -> float | 
         y = instance.forward()
     instance.backward(y)
     oracle, stale = oracle_for(subject, new), oracle_for(subject, operands)
-    words = "lora_A and lora_B had their values from before the change (autocast's cache of casts)"
-    expected = dataclasses.replace(oracle.y, mistakes={words: stale.y.value})
+    if subject.follows("autocast_updates", "old values"):
+        expected = under_autocast(subject, stale.y, instance.tensors["x"])
+        return worst(judge(y, expected), judge_gradients(instance, stale))
+    mistakes = {f"lora_A and lora_B {BEFORE}": stale.y.value}
+    for kept, changed in (("lora_A", "lora_B"), ("lora_B", "lora_A")):
+        mixed = oracle_for(subject, refilled(subject, operands, case.seed + 1, (changed,)))
+        mistakes[f"{kept} {BEFORE}"] = mixed.y.value
+    expected = dataclasses.replace(oracle.y, mistakes=mistakes)
+    expected = under_autocast(subject, expected, instance.tensors["x"])
     return worst(judge(y, expected), judge_gradients(instance, oracle))
 
 

@@ -149,7 +149,8 @@ def test_flag(subject: Subject, case: LinearCase) -> float | None:
 
 @clause(
     "MRG-STATE",
-    sentence="The state_dict of a merged layer equals that of the unmerged layer, the weight within 2u·(|W| + |ΔW|).",
+    sentence="""The state_dict of a merged layer equals that of the unmerged layer, the weight within 2u·(|W| + |ΔW|);
+    or, where the target declares so, it differs in the weight alone, which is W + ΔW.""",
     why="A layer that loads a merged weight together with lora_A and lora_B adds the update twice.",
     cases=MERGE,
     weight=0.34,
@@ -166,10 +167,13 @@ def test_state_dict_when_merged(subject: Subject, case: LinearCase) -> float | N
     ratios = []
     for name, value in before.items():
         wanted = numbers(value)
-        limit = allowed if wanted.shape == allowed.shape and name.endswith("weight") and "lora" not in name else None
-        if instance.operands.exact:
-            limit = None
-        expected = Expected(f"state_dict()[{name!r}] when merged", wanted, limit, value.dtype, certified=False)
+        title = f"state_dict()[{name!r}] when merged"
+        is_weight = wanted.shape == allowed.shape and name.endswith("weight") and "lora" not in name
+        if is_weight and subject.follows("merged_state", "merged"):
+            expected = dataclasses.replace(oracle_for(subject, instance.operands).merged_weight, name=title)
+        else:
+            limit = allowed if is_weight and not instance.operands.exact else None
+            expected = Expected(title, wanted, limit, value.dtype, certified=False)
         ratios.append(judge(after[name], expected))
     return worst(*ratios)
 

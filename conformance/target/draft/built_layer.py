@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from conformance.errors import UsageError
 from conformance.target.draft.arguments import Argument
 
 K, N, R, ALPHA = 5, 3, 2, 7  # all shapes and scales of such a layer differ
-ALPHAS = {"alpha": ALPHA, "alpha / dim": ALPHA / R, "alpha / dim**0.5": ALPHA / R**0.5}  # by its expression
+TOLERANCE = 1e-3  # of the largest element: a formula that is another one is off by far more
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,22 @@ class BuiltLayer:
         """The adapter's term before the scale, (x Aᵀ) Bᵀ."""
         return x @ self.lora_A.matrix.T @ self.lora_B.matrix.T
 
+    def factor(self, y: Tensor, x: Tensor) -> tuple[float | None, bool]:
+        """The factor of the adapter's term in an output y of x, and whether the base term is missing."""
+        update = self.update(x)
+        for adapter_only in (False, True):
+            term = y if adapter_only else y - F.linear(x, self.base.weight, self.base.bias)
+            if term.shape != update.shape:
+                return None, False
+            factor = float((term * update).sum() / (update * update).sum())
+            if (term - factor * update).abs().max() <= TOLERANCE * term.abs().max():
+                return factor, adapter_only
+        return None, False
 
-def built(layer: type, found: Iterable[Argument], named: str, *, dropout: float = 0.0) -> BuiltLayer:
+
+def built(
+    layer: type, found: Iterable[Argument], named: str, *, dropout: float = 0.0, alpha: float = ALPHA
+) -> BuiltLayer:
     """A small layer, with the weight and bias of a linear layer.
 
     Raises:
@@ -78,8 +93,10 @@ def built(layer: type, found: Iterable[Argument], named: str, *, dropout: float 
         "in": K,
         "out": N,
         "rank": R,
-        "alpha": ALPHA,
-        "scale": ALPHA / R,
+        "alpha": alpha,
+        "alpha / dim": alpha / R,  # by its expression
+        "alpha / dim**0.5": alpha / R**0.5,
+        "scale": alpha / R,
         "dropout": dropout,
         "bias": True,
         "dtype": base.weight.dtype,
@@ -94,7 +111,7 @@ def built(layer: type, found: Iterable[Argument], named: str, *, dropout: float 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            given.update({argument.name: argument.value(meanings | ALPHAS) for argument in found})
+            given.update({argument.name: argument.value(meanings) for argument in found})
             made = layer(**given)
     except KeyboardInterrupt:
         raise

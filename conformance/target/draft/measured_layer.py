@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from conformance.errors import UsageError
 from conformance.target.draft.arguments import Argument, meanings_of
-from conformance.target.draft.built_layer import ALPHA, BuiltLayer, K, R, built
+from conformance.target.draft.built_layer import ALPHA, TOLERANCE, BuiltLayer, K, R, built
+from conformance.target.draft.measured_conventions import Followed, followed
 from conformance.target.draft.refused_uses import refused
-
-TOLERANCE = 1e-3  # of the largest element: a formula that is another one is off by far more
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,7 @@ class MeasuredLayer:
         refused: the features that it lacks because it raises: pickling, autocast, a change of its output in place.
         scales_early: whether the update is scaled before (x Aᵀ) Bᵀ can overflow.
         merges_in_eval: whether eval() merges the adapter into the weight.
+        followed: the conventions that it follows otherwise.
     """
 
     factor: float | None
@@ -47,6 +47,7 @@ class MeasuredLayer:
     refused: tuple[str, ...]
     scales_early: bool
     merges_in_eval: bool
+    followed: tuple[Followed, ...]
 
 
 def measured(layer: type, found: tuple[Argument, ...], made: BuiltLayer, named: str) -> MeasuredLayer:
@@ -58,34 +59,23 @@ def measured(layer: type, found: tuple[Argument, ...], made: BuiltLayer, named: 
         UsageError: if a layer cannot be called, or does not return a tensor.
     """
     x = torch.randn(7, K)
-    factor, adapter_only = factor_of(made, _called(made.layer, x, named), x)
+    factor, adapter_only = made.factor(_called(made.layer, x, named), x)
     dropout: tuple[str, ...] = ()
     if factor is not None and "dropout" in meanings_of(found):
         dropout = _dropout(built(layer, found, named, dropout=0.5), adapter_only, factor)
+    merges = _merges(built(layer, found, named), x)
     return MeasuredLayer(
         factor,
         adapter_only,
         _scale(made.layer, factor),
         dropout,
         _any_adapter_dtype(built(layer, found, named), x),
-        _merges(built(layer, found, named), x),
+        merges,
         refused(built(layer, found, named).layer, x),
         _scales_early(built(layer, found, named), factor),
         _merges_in_eval(built(layer, found, named)),
+        tuple(followed(layer, found, named, x, merges=merges)),
     )
-
-
-def factor_of(made: BuiltLayer, y: Tensor, x: Tensor) -> tuple[float | None, bool]:
-    """The factor of the adapter's term in a layer's output, and whether the base term is missing."""
-    update = made.update(x)
-    for adapter_only in (False, True):
-        term = y if adapter_only else y - F.linear(x, made.base.weight, made.base.bias)
-        if term.shape != update.shape:
-            return None, False
-        factor = float((term * update).sum() / (update * update).sum())
-        if (term - factor * update).abs().max() <= TOLERANCE * term.abs().max():
-            return factor, adapter_only
-    return None, False
 
 
 def _called(layer: nn.Module, x: Tensor, named: str) -> Tensor:

@@ -139,6 +139,8 @@ def _declaration(drafted: Drafted) -> Iterator[str]:
         yield f'        "{name}": "absent",  {GUESS}{reason}'
     if drafted.measured.merges_in_eval:
         yield f'        "eval_mode": "merged",  {GUESS}eval() changed the weight of a built layer'
+    for feature, convention, reason in drafted.measured.followed:
+        yield f'        "{feature}": "{convention}",  {GUESS}{reason}'
     yield f'        "state_names": "other",  {GUESS}the parameters are those of {drafted.name}, with its names'
     yield "    },"
     yield "}"

@@ -11,6 +11,8 @@ from tests.baselines.linear import Right
 DROPPING = tuple(f"LAY-DROP-{word}" for word in ("MASK", "BWD", "REL", "ALL", "EVAL", "NEEDS", "MID"))
 OF_BIAS = ("DORA-FWD", "DORA-BWD-DM", "DORA-BIAS", "DORA-MERGE", "DORA-UNMERGE", "DORA-DROP", "DORA-MIXED")
 OF_DROPOUT = ("DORA-DROP", "DORA-DROP-PRE", "DORA-DROP-POST")
+OF_AUTOCAST = ("LAY-AMP", "LAY-AMP-ENTRY", "LAY-AMP-CHANGED")
+OF_SCALE = ("LAY-FWD-SCALE", "LAY-BWD-SCALE", "LAY-REL-SCALE", "LAY-SCALING")
 COPIED = ("LAY-COPY", "LAY-USED-COPY", "MRG-COPY")
 
 CONVENTIONS: dict[str, tuple[Any, tuple[str, ...]]] = {
@@ -22,5 +24,9 @@ CONVENTIONS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "a zero row trains": (declaring(conventions.BaseFactor, dora_zero_row="base"), ("DORA-ZERO-ROW",)),
     "names of its own": (declaring(conventions.OwnNames, state_names="other"), ("LAY-STATE-NAMES", "LAY-STATE")),
     "not pickled": (declaring(conventions.HoldsALambda, pickling="absent"), COPIED),
+    "x's dtype under autocast": (declaring(conventions.KeepsTheDtype, autocast="input dtype"), OF_AUTOCAST),
+    "casts of a region": (Right(conventions.KeepsCasts), ("LAY-AMP", "LAY-AMP-CHANGED")),
+    "saves the merged weight": (declaring(conventions.SavesTheMergedWeight, merged_state="merged"), ("MRG-STATE",)),
+    "alpha of 0 means the rank": (declaring(conventions.RankForZero, zero_alpha="rank"), OF_SCALE),
     "alpha first": (Right(conventions.AlphaFirst), ("LAY-FWD", "LAY-BWD-DA", "LAY-FWD-OVERFLOW")),
 }

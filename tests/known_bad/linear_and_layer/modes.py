@@ -34,16 +34,16 @@ class MultipliesADtypeWithAnother(Right):
 
 @breaks(
     "LAY-AMP-CHANGED",
-    says="from before the change (autocast's cache of casts)",
+    says="lora_A had the values from before the change",
     dtypes=("float32",),
-    source="F.linear under autocast",
+    source="F.linear under autocast, beside a product that casts B itself",
 )
-class UsesAutocastsCache(Right):
+class CastsOnlyAOnce(Right):
     def lora_linear(self, x: Tensor, weight: Any, bias: Any, A: Tensor, B: Tensor, scale: float, **how: Any) -> Tensor:
         if not torch.is_autocast_enabled("cpu") or how.get("dropout"):
             return super().lora_linear(x, weight, bias, A, B, scale, **how)
         linear = torch.nn.functional.linear
-        update = linear(linear(x, A), B) * scale
+        update = linear(linear(x, A), B.to(torch.bfloat16)) * scale
         return update if weight is None else linear(x, weight, bias) + update
 
 

@@ -183,7 +183,7 @@ def test_dropout_between_the_matrices_is_seen_without_a_declaration() -> None:
     assert probed_position(PlainMiddle) == "mid"
     thing = SimpleNamespace(LinearLoRA=PlainMiddle)
     assert failures(thing, ("LAY-DROP-MASK", "LAY-DROP-BWD", "LAY-DROP-MID")) == []
-    assert Target.of(thing, "mine").conventions(["layer"]) == {"dropout": "mid"}
+    assert Target.of(thing, "mine").conventions(["layer"]) == {"dropout": "mid", "autocast_updates": "old values"}
     assert Target.of(thing, "mine").lacking(load_all()["LAY-DROP-POST"]) == ("dropout position post",)
 
 

@@ -211,13 +211,14 @@ class Target:
 
     def conventions(self, claimed: Iterable[str]) -> dict[str, str]:
         """By feature the convention that the target follows in the claimed groups, where it is not the default."""
-        declared = self.declared.get("features", {})
-        found = {name: value for name, value in declared.items() if value not in FEATURES[name].conventions[:1]}
-        found = {name: value for name, value in found.items() if value != ABSENT}
+        claimed = list(claimed)
+        seen = {name: value for group in claimed for name, value in self._found(group).items()}
+        found = seen | self.declared.get("features", {})
+        found = {name: value for name, value in found.items() if value not in (FEATURES[name].conventions[0], ABSENT)}
         dropping = [group for group in claimed if self.feature("dropout", group) != ABSENT]
         subjects = [name for group in dropping for name in groups()[group].subjects if name in (*LAYERS, "lora_linear")]
-        seen = {self.positions(name) for name in subjects if self.has(name)}
-        if len(seen) == 1 and len(only := seen.pop()) == 1:
+        positions = {self.positions(name) for name in subjects if self.has(name)}
+        if len(positions) == 1 and len(only := positions.pop()) == 1:
             found["dropout"] = only[0]
         return found
 

@@ -176,7 +176,7 @@ def test_autocast_of_what_it_made(subject: Subject, case: LinearCase) -> float |
     dX = dataclasses.replace(oracle.dX, dtype=low) if narrow else oracle.dX
     ratios = [judge(instance.gradient("x"), dX), judge_gradients(instance, oracle, ("lora_A", "lora_B"))]
     if subject.has_base:  # without a base, the output dtype is an argument
-        ratios.append(judge(y, under_autocast(subject, oracle.y, instance.tensors["x"])))
+        ratios.append(judge(y, under_autocast(subject, oracle.y, instance, y)))
     plain = subject.operands(dataclasses.replace(case, autocast="off"))
     instance.operands, instance.tensors["x"] = plain, plain.placed["x"].tensor
     with torch.no_grad(), calling("new values of the operands"):

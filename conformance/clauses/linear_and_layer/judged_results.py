@@ -21,9 +21,17 @@ def oracle_for(subject: Subject, operands: Operands, **options: Any) -> LinearOr
     return LinearOracle(operands, base=subject.has_base, **options)
 
 
-def under_autocast(subject: Subject, y: Expected, x: torch.Tensor) -> Expected:
-    """The expected y of a call under autocast: in its dtype, or in that of x where the target declares so."""
-    return dataclasses.replace(y, dtype=x.dtype) if subject.follows("autocast", "input dtype") else y
+def under_autocast(subject: Subject, expected: Expected, instance: Instance, y: torch.Tensor) -> Expected:
+    """The expected y of a call under autocast: in its dtype; where the target declares so, in that of x.
+
+    A library's layer may be the update alone, in the dtype of x, to which the base's product is added: if x has one
+    16-bit dtype and autocast the other, the sum has float32.
+    """
+    if not subject.follows("autocast", "input dtype"):
+        return expected
+    x = instance.tensors["x"].dtype
+    summed = torch.promote_types(x, instance.operands.computed_in)
+    return dataclasses.replace(expected, dtype=summed if y.dtype == summed else x)
 
 
 def output(subject: Subject, operands: Operands) -> torch.Tensor:

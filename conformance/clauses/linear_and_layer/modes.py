@@ -61,7 +61,7 @@ def test_autocast(subject: Subject, case: LinearCase) -> float | None:
     gradients = worst(judge(instance.gradient("x"), dX), judge_gradients(instance, oracle, ("lora_A", "lora_B")))
     if not subject.has_base:  # the output dtype of the bare update is an argument
         return gradients
-    return worst(judge(y, under_autocast(subject, oracle.y, instance.tensors["x"])), gradients)
+    return worst(judge(y, under_autocast(subject, oracle.y, instance, y)), gradients)
 
 
 @clause(
@@ -89,14 +89,14 @@ def test_changed_within_autocast(subject: Subject, case: LinearCase) -> float | 
     instance.backward(y)
     oracle, stale = oracle_for(subject, new), oracle_for(subject, operands)
     if subject.follows("autocast_updates", "old values"):
-        expected = under_autocast(subject, stale.y, instance.tensors["x"])
+        expected = under_autocast(subject, stale.y, instance, y)
         return worst(judge(y, expected), judge_gradients(instance, stale))
     mistakes = {f"lora_A and lora_B {BEFORE}": stale.y.value}
     for kept, changed in (("lora_A", "lora_B"), ("lora_B", "lora_A")):
         mixed = oracle_for(subject, refilled(subject, operands, case.seed + 1, (changed,)))
         mistakes[f"{kept} {BEFORE}"] = mixed.y.value
     expected = dataclasses.replace(oracle.y, mistakes=mistakes)
-    expected = under_autocast(subject, expected, instance.tensors["x"])
+    expected = under_autocast(subject, expected, instance, y)
     return worst(judge(y, expected), judge_gradients(instance, oracle))
 
 

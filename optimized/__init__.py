@@ -92,6 +92,7 @@ __all__ = [
     "RemoteClient",
     "RemoteError",
     "RemoteModule",
+    "SealBackend",
     "TritonLinearLoRA",
     "apply_lora_to_linear_modules",
     "clip_grad_norm_",

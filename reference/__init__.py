@@ -30,6 +30,8 @@ lora_B B [N, r], scale s, and g for the gradient of the output.
   - `envelope`, `layout`: the checks of a message before it is used.
   - `keys`: a pair of keys that is never shown, `Keys`; `library`: the wrapper of the encryption library.
   - `encryption`: the products, `Backend` and `ConcreteBackend`.
+  - `seal_backend`: products packed by tokens, `SealBackend`; it uses `polynomial_layout`, `modular` and `seal_library`.
+  - `backends`: the backends by name.
 - the package `service`: the client and the server of a split model.
   - `remote_module`: a product as each `HybridFHEMode` computes it, `RemoteModule`; it uses `shared_state` and
     `weight_version`.
@@ -46,6 +48,7 @@ from .config import PeftConfig
 from .distributed import colwise_parallel_lora, rowwise_parallel_lora
 from .dora import dora_linear
 from .encrypted.encryption import Backend, ConcreteBackend, EncryptionError, EncryptionParameters, Keys
+from .encrypted.seal_backend import SealBackend
 from .gradnorm import clip_grad_norm_, grad_norm
 from .hybrid import (
     LINEAR_LAYERS,
@@ -100,6 +103,7 @@ __all__ = [
     "RemoteClient",
     "RemoteError",
     "RemoteModule",
+    "SealBackend",
     "TritonLinearLoRA",
     "apply_lora_to_linear_modules",
     "clip_grad_norm_",

@@ -28,7 +28,8 @@ class HybridFHEModel:
         server_remote_address: ``http://host:port`` of a running `serve`, for mode remote.
         model_name: the name of the model at the server.
         verbose: 1 shows the progress of encrypted products.
-        backend: "exact", "fast" or "toy" (insecure, for tests), see `noise.PARAMETER_SETS`; or a `Backend`.
+        backend: "seal" (exact, packed by tokens, the fastest), "exact", "fast" or "toy" (insecure, for tests), see
+            `backends.NAMED`; or a `Backend`.
         timeout: seconds that one product, or the upload of the key, may take in mode remote; see `RemoteClient`.
         noise_seed: the seed of the noise of mode simulate; two models with one seed that simulate the same products in
             the same order have the same noise. None draws a seed from torch's default generator; with a seed,

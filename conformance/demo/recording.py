@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
-from reference.encrypted.encryption import Backend, Keys
-from reference.encrypted.noise import EncryptionParameters
+from reference.encrypted.backends import MakeBackend, backend_for
+from reference.encrypted.encryption import Backend, Keys, noise_of
+from reference.encrypted.envelope import Parameters
+from reference.encrypted.noise import EncryptionParameters, noise_std
+from reference.service.remote_module import ROWS_AT_ONCE
 
 
 @dataclass
@@ -31,7 +33,7 @@ class RecordingBackend:
         traffic: the traffic of `encrypt` and `decrypt` since it was last set.
     """
 
-    def __init__(self, parameters: EncryptionParameters, make: Callable[[EncryptionParameters], Backend]) -> None:
+    def __init__(self, parameters: Parameters, make: MakeBackend = backend_for) -> None:
         self.parameters = parameters
         self.make = make
         self.traffic = Traffic()
@@ -40,6 +42,22 @@ class RecordingBackend:
     def backend(self) -> Backend:
         """The other backend."""
         return self.make(self.parameters)
+
+    @property
+    def fresh_keys(self) -> bool:
+        """See `Backend`."""
+        return bool(getattr(self.backend, "fresh_keys", False))
+
+    @property
+    def rows_at_once(self) -> int:
+        """See `Backend`."""
+        return int(getattr(self.backend, "rows_at_once", ROWS_AT_ONCE))
+
+    def noise_std(self, weight: Tensor) -> Tensor:
+        """See `Backend`; without making the other backend, if its parameters tell."""
+        if isinstance(self.parameters, EncryptionParameters):
+            return noise_std(self.parameters, weight)
+        return noise_of(self.backend, weight)
 
     def keygen(self) -> Keys:
         """See `Backend`."""

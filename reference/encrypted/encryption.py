@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import layout
-from .envelope import EVALUATION, INPUTS, RESULT, SECRET, EncryptionError, Envelope, check_bytes, digest
+from .envelope import EVALUATION, INPUTS, RESULT, SECRET, EncryptionError, Envelope, Parameters, check_bytes, digest
 from .keys import Keys
 from .library import check_use, import_library, panics_as_errors, use
 from .noise import PARAMETER_SETS, STANDARD_DEVIATION, EncryptionParameters, noise_std, wrap
@@ -33,13 +33,14 @@ class Backend(Protocol):
     damaged bytes and for bytes under other keys or parameters.
 
     A backend whose noise does not follow `noise.noise_std` of its parameters also has a method ``noise_std(weight)``,
-    see `noise_of`. A backend need not inherit from this class: `loraspec run TARGET --group fhe` judges the object
-    that a target's ``fhe_backend()`` returns.
+    see `noise_of`. It may have the attributes ``fresh_keys``, by which each request gets a new pair of keys, and
+    ``rows_at_once``, the rows that a message should have. A backend need not inherit from this class: `loraspec run
+    TARGET --group fhe` judges the object that a target's ``fhe_backend()`` returns.
     """
 
     @property
-    def parameters(self) -> EncryptionParameters:
-        """The parameter set, from which `noise.noise_std` computes the noise; `bits` and `secure` are required."""
+    def parameters(self) -> Parameters:
+        """The parameters; without a method `noise_std`, an `EncryptionParameters`."""
         ...
 
     def keygen(self) -> Keys:
@@ -73,7 +74,14 @@ def noise_of(backend: Backend, weight: Tensor) -> Tensor:
         float64 [N].
     """
     own: Callable[[Tensor], Tensor] | None = getattr(backend, "noise_std", None)
-    return noise_std(backend.parameters, weight) if own is None else own(weight)
+    if own is not None:
+        return own(weight)
+    parameters = backend.parameters
+    if not isinstance(parameters, EncryptionParameters):
+        raise TypeError(
+            f"{type(backend).__name__} has no noise_std, and its parameters are {type(parameters).__name__}"
+        )
+    return noise_std(parameters, weight)
 
 
 class ConcreteBackend:
@@ -100,7 +108,7 @@ class ConcreteBackend:
             parameters = PARAMETER_SETS[parameters]
         if threads is not None and threads < 1:
             raise ValueError(f"threads = {threads}: expected at least 1")
-        self.parameters = parameters
+        self.parameters: EncryptionParameters = parameters
         self.threads = threads
         check_use(threads)
 
@@ -119,7 +127,7 @@ class ConcreteBackend:
 
     def encrypt(self, q: Tensor, keys: Keys, *, progress: Progress | None = None) -> bytes:
         """See `Backend`."""
-        _check_matrix("q", q)
+        check_matrix("q", q)
         limit = 1 << (self.parameters.bits - 1)
         if q.numel() and (int(q.min()) < 0 or int(q.max()) >= limit):
             raise ValueError(f"q is from {int(q.min())} to {int(q.max())}: expected 0 to {limit - 1}")
@@ -140,7 +148,7 @@ class ConcreteBackend:
         self, ciphertext: bytes, weight: Tensor, evaluation: bytes, *, progress: Progress | None = None
     ) -> bytes:
         """See `Backend`. The two last used evaluation keys stay in memory, deserialised."""
-        _check_matrix("weight", weight)
+        check_matrix("weight", weight)
         if len(weight) == 0:
             raise ValueError(f"weight is {list(weight.shape)}: expected at least one row")
         inputs = Envelope.open(ciphertext, INPUTS, self.parameters)
@@ -154,7 +162,7 @@ class ConcreteBackend:
         with panics_as_errors("evaluate"):
             check_bytes(EVALUATION, evaluation)  # the cache needs a hashable key
             key_id, key = _open_evaluation(evaluation, self.parameters)
-            _check_key(INPUTS, inputs.key_id, "the evaluation key", key_id)
+            check_key(INPUTS, inputs.key_id, "the evaluation key", key_id)
             operand = weight.cpu().numpy().view("uint64").T
 
             def evaluate_row(i: int) -> bytes:
@@ -177,7 +185,7 @@ class ConcreteBackend:
         size = self.parameters.polynomial_size
         with panics_as_errors("decrypt"):
             key_id, secret = self._open_secret(library, keys)
-            _check_key(RESULT, sealed.key_id, "the secret key", key_id)
+            check_key(RESULT, sealed.key_id, "the secret key", key_id)
             crypto = _crypto(library, self.parameters)
 
             def decrypt_row(i: int) -> Tensor:
@@ -250,13 +258,13 @@ def _by_row(work: Callable[[int], _T], rows: int, progress: Progress | None) -> 
     return results
 
 
-def _check_matrix(name: str, t: Tensor) -> None:
+def check_matrix(name: str, t: Tensor) -> None:
     if t.ndim != 2 or t.shape[1] == 0 or t.dtype != torch.int64:
         expected = "int64, with two dimensions, the second not empty"
         raise ValueError(f"{name} is {str(t.dtype).removeprefix('torch.')} {list(t.shape)}: expected {expected}")
 
 
-def _check_key(kind: str, key_id: bytes, name: str, other: bytes) -> None:
+def check_key(kind: str, key_id: bytes, name: str, other: bytes) -> None:
     if key_id != other:
         raise EncryptionError(
             f"{kind} came under the keys {key_id.hex()[:8]}, but {name} is of {other.hex()[:8]}: use the same pair"

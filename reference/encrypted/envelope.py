@@ -3,8 +3,9 @@
 import hashlib
 import struct
 from dataclasses import dataclass
+from typing import Protocol
 
-from .noise import PARAMETER_SETS, EncryptionParameters
+from .noise import PARAMETER_SETS
 
 INPUTS, RESULT, EVALUATION, SECRET = "encrypted inputs", "an encrypted result", "an evaluation key", "a secret key"
 """The kinds of contents, as error messages call them."""
@@ -13,6 +14,29 @@ _KINDS = {INPUTS: b"I", RESULT: b"R", EVALUATION: b"E", SECRET: b"S"}
 _MAGIC = b"LORAFHE\x01"
 _FIELDS = struct.Struct("<8sc16s16sQQ")  # magic, kind, parameters, key, rows, columns
 _HEADER = _FIELDS.size + hashlib.sha256().digest_size
+
+
+class Parameters(Protocol):
+    """The parameters of a backend: results are modulo 2^bits, and the fingerprint tells them from others."""
+
+    @property
+    def name(self) -> str:
+        """The name in messages."""
+        ...
+
+    @property
+    def bits(self) -> int:
+        """The bits of a result."""
+        ...
+
+    @property
+    def secure(self) -> bool:
+        """Whether the encryption is secure."""
+        ...
+
+    def fingerprint(self) -> bytes:
+        """16 bytes that depend on every parameter except the name."""
+        ...
 
 
 class EncryptionError(RuntimeError):
@@ -47,7 +71,7 @@ class Envelope:
         return b"".join((fields, _checksum(fields, digest(self.contents)), self.contents))
 
     @classmethod
-    def open(cls, sealed: bytes, kind: str, parameters: EncryptionParameters) -> "Envelope":
+    def open(cls, sealed: bytes, kind: str, parameters: Parameters) -> "Envelope":
         """Parse sealed bytes; they must be whole, of this kind and under these parameters.
 
         Raises:

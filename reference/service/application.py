@@ -18,9 +18,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..encrypted.backends import MakeBackend
 from .key_store import KeyStore
 from .protocol import BYTES, KEY_HEADER, PROTOCOL, PROTOCOL_HEADER, Limits
-from .worker import EvaluationError, MakeBackend, Model, RefusedError, TooLongError, Workers, load
+from .worker import EvaluationError, Model, RefusedError, TooLongError, Workers, load
 
 CLIENT_GONE = 499  # for the log only, as in other servers
 

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..encrypted.noise import EncryptionParameters
 from ..hybrid import CustomLinear
 from ..layer import LinearLoRA
 from ..quantization import QuantizedLinear
@@ -26,7 +25,7 @@ from .remote_module import RemoteModule
 FORMAT = 1
 
 
-def save(path: Path, model_name: str, modules: Mapping[str, RemoteModule], parameters: EncryptionParameters) -> None:
+def save(path: Path, model_name: str, modules: Mapping[str, RemoteModule], parameters: Any) -> None:
     """Write both parts: ``path/server/<model_name>`` has the integer weights, ``path/client/<model_name>`` the rest.
 
     Each part has a ``model.json`` that names one NumPy file for each module.

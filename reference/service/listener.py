@@ -9,10 +9,10 @@ from pathlib import Path
 
 import uvicorn
 
+from ..encrypted.backends import MakeBackend
 from .application import Application, application
 from .connection import Connection
 from .protocol import Limits
-from .worker import MakeBackend
 
 KEEP_ALIVE = 30  # seconds without a request; clients close earlier, so that no request meets a closing connection
 

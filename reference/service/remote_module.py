@@ -180,13 +180,13 @@ class RemoteModule(nn.Module):
         split, parts = self.split, []
         if mode is HybridFHEMode.EXECUTE and quantized.weight is None:
             raise RuntimeError(f"{self.module_name}: mode execute needs the weight, which was cleared here")
-        if split.keys is None:
-            split.keys = split.backend.keygen()
-        evaluation = split.keys.evaluation
-        blocks = torch.split(x.values.cpu(), ROWS_AT_ONCE)
+        blocks = torch.split(x.values.cpu(), getattr(split.backend, "rows_at_once", ROWS_AT_ONCE))
         for rows in _shown(blocks, self.module_name, split.verbose):
             if not len(rows):
                 continue
+            if split.keys is None or getattr(split.backend, "fresh_keys", False):
+                split.keys = split.backend.keygen()
+            evaluation = split.keys.evaluation
             ciphertext = split.backend.encrypt(rows, split.keys)
             if mode is HybridFHEMode.EXECUTE:
                 assert quantized.weight is not None

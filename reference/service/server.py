@@ -3,8 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from ..encrypted.encryption import Backend, ConcreteBackend
-from ..encrypted.noise import EncryptionParameters
+from ..encrypted.backends import MakeBackend, backend_for
 from .protocol import INSTALL, Limits
 
 
@@ -13,7 +12,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     *,
-    backend: Callable[[EncryptionParameters], Backend] = ConcreteBackend,
+    backend: MakeBackend | None = None,
     workers: int = 1,
     limits: Limits | None = None,
     grace: float = 600.0,
@@ -29,7 +28,8 @@ def serve(
         model_dir: the folder ``path/server``, or one model's folder in it.
         host, port: the address to listen on; port 0 chooses a free port. There is no authentication: anyone who reaches
             the address can use the server.
-        backend: makes a `Backend` from a model's parameters; a function or class that can be imported.
+        backend: makes a `Backend` from a model's parameters; a function or class that can be imported. None makes the
+            one that these parameters belong to.
         workers: the number of products evaluated at the same time; one product already uses all cores.
         limits: see `Limits`; None for its defaults.
         grace: seconds to finish running requests after a signal.
@@ -45,4 +45,4 @@ def serve(
         if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn", "h11"):
             raise
         raise ImportError(f"a server needs starlette and uvicorn: {INSTALL}") from error
-    run(Path(model_dir), host, port, backend, workers, limits or Limits(), grace, ready)
+    run(Path(model_dir), host, port, backend or backend_for, workers, limits or Limits(), grace, ready)

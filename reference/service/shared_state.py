@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..encrypted.encryption import Backend, ConcreteBackend, Keys, noise_of
-from ..encrypted.noise import PARAMETER_SETS, EncryptionParameters, checked_position, noise_std
+from ..encrypted.backends import NAMED, backend_for, noise_of_named
+from ..encrypted.encryption import Backend, Keys, noise_of
+from ..encrypted.envelope import Parameters
+from ..encrypted.noise import checked_position
 from .client import TIMEOUT, RemoteClient, check_seconds
 
 
@@ -55,8 +57,8 @@ class Split:
     noise_drawn: int = 0  # number of simulated products so far
 
     def __post_init__(self) -> None:
-        if isinstance(self.chosen, str) and self.chosen not in PARAMETER_SETS:
-            raise ValueError(f"backend = {self.chosen!r}: expected one of {', '.join(PARAMETER_SETS)}, or a Backend")
+        if isinstance(self.chosen, str) and self.chosen not in NAMED:
+            raise ValueError(f"backend = {self.chosen!r}: expected one of {', '.join(NAMED)}, or a Backend")
         check_seconds("timeout", self.timeout)
         if self.noise_seed is None:
             self.noise_seed = int(torch.randint(2**63 - 1, ()))
@@ -64,14 +66,14 @@ class Split:
             raise ValueError(f"noise_seed = {self.noise_seed!r}: expected an int, at least 0, or None")
 
     @property
-    def parameters(self) -> EncryptionParameters:
+    def parameters(self) -> Parameters:
         """The backend's parameters."""
-        return PARAMETER_SETS[self.chosen] if isinstance(self.chosen, str) else self.chosen.parameters
+        return NAMED[self.chosen] if isinstance(self.chosen, str) else self.chosen.parameters
 
     @cached_property
     def backend(self) -> Backend:
         """The backend, created when first needed."""
-        return ConcreteBackend(self.chosen) if isinstance(self.chosen, str) else self.chosen
+        return backend_for(self.parameters) if isinstance(self.chosen, str) else self.chosen
 
     @cached_property
     def client(self) -> RemoteClient:
@@ -82,7 +84,7 @@ class Split:
     def noise_std(self, weight: Tensor) -> Tensor:
         """The deviation of the noise in products with an integer weight."""
         if isinstance(self.chosen, str):  # the library of the backend may not be installed
-            return noise_std(self.parameters, weight)
+            return noise_of_named(self.chosen, weight)
         return noise_of(self.chosen, weight)
 
     @property

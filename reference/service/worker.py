@@ -8,7 +8,6 @@ import queue
 import signal
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -16,13 +15,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ..encrypted.encryption import Backend, EncryptionError
-from ..encrypted.noise import EncryptionParameters
+from ..encrypted.backends import MakeBackend, parameters_from
+from ..encrypted.encryption import EncryptionError
 from . import deployment
 
 KEYS_AT_HAND = 2  # evaluation keys that one process keeps; the server keeps all of them
-
-MakeBackend = Callable[[EncryptionParameters], Backend]
 
 
 class RefusedError(Exception):
@@ -48,7 +45,7 @@ class Model:
         self.weights: dict[str, Tensor]
         self.weights, numbers = deployment.load_server(folder)
         try:
-            self.parameters = EncryptionParameters(**numbers)
+            self.parameters = parameters_from(numbers)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{folder} is damaged: its parameters: {error}") from error
         self.backend = make_backend(self.parameters)

@@ -9,6 +9,7 @@
 - `philox`: dropout masks that are computed, not stored: the bits of an element follow from its row and column.
 - `qkv`, `mlp`: a block of several projections as one node, on the products of `projections`; `activations` computes
   f, in Triton or in PyTorch.
+- `batched`: a batch whose rows use different adapters as one node, on the products of `sorted_rows`.
 - `layer`, `model`: the layers and the patching of `reference` with these nodes; `dora` adds a magnitude.
 - `products`, `kernels`: the products of an update, in Triton; `tuned_kernels` names those with measured configurations.
 - `dispatch`: the choice between several correct implementations, with reasons.
@@ -21,10 +22,12 @@
 All other names are those of `reference`.
 
 These functions give the reason for a fallback: `why_not_triton(*operands)` for the kernels,
-`dispatch.integers.why_not_kernel` for the integer kernel, `dispatch.fused_node.why_not_fused` for the autograd node.
+`dispatch.integers.why_not_kernel` for the integer kernel, `dispatch.fused_node.why_not_fused` and
+`dispatch.batched_node.why_not_batched` for the autograd nodes.
 ``loraspec bench optimized reference`` compares the times.
 """
 
+from optimized.batched import lora_batched_linear
 from optimized.checkpoint import load_adapter, load_training, save_adapter, save_training
 from optimized.dispatch.triton_kernels import why_not_triton
 from optimized.dora import dora_linear
@@ -58,6 +61,8 @@ from reference import (
     RemoteError,
     colwise_parallel_lora,
     get_remote_names,
+    lora_expand,
+    lora_shrink,
     merge_adapters,
     quantize_dynamic,
     quantize_static,
@@ -102,9 +107,12 @@ __all__ = [
     "grad_norm",
     "load_adapter",
     "load_training",
+    "lora_batched_linear",
+    "lora_expand",
     "lora_linear",
     "lora_mlp",
     "lora_qkv",
+    "lora_shrink",
     "merge_adapters",
     "patch_linear_module",
     "quantize_dynamic",

@@ -8,6 +8,8 @@ lora_B B [N, r], scale s, and g for the gradient of the output.
 - `adapter`: the adapter term of that formula with its gradients written out, `LoRATritonFunction`.
 - `dora`: magnitude and direction, `dora_linear`.
 - `qkv`, `mlp`: fused blocks of several such layers, `lora_qkv` and `lora_mlp`; `projection` is one layer of a block.
+- `batched`: one such layer with an adapter for each row, `lora_batched_linear`; `segments`: its update in two halves on
+  sorted rows, `lora_shrink` and `lora_expand`; `batch_checks` refuses operands that do not fit.
 - `layer`: the formula as a module that merges and unmerges, `LinearLoRA`; `base_layer` says which linear layers can
   have an adapter, and which can be merged.
 - `config`: every option with its default, `PeftConfig`; `layer_patterns`: the options of single layers.
@@ -43,6 +45,7 @@ This package is not fast. `optimized` has the same names, files and signatures, 
 """
 
 from .adapter import LoRATritonFunction
+from .batched import lora_batched_linear
 from .checkpoint import load_adapter, load_training, save_adapter, save_training
 from .config import PeftConfig
 from .distributed import colwise_parallel_lora, rowwise_parallel_lora
@@ -73,6 +76,7 @@ from .quantization import (
     quantize_weight,
     quantize_weight_columns,
 )
+from .segments import lora_expand, lora_shrink
 from .service.client import RemoteClient, RemoteError
 from .service.remote_module import RemoteModule
 from .service.server import serve
@@ -113,9 +117,12 @@ __all__ = [
     "grad_norm",
     "load_adapter",
     "load_training",
+    "lora_batched_linear",
+    "lora_expand",
     "lora_linear",
     "lora_mlp",
     "lora_qkv",
+    "lora_shrink",
     "merge_adapters",
     "patch_linear_module",
     "quantize_dynamic",

@@ -65,7 +65,7 @@ def lora_linear(
 
 
 def low_rank_update(
-    x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float, dropout: float = 0.0, training: bool = False
+    x: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float | Tensor, dropout: float = 0.0, training: bool = False
 ) -> Tensor:
     """The adapter term ``scale · (D(x) Aᵀ) Bᵀ``, not yet rounded to 16 bits.
 

@@ -92,6 +92,7 @@ FEATURES: Mapping[str, Feature] = {
     "large_rank": Feature("ranks above the layer's sizes", _of_layers("dim")),
     "full_dropout": Feature("dropout of 1", _of_layers("dropout", linear="lora_linear(dropout)"), part_of="dropout"),
     "eval_mode": Feature("eval mode", conventions=("separate", "merged")),
+    "batched_gradients": Feature("gradients of batches"),
     "early_scaling": Feature("scaling before overflow", part_of="alpha"),
 }
 

@@ -1,0 +1,34 @@
+"""Batches whose rows use different adapters, sorted once: one small product for each adapter in use."""
+
+from torch import Tensor
+
+from optimized.dispatch.batched_node import why_not_batched
+from optimized.nodes.batched import BatchedLoRALinear
+from optimized.sorted_rows import SortedRows
+from reference.batch_checks import check_batch, ranks_of
+from reference.batched import lora_batched_linear as plain_batched_linear
+
+
+def lora_batched_linear(
+    x: Tensor,
+    adapter_index: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    lora_A: Tensor,
+    lora_B: Tensor,
+    scale: Tensor,
+    *,
+    ranks: Tensor | None = None,
+) -> Tensor:
+    """``y_i = x_i Wᵀ + b + scale_e · (x_i A_eᵀ) B_eᵀ``: `reference.lora_batched_linear`, with its errors.
+
+    Besides x and the parameters, the order of the rows and ``x_i A_eᵀ`` are saved for backward. If `why_not_batched`
+    gives a reason, the reference computes.
+    """
+    if why_not_batched(x, weight, bias, lora_A, lora_B):
+        return plain_batched_linear(x, adapter_index, weight, bias, lora_A, lora_B, scale, ranks=ranks)
+    check_batch(x, adapter_index, weight, bias, lora_A, lora_B, scale, ranks)
+    batch = SortedRows.of(adapter_index.reshape(-1), ranks_of(lora_A, ranks))
+    metadata = (scale.detach().clone(), None if ranks is None else ranks.clone())
+    operands = (weight.detach(), bias, lora_A, lora_B)
+    return BatchedLoRALinear.apply(batch, metadata, x, adapter_index.clone(), *operands)  # type: ignore[no-any-return,no-untyped-call]

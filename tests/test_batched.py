@@ -1,0 +1,244 @@
+"""Batches of several adapters: right variants pass every clause; errors name what came; second derivatives agree."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import optimized
+import reference
+from conformance.numerics.dtypes import FLOAT_DTYPES
+from conformance.run.case_search import Examination
+from conformance.run.profiles import PROFILES
+from conformance.specification.clause import MUST, load_all
+from conformance.target.target import Target
+from optimized.dispatch.batched_node import why_not_batched
+from reference.batch_checks import check_batch
+from tests.baselines.batched import Right
+
+FEW = dataclasses.replace(PROFILES["quick"], volume=3, margin=None, shrinks=0)
+NOT_VARIED = ("COMPILE", "REFUSE", "SIDE", "SHRINK", "EXPAND", "SEGMENTS")
+
+
+class Eager:
+    """The base in x's dtype, and a subclass's update of every row, [M, N]."""
+
+    def lora_batched_linear(
+        self,
+        x: Tensor,
+        index: Tensor,
+        weight: Tensor,
+        bias: Any,
+        A: Tensor,
+        B: Tensor,
+        scale: Tensor,
+        *,
+        ranks: Any = None,
+    ) -> Tensor:
+        check_batch(x, index, weight, bias, A, B, scale, ranks)
+        base = F.linear(x, weight.detach(), bias)
+        if ranks is not None:
+            inside = torch.arange(A.shape[1]) < ranks[:, None]
+            A, B = A.where(inside[:, :, None], 0), B.where(inside[:, None, :], 0)
+        rows = x.reshape(index.numel(), x.shape[-1]).to(A.dtype)
+        update = self.update(rows, index.reshape(-1), A, B, scale.to(A.dtype))
+        return base + update.reshape(base.shape).to(base.dtype)
+
+    def update(self, x: Tensor, index: Tensor, A: Tensor, B: Tensor, scale: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class Gathered(Eager):
+    """Adapters gathered for each row, and batched products."""
+
+    def update(self, x: Tensor, index: Tensor, A: Tensor, B: Tensor, scale: Tensor) -> Tensor:
+        own, used = index.clamp(min=0), (index >= 0)[:, None]
+        S = torch.bmm(A[own], x[:, :, None])
+        return (torch.bmm(B[own], S)[:, :, 0] * scale[own][:, None]).where(used, 0)
+
+
+class OneHot(Eager):
+    """S for all adapters at once, and the others' part of it set to zero."""
+
+    def update(self, x: Tensor, index: Tensor, A: Tensor, B: Tensor, scale: Tensor) -> Tensor:
+        L, r, K = A.shape
+        own = (index[:, None] == torch.arange(L))[:, :, None]
+        S = (x @ A.reshape(L * r, K).T).reshape(-1, L, r).where(own, 0)
+        scaled = (B * scale.where(own.any(0)[:, 0], 0)[:, None, None]).where(own.any(0)[:, :, None], 0)
+        return S.reshape(-1, L * r) @ scaled.transpose(1, 2).reshape(L * r, -1)
+
+
+class Merged(Eager):
+    """The update of each adapter merged into one matrix."""
+
+    def update(self, x: Tensor, index: Tensor, A: Tensor, B: Tensor, scale: Tensor) -> Tensor:
+        merged = torch.einsum("lnr,lrk,l->lnk", B, A, scale)
+        own = index.clamp(min=0)
+        return torch.bmm(merged[own], x[:, :, None])[:, :, 0].where((index >= 0)[:, None], 0)
+
+
+class SortedSegments(Eager):
+    """Rows sorted by adapter, the halves of the reference, and rows put back in their order."""
+
+    def update(self, x: Tensor, index: Tensor, A: Tensor, B: Tensor, scale: Tensor) -> Tensor:
+        order = index.argsort(stable=True)
+        counts = torch.bincount(index + 1, minlength=len(A) + 1)
+        segments = (counts.cumsum(0), torch.arange(-1, len(A)))  # an empty segment for each idle adapter
+        S = reference.lora_shrink(x[order], A, *segments)
+        y = reference.lora_expand(S, x.new_zeros(len(x), B.shape[1]), B, scale, *segments)
+        return y[order.argsort()]
+
+
+class Grouped(Eager):
+    """torch's grouped product over sorted rows; float32, widths of multiples of 4."""
+
+    def update(self, x: Tensor, index: Tensor, A: Tensor, B: Tensor, scale: Tensor) -> Tensor:
+        order = index.argsort(stable=True)
+        chosen = order[index[order] >= 0]
+        ends = torch.bincount(index[chosen], minlength=len(A)).cumsum(0).to(torch.int32)
+        K, r, N = A.shape[2], A.shape[1], B.shape[1]
+        a, b = F.pad(A, (0, -K % 4, 0, -r % 4)), F.pad(B, (0, -r % 4, 0, -N % 4))
+        S = F.grouped_mm(F.pad(x[chosen], (0, -K % 4)), a.transpose(1, 2), offs=ends)
+        found = F.grouped_mm(S, b.transpose(1, 2), offs=ends)[:, :N] * scale[index[chosen]][:, None]
+        return x.new_zeros(len(x), N).index_add(0, chosen, found)
+
+
+VARIANTS = {
+    "right": Right(),
+    "gathered": Gathered(),
+    "sorted": SortedSegments(),
+    "one-hot": OneHot(),
+    "merged": Merged(),
+}
+
+
+def alarms(name: str, thing: Any, dtypes: tuple[str, ...], seed: int, left_out: tuple[str, ...]) -> list[str]:
+    """The MUST clauses that a right variant fails."""
+    found, target = [], Target.of(thing, name)
+    for clause in load_all().values():
+        if clause.group != "batched" or clause.level != MUST or any(word in clause.id for word in left_out):
+            continue
+        for subject, dtype in itertools.product(target.subjects(clause), dtypes):
+            if dtype in clause.dtypes:
+                result = Examination(clause, subject, dtype, dataclasses.replace(FEW, seed=seed)).run()
+                if result.status != "pass":
+                    found.append(f"{clause.id} {dtype} {result.status}: {result.case}\n{result.message}")
+    return found
+
+
+@pytest.mark.parametrize(("seed", "name"), list(enumerate(VARIANTS)))
+def test_right_variants_pass(seed: int, name: str) -> None:
+    found = alarms(name, VARIANTS[name], FLOAT_DTYPES, seed, NOT_VARIED)
+    assert not found, "\n\n".join(found)
+
+
+def test_the_grouped_product_passes() -> None:
+    left_out = (*NOT_VARIED, "LEAD", "AMP", "MIXED", "BWD", "MEM", "DET", "COUNT", "SPLIT")  # T = 0; its gradients
+    found = alarms("grouped", Grouped(), ("float32",), 9, left_out)
+    assert not found, "\n\n".join(found)
+
+
+def operands() -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    return {
+        "x": drawn(5, 8),
+        "adapter_index": torch.tensor([0, -1, 2, 0, 1]),
+        "weight": drawn(6, 8),
+        "bias": None,
+        "lora_A": drawn(3, 4, 8),
+        "lora_B": drawn(3, 6, 4),
+        "scale": torch.tensor([1.0, 2.0, -1.0]),
+        "ranks": torch.tensor([4, 2, 0]),
+    }
+
+
+BAD = {
+    "adapter_index is torch.float64: expected an integer dtype": {"adapter_index": torch.zeros(5).double()},
+    "adapter_index is [4] but x is [5, 8]: it must be [5]": {"adapter_index": torch.zeros(4).long()},
+    "adapter_index[2] is 3 but there are 3 adapters: expected -1 (none) to 2": {
+        "adapter_index": torch.tensor([0, 0, 3, 0, 0])
+    },
+    "adapter_index[0] is -2 but": {"adapter_index": torch.tensor([-2, 0, 3, 0, 0])},
+    "adapter_index is of type list: expected a tensor of integers": {"adapter_index": [0, 0, 0, 0, 0]},
+    "scale is float: expected a floating point tensor [3]": {"scale": 2.0},
+    "scale is [2] but there are 3 adapters: it must be [3]": {"scale": torch.ones(2)},
+    "ranks is [2] but there are 3 adapters: it must be [3]": {"ranks": torch.tensor([1, 1])},
+    "ranks[1] is 5 but lora_A and lora_B are padded to rank 4: expected 0 to 4": {"ranks": torch.tensor([4, 5, 0])},
+    "ranks is torch.float32: expected an integer dtype": {"ranks": torch.ones(3)},
+    "lora_A is [4, 8]: expected [adapters, rank, in_features]": {"lora_A": torch.ones(4, 8).double()},
+    "lora_B is [2, 6, 4] but lora_A is [3, 4, 8]: their first dimensions": {"lora_B": torch.ones(2, 6, 4).double()},
+    "each adapter's lora_A is [4, 7] but x has 8 features": {"lora_A": torch.ones(3, 4, 7).double()},
+    "weight is None: expected [out_features, in_features]": {"weight": None},
+    "bias is [5] but weight is [6, 8]: it must be [6]": {"bias": torch.ones(5).double()},
+}
+
+
+@pytest.mark.parametrize("package", [reference, optimized])
+@pytest.mark.parametrize("says", BAD)
+def test_bad_input_is_one_clear_error(package: Any, says: str) -> None:
+    with pytest.raises(ValueError, match="^" + re.escape(says)):
+        package.lora_batched_linear(**operands() | BAD[says])
+
+
+SEGMENTS = {
+    "segment_ends[1] is 1: expected 2 (where the segment begins) to 5 (all rows)": ([2, 1, 5], [0, 1, 2]),
+    "segment_ends[2] is 6: expected 2 (where the segment begins) to 5 (all rows)": ([2, 2, 6], [0, 1, 2]),
+    "segment_adapters is [2] but segment_ends is [3]: expected [segments] for both": ([1, 2, 3], [0, 1]),
+    "segment_adapters[1] is 3 but there are 3 adapters: expected -1 (none) to 2": ([1, 2, 3], [0, 3, 1]),
+}
+
+
+@pytest.mark.parametrize("says", SEGMENTS)
+def test_bad_segments_are_one_clear_error(says: str) -> None:
+    given, (ends, adapters) = operands(), map(torch.tensor, SEGMENTS[says])
+    with pytest.raises(ValueError, match="^" + re.escape(says)):
+        reference.lora_shrink(given["x"], given["lora_A"], ends, adapters)
+    S, base = torch.ones(5, 4).double(), torch.ones(5, 6).double()
+    with pytest.raises(ValueError, match="^" + re.escape(says)):
+        reference.lora_expand(S, base, given["lora_B"], given["scale"], ends, adapters)
+
+
+def test_operands_of_the_halves_that_do_not_fit_are_errors() -> None:
+    given, ends = operands(), torch.tensor([5])
+    with pytest.raises(ValueError, match=r"x is \[5, 7\] but lora_A is \[3, 4, 8\]: it must be \[rows, 8\]"):
+        reference.lora_shrink(given["x"][:, 1:], given["lora_A"], ends, torch.tensor([0]))
+    base, S = torch.ones(5, 5).double(), torch.ones(5, 4).double()
+    with pytest.raises(ValueError, match=r"base is \[5, 5\] but S is \[5, 4\] and .*: it must be \[5, 6\]"):
+        reference.lora_expand(S, base, given["lora_B"], given["scale"], ends, torch.tensor([0]))
+
+
+def test_second_derivatives_are_those_of_the_reference() -> None:
+    found = []
+    for package in (reference, optimized):
+        given = operands()
+        learns = [given[name].requires_grad_() for name in ("x", "lora_A", "lora_B")]
+        y = package.lora_batched_linear(**given)
+        first = torch.autograd.grad(y.square().sum(), learns, create_graph=True)
+        found.append(torch.autograd.grad(sum(each.square().sum() for each in first), learns))
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain)
+
+
+def test_the_reason_for_the_reference_is_said() -> None:
+    given = operands()
+    assert why_not_batched(given["x"], given["lora_A"]) is None
+    with torch.autocast("cpu"):
+        assert why_not_batched(given["x"], given["lora_A"]) == "autocast chooses the dtype of each product"
+
+
+def test_a_bias_that_requires_grad_gets_one() -> None:
+    for package in (reference, optimized):
+        given = operands() | {"bias": torch.zeros(6, dtype=torch.float64, requires_grad=True)}
+        package.lora_batched_linear(**given).sum().backward()
+        torch.testing.assert_close(given["bias"].grad, torch.full((6,), 5.0, dtype=torch.float64))

@@ -60,7 +60,7 @@ def load_with(name: str, fake: ModuleType | None, monkeypatch: pytest.MonkeyPatc
     return str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["loralib", "torchtune", "nemo_automodel", "unsloth", "axolotl"])
+@pytest.mark.parametrize("name", ["loralib", "torchtune", "nemo_automodel", "unsloth", "axolotl", "sglang", "vllm"])
 def test_a_missing_library_is_named_with_its_install_command(name: str, monkeypatch: Any) -> None:
     said = load_with(name, None, monkeypatch)
     assert f"needs {name}" in said

@@ -8,7 +8,7 @@ from tests.baselines.batched import Right
 from tests.known_bad import breaks
 
 
-@breaks("BAT-SHRINK", says="NaN", source="sgl-project/sglang sgemm_lora_a: the output allocated and not cleared")
+@breaks("BAT-SHRINK-REST", says="NaN", source="sgl-project/sglang sgemm_lora_a: the output allocated and not cleared")
 class LeavesTheRestUnwritten(Right):
     def blank(self, x, lora_A):
         return torch.empty(len(x), lora_A.shape[1], dtype=lora_A.dtype)
@@ -47,19 +47,19 @@ class TakesTheSegmentForTheAdapter(Right):
         return [(first, last, min(place, max(count - 1, 0))) for place, (first, last, _) in enumerate(found)]
 
 
-@breaks("BAT-SHRINK", "BAT-EXPAND", says="elements wrong", source="vllm-project/vllm: the padded rank multiplied whole")
+@breaks("BAT-SHRINK-REST", "BAT-EXPAND", says="elements wrong", source="vllm-project/vllm: the padded rank multiplied")
 class ReadsThePaddingOfSegments(Right):
     def rank(self, ranks, adapter, most):
         return most
 
 
-@breaks("BAT-SHRINK", says="elements wrong", source="-1 wraps to the last adapter")
+@breaks("BAT-SHRINK-REST", says="elements wrong", source="-1 wraps to the last adapter")
 class WrapsSegmentsOfNone(Right):
     def pieces(self, ends, adapters):
         return super().pieces(ends, torch.where(adapters < 0, adapters.max().clamp(min=0), adapters))
 
 
-@breaks("BAT-SHRINK", says="elements wrong", source="rows past the last segment given to it")
+@breaks("BAT-SHRINK-REST", says="elements wrong", source="rows past the last segment given to it")
 class StretchesTheLastSegment(Right):
     def lora_shrink(self, x, lora_A, segment_ends, segment_adapters, *, ranks=None):
         ends = torch.cat([segment_ends[:-1], segment_ends.new_full((1,), len(x))])

@@ -19,11 +19,12 @@ from conformance.run.execution import Run
 from conformance.run.selection import Selection
 
 GROUPS = ("layer", "linear")  # the first group that a target claims is judged and timed
+BATCHES = ("batched",)  # with several adapters
 # Patterns of the clauses on what is timed. A layer that keeps results of earlier calls, or writes into its inputs, is
 # timed for less than its work.
 TIMED = (
     *("*-FWD*", "*-BWD*", "*-LAYOUT*", "*-REL-*", "*-SIZE-*"),
-    *("*-MEM-INPUTS", "*-MEM-MARGINS", "*-MEM-LATER", "*-MEM-REFILL", "*-DET-REPEAT"),
+    *("*-MEM-INPUTS", "*-MEM-MARGINS", "*-MEM-LATER", "*-MEM-REFILL", "*-META-*", "*-DET-REPEAT"),
 )
 UNTIMED = ("*-MIXED", "*-DOUBLE")  # an adapter of another dtype, and second derivatives, are not timed
 WITH_DROPOUT, MEMORY_EFFICIENT = "*-DROP-*", "*-MEMORY-*"
@@ -78,22 +79,28 @@ def timed_clauses(*, dropout: bool, memory_efficient: bool) -> tuple[str, ...]:
 
 
 def examined(
-    spec: str, dtypes: tuple[str, ...], device: str, timed: tuple[str, ...] = TIMED, clauses: tuple[str, ...] = ()
+    spec: str,
+    dtypes: tuple[str, ...],
+    device: str,
+    timed: tuple[str, ...] = TIMED,
+    clauses: tuple[str, ...] = (),
+    groups: tuple[str, ...] = GROUPS,
 ) -> Admission:
     """Judge a target by the quick profile, in separate processes.
 
     Args:
         timed: patterns of the clauses on what is timed.   clauses: the clauses to judge; if empty, all of the group.
+        groups: the groups of which the first that the target claims is judged.
 
     Raises:
         UsageError: if the target does not import, or has no layer and no function to time.
         SuiteError: if the suite itself failed.
     """
     lane = "cpu" if device == "cpu" else "gpu"
-    selection = Selection(spec, GROUPS, clauses, dtypes=dtypes, device=device, lane=lane, profile="quick")
+    selection = Selection(spec, groups, clauses, dtypes=dtypes, device=device, lane=lane, profile="quick")
     with Run(selection) as run:
         plan = run.plan
-        group = next(name for name in GROUPS if name in plan.groups and plan.groups[name].claimed)
+        group = next(name for name in groups if name in plan.groups and plan.groups[name].claimed)
         selection = dataclasses.replace(selection, groups=(group,))
         clauses_of = tuple(clause for clause in plan.clauses if clause.group == group)
         plan = dataclasses.replace(plan, groups={group: plan.groups[group]}, clauses=clauses_of)

@@ -7,6 +7,7 @@ on a few tokens, dA on a few input features, dB on a few output features.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -31,18 +32,28 @@ DIMENSIONS = {"x": "mk", "g": "mn", "weight": "nk", "bias": "n", "lora_A": "rk",
 class Part(Operands):
     """The timed operands restricted to a few indices of one dimension, as operands of the oracle."""
 
-    def __init__(self, problem: Problem, timed: Timed, dimension: str, kept: Tensor) -> None:
+    def __init__(
+        self, problem: Problem, timed: Timed, dimension: str, kept: Tensor, others: Mapping[str, str] = DIMENSIONS
+    ) -> None:
         size = {name: getattr(problem.size, name) for name in "mknr"} | {dimension: len(kept)}
         self.case = LinearCase(dtype=problem.dtype, scale=SCALE, bias=True, values="normal", **size)
         self.device, self.scale, self.shape = problem.device, SCALE, (size["m"], size["n"])
         self.dtype = self.adapter_dtype = self.computed_in = dtype_named(problem.dtype)
         tensors = {"x": timed.x, "g": timed.g, "lora_A": timed.lora_A, "lora_B": timed.lora_B}
         tensors |= dict(timed.frozen.named_parameters())
-        self.values = {name: numbers(_part(t, DIMENSIONS[name], dimension, kept)) for name, t in tensors.items()}
+        self.values = {
+            name: numbers(_part(t, {**DIMENSIONS, **others}[name], dimension, kept)) for name, t in tensors.items()
+        }
 
 
 class Agreement:
-    """The expected results on the operands of a problem, computed once, and the comparison of layers with them."""
+    """The expected results on the operands of a problem, computed once, and the comparison of layers with them.
+
+    Attributes:
+        layouts: for each result the tensor of the same shape, and the axis and dimension of its compared indices.
+    """
+
+    layouts: Mapping[str, tuple[str, int, str]] = LAYOUTS
 
     def __init__(self, problem: Problem, timed: Timed) -> None:
         self.problem, self.timed = problem, timed
@@ -64,7 +75,7 @@ class Agreement:
         worst = 0.0
         for name, result in results.items():
             require(result is not None, f"{name} is None")
-            like, axis, dimension = LAYOUTS[name]
+            like, axis, dimension = self.layouts[name]
             require(result.shape == getattr(self.timed, like).shape, f"{name} has shape {list(result.shape)}")
             part = result.index_select(axis, self.kept(dimension))
             worst = max(worst, compare(numbers(part), self.expected[name]))

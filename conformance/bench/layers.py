@@ -21,7 +21,7 @@ SCALE = 2.0  # alpha ÷ r of every layer
 
 @dataclass(frozen=True)
 class Problem:
-    """One measurement: a size, a dtype, and the dropout of the adapter."""
+    """One measurement: a size, a dtype, the dropout of the adapter, and the number of adapters of a batch."""
 
     size: Size
     dtype: str
@@ -29,10 +29,12 @@ class Problem:
     dropout: float = 0.0
     position: str = "post"
     memory_efficient: bool = False
+    adapters: int = 0  # of a batch whose rows use different ones; 0 for layers
 
     def __str__(self) -> str:
         text = f"{self.size} {self.dtype}"
         text += f", dropout {self.dropout:g} {self.position}" if self.dropout else ""
+        text += f", {self.adapters} adapters" if self.adapters else ""
         return text + (", memory-efficient" if self.memory_efficient else "")
 
 
@@ -50,6 +52,10 @@ class Operands:
         self.x, self.g = drawn(size.m, size.k).requires_grad_(), drawn(size.m, size.n)
         self.lora_A, self.lora_B = drawn(size.r, size.k) / size.k**0.5, drawn(size.n, size.r)
         self.frozen = nn.Linear(size.k, size.n, **place).requires_grad_(False)
+
+    def layer(self, function: Any) -> nn.Module:
+        """A function with these operands as a layer; operands of batches have one."""
+        raise NotImplementedError(f"these are operands of a layer, not of {function}")
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,8 @@ class Contender:
     def built(self, problem: Problem, operands: Operands) -> nn.Module:
         """The layer in training mode, with the operands' values."""
         thing = getattr(self.target.thing, self.subject)
+        if problem.adapters:
+            return operands.layer(thing)
         if self.subject == "lora_linear":
             return FunctionLayer(thing, problem, operands)
         options: dict[str, Any] = {"use_memory_efficient_lora": True} if problem.memory_efficient else {}
@@ -114,13 +122,17 @@ class FunctionLayer(nn.Module):
         return self.function(x, self.base.weight, self.base.bias, self.lora_A, self.lora_B, SCALE, **options)
 
 
-def contenders(spec: str, device: str) -> list[Contender]:
+def contenders(spec: str, device: str, adapters: int = 0) -> list[Contender]:
     """The timed layers of a target: its layer, or else its function; on a GPU its Triton layer as well.
+
+    With a number of adapters it is the function of the group `batched`.
 
     On a CPU, Triton kernels are interpreted, so their time is meaningless.
     """
     target = Target.load(spec, device)
     replaced = dict(PRISTINE.replaced)
+    if adapters:
+        return [Contender(target, "lora_batched_linear", replaced)]
     names = ["LinearLoRA"] if target.has("LinearLoRA") else ["lora_linear"]
     names += ["TritonLinearLoRA"] if device != "cpu" and target.has("TritonLinearLoRA") else []
     return [Contender(target, name, replaced) for name in names]

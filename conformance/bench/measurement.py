@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from conformance.bench import clock, work
 from conformance.bench.agreement import Agreement
+from conformance.bench.batched_layers import BatchedAgreement, BatchedOperands
 from conformance.bench.ceilings import Ceilings
 from conformance.bench.layers import Contender, Operands, Problem, step
 from conformance.bench.measured_case import (
@@ -50,8 +51,7 @@ class Turn:
 
 def measure(problem: Problem, contenders: Sequence[Contender], ceilings: Ceilings, pace: Pace) -> MeasuredCase:
     """The costs of a problem for the frozen layer and for each contender, the fastest contender first."""
-    operands = Operands(problem)
-    agreement = Agreement(problem, operands)
+    operands, agreement = _prepared(problem)
     turns = {FROZEN: Turn(operands.frozen)}
     status: dict[str, str] = {}
     for contender in contenders:
@@ -77,6 +77,15 @@ def measure(problem: Problem, contenders: Sequence[Contender], ceilings: Ceiling
         frozen=Row(FROZEN, None, MEASURED, costs[FROZEN]),
         layers=tuple(sorted(rows, key=lambda row: row.ratio)),
     )
+
+
+def _prepared(problem: Problem) -> tuple[Operands, Agreement]:
+    """The operands of a problem, and what is expected of them."""
+    if problem.adapters:
+        batch = BatchedOperands(problem)
+        return batch, BatchedAgreement(problem, batch)
+    operands = Operands(problem)
+    return operands, Agreement(problem, operands)
 
 
 def _turn(contender: Contender, problem: Problem, operands: Operands, agreement: Agreement) -> Turn | str:
@@ -113,7 +122,7 @@ def interleaved(turns: Mapping[str, Turn], operands: Operands, device: str, pace
 
 def _least_work(problem: Problem) -> LeastWork:
     width = dtype_named(problem.dtype).itemsize
-    return LeastWork(work.frozen(problem.size, width), work.adapted(problem.size, width))
+    return LeastWork(work.frozen(problem.size, width), work.adapted(problem.size, width, max(1, problem.adapters)))
 
 
 def _costs(

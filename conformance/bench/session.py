@@ -11,7 +11,7 @@ from itertools import product
 import torch
 
 from conformance.bench import ceilings, layers
-from conformance.bench.admission import Admission, examined, timed_clauses
+from conformance.bench.admission import BATCHES, GROUPS, Admission, examined, timed_clauses
 from conformance.bench.cases import Size
 from conformance.bench.layers import Contender, Problem
 from conformance.bench.measurement import Pace, measure
@@ -27,6 +27,7 @@ class Wanted:
 
     Attributes:
         dropout: dropout probability of each adapter, at a position that all targets support.
+        adapters: the number of adapters of batches whose rows use different ones; 0 times layers.
         unranked: whether targets that are not ranked are timed as well.
     """
 
@@ -36,6 +37,7 @@ class Wanted:
     device: str = "cpu"
     dropout: float = 0.0
     memory_efficient: bool = False
+    adapters: int = 0
     unranked: bool = False
     pace: Pace = field(default_factory=Pace)
 
@@ -52,7 +54,8 @@ def run(wanted: Wanted, say: Callable[[str], None]) -> BenchReport:
     for spec in wanted.targets:
         say(f"checking {spec}: {', '.join(wanted.dtypes)}")
         timed = timed_clauses(dropout=wanted.dropout > 0, memory_efficient=wanted.memory_efficient)
-        admitted.append(examined(spec, wanted.dtypes, wanted.device, timed))
+        groups = BATCHES if wanted.adapters else GROUPS
+        admitted.append(examined(spec, wanted.dtypes, wanted.device, timed, groups=groups))
     set_interpreter("cpu" if wanted.device == "cpu" else "gpu", wanted.device, gpu_at_hand())
     contenders = _contenders(admitted, wanted)
     position = _position(contenders) if wanted.dropout else "post"
@@ -62,7 +65,9 @@ def run(wanted: Wanted, say: Callable[[str], None]) -> BenchReport:
     limits = ceilings.measured(wanted.dtypes, wanted.device)
     cases = []
     for size, dtype in product(wanted.sizes, wanted.dtypes) if contenders else ():
-        problem = Problem(size, dtype, wanted.device, wanted.dropout, position, wanted.memory_efficient)
+        problem = Problem(
+            size, dtype, wanted.device, wanted.dropout, position, wanted.memory_efficient, wanted.adapters
+        )
         say(f"measuring {problem}")
         cases.append(measure(problem, contenders, limits, wanted.pace))
     return BenchReport(
@@ -86,7 +91,7 @@ def _contenders(admitted: list[Admission], wanted: Wanted) -> list[Contender]:
     found = []
     for admission in admitted:
         if admission.ranked or wanted.unranked:
-            timed = layers.contenders(admission.spec, wanted.device)
+            timed = layers.contenders(admission.spec, wanted.device, wanted.adapters)
             found += [replace(contender, ranked=admission.ranked) for contender in timed]
     torch.set_num_threads(threads)
     return found

@@ -23,15 +23,15 @@ def frozen(size: Size, width: int) -> tuple[Work, Work]:
     return forward, backward
 
 
-def adapted(size: Size, width: int) -> tuple[Work, Work]:
+def adapted(size: Size, width: int, adapters: int = 1) -> tuple[Work, Work]:
     """The work with an adapter: also ``S = x Aᵀ, S Bᵀ``, and backward ``g B, (g B) A, dA = (g B)ᵀ x, dB = gᵀ S``.
 
-    S counts as staying on the chip; backward reads x again, for dA.
+    S counts as staying on the chip; backward reads x again, for dA. Each row has one of several adapters.
     """
     M, K, N, r = size.m, size.k, size.n, size.r
     forward, backward = frozen(size, width)
     adapter = r * (K + N)
     return (
-        Work(forward.flops + 2 * M * adapter, forward.bytes + width * adapter),
-        Work(backward.flops + 4 * M * adapter, backward.bytes + width * (M * K + 2 * adapter)),
+        Work(forward.flops + 2 * M * adapter, forward.bytes + width * adapter * adapters),
+        Work(backward.flops + 4 * M * adapter, backward.bytes + width * (M * K + 2 * adapter * adapters)),
     )

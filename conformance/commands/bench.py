@@ -9,7 +9,7 @@ from typing import Any
 
 from conformance.bench import cases
 from conformance.commands import output
-from conformance.errors import known
+from conformance.errors import UsageError, known
 from conformance.numerics.dtypes import FLOAT_DTYPES
 
 EXIT_CODES = """\
@@ -38,6 +38,8 @@ def add(commands: output.Commands) -> None:
     )
     bench.add_argument("--dropout", type=_probability, default=0.0, metavar="P", help="adapter dropout (default 0)")
     bench.add_argument("--memory-efficient", action="store_true", help="set use_memory_efficient_lora=True")
+    batches = "time lora_batched_linear on rows that use L adapters or none, in random order"
+    bench.add_argument("--adapters", type=_number, default=0, metavar="L", help=batches)
     bench.add_argument("--unranked", action="store_true", help="also time failing targets, without ranking them")
     bench.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     bench.add_argument("--rounds", type=_rounds, help="rounds, in which each layer runs once (default 41; on a GPU 15)")
@@ -50,6 +52,8 @@ def add(commands: output.Commands) -> None:
 def execute(options: argparse.Namespace) -> int:
     """Run the command. Returns the exit code, which is 1 if a target is not ranked."""
     dtypes = _dtypes(options)
+    if options.adapters and (options.dropout or options.memory_efficient):
+        raise UsageError("--adapters times batches, which have neither --dropout nor --memory-efficient")
     from conformance.bench import measurement, plot, session, table
     from conformance.bench.report import exit_code
     from conformance.report import files
@@ -67,6 +71,7 @@ def execute(options: argparse.Namespace) -> int:
         device=options.device,
         dropout=options.dropout,
         memory_efficient=options.memory_efficient,
+        adapters=options.adapters,
         unranked=options.unranked,
         pace=measurement.Pace(options.rounds or (41 if options.device == "cpu" else 15), options.seconds),
     )
@@ -104,6 +109,12 @@ def _shape(text: str) -> tuple[int, int, int]:
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no rank: expected 1, 2, …")
+    return int(text)
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of adapters: expected 1, 2, …")
     return int(text)
 
 

@@ -8,7 +8,8 @@ from torch import nn
 import reference
 from optimized.layer import LinearLoRA, TritonLinearLoRA
 from reference import PeftConfig
-from reference.model import adapt_model, patched_class
+from reference.model import adapt_model
+from reference.patched_class import patched_class
 
 
 @functools.wraps(reference.patch_linear_module)

@@ -10,12 +10,15 @@ lora_B B [N, r], scale s, and g for the gradient of the output.
 - `qkv`, `mlp`: fused blocks of several such layers, `lora_qkv` and `lora_mlp`; `projection` is one layer of a block.
 - `batched`: one such layer with an adapter for each row, `lora_batched_linear`; `segments`: its update in two halves on
   sorted rows, `lora_shrink` and `lora_expand`; `batch_checks` refuses operands that do not fit.
+- `grouped_linear`: a layer for each expert, as one function of rows that choose theirs, `lora_grouped_linear`.
 - `layer`: the formula as a module that merges and unmerges, `LinearLoRA`; `base_layer` says which linear layers can
   have an adapter, and which can be merged.
 - `config`: every option with its default, `PeftConfig`; `layer_patterns`: the options of single layers.
 - `matching`: the rule that chooses modules by name, `ModuleMatcher`.
+- `experts`: the experts of a mixture as a module with adapters, `patch_moe_module`; `experts_module` says which modules
+  can have them, and `expert_targets` chooses them in a model by names of parameters.
 - `model`: functions that put adapters into a model, `patch_linear_module` and `apply_lora_to_linear_modules`;
-  `rollback` undoes a change that fails part-way.
+  `patched_class` is the class of a patched module, and `rollback` undoes a change that fails part-way.
 - `merged_model`: merging all adapters of a model, `merge_adapters` and `unmerge_adapters`.
 - `gradnorm`: the gradient norm, and gradient clipping.
 - `distributed`: a layer split over ranks, `colwise_parallel_lora` and `rowwise_parallel_lora`; `sharded`: tensors
@@ -52,7 +55,9 @@ from .distributed import colwise_parallel_lora, rowwise_parallel_lora
 from .dora import dora_linear
 from .encrypted.encryption import Backend, ConcreteBackend, EncryptionError, EncryptionParameters, Keys
 from .encrypted.seal_backend import SealBackend
+from .experts import GroupedExpertsLoRA, patch_moe_module
 from .gradnorm import clip_grad_norm_, grad_norm
+from .grouped_linear import lora_grouped_linear, lora_grouped_linear_sorted
 from .hybrid import (
     LINEAR_LAYERS,
     BackwardModuleLinear,
@@ -94,6 +99,7 @@ __all__ = [
     "EncryptionParameters",
     "ForwardBackwardModule",
     "ForwardModuleLinear",
+    "GroupedExpertsLoRA",
     "HybridFHEMode",
     "HybridFHEModel",
     "Keys",
@@ -119,12 +125,15 @@ __all__ = [
     "load_training",
     "lora_batched_linear",
     "lora_expand",
+    "lora_grouped_linear",
+    "lora_grouped_linear_sorted",
     "lora_linear",
     "lora_mlp",
     "lora_qkv",
     "lora_shrink",
     "merge_adapters",
     "patch_linear_module",
+    "patch_moe_module",
     "quantize_dynamic",
     "quantize_static",
     "quantize_weight",

@@ -39,6 +39,10 @@ class PeftConfig:
         use_memory_efficient_lora: recompute in backward instead of saving; the computed values are the same.
         rank_pattern, alpha_pattern: dim and alpha of the layers that a pattern matches, by pattern; the first pattern
             that matches counts (see `layer_patterns`). None is {}.
+        target_parameters: patterns of the projections of experts to adapt, such as ``experts.gate_up_proj``: a full
+            dotted name or the end of one after a dot, with ``*`` as in target_modules. None is [], a string is one.
+        moe_rank_scaling: give experts the rank ``dim/k``, with alpha as it is, where k is the number of experts that
+            a token chooses (``num_experts_per_tok`` of the module's config).
     Raises:
         ValueError: naming the key, the value and what was expected, for a wrong type, NaN or a value out of
             range. `ModuleMatcher`, not this class, refuses more than one of the three ways to choose modules.
@@ -61,16 +65,20 @@ class PeftConfig:
     use_memory_efficient_lora: bool = False
     rank_pattern: dict[str, int] = field(default_factory=dict)
     alpha_pattern: dict[str, int | float] = field(default_factory=dict)
+    target_parameters: list[str] = field(default_factory=list)
+    moe_rank_scaling: bool = False
 
     def __post_init__(self) -> None:
         self.target_modules = pattern_list("target_modules", self.target_modules)
         self.exclude_modules = pattern_list("exclude_modules", self.exclude_modules)
+        self.target_parameters = pattern_list("target_parameters", self.target_parameters)
         check_dim(self.dim)
         check_alpha(self.alpha)
         check_dropout(self.dropout, self.dropout_position)
         check_init_method("lora_A_init", self.lora_A_init)
         self.lora_dtype = parse_dtype(self.lora_dtype)
-        for key in ("match_all_linear", "use_triton", "use_dora", "use_rslora", "use_memory_efficient_lora"):
+        flags = ("match_all_linear", "use_triton", "use_dora", "use_rslora", "use_memory_efficient_lora")
+        for key in (*flags, "moe_rank_scaling"):
             check_flag(key, getattr(self, key))
         self.rank_pattern = checked_patterns("rank_pattern", self.rank_pattern, check_dim_named)
         self.alpha_pattern = checked_patterns("alpha_pattern", self.alpha_pattern, check_alpha_named)
@@ -89,7 +97,7 @@ class PeftConfig:
         Source: NeMo Automodel `PeftConfig.to_dict`, where a torch.dtype breaks json.dumps.
         """
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        for key in ("target_modules", "exclude_modules"):
+        for key in ("target_modules", "exclude_modules", "target_parameters"):
             values[key] = list(values[key])
         for key in ("rank_pattern", "alpha_pattern"):
             values[key] = dict(values[key])

@@ -6,8 +6,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from .base_layer import check_mergeable
+from .experts import GroupedExpertsLoRA
 from .layer import LinearLoRA
 from .sharded import local_part
+
+Adapted = LinearLoRA | GroupedExpertsLoRA
 
 
 def merge_adapters(model: nn.Module) -> int:
@@ -26,12 +29,14 @@ def merge_adapters(model: nn.Module) -> int:
     layers = _adapted(model)
     waiting = {layer: name for layer, name in layers.items() if not layer.merged}
     for layer, name in waiting.items():
-        try:
-            check_mergeable(layer)
-        except ValueError as error:
-            raise ValueError(f"{name or 'the model'}: {error}") from None
-        _check_unshared(model, layer, name)
-    merged: list[LinearLoRA] = []
+        if isinstance(layer, LinearLoRA):
+            try:
+                check_mergeable(layer)
+            except ValueError as error:
+                raise ValueError(f"{name or 'the model'}: {error}") from None
+        for weight in ["weight"] if isinstance(layer, LinearLoRA) else layer.lora_A:
+            _check_unshared(model, layer, name, weight)
+    merged: list[Adapted] = []
     try:
         for layer in waiting:
             layer.merge()
@@ -57,26 +62,27 @@ def unmerge_adapters(model: nn.Module) -> int:
     return len(merged)
 
 
-def _adapted(model: nn.Module) -> dict[LinearLoRA, str]:
-    """The adapted layers, each with its first name."""
-    found = {module: name for name, module in model.named_modules() if isinstance(module, LinearLoRA)}
+def _adapted(model: nn.Module) -> dict[Adapted, str]:
+    """The adapted layers and experts, each with its first name."""
+    found = {module: name for name, module in model.named_modules() if isinstance(module, Adapted)}
     if not found:
         raise ValueError(f"{type(model).__name__} holds no adapted layer: expected a model with a LinearLoRA in it")
     return found
 
 
-def _check_unshared(model: nn.Module, layer: LinearLoRA, name: str) -> None:
+def _check_unshared(model: nn.Module, layer: Adapted, name: str, weight: str) -> None:
     """Refuse a layer whose weight another module outside it holds too, or a part of it."""
-    own, (start, end) = set(layer.modules()), _extent(layer.weight)
+    held: Any = getattr(layer, weight)
+    own, (start, end) = set(layer.modules()), _extent(held)
     for other, module in model.named_modules():
         if module in own:
             continue
         for key, tensor in _tensors(module):
             first, last = _extent(tensor)
-            if tensor is layer.weight or (first < end and start < last):
+            if tensor is held or (first < end and start < last):
                 where = f"{other}.{key}".lstrip(".")
                 raise ValueError(
-                    f"{name}.weight and {where} share their memory: merging {name} would change "
+                    f"{name}.{weight} and {where} share their memory: merging {name} would change "
                     f"{other or 'the model'} too; expected a weight of its own, a clone"
                 )
 

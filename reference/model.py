@@ -1,7 +1,6 @@
 """Functions that put adapters into a model: into one linear module, or into all modules that a config chooses."""
 
 import difflib
-import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -11,9 +10,12 @@ from torch import nn
 
 from .base_layer import check_adaptable, is_conv1d
 from .config import PeftConfig, check_flag, parse_dtype
+from .expert_targets import chosen_experts, warn_of_experts
+from .experts import GroupedExpertsLoRA, adapt_experts
 from .hybrid import LINEAR_LAYERS
 from .layer import LinearLoRA, TritonLinearLoRA
 from .matching import ModuleMatcher, wildcard_match
+from .patched_class import patched_class
 from .rollback import undone_on_error
 
 
@@ -70,36 +72,14 @@ def patch_linear_module(
     return patched  # type: ignore[no-any-return]
 
 
-@functools.cache  # one class for all layers of a kind
-def patched_class(original: Any, lora: Any) -> Any:
-    """The class of an adapted `original`: `lora` itself for nn.Linear, else a class derived from `lora` and `original`.
-
-    `lora` is the first base, so that its ``super().forward`` is the forward of `original`.
-    """
-    if original is nn.Linear:
-        return lora
-    methods = {"__reduce_ex__": _reduce, "original_class": original}
-    return type(f"{lora.__name__}Of{original.__name__}", (lora, original), methods)
-
-
-def _reduce(self: Any, _protocol: object) -> tuple[Any, ...]:
-    """Pickle the two bases, because pickle cannot find the derived class in a module."""
-    lora, original = type(self).__bases__
-    return _new, (original, lora), self.__getstate__()
-
-
-def _new(original: Any, lora: Any) -> Any:
-    cls = patched_class(original, lora)
-    return cls.__new__(cls)
-
-
 def apply_lora_to_linear_modules(model: nn.Module, peft_config: PeftConfig) -> int:
-    """Patch the linear modules that a config chooses and freeze every parameter that is not an adapter's.
+    """Patch the linear modules and the experts that a config chooses; freeze every parameter that is not an adapter's.
 
     Linear modules are nn.Linear, its subclasses, and transformers' Conv1D. A module with several names is patched once.
     With target patterns, one matching name is enough; with exclude_modules or match_all_linear, all its names must
     match. If the class of the model or its ``config.architectures`` contains CausalLM, match_all_linear leaves
-    ``lm_head`` out.
+    ``lm_head`` out. Experts are chosen by target_parameters alone, and a module of experts counts once; without other
+    choices no linear module is adapted.
 
     Args:
         model: changed in place.
@@ -108,17 +88,64 @@ def apply_lora_to_linear_modules(model: nn.Module, peft_config: PeftConfig) -> i
         the number of patched modules.
     Raises:
         ValueError: naming a chosen module that cannot have an adapter, for example because it has one or its weight is
-            not floating point; if the config's choices exclude each other. After any error the model is unchanged.
+            not floating point; if the config's choices exclude each other; for experts with use_dora, or a rank that
+            moe_rank_scaling cannot divide. After any error the model is unchanged.
     Warns:
         UserWarning: with the names tried if no module is chosen; naming a pattern that matches no linear module,
-            with the nearest name that there is; naming a chosen subclass of Conv1D, which is left alone.
+            with the nearest name that there is; naming a chosen subclass of Conv1D, which is left alone; naming
+            the experts that match_all_linear leaves without adapters.
     Source: NeMo Automodel `apply_lora_to_linear_modules`.
     """
     return adapt_model(model, peft_config, patch_linear_module)
 
 
-def adapt_model(model: nn.Module, c: PeftConfig, patch: Callable[..., Any]) -> int:
-    """Implement `apply_lora_to_linear_modules`; `patch` is the `patch_linear_module` that adapts layers."""
+def adapt_model(
+    model: nn.Module, c: PeftConfig, patch: Callable[..., Any], kind: type[GroupedExpertsLoRA] = GroupedExpertsLoRA
+) -> int:
+    """Implement `apply_lora_to_linear_modules`.
+
+    Args:
+        patch: the `patch_linear_module` that adapts layers.   kind: the class of adapted experts.
+    """
+    chosen, experts = _chosen_layers(model, c), chosen_experts(model, c)
+    warn_of_experts(model, c, 4)
+    with undone_on_error([*chosen, *experts], model.parameters()):
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        for module, name in chosen.items():
+            patch(
+                module,
+                *c.of_layer(name),
+                c.dropout,
+                c.dropout_position,
+                c.lora_A_init,
+                c.lora_dtype,
+                c.use_triton,
+                use_dora=c.use_dora,
+                use_rslora=c.use_rslora,
+                use_memory_efficient_lora=c.use_memory_efficient_lora,
+            )
+        for module, options in experts.items():
+            adapt_experts(
+                module, options, c.lora_A_init, c.lora_dtype, c.dropout, c.dropout_position, c.use_rslora, kind
+            )
+        for layer in model.modules():
+            if isinstance(layer, LinearLoRA | GroupedExpertsLoRA):  # also the layers of an earlier call
+                layer.lora_A.requires_grad_(True)
+                layer.lora_B.requires_grad_(True)
+                if getattr(layer, "lora_magnitude", None) is not None:
+                    layer.lora_magnitude.requires_grad_(True)  # type: ignore[union-attr]
+    return len(chosen) + len(experts)
+
+
+def _chosen_layers(model: nn.Module, c: PeftConfig) -> dict[nn.Module, str]:
+    """The linear modules that a config chooses, each with its first name; target_parameters alone choose none.
+
+    Raises:
+        ValueError: naming one that cannot have an adapter.
+    """
+    if c.target_parameters and not (c.target_modules or c.exclude_modules or c.match_all_linear):
+        return {}
     matcher = ModuleMatcher(c.target_modules, c.exclude_modules, c.match_all_linear, _is_causal_lm(model))
     names = _names_of_linear_modules(model)
     any_or_all = any if not (c.match_all_linear or c.exclude_modules) else all
@@ -132,38 +159,15 @@ def adapt_model(model: nn.Module, c: PeftConfig, patch: Callable[..., Any]) -> i
             raise ValueError(f"{names[module][0]}: {error}") from None
     for module in left:
         kind = type(module).__name__
-        warnings.warn(f"{names[module][0]} is left alone: {kind} is a subclass of Conv1D", stacklevel=3)
+        warnings.warn(f"{names[module][0]} is left alone: {kind} is a subclass of Conv1D", stacklevel=4)
     _warn_of_patterns(c, matcher, [name for all_names in names.values() for name in all_names], len(chosen))
-
-    with undone_on_error(chosen, model.parameters()):
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
-        for module in chosen:
-            patch(
-                module,
-                *c.of_layer(names[module][0]),
-                c.dropout,
-                c.dropout_position,
-                c.lora_A_init,
-                c.lora_dtype,
-                c.use_triton,
-                use_dora=c.use_dora,
-                use_rslora=c.use_rslora,
-                use_memory_efficient_lora=c.use_memory_efficient_lora,
-            )
-        for layer in model.modules():
-            if isinstance(layer, LinearLoRA):  # also the layers of an earlier call
-                layer.lora_A.requires_grad_(True)
-                layer.lora_B.requires_grad_(True)
-                if layer.lora_magnitude is not None:
-                    layer.lora_magnitude.requires_grad_(True)
-    return len(chosen)
+    return {module: names[module][0] for module in chosen}
 
 
 def _warn_of_patterns(c: PeftConfig, matcher: ModuleMatcher, names: list[str], count: int) -> None:
     """Warn if no module is chosen, and of a pattern, of several or of exclusions, that matches no linear module."""
     if not count:
-        warnings.warn(f"no linear module is chosen by {c}; names tried: {', '.join(names)}", stacklevel=4)
+        warnings.warn(f"no linear module is chosen by {c}; names tried: {', '.join(names)}", stacklevel=5)
     for key, patterns in (("target_modules", matcher.target_modules), ("exclude_modules", matcher.exclude_modules)):
         for pattern in patterns:
             if any(wildcard_match(pattern, name) for name in names) or (key == "target_modules" and not count):
@@ -171,7 +175,7 @@ def _warn_of_patterns(c: PeftConfig, matcher: ModuleMatcher, names: list[str], c
             parts = {part: None for name in names for part in (name.rpartition(".")[2], name)}
             near = difflib.get_close_matches(pattern, parts, n=1)
             hint = f": did you mean {near[0]!r}?" if near else ""
-            warnings.warn(f"{pattern!r} of {key} matches no linear module of the model{hint}", stacklevel=4)
+            warnings.warn(f"{pattern!r} of {key} matches no linear module of the model{hint}", stacklevel=5)
 
 
 def _names_of_linear_modules(model: nn.Module) -> dict[nn.Module, list[str]]:

@@ -1,0 +1,48 @@
+"""PyTorch's modes around grouped layers: autocast and gradient checkpointing."""
+
+from __future__ import annotations
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from conformance.clauses.experts.case import SMALL, GroupedCase
+from conformance.clauses.experts.forward import FUNCTIONS, judged
+from conformance.clauses.experts.grouped import TRAINABLE, Grouped, bound
+from conformance.clauses.experts.oracle import Oracle
+from conformance.judgement.judge import judge, worst
+from conformance.specification.clause import clause
+from conformance.target.subject import Subject
+
+
+@clause(
+    "EXP-AMP",
+    sentence="""Under autocast a grouped layer behaves like the formula written with F.linear for each expert; backward
+    runs outside the autocast region.""",
+    cases=SMALL.narrowed(autocast=("bfloat16",), base=(True,)),
+    dtypes=("float32",),
+    subjects=FUNCTIONS,
+    weight=0.5,
+)
+def test_grouped_autocast(subject: Subject, case: GroupedCase) -> float | None:
+    grouped = Grouped(subject, case)
+    instance, oracle = bound(subject, grouped), Oracle(grouped)
+    instance.require_grad()
+    with torch.autocast(subject.device.partition(":")[0], dtype=grouped.computed_in):
+        y = instance.forward()
+    ratio = judge(y, oracle.y)
+    instance.backward(y)
+    return worst(ratio, *(judge(instance.gradient(name), oracle.gradient(name)) for name in TRAINABLE))
+
+
+@clause(
+    "EXP-CKPT",
+    sentence="Under gradient checkpointing the output and the gradients are the same.",
+    cases=SMALL,
+    subjects=FUNCTIONS,
+    weight=0.25,
+)
+def test_grouped_checkpointing(subject: Subject, case: GroupedCase) -> float | None:
+    instance = bound(subject, Grouped(subject, case))
+    plain = instance.call
+    instance.call = lambda x: checkpoint(plain, x, use_reentrant=False)
+    return judged(instance)

@@ -10,6 +10,8 @@
 - `qkv`, `mlp`: a block of several projections as one node, on the products of `projections`; `activations` computes
   f, in Triton or in PyTorch.
 - `batched`: a batch whose rows use different adapters as one node, on the products of `sorted_rows`.
+- `grouped_linear`: rows that choose their expert as one node, `nodes.grouped`, on the sorted rows of `groups`;
+  `experts`: modules of experts, which sort their rows once.
 - `layer`, `model`: the layers and the patching of `reference` with these nodes; `dora` adds a magnitude.
 - `products`, `kernels`: the products of an update, in Triton; `tuned_kernels` names those with measured configurations.
 - `dispatch`: the choice between several correct implementations, with reasons.
@@ -24,6 +26,8 @@ All other names are those of `reference`.
 These functions give the reason for a fallback: `why_not_triton(*operands)` for the kernels,
 `dispatch.integers.why_not_kernel` for the integer kernel, `dispatch.fused_node.why_not_fused` and
 `dispatch.batched_node.why_not_batched` for the autograd nodes.
+`dispatch.integers.why_not_kernel` for the integer kernel, `dispatch.fused_node.why_not_fused` for the autograd node,
+`dispatch.grouped_mm.why_not_grouped` for torch's grouped product.
 ``loraspec bench optimized reference`` compares the times.
 """
 
@@ -31,7 +35,9 @@ from optimized.batched import lora_batched_linear
 from optimized.checkpoint import load_adapter, load_training, save_adapter, save_training
 from optimized.dispatch.triton_kernels import why_not_triton
 from optimized.dora import dora_linear
+from optimized.experts import GroupedExpertsLoRA, patch_moe_module
 from optimized.gradnorm import clip_grad_norm_, grad_norm
+from optimized.grouped_linear import lora_grouped_linear, lora_grouped_linear_sorted
 from optimized.hybrid import CustomLinear
 from optimized.layer import LinearLoRA, TritonLinearLoRA
 from optimized.linear import lora_linear
@@ -52,7 +58,6 @@ from reference import (
     EncryptionParameters,
     ForwardBackwardModule,
     ForwardModuleLinear,
-    GroupedExpertsLoRA,
     HybridFHEMode,
     Keys,
     ModuleMatcher,
@@ -67,7 +72,6 @@ from reference import (
     lora_grouped_linear_sorted,
     lora_shrink,
     merge_adapters,
-    patch_moe_module,
     quantize_dynamic,
     quantize_static,
     quantize_weight,

@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 import reference
+from optimized.experts import GroupedExpertsLoRA
 from optimized.layer import LinearLoRA, TritonLinearLoRA
 from reference import PeftConfig
 from reference.model import adapt_model
@@ -20,7 +21,7 @@ def patch_linear_module(orig_linear: nn.Linear, *args: Any, **kwargs: Any) -> Li
 
 def apply_lora_to_linear_modules(model: nn.Module, peft_config: PeftConfig) -> int:
     """`reference.apply_lora_to_linear_modules` with the classes of `optimized`; earlier layers keep their class."""
-    return adapt_model(model, peft_config, patch_linear_module)
+    return adapt_model(model, peft_config, patch_linear_module, GroupedExpertsLoRA)
 
 
 def _fused(layer: Any) -> LinearLoRA:

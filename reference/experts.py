@@ -87,12 +87,16 @@ class GroupedExpertsLoRA(nn.Module):
     def project(self, rows: Tensor, index: Tensor, name: str) -> Tensor:
         """One projection of each row, with its adapter unless it has none or is merged."""
         weight, bias = weight_of(self, name), bias_of(self, name)
-        if self.merged or name not in self.lora_A:  # an adapter of rank 0, whose update is 0
-            A, B, scale = weight.new_empty(len(weight), 0, weight.shape[2]), weight.new_empty(*weight.shape[:2], 0), 0.0
-        else:
-            A, B, scale = self.lora_A[name], self.lora_B[name], self.scales[name]
+        A, B, scale = self._adapter_of(name, weight)
         drop: Any = {"dropout": self.dropout_p, "dropout_position": self.dropout_position, "training": self.training}
         return self.grouped_linear(rows, index, weight, bias, A, B, scale, **drop)
+
+    def _adapter_of(self, name: str, weight: Tensor) -> tuple[Tensor, Tensor, float]:
+        """A, B and scale of a projection; where it has no adapter or is merged, of rank 0, whose update is 0."""
+        if self.merged or name not in self.lora_A:
+            experts, n, k = weight.shape
+            return weight.new_empty(experts, 0, k), weight.new_empty(experts, n, 0), 1.0
+        return self.lora_A[name], self.lora_B[name], self.scales[name]
 
     @property
     def merged(self) -> bool:

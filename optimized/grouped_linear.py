@@ -1,0 +1,82 @@
+"""Rows that choose their expert as one autograd node, `nodes.grouped`."""
+
+from torch import Tensor
+
+from optimized.dispatch.fused_node import why_not_fused
+from optimized.dropout import NO_DROPOUT, Dropout
+from optimized.groups import Groups
+from optimized.nodes.grouped import GroupedLoRALinear
+from reference.config import check_dropout
+from reference.grouped_linear import check_grouped, check_index, check_offsets
+from reference.grouped_linear import lora_grouped_linear as plain_lora_grouped_linear
+from reference.grouped_linear import lora_grouped_linear_sorted as plain_lora_grouped_linear_sorted
+
+
+def lora_grouped_linear(
+    x: Tensor,
+    expert_index: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    lora_A: Tensor,
+    lora_B: Tensor,
+    scale: float,
+    *,
+    dropout: float = 0.0,
+    dropout_position: str = "post",
+    training: bool = False,
+) -> Tensor:
+    """``y_i = W_e x_i + b_e + scale · B_e (A_e x_i)``: `reference.lora_grouped_linear`, with its shapes and errors.
+
+    Besides x and the parameters, x Aᵀ, the order of the rows and one mask bit for each element under dropout are saved
+    for backward. ``F.grouped_mm`` computes the base product unless `why_not_grouped` gives a reason; a product for each
+    expert does so then. If `why_not_fused` gives a reason, the reference computes. A second derivative raises.
+    """
+    check_dropout(dropout, dropout_position)
+    check_grouped(x, weight, bias, lora_A, lora_B)
+    check_index(x, expert_index)
+    if why_not_fused(x, weight, bias, lora_A, lora_B):
+        drop = {"dropout": dropout, "dropout_position": dropout_position, "training": training}
+        return plain_lora_grouped_linear(x, expert_index, weight, bias, lora_A, lora_B, scale, **drop)  # type: ignore[arg-type]
+    groups = Groups.of_index(expert_index.reshape(-1), lora_A.shape[0])
+    rate = dropout if training else 0.0
+    return grouped_linear(x, groups, weight, bias, lora_A, lora_B, scale, rate, dropout_position)
+
+
+def lora_grouped_linear_sorted(
+    x: Tensor,
+    offsets: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    lora_A: Tensor,
+    lora_B: Tensor,
+    scale: float,
+    *,
+    dropout: float = 0.0,
+    dropout_position: str = "post",
+    training: bool = False,
+) -> Tensor:
+    """`lora_grouped_linear` for sorted rows: `reference.lora_grouped_linear_sorted`, with its shapes and errors."""
+    check_dropout(dropout, dropout_position)
+    check_grouped(x, weight, bias, lora_A, lora_B)
+    check_offsets(x, offsets, lora_A.shape[0])
+    if why_not_fused(x, weight, bias, lora_A, lora_B):
+        drop = {"dropout": dropout, "dropout_position": dropout_position, "training": training}
+        return plain_lora_grouped_linear_sorted(x, offsets, weight, bias, lora_A, lora_B, scale, **drop)  # type: ignore[arg-type]
+    groups, rate = Groups.of_offsets(offsets), dropout if training else 0.0
+    return grouped_linear(x, groups, weight, bias, lora_A, lora_B, scale, rate, dropout_position)
+
+
+def grouped_linear(
+    x: Tensor,
+    groups: Groups,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    lora_A: Tensor,
+    lora_B: Tensor,
+    scale: float,
+    rate: float = 0.0,
+    position: str = "post",
+) -> Tensor:
+    """`lora_grouped_linear` of checked operands, for rows whose order is known, with dropout of probability `rate`."""
+    drop = Dropout.seeded(rate, position) if rate else NO_DROPOUT
+    return GroupedLoRALinear.apply(x, groups, weight, bias, lora_A, lora_B, scale, drop)  # type: ignore[no-any-return,no-untyped-call]

@@ -51,6 +51,11 @@ class Groups(NamedTuple):
                 yield e, slice(start, end)
             start = end
 
+    def repeated(self, of_experts: Tensor) -> Tensor:
+        """The row [N] of its expert for each sorted row: [P, N]."""
+        counts = self.offsets.diff(prepend=self.offsets.new_zeros(1))
+        return of_experts.repeat_interleave(counts.long(), 0, output_size=self.rows)
+
     def gathered(self, x: Tensor) -> Tensor:
         """The present rows of x [M, K], sorted: [P, K]."""
         if self.order is None:

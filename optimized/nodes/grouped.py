@@ -14,6 +14,7 @@ from optimized.matrices import (
     autocast_as,
     autocast_dtype,
     compute_dtype,
+    linear,
     masked,
     unflattened,
     without_autocast,
@@ -113,8 +114,11 @@ def _base(rows: Tensor, weight: Tensor | None, bias: Tensor | None, groups: Grou
     """``x_e W_eᵀ + b_e`` of sorted rows; zeros without a weight."""
     if weight is None:
         return rows.new_zeros(rows.shape[0], width)
-    y = grouped_product(rows, weight.mT, groups)
-    if bias is not None:
-        for e, own in groups.busy():
-            y[own] += bias[e]
+    if bias is None:
+        return grouped_product(rows, weight.mT, groups)
+    if not rows.is_cpu:
+        return grouped_product(rows, weight.mT, groups) + groups.repeated(bias)
+    y = rows.new_empty(rows.shape[0], width)
+    for e, own in groups.busy():  # grouped_mm adds no bias, which would be one more pass
+        y[own] = linear(rows[own], weight[e], bias[e])
     return y

@@ -27,7 +27,8 @@ lora_B B [N, r], scale s, and g for the gradient of the output.
 - `training`: one training step of such a model, `LoraTraining`; `step_state`: the state before a step, to undo it.
 - `checkpoint`: an adapter on disk, in PEFT's layout, `save_adapter` and `load_adapter`. It uses the package `files`:
   `training_file`: a training run, `save_training` and `load_training`; `peft_format`, `peft_fields`, `tensor_names`,
-  `adapter_checks`, `rank_agreement`, `tensor_file`, `random_states`, `plain_values` and `whole_files`.
+  `expert_tensors`, `expert_files`, `adapter_checks`, `rank_agreement`, `tensor_file`, `random_states`, `plain_values`
+  and `whole_files`.
 - `quantization`: numbers as n-bit integers, and `QuantizedLinear`, a linear layer that multiplies them.
 - `split_model`: a model whose products run remotely, `HybridFHEModel`.
 - the package `encrypted`: encrypted integer products.

@@ -10,12 +10,24 @@ import torch
 from torch import Tensor, nn
 
 from .config import PeftConfig
+from .experts import GroupedExpertsLoRA
 from .files.adapter_checks import CONFIG, TENSORS, check_copies, check_layer, check_names, check_options
+from .files.expert_files import (
+    adapted_experts,
+    check_saved,
+    check_targets,
+    description_of,
+    experts_in,
+    put_experts,
+    read_experts,
+    saved_tensors,
+)
+from .files.expert_tensors import split_tensors
 from .files.peft_fields import PATTERNS, check_fields, check_ignored
 from .files.peft_format import beside_peft, from_peft, to_peft
 from .files.rank_agreement import Ranks
 from .files.tensor_file import decode, digest, encode, file_in, read_json, write_json
-from .files.tensor_names import PARTS, PREFIX, by_module
+from .files.tensor_names import PARTS, PREFIX, NamedTensors, by_module
 from .files.training_file import load_training, save_training
 from .files.whole_files import replace_files
 from .layer import LinearLoRA
@@ -41,7 +53,7 @@ def save_adapter(model: nn.Module, config: PeftConfig, path: str | os.PathLike[s
     one writes the files.
 
     Args:
-        model: a model with `LinearLoRA`s; a layer with two names is saved under both.
+        model: a model with `LinearLoRA`s or `GroupedExpertsLoRA`s; a layer with two names is saved under both.
         config: the config of these layers.
         path: a folder, created if missing; its other files stay.
     Raises:
@@ -57,14 +69,18 @@ def save_adapter(model: nn.Module, config: PeftConfig, path: str | os.PathLike[s
     ranks = Ranks(model)
     with ranks.together():
         layers, others = _layers(model)
-        if not layers or "" in layers:
+        experts = adapted_experts(model)
+        if not (layers or experts) or "" in layers or "" in experts:
             raise ValueError(f"{type(model).__name__} holds no adapted layer: expected a model with a LinearLoRA in it")
         first = _first_names(layers)
         for name, layer in layers.items():
             check_options(name, layer, config, first[layer], "config")
+        check_saved(experts, config)
         _warn_of_unsaved(model, layers)
         description = to_peft(config, layers, others, any(layer.fan_in_fan_out for layer in layers.values()))
-    tensors = {PREFIX + key: gathered(tensor) for key, tensor in _tensors(layers).items()}
+        description = description_of(experts, config, description)
+    saved = _tensors(layers) | saved_tensors(experts)
+    tensors = {PREFIX + key: gathered(tensor) for key, tensor in saved.items()}
     with ranks.together():
         if ranks.is_first:
             files = {
@@ -101,9 +117,17 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], *, ignored_fiel
 
 
 def read_adapter(
-    model: nn.Module, path: str | os.PathLike[str], patch: Callable[..., Any], ignored_fields: Collection[str] = ()
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    patch: Callable[..., Any],
+    ignored_fields: Collection[str] = (),
+    kind: type[GroupedExpertsLoRA] = GroupedExpertsLoRA,
 ) -> PeftConfig:
-    """Implement `load_adapter`; `patch` is the `patch_linear_module` that adapts layers."""
+    """Implement `load_adapter`.
+
+    Args:
+        patch: the `patch_linear_module` that adapts layers.   kind: the class of adapted experts.
+    """
     check_ignored(ignored_fields)
     reshard(model)
     folder, ranks = Path(path), Ranks(model)
@@ -113,9 +137,11 @@ def read_adapter(
         try:
             values = read_json(file_in(folder, CONFIG))
             check_fields(values, ignored_fields)
+            check_targets(model, values)
             tensors, metadata = decode(_tensor_path(folder))
             state = dict(model.state_dict(keep_vars=True))
-            found = by_module(tensors, state, TENSORS)
+            of_experts, rest_tensors = split_tensors(tensors, experts_in(model), PREFIX)
+            found = by_module(rest_tensors, state, TENSORS) if rest_tensors or not of_experts else NamedTensors()
             named = found.adapters
             check_names(named, layers, modules)
             names = [name for name in (*others, *layers) if name not in named]
@@ -127,11 +153,13 @@ def read_adapter(
             for name, parts in named.items():
                 check_layer(name, parts, modules[name], config, first[modules[name]])
             check_copies(found.copies, state)
+            pairs, config = read_experts(model, of_experts, values, config)
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from error
     if not layers:
         _adapt(model, {modules[name]: (first[modules[name]], parts) for name, parts in named.items()}, config, patch)
     _copy({name: modules[name] for name in named}, named)
+    put_experts(model, pairs, config, kind)
     _train_adapters_only(model)
     return config
 
@@ -162,6 +190,12 @@ def _tensors(layers: Layers) -> dict[str, Tensor]:
     return named
 
 
+def _of_experts(model: nn.Module) -> set[int]:
+    """The ids of the parameters of all adapters on experts."""
+    modules = adapted_experts(model).values()
+    return {id(p) for module in modules for side in (module.lora_A, module.lora_B) for p in side.values()}
+
+
 def _digest(tensors: dict[str, Tensor], config: PeftConfig, values: Mapping[str, Any]) -> str:
     """The hash of the tensors and of the options that scale them; `values` are the contents of PEFT's file."""
     about: list[Any] = [config.dim, float(config.alpha), config.use_rslora, config.use_dora]
@@ -170,7 +204,7 @@ def _digest(tensors: dict[str, Tensor], config: PeftConfig, values: Mapping[str,
 
 
 def _warn_of_unsaved(model: nn.Module, layers: Layers) -> None:
-    saved = {id(tensor) for tensor in _tensors(layers).values()}
+    saved = {id(tensor) for tensor in _tensors(layers).values()} | _of_experts(model)
     left = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in saved]
     if left:
         warnings.warn(f"trainable parameters outside adapters are not saved: {', '.join(left)}", stacklevel=3)
@@ -217,7 +251,7 @@ def _copy(layers: Layers, named: dict[str, dict[str, Tensor]]) -> None:
 
 def _train_adapters_only(model: nn.Module) -> None:
     """Freeze every parameter that is not an adapter's."""
-    adapters = {id(tensor) for tensor in _tensors(_layers(model)[0]).values()}
+    adapters = {id(tensor) for tensor in _tensors(_layers(model)[0]).values()} | _of_experts(model)
     for parameter in model.parameters():
         if parameter.requires_grad != (id(parameter) in adapters):
             parameter.requires_grad_(id(parameter) in adapters)

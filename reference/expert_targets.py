@@ -24,7 +24,7 @@ def chosen_experts(model: nn.Module, config: PeftConfig) -> dict[nn.Module, Opti
     for module, names in _experts(model).items():
         for projection in projections_of(module):
             if any(_matches(pattern, f"{name}.{projection}") for name in names for pattern in config.target_parameters):
-                chosen.setdefault(module, {})[projection] = _options(module, f"{names[0]}.{projection}", config)
+                chosen.setdefault(module, {})[projection] = experts_options(module, f"{names[0]}.{projection}", config)
     for module in chosen:
         name = _experts(model)[module][0]
         if config.use_dora:
@@ -79,7 +79,7 @@ def _matches(pattern: str, name: str) -> bool:
     return name.endswith(f".{pattern}") or wildcard_match(pattern, name)
 
 
-def _options(module: Any, name: str, config: PeftConfig) -> tuple[int, int | float]:
+def experts_options(module: Any, name: str, config: PeftConfig) -> tuple[int, int | float]:
     """The rank and alpha of a projection, with moe_rank_scaling divided by the experts of a token."""
     dim, alpha = config.of_layer(name)
     if not config.moe_rank_scaling:

@@ -37,6 +37,7 @@ WITHOUT_EFFECT = (
     "qalora_group_size",  # counts only with use_qalora
     "revision",
     "runtime_config",
+    "target_parameters",  # the names of the tensors and `check_targets` say it
     "task_type",
 )
 ONE_OF: dict[str, tuple[Any, ...]] = {"peft_type": ("LORA",), "bias": ("none", None)}
@@ -53,7 +54,6 @@ REFUSED = (
     "lora_bias",
     "modules_to_save",
     "monteclora_config",
-    "target_parameters",
     "trainable_token_indices",
     "use_bdlora",
     "use_qalora",

@@ -75,12 +75,15 @@ def from_peft(
     options |= {key: values.get(key) or {} for key in PATTERNS}
     if rest is None:
         options |= {"target_modules": [_exact(name) for name in names], "dropout_position": "pre"}
+        options["target_parameters"] = list(values.get("target_parameters") or [])
         return PeftConfig(**options, lora_A_init="kaiming")
     known = [f.name for f in dataclasses.fields(PeftConfig)]
     refuse_unknown("automodel_peft_config.json", rest, known, ignored)
     config = PeftConfig.from_dict(options | {key: value for key, value in rest.items() if key in known})
     same_here = {theirs: ours for theirs, (ours, _, _) in MAPPED.items()} | {key: key for key in PATTERNS}
     for theirs, ours in same_here.items():
+        if theirs == "lora_dropout" and values.get("target_parameters"):
+            continue  # PEFT has no dropout for parameters
         if theirs in values and options[ours] != getattr(config, ours):
             raise ValueError(
                 f"adapter_config.json has {theirs} = {values[theirs]!r} but automodel_peft_config.json has "
@@ -94,7 +97,8 @@ def beside_peft(config: PeftConfig) -> dict[str, Any]:
 
     Source: NeMo Automodel `_get_automodel_peft_metadata`.
     """
-    return {key: value for key, value in config.to_dict().items() if key not in OWN}
+    written = {key: value for key, value in config.to_dict().items() if key not in OWN}
+    return written | {"moe_rank_scaling": False}  # the files have the ranks themselves
 
 
 def scale_of(config: PeftConfig, name: str) -> float:

@@ -1,0 +1,215 @@
+"""Adapters on experts in the files of PEFT: what saving writes, and what loading puts into a model."""
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config import PeftConfig
+from ..expert_targets import experts_options
+from ..experts import GroupedExpertsLoRA, adapt_experts
+from ..experts_module import check_experts, projections_of, weight_of
+from ..layer_patterns import exact_pattern
+from .expert_tensors import (
+    VERSION,
+    ExpertTensors,
+    Pair,
+    fused,
+    in_order,
+    is_reversed_file,
+    packed_tensors,
+    reversed_in,
+    unpacked,
+)
+
+Experts = dict[str, Any]  # by name, modules of experts
+
+
+def experts_in(model: nn.Module) -> Experts:
+    """Every module of experts, adapted or not, under all its names."""
+    named = model.named_modules(remove_duplicate=False)
+    return {name: m for name, m in named if projections_of(m) and not isinstance(m, nn.ParameterDict)}
+
+
+def adapted_experts(model: nn.Module) -> Experts:
+    """The modules of experts that have adapters."""
+    return {name: module for name, module in experts_in(model).items() if isinstance(module, GroupedExpertsLoRA)}
+
+
+def check_targets(model: nn.Module, values: Mapping[str, Any]) -> None:
+    """Refuse a file whose target_parameters names a parameter that is no projection of experts of the model."""
+    names = [f"{name}.{p}" for name, module in experts_in(model).items() for p in projections_of(module)]
+    targets = values.get("target_parameters") or []
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            raise ValueError(
+                f"adapter_config.json has target_parameters = {targets!r}, which is not supported for {target!r}: "
+                f"expected projections of experts of this model: {', '.join(names) or 'it has none'}"
+            )
+
+
+def saved_tensors(experts: Experts) -> dict[str, Tensor]:
+    """The adapters' tensors by their names in PEFT."""
+    found: dict[str, Tensor] = {}
+    for name, module in experts.items():
+        found |= packed_tensors(name, module)
+    return found
+
+
+def check_saved(experts: Experts, config: PeftConfig) -> None:
+    """Refuse adapters of experts whose rank or scale is not the config's, naming the projection."""
+    for name, module in experts.items():
+        for projection in module.lora_A:
+            dim, alpha = experts_options(module, f"{name}.{projection}", config)
+            scale = alpha / (math.sqrt(dim) if config.use_rslora else dim)
+            found = module.lora_A[projection].shape[1]
+            if (found, module.scales[projection]) != (dim, scale):
+                raise ValueError(
+                    f"{name}.{projection} has the rank {found} and the scale {module.scales[projection]!r}: expected "
+                    f"{dim} and {scale!r}, from config"
+                )
+
+
+def description_of(experts: Experts, config: PeftConfig, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of ``adapter_config.json`` with those of experts: each parameter by name, ranks where they differ.
+
+    Warns:
+        UserWarning: for dropout, which PEFT does not have for parameters.
+    """
+    if not experts:
+        return dict(values)
+    if config.dropout:
+        warnings.warn(
+            f"PEFT has no dropout for experts: dropout = {config.dropout!r} is kept for this library only", stacklevel=4
+        )
+    names, ranks = [], dict(values["rank_pattern"])
+    for name, module in experts.items():
+        for projection in in_order(module, module.lora_A):
+            full, rank = f"{name}.{projection}", module.lora_A[projection].shape[1]
+            names.append(full)
+            if rank != dataclasses.replace(config, rank_pattern=ranks).of_layer(full)[0]:
+                ranks = {exact_pattern(full): rank, **ranks}
+    return dict(values) | {
+        "lora_dropout": 0.0,
+        "peft_version": VERSION,
+        "rank_pattern": ranks,
+        "target_parameters": sorted(names),
+    }
+
+
+def read_experts(
+    model: nn.Module, found: Mapping[str, ExpertTensors], values: Mapping[str, Any], config: PeftConfig
+) -> tuple[dict[str, dict[str, Pair]], PeftConfig]:
+    """A and B by module and projection, and the config with the ranks that keys for each expert need.
+
+    Raises:
+        ValueError: for tensors that do not fit, a layout that cannot be told, and adapters that the file lacks.
+    """
+    experts, pairs = experts_in(model), {}
+    adapted = {name: _adapted_in(name, experts[name], own, values) for name, own in found.items() if own.packed}
+    verdicts: dict[str, bool | None] = {}
+    for name, projections in adapted.items():
+        verdicts |= reversed_in(name, experts[name], projections, found[name])
+    old = is_reversed_file(verdicts, values.get("peft_version"))
+    for name, own in found.items():
+        module = experts[name]
+        if own.packed and own.of_experts:
+            raise ValueError(f"{name} has packed tensors and tensors for each expert: expected one of both")
+        if own.packed:
+            pairs[name] = unpacked(name, module, adapted[name], own, old)
+            continue
+        pairs[name], doubled = fused(name, module, own)
+        if doubled:
+            config = _with_twice_the_rank(f"{name}.gate_up_proj", config)
+    for name, of_module in pairs.items():
+        _check_module(name, experts[name], of_module, config)
+    missing = [name for name, module in adapted_experts(model).items() if name not in pairs]
+    if missing:
+        raise ValueError(f"no tensors for adapters of the model: {', '.join(missing)}")
+    return pairs, config
+
+
+def _adapted_in(name: str, module: Any, own: ExpertTensors, values: Mapping[str, Any]) -> list[str]:
+    """The projections that have adapters in a file: those that target_parameters names, as many as there are."""
+    targets = values.get("target_parameters") or []
+    names = list(projections_of(module))
+    chosen = [p for p in names if any(f"{name}.{p}" == t or f"{name}.{p}".endswith(f".{t}") for t in targets)]
+    if not targets and len(own.packed) == len(names):
+        chosen = names
+    if sorted(own.packed) != list(range(len(chosen))) or not chosen:
+        raise ValueError(
+            f"{name} has {len(own.packed)} adapters in the file, but target_parameters = {targets!r} names "
+            f"{len(chosen)} of its parameters: expected as many"
+        )
+    return chosen
+
+
+def _with_twice_the_rank(full: str, config: PeftConfig) -> PeftConfig:
+    """The config with twice the rank for one projection, and the alpha that leaves its scale."""
+    rank, alpha = config.of_layer(full)
+    more = alpha * (math.sqrt(2) if config.use_rslora else 2)
+    key = exact_pattern(full)
+    return dataclasses.replace(
+        config,
+        rank_pattern={key: 2 * rank, **config.rank_pattern},
+        alpha_pattern={key: more, **config.alpha_pattern},
+    )
+
+
+def _check_module(name: str, module: Any, pairs: Mapping[str, Pair], config: PeftConfig) -> None:
+    """Refuse A and B that do not fit one module, its adapters if it has some, and the config's rank."""
+    if not isinstance(module, GroupedExpertsLoRA):
+        try:
+            check_experts(module)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    elif set(pairs) != set(module.lora_A):
+        raise ValueError(f"{name} has adapters on {', '.join(module.lora_A)}, the file on {', '.join(pairs)}")
+    for projection, (A, B) in pairs.items():
+        experts, n, k = weight_of(module, projection).shape
+        rank = config.of_layer(f"{name}.{projection}")[0]
+        if A.shape != (experts, rank, k) or B.shape != (experts, n, rank):
+            raise ValueError(
+                f"{name}.{projection} has A {list(A.shape)} and B {list(B.shape)} of each expert: expected "
+                f"{[experts, rank, k]} and {[experts, n, rank]}, with r = {rank}"
+            )
+        if A.dtype != B.dtype or not A.is_floating_point():
+            raise ValueError(f"{name}.{projection} has lora_A in {A.dtype} and lora_B in {B.dtype}: expected one dtype")
+        if isinstance(module, GroupedExpertsLoRA):
+            dim, alpha = config.of_layer(f"{name}.{projection}")
+            scale = alpha / (math.sqrt(dim) if config.use_rslora else dim)
+            if module.lora_A[projection].shape[1] != rank or module.scales[projection] != scale:
+                raise ValueError(
+                    f"{name}.{projection} has the rank {module.lora_A[projection].shape[1]} and the scale "
+                    f"{module.scales[projection]!r} but the file has {rank} and {scale!r}: expected the same"
+                )
+
+
+def put_experts(model: nn.Module, pairs: Mapping[str, Mapping[str, Pair]], config: PeftConfig, kind: Any) -> None:
+    """Adapt modules that have no adapters, and copy A and B into all of them; everything has been checked."""
+    experts = experts_in(model)
+    for name, of_module in pairs.items():
+        module = experts[name]
+        if not isinstance(module, GroupedExpertsLoRA):
+            options = {projection: config.of_layer(f"{name}.{projection}") for projection in of_module}
+            dtype = next(iter(of_module.values()))[0].dtype
+            with torch.random.fork_rng(devices=[]):  # the drawn values are replaced
+                adapt_experts(
+                    module,
+                    options,
+                    config.lora_A_init,
+                    dtype,
+                    config.dropout,
+                    config.dropout_position,
+                    config.use_rslora,
+                    kind,
+                )
+        module.unmerge()
+        with torch.no_grad():
+            for projection, (A, B) in of_module.items():
+                module.lora_A[projection].copy_(A)
+                module.lora_B[projection].copy_(B)

@@ -18,7 +18,7 @@ python=$environment/bin/python
 
 reports=${REPORTS:-loraspec-report}/peers
 verdict=0
-for target in eager peft loralib torchtune concrete_ml nemo_automodel nemo_automodel:plain nemo_automodel:triton; do
+for target in eager peft peft_experts loralib torchtune concrete_ml nemo_automodel nemo_automodel:plain nemo_automodel:triton; do
   options=()
   [ "$target" = nemo_automodel:triton ] && options=(--lane interpreter --profile quick)
   "$environment/bin/loraspec" run "conformance.targets.$target" "${options[@]}" \

@@ -86,6 +86,7 @@ def test_experts_are_frozen(subject: Subject, case: MixtureCase) -> float | None
     "EXP-MOD-INIT",
     sentence="""Each expert's A is drawn as a linear layer's A [r, K] of its own: `xavier` with the standard deviation
     √(2/(r + K)), `uniform` and `kaiming` within ±√(1/K); no two experts have the same A.""",
+    feature="initialisation",
     cases=WIDE,
     dtypes=ONE,
     subjects=MODULES,

@@ -25,9 +25,8 @@ All other names are those of `reference`.
 
 These functions give the reason for a fallback: `why_not_triton(*operands)` for the kernels,
 `dispatch.integers.why_not_kernel` for the integer kernel, `dispatch.fused_node.why_not_fused` and
-`dispatch.batched_node.why_not_batched` for the autograd nodes.
-`dispatch.integers.why_not_kernel` for the integer kernel, `dispatch.fused_node.why_not_fused` for the autograd node,
-`dispatch.grouped_mm.why_not_grouped` for torch's grouped product.
+`dispatch.batched_node.why_not_batched` for the autograd nodes, `dispatch.grouped_mm.why_not_grouped` for torch's grouped
+product.
 ``loraspec bench optimized reference`` compares the times.
 """
 
@@ -68,8 +67,6 @@ from reference import (
     colwise_parallel_lora,
     get_remote_names,
     lora_expand,
-    lora_grouped_linear,
-    lora_grouped_linear_sorted,
     lora_shrink,
     merge_adapters,
     quantize_dynamic,

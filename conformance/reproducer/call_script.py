@@ -23,8 +23,12 @@ from conformance.target.subject import Subject
 MODULES = {
     "copy": "import copy",
     "pickle": "import pickle",
+    "shutil": "import shutil",
+    "tempfile": "import tempfile",
+    "Path": "from pathlib import Path",
     "ThreadPoolExecutor": "from concurrent.futures import ThreadPoolExecutor",
     "nn": "from torch import nn",
+    "reference": "import reference",
     "parametrize": "from torch.nn.utils import parametrize",
     "checkpoint": "from torch.utils.checkpoint import checkpoint",
 }
@@ -119,7 +123,7 @@ def _comparison(expected: Expected) -> list[str]:
 
 def _text(setup: str, body: list[str], subject: Subject, target: str, header: str, comparison: tuple[str, ...]) -> str:
     code = "\n".join(body)
-    definitions = [part for part in re.split(r"\n\n\n", setup.strip("\n")) if _is_used(part, code)]
+    definitions = _needed(re.split(r"\n\n\n", setup.strip("\n")), code)
     used = code + "\n".join(definitions)
     found = [line for name, line in MODULES.items() if re.search(rf"\b{name}\b", used)]
     interpreted = ["import os", 'os.environ["TRITON_INTERPRET"] = "1"'] if subject.lane == "interpreter" else []
@@ -152,6 +156,14 @@ def _text(setup: str, body: list[str], subject: Subject, target: str, header: st
         "    sys.exit(1 if problem else 0)",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _needed(definitions: list[str], code: str) -> list[str]:
+    """The definitions that the code uses, and those that these use."""
+    needed: list[str] = []
+    while found := [part for part in definitions if part not in needed and _is_used(part, "\n".join([code, *needed]))]:
+        needed += found
+    return [part for part in definitions if part in needed]
 
 
 def _is_used(definition: str, code: str) -> bool:

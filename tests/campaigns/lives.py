@@ -1,6 +1,6 @@
-"""`python -m tests.campaigns.lives` lets right layers live through random operations, and counts false alarms.
+"""`python -m tests.campaigns.lives` lets right layers and models live, and counts false alarms.
 
-Each round draws other lives. An alarm is printed with its case, and makes the exit code 1.
+Lives are random operations, and each round draws others. An alarm is printed with its case, and makes the exit code 1.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import argparse
 import importlib
 import sys
 from collections import Counter
+from fnmatch import fnmatch
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +23,7 @@ from conformance.specification.clause import Clause, load_all
 from conformance.target.check_case import check_case
 from conformance.target.target import Target
 from tests.baselines.life import LivedLayer
+from tests.baselines.lived_model import AdaptedByParts, LivedModel, SavedByParts
 from tests.known_bad.life.kept_weights import KeepsTheAdaptedWeight
 from tests.known_bad.life.late_backward import ByNode
 
@@ -48,19 +50,20 @@ class Recomputes(LivedLayer):
 
 
 LAYERS = {kind.__name__: kind for kind in (LivedLayer, ByNode, KeepsNothingTwice, CountsVersions, Recomputes)}
+MODELS = {kind.__name__: kind for kind in (LivedModel, AdaptedByParts, SavedByParts)}
 LIBRARIES = ("reference", "optimized")
 
 
 def target_named(name: str) -> Target:
-    """Return a right layer, or a library, as a target."""
-    thing = SimpleNamespace(LinearLoRA=LAYERS[name]) if name in LAYERS else importlib.import_module(name)
-    return Target.of(thing, name)
+    """Return a right layer, right functions for models, or a library, as a target."""
+    if name in LAYERS:
+        return Target.of(SimpleNamespace(LinearLoRA=LAYERS[name]), name)
+    return Target.of(MODELS[name]() if name in MODELS else importlib.import_module(name), name)
 
 
 def lived(name: str, clause: Clause, number: int) -> tuple[Counter[str], list[str]]:
     """Live one life in each dtype; return the operations lived by dtype, and the alarms."""
-    target = target_named(name)
-    subject = target.subjects(clause)[0]
+    subject = target_named(name).subjects(clause)[0]
     counts: Counter[str] = Counter()
     alarms = []
     for dtype in FLOAT_DTYPES:
@@ -81,16 +84,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.campaigns.lives", description=__doc__)
     parser.add_argument("--operations", type=int, default=14_000, help="for each implementation, over all dtypes")
     parser.add_argument("--first", type=int, default=0, help="the number of the first life")
-    parser.add_argument("--only", nargs="*", default=[*LAYERS, *LIBRARIES], help="these implementations")
+    parser.add_argument("--only", nargs="*", default=[*LAYERS, *MODELS, *LIBRARIES], help="these implementations")
+    parser.add_argument("--clause", default="*", help="clauses, as a pattern such as 'LIFE-MODEL*'")
     options = parser.parse_args()
     torch.set_num_threads(1)
     clauses = [clause for clause in load_all(("life",)).values() if clause.group == "life"]
     total, failed = Counter[str](), 0
     for name in options.only:
         counts: Counter[str] = Counter()
+        target = target_named(name)
+        own = [clause for clause in clauses if target.subjects(clause) and fnmatch(clause.id, options.clause)]
         rounds = max(1, options.operations // (LENGTH * len(FLOAT_DTYPES)))
-        for number in range(options.first, options.first + rounds):
-            found, alarms = lived(name, clauses[number % len(clauses)], number)
+        for number in range(options.first, options.first + rounds) if own else ():
+            found, alarms = lived(name, own[number % len(own)], number)
             counts += found
             failed += len(alarms)
             print(*alarms, sep="\n", end="\n" if alarms else "")

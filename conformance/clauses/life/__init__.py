@@ -1,4 +1,4 @@
-"""What a layer lives through: sequences of operations on it, judged after every one of them."""
+"""What a layer or a model lives through: sequences of operations on it, judged after every one of them."""
 
 from conformance.specification.groups import Group
 
@@ -8,5 +8,8 @@ GROUP = Group(
     judged="sequences of operations: training, modes, merging, conversion, copies, loading, regions, changed tensors",
     names="`LinearLoRA`",
     required=("LinearLoRA",),
-    subjects=("LinearLoRA", "TritonLinearLoRA"),
+    subjects=("LinearLoRA", "TritonLinearLoRA", "apply_lora_to_linear_modules"),
+    alone={
+        "apply_lora_to_linear_modules": "sequences of operations on a model: adapting, ties, copies, merging, files"
+    },
 )

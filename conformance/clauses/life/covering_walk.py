@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 
-from conformance.clauses.life.situation import Operation, Situation
+from conformance.clauses.life.situation import Operation
 
 Words = tuple[str, ...]
+Situation = Hashable  # each kind of life has its own
 Node = tuple[Situation, Words]  # a situation, and the last operations
 
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import pickle
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
-from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -19,18 +16,15 @@ from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
 from conformance.clauses.life.life_case import LifeCase
+from conformance.clauses.life.lived import Lived
 from conformance.clauses.life.situation import Operation, Situation
 from conformance.clauses.life.truth import LOW, Results, Truth
-from conformance.judgement.judge import judge, worst
 from conformance.judgement.linear_oracle import Expected
-from conformance.judgement.outcomes import Inconclusive, Violation
-from conformance.judgement.recording import Calls, note
 from conformance.numerics.formats import Array, dtype_named, rounded
 from conformance.specification.features import ABSENT
 from conformance.target.adapter_tensors import adapter_of
-from conformance.target.calls import calling
 from conformance.target.signature import arguments_for, takes
-from conformance.target.subject import Subject, poisoned_memory
+from conformance.target.subject import Subject
 
 TENSORS = ("weight", "bias", "lora_A", "lora_B")
 ATTEMPTS = 4  # draws of x and g until a wrong result would fail
@@ -85,31 +79,21 @@ class Pending:
     autocast: bool
 
 
-class Life:
+class Life(Lived):
     """One layer and the truth about it.
 
     Attributes:
-        names: the variables of the code that has run: `layer`, `lora_A`, `y` and so on.
-        calls: the code that has run.   judging: whether it only judges.
-        truth, now: the exact state of the layer, and what decides which operation may follow.
+        truth: the exact state of the layer.
         pending: a forward pass that waits for its backward pass.
-        past: the names of the operations so far.
     """
 
     def __init__(self, subject: Subject, case: LifeCase, start: Situation) -> None:
-        self.subject, self.case, self.now = subject, case, start
-        self.past: list[str] = []
-        self.judging = False
+        super().__init__(subject, case, start)
         self.pending: Pending | None = None
-        self.ratio: float | None = None
         self._draws = 0
-        self.calls = Calls(self._build_text())
-        names = {"torch": torch, "nn": nn, "copy": copy, "pickle": pickle, "ThreadPoolExecutor": ThreadPoolExecutor}
-        self.names: dict[str, Any] = {**names, "parametrize": parametrize, "checkpoint": checkpoint}
-        self.names["target"] = subject.target
-        exec(_compiled(self.calls.setup), self.names)
+        names = {"nn": nn, "copy": copy, "pickle": pickle, "ThreadPoolExecutor": ThreadPoolExecutor}
+        self.begin(self._build_text(), **names, parametrize=parametrize, checkpoint=checkpoint)
         self.names.update(held=self._held, negated=negated, Doubled=Doubled, optimiser=None, regions=[])
-        note(calls=self.calls)
         self._begin()
 
     def _build_text(self) -> str:
@@ -159,22 +143,6 @@ class Life:
         found = (t for n, t in layer.named_parameters() if n.endswith(name) and "lora" not in n and t.shape == shape)
         return next(found, None)
 
-    def run(self, code: str, **given: Any) -> None:
-        """Run lines of Python on the target, with further variables.
-
-        Raises:
-            Violation: if they raise an exception.
-        """
-        self.calls.lines.append((code, given, self.judging))
-        self.names.update(given)
-        last = self.past[-1] if self.past else "building the layer"
-        try:
-            with poisoned_memory(), calling(f"{last} (`{_shown(code)}`)"):
-                exec(_compiled(code), self.names)
-        except Violation as violation:
-            self.calls.asked = ""
-            raise self.told(violation) from violation.__cause__
-
     def backward(self, y: str, g: str) -> None:
         """Run a backward pass, outside autocast, as torch advises."""
         outside = 'with torch.autocast("cpu", enabled=False):\n    ' if self.now.regions else ""
@@ -220,12 +188,7 @@ class Life:
 
     def act(self, operation: Operation) -> None:
         """Let one operation happen, if it is allowed here and the target has it."""
-        if not operation.fits(self.now) or not operation.available(self):
-            return
-        self.past.append(operation.name)
-        self.calls.lines.append((f"# {operation.name}", {}, False))
-        operation.act(self)
-        self.now = operation.after(self.now)
+        super().act(operation)
         if not self.now.pending:
             self.pending = None
 
@@ -233,50 +196,6 @@ class Life:
         """Leave the autocast regions that are still open."""
         while self.names["regions"]:
             self.names["regions"].pop().__exit__(None, None, None)
-
-    def compare(self, text: str, *candidates: Expected) -> None:
-        """Compare the value of an expression with its expected value, or with one of several."""
-        self.calls.asked, self.calls.said = text, ""
-        violations = []
-        for expected in candidates:
-            named = dataclasses.replace(expected, name=f"{expected.name} after {self._last()}")
-            try:
-                self.ratio = worst(self.ratio, judge(eval(text, self.names), named))
-            except Violation as violation:
-                violations.append(violation)
-            else:
-                return
-        raise self.told(violations[0])
-
-    def require(self, text: str, message: str) -> None:
-        """Require that an expression is true."""
-        self.calls.asked, self.calls.said = text, message
-        with calling(f"`{text}` after {self._last()}"):
-            holds = bool(eval(text, self.names))
-        if not holds:
-            raise self.told(Violation(f"after {self._last()} {message}"))
-
-    def _last(self) -> str:
-        return self.past[-1] if self.past else "building"
-
-    def told(self, violation: Violation) -> Violation:
-        """The violation, and the operations that led to it."""
-        lived = f"\nlived    {', '.join(self.past)}" if len(self.past) > 1 else ""
-        return Violation(f"{violation}{lived}", violation.ratio)
-
-    def decided(self, check: Callable[[], None]) -> None:
-        """Run a check that draws x and g; draw again where a wrong result would pass.
-
-        Raises:
-            Inconclusive: if it would pass for every draw.
-        """
-        for attempt in range(ATTEMPTS):
-            try:
-                return check()
-            except Inconclusive:
-                if attempt == ATTEMPTS - 1:
-                    raise
-        return None
 
     def expected(self, x: Array, g: Array, name: str, *, autocast: bool) -> list[Expected]:
         """The right results of this name; several if the adapter has changed since it was merged."""
@@ -296,14 +215,3 @@ class Life:
                 )
             else:
                 self.compare(gradient, *(result.of(name) for result in results))
-
-
-def _shown(code: str) -> str:
-    """The line of code that a message shows."""
-    lines = [line.strip() for line in code.splitlines() if line.strip() and not line.startswith(("with ", "for "))]
-    return lines[-1] if lines else ""
-
-
-@lru_cache(maxsize=1024)
-def _compiled(code: str) -> CodeType:
-    return compile(code, "<life>", "exec")

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from conformance.cases.case import Case, Space
-from conformance.clauses.life.covering_walk import Walk, possible
-from conformance.clauses.life.situation import Operation, Situation
+from conformance.clauses.life.covering_walk import Situation, Walk, possible
+from conformance.clauses.life.situation import Operation
 from conformance.errors import suggestion
 from conformance.numerics.dtypes import ADAPTER_DTYPES, FLOAT_DTYPES
 
@@ -73,6 +73,7 @@ class LifeSpace(Space[LifeCase]):
         first: operations with which every life begins.
         strength: the length of the runs of operations that the first lives cover: 2 for pairs.
         length: the most operations in a life.
+        case_type: the record of a case.
     """
 
     covers = True
@@ -85,9 +86,10 @@ class LifeSpace(Space[LifeCase]):
         first: tuple[str, ...] = (),
         strength: int = 2,
         length: int = LENGTH,
+        case_type: type[LifeCase] = LifeCase,
         **values: Any,
     ) -> None:
-        super().__init__(LifeCase, **values)
+        super().__init__(case_type, **values)
         self.operations, self.start, self.first, self.lacking = dict(operations), start, first, lacking
         self.strength, self.length = strength, length
         self._walks: dict[int, list[tuple[str, ...]]] = {}
@@ -101,6 +103,7 @@ class LifeSpace(Space[LifeCase]):
             self.first,
             self.strength,
             self.length,
+            self.case_type,
             **{**self.values, **values},
         )
 
@@ -110,8 +113,8 @@ class LifeSpace(Space[LifeCase]):
             self._walks[strength] = Walk(self.operations, self._begun(), strength, self.length).lives()
         return self._walks[strength]
 
-    def _begun(self) -> Situation:
-        now = self.start
+    def _begun(self) -> Any:
+        now: Any = self.start
         for name in self.first:
             now = self.operations[name].after(now)
         return now
@@ -142,7 +145,7 @@ class LifeSpace(Space[LifeCase]):
         return self.repaired([chance.choice(list(self.operations)) for _ in range(2 * self.length)])[: self.length]
 
     def _made(self, life: Iterable[str], **fields: Any) -> LifeCase:
-        case = LifeCase(life="+".join((*self.first, *life)), **fields)
+        case = self.case_type(life="+".join((*self.first, *life)), **fields)
         if case.adapter != "other":
             return case
         # autocast leaves float64 alone, but not a float32 adapter beside it

@@ -48,8 +48,8 @@ class Situation:
 class Operation:
     """One thing that happens to a layer: when it may, its call on the target, and its effect on the truth.
 
-    A subclass writes the call as lines of Python, which `Life.run` runs on the target; a reproducer prints the same
-    lines. The clauses judge the layer after every operation.
+    A subclass writes the call as lines of Python, which `Lived.run` runs on the target; a reproducer prints the same
+    lines. The clauses judge the layer after every operation. Other lives have situations of their own.
 
     Attributes:
         name: the word for it in a case.
@@ -61,15 +61,15 @@ class Operation:
     keeps_graph = False
     needs = ""
 
-    def fits(self, now: Situation) -> bool:  # noqa: ARG002
+    def fits(self, now: Any) -> bool:  # noqa: ARG002
         """Whether the operation may come next."""
         return True
 
-    def effect(self, now: Situation) -> Situation:
+    def effect(self, now: Any) -> Any:
         """The situation after it, apart from the pending forward pass."""
         return now
 
-    def after(self, now: Situation) -> Situation:
+    def after(self, now: Any) -> Any:
         """The situation after it."""
         then = self.effect(now)
         return then if self.keeps_graph else then.but(pending=False)

@@ -19,3 +19,14 @@ def twin(clause: str, **options: Any) -> Any:
         return kind
 
     return register
+
+
+def model_twin(clause: str, **options: Any) -> Any:
+    """Return a decorator that registers a target for models as a known-bad twin."""
+
+    def register(kind: type) -> type:
+        options.setdefault("dtypes", FLOAT_DTYPES)
+        record(kind.__name__, kind(), clause, **options)
+        return kind
+
+    return register

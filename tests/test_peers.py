@@ -21,7 +21,9 @@ FINDINGS = {
     # discards the first; a shared module is replaced under one name; an adapter drops in a model in eval mode
     "peft": {"MRG-STATE", "LIFE-LAYER-STATE", "DORA-LEAD", "DORA-ZERO-ROW", "MOD-AGAIN", "MOD-TWICE", "MOD-SHARED"}
     # (MOD-MERGE-OWN: after merging into a spectral_norm base, forward raises)
-    | {"MOD-DROP-EVAL", "MOD-TRAINING-FLAG", "MOD-MERGE-OWN"},
+    | {"MOD-DROP-EVAL", "MOD-TRAINING-FLAG", "MOD-MERGE-OWN"}
+    # (lives: an adapter drops in a model in eval mode; a second injection leaves a base that was thawed trainable)
+    | {"LIFE-MODEL-FWD", "LIFE-MODEL-BWD", "LIFE-MODEL-STATE"},
     # the layer holds a lambda, which cannot be pickled
     "loralib": {"LAY-PICKLE"},
     "torchtune": set(),

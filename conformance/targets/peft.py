@@ -116,9 +116,10 @@ def apply_lora_to_linear_modules(model: nn.Module, peft_config: Any) -> int:
     dtype = _dtype(peft_config.lora_dtype)
     config = _config(peft_config, target_modules=targets, exclude_modules=peft_config.exclude_modules or None)
     before = sum(isinstance(module, LoraLayer) for module in model.modules())
+    known = set(model.parameters())
     peft.inject_adapter_in_model(config, model, ADAPTER)
     for name, parameter in model.named_parameters() if dtype is not None else ():
-        if f".{ADAPTER}" in name:
+        if f".{ADAPTER}" in name and parameter not in known:
             parameter.data = parameter.data.to(dtype)
     return sum(isinstance(module, LoraLayer) for module in model.modules()) - before
 

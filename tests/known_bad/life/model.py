@@ -20,7 +20,7 @@ class DrawsEarlierAdaptersAgain(LivedModel):
             layer.init_lora_weights("xavier")
 
 
-@model_twin("LIFE-MODEL-STATE", says="does not require grad", source="a second config freezes what it did not adapt")
+@model_twin("LIFE-MODEL-STATE", says="does not require grad", source="huggingface/peft #3580: a second adapter freezes")
 class FreezesEarlierAdapters(LivedModel):
     def adopt(self, model: nn.Module, before: dict[str, Any]) -> None:
         for layer in before:
@@ -188,3 +188,30 @@ class KeepsTheHeadOfEvaluation(LivedModel):
                 update = (self.lora_B.weight @ self.lora_A.weight * self.scale).to(x.dtype)
                 self.fused = (self.weight + update).detach()
             return nn.functional.linear(x, self.fused, self.bias)
+
+
+@model_twin("LIFE-MODEL-BWD", says="after", source="an adapter that was frozen at some call counts as frozen")
+class RemembersThatTheModelWasFrozen(LivedModel):
+    class layer(reference.LinearLoRA):  # noqa: N801
+        frozen = False
+
+        def forward(self, x: Any) -> Any:
+            self.frozen = self.frozen or not self.lora_B.weight.requires_grad
+            if self.frozen and not self.merged:
+                kept = self.lora_A.weight.detach(), self.lora_B.weight.detach()
+                return reference.lora_linear(
+                    x, self.weight, self.bias, *kept, self.scale, dropout=self.dropout_p, training=self.training
+                )
+            return super().forward(x)
+
+
+@model_twin("LIFE-MODEL-BWD", says="dX of", source="the update of a frozen model computed under no_grad")
+class LosesDXOfAFrozenModel(LivedModel):
+    class layer(reference.LinearLoRA):  # noqa: N801
+        def forward(self, x: Any) -> Any:
+            if self.lora_A.weight.requires_grad or self.merged or (self.training and self.dropout_p):
+                return super().forward(x)
+            with torch.no_grad():
+                update = reference.lora_linear(x, None, None, self.lora_A.weight, self.lora_B.weight, self.scale)
+            base = self.base_product(x)
+            return base + update.to(base.dtype)

@@ -76,7 +76,7 @@ class SavesInTheDtypeOfTheBase(LivedModel):
             part.weight.data = values
 
 
-@model_twin("LIFE-MODEL-STATE", says="requires grad", source="Blaizzy/mlx-vlm #2178: a plain base stays trainable")
+@model_twin("LIFE-MODEL-STATE", says="requires grad", source="unslothai/unsloth-zoo #939, Blaizzy/mlx-vlm #2178")
 class LeavesThePlainBaseTrainable(LivedModel):
     def load_adapter(self, model: nn.Module, path: Any) -> Any:
         plain, flags = not self.layers(model), [(p, p.requires_grad) for p in model.parameters()]
@@ -110,14 +110,20 @@ class LoadsPlainWithoutDropout(LivedModel):
             layer.dropout_p = 0.0
 
 
-@model_twin("LIFE-MODEL-STATE", says="training is", source="a model that loads is put into evaluation mode")
+@model_twin("LIFE-MODEL-STATE", says="training is", source="huggingface/peft #591: loading calls eval()")
 class LoadsInEvaluationMode(LivedModel):
     def loaded(self, model: nn.Module, *, plain: bool) -> None:
         if not plain:
             model.eval()
 
 
-@model_twin("LIFE-MODEL-STATE", says="dtype", source="adapters of a plain model in its dtype, not in the file's")
+@model_twin("LIFE-MODEL-STATE", says="training is", source="huggingface/transformers #34469: loading leaves eval()")
+class LoadsInTrainingMode(LivedModel):
+    def loaded(self, model: nn.Module, *, plain: bool) -> None:
+        model.train()
+
+
+@model_twin("LIFE-MODEL-STATE", says="dtype", source="huggingface/peft #1090: a second file is cast")
 class LoadsPlainInTheDtypeOfTheBase(LivedModel):
     def loaded(self, model: nn.Module, *, plain: bool) -> None:
         for layer in self.layers(model).values() if plain else ():

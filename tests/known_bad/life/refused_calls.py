@@ -42,6 +42,17 @@ class SkipsAdaptedLayers(LivedModel):
             return 0
 
 
+@refused_twin(says="raised nothing", source="huggingface/lerobot #3459: wrapped again after loading, and drawn again")
+class DrawsAdaptedLayersAgain(LivedModel):
+    def apply_lora_to_linear_modules(self, model: nn.Module, peft_config: Any) -> int:
+        known = [self.layers(model).get(name) for name in peft_config.target_modules]
+        if not all(known):
+            return super().apply_lora_to_linear_modules(model, peft_config)
+        for layer in known:
+            layer.init_lora_weights("xavier")
+        return len(known)
+
+
 @refused_twin(says="after load-", source="a merged model unmerged before the file is read")
 class UnmergesBeforeItRefuses(LivedModel):
     def load_adapter(self, model: nn.Module, path: Any) -> Any:

@@ -30,7 +30,8 @@ class FreezesEarlierAdapters(LivedModel):
 @model_twin("LIFE-MODEL-STATE", says="requires grad", source="NeMo Automodel: only the layers of a config are frozen")
 class FreezesTheBaseAtTheFirstConfigOnly(LivedModel):
     def apply_lora_to_linear_modules(self, model: nn.Module, peft_config: Any) -> int:
-        flags = [(p, p.requires_grad) for p in model.parameters()] if self.layers(model) else []
+        base = [p for name, p in model.named_parameters() if "lora_" not in name]
+        flags = [(p, p.requires_grad) for p in base] if self.layers(model) else []
         count = super().apply_lora_to_linear_modules(model, peft_config)
         for parameter, flag in flags:
             parameter.requires_grad_(flag)

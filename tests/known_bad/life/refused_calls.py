@@ -72,11 +72,12 @@ class ThawsBeforeItRefuses(LivedModel):
 @refused_twin(says="after save-wrong", source="the model converted for a file not written")
 class SavesHalfOfTheModel(LivedModel):
     def save_adapter(self, model: nn.Module, config: Any, path: Any) -> None:
-        for layer in self.layers(model).values():
-            layer.lora_A.half()
+        whole = {layer.lora_A.weight: layer.lora_A.weight.data for layer in self.layers(model).values()}
+        for parameter in whole:
+            parameter.data = parameter.data.half()
         super().save_adapter(model, config, path)
-        for layer in self.layers(model).values():
-            layer.lora_A.to(layer.lora_B.weight.dtype)
+        for parameter, values in whole.items():
+            parameter.data = values
 
 
 @refused_twin(says="after merge-tied", source="huggingface/peft #2018, layer by layer")

@@ -25,8 +25,8 @@ All other names are those of `reference`.
 
 These functions give the reason for a fallback: `why_not_triton(*operands)` for the kernels,
 `dispatch.integers.why_not_kernel` for the integer kernel, `dispatch.fused_node.why_not_fused` and
-`dispatch.batched_node.why_not_batched` for the autograd nodes, `dispatch.grouped_mm.why_not_grouped` for torch's grouped
-product.
+`dispatch.batched_node.why_not_batched` for the autograd nodes, `dispatch.grouped_mm.why_not_grouped` for torch's
+grouped product.
 ``loraspec bench optimized reference`` compares the times.
 """
 

@@ -31,6 +31,16 @@ class Version:
             return cls(tensor, tensor._version, tensor.dtype)
         return cls(tensor, tensor._version, tensor.dtype, some_of(tensor.detach()).cpu())
 
+    def __getstate__(self) -> dict[str, Any]:
+        """The attributes, with the number of writes since this version in place of autograd's count."""
+        writes = 0 if self.tensor is None else self.tensor._version - self.count
+        return {**vars(self), "count": writes}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the attributes of a copy or a pickle, whose tensor counts from another number."""
+        tensor, writes = state["tensor"], state["count"]
+        vars(self).update(state, count=0 if tensor is None else tensor._version - writes)
+
     def differs(self, now: "Version") -> bool:
         if self.tensor is not now.tensor or (self.count, self.dtype) != (now.count, now.dtype):
             return True

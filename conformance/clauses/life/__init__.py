@@ -8,8 +8,10 @@ GROUP = Group(
     judged="sequences of operations: training, modes, merging, conversion, copies, loading, regions, changed tensors",
     names="`LinearLoRA`",
     required=("LinearLoRA",),
-    subjects=("LinearLoRA", "TritonLinearLoRA", "apply_lora_to_linear_modules"),
+    subjects=("LinearLoRA", "TritonLinearLoRA", "apply_lora_to_linear_modules", "LoraTraining"),
     alone={
-        "apply_lora_to_linear_modules": "sequences of operations on a model: adapting, ties, copies, merging, files"
+        "apply_lora_to_linear_modules": "sequences of operations on a model: adapting, ties, copies, merging, files",
+        "LoraTraining": "training runs: accumulation, failed calls, saving and resuming, modes of a split model",
     },
+    positional={"LoraTraining": 1},
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 import subprocess
 import sys
 from itertools import pairwise
@@ -118,6 +119,17 @@ def test_the_truth_is_that_of_pytorch() -> None:
             held = plain.get_parameter(f"{name}.weight").detach().numpy()
             np.testing.assert_allclose(truth.values[name], held, rtol=1e-12)
         life.close()
+
+
+def test_kernels_are_not_interpreted_in_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    (subject,) = Target.of(LivedRun()).subjects(STATE)
+    life = RunLife(subject, CASE, BEGUN)
+    life.names["os"] = os
+    life.run('seen = os.environ.get("TRITON_INTERPRET")')
+    life.close()
+    assert life.names["seen"] is None
+    assert os.environ["TRITON_INTERPRET"] == "1"
 
 
 def test_a_diverging_run_decides_nothing() -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -110,7 +113,7 @@ class RunLife(Lived):
 
     def run(self, code: str, **given: Any) -> None:
         """Run lines of Python on the target; warnings, those of torch's schedulers too, are ignored."""
-        with quiet():
+        with quiet(), uninterpreted():
             super().run(code, **given)
 
     def build(self) -> None:
@@ -266,6 +269,17 @@ class RunLife(Lived):
     def close(self) -> None:
         """Remove the folder of saved runs."""
         self.folder.cleanup()
+
+
+@contextmanager
+def uninterpreted() -> Iterator[None]:
+    """A region without Triton's interpreter, in which a life takes seconds; group `fhe` judges the integer kernels."""
+    before = os.environ.pop("TRITON_INTERPRET", None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ["TRITON_INTERPRET"] = before
 
 
 def _is_near(found: Array, value: Any) -> bool:

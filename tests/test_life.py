@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import subprocess
 import sys
 from collections import Counter
@@ -24,6 +25,8 @@ from conformance.clauses.life.situation import Operation, Situation
 from conformance.judgement.outcomes import Violation
 from conformance.judgement.result import Result
 from conformance.numerics.dtypes import FLOAT_DTYPES
+from conformance.report import met_runs
+from conformance.report.report import ReportedClause, ReportedResult
 from conformance.reproducer.reproducer import script
 from conformance.run.case_search import Examination
 from conformance.run.profiles import PROFILES
@@ -32,6 +35,7 @@ from conformance.target.target import Target
 from tests.baselines.life import LivedLayer
 from tests.known_bad.life.copies_and_files import CopiesLoseTheirHooks
 from tests.known_bad.life.kept_weights import KeepsTheAdaptedWeightForGood
+from tests.support.commands import loraspec
 
 FWD = REGISTRY["LIFE-LAYER-FWD"]
 
@@ -108,6 +112,50 @@ def test_operations_that_a_target_lacks_are_left_out_and_not_counted() -> None:
     assert result.status == "pass", result.message
     fewer = possible({n: o for n, o in OPERATIONS.items() if n not in LIVES.lacking(subject)}, START, 2)
     assert (result.message or "").endswith(f" of {len(fewer)} pairs of operations met")
+    assert int(result.met or "", 16).bit_count() == int((result.message or "").split()[0])
+
+
+def test_the_trials_of_a_group_are_counted_together_in_one_line() -> None:
+    def clause(name: str, *results: tuple[str, str, str]) -> ReportedClause:
+        found = tuple(
+            ReportedResult(
+                subject=subject,
+                dtype="float32",
+                device="cpu",
+                lane="cpu",
+                status="pass",
+                worst_ratio=None,
+                examples=3,
+                message=message,
+                met=met,
+            )
+            for subject, message, met in results
+        )
+        blank: dict[str, Any] = {"level": "MUST", "worst_ratio": None, "examples": 3, "inconclusive": 0, "case": None}
+        return ReportedClause(
+            id=name, group="life", status="pass", message=met_runs.together(found), results=found, **blank
+        )
+
+    pairs = "2 of 6 pairs of operations met"
+    first = clause("LIFE-A", ("L", pairs, "3"), ("M", pairs, "6"))
+    second = clause("LIFE-B", ("L", "1 of 6 pairs of operations met", "20"))
+    other = clause("LIFE-C", ("L", "1 of 4 operations met", "8"))
+    assert (first.message, other.message) == ("3 of 6 pairs of operations met", "1 of 4 operations met")
+    report = SimpleNamespace(clauses=(first, second, other))
+    line = "life: pairs of operations met 4 of 6; operations met 1 of 4 in LIFE-C"
+    assert met_runs.lines(report) == [line]  # type: ignore[arg-type]
+    assert met_runs.lines(SimpleNamespace(clauses=())) == []  # type: ignore[arg-type]
+
+
+def test_a_run_prints_one_line_for_its_lives_and_a_verbose_one_each_trial(tmp_path: Path) -> None:
+    line = ("run", "reference", "--clause", "LIFE-LAYER-MERGED", "--dtype", "float32", "--profile", "quick", "-q")
+    folder = ("--report-dir", str(tmp_path))
+    short, long = loraspec(*line, *folder).stdout, loraspec(*line, *folder, "-v").stdout
+    assert "life: pairs of operations met 69 of 141\n" in short
+    assert "NOTE" not in short
+    assert "NOTE LinearLoRA float32, 69 of 141 pairs of operations met: LIFE-LAYER-MERGED" in long
+    clause = json.loads((tmp_path / "report.json").read_text())["clauses"][0]
+    assert clause["message"] == clause["results"][0]["message"] == "69 of 141 pairs of operations met"
 
 
 def test_a_parametrised_weight_is_used_by_every_layer() -> None:

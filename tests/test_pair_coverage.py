@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +13,9 @@ from conformance.cases.case import Case, Space
 from conformance.cases.covering_array import Coverage, completion
 from conformance.cases.linear_case import LinearCase
 from conformance.cases.size_relations import RELATIONS, offered, related
+from conformance.judgement.outcomes import Inconclusive
+from conformance.run import case_search, row_choice, shared_rows
+from conformance.run.case_search import Examination
 from conformance.run.pair_coverage import coverage_by_group
 from conformance.run.profiles import PROFILES
 from conformance.specification.clause import Clause, load_all
@@ -34,6 +38,7 @@ def narrowed(case: Toy) -> Toy:
 
 TOY = Space(Toy, tame=narrowed, a=(0, 1, 2, 3), b=(0, 1, 2), c=(0, 1, 2), d=("x", "y", "wide"))
 DTYPES = ("float32", "bfloat16")
+QUICK = PROFILES["quick"]
 
 
 def pairs(cases: list[Toy]) -> set[tuple[tuple[str, object], ...]]:
@@ -127,6 +132,77 @@ def test_every_clause_meets_all_pairs_in_the_default_profile() -> None:
     assert found["merge"].met == found["merge"].possible > 10_000
     for group in ("config", "remote"):
         assert found[group].met == found[group].possible > 0
+
+
+def test_every_group_meets_all_pairs_across_its_clauses_in_the_quick_profile() -> None:
+    found = coverage_by_group(load_all(["merge", "config"]).values(), PROFILES["quick"])
+    for group in ("merge", "config"):
+        assert found[group].across_met == found[group].across
+        assert found[group].met < found[group].possible  # the default profile meets these
+
+
+def test_the_shared_rows_are_up_to_date() -> None:
+    # only digests are compared, since choosing the rows takes a minute
+    by_group: dict[str, list[Clause]] = {}
+    for clause in load_all().values():
+        if not clause.cases.covers:
+            by_group.setdefault(clause.group, []).append(clause)
+    digests = {group: row_choice.digest(members) for group, members in by_group.items()}
+    assert digests == shared_rows.read()[0], "run `loraspec spec`"
+
+
+def test_shared_rows_are_chosen_anew_where_a_space_or_a_number_of_cases_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clauses = load_all(["merge"]).values()
+    merging = [clause for clause in clauses if clause.group == "merge"]
+    current = row_choice.text(merging)
+    changed = [dataclasses.replace(one, cases=one.cases.narrowed(k=(1, 2))) for one in merging]
+    assert row_choice.digest(changed) != row_choice.digest(merging)
+    monkeypatch.setattr(shared_rows, "read", lambda: ({}, {}))
+    monkeypatch.setattr(row_choice, "read", lambda: ({}, {}))
+    assert row_choice.text(merging) == current, "the choice is the same each time"
+
+
+def test_a_cheap_clause_takes_the_rows_and_the_cases_drawn_anyway_come_first() -> None:
+    cheap, dear = (Clause(f"LIN-{name}", "It is.", max, TOY, dtypes=DTYPES) for name in ("CHEAP", "DEAR"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(row_choice, "seconds_of_case", lambda name, *_: 0.001 if name == "LIN-CHEAP" else 0.5)
+        patch.setattr("conformance.run.profiles.deaths", lambda: {"LIN-CHEAP": 1, "LIN-DEAR": 1})
+        choice = row_choice.Choice([cheap, dear])
+        assert not choice.open
+        rows = {name: sum(map(len, numbers.values())) for name, numbers in choice.rows.items()}
+        free = QUICK.margin * len(DTYPES)
+        assert rows["LIN-DEAR"] <= free < rows["LIN-CHEAP"]
+        patch.setattr(row_choice, "seconds_of_case", lambda *_: 60.0)
+        left = row_choice.Choice([cheap, dear])
+        assert left.open, "pairs that only cost too much are left to the default profile"
+        assert sum(map(len, left.rows["LIN-CHEAP"].values())) <= free
+
+
+def test_shared_rows_come_after_the_cases_that_twins_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = {"float32": [9, 17], "bfloat16": [11]}
+    monkeypatch.setattr("conformance.run.shared_rows.read", lambda: ({}, {"LIN-X": chosen}))
+    monkeypatch.setattr("conformance.run.profiles.deaths", lambda: {"LIN-X": 2})
+    seen: list[Toy] = []
+
+    def check(subject: object, case: Toy) -> None:  # noqa: ARG001
+        seen.append(case)
+        if len(seen) == 1:
+            raise Inconclusive("not decided")
+
+    clause = Clause("LIN-X", "It is.", check, TOY, dtypes=DTYPES)
+    subject = SimpleNamespace(name="toy", device="cpu", lane="cpu")
+    monkeypatch.setattr(case_search, "check_case", lambda clause, subject, case: clause.check(subject, case))
+    for whole in (False, True):
+        seen.clear()
+        result = Examination(clause, subject, "float32", QUICK, whole=whole).run()
+        numbers = [case.seed for case in seen]
+        # the first decides nothing; a run without bfloat16 takes over its row
+        assert numbers == ([0, 1, 2, 9, 17, 11] if whole else [0, 1, 2, 9, 17])
+        assert {case.dtype for case in seen} == {"float32"}
+        assert result.examples == len(seen) - 1 == QUICK.cases(clause, "cpu", "float32", whole=whole)
+    assert QUICK.shared(clause, "interpreter", "float32") == ()
 
 
 def test_the_command_prints_a_line_for_each_group_and_refuses_an_unknown_profile() -> None:

@@ -79,6 +79,7 @@ class Space(Generic[C]):
 
     Attributes:
         covers: whether a profile's number of cases is drawn even if fewer kill the known-bad twins.
+        limit: a function that keeps a case within what the clause can judge, or in bounds of work.
     """
 
     covers = False
@@ -91,17 +92,17 @@ class Space(Generic[C]):
         self.values = {name: tuple(options) for name, options in values.items()}
         if any(f.name == "sizes" for f in dataclasses.fields(case_type)):
             self.values.setdefault("sizes", offered(self.values))
-        self._limit = tame or (lambda case: case)
+        self.limit = tame or (lambda case: case)
         self._simplest = {name: options[0] for name, options in self.values.items()}
         self._rows: dict[tuple[int, str, tuple[str, ...], int], Rows[C]] = {}
 
     def narrowed(self, **values: Sequence[Any]) -> Space[C]:
         """This space with other values for some fields."""
-        return Space(self.case_type, tame=self._limit, **{**self.values, **values})
+        return Space(self.case_type, tame=self.limit, **{**self.values, **values})
 
     def tame(self, case: C) -> C:
         """The case with sizes that have its relation and are within the space's limits."""
-        return still_related(self._limit(related(case, self.values)), self.values)
+        return still_related(self.limit(related(case, self.values)), self.values)
 
     def made(self, **chosen: Any) -> C:
         """The case with these values, and the simplest value of every other field."""
@@ -150,9 +151,9 @@ class Space(Generic[C]):
         chosen = {name: self.values[name][position] for name, position in drawn.items()}
         return self.tame(self.case_type(**chosen | fixed))
 
-    def coverage(self, cases: Sequence[C], subject: Any) -> str | None:  # noqa: ARG002
-        """What these cases have covered on a subject, in words; None where nothing is counted."""
-        return None
+    def coverage(self, cases: Sequence[C], subject: Any) -> tuple[str | None, str | None]:  # noqa: ARG002
+        """What these cases have covered on a subject, in words and as bits; None where nothing is counted."""
+        return None, None
 
     def strategy(self, **fixed: Any) -> SearchStrategy[C]:
         """This space as a Hypothesis strategy, which shrinks toward each field's first value.

@@ -13,6 +13,7 @@ def add(commands: output.Commands) -> None:
     merge = output.reporting(commands, "merge", "merge the reports of all shards")
     merge.add_argument("shards", metavar="DIR", type=Path, nargs="+", help="the report folder of a shard")
     output.add(merge)
+    output.add_verbose(merge)
 
 
 def execute(options: argparse.Namespace) -> int:

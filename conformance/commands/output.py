@@ -32,6 +32,11 @@ def add(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="print the report as JSON instead")
 
 
+def add_verbose(command: argparse.ArgumentParser) -> None:
+    """Add the option that unfolds the remarks of a report."""
+    command.add_argument("-v", "--verbose", action="store_true", help="print what the lives of each trial met")
+
+
 def show(report: Report, options: argparse.Namespace) -> int:
     """Print a report in the chosen format. Returns its exit code."""
     from conformance.report import terminal
@@ -40,5 +45,5 @@ def show(report: Report, options: argparse.Namespace) -> int:
     if options.json:
         sys.stdout.write(json.dumps(report.to_json(), indent=1) + "\n")
     else:
-        terminal.show(report, options.report_dir, quiet=options.quiet)
+        terminal.show(report, options.report_dir, quiet=options.quiet, verbose=options.verbose)
     return exit_code(report)

@@ -50,6 +50,7 @@ def add(commands: output.Commands) -> None:
     )
     add_execution(run)
     output.add(run)
+    output.add_verbose(run)
 
 
 def add_selection(run: argparse.ArgumentParser) -> None:

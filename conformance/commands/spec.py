@@ -44,12 +44,13 @@ def execute(options: argparse.Namespace) -> int:
 
 def _documents() -> dict[Path, str]:
     """The expected text of each generated file. Tables are included only in a checkout, which has README.md."""
+    from conformance.run import row_choice, shared_rows
     from conformance.specification import spec_page
     from conformance.specification.clause import load_all
     from conformance.target import targets_page
 
     clauses = list(load_all().values())
-    found = {spec_page.PATH: spec_page.document(clauses)}
+    found = {spec_page.PATH: spec_page.document(clauses), shared_rows.CHOSEN: row_choice.text(clauses)}
     if targets_page.README.exists():
         found[targets_page.PATH] = targets_page.page(targets_page.PATH.read_text(encoding="utf-8"), clauses)
         found[targets_page.README] = targets_page.readme(targets_page.README.read_text(encoding="utf-8"))

@@ -24,6 +24,7 @@ class Result:
         launches: number of Triton kernels that Triton's interpreter ran.
         case: the shrunk failing case as a string.   found: the failing case before shrinking.
         message: the actual and the expected result.
+        met: the runs of operations that lives have met, one bit each, as a hexadecimal number.
     """
 
     clause: str
@@ -40,6 +41,7 @@ class Result:
     case: str | None = None
     found: str | None = None
     message: str | None = None
+    met: str | None = None
 
 
 def without_addresses(text: str) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from conformance.judgement.result import DEVIATION, FAIL, INCONCLUSIVE, NOT_CLAIMED, PASS, STATUSES, WITHOUT, Result
 from conformance.report.diagnosis import causes, unexplained
 from conformance.report.features import claims
+from conformance.report.met_runs import together
 from conformance.report.outcome import Outcome
 from conformance.report.plan import Plan, PlannedClause, PlannedGroup, PlannedTrial
 from conformance.report.report import Report, ReportedClause, ReportedGroup, ReportedResult
@@ -76,7 +77,7 @@ def _clause(planned: PlannedClause, plan: Plan, outcome: Outcome) -> ReportedCla
     if status == NOT_CLAIMED:
         message = _why_not_claimed(planned)
     elif status == PASS:
-        message = next((result.message for result in results if result.message), None)
+        message = together(results) or next((result.message for result in results if result.message), None)
     ratios = [result.worst_ratio for result in results if result.worst_ratio is not None]
     return ReportedClause(
         id=planned.id,
@@ -124,6 +125,7 @@ def _result(trial: PlannedTrial, plan: Plan, outcome: Outcome) -> ReportedResult
         case=got.case,
         found=got.found,
         message=got.message,
+        met=got.met,
     )
 
 

@@ -24,6 +24,7 @@ class ReportedResult:
         examples: conclusive cases.   inconclusive: cases on which a wrong result would also pass.
         launches: kernels that Triton's interpreter ran.   seconds: None in a report that is saved without its times.
         case: the failing case, shrunk.   found: the failing case as it was drawn.
+        met: the runs of operations that lives have met, one bit each, as a hexadecimal number.
     """
 
     subject: str
@@ -39,6 +40,7 @@ class ReportedResult:
     case: str | None = None
     found: str | None = None
     message: str | None = None
+    met: str | None = None
 
     @property
     def cases(self) -> int:
@@ -47,7 +49,7 @@ class ReportedResult:
 
     def to_json(self) -> dict[str, Any]:
         """The result as a JSON object."""
-        return _without_none(as_json(self), "seconds")
+        return _without_none(as_json(self), "seconds", "met")
 
 
 @dataclass(frozen=True, kw_only=True)

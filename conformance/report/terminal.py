@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from conformance.judgement.result import CRASHED, DEVIATION, FAIL, INCONCLUSIVE, NOT_CLAIMED, PASS, UNSUPPORTED, WITHOUT
-from conformance.report import features
+from conformance.report import features, met_runs
 from conformance.report.causes import Cause
 from conformance.report.diagnosis import led
 from conformance.report.known_defects import table
@@ -40,8 +40,11 @@ def console(*, stderr: bool = False, stream: TextIO | None = None) -> Console:
     return Console(file=stream, width=width, highlight=False, soft_wrap=True, markup=False)
 
 
-def show(report: Report, folder: Path, *, quiet: bool = False) -> None:
-    """Print a report: the table unless quiet, then the failures, then the verdict."""
+def show(report: Report, folder: Path, *, quiet: bool = False, verbose: bool = False) -> None:
+    """Print a report: the table unless quiet, then the failures, then the verdict.
+
+    If verbose, also print what the lives of each trial have met.
+    """
     out = console()
     if not quiet:
         out.print(_title(report))
@@ -60,7 +63,7 @@ def show(report: Report, folder: Path, *, quiet: bool = False) -> None:
         for clause, cause in rest:
             more = len(cause.follows)
             out.print(f"{_word(clause)} {clause.id}{f' and {more} that follow' * bool(more)}  {clause.sentence}")
-    _show_remarks(report, out)
+    _show_remarks(report, out, verbose=verbose)
     for error in report.errors:
         out.print(f"\nThe suite failed at {error.where}:\n{error.traceback}")
     out.print()
@@ -180,7 +183,7 @@ def _word(clause: ReportedClause) -> str:
     return word if gates(clause) else f"{word} (SHOULD)"
 
 
-def _show_remarks(report: Report, out: Console) -> None:
+def _show_remarks(report: Report, out: Console, *, verbose: bool) -> None:
     deviations = [clause for clause in report.clauses if clause.status == DEVIATION]
     remarks = [f"DEVIATION {clause.id}: {clause.reason}" for clause in deviations]
     noted: dict[str, list[str]] = {}
@@ -191,9 +194,10 @@ def _show_remarks(report: Report, out: Console) -> None:
         for result in clause.results:
             if result.status == UNSUPPORTED and result.message:
                 noted.setdefault(f"{result.subject} {result.message}", []).append(clause.id)
-            elif result.status == PASS and result.message:
+            elif result.status == PASS and result.message and (verbose or result.met is None):
                 noted.setdefault(f"{result.subject} {result.dtype}, {result.message}", []).append(clause.id)
     remarks += [f"NOTE {text}: {listed(ids)}" for text, ids in noted.items()]
+    remarks += met_runs.lines(report)
     if remarks:
         out.print()
     for remark in remarks:

@@ -43,20 +43,25 @@ class Examination:
         """Draw and judge cases until the profile's number is reached or one fails."""
         started = time.perf_counter()
         result = self._blank()
-        wanted = self.profile.cases(self.clause, self.subject.lane, self._drawn_dtype, whole=self.whole)
+        lane, dtype = self.subject.lane, self._drawn_dtype
+        wanted = self.profile.cases(self.clause, lane, dtype, whole=self.whole)
+        shared = list(self.profile.shared(self.clause, lane, dtype, whole=self.whole))
         index, judged = 0, []
         while result.examples < wanted and result.status == "pass":
             # further cases replace the inconclusive ones; with too many of those the whole clause is inconclusive
             if result.inconclusive > wanted + 8:
                 result.status, result.message = "inconclusive", self._last_reason
                 break
-            judged.append(self._case(index))
+            if shared and result.examples >= wanted - len(shared):
+                judged.append(self._row(*shared.pop(0)))
+            else:
+                judged.append(self._case(index))
+                index += 1
             self._judge(judged[-1], result)
-            index += 1
         if result.status == "pass" and (searches := self.profile.searched(self.clause, self.subject.lane)):
             self._search(result, searches)
         if result.status == "pass":
-            result.message = self.clause.cases.coverage(judged, self.subject)
+            result.message, result.met = self.clause.cases.coverage(judged, self.subject)
         result.seconds = time.perf_counter() - started
         return result
 
@@ -95,6 +100,12 @@ class Examination:
         clause, dtype = self.clause, self._drawn_dtype
         case = clause.cases.draw(self.profile.seed, clause.id, index, dtype, clause.dtypes, self.profile.strength)
         return self._fitted(case)
+
+    def _row(self, dtype: str, number: int) -> Case:
+        """A shared row, which may be another dtype's, in the dtype of this trial."""
+        cases = self.clause.cases
+        row = cases.draw(self.profile.seed, self.clause.id, number, dtype, self.clause.dtypes)
+        return self._fitted(cases.tame(dataclasses.replace(row, **self._fixed)))
 
     def _check(self, case: Case) -> float | None:
         self.on_case(case)

@@ -47,7 +47,11 @@ def of(plan: Plan) -> Callable[[Key], float]:
     """A function that returns the expected seconds of a planned trial."""
     seconds: dict[Key, float] = {}
     for trial in plan.trials:
-        by_lane = _measured().get(trial.key.clause, {})
-        one = by_lane.get(trial.lane, max(by_lane.values(), default=UNKNOWN))
-        seconds[trial.key] = one * trial.cases
+        seconds[trial.key] = seconds_of_case(trial.key.clause, trial.lane) * trial.cases
     return seconds.__getitem__
+
+
+def seconds_of_case(clause: str, lane: str, unknown: float = UNKNOWN) -> float:
+    """The seconds of one case of a clause in a lane, or in another if this one was not measured."""
+    by_lane = _measured().get(clause, {})
+    return by_lane.get(lane, max(by_lane.values(), default=unknown))

@@ -8,6 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from conformance.run.shared_rows import Row, rows_of
+
 if TYPE_CHECKING:
     from conformance.specification.clause import Clause
 
@@ -28,6 +30,8 @@ class Profile:
         searches: further examples from Hypothesis (cpu and gpu lanes).
         shrinks: attempts to find a smaller failing case; with 0, neighbours of the failing case are not tried either.
         seed: the first argument of `Space.draw`.
+        shares: whether the clauses of a group together meet every pair of values of two fields of their cases: each
+            takes some rows of its covering array (see `shared_rows`).
         strength: 2 if each clause meets every pair of values of two fields of its cases, 3 if also every triple (of
             the fields that are not sizes), 0 if neither is demanded. Cases in the interpreter lane are too few for it.
     """
@@ -39,6 +43,7 @@ class Profile:
     searches: int = 0
     shrinks: int = 150
     seed: int = 0
+    shares: bool = False
     strength: int = 0
 
     def cases(self, clause: Clause, lane: str, dtype: str = "", *, whole: bool = False) -> int:
@@ -47,22 +52,34 @@ class Profile:
         With a `strength` it is at least the number of the dtype's rows of the covering array, or with `whole` of all
         rows: if a run does not judge some dtype of the clause, each other dtype takes over its rows.
         """
+        if shared := self.shared(clause, lane, dtype, whole=whole):
+            return max(self.alone(clause, lane), self.needed(clause, lane) + len(shared))
         if self.strength and lane != "interpreter" and not clause.cases.covers:
             rows = clause.cases.rows(self.seed, clause.id, clause.dtypes, self.strength).count(dtype, whole=whole)
-            return max(self._twins(clause, lane), rows)
-        return self._twins(clause, lane)
+            return max(self.alone(clause, lane), rows)
+        return self.alone(clause, lane)
 
-    def _twins(self, clause: Clause, lane: str) -> int:
+    def shared(self, clause: Clause, lane: str, dtype: str, *, whole: bool = False) -> tuple[Row, ...]:
+        """The rows of its covering array that the clause takes for its group, after the cases that its twins need."""
+        return rows_of(clause, dtype, whole=whole) if self.shares and lane != "interpreter" else ()
+
+    def alone(self, clause: Clause, lane: str) -> int:
         """The number of cases after which all known-bad twins of the clause have failed, and the margin."""
         if clause.cases.covers and lane == "interpreter":
             return self.interpreted  # a case of such a space runs dozens of kernels, which take seconds there
-        volume = self.interpreted if lane == "interpreter" else self.volume
-        most = max(1, round(volume * clause.weight))
-        needed = deaths().get(clause.id)
-        if self.margin is None or needed is None or clause.cases.covers:
+        most, known = self._most(clause, lane), deaths().get(clause.id)
+        if self.margin is None or known is None or clause.cases.covers:
             return most
-        least = 1 if lane == "interpreter" else needed  # the twins need so many cases on the CPU
-        return max(least, min(most, needed + self.margin))
+        return max(self.needed(clause, lane), min(most, known + self.margin))
+
+    def needed(self, clause: Clause, lane: str) -> int:
+        """The number of cases after which all known-bad twins of the clause have failed; all if it is not known."""
+        if lane == "interpreter":
+            return 1  # the twins need the measured number on the CPU
+        return deaths().get(clause.id, self._most(clause, lane))
+
+    def _most(self, clause: Clause, lane: str) -> int:
+        return max(1, round((self.interpreted if lane == "interpreter" else self.volume) * clause.weight))
 
     def searched(self, clause: Clause, lane: str) -> int:
         """The number of examples from Hypothesis for a clause."""
@@ -79,7 +96,7 @@ def deaths() -> dict[str, int]:
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile("quick", volume=6, interpreted=2, margin=2),
+        Profile("quick", volume=6, interpreted=2, margin=2, shares=True),
         Profile("default", volume=24, interpreted=4, margin=6, strength=2),
         Profile("nightly", volume=1000, interpreted=40, searches=200, strength=3),
     )

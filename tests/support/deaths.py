@@ -1,6 +1,7 @@
 """`python -m tests.support.deaths` prints how many cases each clause needs to fail its known-bad twins, and has.
 
-The small defects of `tests.campaigns.sensitivity` count as twins, one for each size.
+The small defects of `tests.campaigns.sensitivity` count as twins, one for each size. The rows that `quick` shares
+follow from these numbers, and are chosen again.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 
+from conformance.run import profiles, row_choice, shared_rows
 from conformance.run.case_search import Examination
 from conformance.run.profiles import DEATHS, PROFILES, Profile
 from conformance.specification.clause import Clause
@@ -108,6 +110,8 @@ def main() -> int:
         ]
         deaths = {name: found for name, found in deaths.items() if name in CLAUSES} | measured(clauses)
         write(deaths)
+        profiles.deaths.cache_clear()
+        shared_rows.CHOSEN.write_text(row_choice.text(CLAUSES.values()), encoding="utf-8")
     sys.stdout.write("\n".join(table(deaths)) + "\n")
     return 0
 

@@ -28,7 +28,7 @@ SLOW += ("FHE-EXECUTE", "FHE-EXECUTE-NOISE", "BAT-META-COMPILE")
 ALONE = ("remote", "checkpoint", "distributed")
 WHOLE = "MOD-ARCH-"  # these clauses build transformers models: they and their twins meet no others
 # One case decides whether a clause other than the twin's own also detects the defect.
-OTHER = dataclasses.replace(PROFILES["quick"], volume=1, shrinks=0)
+OTHER = dataclasses.replace(PROFILES["quick"], volume=1, shrinks=0, shares=False)
 load_all()
 for module in pkgutil.walk_packages(known_bad.__path__, f"{known_bad.__name__}."):
     importlib.import_module(module.name)

@@ -190,8 +190,8 @@ class LifeSpace(Space[LifeCase]):
             yield dataclasses.replace(case, adapter="same")
         yield from (smaller for smaller in super().simpler(case) if smaller.adapter != "other")
 
-    def coverage(self, cases: Sequence[LifeCase], subject: Any) -> str:
-        """How many runs of operations have been met, of those that are possible on this subject."""
+    def coverage(self, cases: Sequence[LifeCase], subject: Any) -> tuple[str, str]:
+        """How many runs of operations have been met, of those that are possible on this subject; and which, as bits."""
         lacking, strength = self.lacking(subject), self.strength
         met: set[tuple[str, ...]] = set()
         for case in cases:
@@ -199,4 +199,5 @@ class LifeSpace(Space[LifeCase]):
             met |= {tuple(names[n : n + strength]) for n in range(len(names) - strength + 1)}
         has = {name: operation for name, operation in self.operations.items() if name not in lacking}
         every = possible(has, self._begun(), strength)
-        return f"{len(met & every)} of {len(every)} {RUNS[strength]} met"
+        bits = sum(1 << place for place, run in enumerate(sorted(every)) if run in met)
+        return f"{bits.bit_count()} of {len(every)} {RUNS[strength]} met", f"{bits:x}"

@@ -8,19 +8,36 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import PurePath
-from types import ModuleType, SimpleNamespace
-from typing import Any
+from types import FunctionType, ModuleType, SimpleNamespace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import nn
 
 import reference
+from conformance.cases.case import Case
 from conformance.reproducer.code_owner import owner_of, public_name
 from conformance.reproducer.literals import Unsayable, tensor_literal
 from conformance.specification.groups import PACKAGE
 
 REFERENCE = reference.__name__
+
+
+class Objects(Protocol):
+    """What gives the code for objects that the suite makes; see `SuiteObjects`."""
+
+    def case(self, value: Case) -> ast.expr:
+        """The code for a case."""
+
+    def is_made(self, value: Any) -> bool:
+        """Whether it is known how an object was made."""
+
+    def made(self, value: Any) -> ast.expr:
+        """The code for an object that is made again."""
+
+    def local_function(self, function: FunctionType) -> ast.expr:
+        """The code for a function defined within another one."""
 
 
 class Expressions:
@@ -36,6 +53,7 @@ class Expressions:
         self._kept: list[Any] = []  # objects whose id must not be used again
         self._modules: list[nn.Module] = []
         self.hints: dict[int, str] = {}
+        self.objects: Objects  # of the suite: `SuiteObjects`, which needs this object first
         self.folders: dict[str, ast.expr] = {}  # the variables of temporary folders, by path
         if owner_of(subject.thing) != "suite":
             self.learn(subject.thing, lambda: self._target_name(subject.name))
@@ -85,6 +103,10 @@ class Expressions:
         """
         if id(value) in self._code:
             return self._code[id(value)]
+        if isinstance(value, Case):
+            return self.objects.case(value)
+        if self.objects.is_made(value):
+            return self.objects.made(value)
         for kinds, maker in MAKERS:
             if isinstance(value, kinds):
                 code: ast.expr = maker(self, value)
@@ -106,6 +128,8 @@ class Expressions:
             if bound is self.subject.target:
                 return self._target_name(function.__name__)
             return ast.Attribute(self(bound), function.__name__, ast.Load())
+        if isinstance(function, FunctionType) and "<" in function.__qualname__ and owner_of(function) == "suite":
+            return self.objects.local_function(function)
         return self._imported(function)
 
     def method(self, owner: Any, name: str) -> ast.expr:
@@ -130,7 +154,7 @@ class Expressions:
         if where == "torch" or function in vars(torch).values():
             return ast.parse(public_name(function), mode="eval").body
         module = getattr(function, "__module__", None) or ""
-        if not name.isidentifier() and "<" in name:
+        if not name or (not name.isidentifier() and "<" in name):
             raise Unsayable(f"the function {name}")
         if where == "python" and module == "builtins":
             return ast.Name(name, ast.Load())

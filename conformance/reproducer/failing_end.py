@@ -63,6 +63,9 @@ def end(script: Writer) -> Iterator[str]:
                 yield f'        raise SystemExit(f"{title}: the error does not name all of this: {{error}}") from None'
             else:
                 yield "    pass"
+            if Exception not in failure.types:
+                yield "except Exception as error:"
+                yield f'    raise SystemExit(f"{title}: raised {{type(error).__name__}}: {{error}}") from None'
             yield "else:"
             yield f"    raise SystemExit({_quoted(f'{title}: {script.message}')})"
     yield f'print("{title}: this case is right")'

@@ -23,6 +23,7 @@ from conformance.target.target import Target
 TAPE = "_tape_of_this_check"  # the name under which hooked code finds the tape among its module's names
 HOOKED = (PACKAGE, Subject.__module__.rpartition(".")[0])  # modules whose names begin so have their code hooked
 PLAIN = (calling.__module__, Target.__module__, check_case.__module__)
+HELD = "_held"  # the variable of hooked code for a value that is assigned to several places
 UNHOOKED = ("super", "locals", "globals", "vars", "TypeVar", "cast")  # they look at their caller, or are no calls
 
 
@@ -122,7 +123,8 @@ class _Hooks(ast.NodeTransformer):
         return ast.copy_location(call, node)
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-        node.body = [self.visit(statement) for statement in node.body]  # neither defaults nor decorators
+        visited = [self.visit(statement) for statement in node.body]  # neither defaults nor decorators
+        node.body = [each for found in visited for each in (found if isinstance(found, list) else [found])]
         return node
 
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
@@ -187,17 +189,37 @@ class _Hooks(ast.NodeTransformer):
             return node
         return self._hook(node, "unary", ast.Constant(type(node.op).__name__), node.operand)  # type: ignore[no-any-return]
 
-    def visit_Assign(self, node: ast.Assign) -> ast.AST:
-        target = node.targets[0]
-        if len(node.targets) > 1 or not isinstance(target, ast.Attribute | ast.Subscript):
+    def visit_Assign(self, node: ast.Assign) -> Any:
+        if not any(map(_has_places, node.targets)):
             node.value = self.visit(node.value)
             return node
-        owner, value = self.visit(target.value), self.visit(node.value)
+        held = ast.Assign([ast.Name(HELD, ast.Store())], self.visit(node.value))
+        parts = [self._assigned(target, ast.Name(HELD, ast.Load()), HELD) for target in node.targets]
+        found = [ast.copy_location(statement, node) for statement in [held, *(s for part in parts for s in part)]]
+        return [ast.fix_missing_locations(statement) for statement in found]
+
+    def _assigned(self, target: ast.expr, value: ast.expr, name: str) -> list[ast.stmt]:
+        """Statements that assign a value to a target; each part of a tuple gets a variable of its own first."""
+        if isinstance(target, ast.Tuple | ast.List) and _has_places(target):
+            names = [f"{name}_{n}" for n in range(len(target.elts))]
+            parts = ast.Tuple([ast.Name(each, ast.Store()) for each in names], ast.Store())
+            each = zip(target.elts, names, strict=True)
+            inner = [self._assigned(part, ast.Name(own, ast.Load()), own) for part, own in each]
+            return [ast.Assign([parts], value), *(statement for part in inner for statement in part)]
         if isinstance(target, ast.Attribute):
-            hook = self._hook(node, "set_attribute", owner, ast.Constant(target.attr), value)
-        else:
-            hook = self._hook(node, "set_item", owner, _index(self.visit(target.slice)), value)
-        return ast.copy_location(ast.Expr(hook), node)
+            hook = self._hook(target, "set_attribute", self.visit(target.value), ast.Constant(target.attr), value)
+            return [ast.Expr(hook)]
+        if isinstance(target, ast.Subscript):
+            index = _index(self.visit(target.slice))
+            return [ast.Expr(self._hook(target, "set_item", self.visit(target.value), index, value))]
+        return [ast.Assign([target], value)]
+
+
+def _has_places(target: ast.expr) -> bool:
+    """Whether an assignment goes to attributes or items, perhaps in a tuple without a starred part."""
+    if not isinstance(target, ast.Tuple | ast.List):
+        return isinstance(target, ast.Attribute | ast.Subscript)
+    return not any(isinstance(part, ast.Starred) for part in target.elts) and any(map(_has_places, target.elts))
 
 
 def _index(node: ast.expr) -> ast.expr:

@@ -18,10 +18,12 @@ import torch
 
 from conformance.cases.seeding import seed_torch
 from conformance.isolation import process_state
+from conformance.reproducer.compact_code import close
+from conformance.reproducer.statement_removal import shortened
 from conformance.reproducer.steps import Step
 from conformance.reproducer.straight_script import Options, Script, names_in
 
-TRIES = 80  # scripts that are run to find which steps are needed; a number, so that every run finds the same
+TRIES = 240  # scripts that are run to find which steps are needed; a number, so that every run finds the same
 SECONDS = 30.0  # after which a slow target's script stays as it is
 DEFECT, RIGHT, BROKEN = "defect", "right", "broken"  # what a script says
 SEED = 987654321  # none that a target or a case would use
@@ -52,10 +54,13 @@ class Reduction:
                 break
         else:
             return None
-        if self.comparable or failure.kind == "compared":  # else nothing would tell which values matter
-            steps = self._without_needless(steps)
+        told = self.comparable or failure.kind == "compared"  # else nothing would tell which values matter
+        if told:
+            steps = self._without_needless(self._without_arguments(self._without_needless(steps)))
         self._merge_leaves(steps)
         self._inline(steps)
+        if told:
+            self._shorten_definitions(steps)
         return self.script.text(steps, self.options)
 
     def _without_needless(self, steps: list[Step]) -> list[Step]:
@@ -66,6 +71,37 @@ class Reduction:
             if self._shows(fewer):
                 steps = fewer
         return steps
+
+    def _without_arguments(self, steps: list[Step]) -> list[Step]:
+        """Leave out the named arguments that need other steps and make no difference, or give None for them."""
+        for step in steps:
+            whole = step.node
+            if not isinstance(whole, ast.Call) or step is self.script.failure.step:
+                continue
+            for keyword in (each for each in whole.keywords if names_in(each.value)):
+                others = [each for each in step.node.keywords if each.arg != keyword.arg]  # type: ignore[union-attr]
+                for given in (others, [*others, ast.keyword(keyword.arg, ast.Constant(None))]):
+                    before, step.node = step.node, ast.Call(whole.func, whole.args, given)
+                    fewer = self._needed(steps)
+                    if self._shows(fewer):
+                        steps = fewer
+                        break
+                    step.node = before
+        return steps
+
+    def _shorten_definitions(self, steps: list[Step]) -> None:
+        """Leave out the statements of the suite's definitions that make no difference."""
+        self.script.text(steps, self.options)
+
+        def shows(text: str) -> bool:
+            before, self.script.shorter = self.script.shorter, text
+            if self._shows(steps):
+                return True
+            self.script.shorter = before
+            return False
+
+        if self.script.definitions:
+            self.script.shorter = close(shortened(self.script.definitions, shows))
 
     def _merge_leaves(self, steps: list[Step]) -> None:
         """Let equal operands be one tensor, where that makes no difference."""
@@ -78,19 +114,26 @@ class Reduction:
                     break
 
     def _inline(self, steps: list[Step]) -> None:
-        """Write values that are used once where they are used."""
+        """Write values that are used once where they are used, except operands that have a name."""
         for n, step in enumerate(steps):
-            if step.leaf is not None or not isinstance(step.node, ast.expr) or self._uses(steps)[step.name] != 1:
+            node = self._unnamed(step) if step.leaf is not None else step.node
+            if not isinstance(node, ast.expr) or self._uses(steps)[step.name] != 1:
                 continue
             users = [other for other in steps[n + 1 :] if other.node is not None and step.name in names_in(other.node)]
-            if users and users[0].modes != step.modes:
+            if users and users[0].modes != step.modes and step.leaf is None:
                 continue
-            node = users[0].node if users else None
-            if node is not None and len(self.script.code(step.node)) + len(self.script.code(node)) > LONG:
+            user = users[0].node if users else None
+            if user is not None and len(self.script.code(node)) + len(self.script.code(user)) > LONG:
                 continue
             if step.effect and (not users or steps.index(users[0]) != n + 1):
                 continue
-            self._try({step.name: step.node}, steps)
+            self._try({step.name: node}, steps)
+
+    def _unnamed(self, step: Step) -> ast.expr | None:
+        """The literal of an operand of which nothing but its values is known."""
+        leaf = step.leaf
+        plain = step.hint == "tensor" and leaf is not None and not leaf.requires_grad and not self.options.strided
+        return ast.parse(leaf.literal, mode="eval").body if plain and leaf is not None else None
 
     def _try(self, inlined: dict[str, Any], steps: list[Step]) -> None:
         before = self.script.inlined

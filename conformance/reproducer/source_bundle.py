@@ -54,12 +54,15 @@ class Bundle:
 
     Args:
         instead: replacements of definitions, by the full names of the replaced ones.
+        is_open: whether other code, that of a target, may call any method of a root.
     Raises:
         NoSource: if the source of a needed definition cannot be found.
     """
 
-    def __init__(self, roots: Iterable[Target], instead: dict[str, Definition] | None = None) -> None:
-        self.roots, self.instead = list(roots), instead or {}
+    def __init__(
+        self, roots: Iterable[Target], instead: dict[str, Definition] | None = None, *, is_open: bool = False
+    ) -> None:
+        self.roots, self.instead, self.is_open = list(roots), instead or {}, is_open
         self.pieces: dict[Definition, Piece] = {}
         self.imports: dict[Import, None] = {}
         self.builtins: set[str] = set()
@@ -78,7 +81,8 @@ class Bundle:
             self.imports[target] = None
         elif target not in self.pieces:
             piece = self.pieces[target] = Piece(target, removed=list(left_out(target)))
-            if isinstance(target.node, ast.ClassDef) and self._is_closed(target):
+            is_open = self.is_open and target in self.roots
+            if isinstance(target.node, ast.ClassDef) and not is_open and self._is_closed(target):
                 for method in target.node.body:
                     if isinstance(method, ast.FunctionDef):
                         piece._methods.setdefault(method.name, []).append(extent(target.source, method))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from conformance.reproducer.code_owner import SUITE
+from conformance.reproducer.compact_code import compact
 from conformance.reproducer.condition import violated
 from conformance.reproducer.expressions import REFERENCE
 from conformance.reproducer.failing_end import end
@@ -35,7 +36,7 @@ def placed(values, stride):
     return view.copy_(values) if 0 not in stride else values[:1].expand(values.shape)
 '''
 SUITES = (*SUITE, f"{REFERENCE}.")  # a script imports what the target has, not what is behind it here
-MODULES = ("copy", "math", "os", "pickle", "random", "sys", "tempfile", "warnings")
+MODULES = ("contextlib", "copy", "math", "os", "pickle", "random", "sys", "tempfile", "warnings")
 ALIASES = {"np": "import numpy as np"} | {name: f"import {name}" for name in MODULES}
 PLACEHOLDER = re.compile(r"_(target|import|suite)_(.*)", re.DOTALL)
 
@@ -72,6 +73,8 @@ class Script:
     interpreted: bool = False
     imports: dict[str, None] = field(default_factory=dict)
     inlined: dict[str, ast.expr] = field(default_factory=dict)
+    definitions: str = ""  # of the suite, as the last text had them
+    shorter: str | None = None  # definitions in place of those
 
     def __post_init__(self) -> None:
         self.condition = self.failure.condition
@@ -152,7 +155,7 @@ class Script:
         for step in sorted(steps, key=lambda step: step.leaf is None):
             if step is self.failure.step or step.name in self.inlined or step in self.folded:
                 continue
-            wanted = step.modes
+            wanted = (*step.modes, *_suppressing(step))
             if wanted != context and wanted:
                 yield f"with {', '.join(wanted)}:"
             context = wanted
@@ -172,7 +175,11 @@ class Script:
                     else f"{made}.requires_grad_()"
                 )
             return f"{self.names.get(step.name, '_')} = {made}"
+        if isinstance(step.node, ast.FunctionDef):
+            step.node.name = step.name
         code = self.code(step.node)
+        if isinstance(step.node, ast.stmt):
+            return code
         return f"{self.names[step.name]} = {code}" if step.name in self.names else code
 
     def code(self, node: Any) -> str:
@@ -210,14 +217,15 @@ class Script:
         """The definitions of the suite that the script uses, and a function that puts their names into a line."""
         if not self.suite:
             return [], str
-        bundle = Bundle(self.suite.values(), plain_regions())
+        bundle = Bundle(self.suite.values(), plain_regions(), is_open=True)
         text = Text(bundle, list(self.names.values()))
+        body = self.definitions = compact(text.body) if self.shorter is None else self.shorter
         for line in text.imports.splitlines():
-            if line:
+            if line and _is_used(line, body):
                 self.imports[line] = None
         helper_names = {f"_suite_{what}": text.name(each) for what, each in self.suite.items()}
         pattern = re.compile("|".join(map(re.escape, sorted(helper_names, key=len, reverse=True))))
-        lines = ["", *text.body.rstrip("\n").splitlines(), ""]
+        lines = ["", *body.splitlines(), ""]
         return lines, lambda line: pattern.sub(lambda found: helper_names[found.group()], line)
 
     def _used_aliases(self, lines: Iterable[str]) -> Iterator[str]:
@@ -225,11 +233,23 @@ class Script:
         return (line for name, line in ALIASES.items() if re.search(rf"\b{name}\.", text))
 
 
+def _suppressing(step: Step) -> tuple[str, ...]:
+    """The region around a call that raised, after which the check went on."""
+    if step.raised is None:
+        return ()
+    kind = type(step.raised)
+    return (f"contextlib.suppress({kind.__name__ if kind.__module__ == 'builtins' else 'Exception'})",)
+
+
 class _Renamed(ast.NodeTransformer):
     """Gives variables and placeholders their names in the script."""
 
     def __init__(self, script: Script) -> None:
         self.script = script
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        node.name = self.script.names.get(node.name, node.name)
+        return self.generic_visit(node)
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
         if node.id in self.script.inlined:
@@ -243,6 +263,12 @@ class _Renamed(ast.NodeTransformer):
 def names_in(node: ast.AST) -> set[str]:
     """The variables in a piece of code."""
     return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+
+
+def _is_used(line: str, body: str) -> bool:
+    """Whether a definition uses a name that an import binds."""
+    names = line.rpartition("import ")[2].split(", ")
+    return any(re.search(rf"\b{re.escape(name.rpartition(' as ')[2])}\b", body) for name in names)
 
 
 def _is_local(line: str) -> bool:

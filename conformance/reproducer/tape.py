@@ -21,33 +21,12 @@ from conformance.reproducer.code_owner import owner_of
 from conformance.reproducer.expressions import Expressions, called
 from conformance.reproducer.hooked_code import TAPE
 from conformance.reproducer.literals import Leaf, Unsayable
+from conformance.reproducer.operator_names import OPERATORS
 from conformance.reproducer.steps import SIMPLE, Failure, Step, hint_of, modes_on
+from conformance.reproducer.suite_objects import SuiteObjects
 
-OPERATORS = {
-    "Add": "add",
-    "Sub": "sub",
-    "Mult": "mul",
-    "Div": "truediv",
-    "FloorDiv": "floordiv",
-    "Mod": "mod",
-    "Pow": "pow",
-    "MatMult": "matmul",
-    "BitAnd": "and_",
-    "BitOr": "or_",
-    "BitXor": "xor",
-    "LShift": "lshift",
-    "RShift": "rshift",
-    "Eq": "eq",
-    "NotEq": "ne",
-    "Lt": "lt",
-    "LtE": "le",
-    "Gt": "gt",
-    "GtE": "ge",
-    "USub": "neg",
-    "UAdd": "pos",
-    "Invert": "invert",
-}
 MOST, FOREVER = 600, 1 << 30  # steps of a check; a check of more is not recorded to its end
+READING = ("get_parameter", "get_submodule", "get_buffer", "named_parameters", "named_modules", "parameters", "modules")
 COPIES = (copy.copy, copy.deepcopy, pickle.dumps, pickle.loads)
 
 
@@ -65,6 +44,9 @@ class Tape:
         self.leaves: set[int] = set()
         self.last_none: ast.expr = ast.Constant(None)  # the code of the attribute that was last None
         self.say = Expressions(subject, self._leaf)
+        self.say.objects = self.objects = SuiteObjects(
+            self.say, lambda node, hint: self._add(node, hint, effect=False).name
+        )
 
     def call(self, function: Any, /, *arguments: Any, **options: Any) -> Any:
         """Call a function, and record the call if it is one on the target's or torch's objects."""
@@ -82,6 +64,8 @@ class Tape:
             self._pass_on(function, arguments, options)
         value = function(*arguments, **options)
         self._hint(value, arguments)
+        if isinstance(function, type) and owner_of(function) == "suite":
+            self.objects.remember(value, function, arguments, options)
         return value
 
     def _recorded(self, function: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -91,11 +75,14 @@ class Tape:
             given = {name: value for name, value in options.items() if value}
             method = self.say.method(y, "backward") if self.say.knows(y) else None
             return self._step(lambda: method and called(method, [self.say(upstream)], given, self.say), act, "")
-        return self._step(
-            lambda: called(self.say.function(function), map(self.say, arguments), options, self.say),
-            act,
-            hint_of(function),
-        )
+        if self.say.is_suites_module(function):
+            made = partial(self.objects.call, function, self.say.function(function), arguments, options)
+            return self._step(made, act, hint_of(function))
+        code = partial(self._code_of_call, function, arguments, options)
+        return self._step(code, act, hint_of(function), effect=getattr(function, "__name__", "") not in READING)
+
+    def _code_of_call(self, function: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> ast.expr:
+        return called(self.say.function(function), map(self.say, arguments), options, self.say)
 
     def _pass_on(self, function: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
         """Record a call of a wrapper's method as calls on the layers that it wraps; torch makes them."""
@@ -201,20 +188,21 @@ class Tape:
             return None
 
     def computed(self, value: Any, code: Callable[[], ast.expr]) -> Any:
-        """Record a value that an operator computed, as a step without an effect."""
+        """Record a value that an operator computed, a step without an effect unless a gradient passes through it."""
         node = self.code_or_none(code)
         if node is not None:
-            step = self._add(node, "value", effect=False)
+            in_graph = isinstance(value, torch.Tensor) and value.requires_grad
+            step = self._add(node, "value", effect=in_graph)
             step.value = value
             if not isinstance(value, SIMPLE):
                 self.say.name(value, step.name)
         return value
 
-    def _step(self, code: Callable[[], Any], act: Callable[[], Any], hint: str) -> Any:
+    def _step(self, code: Callable[[], Any], act: Callable[[], Any], hint: str, *, effect: bool = True) -> Any:
         node = self.code_or_none(code)
         if node is None:
             return act()
-        step = self._add(node, hint)
+        step = self._add(node, hint, effect=effect)
         if len(self.steps) > MOST:
             self.paused = FOREVER
         self.paused += 1

@@ -14,7 +14,7 @@ from conformance.reproducer.code_owner import SUITE
 from conformance.reproducer.helper_body import arguments_of, called_name, is_passed_over, statements
 from conformance.reproducer.hooked_code import tree_of
 from conformance.reproducer.literals import Unsayable
-from conformance.reproducer.steps import SIMPLE, TARGETS, Failure
+from conformance.reproducer.steps import SIMPLE, TARGETS, Failure, Step
 from conformance.reproducer.tape import Tape
 
 OPPOSITE = {
@@ -99,17 +99,28 @@ class _Saying:
             return node
         if isinstance(node, ast.Name):
             return self._name(node)
-        if not self._is_open(node):
-            known, value = self._value(node)
-            if known and not isinstance(value, SIMPLE) and self.tape.say.knows(value):
-                return self.tape.say(value)
-            if known and not self._is_dynamic(node):
-                return self.tape.say(value)
+        found = None if self._is_open(node) else self._found(node)
+        if found is not None:
+            return found
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             inlined = self._inlined(node)
             if inlined is not None:
                 return inlined
         return self._rebuilt(node)
+
+    def _found(self, node: ast.expr) -> ast.expr | None:
+        """The variable of a call that is on the tape, or the code of a value that is known or comes from no call."""
+        step = self._step(node)
+        if step is not None:
+            return ast.Name(step.name, ast.Load())
+        known, value = self._value(node)
+        is_known = known and not isinstance(value, SIMPLE) and self.tape.say.knows(value)
+        return self.tape.say(value) if is_known or (known and not self._is_dynamic(node)) else None
+
+    def _step(self, node: ast.AST) -> Step | None:
+        """The step of a call that the function around the requirement made last."""
+        is_live = self.function is not None and isinstance(node, ast.Call)
+        return self.tape.at_site(self.module, node) if is_live else None  # type: ignore[arg-type]
 
     def _rebuilt(self, node: ast.expr) -> ast.expr:
         new = copy.copy(node)
@@ -210,7 +221,7 @@ class _Saying:
 
     def _is_dynamic(self, node: ast.expr, depth: int = 0) -> bool:
         """Whether an expression depends on what the target gave."""
-        if any(self._is_known(n) for n in ast.walk(node) if isinstance(n, ast.Attribute | ast.Subscript)):
+        if any(self._is_known(n) or self._step(n) is not None for n in ast.walk(node)):
             return True
         for name in (n.id for n in ast.walk(node) if isinstance(n, ast.Name)):
             if name in self.given or name in self.bound:
@@ -228,9 +239,13 @@ class _Saying:
                     return True
         return False
 
-    def _is_known(self, node: ast.expr) -> bool:
+    def _is_known(self, node: ast.AST) -> bool:
         """Whether an attribute or an item, of something that is not known, is known itself."""
-        if self._is_open(node) or any(isinstance(n, ast.Call) for n in ast.walk(node)):
+        if (
+            not isinstance(node, ast.Attribute | ast.Subscript)
+            or self._is_open(node)
+            or any(isinstance(n, ast.Call) for n in ast.walk(node))
+        ):
             return False
         known, value = self._value(node)
         return known and not isinstance(value, SIMPLE) and self.tape.say.knows(value)

@@ -141,6 +141,10 @@ class Expressions:
         module = getattr(thing, "__module__", None) or ""
         return f"{module}.".startswith(f"{REFERENCE}.") and getattr(self.subject.target, "__name__", "") != REFERENCE
 
+    def is_numeric(self, function: Any) -> bool:
+        """Whether a function is one of NumPy's that computes."""
+        return not isinstance(function, type) and _numpy_name(function) is not None
+
     def is_suites_module(self, function: Any) -> bool:
         """Whether a function is a class of modules or optimisers that the suite itself defines for its cases."""
         kinds = nn.Module | torch.optim.Optimizer
@@ -156,6 +160,8 @@ class Expressions:
         module = getattr(function, "__module__", None) or ""
         if not name or (not name.isidentifier() and "<" in name):
             raise Unsayable(f"the function {name}")
+        if not isinstance(function, type) and (numeric := _numpy_name(function)) is not None:
+            return ast.parse(numeric, mode="eval").body
         if where == "python" and module == "builtins":
             return ast.Name(name, ast.Load())
         if where == "suite":
@@ -221,7 +227,10 @@ class Expressions:
     def _array(self, value: Any) -> ast.expr:
         if value.size > 200 or value.dtype.kind not in "fbi":
             raise Unsayable("an array")
-        return ast.parse(tensor_literal(torch.from_numpy(np.array(value))), mode="eval").body
+        text = (
+            tensor_literal(torch.from_numpy(np.array(value))).replace("torch.", "np.").replace("float(", "np.double(")
+        )
+        return ast.parse(text.replace("np.tensor", "np.array"), mode="eval").body
 
     def _slice(self, value: slice) -> ast.expr:
         parts = [None if part is None else self(part) for part in (value.start, value.stop, value.step)]
@@ -253,6 +262,15 @@ def called(
 ) -> ast.expr:
     """The code of a call."""
     return ast.Call(function, list(arguments), [ast.keyword(name, say(value)) for name, value in options.items()])
+
+
+def _numpy_name(function: Any) -> str | None:
+    """The name by which a script calls a function of NumPy."""
+    name = getattr(function, "__name__", "")
+    for space, prefix in ((np, "np"), (np.linalg, "np.linalg")):
+        if name and getattr(space, name, None) is function:
+            return f"{prefix}.{name}"
+    return None
 
 
 def _parts(module: nn.Module) -> Iterator[tuple[str, Any]]:

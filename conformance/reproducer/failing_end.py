@@ -26,6 +26,7 @@ class Writer(Protocol):
     message: str
     condition: ast.expr | None
     expected: ast.expr | None
+    budget: ast.expr | None
 
     def code(self, node: Any) -> str:
         """The source of a node."""
@@ -77,9 +78,10 @@ def _comparison(script: Writer) -> Iterator[str]:
     assert script.failure.actual is not None
     what = expected.name.replace("{", "{{").replace("}", "}}")
     value, bounds, part = _shown(script)
-    yield f"got = {script.code(script.failure.actual)}{part}"
+    got = f"{script.code(script.failure.actual)}{part}"
+    yield f"got = {got if script.failure.has_dtype else _tensor(got)}"
     if script.expected is not None:
-        yield f"expected = {script.code(script.expected)}"
+        yield f"expected = {_tensor(script.code(script.expected))}"
     else:
         yield f"expected = {tensor_literal(torch.from_numpy(value))}"
     shown = "list(got.shape), got.dtype" if script.failure.has_dtype else "list(got.shape)"
@@ -89,7 +91,9 @@ def _comparison(script: Writer) -> Iterator[str]:
         yield f"if not isinstance(got, torch.Tensor) or got.shape != expected.shape{other}:"
         yield f"    got = ({shown}) if isinstance(got, torch.Tensor) else got"
         yield f'    raise SystemExit(f"{title}: {what} is {{got}}, expected {list(value.shape)}{wanted}")'
-    if bounds is None:
+    if script.budget is not None:
+        yield f"bound = {_tensor(script.code(script.budget))}"
+    elif bounds is None:
         yield "bound = torch.zeros_like(expected)"
     else:
         yield f"bound = {tensor_literal(_rounded_up(bounds, value.shape))}"
@@ -101,6 +105,11 @@ def _comparison(script: Writer) -> Iterator[str]:
     yield "    worst = tuple(i.item() for i in torch.unravel_index((error - bound).argmax(), error.shape))"
     yield '    seen = f"got {got[worst]:.9g}, expected {expected[worst]:.9g}, bound {bound[worst]:.3g}"'
     yield f'    raise SystemExit(f"{title}: {what}{{list(worst)}}: {{seen}}")'
+
+
+def _tensor(code: str) -> str:
+    """The code of an array as that of a tensor."""
+    return f"torch.as_tensor({code})" if "np." in code or ".numpy()" not in code else code.replace(".numpy()", "")
 
 
 def _shown(script: Writer) -> tuple[Any, Any, str]:

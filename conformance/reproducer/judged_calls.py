@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from conformance.cases.memory_layout import Placed
 from conformance.cases.seeding import seed_torch
 from conformance.isolation import process_state
 from conformance.judgement.judge import compare, judge
@@ -59,11 +60,26 @@ def _compared(tape: Tape, comparison: Any, actual: Any, expected: Any, *, has_dt
 
 
 def values_of(tape: Tape, tensor: Any) -> Any:
-    """The values of a tensor as an array, which stands for the tensor in float64."""
+    """The values of a tensor as an array in float64."""
     found = numbers(tensor)
     if not tape.say.knows(tensor) or id(tensor) in tape.leaves:
         return found
-    return tape.computed(found, lambda: _chain(tape.say(tensor), "detach", "double"))
+    return tape.computed(found, lambda: _chain(tape.say(tensor), "detach", "double", "numpy"))
+
+
+def changed(tape: Tape, placed: Placed) -> bool:
+    """Whether an operand has been modified: a comparison with a copy from the beginning."""
+    found, tensor = placed.contents_changed(), placed.tensor
+    leaf = next((step for step in tape.steps if step.value is tensor and step.leaf is not None), None)
+    if leaf is not None:
+        before = Step(
+            f"{leaf.name}_before", _chain(tape.say(tensor), "clone"), hint=f"{leaf.hint}_before", effect=False
+        )
+        if all(step.name != before.name for step in tape.steps):
+            tape.steps.insert(tape.steps.index(leaf) + 1, before)
+        equal = ast.parse(f"not torch.equal({leaf.name}, {before.name})", mode="eval").body
+        tape.computed(found, lambda: equal)
+    return found
 
 
 @contextmanager
@@ -126,6 +142,7 @@ RECORDERS = (
     (compare, compared),
     (numbers, values_of),
     (refuses, refused),
+    (Placed.contents_changed, changed),
     (tempfile.TemporaryDirectory, folder_made),
     (process_state.kept, settings_kept),
 )

@@ -11,6 +11,7 @@ import torch
 
 WIDTH = 116
 MOST = 2048  # elements; a tensor with more has no literal
+FEW = 64  # elements; a tensor with more may be drawn anew from a seed
 
 
 class Unsayable(Exception):  # noqa: N818  (the name says what cannot be done)
@@ -27,19 +28,25 @@ class Leaf:
 
     @classmethod
     def of(cls, tensor: torch.Tensor) -> Leaf:
-        """The leaf of a tensor.
-
-        Raises:
-            Unsayable: if the tensor has too many elements for a literal.
-        """
-        if tensor.numel() > MOST:
-            raise Unsayable(f"a tensor of {tensor.numel()} elements")
+        """The leaf of a tensor."""
         return cls(tensor.detach().clone(), tuple(tensor.stride()), tensor.requires_grad)
 
     @cached_property
     def literal(self) -> str:
-        """The code that makes the tensor."""
+        """The code that makes the tensor.
+
+        Raises:
+            Unsayable: if the tensor has too many elements.
+        """
         return tensor_literal(self.values)
+
+    @property
+    def seeded(self) -> str:
+        """The code that draws other values, where the tensor has many: a short literal stays as it is."""
+        if self.values.numel() <= FEW or not self.values.is_floating_point():
+            return self.literal
+        generator = "generator=torch.Generator().manual_seed(1)"
+        return f"torch.randn({tuple(self.values.shape)}, {generator}, dtype={self.values.dtype})"
 
     def equals(self, other: Leaf) -> bool:
         """Whether another leaf holds the same in the same way."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import io
 import random
 import sys
@@ -19,6 +20,8 @@ import torch
 from conformance.cases.seeding import seed_torch
 from conformance.isolation import process_state
 from conformance.reproducer.compact_code import close
+from conformance.reproducer.literals import Unsayable
+from conformance.reproducer.module_source import NoSource
 from conformance.reproducer.statement_removal import shortened
 from conformance.reproducer.steps import Step
 from conformance.reproducer.straight_script import Options, Script, names_in
@@ -152,17 +155,22 @@ class Reduction:
         self.tries -= 1
         if self.tries < 0 or time.perf_counter() > self.deadline:
             return False
-        found = said(self.script.text(steps, self.options), self.title)
+        try:
+            found = said(self.script.text(steps, self.options), self.title)
+        except CANNOT:
+            return False
         if found.kind != DEFECT:
             return False
         if not self.comparable:  # what is left out must not change a number of the sentence
             self.sentence = self.sentence or found.sentence
             return found.sentence == self.sentence
-        right = Options(self.options.strided, self.options.filled, right=True)
+        right = dataclasses.replace(self.options, right=True)
         return said(self.script.text(steps, right), self.title).kind == RIGHT
 
 
 OPTIONS = [Options(strided, filled) for filled in (False, True) for strided in (False, True)]
+OPTIONS += [Options(seeded=True), Options(seeded=True, filled=True)]
+CANNOT = (Unsayable, NoSource, ValueError, SyntaxError, RecursionError)
 
 
 def needed(steps: list[Step], roots: list[Any], acts: frozenset[str] = frozenset()) -> list[Step]:

@@ -10,9 +10,8 @@ from conformance.judgement.result import Result
 from conformance.reproducer.code_owner import wrapper
 from conformance.reproducer.hooked_code import hooked
 from conformance.reproducer.judged_calls import RECORDERS
-from conformance.reproducer.literals import WIDTH, Unsayable
-from conformance.reproducer.module_source import NoSource
-from conformance.reproducer.reduction import Reduction
+from conformance.reproducer.literals import WIDTH
+from conformance.reproducer.reduction import CANNOT, Reduction
 from conformance.reproducer.steps import Failure
 from conformance.reproducer.straight_script import Script
 from conformance.reproducer.tape import Tape
@@ -22,7 +21,6 @@ from conformance.target.object_target import is_object
 from conformance.target.subject import Subject
 
 ELSEWHERE = ("distributed", "remote")  # groups whose checks call the target in other processes
-CANNOT = (Unsayable, NoSource, ValueError, SyntaxError, RecursionError)
 
 
 def short_script(clause: Clause, subject: Subject, target: str, result: Result) -> str | None:

@@ -24,7 +24,7 @@ def shortened(text: str, shows: Callable[[str], bool]) -> str:
 
 
 def _without_one(text: str) -> Iterator[str]:
-    """The text without each of its statements; a body that would be empty gets `pass`."""
+    """The text without each statement, or with only the body of one; a body that would be empty gets `pass`."""
     lines = text.splitlines(keepends=True)
     bodies = [getattr(node, "body", None) for node in ast.walk(ast.parse(text))]
     inner = [(body, each) for body in bodies if isinstance(body, list) for each in body]
@@ -32,6 +32,18 @@ def _without_one(text: str) -> Iterator[str]:
     for body, (first, last) in sorted(places, key=lambda place: place[1][0] - place[1][1]):
         instead = [] if len(body) > 1 else [f"{' ' * _indent(lines[first])}pass\n"]
         yield "".join([*lines[:first], *instead, *lines[last:]])
+    for body, (first, last) in places:
+        inside = next(([*_unwrapped(each, lines)] for each in body if _lines(each) == (first, last)), [])
+        if inside:
+            yield "".join([*lines[:first], *inside, *lines[last:]])
+
+
+def _unwrapped(statement: ast.stmt, lines: list[str]) -> Iterator[str]:
+    """The lines of the body of a compound statement in its place."""
+    if isinstance(statement, ast.Try | ast.If | ast.With):
+        first, last = _lines(statement.body[0])[0], _lines(statement.body[-1])[1]
+        deeper = _indent(lines[first]) - statement.col_offset
+        yield from (line[deeper:] if line.strip() else line for line in lines[first:last])
 
 
 def _lines(statement: ast.stmt) -> tuple[int, int]:

@@ -48,11 +48,13 @@ class Options:
     Attributes:
         strided: whether operands keep their strides.   filled: whether `torch.empty` gives NaN.
         right: whether the script calls `reference` in place of the target.
+        seeded: whether large operands are drawn anew, from a seed.
     """
 
     strided: bool = False
     filled: bool = False
     right: bool = False
+    seeded: bool = False
 
 
 @dataclass
@@ -81,14 +83,18 @@ class Script:
         if self.failure.kind == "required" and self.condition is None:
             self.condition = violated(self.tape, self.failure)
         expected = self.failure.expected
-        known = expected is not None and self.tape.say.knows(expected.value)
-        self.expected = self.tape.say(expected.value) if known else None
+        self.expected = self._known(expected.value) if expected is not None else None
+        self.budget = self._known(expected.budget) if expected is not None else None
+
+    def _known(self, value: Any) -> ast.expr | None:
+        """The code for a value, if it comes from what the target gave."""
+        return self.tape.say(value) if self.tape.say.knows(value) else None
 
     @property
     def roots(self) -> list[ast.AST]:
         """The code that tells whether the defect is there."""
         called = self.failure.step.node if self.failure.step is not None else None
-        found: list[ast.AST | None] = [self.condition, self.failure.actual, self.expected, called]
+        found: list[ast.AST | None] = [self.condition, self.failure.actual, self.expected, self.budget, called]
         return [node for node in found if node is not None]
 
     def text(self, steps: list[Step], options: Options) -> str:
@@ -164,14 +170,14 @@ class Script:
     def line(self, step: Step) -> str:
         if step.leaf is not None:
             leaf = step.leaf
-            made = leaf.literal
+            made = leaf.seeded if self.options.seeded else leaf.literal
             if (self.options.strided and tuple(leaf.values.stride()) != leaf.stride) or 0 in leaf.stride:
                 made = f"placed({made}, {leaf.stride})"
             folded = any(step.name in names_in(other.node) for other in self.folded if other.node)
             if leaf.requires_grad or folded:
                 made = (
                     f"{made[:-1]}, requires_grad=True)"
-                    if made.startswith("torch.tensor(")
+                    if made.startswith(("torch.tensor(", "torch.randn("))
                     else f"{made}.requires_grad_()"
                 )
             return f"{self.names.get(step.name, '_')} = {made}"

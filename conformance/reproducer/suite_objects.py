@@ -133,7 +133,7 @@ class _Filled(ast.NodeTransformer):
             owner = self.known[node.value.id]
             if not self.objects.say.knows(owner) and owner_of(type(owner)) == "suite":
                 value = getattr(owner, node.attr)
-                if not isinstance(value, SIMPLE):  # it may change
+                if isinstance(owner, Case) or not isinstance(value, SIMPLE):  # the others may change
                     return self.objects.shared(value)
         return self.generic_visit(node)
 

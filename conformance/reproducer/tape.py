@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import ast
-import copy
-import dataclasses
 import operator
-import pickle
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import PurePath
 from types import FrameType
 from typing import Any
 
@@ -22,12 +18,12 @@ from conformance.reproducer.expressions import Expressions, called
 from conformance.reproducer.hooked_code import TAPE
 from conformance.reproducer.literals import Leaf, Unsayable
 from conformance.reproducer.operator_names import OPERATORS
+from conformance.reproducer.recorded_calls import RecordedCalls, only_reads
+from conformance.reproducer.source_sites import Site, site_of
 from conformance.reproducer.steps import SIMPLE, Failure, Step, hint_of, modes_on
 from conformance.reproducer.suite_objects import SuiteObjects
 
 MOST, FOREVER = 600, 1 << 30  # steps of a check; a check of more is not recorded to its end
-READING = ("get_parameter", "get_submodule", "get_buffer", "named_parameters", "named_modules", "parameters", "modules")
-COPIES = (copy.copy, copy.deepcopy, pickle.dumps, pickle.loads)
 
 
 class Tape:
@@ -41,9 +37,11 @@ class Tape:
         self.subject, self.recorders, self.steps = subject, recorders, list[Step]()
         self.failures: list[Failure] = []  # possible ones, the last that happened is the best
         self.paused = 0
+        self.sites: dict[Site, Step] = {}  # the last step of each call in the suite's source
         self.leaves: set[int] = set()
         self.last_none: ast.expr = ast.Constant(None)  # the code of the attribute that was last None
         self.say = Expressions(subject, self._leaf)
+        self.calls = RecordedCalls(self.say)
         self.say.objects = self.objects = SuiteObjects(
             self.say, lambda node, hint: self._add(node, hint, effect=False).name
         )
@@ -52,21 +50,36 @@ class Tape:
         """Call a function, and record the call if it is one on the target's or torch's objects."""
         if self.paused:
             return function(*arguments, **options)
-        for known, recorder in self.recorders:
-            if function is known:
-                return recorder(self, *arguments, **options)
+        own = getattr(function, "__func__", function)
+        recorder = next((recorder for known, recorder in self.recorders if own is known), None)
+        if recorder is not None:
+            given = arguments if own is function else (function.__self__, *arguments)
+            return self._at_site(sys._getframe(1), lambda: recorder(self, *given, **options))
         if function is setattr or (function is getattr and hasattr(*arguments[:2])):
             return self.set_attribute(*arguments) if function is setattr else self.attribute(*arguments[:2])
-        if self._is_recorded(function, arguments, options):
-            self._look_up_names(sys._getframe(1).f_locals, (*arguments, *options.values()))
-            return self._recorded(function, arguments, options)
-        if self._is_of_wrapper(function):
+        if self.calls.is_recorded(function, arguments, options):
+            frame = sys._getframe(1)
+            self._look_up_names(frame.f_locals, (*arguments, *options.values()))
+            return self._at_site(frame, lambda: self._recorded(function, arguments, options))
+        if self.calls.is_of_wrapper(function):
             self._pass_on(function, arguments, options)
+        if self.calls.is_of_files(function, arguments, options):
+            return self._at_site(sys._getframe(1), lambda: self._recorded(function, arguments, options))
         value = function(*arguments, **options)
         self._hint(value, arguments)
         if isinstance(function, type) and owner_of(function) == "suite":
             self.objects.remember(value, function, arguments, options)
         return value
+
+    def _at_site(self, frame: FrameType, record: Callable[[], Any]) -> Any:
+        """Record a call, and remember where in the source it stands."""
+        before = len(self.steps)
+        try:
+            return record()
+        finally:
+            made = [step for step in self.steps[before:] if step.leaf is None]
+            if made:
+                self.sites[site_of(frame)] = made[-1]
 
     def _recorded(self, function: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
         act = partial(function, *arguments, **options)
@@ -79,7 +92,7 @@ class Tape:
             made = partial(self.objects.call, function, self.say.function(function), arguments, options)
             return self._step(made, act, hint_of(function))
         code = partial(self._code_of_call, function, arguments, options)
-        return self._step(code, act, hint_of(function), effect=getattr(function, "__name__", "") not in READING)
+        return self._step(code, act, hint_of(function), effect=not only_reads(function))
 
     def _code_of_call(self, function: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> ast.expr:
         return called(self.say.function(function), map(self.say, arguments), options, self.say)
@@ -113,7 +126,7 @@ class Tape:
     def binary(self, kind: str, left: Any, right: Any) -> Any:
         """Apply an operator to two values."""
         result = getattr(operator, OPERATORS[kind])(left, right)
-        if self.paused or not self._is_dynamic(left, right):
+        if self.paused or not self.calls.is_dynamic(left, right):
             return result
 
         def code() -> ast.expr:
@@ -127,7 +140,7 @@ class Tape:
     def unary(self, kind: str, value: Any) -> Any:
         """Apply an operator to a value."""
         result = getattr(operator, OPERATORS[kind])(value)
-        if self.paused or not self._is_dynamic(value):
+        if self.paused or not self.calls.is_dynamic(value):
             return result
         return self.computed(result, lambda: ast.UnaryOp(getattr(ast, kind)(), self.say(value)))
 
@@ -165,6 +178,10 @@ class Tape:
         texts = [word for word in words if isinstance(word, str)]
         if not isinstance(value, SIMPLE) and len(texts) == 1:
             self.say.hints[id(value)] = texts[0]
+
+    def at_site(self, module: str, node: ast.Call) -> Step | None:
+        """The last step that a call in the source of a module of the suite made."""
+        return self.sites.get((module, node.lineno, node.end_lineno, node.col_offset, node.end_col_offset))
 
     def variable(self, value: Any) -> ast.expr | None:
         """The variable of a step of the target that gave this simple value."""
@@ -238,46 +255,6 @@ class Tape:
         self.steps.append(step)
         self.leaves.add(id(tensor))
         return step.name
-
-    def _is_dynamic(self, *values: Any) -> bool:
-        return any(not isinstance(value, SIMPLE) and self.say.knows(value) for value in values)
-
-    def _is_of_wrapper(self, function: Any) -> bool:
-        """Whether a function is a method that a wrapper of a library's layer inherits from torch.nn.Module."""
-        owner, module = getattr(function, "__self__", None), getattr(function, "__module__", None)
-        if not isinstance(owner, torch.nn.Module) or module != torch.nn.Module.__module__:
-            return False
-        return owner_of(owner) == "suite" and not self.say.knows(owner)
-
-    def _is_recorded(self, function: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> bool:
-        """Whether a call belongs on the tape: one of the target's or torch's code, on what the script knows."""
-        given = (*arguments, *options.values())
-        if function in COPIES:
-            return self._is_dynamic(*given)
-        bound = getattr(function, "__self__", None)
-        if isinstance(bound, PurePath) or self._is_of_wrapper(function):
-            return self.say.is_in_folder(bound)
-        if bound is not None and not isinstance(bound, type) and owner_of(type(bound)) == "python":
-            return self.say.knows(bound) and not isinstance(bound, SIMPLE)
-        where = owner_of(function)
-        if where == "torch":
-            return not (isinstance(function, type) and hasattr(function, "__enter__")) and function not in UNRECORDED
-        if where == "suite":
-            return self.say.is_suites_module(function)
-        made_for_another = isinstance(function, type) and dataclasses.is_dataclass(function)
-        return where == "target" and not (
-            made_for_another and self.say.is_foreign(function) and not self.say.knows(function)
-        )
-
-
-UNRECORDED = (
-    torch.set_grad_enabled,
-    torch.is_grad_enabled,
-    torch.is_autocast_enabled,
-    torch.from_numpy,
-    torch.get_deterministic_debug_mode,
-    torch.set_deterministic_debug_mode,
-)
 
 
 def _callers(frame: FrameType | None) -> tuple[tuple[str, int, dict[str, Any]], ...]:

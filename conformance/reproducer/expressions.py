@@ -227,10 +227,10 @@ class Expressions:
     def _array(self, value: Any) -> ast.expr:
         if value.size > 200 or value.dtype.kind not in "fbi":
             raise Unsayable("an array")
-        text = (
-            tensor_literal(torch.from_numpy(np.array(value))).replace("torch.", "np.").replace("float(", "np.double(")
-        )
-        return ast.parse(text.replace("np.tensor", "np.array"), mode="eval").body
+        if value.dtype.kind == "b" and value.ndim == 1:  # an index
+            return self(value.tolist())
+        text = tensor_literal(torch.from_numpy(np.array(value))).replace("torch.", "np.")
+        return ast.parse(text.replace("np.tensor(", "np.array("), mode="eval").body
 
     def _slice(self, value: slice) -> ast.expr:
         parts = [None if part is None else self(part) for part in (value.start, value.stop, value.step)]

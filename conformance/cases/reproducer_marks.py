@@ -9,6 +9,7 @@ Marked = TypeVar("Marked", bound=Callable[..., Any])
 
 LEFT_OUT: list[Callable[..., Any]] = []  # functions that register or record, and compute no result
 DRAWING: list[Callable[..., Any]] = []  # functions that draw element values from the case alone
+ON_RANKS: list[Callable[..., Any]] = []  # the function that runs a work on several ranks
 CONFIG_CLASS: list[Callable[..., Any]] = []  # the function that returns the target's config class, or the reference's
 
 
@@ -27,6 +28,13 @@ def left_out(function: Marked) -> Marked:
 def draws_values(function: Marked) -> Marked:
     """Mark a function whose results a reproducer contains as literals, if they are few."""
     DRAWING.append(function)
+    return function
+
+
+@left_out
+def runs_on_ranks(function: Marked) -> Marked:
+    """Mark the function that runs a work on ranks; a reproducer records what each rank does."""
+    ON_RANKS.append(function)
     return function
 
 

@@ -16,7 +16,24 @@ from conformance.reproducer.literals import Unsayable
 from conformance.specification.groups import PACKAGE
 
 SUITE = tuple(f"{name}." for name in (PACKAGE.partition(".")[0], "loraspec"))
-NAMESPACES = ("torch.nn", "torch", "torch.nn.functional", "torch.optim", "torch.nn.init", "torch.autograd")
+DEEPER = (  # parts of torch that `import torch` does not import
+    "torch.distributed.tensor",
+    "torch.distributed.tensor.parallel",
+    "torch.distributed.fsdp",
+    "torch.distributed.device_mesh",
+    "torch.distributed.checkpoint",
+    "torch.distributed.checkpoint.state_dict",
+)
+PLAIN = (
+    "torch.nn",
+    "torch",
+    "torch.nn.functional",
+    "torch.optim",
+    "torch.nn.init",
+    "torch.autograd",
+    "torch.nn.parallel",
+)
+NAMESPACES = (*PLAIN, "torch.distributed", *DEEPER)
 PLAIN_LIBRARIES = ("numpy",)
 
 
@@ -75,7 +92,7 @@ def public_name(function: Any) -> str:
     """The name by which torch's users call a function or a class of torch."""
     name = getattr(function, "__name__", "")
     for space in NAMESPACES:
-        if getattr(sys.modules[space], name, None) is function:
+        if getattr(sys.modules.get(space), name, None) is function:
             return f"{space}.{name}"
     module = getattr(function, "__module__", None)
     if not module or "<" in name:

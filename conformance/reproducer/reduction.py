@@ -215,17 +215,19 @@ def said(text: str, title: str) -> Said:
 @contextmanager
 def _state_kept() -> Iterator[None]:
     """A region without output, after which torch's modes, random states and the import path are as before."""
-    before, path, out = process_state.taken(process_state.RESTORED), list(sys.path), sys.stdout
+    before, path = process_state.taken(process_state.RESTORED), list(sys.path)
+    streams = sys.stdout, sys.stderr
     python, state = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            sys.stdout = io.StringIO()
+            sys.stdout = sys.stderr = io.StringIO()  # of processes that the script starts too
             random.seed(SEED)
             np.random.seed(SEED)
             seed_torch(SEED)
             yield
     finally:
-        sys.stdout, sys.path[:] = out, path
+        sys.stdout, sys.stderr = streams
+        sys.path[:] = path
         process_state.restore(before)
         random.setstate(python)
         np.random.set_state(state)

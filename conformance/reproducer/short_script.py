@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import textwrap
+from functools import partial
+from typing import Any
 
 import reference
+from conformance.cases.reproducer_marks import ON_RANKS
 from conformance.judgement.outcomes import Refused, Violation
 from conformance.judgement.result import Result
 from conformance.reproducer.code_owner import wrapper
 from conformance.reproducer.hooked_code import hooked
 from conformance.reproducer.judged_calls import RECORDERS
 from conformance.reproducer.literals import WIDTH
+from conformance.reproducer.rank_records import ranked
+from conformance.reproducer.rank_script import rank_script
 from conformance.reproducer.reduction import CANNOT, Reduction
 from conformance.reproducer.steps import Failure
 from conformance.reproducer.straight_script import Script
@@ -20,7 +25,7 @@ from conformance.target.check_case import check_case
 from conformance.target.object_target import is_object
 from conformance.target.subject import Subject
 
-ELSEWHERE = ("distributed", "remote")  # groups whose checks call the target in other processes
+ELSEWHERE = ("remote",)  # groups whose checks call the target in other processes
 
 
 def short_script(clause: Clause, subject: Subject, target: str, result: Result) -> str | None:
@@ -31,7 +36,8 @@ def short_script(clause: Clause, subject: Subject, target: str, result: Result) 
     if result.case is None or clause.group in ELSEWHERE:
         return None
     with wrapper(subject.target) as is_wrapper:
-        tape = Tape(subject, RECORDERS)
+        on_ranks = [(function, partial(_on_ranks, function=function)) for function in ON_RANKS]
+        tape = Tape(subject, [*RECORDERS, *on_ranks])
         try:
             with hooked(tape, clause.check, type(subject), subject.thing):
                 check_case(clause, subject, clause.cases.case_type.parse(result.case))
@@ -43,15 +49,25 @@ def short_script(clause: Clause, subject: Subject, target: str, result: Result) 
         tape.paused += 1
         docstring = header(clause, _called(subject, target), result)
         comparable = not is_wrapper and hasattr(reference, subject.name)
-        for failure in failures(tape, comparable=comparable):
+        possible: list[Failure | None] = [*failures(tape, comparable=comparable)]
+        for failure in possible or [None] * bool(tape.ranks):
+            given: dict[str, Any] = {"header": docstring, "target": target, "title": clause.id, "message": message}
             try:
-                script = Script(tape, failure, docstring, target, clause.id, message, subject.lane == "interpreter")
+                if tape.ranks:
+                    script: Script = rank_script(tape, failure, **given)
+                else:
+                    assert failure is not None
+                    script = Script(tape, failure, interpreted=subject.lane == "interpreter", **given)
                 text = Reduction(script, comparable=comparable).text()
             except CANNOT:
                 continue
             if text is not None:
                 return text
     return None
+
+
+def _on_ranks(tape: Tape, world: int, work: Any, *, function: Any) -> Any:
+    return ranked(tape, function, world, work)
 
 
 def failures(tape: Tape, *, comparable: bool) -> list[Failure]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from conformance.reproducer.code_owner import SUITE
+from conformance.reproducer.code_owner import DEEPER, SUITE
 from conformance.reproducer.compact_code import compact
 from conformance.reproducer.condition import violated
 from conformance.reproducer.expressions import REFERENCE
@@ -111,7 +111,8 @@ class Script:
         session = [line for text in self.session for line in ("", "", text)] + ([""] if self.session else [])
         placed = [PLACED] if any("placed(" in line for line in body) else []
         helpers, named = self._helpers()
-        body = [named(line) for line in body]
+        body = self.wrapped([named(line) for line in body])
+        self.imports |= dict.fromkeys(f"import {name}" for name in _deeper_modules(body))
         imports = [*dict.fromkeys([*self._used_aliases([*body, *helpers]), "import torch", *self.imports])]
         plain = sorted(line for line in imports if line.startswith("import ") and line != "import torch")
         others = sorted(line for line in imports if not line.startswith("import "))
@@ -121,6 +122,10 @@ class Script:
         lines = [f'"""{self.header}\n"""', "", *first, *plain, "import torch", *others, *placed, *helpers, *session, ""]
         lines += [*(FILLED if options.filled else ()), *body]
         return "\n".join(lines) + "\n"
+
+    def wrapped(self, body: list[str]) -> list[str]:
+        """The lines of the body, ready to run."""
+        return body
 
     def _chosen_names(self, steps: list[Step]) -> dict[str, str]:
         """A name for each variable that the script has: its hint, with a number where several have the same."""
@@ -269,6 +274,12 @@ class _Renamed(ast.NodeTransformer):
 def names_in(node: ast.AST) -> set[str]:
     """The variables in a piece of code."""
     return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+
+
+def _deeper_modules(lines: list[str]) -> list[str]:
+    """The modules of torch in these lines that `import torch` leaves out."""
+    text = "\n".join(lines)
+    return [name for name in DEEPER if re.search(rf"\b{re.escape(name)}\.\w+\(", text)]
 
 
 def _is_used(line: str, body: str) -> bool:

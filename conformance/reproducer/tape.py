@@ -36,6 +36,7 @@ class Tape:
     def __init__(self, subject: Any, recorders: Sequence[tuple[Any, Any]] = ()) -> None:
         self.subject, self.recorders, self.steps = subject, recorders, list[Step]()
         self.failures: list[Failure] = []  # possible ones, the last that happened is the best
+        self.ranks: list[Any] = []  # what each rank did, a `RankRecord`, if the check runs on ranks
         self.paused = 0
         self.sites: dict[Site, Step] = {}  # the last step of each call in the suite's source
         self.leaves: set[int] = set()

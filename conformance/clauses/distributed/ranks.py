@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from conformance.cases.reproducer_marks import runs_on_ranks
 from conformance.clauses.distributed.rank_process import Answer, Work, patience, work_and_answer
 from conformance.isolation.memory_folder import in_memory
 from conformance.judgement.outcomes import Inconclusive, Refused, Violation
@@ -45,17 +46,19 @@ def prepare() -> None:
         importlib.import_module(name)
 
 
-def on_ranks(world: int, work: Work) -> list[Answer]:
+@runs_on_ranks
+def on_ranks(world: int, work: Work, *, fresh: bool = False) -> list[Answer]:
     """The results of `work(rank)` on each of `world` ranks, which run at the same time.
 
     Args:
         work: returns a dict of plain tensors, numbers, texts and lists.
+        fresh: whether new ranks do it, forked from this process as it is now.
     Raises:
         Violation, Inconclusive, Refused: the error of the rank that failed first, which the message names.
         Violation: if a rank ends without an answer, or does not end.
     """
     prepare()
-    for keeper in KEEPERS:
+    for keeper in () if fresh else KEEPERS:
         return keeper(world, work)
     ranks = Ranks(world, work)
     try:

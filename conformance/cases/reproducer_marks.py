@@ -10,6 +10,7 @@ Marked = TypeVar("Marked", bound=Callable[..., Any])
 LEFT_OUT: list[Callable[..., Any]] = []  # functions that register or record, and compute no result
 DRAWING: list[Callable[..., Any]] = []  # functions that draw element values from the case alone
 ON_RANKS: list[Callable[..., Any]] = []  # the function that runs a work on several ranks
+KEEPING: list[Callable[..., Any]] = []  # functions that keep what they make of a subject for later cases
 CONFIG_CLASS: list[Callable[..., Any]] = []  # the function that returns the target's config class, or the reference's
 
 
@@ -35,6 +36,13 @@ def draws_values(function: Marked) -> Marked:
 def runs_on_ranks(function: Marked) -> Marked:
     """Mark the function that runs a work on ranks; a reproducer records what each rank does."""
     ON_RANKS.append(function)
+    return function
+
+
+@left_out
+def keeps_for_later(function: Marked) -> Marked:
+    """Mark a function that keeps what it makes; with `fresh=True` it makes it anew, so that a reproducer sees how."""
+    KEEPING.append(function)
     return function
 
 

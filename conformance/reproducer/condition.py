@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 import sys
+from contextlib import suppress
 from types import FunctionType
 from typing import Any
 
@@ -14,6 +15,7 @@ from conformance.reproducer.code_owner import SUITE
 from conformance.reproducer.helper_body import arguments_of, called_name, is_passed_over, statements
 from conformance.reproducer.hooked_code import tree_of
 from conformance.reproducer.literals import Unsayable
+from conformance.reproducer.recorded_calls import COMBINING
 from conformance.reproducer.steps import SIMPLE, TARGETS, Failure, Step
 from conformance.reproducer.tape import Tape
 
@@ -45,7 +47,18 @@ def violated(tape: Tape, failure: Failure) -> ast.expr:
     said = saying.said(call.args[0])
     if not any(isinstance(n, ast.Name) and n.id.startswith(("_v", *TARGETS, "_suite")) for n in ast.walk(said)):
         raise Unsayable("a requirement of nothing that the target gave")
-    return _negated(said)
+    return _guarded(_negated(said), saying, line)
+
+
+def _guarded(said: ast.expr, saying: _Saying, line: int) -> ast.expr:
+    """The expression, where it is judged only if something is not None, after that condition."""
+    for node in ast.walk(saying.function) if saying.function is not None else ():
+        if not isinstance(node, ast.If) or not node.body[0].lineno <= line <= (node.body[-1].end_lineno or 0):
+            continue
+        if isinstance(node.test, ast.Compare) and isinstance(node.test.ops[0], ast.IsNot):
+            with suppress(Unsayable):
+                said = ast.BoolOp(ast.And(), [saying.said(node.test), said])
+    return said
 
 
 class _Place:
@@ -119,8 +132,9 @@ class _Saying:
 
     def _step(self, node: ast.AST) -> Step | None:
         """The step of a call that the function around the requirement made last."""
-        is_live = self.function is not None and isinstance(node, ast.Call)
-        return self.tape.at_site(self.module, node) if is_live else None  # type: ignore[arg-type]
+        if self.function is None or not isinstance(node, ast.Call) or getattr(node.func, "attr", "") in COMBINING:
+            return None
+        return self.tape.at_site(self.module, node)
 
     def _rebuilt(self, node: ast.expr) -> ast.expr:
         new = copy.copy(node)
@@ -185,10 +199,10 @@ class _Saying:
 
     def _assigned(self, name: str) -> ast.expr | None:
         """What the function last assigned to a name before the line."""
+        nodes = ast.walk(self.function) if self.function is not None else ()
+        plain = [node for node in nodes if isinstance(node, ast.Assign) and len(node.targets) == 1]
         found = None
-        for node in ast.walk(self.function) if self.function is not None else ():
-            if not isinstance(node, ast.Assign) or node.lineno >= self.line or len(node.targets) > 1:
-                continue
+        for node in sorted((node for node in plain if node.lineno < self.line), key=lambda node: node.lineno):
             target = node.targets[0]
             if getattr(target, "id", "") == name:
                 found = node.value
@@ -265,8 +279,11 @@ class _Saying:
             return None
         inner = _Saying(self.tape, {}, function.__module__, None, 0, self.depth + 1)
         inner.bound = self.bound
-        inner.given = {name: self.said(value) for name, value in given.items()}
-        return inner._result(found[0].body)
+        try:
+            inner.given = {name: self.said(value) for name, value in given.items()}
+            return inner._result(found[0].body)
+        except Unsayable:  # then the script calls the function
+            return None
 
     def _result(self, body: list[ast.stmt]) -> ast.expr | None:
         """What a function returns, if it only names values before."""

@@ -32,6 +32,13 @@ def seeded(tape: Tape, seed: int) -> None:
     tape.steps.append(Step(tape.next_name(), manual, hint="seed"))
 
 
+def made_anew(tape: Tape, subject: Any, *, function: Callable[..., Any]) -> Any:
+    """What a function keeps for later cases, made anew at its first call, so that the tape has how."""
+    if function not in tape.kept:
+        tape.kept[function] = function(subject, fresh=True)
+    return tape.kept[function]
+
+
 def judged(tape: Tape, actual: Any, expected: Any) -> Any:
     """Judge a tensor; a violation is the failure."""
     return _compared(tape, judge, actual, expected, has_dtype=True)

@@ -51,7 +51,7 @@ class RankLeaf(Leaf):
         return self.literal
 
 
-def ranked(tape: Tape, on_ranks: Callable[..., list[Any]], world: int, work: Work) -> list[Any]:
+def ranked(tape: Tape, world: int, work: Work, *, function: Callable[..., list[Any]]) -> list[Any]:
     """Run a work on new ranks, each of which records what it does."""
     with tempfile.TemporaryDirectory() as folder:
         before = len(tape.steps)
@@ -66,7 +66,7 @@ def ranked(tape: Tape, on_ranks: Callable[..., list[Any]], world: int, work: Wor
                 Path(folder, str(rank)).write_bytes(pickle.dumps(_record(tape, answers)))
 
         try:
-            answers = on_ranks(world, recorded, fresh=True)
+            answers = function(world, recorded, fresh=True)
             tape.ranks = _read(folder, world)
         except BaseException:
             tape.ranks = _read(folder, world)

@@ -20,6 +20,7 @@ from conformance.reproducer.steps import SIMPLE
 READING = ("get_parameter", "get_submodule", "get_buffer", "named_parameters", "named_modules", "parameters", "modules")
 CHANGING = ("fill", "itemset", "partition", "put", "resize", "setfield", "sort")  # methods of arrays
 CONVERTING = ("contiguous", "cpu", "detach", "double", "item", "numpy", "to", "tolist")  # methods of tensors
+COMBINING = ("all", "any", "max", "min", "sum", "mean")  # methods of tensors that need no step of their own
 COPIES = (copy.copy, copy.deepcopy, pickle.dumps, pickle.loads)
 
 
@@ -94,5 +95,5 @@ def only_reads(function: Any) -> bool:
     name, bound = getattr(function, "__name__", ""), getattr(function, "__self__", None)
     if isinstance(bound, np.ndarray):
         return name not in CHANGING
-    converts = isinstance(bound, torch.Tensor) and name in CONVERTING and not bound.requires_grad
+    converts = isinstance(bound, torch.Tensor) and name in (*CONVERTING, *COMBINING) and not bound.requires_grad
     return converts or name in READING or isinstance(function, np.ufunc)

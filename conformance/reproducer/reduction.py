@@ -67,13 +67,28 @@ class Reduction:
         return self.script.text(steps, self.options)
 
     def _without_needless(self, steps: list[Step]) -> list[Step]:
-        for step in reversed(steps):
-            if step is self.script.failure.step or self._uses(steps)[step.name] or not step.effect:
-                continue
-            fewer = self._needed([other for other in steps if other is not step])
-            if self._shows(fewer):
-                steps = fewer
+        """Leave out steps that make no difference: many at once, then fewer, at last one by one from the end."""
+        size = len(steps) // 2
+        while size > 0:
+            end = len(steps)
+            while end > 0:
+                fewer = self._without(steps, steps[max(end - size, 0) : end])
+                if len(fewer) < len(steps) and self._shows(fewer):
+                    steps = fewer
+                end = min(end - size, len(steps))
+            size //= 2
         return steps
+
+    def _without(self, steps: list[Step], fewer: list[Step]) -> list[Step]:
+        """The steps without those of some others that have an effect and that no step left uses."""
+        gone = [step for step in fewer if step.effect and step is not self.script.failure.step]
+        while True:
+            left = [step for step in steps if step not in gone]
+            uses = self._uses(left)
+            used = [step for step in gone if uses[step.name]]
+            if not used:
+                return self._needed(left)
+            gone = [step for step in gone if step not in used]
 
     def _without_arguments(self, steps: list[Step]) -> list[Step]:
         """Leave out the named arguments that need other steps and make no difference, or give None for them."""

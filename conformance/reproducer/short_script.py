@@ -7,12 +7,12 @@ from functools import partial
 from typing import Any
 
 import reference
-from conformance.cases.reproducer_marks import ON_RANKS
+from conformance.cases.reproducer_marks import KEEPING, ON_RANKS
 from conformance.judgement.outcomes import Refused, Violation
 from conformance.judgement.result import Result
 from conformance.reproducer.code_owner import wrapper
 from conformance.reproducer.hooked_code import hooked
-from conformance.reproducer.judged_calls import RECORDERS
+from conformance.reproducer.judged_calls import RECORDERS, made_anew, seeded
 from conformance.reproducer.literals import WIDTH
 from conformance.reproducer.rank_records import ranked
 from conformance.reproducer.rank_script import rank_script
@@ -36,11 +36,12 @@ def short_script(clause: Clause, subject: Subject, target: str, result: Result) 
     if result.case is None or clause.group in ELSEWHERE:
         return None
     with wrapper(subject.target) as is_wrapper:
-        on_ranks = [(function, partial(_on_ranks, function=function)) for function in ON_RANKS]
-        tape = Tape(subject, [*RECORDERS, *on_ranks])
+        tape = Tape(subject, [*RECORDERS, *_marked()])
+        case = clause.cases.case_type.parse(result.case)
+        seeded(tape, case.seed)  # by which the check draws too
         try:
             with hooked(tape, clause.check, type(subject), subject.thing):
-                check_case(clause, subject, clause.cases.case_type.parse(result.case))
+                check_case(clause, subject, case)
             return None
         except (Violation, Refused) as found:
             message = str(found)
@@ -66,8 +67,10 @@ def short_script(clause: Clause, subject: Subject, target: str, result: Result) 
     return None
 
 
-def _on_ranks(tape: Tape, world: int, work: Any, *, function: Any) -> Any:
-    return ranked(tape, function, world, work)
+def _marked() -> list[tuple[Any, Any]]:
+    """The marked functions of the suite, each with its recorder."""
+    found = [(function, partial(ranked, function=function)) for function in ON_RANKS]
+    return [*found, *((function, partial(made_anew, function=function)) for function in KEEPING)]
 
 
 def failures(tape: Tape, *, comparable: bool) -> list[Failure]:

@@ -37,6 +37,7 @@ class Tape:
         self.subject, self.recorders, self.steps = subject, recorders, list[Step]()
         self.failures: list[Failure] = []  # possible ones, the last that happened is the best
         self.ranks: list[Any] = []  # what each rank did, a `RankRecord`, if the check runs on ranks
+        self.kept: dict[Any, Any] = {}  # what functions of the suite have made for later
         self.paused = 0
         self.sites: dict[Site, Step] = {}  # the last step of each call in the suite's source
         self.leaves: set[int] = set()

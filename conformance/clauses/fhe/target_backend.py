@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from conformance.cases.case import Case, Space
+from conformance.cases.reproducer_marks import keeps_for_later
 from conformance.clauses.fhe.noise_statistics import spread_of
 from conformance.clauses.fhe.oracle import Integers, noise_std
 from conformance.judgement.outcomes import Inconclusive, require
@@ -89,9 +90,10 @@ class Offered:
 OFFERED: dict[Any, Offered] = {}
 
 
-def offered(subject: Subject) -> Offered:
-    """The target's backend, the same object in all cases."""
-    if subject.thing not in OFFERED:
+@keeps_for_later
+def offered(subject: Subject, *, fresh: bool = False) -> Offered:
+    """The target's backend, the same object in all cases unless it is to be a fresh one."""
+    if fresh or subject.thing not in OFFERED:
         OFFERED[subject.thing] = Offered(backend := made(subject), bits_of(backend))
     return OFFERED[subject.thing]
 

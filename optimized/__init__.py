@@ -9,7 +9,8 @@
 - `philox`: dropout masks that are computed, not stored: the bits of an element follow from its row and column.
 - `qkv`, `mlp`: a block of several projections as one node, on the products of `projections`; `activations` computes
   f, in Triton or in PyTorch.
-- `batched`: a batch whose rows use different adapters as one node, on the products of `sorted_rows`.
+- `batched`: a batch whose rows use different adapters as one node, on the products of `sorted_rows` or
+  `grouped_rows`.
 - `grouped_linear`: rows that choose their expert as one node, `nodes.grouped`, on the sorted rows of `groups`;
   `experts`: modules of experts, which sort their rows once.
 - `layer`, `model`: the layers and the patching of `reference` with these nodes; `dora` adds a magnitude.

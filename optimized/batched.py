@@ -1,4 +1,4 @@
-"""Batches whose rows use different adapters, sorted once: one small product for each adapter in use."""
+"""Batches whose rows use different adapters, sorted once: grouped products, or one for each adapter in use."""
 
 from torch import Tensor
 
@@ -23,7 +23,7 @@ def lora_batched_linear(
     """``y_i = x_i Wᵀ + b + scale_e · (x_i A_eᵀ) B_eᵀ``: `reference.lora_batched_linear`, with its errors.
 
     Besides x and the parameters, the order of the rows and ``x_i A_eᵀ`` are saved for backward. If `why_not_batched`
-    gives a reason, the reference computes.
+    gives a reason, the reference computes; if `why_not_grouped` does, the adapters are multiplied one by one.
     """
     if why_not_batched(x, weight, bias, lora_A, lora_B):
         return plain_batched_linear(x, adapter_index, weight, bias, lora_A, lora_B, scale, ranks=ranks)

@@ -19,7 +19,9 @@ from conformance.run.case_search import Examination
 from conformance.run.profiles import PROFILES
 from conformance.specification.clause import MUST, load_all
 from conformance.target.target import Target
-from optimized.dispatch.batched_node import why_not_batched
+from optimized.dispatch.batched_node import why_not_batched, why_not_grouped
+from optimized.nodes import batched as batched_node
+from optimized.sorted_rows import SortedRows
 from reference.batch_checks import check_batch
 from tests.baselines.batched import Right
 
@@ -242,3 +244,30 @@ def test_a_bias_that_requires_grad_gets_one() -> None:
         given = operands() | {"bias": torch.zeros(6, dtype=torch.float64, requires_grad=True)}
         package.lora_batched_linear(**given).sum().backward()
         torch.testing.assert_close(given["bias"].grad, torch.full((6,), 5.0, dtype=torch.float64))
+
+
+def test_grouped_products_agree_with_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for reason in (None, "asked not to"):
+        monkeypatch.setattr(batched_node, "why_not_grouped", lambda *_, reason=reason: reason)
+        given = operands()
+        given |= {name: given[name].float() for name in ("x", "lora_A")}
+        given |= {"weight": torch.ones(8, 8), "lora_B": torch.ones(3, 8, 4), "ranks": None}
+        learns = [given[name].requires_grad_() for name in ("x", "lora_A", "lora_B")]
+        y = optimized.lora_batched_linear(**given)
+        found.append((y.detach(), *torch.autograd.grad(y.square().sum(), learns)))
+    for grouped, looped in zip(*found, strict=True):
+        torch.testing.assert_close(grouped, looped)
+
+
+def test_the_reason_for_a_loop_is_said() -> None:
+    A, B, index = torch.ones(2, 4, 8), torch.ones(2, 8, 4), torch.tensor([0, 1, -1])
+    batch = SortedRows.of(index, [4, 4])
+    assert why_not_grouped(batch, torch.float32, A, B) is None
+    assert why_not_grouped(SortedRows.of(index, [4, 2]), torch.float32, A, B) == (
+        "the grouped product has one rank, and would read beyond the others"
+    )
+    assert "float32 on a CPU alone" in str(why_not_grouped(batch, torch.float64, A, B))
+    assert "packed adapters" in str(why_not_grouped(batch, torch.float32, A.mT.contiguous().mT, B))
+    batch = SortedRows.of(index, [3, 3])
+    assert "multiples of 16 bytes" in str(why_not_grouped(batch, torch.float32, A[:, :3].contiguous(), B))

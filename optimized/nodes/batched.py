@@ -1,4 +1,4 @@
-"""A batch whose rows use different adapters as one autograd node: sorted once, one small product for each adapter."""
+"""A batch whose rows use different adapters as one autograd node: sorted once, then grouped products, or a loop."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optimized.dispatch.batched_node import why_not_grouped
+from optimized.grouped_rows import GroupedRows
 from optimized.matrices import as_matrix, compute_dtype, linear, overreads, unflattened
 from optimized.sorted_rows import SortedRows
 from reference.batched import lora_batched_linear as plain_batched_linear
@@ -27,11 +29,16 @@ class BatchedLoRALinear(torch.autograd.Function):
         x2 = as_matrix(x, weight.shape[1])
         y = linear(x2, weight, bias)
         ctx.compute = _compute(x2, lora_A, lora_B, batch)
-        S = None
+        S, ctx.batch, ctx.grouped = None, batch, not why_not_grouped(batch, ctx.compute, lora_A, lora_B)
         if len(batch):
-            S = lora_shrunk(batch, batch.gathered(x2, ctx.compute), lora_A)
-            batch.add(y, lora_expanded(batch, S, lora_B, metadata[0]))
-        ctx.batch, ctx.has_ranks = batch, metadata[1] is not None
+            rows = batch.gathered(x2, ctx.compute)
+            if ctx.grouped:
+                groups = GroupedRows(batch, lora_A, lora_B, metadata[0])
+                S = groups.shrink(rows.contiguous())
+                batch.add(y, groups.expand(S))
+            else:
+                S = lora_shrunk(batch, rows, lora_A)
+                batch.add(y, lora_expanded(batch, S, lora_B, metadata[0]))
         ctx.save_for_backward(x, index, *operands, S if ctx.needs_input_grad[7] else None, *metadata)
         return y if x.dim() == 2 else unflattened(y, x.shape)
 
@@ -49,18 +56,37 @@ class BatchedLoRALinear(torch.autograd.Function):
         if needs["x"]:
             wide = g2.dtype.itemsize == 2 and overreads(g2, weight.shape[0])
             dX = (g2.float() @ weight.float()).to(x.dtype) if wide else g2.mm(weight)
-        if needs["lora_A"]:
+        grouped = len(batch) and ctx.grouped
+        if needs["lora_A"] and not grouped:
             dA = torch.zeros_like(lora_A, memory_format=torch.contiguous_format)
-        if needs["lora_B"]:
+        if needs["lora_B"] and not grouped:
             dB = torch.zeros_like(lora_B, memory_format=torch.contiguous_format)
         if len(batch):
             rows_g = batch.gathered(g2, compute)
             rows_x = batch.gathered(as_matrix(x, weight.shape[1]), compute) if needs["lora_A"] else None
-            update = _add_gradients(batch, rows_g, rows_x, S, (lora_A, lora_B, scale.tolist()), (dX, dA, dB))
+            if grouped:
+                groups = GroupedRows(batch, lora_A, lora_B, scale)
+                update, dA, dB = _grouped_gradients(groups, needs, rows_g.contiguous(), rows_x, S)
+            else:
+                update = _add_gradients(batch, rows_g, rows_x, S, (lora_A, lora_B, scale.tolist()), (dX, dA, dB))
             if dX is not None and update is not None:
                 batch.add(dX, update)
         dbias = g2.sum(0) if needs["bias"] else None
         return None, None, None if dX is None else dX.view(x.shape), None, None, dbias, dA, dB
+
+
+def _grouped_gradients(
+    groups: GroupedRows, needs: dict[str, bool], g: Tensor, x: Tensor | None, S: Tensor | None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The update of dX for the sorted rows, dA and dB, each where it is needed."""
+    update = dA = dB = None
+    if needs["x"] or x is not None:
+        T = groups.back(g)
+        update = groups.update_of_dX(T) if needs["x"] else None
+        dA = None if x is None else groups.dA(T, x.contiguous())
+    if S is not None:
+        dB = groups.dB(g, S)
+    return update, dA, dB
 
 
 def lora_shrunk(batch: SortedRows, rows_x: Tensor, lora_A: Tensor) -> Tensor:

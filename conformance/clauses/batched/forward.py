@@ -7,11 +7,11 @@ import dataclasses
 import numpy as np
 import torch
 
-from conformance.clauses.batched.batch import Batch, output
+from conformance.clauses.batched.batch import TRAINABLE, Batch, output, run
 from conformance.clauses.batched.case import BATCHED, LAYOUT, LEADING, MIXED, NORMAL, PADDED, SMALL, BatchedCase
 from conformance.clauses.batched.oracle import Oracle
 from conformance.clauses.batched.row_adapters import rows_of
-from conformance.judgement.judge import compare, judge
+from conformance.judgement.judge import compare, judge, worst
 from conformance.judgement.outcomes import Inconclusive, require
 from conformance.numerics.formats import numbers
 from conformance.specification.clause import clause
@@ -152,3 +152,21 @@ def test_batched_long_size(subject: Subject, case: BatchedCase) -> float | None:
     name = tuple(LONG)[case.seed % len(LONG)]
     longer = dataclasses.replace(case, **{name: LONG[name]})  # type: ignore[arg-type]
     return judged(subject, case if subject.lane == "interpreter" else longer)
+
+
+@clause(
+    "BAT-FWD-ALIGNED",
+    sentence="""y and the gradients are right when every size is a multiple of 16 bytes, with ranks and rows without an
+    adapter too.""",
+    why="Fast paths begin there.",
+    cases=BATCHED.narrowed(m=(16, 32, 8), k=(16, 32, 64), n=(16, 32, 48), r=(4, 8, 16), adapters=(2, 4, 8)),
+    weight=0.5,
+)
+def test_aligned_sizes(subject: Subject, case: BatchedCase) -> float | None:
+    batch = Batch(subject, case)
+    oracle = Oracle(batch)
+    ratio = judge(output(subject, batch), oracle.y)
+    if subject.lacks("batched_gradients"):
+        return ratio
+    instance = run(subject, batch)
+    return worst(ratio, *(judge(instance.gradient(name), oracle.gradient(name)) for name in TRAINABLE))

@@ -233,3 +233,18 @@ class KnowsSixteenAdapters(Right):
 class ComputesOneBlockOfRows(Right):
     def rows(self, index, adapter):
         return super().rows(index, adapter)[:64]
+
+
+@breaks("BAT-FWD-ALIGNED", says="elements wrong", source="a vectorised path that takes one scale")
+class UsesOneScaleWhereAllIsAligned(Right):
+    def forward(self, x, index, weight, bias, A, B, scale, ranks):
+        if not any(size % 8 for size in (*A.shape[1:], *B.shape[1:])):
+            scale = scale[:1].expand(len(scale))
+        return super().forward(x, index, weight, bias, A, B, scale, ranks)
+
+
+@breaks("BAT-FWD-ALIGNED", says="dA", source="a grouped weight gradient whose groups end a row early")
+class EndsGroupsEarlyWhereAllIsAligned(Right):
+    def d_A(self, g, x, B, s):
+        aligned = not any(size % 8 for size in (x.shape[1], *B.shape))
+        return super().d_A(g[:-1], x[:-1], B, s) if aligned else super().d_A(g, x, B, s)

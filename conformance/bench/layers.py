@@ -122,10 +122,10 @@ class FunctionLayer(nn.Module):
         return self.function(x, self.base.weight, self.base.bias, self.lora_A, self.lora_B, SCALE, **options)
 
 
-def contenders(spec: str, device: str, adapters: int = 0) -> list[Contender]:
+def contenders(spec: str, device: str, adapters: int = 0, *, experts: bool = False) -> list[Contender]:
     """The timed layers of a target: its layer, or else its function; on a GPU its Triton layer as well.
 
-    With a number of adapters it is the function of the group `batched`.
+    With a number of adapters it is the function of the group `batched`, with experts its `lora_grouped_linear`.
 
     On a CPU, Triton kernels are interpreted, so their time is meaningless.
     """
@@ -133,6 +133,8 @@ def contenders(spec: str, device: str, adapters: int = 0) -> list[Contender]:
     replaced = dict(PRISTINE.replaced)
     if adapters:
         return [Contender(target, "lora_batched_linear", replaced)]
+    if experts:
+        return [Contender(target, "lora_grouped_linear", replaced)]
     names = ["LinearLoRA"] if target.has("LinearLoRA") else ["lora_linear"]
     names += ["TritonLinearLoRA"] if device != "cpu" and target.has("TritonLinearLoRA") else []
     return [Contender(target, name, replaced) for name in names]

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -14,6 +15,7 @@ from conformance.bench import clock, work
 from conformance.bench.agreement import Agreement
 from conformance.bench.batched_layers import BatchedAgreement, BatchedOperands
 from conformance.bench.ceilings import Ceilings
+from conformance.bench.experts import ExpertAgreement, ExpertOperands, built
 from conformance.bench.layers import Contender, Operands, Problem, step
 from conformance.bench.measured_case import (
     FROZEN,
@@ -74,27 +76,31 @@ def measure(problem: Problem, contenders: Sequence[Contender], ceilings: Ceiling
         dropout_position=problem.position if problem.dropout else None,
         memory_efficient=problem.memory_efficient,
         least_work=_least_work(problem),
-        frozen=Row(FROZEN, None, MEASURED, costs[FROZEN]),
+        frozen=Row("frozen experts" if size.experts else FROZEN, None, MEASURED, costs[FROZEN]),
         layers=tuple(sorted(rows, key=lambda row: row.ratio)),
     )
 
 
-def _prepared(problem: Problem) -> tuple[Operands, Agreement]:
-    """The operands of a problem, and what is expected of them."""
+def _prepared(problem: Problem) -> tuple[Any, Agreement | ExpertAgreement]:
+    """The operands of a problem, and the check of results on them."""
     if problem.adapters:
         batch = BatchedOperands(problem)
         return batch, BatchedAgreement(problem, batch)
+    if problem.size.experts:
+        of_experts = ExpertOperands(problem)
+        return of_experts, ExpertAgreement(problem, of_experts)
     operands = Operands(problem)
     return operands, Agreement(problem, operands)
 
 
-def _turn(contender: Contender, problem: Problem, operands: Operands, agreement: Agreement) -> Turn | str:
+def _turn(contender: Contender, problem: Problem, operands: Any, agreement: Agreement | ExpertAgreement) -> Turn | str:
     """The turn of a contender, or the reason why it has no turn: an error of the target, or a wrong result."""
     if problem.dtype not in contender.target.dtypes:
         return UNSUPPORTED
     try:
         with contender.running():
-            turn = Turn(contender.built(problem, operands), contender.running)
+            layer = built(contender, operands) if problem.size.experts else contender.built(problem, operands)
+            turn = Turn(layer, contender.running)
             agreement.check(turn.layer)
             return turn
     except Violation as violation:
@@ -103,7 +109,7 @@ def _turn(contender: Contender, problem: Problem, operands: Operands, agreement:
         return f"raises {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
 
 
-def interleaved(turns: Mapping[str, Turn], operands: Operands, device: str, pace: Pace) -> dict[str, list[float]]:
+def interleaved(turns: Mapping[str, Turn], operands: Any, device: str, pace: Pace) -> dict[str, list[float]]:
     """The seconds of a step of each layer in each round; each round starts with the next layer."""
     x, g = operands.x, operands.g
     for turn in turns.values():
@@ -130,7 +136,7 @@ def _costs(
     label: str,
     turn: Turn,
     problem: Problem,
-    operands: Operands,
+    operands: Any,
     ceilings: Ceilings,
 ) -> Costs:
     """The time of a layer, its ratio over every other layer, the formula's work in that time, and its memory."""

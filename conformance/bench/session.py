@@ -11,7 +11,7 @@ from itertools import product
 import torch
 
 from conformance.bench import ceilings, layers
-from conformance.bench.admission import BATCHES, GROUPS, Admission, examined, timed_clauses
+from conformance.bench.admission import BATCHES, EXPERTS, GROUPS, Admission, examined, timed_clauses
 from conformance.bench.cases import Size
 from conformance.bench.layers import Contender, Problem
 from conformance.bench.measurement import Pace, measure
@@ -41,6 +41,11 @@ class Wanted:
     unranked: bool = False
     pace: Pace = field(default_factory=Pace)
 
+    @property
+    def times_experts(self) -> bool:
+        """Whether grouped layers are timed, over frozen experts."""
+        return any(size.experts for size in self.sizes)
+
 
 def run(wanted: Wanted, say: Callable[[str], None]) -> BenchReport:
     """Measure all cases, and report progress through `say`.
@@ -54,7 +59,7 @@ def run(wanted: Wanted, say: Callable[[str], None]) -> BenchReport:
     for spec in wanted.targets:
         say(f"checking {spec}: {', '.join(wanted.dtypes)}")
         timed = timed_clauses(dropout=wanted.dropout > 0, memory_efficient=wanted.memory_efficient)
-        groups = BATCHES if wanted.adapters else GROUPS
+        groups = BATCHES if wanted.adapters else EXPERTS if wanted.times_experts else GROUPS
         admitted.append(examined(spec, wanted.dtypes, wanted.device, timed, groups=groups))
     set_interpreter("cpu" if wanted.device == "cpu" else "gpu", wanted.device, gpu_at_hand())
     contenders = _contenders(admitted, wanted)
@@ -91,7 +96,7 @@ def _contenders(admitted: list[Admission], wanted: Wanted) -> list[Contender]:
     found = []
     for admission in admitted:
         if admission.ranked or wanted.unranked:
-            timed = layers.contenders(admission.spec, wanted.device, wanted.adapters)
+            timed = layers.contenders(admission.spec, wanted.device, wanted.adapters, experts=wanted.times_experts)
             found += [replace(contender, ranked=admission.ranked) for contender in timed]
     torch.set_num_threads(threads)
     return found

@@ -18,8 +18,9 @@ class Work:
 def frozen(size: Size, width: int) -> tuple[Work, Work]:
     """The frozen layer's work: forward ``y = x Wᵀ + b``, backward ``dX = g W``; `width` is the bytes of an element."""
     M, K, N = size.m, size.k, size.n
-    forward = Work(2 * M * K * N, width * (M * K + N * K + N + M * N))
-    backward = Work(2 * M * K * N, width * (M * N + N * K + M * K))
+    weights = N * K * max(size.experts, 1)
+    forward = Work(2 * M * K * N, width * (M * K + weights + N + M * N))
+    backward = Work(2 * M * K * N, width * (M * N + weights + M * K))
     return forward, backward
 
 
@@ -30,8 +31,8 @@ def adapted(size: Size, width: int, adapters: int = 1) -> tuple[Work, Work]:
     """
     M, K, N, r = size.m, size.k, size.n, size.r
     forward, backward = frozen(size, width)
-    adapter = r * (K + N)
+    adapter, copies = r * (K + N), max(size.experts, adapters)
     return (
-        Work(forward.flops + 2 * M * adapter, forward.bytes + width * adapter * adapters),
-        Work(backward.flops + 4 * M * adapter, backward.bytes + width * (M * K + 2 * adapter * adapters)),
+        Work(forward.flops + 2 * M * adapter, forward.bytes + width * adapter * copies),
+        Work(backward.flops + 4 * M * adapter, backward.bytes + width * (M * K + 2 * adapter * copies)),
     )

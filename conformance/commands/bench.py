@@ -29,6 +29,9 @@ def add(commands: output.Commands) -> None:
     bench.add_argument(
         "--shapes", **several, type=_shape, metavar="MxKxN", help="M tokens, K in, N out; also written M,K,N"
     )
+    bench.add_argument(
+        "--experts", type=_positive, default=0, metavar="E", help="time lora_grouped_linear over E frozen experts"
+    )
     bench.add_argument("--rank", **several, type=_positive, metavar="r", help="ranks for each shape (default 16)")
     bench.add_argument(
         "--dtype",
@@ -51,6 +54,8 @@ def add(commands: output.Commands) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Run the command. Returns the exit code, which is 1 if a target is not ranked."""
+    if options.experts and (options.dropout or options.memory_efficient):
+        raise UsageError("--experts times layers without dropout that save what they like: expected no other option")
     dtypes = _dtypes(options)
     if options.adapters and (options.dropout or options.memory_efficient):
         raise UsageError("--adapters times batches, which have neither --dropout nor --memory-efficient")
@@ -66,7 +71,7 @@ def execute(options: argparse.Namespace) -> int:
         files.prepare(folder)
     wanted = session.Wanted(
         targets=tuple(dict.fromkeys(options.targets)),
-        sizes=cases.sizes(options.shapes or (), options.rank or (), options.device),
+        sizes=cases.sizes(options.shapes or (), options.rank or (), options.device, options.experts),
         dtypes=dtypes,
         device=options.device,
         dropout=options.dropout,
@@ -108,7 +113,7 @@ def _shape(text: str) -> tuple[int, int, int]:
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no rank: expected 1, 2, …")
+        raise argparse.ArgumentTypeError(f"{text!r} is no rank or number of experts: expected 1, 2, …")
     return int(text)
 
 

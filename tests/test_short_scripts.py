@@ -65,6 +65,13 @@ def imported(text: str) -> set[str]:
         ("MOD-BIAS__DetachesTheBias", NUMERIC, "got = value.grad"),
         ("HYB-NO-GRADIENT__AlwaysKeepsAGraph", OTHER, "if layer(x.detach()).requires_grad:"),
         ("CFG-DEFAULTS__DefaultsToAlphaSixteen", OTHER, "config = PeftConfig()"),
+        ("LIN-MEM-INPUTS__ScalesGInPlace", NUMERIC, "if not torch.equal(g, g_before):"),
+        ("CFG-TYPE__ReadsNumbersFromText", OTHER, "PeftConfig.from_dict({'dim': '8'})"),
+        ("MOD-PATTERN-RUN__MatchesAnywhere", OTHER, "wildcard_match('m*del.0', '1model.0')"),
+        ("MOD-HOOKS__ForgetsWhichHooksTakeKeywords", OTHER, "events.append('keywords' * (len(given) == 4))"),
+        ("TRN-DIVIDE__ForgetsToDivide", OTHER, "layer = LoraTraining(model)"),
+        ("CKP-LAYOUT__SavesTransposed", OTHER, "save_adapter(model, config, folder)"),
+        ("FHE-DISABLE__AddsTheBiasTwice", OTHER, "compile_model("),
         ("MOD-COUNT__ReturnsNothing", OTHER, "value = apply_lora_to_linear_modules(model, config)"),
     ],
 )

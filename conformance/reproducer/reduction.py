@@ -235,6 +235,7 @@ def _state_kept() -> Iterator[None]:
     python, state = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # even if warnings are errors here
             sys.stdout = sys.stderr = io.StringIO()  # of processes that the script starts too
             random.seed(SEED)
             np.random.seed(SEED)

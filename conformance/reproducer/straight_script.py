@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import ast
 import copy
-import importlib.util
 import keyword
 import re
-import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from conformance.reproducer.code_owner import DEEPER, SUITE
 from conformance.reproducer.compact_code import compact
 from conformance.reproducer.condition import violated
-from conformance.reproducer.expressions import REFERENCE
 from conformance.reproducer.failing_end import end
 from conformance.reproducer.module_source import defined
 from conformance.reproducer.module_writer import Text
 from conformance.reproducer.plain_region import plain_regions
+from conformance.reproducer.script_imports import deeper_modules, is_local, is_used, public_place, resolved
 from conformance.reproducer.session_source import is_of_session, session_source
 from conformance.reproducer.source_bundle import Bundle
 from conformance.reproducer.steps import Failure, Step
@@ -35,7 +31,6 @@ def placed(values, stride):
     view = torch.full((extent,), float("nan"), dtype=values.dtype).as_strided(values.shape, stride)
     return view.copy_(values) if 0 not in stride else values[:1].expand(values.shape)
 '''
-SUITES = (*SUITE, f"{REFERENCE}.")  # a script imports what the target has, not what is behind it here
 MODULES = ("contextlib", "copy", "math", "os", "pickle", "random", "sys", "tempfile", "warnings")
 ALIASES = {"np": "import numpy as np"} | {name: f"import {name}" for name in MODULES}
 PLACEHOLDER = re.compile(r"_(target|import|suite)_(.*)", re.DOTALL)
@@ -112,12 +107,12 @@ class Script:
         placed = [PLACED] if any("placed(" in line for line in body) else []
         helpers, named = self._helpers()
         body = self.wrapped([named(line) for line in body])
-        self.imports |= dict.fromkeys(f"import {name}" for name in _deeper_modules(body))
+        self.imports |= dict.fromkeys(f"import {name}" for name in deeper_modules(body))
         imports = [*dict.fromkeys([*self._used_aliases([*body, *helpers]), "import torch", *self.imports])]
         plain = sorted(line for line in imports if line.startswith("import ") and line != "import torch")
         others = sorted(line for line in imports if not line.startswith("import "))
         first = ["import os", "", 'os.environ["TRITON_INTERPRET"] = "1"'] if self.interpreted else []
-        if any(_is_local(line) for line in self.imports):
+        if any(is_local(line) for line in self.imports):
             first += ["import sys", 'sys.path.insert(0, "")  # the current folder']
         lines = [f'"""{self.header}\n"""', "", *first, *plain, "import torch", *others, *placed, *helpers, *session, ""]
         lines += [*(FILLED if options.filled else ()), *body]
@@ -202,7 +197,7 @@ class Script:
         """The name of something of the target, of another module or of the suite; it is imported or written out."""
         if kind == "suite":
             module, _, name = what.partition(":")
-            self.suite[what] = defined(_resolved(module, name))
+            self.suite[what] = defined(resolved(module, name))
             return f"_suite_{what}"
         if kind == "import":
             module, _, name = what.partition(":")
@@ -213,12 +208,12 @@ class Script:
         if attribute:
             self.imports[f"from {module} import {attribute.partition('.')[0]}"] = None
             return f"{attribute}.{what}"
-        thing = getattr(_resolved(module), what, None) if not self.options.right else None
+        thing = getattr(resolved(module), what, None) if not self.options.right else None
         if thing is not None and is_of_session(thing):
             imports, self.session = session_source(thing)
             self.imports |= dict.fromkeys(imports)
             return str(thing.__name__)
-        if not self.options.right and (place := _public_place(module, what)):
+        if not self.options.right and (place := public_place(module, what)):
             self.imports[f"from {place[0]} import {place[1]}"] = None
             return place[1]
         self.imports[f"from {module} import {what}"] = None
@@ -232,7 +227,7 @@ class Script:
         text = Text(bundle, list(self.names.values()))
         body = self.definitions = compact(text.body) if self.shorter is None else self.shorter
         for line in text.imports.splitlines():
-            if line and _is_used(line, body):
+            if line and is_used(line, body):
                 self.imports[line] = None
         helper_names = {f"_suite_{what}": text.name(each) for what, each in self.suite.items()}
         pattern = re.compile("|".join(map(re.escape, sorted(helper_names, key=len, reverse=True))))
@@ -274,50 +269,3 @@ class _Renamed(ast.NodeTransformer):
 def names_in(node: ast.AST) -> set[str]:
     """The variables in a piece of code."""
     return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
-
-
-def _deeper_modules(lines: list[str]) -> list[str]:
-    """The modules of torch in these lines that `import torch` leaves out."""
-    text = "\n".join(lines)
-    return [name for name in DEEPER if re.search(rf"\b{re.escape(name)}\.\w+\(", text)]
-
-
-def _is_used(line: str, body: str) -> bool:
-    """Whether a definition uses a name that an import binds."""
-    names = line.rpartition("import ")[2].split(", ")
-    return any(re.search(rf"\b{re.escape(name.rpartition(' as ')[2])}\b", body) for name in names)
-
-
-def _is_local(line: str) -> bool:
-    """Whether an import finds its module in the current folder only."""
-    module = line.split()[1].partition(".")[0]
-    if module in sys.modules and getattr(sys.modules[module], "__spec__", None) is None:
-        return False
-    spec = importlib.util.find_spec(module)
-    return bool(spec and spec.origin and Path(spec.origin).is_relative_to(Path.cwd())) and "site-packages" not in str(
-        spec and spec.origin
-    )
-
-
-def _resolved(module: str, name: str = "") -> Any:
-    found: Any = importlib.import_module(module)
-    for part in filter(None, name.split(".")):
-        found = getattr(found, part)
-    return found
-
-
-def _public_place(module: str, name: str) -> tuple[str, str] | None:
-    """Where a library has what a target has under another name: the shortest package, and the name there."""
-    thing = getattr(importlib.import_module(module), name)
-    own, said = getattr(thing, "__module__", None), getattr(thing, "__qualname__", "")
-    if not isinstance(own, str) or own == module or not said.isidentifier() or f"{own}.".startswith(SUITES):
-        return None
-    parts = own.split(".")
-    for count in range(1, len(parts) + 1):
-        package = ".".join(parts[:count])
-        try:
-            if getattr(importlib.import_module(package), said, None) is thing:
-                return package, said
-        except Exception:  # noqa: BLE001  (then that package does not have it)
-            continue
-    return None

@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 import copy
 import inspect
+import sys
 from collections.abc import Callable
-from types import FunctionType, SimpleNamespace
+from types import FunctionType, ModuleType, SimpleNamespace
 from typing import Any, Protocol
 
 from conformance.cases.case import Case
@@ -125,7 +126,10 @@ class _Filled(ast.NodeTransformer):
             return node
         if node.id in self.known:
             return self.objects.shared(self.known[node.id])
-        return self.objects.say(self.space[node.id]) if node.id in self.space else node
+        if node.id not in self.space:
+            return node
+        value = self.space[node.id]
+        return _module(value) if isinstance(value, ModuleType) else self.objects.say(value)
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
         """An attribute of an object that has no code itself."""
@@ -136,6 +140,14 @@ class _Filled(ast.NodeTransformer):
                 if isinstance(owner, Case) or not isinstance(value, SIMPLE):  # the others may change
                     return self.objects.shared(value)
         return self.generic_visit(node)
+
+
+def _module(module: ModuleType) -> ast.expr:
+    """The name of a module that scripts import where they use it."""
+    name = {"numpy": "np"}.get(module.__name__, module.__name__)
+    if name.partition(".")[0] not in ("np", "torch", *sys.stdlib_module_names):
+        raise Unsayable(f"the module {name}")
+    return ast.parse(name, mode="eval").body
 
 
 def _node(function: FunctionType) -> Any:

@@ -11,6 +11,13 @@ from torch import Tensor
 FEW_ELEMENTS = 2**15  # of a matrix on a CPU: up to this size the fixed costs of a product dominate
 
 
+def changeable(product: Tensor) -> Tensor:
+    """A new product, for changes in place: a copy if a dispatch mode, such as selective checkpointing, may keep it."""
+    if torch.compiler.is_compiling() or not torch._C._len_torch_dispatch_stack():
+        return product
+    return product.clone()
+
+
 def add_product(out: Tensor, left: Tensor, right: Tensor, scale: float, mask: Tensor | None = None) -> None:
     """``out += scale · mask ⊙ (left right)`` in place; left and right may be wider than out."""
     if mask is None and scale != 0.0:  # 0 · NaN needs the separate operations
@@ -33,6 +40,7 @@ def summed(x: Tensor, wide: Tensor, bias: Tensor | None, S: Tensor, narrow: Tens
     """
     if not update_first(x, bias):
         y = x.mm(wide) if bias is None else torch.addmm(bias, x, wide)
+        y = changeable(y)
         add_product(y, S, narrow, scale)
         return y
     y = x.new_empty(x.shape[0], wide.shape[1])

@@ -12,6 +12,7 @@ from optimized.matrices import (
     add_product,
     as_dtype,
     autocast_as,
+    changeable,
     few_for_16_bits,
     linear,
     overreads,
@@ -49,7 +50,7 @@ class Needs(NamedTuple):
 def forward(x: Tensor, projections: Sequence[Operands]) -> tuple[list[Tensor], Tensor | None]:
     """Each projection's y [M, N] of x [M, K], and ``S = x [A_1; A_2; …]ᵀ`` [M, Σr], or None without adapters."""
     S = middle(x, projections)
-    ys = [linear(x, p.weight, p.bias) for p in projections]
+    ys = [changeable(linear(x, p.weight, p.bias)) for p in projections]
     for y, s, p in zip(ys, _parts(S, projections), projections, strict=True):
         if s is not None:
             wide_s, B = as_dtype(_compute(y, p.lora_B, p.rank), s, p.lora_B)

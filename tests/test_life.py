@@ -13,14 +13,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 import reference
+from conformance.cases.case import shrink
+from conformance.clauses.life import life_case
 from conformance.clauses.life.covering_walk import Walk, possible
-from conformance.clauses.life.layer import LIVES, OPERATIONS, START, lived
+from conformance.clauses.life.layer import LIVES, OPERATIONS, SIZES, START, lived
 from conformance.clauses.life.layer_judgement import judge_output
 from conformance.clauses.life.layer_life import Life
-from conformance.clauses.life.life_case import LENGTH, LifeCase
+from conformance.clauses.life.life_case import CYCLE, CYCLED, CYCLES, LENGTH, LifeCase, LifeSpace
 from conformance.clauses.life.situation import Operation, Situation
 from conformance.judgement.outcomes import Violation
 from conformance.judgement.result import Result
@@ -219,6 +222,8 @@ def test_the_script_of_a_life_has_its_calls_and_needs_no_suite(tmp_path: Path) -
 COPYING = """
 import copy
 import reference
+from conformance.cases.case import shrink
+from conformance.clauses.life import life_case
 
 
 class LinearLoRA(reference.LinearLoRA):
@@ -228,3 +233,52 @@ class LinearLoRA(reference.LinearLoRA):
         made.scale = self.alpha / self.dim
         return made
 """
+
+
+def test_a_life_may_be_lived_many_times_and_shrinks_to_fewer() -> None:
+    class WearsOut(LivedLayer):
+        """A layer whose seventh merge adds nothing."""
+
+        merges = 0
+
+        def merge(self) -> None:
+            self.merges += not self.merged
+            super().merge()
+            if self.merges >= 7 and self.unmerged_weight is not None:
+                with torch.no_grad():
+                    self.weight.copy_(self.unmerged_weight)
+
+    case = LIVES.draw(0, FWD.id, CYCLED, dtype="float32")
+    assert case.operations == CYCLE * CYCLES == LifeCase.parse(str(case)).operations
+    assert LIVES.draw(0, FWD.id, CYCLED - 1, dtype="float32").operations != case.operations
+    (subject,) = Target.of(SimpleNamespace(LinearLoRA=WearsOut)).subjects(FWD)
+
+    def fails(smaller: LifeCase) -> bool:
+        try:
+            FWD.check(subject, smaller)
+        except Violation:
+            return True
+        return False
+
+    smallest = shrink(LIVES, dataclasses.replace(case, life=f"24*{'+'.join(CYCLE)}"), fails, 40)
+    assert smallest.life == "7*merge+unmerge+fill-A+fill-B"
+    with pytest.raises(ValueError, match="life has 'x' in place of a number of times"):
+        LifeCase.parse("k=3 n=3 r=2 life='x*merge'")
+
+
+def test_a_run_that_draws_lives_for_triples_counts_triples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(life_case, "NIGHTLY", 1)
+    names = ("eval", "train", "forward")
+    few = LifeSpace({name: OPERATIONS[name] for name in names}, START, lambda _: set(), **SIZES)
+    lives = [LifeCase(life=life) for life in ("eval+train+forward", "train+forward+eval+eval")]
+    assert few.coverage(lives[:1], None)[0] == "2 of 9 pairs of operations met"
+    assert few.coverage(lives, None)[0] == "3 of 27 triples of operations met"
+
+
+def test_a_message_names_the_last_operations_of_a_long_life() -> None:
+    (subject, *_) = Target.of(reference, "reference").subjects(FWD)
+    life = Life(subject, LifeCase(k=3, n=4, r=2), START)
+    life.past = ["eval"] * 50 + ["train"]
+    lived_through = str(life.told(Violation("wrong"))).splitlines()[1]
+    assert lived_through.startswith("lived    11 operations, then eval, ")
+    assert lived_through.endswith("eval, train")

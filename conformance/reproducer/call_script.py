@@ -31,6 +31,7 @@ MODULES = {
     "reference": "import reference",
     "parametrize": "from torch.nn.utils import parametrize",
     "checkpoint": "from torch.utils.checkpoint import checkpoint",
+    "create_selective_checkpoint_contexts": "from torch.utils.checkpoint import create_selective_checkpoint_contexts",
 }
 
 

@@ -13,6 +13,7 @@ from optimized.matrices import (
     as_matrix,
     autocast_as,
     autocast_dtype,
+    changeable,
     compute_dtype,
     linear,
     masked,
@@ -82,6 +83,7 @@ def general_forward(
             on_x, on_update = drop.split(mask)
             wide_x, wide_A, wide_B = as_dtype(compute_dtype(x2, A, B), x2, A, B)
             S = linear(masked(wide_x, on_x), wide_A)
+            y = changeable(y)
             add_product(y, S, wide_B.t(), scale / (1.0 - drop.rate), on_update)
             (S,) = as_dtype(A.dtype, S)
     return y if x.dim() == 2 else unflattened(y, x.shape), S, mask

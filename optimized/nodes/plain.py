@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from optimized.dropout import NO_DROPOUT
-from optimized.matrices import FEW_ELEMENTS, as_matrix, unflattened
+from optimized.matrices import FEW_ELEMENTS, as_matrix, changeable, unflattened
 from optimized.nodes.general import general_backward
 
 
@@ -32,7 +32,7 @@ class PlainLoRALinear(torch.autograd.Function):
     ) -> Tensor:
         x2 = x if x.dim() == 2 and x.is_contiguous() else as_matrix(x, lora_A.shape[1])
         S = F.linear(x2, lora_A)
-        y = F.linear(x2, weight, bias).addmm_(S, lora_B.t(), alpha=scale)
+        y = changeable(F.linear(x2, weight, bias)).addmm_(S, lora_B.t(), alpha=scale)
         needs_x, _, _, needs_A, needs_B, _, _ = ctx.needs_input_grad
         ctx.scale, ctx.shape = scale, x.shape
         ctx.save_for_backward(

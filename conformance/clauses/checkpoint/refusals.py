@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,13 +62,20 @@ def _last(tensors: Tensors) -> str:
 
 @clause(
     "CKP-MISSING",
-    sentence="A file that lacks a tensor of the model's adapters is refused by an error that names the layer.",
-    cases=BROAD.narrowed(how=("lora_A", "lora_B", "a layer")),
+    sentence="""A file that lacks a tensor of the model's adapters, DoRA's magnitude included, is refused by an error
+    that names the layer.""",
+    cases=BROAD.narrowed(how=("lora_A", "lora_B", "a layer", "the magnitude")),
     dtypes=ONE,
 )
 def test_missing(subject: Subject, case: FileCase) -> None:
+    dora = case.how == "the magnitude"
+
     def change(values: dict[str, Any], tensors: Tensors) -> str:
         layer = _last(tensors).removeprefix(PREFIX).partition(".lora_")[0]
+        if dora:
+            values["use_dora"] = True
+            del tensors[next(name for name in tensors if name.startswith(f"{PREFIX}{layer}.lora_magnitude"))]
+            return layer
         letters = "AB" if case.how == "a layer" else case.how[-1]
         for letter in letters:
             del tensors[f"{PREFIX}{layer}.lora_{letter}.weight"]
@@ -75,7 +83,7 @@ def test_missing(subject: Subject, case: FileCase) -> None:
             values["target_modules"] = [name for name in values["target_modules"] if name != layer]
         return layer
 
-    _refused(subject, case, f"a file without {case.how}", change)
+    _refused(subject, dataclasses.replace(case, dora=dora), f"a file without {case.how}", change)
 
 
 UNEXPECTED = {

@@ -97,6 +97,11 @@ def options_of(subject: Subject, case: ConfigCase) -> dict[str, Any]:
     return {key: value for key, value in case.options().items() if key in known}
 
 
+def each_value(subject: Subject) -> list[dict[str, Any]]:
+    """Every value of every field, each as the only option of a config: the values that decide are never drawn."""
+    return [{key: copy.deepcopy(value)} for key in fields_of(subject) for value in CHOICES[key]]
+
+
 def make(subject: Subject, **options: Any) -> Any:
     """Call the target's `PeftConfig(…)`."""
     shown = ", ".join(f"{key}={value!r}" for key, value in options.items())

@@ -17,7 +17,7 @@ from conformance.clauses.config.field_values import (
     KEYS,
     ConfigCase,
     defaults_of,
-    fields_of,
+    each_value,
     from_dict,
     held,
     make,
@@ -81,8 +81,7 @@ def test_added(subject: Subject, case: ConfigCase) -> None:  # noqa: ARG001
 )
 def test_values(subject: Subject, case: ConfigCase) -> None:
     defaults = defaults_of(subject)
-    alone = [{key: CHOICES[key][case.seed % len(CHOICES[key])]} for key in fields_of(subject)]
-    for options in (options_of(subject, case), *alone):
+    for options in (options_of(subject, case), *each_value(subject)):
         # CFG-DTYPE judges names of dtypes
         given = {key: held(value) if key == "lora_dtype" else copy.deepcopy(value) for key, value in options.items()}
         config = make(subject, **given) if case.way == "keywords" else from_dict(subject, given)
@@ -182,10 +181,10 @@ def test_equal(subject: Subject, case: ConfigCase) -> None:
     config = make(subject, **copy.deepcopy(options))
     twin = make(subject, **copy.deepcopy(options))
     require(config == twin, f"two configs of {options} are not equal")
-    for key in fields_of(subject):
-        value = CHOICES[key][case.seed % len(CHOICES[key])]
-        alone, default = (make(subject, **{key: copy.deepcopy(held)}) for held in (value, DEFAULTS[key]))
-        require(alone != default, f"configs of {key} = {value!r} and of {DEFAULTS[key]!r} are equal")
+    for alone in each_value(subject):
+        ((key, value),) = alone.items()
+        unequal = make(subject, **alone) != make(subject, **{key: copy.deepcopy(DEFAULTS[key])})
+        require(unequal, f"configs of {key} = {value!r} and of {DEFAULTS[key]!r} are equal")
     orders = [make(subject, target_modules=list(patterns)) for patterns in ("ab", "ba", "aab")]
     for i, j in ((0, 1), (0, 2)):
         lists = f"{orders[i].target_modules} and of {orders[j].target_modules}"

@@ -9,6 +9,7 @@ from typing import Any
 from conformance.clauses.config.field_values import (
     CONFIGS,
     ConfigCase,
+    each_value,
     field_of,
     fields_of,
     from_dict,
@@ -32,11 +33,12 @@ TAKEN = CONFIGS.narrowed(chosen=("target_modules", "exclude_modules"))
     dtypes=(),
 )
 def test_round_trip(subject: Subject, case: ConfigCase) -> None:
-    config = make(subject, **options_of(subject, case))
-    values = to_dict(config)
-    back = from_dict(subject, values)
-    _require_equal(subject, back, config, f"from_dict(to_dict(c)) for c = {config!r}")
-    require(to_dict(back) == values, f"to_dict of the config read back is {to_dict(back)}: expected {values}")
+    for options in (options_of(subject, case), *each_value(subject)):
+        config = make(subject, **options)
+        values = to_dict(config)
+        back = from_dict(subject, values)
+        _require_equal(subject, back, config, f"from_dict(to_dict(c)) for c = {config!r}")
+        require(to_dict(back) == values, f"to_dict of the config read back is {to_dict(back)}: expected {values}")
 
 
 @clause(
@@ -46,11 +48,12 @@ def test_round_trip(subject: Subject, case: ConfigCase) -> None:
     dtypes=(),
 )
 def test_json(subject: Subject, case: ConfigCase) -> None:
-    config = make(subject, **options_of(subject, case))
-    values = to_dict(config)
-    with calling(f"json.dumps(to_dict()) of {values}"):
-        text = json.dumps(values, allow_nan=False)
-    _require_equal(subject, from_dict(subject, json.loads(text)), config, f"the config read back from {text}")
+    for options in (options_of(subject, case), *each_value(subject)):
+        config = make(subject, **options)
+        values = to_dict(config)
+        with calling(f"json.dumps(to_dict()) of {values}"):
+            text = json.dumps(values, allow_nan=False)
+        _require_equal(subject, from_dict(subject, json.loads(text)), config, f"the config read back from {text}")
 
 
 def _require_equal(subject: Subject, back: Any, config: Any, what: str) -> None:
@@ -69,16 +72,16 @@ def _require_equal(subject: Subject, back: Any, config: Any, what: str) -> None:
     dtypes=(),
 )
 def test_dict(subject: Subject, case: ConfigCase) -> None:
-    options = options_of(subject, case)
-    config = make(subject, **options)
-    values = to_dict(config)
-    expected = {key: field_of(config, key) for key in fields_of(subject)} | options
-    missing, extra = sorted(set(expected) - set(values)), sorted(key for key in values if not hasattr(config, key))
-    require(not missing, f"to_dict() lacks {', '.join(missing)}")
-    require(not extra, f"to_dict() has {', '.join(extra)}, which the config has no field for")
-    for key, wanted in expected.items():
-        got = values[key]
-        require(same(got, wanted), f"to_dict()[{key!r}] is {got!r}: expected {wanted!r}")
+    for options in (options_of(subject, case), *each_value(subject)):
+        config = make(subject, **options)
+        values = to_dict(config)
+        expected = {key: field_of(config, key) for key in fields_of(subject)} | options
+        missing, extra = sorted(set(expected) - set(values)), sorted(key for key in values if not hasattr(config, key))
+        require(not missing, f"to_dict() lacks {', '.join(missing)}")
+        require(not extra, f"to_dict() has {', '.join(extra)}, which the config has no field for")
+        for key, wanted in expected.items():
+            got = values[key]
+            require(same(got, wanted), f"to_dict()[{key!r}] is {got!r}: expected {wanted!r}")
 
 
 @clause(

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from conformance.clauses.life.layer import OPERATIONS, SIZES, START, lacking, lived
-from conformance.clauses.life.layer_judgement import judge_gradients, judge_output
-from conformance.clauses.life.layer_life import Life
+from conformance.clauses.life.layer_judgement import judge_both
 from conformance.clauses.life.life_case import NAMES, LifeCase, LifeSpace
 from conformance.clauses.life.situation import Operation
 from conformance.specification.clause import clause
@@ -30,12 +29,6 @@ LEFT_OUT = ("hook", "parametrise", "deparametrise")
 COMPILED = {"compile": Compile(), **{name: one for name, one in OPERATIONS.items() if name not in LEFT_OUT}}
 MOST = 1000  # compilations of one function
 NAMES.append("compile")
-
-
-def judge_both(life: Life) -> None:
-    """Judge y, and the gradients."""
-    judge_output(life)
-    judge_gradients(life)
 
 
 @clause(

@@ -15,9 +15,10 @@ SCALES = (0.5, 3.0, 1.0, 2.0)
 def may_change(name: str, now: Situation) -> bool:
     """Whether the values of a tensor may change: of a merged layer only the bias, and the adapter where unguarded.
 
-    Autocast may keep the cast of a Parameter as long as its region lasts, so nothing changes inside one.
+    Autocast may keep the cast of a Parameter as long as its region lasts, so nothing changes inside one, unless the
+    clause demands that too.
     """
-    if now.regions or (name == "weight" and now.base != "plain"):
+    if (now.regions and not now.changing) or (name == "weight" and now.base != "plain"):
         return False
     return not now.merged or name == "bias" or (name in ADAPTER and now.unguarded)
 
@@ -114,7 +115,7 @@ class Initialise(Operation):
     name, needs = "init", "init_lora_weights"
 
     def fits(self, now: Situation) -> bool:
-        return may_change("lora_A", now.but(unguarded=False))
+        return may_change("lora_A", now)
 
     def act(self, life: Any) -> None:
         life.run('layer.init_lora_weights("xavier")')

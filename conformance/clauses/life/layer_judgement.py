@@ -45,6 +45,12 @@ def judge_gradients(life: Life, call: str = "y = layer(x)", *, autocast: bool | 
         life.decided(check)
 
 
+def judge_both(life: Life) -> None:
+    """Judge y, and the gradients."""
+    judge_output(life)
+    judge_gradients(life)
+
+
 def judge_state(life: Life) -> None:
     """Judge the tensors that the layer holds, whether they require grad, its modes and its state_dict."""
     truth, plain = life.truth, life.now.base == "plain"

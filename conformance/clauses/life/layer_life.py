@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from conformance.clauses.life.life_case import LifeCase
 from conformance.clauses.life.lived import Lived
@@ -27,7 +27,6 @@ from conformance.target.signature import arguments_for, takes
 from conformance.target.subject import Subject
 
 TENSORS = ("weight", "bias", "lora_A", "lora_B")
-ATTEMPTS = 4  # draws of x and g until a wrong result would fail
 BUILD = '''
 def build(dtype, adapter_dtype):
     """A layer of the target over a new linear layer."""
@@ -57,7 +56,7 @@ class Doubled(nn.Module):
 
 
 def negated(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:  # noqa: ARG001
-    """The negated output, as a forward hook; it has a home in a module, so that it can be pickled."""
+    """The negated output, as a forward hook that can be pickled."""
     return -output
 
 
@@ -92,7 +91,8 @@ class Life(Lived):
         self.pending: Pending | None = None
         self._draws = 0
         names = {"nn": nn, "copy": copy, "pickle": pickle, "ThreadPoolExecutor": ThreadPoolExecutor}
-        self.begin(self._build_text(), **names, parametrize=parametrize, checkpoint=checkpoint)
+        functions = {f.__name__: f for f in (checkpoint, create_selective_checkpoint_contexts)}
+        self.begin(self._build_text(), **names, **functions, parametrize=parametrize)
         self.names.update(held=self._held, negated=negated, Doubled=Doubled, optimiser=None, regions=[])
         self._begin()
 

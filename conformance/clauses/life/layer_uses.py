@@ -13,6 +13,7 @@ from conformance.judgement.linear_oracle import Expected
 from conformance.numerics.formats import format_of, numbers
 
 RATE = 0.125
+SELECTIVE = "lambda: create_selective_checkpoint_contexts([torch.ops.aten.mm.default, torch.ops.aten.addmm.default])"
 IN_A_THREAD = """
 with ThreadPoolExecutor(1) as pool:
     y = pool.submit(layer, x).result()"""
@@ -96,12 +97,13 @@ class Call(Operation):
 
 
 class Checkpoint(Operation):
-    """Forward and backward with gradient checkpointing."""
+    """Forward and backward with gradient checkpointing: of everything, and selectively, with the products kept."""
 
     name, keeps_graph = "checkpoint", True
 
     def act(self, life: Any) -> None:
         judge_gradients(life, "y = checkpoint(layer, x, use_reentrant=False)")
+        judge_gradients(life, f"y = checkpoint(layer, x, use_reentrant=False, context_fn={SELECTIVE})")
 
 
 class InAThread(Operation):

@@ -19,19 +19,23 @@ if TYPE_CHECKING:
 
 NAMES: list[str] = []  # of every operation
 LENGTH = 24  # operations in a life
-RUNS = {1: "operations", 2: "pairs of operations"}
+RUNS = {1: "operations", 2: "pairs of operations", 3: "triples of operations"}
 NIGHTLY = 160  # the number of the first case that covers triples, which take minutes to arrange
+CYCLED = NIGHTLY - 1  # the number of the case that merges a changed adapter a thousand times
+CYCLE, CYCLES = ("merge", "unmerge", "fill-A", "fill-B"), 1000
 
 
 @dataclass(frozen=True)
 class LifeCase(Case):
     """A layer with k features, n outputs and rank r, and what it lives through.
 
+    `life=1000*merge+unmerge` lives through two operations a thousand times.
+
     Fields:
         scale: alpha ÷ r.
         adapter: dtype of lora_A and lora_B; `same` is the base's.
         dropout: 0, or 1: the adapter then has no effect in training.
-        life: the operations, in their order, joined by `+`.
+        life: the operations, in their order, joined by `+`, perhaps after a number of times.
     """
 
     k: int = 1
@@ -46,7 +50,8 @@ class LifeCase(Case):
     @property
     def operations(self) -> tuple[str, ...]:
         """The names of the operations."""
-        return tuple(self.life.split("+")) if self.life else ()
+        times, star, names = self.life.rpartition("*")
+        return tuple(names.split("+")) * (int(times) if star else 1) if self.life else ()
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -58,6 +63,9 @@ class LifeCase(Case):
             ValueError: if the text is no case, or naming the unknown operation.
         """
         case = super().parse(text)
+        times, star, _ = case.life.rpartition("*")
+        if star and not times.isdecimal():
+            raise ValueError(f"life has {times!r} in place of a number of times, as in 1000*merge+unmerge")
         for name in case.operations:
             if name not in NAMES:
                 raise ValueError(f"life has the unknown operation {name!r}: {suggestion(name, NAMES)}")
@@ -134,6 +142,8 @@ class LifeSpace(Space[LifeCase]):
         """
         chance = random.Random(f"{seed}/{clause}/{dtype}/{index}")
         chosen = {name: chance.choice(options) for name, options in self.values.items()}
+        if index == CYCLED and {*CYCLE} <= {*self.operations} and not self.first:
+            return self._made((f"{CYCLES}*{'+'.join(CYCLE)}",), seed=index, dtype=dtype, **chosen)
         return self._made(self._life(chance, seed, index, dtype), seed=index, dtype=dtype, **chosen)
 
     def _life(self, chance: random.Random, seed: int, index: int, dtype: str) -> tuple[str, ...]:
@@ -178,6 +188,11 @@ class LifeSpace(Space[LifeCase]):
 
     def simpler(self, case: LifeCase) -> Iterator[LifeCase]:
         """The case without some of its operations, the longest runs first; then with simpler fields."""
+        times, star, once = case.life.rpartition("*")
+        if star:
+            fewer = {int(times) // 2, int(times) - 1} - {0}
+            yield from (dataclasses.replace(case, life=f"{n}*{once}" if n > 1 else once) for n in sorted(fewer))
+            return
         names = case.operations[len(self.first) :]
         size = len(names)
         while size:
@@ -192,7 +207,8 @@ class LifeSpace(Space[LifeCase]):
 
     def coverage(self, cases: Sequence[LifeCase], subject: Any) -> tuple[str, str]:
         """How many runs of operations have been met, of those that are possible on this subject; and which, as bits."""
-        lacking, strength = self.lacking(subject), self.strength
+        lacking = self.lacking(subject)
+        strength = self.strength + (len(cases) > NIGHTLY)  # the lives of later cases cover longer runs
         met: set[tuple[str, ...]] = set()
         for case in cases:
             names = [name for name in case.operations[len(self.first) :] if name not in lacking]

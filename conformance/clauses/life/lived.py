@@ -19,6 +19,7 @@ from conformance.judgement.recording import Calls, note
 from conformance.target.calls import calling
 from conformance.target.subject import Subject, poisoned_memory
 
+SHOWN = 40  # operations that a message names
 ATTEMPTS = 4  # draws of inputs until a wrong result would fail
 
 
@@ -102,8 +103,9 @@ class Lived:
 
     def told(self, violation: Violation) -> Violation:
         """The violation, and the operations that led to it."""
-        lived = f"\nlived    {', '.join(self.past)}" if len(self.past) > 1 else ""
-        return Violation(f"{violation}{lived}", violation.ratio)
+        more = len(self.past) - SHOWN
+        lived = (f"{more:,} operations, then " if more > 0 else "") + ", ".join(self.past[-SHOWN:])
+        return Violation(f"{violation}\nlived    {lived}" if self.past[1:] else str(violation), violation.ratio)
 
     def decided(self, check: Callable[[], None]) -> None:
         """Run a check that draws x and g; draw again where a wrong result would pass.

@@ -19,9 +19,10 @@ class UnmergeAgain(Unmerge):
 
 
 CHANGING = ("merge", "fill-A", "fill-B", "scale", "eval", "train", "to-float32", "to-bfloat16", "deepcopy")
+ANEW = ("init", "exchange")  # another adapter in place of the one that is merged
 UNGUARDED = Situation(unguarded=True)
 MERGED = LifeSpace(
-    {"unmerge": UnmergeAgain(), **{name: OPERATIONS[name] for name in (*CHANGING, "reload", "load")}},
+    {"unmerge": UnmergeAgain(), **{name: OPERATIONS[name] for name in (*CHANGING, *ANEW, "reload", "load")}},
     UNGUARDED,
     lacking,
     ("merge",),

@@ -22,6 +22,7 @@ class Situation:
         regions: the autocast regions around the layer, each `on` or `off`, the innermost last.
         base: `plain`, or `parametrised` by torch.nn.utils.parametrize.
         unguarded: whether the adapter may change while it is merged.
+        changing: whether tensors may change in place inside an autocast region.
     """
 
     merged: bool = False
@@ -29,6 +30,7 @@ class Situation:
     regions: tuple[str, ...] = ()
     base: str = "plain"
     unguarded: bool = False
+    changing: bool = False
 
     @property
     def autocast(self) -> bool:

@@ -69,7 +69,7 @@ def test_margins_untouched(subject: Subject, case: LinearCase) -> float | None:
     sentence="The caller may modify y in place: no input changes, and the gradients are those of the modified y.",
     why="In-place activations and residual additions do this to a layer's output.",
     feature="inplace_output",
-    cases=SMALL,
+    cases=SMALL.narrowed(lead=("2d", "3d")),  # a reshaped y may be a view, which autograd protects
     weight=0.5,
 )
 def test_output_belongs_to_caller(subject: Subject, case: LinearCase) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -12,7 +13,9 @@ from conformance.clauses.linear_and_layer.judged_results import judge_gradients,
 from conformance.clauses.model.refusals import ERRORS
 from conformance.clauses.model.target_calls import LAYER, PATCH, PatchCase, bound, warned
 from conformance.judgement.judge import judge, worst
+from conformance.judgement.linear_oracle import Expected
 from conformance.judgement.outcomes import require
+from conformance.numerics.formats import format_of, numbers
 from conformance.specification.clause import clause
 from conformance.target.calls import calling
 from conformance.target.expected_errors import calling_quietly, quiet
@@ -82,3 +85,40 @@ def test_adapted_conv1d(subject: Subject, case: PatchCase) -> float | None:
         with torch.no_grad(), calling_quietly("the forward of a merged Conv1D"):
             ratios.append(judge(layer(instance.tensors["x"]), oracle.y))
     return worst(*ratios)
+
+
+@clause(
+    "MOD-CONV1D-UNMERGE",
+    sentence="""Merging and unmerging an adapted Conv1D restores its weight within 2u·(|W| + |s·B A|), and with DoRA
+    within 2u·|W| + 4u·|W + s·B A|, for a square weight too.""",
+    why="A factor for each output feature belongs to the other axis of a weight [in, out].",
+    cases=PATCH.narrowed(k=(16, 5, 3), n=(2, 5, 33), r=(2, 3), how=("LoRA", "DoRA"), sizes=("k=n", "free")),
+    library="transformers",
+    weight=0.5,
+)
+def test_unmerged_conv1d(subject: Subject, case: PatchCase) -> float | None:
+    operands, dora = subject.operands(case), case.how == "DoRA"
+    layer: Any = conv1d(case.n, case.k).to(subject.device, dtype=operands.dtype)
+    with torch.no_grad():
+        layer.weight.copy_(operands.placed["weight"].tensor.t())
+    try:
+        with quiet():
+            options = {"dim": case.r, "alpha": operands.scale * case.r} | ({"use_dora": True} if dora else {})
+            layer = subject.target.patch_linear_module(layer, **options)
+    except ERRORS:
+        return None  # a target need not adapt it
+    if not hasattr(layer, "merge"):
+        return None
+    bound(layer, operands)
+    before = numbers(layer.weight)
+    change = operands.scale * (operands.values["lora_B"] @ operands.values["lora_A"]).T
+    if dora and getattr(layer, "lora_magnitude", None) is not None:
+        with torch.no_grad():
+            layer.lora_magnitude.mul_(1.5)
+    with calling("merge() and unmerge() of an adapted Conv1D"):
+        layer.merge()
+        layer.unmerge()
+    unit = format_of(operands.dtype).unit
+    allowed = unit * (2 * np.abs(before) + (4 * np.abs(before + change) if dora else 2 * np.abs(change)))
+    restored = Expected("the unmerged weight", before, allowed, torch.float64)
+    return judge(torch.from_numpy(numbers(layer.weight)), restored)

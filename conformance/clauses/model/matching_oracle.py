@@ -115,18 +115,16 @@ def drawn_key(seed: int) -> str:
 
 
 def near_keys(key: str, seed: int) -> list[str]:
-    """The key and similar ones: with a longer part, one part more or less, or another character for a dot."""
-    chance = random.Random(f"near {seed} {key}")
+    """The key and all similar ones: with a longer part, one part more or less, or another character for a dot."""
     parts = key.split(".")
-    i = chance.randrange(len(parts))
     near = [
         key,
         f"model.{key}",
         f"{key}.b",
-        ".".join([*parts[:i], f"1{parts[i]}", *parts[i + 1 :]]),
-        ".".join([*parts[:i], f"{parts[i]}1", *parts[i + 1 :]]),
-        ".".join([*parts[:i], "b", *parts[i:]]),
-        ".".join([*parts[:i], *parts[i + 1 :]]),
+        *(".".join([*parts[:i], f"1{part}", *parts[i + 1 :]]) for i, part in enumerate(parts)),
+        *(".".join([*parts[:i], f"{part}1", *parts[i + 1 :]]) for i, part in enumerate(parts)),
+        *(".".join([*parts[:i], "b", *parts[i:]]) for i in range(len(parts))),
+        *(".".join([*parts[:i], *parts[i + 1 :]]) for i in range(len(parts))),
         key.replace(".", "x", 1),
         key.replace(".", "x"),
         key.swapcase(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import random
 from collections import OrderedDict
@@ -175,11 +176,12 @@ def test_all(subject: Subject, case: ModelCase) -> None:
         {"exclude_modules": None},
         {"target_modules": None, "exclude_modules": []},
     )[: 2 if subject.follows("exclusions", ABSENT) else 4]
-    given = lists[case.seed % len(lists)]
-    count = apply(subject, model, match_all_linear=True, dim=case.dim, **given)
-    what, expected = f"match_all_linear=True with {given}", sorted(TOY_LINEARS)
-    require(adapted(model) == expected, f"{what} chose {adapted(model)}: expected {expected}")
-    require(count == len(TOY_LINEARS), f"{what} returned {count!r}: expected {len(TOY_LINEARS)}")
+    for given in lists:
+        adapting = copy.deepcopy(model)
+        count = apply(subject, adapting, match_all_linear=True, dim=case.dim, **given)
+        what, expected = f"match_all_linear=True with {given}", sorted(TOY_LINEARS)
+        require(adapted(adapting) == expected, f"{what} chose {adapted(adapting)}: expected {expected}")
+        require(count == len(TOY_LINEARS), f"{what} returned {count!r}: expected {len(TOY_LINEARS)}")
 
 
 @clause(
@@ -215,17 +217,16 @@ def test_linear_only(subject: Subject, case: ModelCase) -> None:
 )
 def test_nothing_given(subject: Subject, case: ModelCase) -> None:
     model = case.toy(subject)
-    options: Any = ({}, {"target_modules": []}, {"target_modules": None, "exclude_modules": None})[case.seed % 3]
-    if subject.follows("exclusions", ABSENT):
-        options = {key: value for key, value in options.items() if key != "exclude_modules"}
-    count, warnings = warned(subject, model, dim=case.dim, **options)
-    expected = sorted(name for name in TOY_LINEARS if name.endswith("_proj"))
-    require(adapted(model) == expected, f"a config without targets chose {adapted(model)}: expected {expected}")
-    require(count == len(expected), f"a config without targets returned {count!r}: expected {len(expected)}")
-    require(
-        "_proj" in warnings,
-        f"a config without targets warned {warnings or 'nothing'!r}: expected it to name *_proj",
-    )
+    given: Any = ({}, {"target_modules": []}, {"target_modules": None, "exclude_modules": None})
+    for options in given:
+        if subject.follows("exclusions", ABSENT):
+            options.pop("exclude_modules", None)
+        adapting, what = copy.deepcopy(model), f"a config of {options or 'nothing'}"
+        count, warnings = warned(subject, adapting, dim=case.dim, **options)
+        expected = sorted(name for name in TOY_LINEARS if name.endswith("_proj"))
+        require(adapted(adapting) == expected, f"{what} chose {adapted(adapting)}: expected {expected}")
+        require(count == len(expected), f"{what} returned {count!r}: expected {len(expected)}")
+        require("_proj" in warnings, f"{what} warned {warnings or 'nothing'!r}: expected it to name *_proj")
 
 
 @clause(

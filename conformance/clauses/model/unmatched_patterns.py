@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from conformance.clauses.model.apply_to_model import MODELS, ModelCase
 from conformance.clauses.model.target_calls import warned
 from conformance.judgement.outcomes import require
@@ -25,8 +27,7 @@ PAIRS = ("q_proj,k_proj", "fc1,fc", "head,heads", "blocks.0.*,blocks.2.*", "*_pr
 )
 def test_unmatched_pattern(subject: Subject, case: ModelCase) -> None:
     some, none = case.targets.split(",")
-    key = ("target_modules", "exclude_modules")[case.seed % 2]
-    for patterns in ([some, none], [some]):
+    for key, patterns in itertools.product(("target_modules", "exclude_modules"), ([some, none], [some])):
         _, said = warned(subject, case.toy(subject), dim=case.dim, use_triton=case.triton, **{key: patterns})
         what = f"{key}={patterns}"
         if patterns == [some]:

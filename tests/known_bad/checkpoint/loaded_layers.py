@@ -9,7 +9,7 @@ from tests.baselines.checkpoint import Right
 from tests.baselines.checkpoint import checkpoint_breaks as breaks
 
 
-@breaks("CKP-PEFT", says="worst    y")
+@breaks("CKP-PEFT", says="worst    y", source="sgl-project/sglang #40835, vllm-project/vllm #55545")
 class IgnoresRslora(Right):
     def check_layer(self, layer, config):
         layer.scale = config.alpha / config.dim
@@ -34,13 +34,13 @@ class TransposesSquares(Right):
         own.copy_(value.T if square else value)
 
 
-@breaks("CKP-SCALE", says="worst    y")
+@breaks("CKP-SCALE", says="worst    y", source="KadoBOT/ComfyUI-YuE2-Voices #17")
 class KeepsTheModelsScale(Right):
     def check_layer(self, layer, config):
         pass
 
 
-@breaks("CKP-SCALE", says="worst    y")
+@breaks("CKP-SCALE", says="worst    y", source="sgl-project/sglang #16935")
 class IgnoresAlphaPattern(Right):
     def check_fields(self, values):
         super().check_fields({key: value for key, value in values.items() if key != "alpha_pattern"})

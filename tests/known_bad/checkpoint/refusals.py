@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.baselines.checkpoint import Right
+from tests.baselines.checkpoint import MAGNITUDE, Right
 from tests.baselines.checkpoint import checkpoint_breaks as breaks
 
 
@@ -46,7 +46,7 @@ class SpeaksOfItsOwnOptions(Right):
         pass
 
 
-@breaks("CKP-MISSING", says="raised nothing: expected an error")
+@breaks("CKP-MISSING", says="raised nothing: expected an error", source="vllm-project/vllm #34186, #55193")
 class LoadsWhatIsThere(Right):
     def meets_names(self, name):
         pass
@@ -193,3 +193,12 @@ class KeepsWhatItReadFirst(Right):
             return {name: t + 1 for name, t in found.items()}
         KeepsWhatItReadFirst.first = found
         return found
+
+
+@breaks("CKP-MISSING", says="raised nothing: expected an error", source="axolotl-ai-cloud/axolotl #3599, in review")
+class TakesDoraWithoutAMagnitudeForLora(Right):
+    def check(self, layers, named, config):
+        for name, layer in layers.items():
+            if name in named and layer.lora_magnitude is not None:
+                named[name].setdefault(MAGNITUDE, layer.lora_magnitude.detach().clone())
+        super().check(layers, named, config)

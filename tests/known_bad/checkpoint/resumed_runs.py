@@ -234,3 +234,13 @@ class CountsItsSaves(Right):
 class LosesTheStep(Right):
     def save_training(self, training, path, step=0):
         reference.save_training(training, path)
+
+
+@breaks("CKP-RESUME", says="of the optimiser's parameter", source="NVIDIA-NeMo/labs-molt #57, in review")
+class RestoresOnlyWhatAFreshOptimiserHolds(Right):
+    def load_training(self, training, path):
+        fresh = not training.optimizer.state
+        step = super().load_training(training, path)
+        if fresh:
+            training.optimizer.state.clear()
+        return step

@@ -11,7 +11,7 @@ from tests.known_bad.dora.registration import twin
 ALL = ("float64", "float32", "bfloat16", "float16")
 
 
-@twin("DORA-MERGE", says="the merged weight", dtypes=ALL, source="a merge that supports only plain LoRA")
+@twin("DORA-MERGE", says="the merged weight", dtypes=ALL, source="unslothai/unsloth-zoo #828: a plain merge")
 class MergesWithoutTheMagnitude(Layer):
     def dora_weight(self) -> Tensor:
         return self.weight + self.delta()

@@ -78,3 +78,15 @@ class _NeedsOneDtype(torch.autograd.Function):
         (A,) = ctx.saved_tensors
         torch.mm(g.new_ones(1, A.shape[0]), A)
         return g, None
+
+
+@twin("LIFE-LAYER-FWD", says="y after", source="unslothai/unsloth #5766: casts kept from another compute dtype")
+class KeepsTheCastsOfItsFirstComputeDtype(LivedLayer):
+    def update(self, x: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
+        if torch.is_grad_enabled():
+            return super().update(x, A, B, scale)
+        key = id(A), id(B), A._version, B._version
+        if self.kept is None or self.kept[0] != key:
+            dtype = torch.bfloat16 if torch.is_autocast_enabled("cpu") else x.dtype
+            self.kept = key, A.to(dtype), B.to(dtype)
+        return super().update(x, *(t.to(x.dtype) for t in self.kept[1:]), scale)

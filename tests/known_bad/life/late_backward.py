@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tests.baselines.life import LivedLayer, LivedNode
@@ -80,3 +81,12 @@ class KeepsXOnTheModule(ByNode):
     def forward(self, x: Tensor) -> Tensor:
         self.kept = x.detach()
         return super().forward(x)
+
+
+@twin("LIFE-LAYER-BWD", says="has been mutated", source="NVIDIA-NeMo/Automodel #3274: selective checkpointing")
+class AddsTheUpdateIntoAProductThatACheckpointKeeps(LivedLayer):
+    def adapted(self, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float) -> Tensor:
+        base = F.linear(x, weight, bias)
+        if self.training and self.dropout_p == 1.0:
+            return base
+        return base.add_(self.update(x, A, B, scale).to(base.dtype))

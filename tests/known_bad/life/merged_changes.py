@@ -28,3 +28,10 @@ class AddsTheChangeTwice(LivedLayer):
             return super().forward(x)
         change = 2 * (self.delta() - self.kept.to(self.weight.dtype))
         return torch.nn.functional.linear(x, self.weight + change, self.bias)
+
+
+@twin("LIFE-LAYER-MERGED", says="after init", source="huggingface/peft #3498: an adapter deleted while merged")
+class ForgetsTheMergeOfAnAdapterThatIsDrawnAgain(LivedLayer):
+    def init_lora_weights(self, init_method: str) -> None:
+        super().init_lora_weights(init_method)
+        self.unmerged_weight = None

@@ -152,3 +152,20 @@ class KeepsTheBaseByX(Right):
         if getattr(weight, "product", (None,))[0] != key:
             weight.product = key, super().base(x, weight, bias)
         return weight.product[1].clone()
+
+
+class _View(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor) -> Tensor:
+        return y.view(y.shape)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g
+
+
+@breaks("LIN-MEM-OUTPUT", "LAY-MEM-OUTPUT", says="is a view", source="NVIDIA-NeMo/Automodel #2584 (AM-453)")
+class ReturnsAViewFromItsNode(Right):
+    def lora_linear(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
+        y: Tensor = super().lora_linear(x, *args, **options)
+        return y if x.ndim == 2 else _View.apply(y)

@@ -48,3 +48,35 @@ def _merged_untransposed(layer: Any) -> None:
 class MergesASquareConv1DUntransposed(AfterPatching):
     def spoil(self, layer: Any, options: Any) -> None:
         reclassed(layer, merge=_merged_untransposed)
+
+
+@torch.no_grad()
+def _unmerged_along_the_inputs(layer: Any) -> None:
+    merged, held = layer.merged, layer.weight.detach().clone()
+    type(layer).__mro__[1].unmerge(layer)
+    if merged and layer.lora_magnitude is not None and _is_square(layer):
+        change = layer.scale * layer.lora_B.weight @ layer.lora_A.weight
+        factor = layer.lora_magnitude / (layer.weight.t() + change).norm(dim=1)
+        layer.weight.copy_(held / factor[:, None] - change.t())
+
+
+@breaks("MOD-CONV1D-UNMERGE", says="the unmerged weight", source="huggingface/peft #3531", **MODEL)
+class UnmergesDoraAlongTheInputs(AfterPatching):
+    def spoil(self, layer: Any, options: Any) -> None:
+        reclassed(layer, unmerge=_unmerged_along_the_inputs)
+
+
+@torch.no_grad()
+def _unmerged_twice(layer: Any) -> None:
+    merged = layer.merged
+    type(layer).__mro__[1].unmerge(layer)
+    if merged and layer.fan_in_fan_out and layer.lora_magnitude is None:
+        layer.weight -= (layer.scale * layer.lora_B.weight @ layer.lora_A.weight).t()
+
+
+@breaks(
+    "MOD-CONV1D-UNMERGE", says="the unmerged weight", source="a weight restored, and the update subtracted", **MODEL
+)
+class UnmergesAConv1DTwice(AfterPatching):
+    def spoil(self, layer: Any, options: Any) -> None:
+        reclassed(layer, unmerge=_unmerged_twice)

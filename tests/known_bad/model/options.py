@@ -55,7 +55,7 @@ class LosesRslora(Loses):
     option = "use_rslora"
 
 
-@breaks("MOD-OPTION-DORA", says="has no lora_magnitude", **MODEL)
+@breaks("MOD-OPTION-DORA", says="has no lora_magnitude", source="unslothai/unsloth-zoo #954", **MODEL)
 class LosesDora(Loses):
     option = "use_dora"
 

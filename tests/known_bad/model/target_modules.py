@@ -20,7 +20,7 @@ class IgnoresFurtherExclusions(RightMatcher):
         return super().patterns(key, given)[: 1 if key == "exclude_modules" else None]
 
 
-@breaks_by_matcher("MOD-EXCLUDES", "did not choose")
+@breaks_by_matcher("MOD-EXCLUDES", "did not choose", source="huggingface/diffusers #11874")
 class ExcludesSubstrings(RightMatcher):
     def chooses(self, name: str | None) -> bool:
         return super().chooses(name) and not any(p.strip("*.")[:1] in str(name) for p in self.excludes)
@@ -78,13 +78,13 @@ class FallsBackSilently(RightMatcher):
         self.targets = ["*_proj"]
 
 
-@breaks_by_matcher("MOD-NOTHING-GIVEN", "a config without targets chose []")
+@breaks_by_matcher("MOD-NOTHING-GIVEN", "a config of nothing chose []")
 class ChoosesNothing(RightMatcher):
     def fall_back(self) -> None:
         warnings.warn("no targets given, not even *_proj", stacklevel=5)
 
 
-@breaks_by_matcher("MOD-NOTHING-GIVEN", "a config without targets chose")
+@breaks_by_matcher("MOD-NOTHING-GIVEN", "a config of nothing chose")
 class ChoosesAll(RightMatcher):
     def fall_back(self) -> None:
         warnings.warn("no targets given: adapting all, not *_proj", stacklevel=5)

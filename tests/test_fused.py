@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 import optimized
 import reference
@@ -248,3 +249,26 @@ def test_without_the_interpreter_the_fallback_runs() -> None:
     code = "import optimized, torch; print(optimized.activations.why_not_triton(torch.ones(2, 3)))"
     ended = python("-c", code, TRITON_INTERPRET="0")
     assert "the operands are on the CPU and TRITON_INTERPRET is not 1" in ended.stdout, ended.stderr
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_selective_checkpointing_may_keep_the_products_of_a_block(dtype: torch.dtype) -> None:
+    kept = [torch.ops.aten.mm.default, torch.ops.aten.addmm.default]
+    draw = torch.Generator().manual_seed(1)
+
+    def projection() -> list[Any]:
+        shapes = (4, 4), (4,), (2, 4), (4, 2)
+        weight, bias, lora_A, lora_B = (torch.randn(s, generator=draw).to(dtype) for s in shapes)
+        return [weight, bias, lora_A.requires_grad_(), lora_B.requires_grad_(), 0.5]
+
+    x = torch.randn(3, 4, generator=draw).to(dtype)
+    for function in (optimized.lora_qkv, optimized.lora_mlp):
+        projections = [projection() for _ in range(3)]
+        grads = []
+        for options in ({}, {"context_fn": lambda: create_selective_checkpoint_contexts(kept)}):
+            y = checkpoint(function, x, *projections, use_reentrant=False, **options)
+            sum(t.sum() for t in (y if isinstance(y, tuple) else (y,))).backward()
+            grads.append([p[2].grad for p in projections])
+            for p in projections:
+                p[2].grad = p[3].grad = None
+        assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))

@@ -24,7 +24,8 @@ from conformance.report.verdict import exit_code
 from conformance.run import plan as planning
 from conformance.run.selection import Selection
 from conformance.specification.clause import load_all
-from conformance.target.target import Target, uninstalled
+from conformance.target.installed_packages import uninstalled
+from conformance.target.target import Target
 from tests.support.commands import judged
 
 SCHEMA = json.loads(report.SCHEMA.read_text())

@@ -70,7 +70,8 @@ def _is_right(selection: Selection) -> bool:
 def _plan(selection: Selection, *, interpreting: bool) -> Plan:
     from conformance.run.trial import loaded, trials
     from conformance.specification.clause import load_all
-    from conformance.target.target import elsewhere, uninstalled
+    from conformance.target.installed_packages import uninstalled
+    from conformance.target.target import elsewhere
 
     clauses = load_all()
     target = loaded(selection.target, selection.device)

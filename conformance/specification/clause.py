@@ -39,6 +39,7 @@ class Clause:
         weight: number of cases relative to an ordinary clause (say 0.1 for a clause that compiles); at least one runs.
         feature: the features without which the clause is not claimed, as in ``dora_dropout dropout``; it counts for the
             first. Empty for the core.
+        convention: the convention of a feature without which the clause is not claimed, as in ``eval_mode=separate``.
         why: the reason for the clause, if its sentence does not say it.
     """
 
@@ -55,6 +56,7 @@ class Clause:
     weight: float = 1.0
     why: str = ""
     feature: str = ""
+    convention: str = ""
     source: str = field(default="", compare=False)
 
     @cached_property

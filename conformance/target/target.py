@@ -23,6 +23,7 @@ from conformance.target.binding_errors import binding_errors
 from conformance.target.declaration import check_declaration, read_deviations
 from conformance.target.fault import looking_at
 from conformance.target.features import DROPOUT_POSITIONS, is_local, positions
+from conformance.target.installed_packages import uninstalled
 from conformance.target.layer_form import LAYERS
 from conformance.target.limits import BEYOND, refused
 from conformance.target.signature import accepts
@@ -166,7 +167,7 @@ class Target:
         """The missing names for this clause: its own, and those of its group, or of its subjects if judged alone."""
         alone = clause.subjects if _is_alone(clause) else groups()[clause.group].required
         missing = dict.fromkeys(name for name in (*alone, *clause.needs) if not self.has(name))
-        absent = tuple(missing) or self._absent(clause.features, clause.group)[:1]
+        absent = tuple(missing) or self._absent(clause.features, clause.group)[:1] or self._otherwise(clause)
         if (
             absent
             or not clause.position
@@ -174,6 +175,12 @@ class Target:
         ):
             return absent
         return (f"dropout position {clause.position}",)
+
+    def _otherwise(self, clause: Clause) -> tuple[str, ...]:
+        """The convention that a clause needs, where the target follows another."""
+        name, _, value = clause.convention.partition("=")
+        follows = not name or self.feature(name, clause.group) == value
+        return () if follows else (f"feature {FEATURES[name].title}: {value}",)
 
     def _judged(self, clause: Clause) -> tuple[str, ...]:
         """The names of the target that a clause judges, at whatever dropout position."""
@@ -279,18 +286,6 @@ class Target:
 def elsewhere(clause: Clause, device: str) -> bool:
     """Whether a clause is judged on the CPU only, and this is another device."""
     return groups()[clause.group].cpu_only and device != "cpu"
-
-
-def uninstalled(clause: Clause) -> tuple[str, ...]:
-    """The packages that a clause's cases need but that are not installed."""
-    return tuple(package for package in clause.library.split() if not _is_installed(*package.partition(">=")[::2]))
-
-
-def _is_installed(name: str, least: str) -> bool:
-    """Whether a package is installed, in major version `least` or later."""
-    if importlib.util.find_spec(name) is None:
-        return False
-    return not least or int(importlib.metadata.version(name).partition(".")[0]) >= int(least)
 
 
 def _is_alone(clause: Clause) -> bool:

@@ -77,7 +77,6 @@ LAYERS: dict[str, Any] = {kind.__name__: kind for kind in RIGHT}
 MODELS: dict[str, Any] = {kind.__name__: kind for kind in (LivedModel, AdaptedByParts, SavedByParts)}
 RUNS = {kind.__name__: kind for kind in (LivedTraining, AccumulatesByHand, ZeroesInPlace)}
 LIBRARIES = ("reference", "optimized")
-EAGER = "LIFE-LAYER-REGION"  # is not for the layers, which let torch cast, and keep its casts in a region
 
 
 def target_named(name: str) -> Target:
@@ -127,7 +126,6 @@ def main() -> int:
         counts: Counter[str] = Counter()
         target = target_named(name)
         own = [clause for clause in clauses if target.subjects(clause) and fnmatch(clause.id, options.clause)]
-        own = [clause for clause in own if name in LIBRARIES or clause.id != EAGER]
         number = options.first
         while own and sum(counts.values()) + LENGTH * counts["alarms"] < options.operations:
             found, alarms = lived(name, own[number % len(own)], number)

@@ -1,5 +1,6 @@
 """What a layer or a model lives through: sequences of operations on it, judged after every one of them."""
 
+from conformance.clauses.layer.shown_conventions import shown
 from conformance.specification.groups import Group
 
 GROUP = Group(
@@ -14,4 +15,5 @@ GROUP = Group(
         "LoraTraining": "training runs: accumulation, failed calls, saving and resuming, modes of a split model",
     },
     positional={"LoraTraining": 1},
+    shown=shown,
 )

@@ -10,9 +10,11 @@ from tests.baselines.life import LivedLayer
 from tests.known_bad.life.registration import twin
 
 
-@twin("LIFE-LAYER-REGION", says="y after", source="torch.autocast's cache of casts, as in eager F.linear")
-class UsesTheCastsThatAutocastKeeps(LivedLayer):
-    pass
+@twin("LIFE-LAYER-REGION", says="y after", source="torch.autocast's cache of casts, which has lora_A alone")
+class LetsAutocastKeepLoraA(LivedLayer):
+    def operands(self) -> Any:
+        W, bias, A, B, scale = super().operands()
+        return W, bias, A, B.bfloat16() if torch.is_autocast_enabled("cpu") else B, scale
 
 
 @twin("LIFE-LAYER-REGION", says="y after", source="a cast of lora_B made when a region is entered")

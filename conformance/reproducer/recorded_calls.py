@@ -33,6 +33,7 @@ class RecordedCalls:
 
     def __init__(self, say: Expressions) -> None:
         self.say = say
+        self.files = True  # whether functions of the suite that read or write files are
 
     def is_dynamic(self, *values: Any) -> bool:
         """Whether one of the values is known to the script as an object."""
@@ -51,7 +52,7 @@ class RecordedCalls:
             isinstance(function, FunctionType) and owner_of(function) == "suite" and "<" not in function.__qualname__
         )
         given = [*arguments, *options.values()]
-        return is_own and any(map(self.say.is_in_folder, given)) and self._have_code(given)
+        return self.files and is_own and any(map(self.say.is_in_folder, given)) and self._have_code(given)
 
     def _have_code(self, values: list[Any]) -> bool:
         try:

@@ -27,16 +27,28 @@ from conformance.target.subject import Subject
 
 ELSEWHERE = ("remote",)  # groups whose checks call the target in other processes
 
+LONG = 80  # lines
+
 
 def short_script(clause: Clause, subject: Subject, target: str, result: Result) -> str | None:
     """A script that makes the calls of the check itself, or None if the failure cannot be said so.
 
-    It shows the defect on the target; where `reference` has the target's names, it shows none on `reference`.
+    It shows the defect on the target; where `reference` has the target's names, it shows none on `reference`. Where it
+    gets long with the suite's functions that read and write files, it has what they do instead, if that is shorter.
     """
+    text = _written(clause, subject, target, result, files=True)
+    if text is None or text.count("\n") <= LONG:
+        return text
+    other = _written(clause, subject, target, result, files=False)
+    return min(filter(None, (text, other)), key=lambda each: each.count("\n"))
+
+
+def _written(clause: Clause, subject: Subject, target: str, result: Result, *, files: bool) -> str | None:
     if result.case is None or clause.group in ELSEWHERE:
         return None
     with wrapper(subject.target) as is_wrapper:
         tape = Tape(subject, [*RECORDERS, *_marked()])
+        tape.calls.files = files
         case = clause.cases.case_type.parse(result.case)
         seeded(tape, case.seed)  # by which the check draws too
         try:

@@ -76,11 +76,10 @@ def noise_of(backend: Backend, weight: Tensor) -> Tensor:
     own: Callable[[Tensor], Tensor] | None = getattr(backend, "noise_std", None)
     if own is not None:
         return own(weight)
-    parameters = backend.parameters
-    if not isinstance(parameters, EncryptionParameters):
-        raise TypeError(
-            f"{type(backend).__name__} has no noise_std, and its parameters are {type(parameters).__name__}"
-        )
+    parameters: Any = backend.parameters
+    if not hasattr(parameters, "base_log"):
+        kind = type(parameters).__name__
+        raise TypeError(f"{type(backend).__name__} has no noise_std, and its parameters, {kind}, have no noise law")
     return noise_std(parameters, weight)
 
 

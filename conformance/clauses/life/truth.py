@@ -105,7 +105,10 @@ class Truth:
         candidates = [Results(self, x, g, autocast, merged.lora_A, merged.lora_B, merged.scale)]
         same = np.array_equal(merged.lora_A, self.values["lora_A"]) and merged.scale == self.scale
         if not (same and np.array_equal(merged.lora_B, self.values["lora_B"])):
-            candidates.append(Results(self, x, g, autocast, self.values["lora_A"], self.values["lora_B"], self.scale))
+            # merged anew, or unmerged, where dropout takes all of it
+            scales = (self.scale, 0.0) if self.training and self.vanishing else (self.scale,)
+            now = self.values["lora_A"], self.values["lora_B"]
+            candidates += [Results(self, x, g, autocast, *now, scale) for scale in scales]
         return candidates
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from conformance.run import profiles, row_choice, shared_rows
 from conformance.run.case_search import Examination
 from conformance.run.profiles import DEATHS, PROFILES, Profile
-from conformance.specification.clause import Clause
+from conformance.specification.clause import Clause, load_all
 from tests.campaigns.sensitivity import DEFECTS, seen
 from tests.support.twins import CLAUSES, REGISTRY, KnownBad, begun, pairs
 
@@ -111,7 +111,7 @@ def main() -> int:
         deaths = {name: found for name, found in deaths.items() if name in CLAUSES} | measured(clauses)
         write(deaths)
         profiles.deaths.cache_clear()
-        shared_rows.CHOSEN.write_text(row_choice.text(CLAUSES.values()), encoding="utf-8")
+        shared_rows.CHOSEN.write_text(row_choice.text(load_all().values()), encoding="utf-8")
     sys.stdout.write("\n".join(table(deaths)) + "\n")
     return 0
 

@@ -81,6 +81,7 @@ def test_a_right_target_is_right_by_scripts_with_the_checks_own_code(tmp_path: P
     (tmp_path / "right_backend.py").write_text(Path(concrete.__file__).read_text().replace("reference", "right_target"))
     shutil.copy(middle.__file__, tmp_path / "right_middle.py")
     left = {name for n, (name, clause) in enumerate(CLAUSES.items()) if clause.group in OFTEN or n % 4 == 0} - {SLOW}
+    left = {name for name in left if CLAUSES[name].group != "life"}  # whose scripts are the operations of a life
     imported, number = set(), 0
     while left:  # a case may be inconclusive: then the next one is tried
         assert number < 8, f"no case of {sorted(left)} decides anything"

@@ -7,7 +7,6 @@ import dataclasses
 import numpy as np
 import torch
 
-import reference
 from conformance.clauses.experts.case import GROUPED, NORMAL, SMALL, GroupedCase
 from conformance.clauses.experts.forward import FUNCTIONS, judged_all
 from conformance.clauses.experts.grouped import TRAINABLE, Bound, Grouped, bound, run
@@ -19,8 +18,10 @@ from conformance.numerics.formats import format_of, numbers
 from conformance.specification.clause import clause
 from conformance.target.expected_errors import unless_it_raises
 from conformance.target.subject import Subject
+from reference.grouped_linear import lora_grouped_linear, lora_grouped_linear_sorted
 
 TRAINED = GROUPED.narrowed(training=(True,))
+PLAIN = {"lora_grouped_linear": lora_grouped_linear, "lora_grouped_linear_sorted": lora_grouped_linear_sorted}
 
 
 def judged_gradient(subject: Subject, case: GroupedCase, name: str) -> float | None:
@@ -180,7 +181,7 @@ def test_grouped_second_derivatives(subject: Subject, case: GroupedCase) -> floa
     got = unless_it_raises(lambda: _second(y, instance))
     if got is None:
         return None  # refusing is allowed
-    plain = bound(dataclasses.replace(subject, thing=getattr(reference, subject.name)), instance.grouped)
+    plain = bound(dataclasses.replace(subject, thing=PLAIN[subject.name]), instance.grouped)
     for name, value in _second(plain.forward(), plain).items():
         exact = numbers(value)
         size = np.abs(exact).max(initial=1.0)

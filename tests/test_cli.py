@@ -47,7 +47,7 @@ def test_help_version_explain_and_init_import_no_heavy_package(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["run", "right", "--group", "linea"], "unknown group 'linea': expected one of linear, layer"),
+        (["run", "right", "--group", "linea"], "unknown group 'linea': did you mean linear or life?"),
         (["run", "right", "--dtype", "fp32"], "unknown dtype 'fp32': expected one of float64, float32"),
         (["run", "right", "--profile", "fast"], "unknown profile 'fast': expected one of quick"),
         (["run", "right", "--lane", "tpu"], "unknown lane 'tpu'"),

@@ -116,7 +116,7 @@ def test_a_process_that_cannot_be_copied_judges_itself(monkeypatch: pytest.Monke
         (nn.Linear, {}, "Linear does not bind:\n  LinearLoRA\\(in_features.*\n.* f\\(orig_linear, dim, alpha, "),
         ("nosuch", {}, "target 'nosuch' does not import: no module named 'nosuch'"),
         (ModuleType("empty"), {}, "the module 'empty' has none of the names LinearLoRA, .* names={'LinearLoRA': 'MyLa"),
-        (Doubled, {"groups": "layr"}, "unknown group 'layr': expected one of linear, layer, "),
+        (Doubled, {"groups": "layr"}, "unknown group 'layr': did you mean layer or linear"),
         (Doubled, {"clauses": ["LAY-FDW"]}, "unknown clause 'LAY-FDW': did you mean LAY-FWD or "),
         (Doubled, {"groups": ["config"]}, "Doubled claims none of the chosen groups:\n  config    lacks PeftConfig"),
         (None, {"names": {"LinearLora": Doubled}}, "unknown name 'LinearLora': did you mean LinearLoRA or "),

@@ -154,11 +154,11 @@ def test_a_run_prints_one_line_for_its_lives_and_a_verbose_one_each_trial(tmp_pa
     line = ("run", "reference", "--clause", "LIFE-LAYER-MERGED", "--dtype", "float32", "--profile", "quick", "-q")
     folder = ("--report-dir", str(tmp_path))
     short, long = loraspec(*line, *folder).stdout, loraspec(*line, *folder, "-v").stdout
-    assert "life: pairs of operations met 69 of 141\n" in short
+    assert "life: pairs of operations met 69 of 193\n" in short
     assert "NOTE" not in short
-    assert "NOTE LinearLoRA float32, 69 of 141 pairs of operations met: LIFE-LAYER-MERGED" in long
+    assert "NOTE LinearLoRA float32, 69 of 193 pairs of operations met: LIFE-LAYER-MERGED" in long
     clause = json.loads((tmp_path / "report.json").read_text())["clauses"][0]
-    assert clause["message"] == clause["results"][0]["message"] == "69 of 141 pairs of operations met"
+    assert clause["message"] == clause["results"][0]["message"] == "69 of 193 pairs of operations met"
 
 
 def test_a_parametrised_weight_is_used_by_every_layer() -> None:

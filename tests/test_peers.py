@@ -25,7 +25,8 @@ FINDINGS = {
     # (lives: an adapter drops in a model in eval mode; a second injection leaves a base that was thawed trainable)
     | {"LIFE-MODEL-FWD", "LIFE-MODEL-BWD", "LIFE-MODEL-STATE"},
     # the layer holds a lambda, which cannot be pickled
-    "loralib": {"LAY-PICKLE"},
+    # and adds its update in place into the base's product, which a selective checkpoint may have kept
+    "loralib": {"LAY-PICKLE", "LIFE-LAYER-FWD", "LIFE-LAYER-STATE"},
     "torchtune": set(),
 }
 SLOW = ("LAY-COMPILE", "LIFE-LAYER-COMPILE", "LAY-MEM-LEAK")

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-import select
-import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +10,7 @@ from torch import nn
 
 from conformance.isolation import processes
 from conformance.isolation.monkeypatches import PRISTINE
+from conformance.isolation.process_state import RESTORED, restore, taken
 from conformance.target.signature import arguments_for, takes
 
 SECONDS = 5.0  # for building the layers
@@ -32,17 +29,19 @@ def refused(kind: Any) -> frozenset[str]:
     """The features of which a layer class refuses the values; none where building a layer hangs or ends the process."""
     if not isinstance(kind, type):
         return frozenset()
+    return frozenset(safely(lambda: sorted(refused_here(kind))) or ())
+
+
+def safely(work: Callable[[], Any]) -> Any:
+    """What a function returns in a copy of this process; None if it hangs or ends the process."""
     cuda: Any = torch.cuda
     if cuda.is_initialized():  # a GPU's driver does not survive a fork
-        return refused_here(kind)
-    reads, writes = os.pipe()
-    number = processes.fork(lambda: os.write(writes, json.dumps(sorted(refused_here(kind))).encode()))
-    os.close(writes)
-    with os.fdopen(reads, "rb") as pipe:
-        written = pipe.read() if select.select([pipe], [], [], SECONDS)[0] else b""
-    os.kill(number, signal.SIGKILL)
-    os.waitpid(number, 0)
-    return frozenset(json.loads(written or b"[]"))
+        before = taken(RESTORED)
+        try:
+            return work()
+        finally:
+            restore(before)
+    return processes.answered(work, SECONDS)
 
 
 def refused_here(kind: Any) -> frozenset[str]:

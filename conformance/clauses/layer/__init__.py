@@ -1,7 +1,16 @@
 """LoRA layers as modules: `LinearLoRA` and `TritonLinearLoRA`."""
 
-from conformance.clauses.layer.shown_conventions import shown
+from collections.abc import Mapping
+from typing import Any
+
 from conformance.specification.groups import Group
+
+
+def _shown(thing: Any) -> Mapping[str, str]:
+    from conformance.clauses.layer.shown_conventions import shown  # imports torch
+
+    return shown(thing)
+
 
 GROUP = Group(
     prefix="LAY",
@@ -11,5 +20,5 @@ GROUP = Group(
     required=("LinearLoRA",),
     subjects=("LinearLoRA", "TritonLinearLoRA"),
     positional={"LinearLoRA": 7, "TritonLinearLoRA": 7},
-    shown=shown,
+    shown=_shown,
 )

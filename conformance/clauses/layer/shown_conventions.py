@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from conformance.isolation.monkeypatches import PRISTINE
-from conformance.isolation.process_state import RESTORED, restore, taken
 from conformance.specification.features import FEATURES
 from conformance.target.adapter_tensors import adapter_of
 from conformance.target.expected_errors import quiet
+from conformance.target.limits import safely
 from conformance.target.signature import arguments_for
 
 UPDATES = "autocast_updates"
@@ -21,14 +22,21 @@ ADAPTER = ("lora_A", "lora_B")
 
 def shown(thing: Any) -> Mapping[str, str]:
     """The conventions that a target's `LinearLoRA` shows, by feature; none that a call does not decide."""
-    before = taken(RESTORED)
-    with PRISTINE.suspended(), torch.random.fork_rng(devices=[]), quiet():
-        try:
-            updates = _autocast_updates(thing.LinearLoRA)
-        except Exception:  # noqa: BLE001  (the clauses report whatever it is)
-            updates = ""
-    restore(before)  # SIDE-GLOBAL judges what the layer changes
+    updates = _updates(thing.LinearLoRA)
     return {UPDATES: updates} if updates else {}
+
+
+@lru_cache(maxsize=8)
+def _updates(kind: Any) -> str:
+    def found() -> str:
+        try:
+            return _autocast_updates(kind)
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # noqa: BLE001  (the clauses report whatever it is)
+            return ""
+
+    return str(safely(found) or "")
 
 
 def _autocast_updates(kind: Any) -> str:
@@ -40,7 +48,7 @@ def _autocast_updates(kind: Any) -> str:
     layer = kind(_zero_base(), **arguments_for(kind, {"dim": 1, "alpha": 1})).train()
     x = torch.ones(1, 1)
     outputs: list[Tensor] = []
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with PRISTINE.suspended(), quiet(), torch.autocast("cpu", dtype=torch.bfloat16):
         for a, b in ((1.0, 1.0), (2.0, 4.0)):
             with torch.no_grad():
                 for name, value in zip(ADAPTER, (a, b), strict=True):

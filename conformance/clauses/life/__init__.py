@@ -1,7 +1,16 @@
 """What a layer or a model lives through: sequences of operations on it, judged after every one of them."""
 
-from conformance.clauses.layer.shown_conventions import shown
+from collections.abc import Mapping
+from typing import Any
+
 from conformance.specification.groups import Group
+
+
+def _shown(thing: Any) -> Mapping[str, str]:
+    from conformance.clauses.layer.shown_conventions import shown  # imports torch
+
+    return shown(thing)
+
 
 GROUP = Group(
     prefix="LIFE",
@@ -15,5 +24,5 @@ GROUP = Group(
         "LoraTraining": "training runs: accumulation, failed calls, saving and resuming, modes of a split model",
     },
     positional={"LoraTraining": 1},
-    shown=shown,
+    shown=_shown,
 )

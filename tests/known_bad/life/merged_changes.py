@@ -33,5 +33,5 @@ class AddsTheChangeTwice(LivedLayer):
 @twin("LIFE-LAYER-MERGED", says="after init", source="huggingface/peft #3498: an adapter deleted while merged")
 class ForgetsTheMergeOfAnAdapterThatIsDrawnAgain(LivedLayer):
     def init_lora_weights(self, init_method: str) -> None:
-        super().init_lora_weights(init_method)
         self.unmerged_weight = None
+        super().init_lora_weights(init_method)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import reference
 from conformance.cases.linear_case import LinearCase
 from conformance.errors import TargetError
 from conformance.judgement.result import ANY_DTYPE
@@ -242,3 +243,10 @@ def test_the_matrices_of_a_dictionary_by_name_are_found() -> None:
         "LinearLoRA.lora_A is a ModuleDict without weight: "
         "`loraspec init --layer tests.test_layer_conventions:TwoNames` wraps the layer"
     )
+
+
+def test_a_clause_of_one_convention_is_not_claimed_by_a_layer_of_another() -> None:
+    clause = load_all()["LIFE-LAYER-REGION"]
+    keeping = Target.of(Right(conventions.KeepsCasts), "mine")
+    assert keeping.lacking(clause) == ("feature autocast after an update: new values",)
+    assert Target.of(reference, "mine").lacking(clause) == ()

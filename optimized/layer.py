@@ -33,6 +33,8 @@ class LinearLoRA(reference.LinearLoRA):
         parameters: dict[str, Any] = self._parameters
         if self._buffers["unmerged_weight"] is not None:
             return self.base_product(x)
+        if self.has_packed_base:
+            return super().forward(x)
         weight, bias, m = parameters.get("weight"), parameters["bias"], parameters["lora_magnitude"]
         if weight is None or self.fan_in_fan_out:  # a computed weight, or [K, N]
             weight = self.base_weight
@@ -80,10 +82,11 @@ class TritonLinearLoRA(LinearLoRA, reference.TritonLinearLoRA):
 
     def forward(self, x: Tensor) -> Tensor:
         """As in the reference."""
-        A, B, weight, bias = self.lora_A.weight, self.lora_B.weight, self.base_weight, self.bias
-        elsewhere = self.merged or self.base_is_elsewhere or self.lora_magnitude is not None
+        elsewhere = self.merged or self.has_packed_base or self.base_is_elsewhere or self.lora_magnitude is not None
+        A, B, bias = self.lora_A.weight, self.lora_B.weight, self.bias
         if elsewhere or why_not_triton(x, A, B) is not None:
             return super().forward(x)
+        weight = self.base_weight
         check_operands(x, weight, bias, A, B)
         rate = self.dropout_p if self.training else 0.0
         one_node = rate < 1.0 and x.dtype == A.dtype == weight.dtype and not _is_transformed(x, weight, A, B)

@@ -13,6 +13,10 @@ lora_B B [N, r], scale s, and g for the gradient of the output.
 - `grouped_linear`: a layer for each expert, as one function of rows that choose theirs, `lora_grouped_linear`.
 - `layer`: the formula as a module that merges and unmerges, `LinearLoRA`; `base_layer` says which linear layers can
   have an adapter, and which can be merged.
+- `packed_weight`: a frozen weight in few bits, `PackedWeight` and `pack_weight`; the package `packed` has one file for
+  each family of formats. `packed_product`: the formula on such a weight, `lora_packed_linear`; `packed_linear`: it as
+  a module, `PackedLinear`; `packed_base`: what packed layers store, here and in bitsandbytes, `packed_fields`,
+  `dequantize_weight` and `merge_dequantized`; `packed_layer`: the forward pass of an adapted one.
 - `config`: every option with its default, `PeftConfig`; `layer_patterns`: the options of single layers.
 - `matching`: the rule that chooses modules by name, `ModuleMatcher`.
 - `experts`: the experts of a mixture as a module with adapters, `patch_moe_module`; `experts_module` says which modules
@@ -73,6 +77,10 @@ from .matching import ModuleMatcher, wildcard_match
 from .merged_model import merge_adapters, unmerge_adapters
 from .mlp import lora_mlp
 from .model import apply_lora_to_linear_modules, patch_linear_module
+from .packed_base import dequantize_weight, merge_dequantized, packed_fields
+from .packed_linear import PackedLinear, packed_linear
+from .packed_product import lora_packed_linear
+from .packed_weight import PackedWeight, pack_weight
 from .qkv import lora_qkv
 from .quantization import (
     Quantized,
@@ -108,6 +116,8 @@ __all__ = [
     "LoRATritonFunction",
     "LoraTraining",
     "ModuleMatcher",
+    "PackedLinear",
+    "PackedWeight",
     "PeftConfig",
     "Quantized",
     "QuantizedLinear",
@@ -119,6 +129,7 @@ __all__ = [
     "apply_lora_to_linear_modules",
     "clip_grad_norm_",
     "colwise_parallel_lora",
+    "dequantize_weight",
     "dora_linear",
     "get_remote_names",
     "grad_norm",
@@ -130,9 +141,14 @@ __all__ = [
     "lora_grouped_linear_sorted",
     "lora_linear",
     "lora_mlp",
+    "lora_packed_linear",
     "lora_qkv",
     "lora_shrink",
     "merge_adapters",
+    "merge_dequantized",
+    "pack_weight",
+    "packed_fields",
+    "packed_linear",
     "patch_linear_module",
     "patch_moe_module",
     "quantize_dynamic",

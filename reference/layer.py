@@ -16,6 +16,7 @@ from .base_layer import (
     freeze,
     has_own_forward,
     is_conv1d,
+    unpacked_weight,
     weight_matrix,
 )
 from .config import (
@@ -30,6 +31,8 @@ from .config import (
 from .dora import dora_linear, dora_output, dora_weight, row_norm
 from .hybrid import CustomLinear
 from .linear import lora_linear, widen, without_autocast
+from .packed_base import adapter_dtype, packed_source
+from .packed_layer import packed_base_of, packed_output
 from .sharded import placed_as
 
 
@@ -72,6 +75,7 @@ class LinearLoRA(nn.Linear):
     lora_magnitude: nn.Parameter | None
     unmerged_weight: Tensor | None
     fan_in_fan_out = False
+    has_packed_base = False  # whether `weight` is packed, see `packed_base`
     original_class: type[nn.Module] = nn.Linear  # the class before patching, where it has its own methods
 
     def __init__(
@@ -145,11 +149,12 @@ class LinearLoRA(nn.Linear):
             check_flag(key, flag)
         if is_conv1d(obj):
             (obj.in_features, obj.out_features), obj.fan_in_fan_out = features(obj), True
-        weight = weight_matrix(obj.weight, getattr(obj, "fan_in_fan_out", False))
-        placed: dict[str, Any] = {"device": weight.device, "dtype": parse_dtype(lora_dtype) or weight.dtype}
+        obj.has_packed_base = packed_source(obj) is not None
+        weight = unpacked_weight(obj)
+        dtype = adapter_dtype(obj) if obj.has_packed_base else weight.dtype
+        placed: dict[str, Any] = {"device": weight.device, "dtype": parse_dtype(lora_dtype) or dtype}
         # Computed before anything is attached, because this refuses a zero row.
         magnitude = nn.Parameter(row_norm(weight).to(placed["dtype"])) if use_dora else None
-
         freeze(obj)
         obj.lora_A = empty_linear(obj.in_features, dim, **placed).train(obj.training)
         obj.lora_B = empty_linear(dim, obj.out_features, **placed).train(obj.training)
@@ -181,7 +186,7 @@ class LinearLoRA(nn.Linear):
             nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))
         nn.init.zeros_(self.lora_B.weight)
         if self.lora_magnitude is not None:
-            self.lora_magnitude.copy_(row_norm(weight_matrix(self.weight, getattr(self, "fan_in_fan_out", False))))
+            self.lora_magnitude.copy_(row_norm(unpacked_weight(self)))
 
     def forward(self, x: Tensor) -> Tensor:
         """``x Wᵀ + b + scale · (x Aᵀ) Bᵀ``; a merged layer computes ``x Wᵀ + b``, because W includes the update.
@@ -195,6 +200,9 @@ class LinearLoRA(nn.Linear):
         """
         if self.merged:
             return self.base_product(x)
+        packed = packed_base_of(self)
+        if packed is not None:
+            return packed_output(self, packed, x)
         bias, A, B, m = self.bias, self.lora_A.weight, self.lora_B.weight, self.lora_magnitude
         dropout: Any = {"dropout": self.dropout_p, "dropout_position": self.dropout_position}
         dropout["training"] = self.training
@@ -223,8 +231,8 @@ class LinearLoRA(nn.Linear):
 
     @property
     def base_weight(self) -> Tensor:
-        """W [N, K]: `weight`, or a view of it."""
-        return weight_matrix(self.weight, self.fan_in_fan_out)
+        """W [N, K]: `weight`, a view of it, or the numbers that a packed weight stands for."""
+        return unpacked_weight(self)
 
     @property
     def base_is_elsewhere(self) -> bool:

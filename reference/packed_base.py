@@ -63,21 +63,14 @@ def packed_source(module: nn.Module) -> Dequantizable | None:
     sizes = (getattr(module, "out_features", None), getattr(module, "in_features", None))
     if callable(getattr(module, "dequantize", None)) and None not in sizes:
         return _Dequantized(module, sizes)
-    dtype = weight.dtype
-    if (
-        not dtype.is_floating_point
-        or dtype.itemsize == 1
-        or (isinstance(module, nn.Linear) and _misshapen(weight, sizes))
-    ):
+    dtype, turned = weight.dtype, getattr(module, "fan_in_fan_out", False)
+    misshapen = isinstance(module, nn.Linear) and not turned and tuple(weight.shape) != sizes
+    if not dtype.is_floating_point or dtype.itemsize == 1 or misshapen:
         raise ValueError(
             f"the weight of this {type(module).__name__} is {dtype} {list(weight.shape)} and no way to dequantize it "
             f"is known: expected a floating point weight {list(sizes)}, or a base with dequantize()"
         )
     return None
-
-
-def _misshapen(weight: Tensor, sizes: tuple[Any, Any]) -> bool:
-    return tuple(weight.shape) != sizes
 
 
 class _Dequantized:

@@ -26,7 +26,9 @@ def apply(implementation: ModuleType, model: nn.Module, **options: Any) -> int:
 def test_a_layer_that_cannot_be_adapted_is_named_with_the_reason(implementation: ModuleType) -> None:
     model: Any = Toy()
     model.head.weight = nn.Parameter(torch.ones(5, 6, dtype=torch.uint8), requires_grad=False)
-    expected = "^head: the weight of this Linear is torch.uint8: expected one of bfloat16, float16, float32, float64$"
+    expected = (
+        r"^head: the weight of this Linear is torch.uint8 \[5, 6\] and no way to dequantize it is known: expected "
+    )
     for lora_dtype in (None, torch.float32):
         with pytest.raises(ValueError, match=expected):
             apply(implementation, model, match_all_linear=True, lora_dtype=lora_dtype)
@@ -45,15 +47,27 @@ class Packed(DoublingLinear):
         return x @ (self.weight.to(x.dtype) / 16).T
 
 
+class Dequantizable(Packed):
+    """A layer that says which numbers its integers stand for."""
+
+    def dequantize(self) -> torch.Tensor:
+        return self.weight.float() / 16
+
+
 @both
-def test_a_packed_weight_needs_the_dtype_of_its_adapter(implementation: ModuleType) -> None:
-    base, x = Packed(4, 3, bias=False), torch.randn(2, 4)
+@pytest.mark.parametrize("kind", [Packed, Dequantizable])
+def test_a_packed_weight_needs_a_way_to_dequantize_it(implementation: ModuleType, kind: type[Packed]) -> None:
+    base, x = kind(4, 3, bias=False), torch.randn(2, 4)
     base.weight = nn.Parameter(torch.arange(12, dtype=torch.uint8).view(3, 4), requires_grad=False)
-    with pytest.raises(ValueError, match=r"Packed is torch.uint8: expected one of .*, or one of them as lora_dtype"):
-        implementation.patch_linear_module(base, dim=2)
-    assert type(base) is Packed
+    if kind is Packed:
+        with pytest.raises(ValueError, match=r"Packed is torch.uint8 \[3, 4\] and no way to dequantize it is known"):
+            implementation.patch_linear_module(base, dim=2, lora_dtype="float32")
+        assert type(base) is Packed
+        return
     expected = base(x)
-    assert torch.equal(implementation.patch_linear_module(base, dim=2, lora_dtype="float32")(x), expected)
+    layer = implementation.patch_linear_module(base, dim=2)
+    assert torch.equal(layer(x), expected)
+    assert layer.lora_A.weight.dtype == torch.float32
 
 
 @both

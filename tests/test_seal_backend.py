@@ -25,6 +25,9 @@ from tests.support.server import serving
 
 pytest.importorskip("seal")
 BACKEND = SealBackend()
+RADICES: list[tuple[modular.Radix, int, int]] = [(modular.Limbs(), 8, modular.LARGEST // 8)]
+if modular.has_vnni():
+    RADICES += [(modular.Bytes(), modular.LARGEST // 127, 127), (modular.Bytes(), 2, 127)]
 SIZE, LIMIT = SEAL.polynomial_size, SEAL.largest_row
 
 
@@ -88,8 +91,8 @@ def test_a_result_is_restored_within_half_of_what_was_dropped() -> None:
     first, second = SEAL.dropped
     sent = np.array([[0, 1 << 20, SEAL.modulus - 1, 12345678901234]], np.int64)
     wide = np.resize(sent, (1, SIZE))
-    block = _written(sent >> first, FIRST) + _written(wide >> second, SECOND)
-    pairs = BACKEND._restored(block, 1, torch.arange(4)).astype(np.int64)
+    block = _written(torch.from_numpy(sent >> first), FIRST) + _written(torch.from_numpy(wide >> second), SECOND)
+    pairs = BACKEND._restored(memoryview(block), 1, torch.arange(4)).astype(np.int64)
     for found, exact, bits in ((pairs[0, 0, :4], sent[0], first), (pairs[0, 1], wide[0], second)):
         off = (found - exact) % SEAL.modulus
         assert np.minimum(off, SEAL.modulus - off).max() <= 2 ** (bits - 1)
@@ -131,18 +134,46 @@ def test_messages_have_the_size_that_the_packing_says() -> None:
     assert len(keys.evaluation) < 200
 
 
-def test_a_product_modulo_q_is_exact_at_the_ends() -> None:
-    q, k = SEAL.modulus, 8
-    weight = torch.tensor([[modular.LARGEST // k] * k, [-(modular.LARGEST // k)] * k, [1, -1] * (k // 2), [0] * k])
-    coefficients = torch.full((k, 3), q - 1)
-    coefficients[:, 1], coefficients[::2, 2] = 0, 1
-    found = modular.product(weight, modular.limbs(coefficients), q)
-    exact = weight.numpy().astype(object) @ coefficients.numpy().astype(object) % q
-    assert (found.numpy().astype(object) % q == exact).all()
+@pytest.mark.parametrize(("radix", "k", "most"), RADICES)
+def test_a_product_modulo_q_is_exact_at_the_ends(radix: modular.Radix, k: int, most: int) -> None:
+    q = SEAL.modulus
+    weight = torch.tensor([[most] * k, [-most] * k, [1, -1] * (k // 2), [0] * k])
+    coefficients = np.full((k, 4), q - 1, np.uint64)
+    coefficients[:, 1], coefficients[::2, 2], coefficients[:, 3] = 0, 1, 2**56 - 1
+    assert isinstance(radix, modular.Limbs) or modular.why_not_bytes(weight) is None
+    planes = modular.written(coefficients)
+    for each, sign in ((planes, 1), (modular.negated(planes, q), -1)):
+        found = radix.product(weight, radix.digits(each), q).numpy().astype(object)
+        exact = sign * (weight.numpy().astype(object) @ coefficients.astype(object))
+        assert ((found - exact) % q == 0).all()
+        assert abs(found).max() < 2**53
+
+
+def test_operands_for_which_a_product_is_not_exact_are_refused() -> None:
+    weight = torch.full((2, 8), modular.LARGEST // 8)
+    modular.check(weight, SEAL.modulus)
     with pytest.raises(ValueError, match=rf"sums to {modular.LARGEST + 8} in absolute values: expected at most"):
-        modular.product(weight + 1, modular.limbs(coefficients), q)
+        modular.check(weight + 1, SEAL.modulus)
     with pytest.raises(ValueError, match=r"modulus = 97: expected 2\^52 - 2\^26 to 2\^52"):
-        modular.product(weight, modular.limbs(coefficients), 97)
+        modular.check(weight, 97)
+
+
+@pytest.mark.skipif(not modular.has_vnni(), reason="this CPU has no int8 dot product with int32 sums")
+def test_int8_products_are_chosen_where_they_are_exact() -> None:
+    weight = torch.tensor([[-128, 127], [0, 1]])
+    assert modular.why_not_bytes(weight) is None
+    assert modular.why_not_bytes(weight * 2) == "the weight does not fit int8"
+    assert "one feature" in str(modular.why_not_bytes(weight[:, :1]))
+    assert modular.why_not_bytes(weight.to("meta")) == "this meta has no int8 dot product with int32 sums"
+
+
+def test_both_radices_give_the_same_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, weight = operands(16, 70, 33)
+    keys = BACKEND.keygen()
+    ciphertext = BACKEND.encrypt(q, keys, outputs=33)
+    first = BACKEND.evaluate(ciphertext, weight, keys.evaluation)
+    monkeypatch.setattr(modular, "has_vnni", lambda: False)
+    assert BACKEND.evaluate(ciphertext, weight, keys.evaluation) == first
 
 
 def test_a_server_needs_no_encryption_library(monkeypatch: pytest.MonkeyPatch) -> None:

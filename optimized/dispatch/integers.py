@@ -7,6 +7,7 @@ from torch import Tensor
 
 import reference
 from optimized.dispatch.triton_kernels import why_not_triton_on
+from reference.encrypted.modular import has_vnni
 
 MOST_INTERPRETED = 2**14
 """The largest number of multiplications that a CPU runs in the interpreted kernel. So a conformance run judges the
@@ -39,7 +40,7 @@ def why_not_int8(layer: reference.QuantizedLinear, x: Tensor) -> str | None:
     if layer.in_features == 1:
         return "torch's int8 product on the CPU reads a transposed weight of one feature wrongly"
     # Without VNNI the CPU adds pairs of products in saturating int16.
-    if x.device.type != "cpu" or not _has_vnni():
+    if x.device.type != "cpu" or not has_vnni():
         return f"this {x.device.type} has no int8 dot product with int32 sums"
     return None
 
@@ -66,8 +67,3 @@ def _why_not_int32(layer: reference.QuantizedLinear) -> str | None:
     if layer.in_features >= 2**17:
         return f"sums over {layer.in_features} features may leave int32"
     return None
-
-
-def _has_vnni() -> bool:
-    capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)
-    return bool(capabilities().get("avx512_vnni"))

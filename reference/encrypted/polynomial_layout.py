@@ -1,14 +1,15 @@
 """The place of a matrix's elements in polynomials: rows side by side, several features up, several outputs down."""
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .modular import shifted
+from .modular import BYTES
 
-UP, FIRST, SECOND = 7, 4, 5
+UP, FIRST, SECOND = BYTES, 4, 5
 """Bytes for each coefficient: of ciphertexts going up, and of the first and the second polynomial coming down."""
 
 _HEADER = struct.Struct("<QQQ")
@@ -89,12 +90,35 @@ class Packing:
         found[:, : self.features * self.rows] = held.view(polynomials, -1)
         return found
 
-    def by_feature(self, polynomials: Tensor, columns: int) -> Tensor:
-        """One polynomial for each feature, its rows from ``X^0`` on: [*, polynomials, n] → [*, K, n], of any dtype."""
-        if self.features == 1:
-            return polynomials
-        moved = [shifted(polynomials, -i * self.rows) for i in range(self.features)]
-        return torch.stack(moved, dim=-2).flatten(-3, -2)[..., :columns, :]
+    def operand(self, digits: Tensor, negated: Callable[[], Tensor], columns: int) -> Tensor:
+        """The coefficients that a product needs: first those for `joined_places`, then those for `joined`.
+
+        Each feature has its own polynomials, its rows from ``X^0`` on.
+
+        Args:
+            digits: the digits of both polynomials of each ciphertext, [polynomials, 2, digits, n], of any dtype.
+            negated: makes the digits of the negated coefficients, of the same shape.
+            columns: the features K.
+        Returns:
+            [K, digits, `places_read` + n].
+        """
+        first, second, cut = digits[:, 0], digits[:, 1], self.places_read
+        if self.features == self.outputs == 1:
+            return torch.cat([first[..., :cut], second], -1)
+        minus = negated()
+        polynomials, number, size = first.shape
+        found = digits.new_empty(polynomials, self.features, number, cut + size)
+        around = torch.cat([minus[:, 0], first], -1)[..., size - (self.outputs - 1) * self.features * self.rows :]
+        around = around[..., : cut * self.features].reshape(polynomials, number, -1, self.features, self.rows)
+        found[..., :cut].view(*found.shape[:-1], -1, self.rows).copy_(around.permute(0, 3, 1, 2, 4))
+        moved = torch.cat([second, minus[:, 1]], -1).unfold(-1, size, self.rows)[..., : self.features, :]
+        found[..., cut:] = moved.transpose(1, 2)
+        return found.flatten(0, 1)[:columns]
+
+    @property
+    def places_read(self) -> int:
+        """The number of coefficients from which `joined_places` sums."""
+        return (2 * self.outputs - 1) * self.rows
 
     def joined(self, products: Tensor) -> Tensor:
         """The sums of the outputs that share a polynomial: int64 [N, n] → [⌈N/outputs⌉, n]."""
@@ -106,16 +130,8 @@ class Packing:
             found[: len(part)] += shifted(part, j * self.features * self.rows)
         return found
 
-    def around(self, by_feature: Tensor) -> Tensor:
-        """The coefficients from which `joined_places` sums: [*, n] → [*, (2·outputs - 1)·rows], of the same dtype."""
-        starts = torch.arange(1 - self.outputs, self.outputs) * self.features * self.rows
-        at = (starts[:, None] + torch.arange(self.rows)).flatten()
-        found = by_feature[..., (at % self.size).to(by_feature.device)]
-        found[..., : int((at < 0).sum())].neg_()
-        return found
-
     def joined_places(self, products: Tensor) -> Tensor:
-        """What `joined` has at `places`, from the products of `around`: int64 [N, …] → [⌈N/outputs⌉, outputs·rows]."""
+        """What `joined` has at `places`: int64 [N, `places_read`] → [⌈N/outputs⌉, outputs·rows]."""
         products = products.reshape(len(products), -1, self.rows)
         found = products.new_zeros(-(-len(products) // self.outputs), self.outputs, self.rows)
         for j in range(self.outputs):
@@ -131,3 +147,16 @@ class Packing:
     def outcome(self, values: Tensor, rows: int, outputs: int) -> Tensor:
         """The result from the values at `places`, int64 [⌈N/outputs⌉, outputs, rows]: int64 [M, N]."""
         return values.flatten(0, 1)[:outputs, :rows].T.contiguous()
+
+
+def shifted(polynomials: Tensor, by: int) -> Tensor:
+    """``X^by · p`` modulo ``X^n + 1``: a rotation of the coefficients, those that pass the end negated.
+
+    Args:
+        polynomials: [*, n].   by: from 0 to n.
+    Returns:
+        [*, n], of the same dtype.
+    """
+    found = polynomials.roll(by, dims=-1)
+    found[..., :by].neg_()
+    return found

@@ -19,8 +19,10 @@ from .keys import Keys
 from .noise import wrap
 from .polynomial_layout import FIRST, SECOND, UP, Packing
 
-AT_ONCE = 1 << 24  # coefficients of one step of evaluate: about 400 MB of memory
+AT_ONCE = {"cpu": 1 << 22}  # digits of one step of a product: on a CPU they stay in its cache
+AT_ONCE_ELSEWHERE = 1 << 26
 NAME_BYTES = 32
+LAYOUT = 2  # of the coefficients in messages; another layout is another fingerprint
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class PackedParameters:
 
     def fingerprint(self) -> bytes:
         """16 bytes that depend on every parameter except the name."""
-        numbers = {k: v for k, v in dataclasses.asdict(self).items() if k != "name"}
+        numbers = {k: v for k, v in dataclasses.asdict(self).items() if k != "name"} | {"layout": LAYOUT}
         return hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).digest()[:16]
 
     @property
@@ -67,7 +69,7 @@ class SealBackend:
     """`Backend` on seal-python, packed by tokens; its results are exact, with certainty.
 
     Column k of q is a polynomial, one row a coefficient, and so is column n of the result: ``ct_n = Σ_k W[n, k]·ct_k``.
-    For a plain weight these are two integer matrix products on the coefficients, see `modular.product`. They touch no
+    For a plain weight these are two integer matrix products on the coefficients, see `modular.Radix`. They touch no
     secret and need no key, so that only the client needs the library. Few rows share a polynomial with further
     features, and further outputs: see `Packing`.
 
@@ -131,7 +133,7 @@ class SealBackend:
         encryptor, parts = library.encryptor(key), [packing.header()]
         for rows, done in _blocks(q.cpu(), packing.rows):
             polynomials = packing.inputs(rows).numpy().view(np.uint64)
-            parts += [_written(encryptor(polynomial), UP) for polynomial in polynomials]
+            parts += [modular.written(encryptor(polynomial)).tobytes() for polynomial in polynomials]
             if progress is not None:
                 progress(done, len(q))
         return self._seal(INPUTS, key_id, len(q), q.shape[1], b"".join(parts))
@@ -161,10 +163,10 @@ class SealBackend:
         packing, blocks = self._opened(inputs, -(-inputs.columns // self._packing(inputs).features), 2 * UP)
         p, parts = self.parameters, [packing.header()]
         for i, block in enumerate(blocks):
-            pairs = _read(block, UP).reshape(-1, 2, p.polynomial_size).to(weight.device).remainder_(p.modulus)
-            first, second = self._product(weight, pairs, packing)
-            parts += [_written(_numbers(first >> p.dropped[0]), FIRST)]
-            parts += [_written(_numbers(second >> p.dropped[1]), SECOND)]
+            planes = np.frombuffer(block, np.uint8).reshape(-1, 2, UP, p.polynomial_size)
+            first, second = self._product(weight, planes, packing)
+            parts += [_written(first >> p.dropped[0], FIRST)]
+            parts += [_written(second >> p.dropped[1], SECOND)]
             if progress is not None:
                 progress(min((i + 1) * packing.rows, inputs.rows), inputs.rows)
         return self._seal(RESULT, inputs.key_id, inputs.rows, len(weight), b"".join(parts))
@@ -194,24 +196,25 @@ class SealBackend:
                 progress(done, rows)
         return wrap(torch.cat(parts), self.parameters.bits)
 
-    def _product(self, weight: Tensor, pairs: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
+    def _product(self, weight: Tensor, planes: modular.Planes, packing: Packing) -> tuple[Tensor, Tensor]:
         """The polynomials of the result's ciphertexts modulo q: the first at the places that are read, the second."""
-        modulus = self.parameters.modulus
-        first, second = (
-            packing.by_feature(each, weight.shape[1]) for each in modular.limbs(pairs.transpose(0, 1)).unbind(1)
+        modulus, radix, device = self.parameters.modulus, modular.radix_for(weight), weight.device
+        modular.check(weight, modulus)
+        digits = radix.digits(planes).to(device)
+        operand = packing.operand(
+            digits, lambda: radix.digits(modular.negated(planes, modulus)).to(device), weight.shape[1]
         )
-        operand = torch.cat([packing.around(first), second], dim=-1)
-        cut = operand.shape[-1] - packing.size
-        step = max(1, AT_ONCE // operand.shape[-1] // packing.outputs) * packing.outputs
+        cut, at_once = packing.places_read, AT_ONCE.get(device.type, AT_ONCE_ELSEWHERE)
+        step = max(1, at_once // operand[0].numel() // packing.outputs) * packing.outputs
         joined: list[tuple[Tensor, Tensor]] = []
         for part in torch.split(weight, step):
-            products = modular.product(part, operand, modulus)
+            products = radix.product(part, operand, modulus)
             if packing.outputs > modular.SUMMED:
                 products.remainder_(modulus)
             joined.append((packing.joined_places(products[:, :cut]), packing.joined(products[:, cut:])))
         return tuple(torch.cat(each).remainder_(modulus) for each in zip(*joined, strict=True))  # type: ignore[return-value]
 
-    def _restored(self, block: bytes, number: int, places: Tensor) -> Any:
+    def _restored(self, block: memoryview, number: int, places: Tensor) -> Any:
         """The ciphertexts [number, 2, n] of a block of results, each coefficient in the middle of what it can be."""
         p = self.parameters
         cut = number * len(places) * FIRST
@@ -249,7 +252,7 @@ class SealBackend:
         except ValueError as error:
             raise EncryptionError(f"{sealed.kind} came with invalid contents: {error}") from None
 
-    def _opened(self, sealed: Envelope, number: int, width: int, more: int = 0) -> tuple[Packing, list[bytes]]:
+    def _opened(self, sealed: Envelope, number: int, width: int, more: int = 0) -> tuple[Packing, list[memoryview]]:
         """The packing and the bytes of each block: `number` polynomials of `width` bytes a coefficient, and `more`."""
         packing = self._packing(sealed)
         length = number * self.parameters.polynomial_size * width + more
@@ -260,7 +263,8 @@ class SealBackend:
                 f"{sealed.kind} came as {size} bytes: expected {expected} for {sealed.rows} rows of {sealed.columns} "
                 "columns"
             )
-        return packing, [sealed.contents[at : at + length] for at in range(Packing.HEADER, size, length)]
+        contents = memoryview(sealed.contents)
+        return packing, [contents[at : at + length] for at in range(Packing.HEADER, size, length)]
 
 
 def _blocks(q: Tensor, rows: int) -> Iterator[tuple[Tensor, int]]:
@@ -269,18 +273,17 @@ def _blocks(q: Tensor, rows: int) -> Iterator[tuple[Tensor, int]]:
         yield q[at : at + rows], min(at + rows, len(q))
 
 
-def _numbers(values: Tensor) -> Any:
-    return values.contiguous().cpu().numpy()
+def _written(values: Tensor, width: int) -> bytes:
+    """Nonnegative integers as little-endian integers of 4 bytes, followed for a width of 5 by all fifth bytes."""
+    held = values.cpu().numpy()
+    low: bytes = held.astype("<u4").tobytes()
+    return low if width == FIRST else low + (held >> 32).astype(np.uint8).tobytes()
 
 
-def _written(values: Any, width: int) -> bytes:
-    """Nonnegative 64-bit integers as little-endian integers of `width` bytes."""
-    held: bytes = np.ascontiguousarray(values).view(np.uint8).reshape(-1, 8)[:, :width].tobytes()
-    return held
-
-
-def _read(contents: bytes, width: int) -> Tensor:
+def _read(contents: memoryview, width: int) -> Any:
     """The int64 [numbers] that `_written` wrote."""
-    held = np.zeros((len(contents) // width, 8), np.uint8)
-    held[:, :width] = np.frombuffer(contents, np.uint8).reshape(-1, width)
-    return torch.from_numpy(held.view(np.int64)[:, 0])
+    number = len(contents) // width
+    held = np.frombuffer(contents, "<u4", number).astype(np.int64)
+    if width != FIRST:
+        held |= np.frombuffer(contents, np.uint8, number, 4 * number).astype(np.int64) << 32
+    return torch.from_numpy(held)

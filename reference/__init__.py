@@ -41,10 +41,10 @@ lora_B B [N, r], scale s, and g for the gradient of the output.
   - `keys`: a pair of keys that is never shown, `Keys`; `library`: the wrapper of the encryption library.
   - `encryption`: the products, `Backend` and `ConcreteBackend`.
   - `seal_backend`: products packed by tokens, `SealBackend`; it uses `polynomial_layout`, `modular` and `seal_library`.
-  - `backends`: the backends by name.
+  - `backends`: the backends by name, and the default one; `answer_check`: the client's check of a server's answers.
 - the package `service`: the client and the server of a split model.
-  - `remote_module`: a product as each `HybridFHEMode` computes it, `RemoteModule`; it uses `shared_state` and
-    `weight_version`.
+  - `remote_module`: a product as each `HybridFHEMode` computes it, `RemoteModule`; it uses `shared_state`,
+    `encrypted_input` and `weight_version`.
   - `protocol`: the messages between client and server; `client`: `RemoteClient`.
   - `server`: `serve`; it uses `listener`, `connection`, `application`, `key_store` and `worker`.
   - `deployment`: both parts of a split model on disk.

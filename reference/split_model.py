@@ -29,7 +29,8 @@ class HybridFHEModel:
         model_name: the name of the model at the server.
         verbose: 1 shows the progress of encrypted products.
         backend: "seal" (exact, packed by tokens, the fastest), "exact", "fast" or "toy" (insecure, for tests), see
-            `backends.NAMED`; or a `Backend`.
+            `backends.NAMED`; or a `Backend`. None: "seal" if seal-python is installed, otherwise "exact", with a
+            warning when it encrypts; a model from `load_client` uses the backend that it was saved for.
         timeout: seconds that one product, or the upload of the key, may take in mode remote; see `RemoteClient`.
         noise_seed: the seed of the noise of mode simulate; two models with one seed that simulate the same products in
             the same order have the same noise. None draws a seed from torch's default generator; with a seed,
@@ -57,7 +58,7 @@ class HybridFHEModel:
         model_name: str = "model",
         verbose: int = 0,
         *,
-        backend: str | Backend = "exact",
+        backend: str | Backend | None = None,
         timeout: float = TIMEOUT,
         noise_seed: int | None = None,
     ) -> None:
@@ -131,14 +132,25 @@ class HybridFHEModel:
             x: as in `compile_model`.   fhe: the mode.
         Raises:
             ValueError, RuntimeError: as in `set_fhe_mode`.
+            RemoteError: in mode remote, if the server has other integers for one of the modules.
+            EncryptionError: if an answer is not the product of the inputs with the compiled weight, see `AnswerCheck`.
         """
         self.set_fhe_mode(fhe)
+        if self.mode is HybridFHEMode.REMOTE:
+            self._split.check_served({m.module_name: m.digest for m in self.remote_modules.values()})
         return self._run(x)
 
     def save_and_clear_private_info(self, path: str | Path) -> None:
         """Write ``path/server/<model_name>`` and ``path/client/<model_name>``, and delete the weights here.
 
-        A check ensures that no tensor of this process still holds a remote weight. Only mode remote remains.
+        A check ensures that no tensor of this process still holds a remote weight. Only mode remote remains. The client
+        keeps for each module sums of its integers, a secret vector that checks the server's answers, and the vector's
+        product with the weight.
+
+        This protects the weights against loss and reading here, not against the client: whoever can ask the server for
+        products learns W from K of them, in any exact encryption. It does not encrypt the files: ``path/server`` holds
+        the weights, and ``path/client`` what is needed to forge answers. Adapters, embeddings and all modules that do
+        not run remotely stay in the model, as they are.
 
         Raises:
             RuntimeError: before compiling, or if a module that stays here needs a weight (a shared weight, or DoRA);
@@ -157,12 +169,14 @@ class HybridFHEModel:
         """Load the client's part from ``path/client/<model_name>``, and delete the weights here.
 
         Raises:
-            ValueError: if the modules or shapes differ, or the files are damaged.
+            ValueError: if the modules, shapes or backends differ, or the files are damaged.
         """
-        parts = deployment.load_client(Path(path), self._split.model_name, self.remote_modules)
+        parts, parameters = deployment.load_client(Path(path), self._split.model_name, self.remote_modules)
         clearing = deployment.Clearing(self.model, self.remote_modules)
-        for name, quantized in parts.items():
+        self._split.adopt(parameters)
+        for name, (quantized, check, digest) in parts.items():
             self.remote_modules[name].take(quantized, None)
+            self.remote_modules[name].hold(check, digest)
         clearing.clear()
 
     @property
@@ -187,6 +201,7 @@ class HybridFHEModel:
     @keys.setter
     def keys(self, keys: Keys | None) -> None:
         self._split.keys = keys
+        self._split.forget()
 
     @contextmanager
     def _in_mode(self, mode: HybridFHEMode) -> Iterator[None]:

@@ -119,7 +119,7 @@ def split_at(address: str, **options: Any) -> tuple[HybridFHEModel, torch.Tensor
 def test_a_split_model_honours_its_timeout() -> None:
     with answering(_silent) as address:
         split, x = split_at(address, timeout=0.5)
-        with pytest.raises(RemoteError, match=r"evaluate model/0 at .*: no answer within 0\.5 s: expected one"):
+        with pytest.raises(RemoteError, match=r"health of .*: no answer within 0\.5 s: expected one"):
             split(x, fhe="remote")
         split._split.client.close()
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from reference.encrypted.answer_check import weight_digest
 from reference.encrypted.noise import TOY
 from reference.service.client import RemoteClient, RemoteError
-from tests.support.served_models import A_KEY, BACKEND, EVALUATE, MODELS, Client, http
+from tests.support.served_models import A_KEY, BACKEND, EVALUATE, MODELS, WEIGHTS, Client, http
 from tests.support.server import Server, exchange, until
 
 
@@ -22,7 +23,13 @@ def test_health_lists_the_served_models(server: Server) -> None:
     found = RemoteClient(server.address).health()
     assert found["status"] == "ok"
     assert found["models"] == {
-        name: {"parameters": TOY.name, "secure": False, "modules": sorted(modules)} for name, modules in MODELS.items()
+        name: {
+            "parameters": TOY.name,
+            "secure": False,
+            "modules": sorted(modules),
+            "digests": {module: weight_digest(WEIGHTS[name][module]) for module in modules},
+        }
+        for name, modules in MODELS.items()
     }
 
 

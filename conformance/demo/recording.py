@@ -12,7 +12,7 @@ from reference.encrypted.backends import MakeBackend, backend_for
 from reference.encrypted.encryption import Backend, Keys, noise_of
 from reference.encrypted.envelope import Parameters
 from reference.encrypted.noise import EncryptionParameters, noise_std
-from reference.service.remote_module import ROWS_AT_ONCE
+from reference.service.shared_state import ROWS_AT_ONCE
 
 
 @dataclass
@@ -52,6 +52,16 @@ class RecordingBackend:
     def rows_at_once(self) -> int:
         """See `Backend`."""
         return int(getattr(self.backend, "rows_at_once", ROWS_AT_ONCE))
+
+    @property
+    def takes_outputs(self) -> bool:
+        """See `Backend`."""
+        return bool(getattr(self.backend, "takes_outputs", False))
+
+    def result_bytes(self, ciphertext: bytes, columns: int) -> int | None:
+        """See `Backend`; None if the other backend does not know."""
+        measure = getattr(self.backend, "result_bytes", None)
+        return None if measure is None else int(measure(ciphertext, columns))
 
     def noise_std(self, weight: Tensor) -> Tensor:
         """See `Backend`; without making the other backend, if its parameters tell."""

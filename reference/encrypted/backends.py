@@ -1,5 +1,6 @@
 """The backends by name, and the backend for the parameters in a saved model."""
 
+import importlib.util
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,7 +14,15 @@ from .seal_backend import SEAL, PackedParameters, SealBackend
 NAMED: Mapping[str, Parameters] = {**PARAMETER_SETS, "seal": SEAL}
 """The parameters of each backend that a name stands for."""
 
+DEFAULT, WITHOUT_SEAL = "seal", "exact"
+"""The default backend, and the one in its place where seal-python is not installed."""
+
 MakeBackend = Callable[[Any], Backend]
+
+
+def default_name() -> str:
+    """The name of the default backend here."""
+    return WITHOUT_SEAL if importlib.util.find_spec("seal") is None else DEFAULT
 
 
 def backend_for(parameters: Parameters) -> Backend:

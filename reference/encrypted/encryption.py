@@ -33,8 +33,10 @@ class Backend(Protocol):
     damaged bytes and for bytes under other keys or parameters.
 
     A backend whose noise does not follow `noise.noise_std` of its parameters also has a method ``noise_std(weight)``,
-    see `noise_of`. It may have the attributes ``fresh_keys``, by which each request gets a new pair of keys, and
-    ``rows_at_once``, the rows that a message should have. A backend need not inherit from this class: `loraspec run
+    see `noise_of`. It may have the attributes ``fresh_keys``, by which each input gets a new pair of keys,
+    ``rows_at_once``, the rows that a message should have, and ``takes_outputs``, by which `encrypt` is told the number
+    of outputs as ``outputs=N``; and a method ``result_bytes(ciphertext, columns)``, the size of the answer to a
+    ciphertext, of which a client reads no more. A backend need not inherit from this class: `loraspec run
     TARGET --group fhe` judges the object that a target's ``fhe_backend()`` returns.
     """
 
@@ -171,6 +173,11 @@ class ConcreteBackend:
 
             rows = _by_row(evaluate_row, len(given), progress)
         return self._seal(RESULT, key_id, inputs.rows, len(weight), b"".join(rows))
+
+    def result_bytes(self, ciphertext: bytes, columns: int) -> int:
+        """See `Backend`."""
+        rows, _ = Envelope.shape(ciphertext, INPUTS)
+        return Envelope.HEADER + rows * layout.length(layout.result_row(self.parameters, columns))
 
     def decrypt(
         self, result: bytes, rows: int, columns: int, keys: Keys, *, progress: Progress | None = None

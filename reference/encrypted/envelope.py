@@ -65,6 +65,8 @@ class Envelope:
     columns: int
     contents: bytes
 
+    HEADER = _HEADER
+
     def seal(self) -> bytes:
         """Header and contents."""
         fields = _FIELDS.pack(_MAGIC, _KINDS[self.kind], self.fingerprint, self.key_id, self.rows, self.columns)
@@ -97,6 +99,13 @@ class Envelope:
         if kind == EVALUATION and key_id != contents_digest[:16]:
             raise EncryptionError(f"{kind} came under the name of another key")
         return cls(kind, fingerprint, key_id, rows, columns, contents)
+
+    @staticmethod
+    def shape(sealed: bytes, kind: str) -> tuple[int, int]:
+        """Rows and columns of a message of one's own, whose contents are not read."""
+        check_bytes(kind, sealed)
+        _, _, _, _, rows, columns = _FIELDS.unpack_from(sealed)
+        return rows, columns
 
 
 def check_bytes(kind: str, sealed: object) -> None:

@@ -74,15 +74,15 @@ class SealBackend:
     features, and further outputs: see `Packing`.
 
     `Keys.evaluation` is only a name, by which messages under other keys are refused. Keys take 0.3 ms, so that a
-    client makes a new pair for each request (`fresh_keys`): no server sees two reactions under one key.
+    client makes a new pair for each input (`fresh_keys`), which the modules that take the same input share.
 
     Attributes:
         parameters: the `PackedParameters`.
-        fresh_keys: True.   rows_at_once: the rows of a block.
+        fresh_keys, takes_outputs: True.   rows_at_once: the rows of a block.
     Source: Bae, Cheon, Hanrot, Park and Stehlé, plaintext-ciphertext matrix multiplication (ePrint 2024/1284).
     """
 
-    fresh_keys = True
+    fresh_keys = takes_outputs = True
 
     def __init__(self, parameters: PackedParameters = SEAL) -> None:
         self.parameters = parameters
@@ -170,6 +170,13 @@ class SealBackend:
             if progress is not None:
                 progress(min((i + 1) * packing.rows, inputs.rows), inputs.rows)
         return self._seal(RESULT, inputs.key_id, inputs.rows, len(weight), b"".join(parts))
+
+    def result_bytes(self, ciphertext: bytes, columns: int) -> int:
+        """See `Backend`."""
+        rows, _ = Envelope.shape(ciphertext, INPUTS)
+        header = ciphertext[Envelope.HEADER : Envelope.HEADER + Packing.HEADER]
+        packing = Packing.read(header, self.parameters.polynomial_size)
+        return Envelope.HEADER + Packing.HEADER + -(-rows // packing.rows) * packing.bytes_down(columns)
 
     def decrypt(
         self, result: bytes, rows: int, columns: int, keys: Keys, *, progress: Progress | None = None

@@ -1,6 +1,8 @@
 """The server side of `protocol` as an ASGI application: it takes keys and ciphertexts and returns results."""
 
 import asyncio
+import base64
+import binascii
 import hashlib
 import importlib.metadata
 import logging
@@ -8,6 +10,7 @@ import re
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +22,17 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..encrypted.backends import MakeBackend
-from .key_store import KeyStore
-from .protocol import BYTES, KEY_HEADER, PROTOCOL, PROTOCOL_HEADER, Limits
+from .key_store import CiphertextStore, KeyStore
+from .protocol import (
+    BYTES,
+    CIPHERTEXT_HEADER,
+    CIPHERTEXT_UNKNOWN,
+    INLINE_KEY_BYTES,
+    KEY_HEADER,
+    PROTOCOL,
+    PROTOCOL_HEADER,
+    Limits,
+)
 from .worker import EvaluationError, Model, RefusedError, TooLongError, Workers, load
 
 CLIENT_GONE = 499  # for the log only, as in other servers
@@ -48,6 +60,7 @@ class Application:
         self.models = {name: _described(model) for name, model in models.items()}
         self.limits = limits
         self.keys = KeyStore(limits)
+        self.ciphertexts = CiphertextStore(limits.ciphertexts_bytes)
         self.processes = processes
         self.requests = 0
         self._uploads = asyncio.Semaphore(limits.uploads)
@@ -133,17 +146,35 @@ class Application:
         modules = self.models[model]["modules"]
         if module not in modules:
             raise HTTPException(404, f"{model} has no module {module[:100]!r}: expected one of {', '.join(modules)}")
-        name = _key_name(request.headers.get(KEY_HEADER, ""), f"the header {KEY_HEADER}")
+        named = request.headers.get(KEY_HEADER, "")
+        inline = _inline_key(named) if named.startswith("=") else None
+        name = _key_name(named, f"the header {KEY_HEADER}") if inline is None else hashlib.sha256(inline).hexdigest()
         if self.requests >= self.limits.requests:
             raise _busy(f"{self.requests} requests are running or waiting")
         self.requests += 1
         try:
-            with self.keys.in_use(name) as key:
-                ciphertext = await _body(request, "a ciphertext", self.limits.ciphertext_bytes, self.limits)
+            with nullcontext(inline) if inline is not None else self.keys.in_use(name) as key:
+                ciphertext = await self._ciphertext(request)
                 result = await self._product(request, model, module, name, key, ciphertext)
         finally:
             self.requests -= 1
         return Response(result, media_type=BYTES, headers={"Cache-Control": "no-store"})
+
+    async def _ciphertext(self, request: Request) -> bytes:
+        """The ciphertext of a request: its body, or one that was kept under the name that the request gives."""
+        name = request.headers.get(CIPHERTEXT_HEADER)
+        if name is not None and not re.fullmatch(r"[0-9a-f]{64}", name):
+            raise HTTPException(400, f"the header {CIPHERTEXT_HEADER} is no name: expected 64 hexadecimal digits")
+        body = await _body(request, "a ciphertext", self.limits.ciphertext_bytes, self.limits)
+        if name is None:
+            return body
+        if body:
+            self.ciphertexts.add(name, body)
+            return body
+        kept = self.ciphertexts.get(name)
+        if kept is None:
+            raise HTTPException(CIPHERTEXT_UNKNOWN, "this ciphertext is not here any more: send it again")
+        return kept
 
     async def _product(self, request: Request, *job: Any) -> bytes:
         async with self._free:
@@ -206,6 +237,18 @@ def _key_name(text: str, where: str) -> str:
     return text
 
 
+def _inline_key(text: str) -> bytes:
+    """The evaluation key in a header."""
+    try:
+        key = base64.b64decode(text[1:], validate=True)
+    except binascii.Error:
+        key = b""
+    if not 0 < len(key) <= INLINE_KEY_BYTES:
+        expected = f"=BASE64 of 1 to {INLINE_KEY_BYTES} bytes"
+        raise HTTPException(400, f"the header {KEY_HEADER} holds no evaluation key: expected {expected}")
+    return key
+
+
 def _busy(why: str) -> HTTPException:
     return HTTPException(503, f"{why}: the server takes no more at once", headers={"Retry-After": "5"})
 
@@ -219,7 +262,12 @@ def _explained(request: Request | None, error: Exception) -> JSONResponse:  # no
 
 def _described(model: Model) -> dict[str, Any]:
     parameters = model.parameters
-    return {"parameters": parameters.name, "secure": parameters.secure, "modules": sorted(model.weights)}
+    return {
+        "parameters": parameters.name,
+        "secure": parameters.secure,
+        "modules": sorted(model.weights),
+        "digests": model.digests,
+    }
 
 
 def _version() -> str:

@@ -1,5 +1,7 @@
 """The client of a server that multiplies encrypted inputs by its weights."""
 
+import base64
+import difflib
 import hashlib
 import json
 import socket
@@ -12,9 +14,21 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
-from .protocol import BYTES, INSTALL, KEY_HEADER, KEY_UNKNOWN, PROTOCOL, PROTOCOL_HEADER
+from .protocol import (
+    BYTES,
+    CIPHERTEXT_HEADER,
+    CIPHERTEXT_UNKNOWN,
+    INLINE_KEY_BYTES,
+    INSTALL,
+    KEY_HEADER,
+    KEY_UNKNOWN,
+    PROTOCOL,
+    PROTOCOL_HEADER,
+)
 
 TIMEOUT = 3600.0  # seconds for one evaluation
+MOST_SAID = 2**24  # bytes of an answer that is not a result
+MOST_RESULT = 2**30  # bytes of a result whose size is not known
 _PIECE = 2**18  # bytes sent at once
 
 
@@ -69,7 +83,7 @@ class RemoteClient:
             RemoteError: if no server answers.
         """
         what = f"health of {self.address}"
-        status, _, body = self._ask("GET", "/health", what, self.connect_timeout)
+        status, _, body = self._ask("GET", "/health", what, min(self.timeout, self.connect_timeout))
         if status != 200:
             raise self._refused(what, status, body)
         try:
@@ -80,31 +94,73 @@ class RemoteClient:
             raise RemoteError(f"{what}: {len(body)} bytes came that are not a JSON object")
         return found
 
-    def evaluate(self, model_name: str, module_name: str, ciphertext: bytes, evaluation: bytes) -> bytes:
+    def digests(self, model_name: str) -> dict[str, str]:
+        """The digest of the integers of each module of a model at the server, see `answer_check.weight_digest`.
+
+        Raises:
+            RemoteError: if no server answers, or the server has no such model.
+        """
+        models = self.health().get("models")
+        found = models.get(model_name) if isinstance(models, dict) else None
+        if not isinstance(found, dict):
+            others = [str(name)[:100] for name in models] if isinstance(models, dict) else []
+            near = "".join(f": did you mean {name!r}?" for name in difflib.get_close_matches(model_name, others, n=1))
+            raise RemoteError(
+                f"{self.address} has no model {model_name!r}{near or ': expected one of ' + ', '.join(others[:20])}"
+            )
+        digests = found.get("digests")
+        return {str(name): str(digest) for name, digest in digests.items()} if isinstance(digests, dict) else {}
+
+    def evaluate(
+        self,
+        model_name: str,
+        module_name: str,
+        ciphertext: bytes,
+        evaluation: bytes,
+        *,
+        size: int | None = None,
+        name: str = "",
+        sent: bool = False,
+    ) -> bytes:
         """The encrypted result of a server's module; the evaluation key is uploaded if the server lacks it.
 
         Args:
             ciphertext: the encrypted inputs, from `Backend.encrypt`.   evaluation: the key of the same pair.
+            size: the bytes of the result; the client reads no more. None: up to 2^30.
+            name: a random name, 64 hexadecimal digits, under which the server keeps the ciphertext for a while.
+            sent: whether the server has the ciphertext under this name; if it lost it, it is sent again.
         Raises:
-            RemoteError: if the server refuses, cannot be reached, or takes longer than the time-out.
+            RemoteError: if the server refuses, cannot be reached, or takes longer than the time-out; if the result has
+                another size.
         """
         what = f"evaluate {model_name}/{module_name} at {self.address}"
-        query, key = {"model": model_name, "module": module_name}, self._name(evaluation)
-        for attempt in range(2):
-            uploads = self._uploads[key]
+        query, key, inline = {"model": model_name, "module": module_name}, self._name(evaluation), b""
+        if 0 < len(evaluation) <= INLINE_KEY_BYTES:
+            inline = b"=" + base64.b64encode(evaluation)
+        headers = {KEY_HEADER: inline or key} | ({CIPHERTEXT_HEADER: name} if name else {})
+        most = MOST_RESULT if size is None else size
+        sent, uploaded = sent and bool(name), False
+        while True:
+            uploads, content = self._uploads[key], b"" if sent else ciphertext
             status, kind, body = self._ask(
-                "POST", "/evaluate", what, self.timeout, ciphertext, params=query, headers={KEY_HEADER: key}
+                "POST", "/evaluate", what, self.timeout, content, most, params=query, headers=headers
             )
-            if status != KEY_UNKNOWN or attempt:
+            if status == CIPHERTEXT_UNKNOWN and sent:
+                sent = False
+            elif status == KEY_UNKNOWN and not uploaded:
+                uploaded = True
+                with self._uploading:  # only one of several threads uploads
+                    if self._uploads[key] == uploads:
+                        self._upload(evaluation, key)
+                        self._uploads[key] += 1
+            else:
                 break
-            with self._uploading:  # only one of several threads uploads
-                if self._uploads[key] == uploads:
-                    self._upload(evaluation, key)
-                    self._uploads[key] += 1
         if status != 200:
             raise self._refused(what, status, body)
         if kind != BYTES:
             raise RemoteError(f"{what}: {kind or 'something unnamed'} came, expected {BYTES}")
+        if size is not None and len(body) != size:
+            raise RemoteError(f"{what}: {len(body)} bytes came: expected a result of {size}")
         return body
 
     def close(self) -> None:
@@ -132,9 +188,9 @@ class RemoteClient:
             raise self._refused(what, status, body)
 
     def _ask(
-        self, method: str, path: str, what: str, timeout: float, content: bytes = b"", **more: Any
+        self, method: str, path: str, what: str, timeout: float, content: bytes = b"", most: int = 0, **more: Any
     ) -> tuple[int, str, bytes]:
-        """Status, content type and body of a loraspec server's answer."""
+        """Status, content type and body of a loraspec server's answer; an answer has at most `most` bytes."""
         httpx = _httpx()
         deadline = time.monotonic() + timeout
         late = RemoteError(f"{what}: no answer within {timeout:g} s: expected one; a longer one needs a larger timeout")
@@ -159,7 +215,8 @@ class RemoteClient:
                         f"{what}: status {answer.status_code} came without the header {PROTOCOL_HEADER}: {PROTOCOL}: "
                         f"expected a loraspec server of this version"
                     )
-                body = b"".join(in_time(answer.iter_raw()))
+                most = most if answer.status_code == 200 and most else MOST_SAID
+                body = b"".join(_up_to(most, in_time(answer.iter_raw()), what))
                 return answer.status_code, answer.headers.get("Content-Type", ""), body
         except httpx.ConnectTimeout:
             raise RemoteError(
@@ -199,6 +256,16 @@ def _httpx() -> ModuleType:
     except ModuleNotFoundError as error:
         raise ImportError(f"a client of a server needs httpx: {INSTALL}") from error
     return httpx
+
+
+def _up_to(most: int, pieces: Iterator[bytes], what: str) -> Iterator[bytes]:
+    """The pieces of an answer; the rest of a longer one is not read."""
+    size = 0
+    for piece in pieces:
+        size += len(piece)
+        if size > most:
+            raise RemoteError(f"{what}: more than {most} bytes came: expected at most that; the rest was not read")
+        yield piece
 
 
 def _again(kind: type[RemoteClient], address: str, timeout: float, connect_timeout: float) -> RemoteClient:

@@ -17,6 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..encrypted.answer_check import AnswerCheck
+from ..encrypted.backends import parameters_from
+from ..encrypted.envelope import Parameters
 from ..hybrid import CustomLinear
 from ..layer import LinearLoRA
 from ..quantization import QuantizedLinear
@@ -40,7 +43,11 @@ def save(path: Path, model_name: str, modules: Mapping[str, RemoteModule], param
             raise FileExistsError(f"{folder} exists already: expected a new model_name or path")
     quantized: dict[str, Any] = {name: module.quantized for name, module in modules.items()}
     server = {name: {"weight": _narrow(layer.weight.cpu().numpy())} for name, layer in quantized.items()}
-    client = {name: layer.to_arrays() for name, layer in quantized.items()}
+    client = {
+        name: module.quantized.to_arrays() | module.answer_check.to_arrays() | {"digest": np.array(module.digest)}
+        for name, module in modules.items()
+        if module.quantized is not None
+    }
     for folder, arrays in zip(folders, (server, client), strict=True):
         with _written(folder) as temporary:
             files = {name: f"{number}.npz" for number, name in enumerate(arrays)}
@@ -71,22 +78,34 @@ def load_server(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return weights, parameters
 
 
-def load_client(path: Path, model_name: str, modules: Mapping[str, RemoteModule]) -> dict[str, QuantizedLinear]:
-    """Load the client's part of each of these modules, without a weight.
+ClientPart = tuple[QuantizedLinear, AnswerCheck, str]
+"""A module at the client: the layer without its weight, the check of answers, and the digest of the weight."""
+
+
+def load_client(
+    path: Path, model_name: str, modules: Mapping[str, RemoteModule]
+) -> tuple[dict[str, ClientPart], Parameters]:
+    """Load the client's part of each of these modules, and the encryption parameters.
 
     Raises:
         ValueError: naming the folder or the module, if files are missing or damaged, or the modules or shapes differ.
     """
     check_name(model_name)
     folder = path / "client" / model_name
-    arrays, _ = _read(folder)
+    arrays, about = _read(folder)
     if set(arrays) != set(modules):
         other = sorted(set(arrays) ^ set(modules))
         raise ValueError(f"{folder} and the model differ in {', '.join(other)}: expected the same remote modules")
+    try:
+        parameters = parameters_from(about["parameters"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder} is damaged: its parameters: {error}") from error
     parts = {}
     for name, module in modules.items():
         try:
             part = module.quantized_linear.from_arrays(arrays[name])
+            check = AnswerCheck.from_arrays(arrays[name], part.out_features, part.in_features)
+            digest = str(arrays[name]["digest"])
         except (KeyError, ValueError, TypeError) as error:
             raise ValueError(f"{folder}: the part of {name} is damaged: {error}") from error
         if (part.out_features, part.in_features) != (module.out_features, module.in_features):
@@ -94,8 +113,8 @@ def load_client(path: Path, model_name: str, modules: Mapping[str, RemoteModule]
                 f"{folder}: {name} is [{part.out_features}, {part.in_features}] "
                 f"but the model's is [{module.out_features}, {module.in_features}]"
             )
-        parts[name] = part
-    return parts
+        parts[name] = part, check, digest
+    return parts, parameters
 
 
 class Clearing:

@@ -1,4 +1,4 @@
-"""The server's store of evaluation keys in memory."""
+"""The server's stores in memory: of evaluation keys, and of ciphertexts that several modules multiply."""
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
@@ -50,3 +50,28 @@ class KeyStore:
         finally:
             self.users[name] -= 1
             self.users += Counter()  # drops names with a count of 0
+
+
+class CiphertextStore:
+    """Ciphertexts by the random names that clients give them; the oldest is dropped first.
+
+    Args:
+        most: their total size.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.held: OrderedDict[str, bytes] = OrderedDict()
+
+    def add(self, name: str, ciphertext: bytes) -> None:
+        """Keep a ciphertext, unless it is larger than the whole store."""
+        self.held.pop(name, None)
+        if len(ciphertext) > self.most:
+            return
+        self.held[name] = ciphertext
+        while sum(map(len, self.held.values())) > self.most:
+            self.held.popitem(last=False)
+
+    def get(self, name: str) -> bytes | None:
+        """The ciphertext of this name, if it is still here."""
+        return self.held.get(name)

@@ -2,10 +2,13 @@
 
 The protocol uses HTTP with raw bytes as bodies:
 
-- ``GET /health`` returns JSON with the version, and the models with their modules.
+- ``GET /health`` returns JSON with the version, and the models with their modules and the digests of these.
 - ``PUT /keys/SHA256`` uploads an evaluation key under its hash; the status is 204, or 422 for a wrong hash.
 - ``POST /evaluate?model=…&module=…`` with the header ``Evaluation-Key: SHA256`` sends a ciphertext; the status is 200
-  with the result, or 428 if the server does not have the key, which the client then uploads.
+  with the result, or 428 if the server does not have the key, which the client then uploads. A short key is sent in
+  the header itself, as ``=BASE64``, and not kept. With the header ``Ciphertext: NAME``, 64 hexadecimal digits, the
+  server keeps the ciphertext for a while under this name; a later request with the name and an empty body multiplies
+  it again, by another module, or has the status 424 if the server lost it.
 
 Every error has a fitting status and JSON ``{"error": …}``. Every answer has the header ``Loraspec-Protocol: 1``.
 """
@@ -15,18 +18,22 @@ from dataclasses import dataclass
 PROTOCOL = "1"
 PROTOCOL_HEADER, KEY_HEADER = "Loraspec-Protocol", "Evaluation-Key"
 BYTES = "application/octet-stream"
-KEY_UNKNOWN = 428
+CIPHERTEXT_HEADER = "Ciphertext"
+INLINE_KEY_BYTES = 1024  # the longest key that is sent in a header
+KEY_UNKNOWN, CIPHERTEXT_UNKNOWN = 428, 424
 INSTALL = "pip install 'loraspec[remote]'"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits of a server; it needs at most about ``keys_bytes + uploads·key_bytes + requests·ciphertext_bytes``.
+    """The limits of a server; it needs at most about ``keys_bytes + uploads·key_bytes + requests·ciphertext_bytes +
+    ciphertexts_bytes``.
 
     Attributes:
         ciphertext_bytes, key_bytes: size of one body; a larger body is refused with 413.
         keys, keys_bytes: number and total size of the stored evaluation keys. The least recently used key is dropped
             first, but never a key in use.
+        ciphertexts_bytes: total size of the ciphertexts that are kept for other modules; the oldest is dropped first.
         requests: evaluations that run or wait at the same time; further ones are refused with 503.
         uploads: keys that arrive at the same time; further ones wait, unread, for up to body_seconds.
         connections: connections at the same time; further ones are refused with 503.
@@ -40,6 +47,7 @@ class Limits:
     key_bytes: int = 512 * 2**20
     keys: int = 16
     keys_bytes: int = 4 * 2**30
+    ciphertexts_bytes: int = 256 * 2**20
     requests: int = 32
     uploads: int = 2
     connections: int = 256

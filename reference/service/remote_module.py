@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..encrypted.answer_check import AnswerCheck, weight_digest
+from ..encrypted.envelope import EncryptionError
 from ..encrypted.noise import check_range, simulate
 from ..hybrid import BackwardModuleLinear, Conv1D, CustomLinear, ForwardModuleLinear
 from ..quantization import Quantized, QuantizedLinear
+from .encrypted_input import EncryptedBlock
 from .shared_state import HybridFHEMode, Split
 from .weight_version import Version, versions
-
-ROWS_AT_ONCE = 64  # rows in one ciphertext: bounds memory and a request's size, and lets a long run show progress
 
 
 class RemoteModule(nn.Module):
@@ -46,6 +47,8 @@ class RemoteModule(nn.Module):
         self.input_range: tuple[float, float] | None = None
         self.noise_std: Tensor | None = None
         self._compiled_from: list[Version] | None = None
+        self._check: AnswerCheck | None = None
+        self._digest: str | None = None
         self.train(private_module.training)
         hooked: Any = self
         hooked.register_state_dict_post_hook(_without_wrapper)
@@ -104,10 +107,35 @@ class RemoteModule(nn.Module):
         """Use this quantised module and noise from now on."""
         self.quantized, self.noise_std, self.input_range = quantized, std, None
         self._compiled_from = None if self.private_module is None else versions(self.private_module)
+        self._check = self._digest = None
+
+    def hold(self, check: AnswerCheck, digest: str) -> None:
+        """Use a saved check of answers, and the digest of the weight that the server has."""
+        self._check, self._digest = check, digest
+
+    @property
+    def answer_check(self) -> AnswerCheck:
+        """The check of the answers to this module, made from its weight when first needed."""
+        if self._check is None:
+            assert self.quantized is not None
+            assert self.quantized.weight is not None
+            assert self.noise_std is not None
+            self._check = AnswerCheck.of(self.quantized.weight, self.noise_std)
+        return self._check
+
+    @property
+    def digest(self) -> str:
+        """The digest of the integer weight, see `weight_digest`."""
+        if self._digest is None:
+            assert self.quantized is not None
+            assert self.quantized.weight is not None
+            self._digest = weight_digest(self.quantized.weight)
+        return self._digest
 
     def clear(self) -> None:
-        """Delete the float and the quantised weight; only mode remote remains."""
+        """Delete the float and the quantised weight; only mode remote remains, whose answers are still checked."""
         assert self.quantized is not None
+        self.hold(self.answer_check, self.digest)
         self.quantized.clear()
         self.private_module = self._compiled_from = None
 
@@ -177,24 +205,47 @@ class RemoteModule(nn.Module):
         return simulate(raw.cpu(), self.noise_std, bits, self.split.next_noise()).to(raw.device)
 
     def _encrypted(self, quantized: QuantizedLinear, x: Quantized, mode: HybridFHEMode) -> Tensor:
-        split, parts = self.split, []
+        split, values, parts = self.split, x.values.cpu(), []
         if mode is HybridFHEMode.EXECUTE and quantized.weight is None:
             raise RuntimeError(f"{self.module_name}: mode execute needs the weight, which was cleared here")
-        blocks = torch.split(x.values.cpu(), getattr(split.backend, "rows_at_once", ROWS_AT_ONCE))
-        for rows in _shown(blocks, self.module_name, split.verbose):
-            if not len(rows):
-                continue
-            if split.keys is None or getattr(split.backend, "fresh_keys", False):
-                split.keys = split.backend.keygen()
-            evaluation = split.keys.evaluation
-            ciphertext = split.backend.encrypt(rows, split.keys)
-            if mode is HybridFHEMode.EXECUTE:
-                assert quantized.weight is not None
-                result = split.backend.evaluate(ciphertext, quantized.weight.cpu(), evaluation)
-            else:
-                result = split.client.evaluate(split.model_name, self.module_name, ciphertext, evaluation)
-            parts.append(split.backend.decrypt(result, len(rows), self.out_features, split.keys))
-        return torch.cat(parts) if parts else x.values.new_zeros(0, self.out_features)
+        if not len(values):
+            return values.new_zeros(0, self.out_features)
+        try:
+            if mode is HybridFHEMode.REMOTE:
+                split.check_served({self.module_name: self.digest})
+            given = split.encrypted(values, self.module_name)
+            blocks = torch.split(values, split.rows_at_once)
+            for i, rows in enumerate(_shown(blocks, self.module_name, split.verbose)):
+                if i == len(given.blocks):
+                    given.blocks.append(split.encrypt(rows, self.out_features))
+                parts.append(self._answer(quantized, rows, given.blocks[i], mode))
+        except BaseException:
+            split.forget()  # no server sees a second reaction under the same keys
+            raise
+        return torch.cat(parts)
+
+    def _answer(self, quantized: QuantizedLinear, rows: Tensor, block: EncryptedBlock, mode: HybridFHEMode) -> Tensor:
+        """The decrypted and checked product of encrypted rows."""
+        split, keys = self.split, block.keys
+        if mode is HybridFHEMode.EXECUTE:
+            assert quantized.weight is not None
+            what = self.module_name
+            result = split.backend.evaluate(block.ciphertext, quantized.weight.cpu(), keys.evaluation)
+        else:
+            what = f"evaluate {split.model_name}/{self.module_name} at {split.client.address}"
+            measure = getattr(split.backend, "result_bytes", None)
+            size = None if measure is None else measure(block.ciphertext, self.out_features)
+            name, sent = block.name, block.sent
+            result = split.client.evaluate(
+                split.model_name, self.module_name, block.ciphertext, keys.evaluation, size=size, name=name, sent=sent
+            )
+            block.sent = True
+        try:
+            answer = split.backend.decrypt(result, len(rows), self.out_features, keys)
+            self.answer_check.verify(rows, answer)
+        except EncryptionError as error:
+            raise EncryptionError(f"{what}: {error}") from error
+        return answer
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, mode={self.split.mode.value}"

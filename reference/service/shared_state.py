@@ -1,6 +1,8 @@
 """The state that the remote modules of one model share: mode, keys and backend."""
 
 import enum
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -9,11 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..encrypted.backends import NAMED, backend_for, noise_of_named
+from ..encrypted.backends import DEFAULT, NAMED, backend_for, default_name, noise_of_named
 from ..encrypted.encryption import Backend, Keys, noise_of
 from ..encrypted.envelope import Parameters
 from ..encrypted.noise import checked_position
-from .client import TIMEOUT, RemoteClient, check_seconds
+from .client import TIMEOUT, RemoteClient, RemoteError, check_seconds
+from .encrypted_input import EncryptedBlock, EncryptedInput
+
+ROWS_AT_ONCE = 64  # rows in one ciphertext: bounds memory and a request's size, and lets a long run show progress
 
 
 class HybridFHEMode(enum.Enum):
@@ -44,9 +49,12 @@ class Split:
     """The state that the remote modules of one model share.
 
     Only encryption needs the backend's library; compiling and simulating need only its parameters.
+
+    Attributes:
+        shared: the last encrypted input.   served: the digests of the server's modules, once it was asked.
     """
 
-    chosen: str | Backend
+    chosen: str | Backend | None
     model_name: str
     server: str | None
     verbose: int
@@ -55,8 +63,13 @@ class Split:
     mode: HybridFHEMode = HybridFHEMode.TORCH
     keys: Keys | None = None
     noise_drawn: int = 0  # number of simulated products so far
+    shared: EncryptedInput | None = None
+    served: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
+        self.by_default = self.chosen is None
+        if self.chosen is None:
+            self.chosen = default_name()
         if isinstance(self.chosen, str) and self.chosen not in NAMED:
             raise ValueError(f"backend = {self.chosen!r}: expected one of {', '.join(NAMED)}, or a Backend")
         check_seconds("timeout", self.timeout)
@@ -68,12 +81,45 @@ class Split:
     @property
     def parameters(self) -> Parameters:
         """The backend's parameters."""
+        assert self.chosen is not None
         return NAMED[self.chosen] if isinstance(self.chosen, str) else self.chosen.parameters
 
     @cached_property
     def backend(self) -> Backend:
-        """The backend, created when first needed."""
+        """The backend, created when first needed.
+
+        Warns:
+            UserWarning: if it is a slow one, because seal-python is not installed.
+        """
+        assert self.chosen is not None
+        if self.by_default and self.chosen != DEFAULT:
+            warnings.warn(
+                f"the backend {self.chosen} encrypts, because seal-python is not installed, which the default backend "
+                f"{DEFAULT} needs: a row takes seconds in place of milliseconds; pip install 'loraspec[fhe]'",
+                stacklevel=2,
+            )
         return backend_for(self.parameters) if isinstance(self.chosen, str) else self.chosen
+
+    def adopt(self, parameters: Parameters) -> None:
+        """Use the parameters of a saved model, unless another backend was asked for.
+
+        Raises:
+            ValueError: naming both.
+        """
+        own, saved = self.parameters, parameters.fingerprint()
+        if saved == own.fingerprint():
+            return
+        name = next((name for name, named in NAMED.items() if named.fingerprint() == saved), None)
+        if not self.by_default:
+            expected = f"a backend with the parameters {parameters.name}" if name is None else f"backend={name!r}"
+            raise ValueError(f"the model was saved for other parameters than {own.name}: expected {expected}")
+        self.chosen, self.by_default = name or backend_for(parameters), False
+        vars(self).pop("backend", None)
+
+    @property
+    def rows_at_once(self) -> int:
+        """The rows of one ciphertext."""
+        return int(getattr(self.backend, "rows_at_once", ROWS_AT_ONCE))
 
     @cached_property
     def client(self) -> RemoteClient:
@@ -81,10 +127,48 @@ class Split:
         assert self.server is not None
         return RemoteClient(self.server, self.timeout)
 
+    def encrypted(self, values: Tensor, module_name: str) -> EncryptedInput:
+        """The encryption of an input for a module: the last one, if another module took the same input."""
+        if self.shared is None or not self.shared.serves(module_name, values):
+            self.shared = EncryptedInput(values)
+        self.shared.users.add(module_name)
+        return self.shared
+
+    def encrypt(self, rows: Tensor, outputs: int) -> EncryptedBlock:
+        """Rows encrypted for products with so many outputs, under new keys if the backend wants them."""
+        backend: Any = self.backend
+        if self.keys is None or getattr(backend, "fresh_keys", False):
+            self.keys = backend.keygen()
+        options = {"outputs": outputs} if getattr(backend, "takes_outputs", False) else {}
+        return EncryptedBlock(backend.encrypt(rows, self.keys, **options), self.keys)
+
+    def check_served(self, digests: Mapping[str, str]) -> None:
+        """Check that the server has these modules with these integers; it is asked once.
+
+        Raises:
+            RemoteError: naming the first module that differs.
+        """
+        if self.served is None:
+            self.served = self.client.digests(self.model_name)
+        for name, digest in digests.items():
+            there = self.served.get(name)
+            if there != digest:
+                other = "no digest" if there is None else f"other integers, of the digest {there[:12]},"
+                self.served = None
+                raise RemoteError(
+                    f"model {self.model_name} at {self.client.address} has {other} for {name}: expected {digest[:12]}, "
+                    f"as compiled here; another model, or another version, is served under this name; nothing was sent"
+                )
+
+    def forget(self) -> None:
+        """Drop the last encrypted input and what the server said."""
+        self.shared = self.served = None
+
     def noise_std(self, weight: Tensor) -> Tensor:
         """The deviation of the noise in products with an integer weight."""
         if isinstance(self.chosen, str):  # the library of the backend may not be installed
             return noise_of_named(self.chosen, weight)
+        assert self.chosen is not None
         return noise_of(self.chosen, weight)
 
     @property

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..encrypted.answer_check import weight_digest
 from ..encrypted.backends import MakeBackend, parameters_from
 from ..encrypted.encryption import EncryptionError
 from . import deployment
@@ -49,6 +50,11 @@ class Model:
         except (TypeError, ValueError) as error:
             raise ValueError(f"{folder} is damaged: its parameters: {error}") from error
         self.backend = make_backend(self.parameters)
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """The digest of each module's integers, by which a client knows the model."""
+        return {name: weight_digest(weight) for name, weight in self.weights.items()}
 
 
 def load(model_dir: Path, make_backend: MakeBackend) -> dict[str, Model]:

@@ -13,7 +13,7 @@ from .encrypted.encryption import Backend, Keys
 from .hybrid import is_lora_module
 from .layer import LinearLoRA
 from .service import deployment
-from .service.client import TIMEOUT
+from .service.client import TIMEOUT, RemoteClient
 from .service.remote_module import RemoteModule
 from .service.shared_state import HybridFHEMode, Split
 from .training import LoraTraining
@@ -25,7 +25,8 @@ class HybridFHEModel:
     Args:
         model: changed in place: each named module becomes a `RemoteModule`. For training, a `LoraTraining`.
         module_names: names of linear layers, see `get_remote_names`.
-        server_remote_address: ``http://host:port`` of a running `serve`, for mode remote.
+        server_remote_address: ``http://host:port`` of a running `serve`, for mode remote; or a `RemoteClient`, which
+            can have a token, certificates and a proxy.
         model_name: the name of the model at the server.
         verbose: 1 shows the progress of encrypted products.
         backend: "seal" (exact, packed by tokens, the fastest), "exact", "fast" or "toy" (insecure, for tests), see
@@ -44,7 +45,7 @@ class HybridFHEModel:
             model that is given it continues with the same noise. `save_training` saves it.
     Raises:
         ValueError: for a name that is not a linear layer or belongs to an adapter; for no names; for an unknown
-            backend, an invalid time-out or an invalid seed. The model is then unchanged.
+            backend, an invalid address, time-out or seed. The model is then unchanged.
     Source: Concrete ML `HybridFHEModel`.
     """
 
@@ -54,7 +55,7 @@ class HybridFHEModel:
         self,
         model: nn.Module,
         module_names: str | Iterable[str],
-        server_remote_address: str | None = None,
+        server_remote_address: str | RemoteClient | None = None,
         model_name: str = "model",
         verbose: int = 0,
         *,

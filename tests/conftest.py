@@ -112,7 +112,16 @@ def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Se
     from tests.support.server import serving
 
     models, folder = save_models(tmp_path_factory.mktemp("server")), tmp_path_factory.mktemp("tamed")
-    limits = ("--max-request", "1", "--max-key", "1", "--stall", str(STALL))
+    limits = (
+        "--ciphertext-bytes",
+        "1M",
+        "--key-bytes",
+        "1M",
+        "--head-seconds",
+        str(STALL),
+        "--stall-seconds",
+        str(STALL),
+    )
     with serving(models, *TAMED, *limits, TAMED=str(folder)) as server:
         yield server, folder
         server.stop(signal.SIGINT)

@@ -91,18 +91,17 @@ def test_the_server_survives_clients_killed_midrequest(server: Server, tame: Pat
     request = http(EVALUATE, key, f"Content-Length: {len(body)}", body=body)
     gone = sum(" 499 " in line for line in server.logged())
     (tame / "hold").touch()
-    for number, sent in (
-        (1, request),
-        (2, request),
-        (3, request[:-20]),
-    ):  # killed while its request is evaluated, while it waits, while it is being sent
+    # killed while its request is evaluated, while it waits, while it is being sent
+    for number, sent in ((1, request), (2, request), (1, request[:-20])):
         with subprocess.Popen([sys.executable, "-c", KILLED, str(server.port), sent.hex()]) as killed:
             until(partial(_has_requests, server, number), "the request")
             until((tame / "holding").exists, "the evaluation")
             killed.kill()
+        if number == 2:  # it leaves the queue, although the process is not free
+            until(partial(_has_requests, server, 1), "the end of the waiting request")
     (tame / "hold").unlink()
     until(partial(_has_requests, server, 0), "the end of all")
-    assert sum(" 499 " in line for line in server.logged()) == gone + 2  # the waiting request was not evaluated
+    until(lambda: sum(" 499 " in line for line in server.logged()) == gone + 2, "two broken requests in the log")
     assert client.is_right()
 
 

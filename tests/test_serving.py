@@ -62,7 +62,7 @@ def test_a_product_that_takes_too_long_is_cancelled(models: Path, tmp_path: Path
     monkeypatch.setenv("TAMED", str(tmp_path))
     keys, q = BACKEND.keygen(), torch.arange(7).reshape(1, 7)
     job = ("one", "fc.forward_module", "k", keys.evaluation, BACKEND.encrypt(q, keys))
-    workers = Workers(models, TamedBackend, 1, PATIENCE)
+    workers = Workers(models, TamedBackend, 1, Limits(evaluation_seconds=PATIENCE))
     try:
         assert workers.evaluate(*job)
         (tmp_path / "hold").touch()
@@ -80,22 +80,40 @@ def test_the_least_recently_used_keys_are_dropped_first_and_keys_in_use_never() 
 
     keys = KeyStore(Limits(keys=3, keys_bytes=100))
     for name in "abc":
-        keys.add(name, bytes(30))
+        keys.add(name, bytes(30), name)
     with keys.in_use("a"), keys.in_use("a"):
         pass
-    keys.add("d", bytes(30))
+    keys.add("d", bytes(30), "d")
     assert list(keys.held) == ["c", "a", "d"]
     with keys.in_use("c"), keys.in_use("d"):
-        keys.add("e", bytes(40))
+        keys.add("e", bytes(40), "e")
         assert list(keys.held) == ["c", "d", "e"]
-        keys.add("f", bytes(40))
+        keys.add("f", bytes(40), "f")
         assert list(keys.held) == ["c", "d", "f"]
         with pytest.raises(HTTPException, match="no room for another evaluation key"):
-            keys.add("g", bytes(41))
+            keys.add("g", bytes(41), "g")
         assert list(keys.held) == ["c", "d", "f"]
     assert not keys.users
-    keys.add("h", bytes(100))
+    keys.add("h", bytes(100), "h")
     assert list(keys.held) == ["h"]
+
+
+def test_a_client_that_uploads_many_keys_drops_its_own() -> None:
+    from starlette.exceptions import HTTPException
+
+    from reference.service.key_store import KeyStore
+
+    keys = KeyStore(Limits(keys=4, client_keys=2))
+    keys.add("mine", b"1", "me")
+    for number in range(16):
+        keys.add(f"{number}", b"1", "another")
+    assert list(keys.held) == ["mine", "14", "15"]
+    for number in range(16):
+        keys.add(f"{number} of a third", b"1", "a third")
+    assert "mine" in keys
+    with keys.in_use("14 of a third"), keys.in_use("15 of a third"), pytest.raises(HTTPException, match="of a third"):
+        keys.add("more", b"1", "a third")
+    assert "more" not in keys
 
 
 def _about(folder: Path, **changes: Any) -> None:

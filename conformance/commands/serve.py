@@ -15,7 +15,28 @@ from conformance.errors import UsageError
 if TYPE_CHECKING:
     from reference.service.protocol import Limits
 
-MIB = 2**20
+LIMITS = {
+    "ciphertext_bytes": ("64M", "size of a ciphertext; K, M and G stand for 2^10, 2^20 and 2^30 bytes"),
+    "key_bytes": ("512M", "size of an evaluation key"),
+    "keys": ("16", "evaluation keys to keep"),
+    "keys_bytes": ("4G", "size of all evaluation keys"),
+    "client_keys": ("4", "evaluation keys of one client"),
+    "requests": ("32", "evaluations that run or wait"),
+    "client_requests": ("16", "requests of one client at once"),
+    "uploads": ("2", "evaluation keys that arrive at once"),
+    "connections": ("256", "connections at once"),
+    "client_connections": ("64", "connections of one client at once"),
+    "head_seconds": ("20", "time for the head of a request"),
+    "stall_seconds": ("30", "time after which a silent client is dropped"),
+    "least_rate": ("65536", "bytes a second that a body must reach"),
+    "body_seconds": ("600", "time for a body"),
+    "evaluation_seconds": ("3600", "time for one product"),
+    "request_seconds": ("7200", "time for a whole request, waiting included"),
+    "worker_bytes": ("none", "memory that a process of products may take beyond its start"),
+}
+"""Each limit with its default and its help, written here because importing `Limits` takes seconds; a test compares."""
+
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
 
 def add(commands: output.Commands) -> None:
@@ -27,12 +48,19 @@ def add(commands: output.Commands) -> None:
     serve.add_argument("--port", type=_port, default=8000, help="port (default 8000); 0 for a free one")
     serve.add_argument("--workers", **whole, default=1, help="products evaluated at once (default 1)")
     serve.add_argument("--backend", metavar="MODULE:NAME", help="creates another Backend from a model's parameters")
-    serve.add_argument("--max-request", **whole, help="the most MiB of a ciphertext")
-    serve.add_argument("--max-key", **whole, help="the most MiB of an evaluation key")
-    serve.add_argument("--max-keys", **whole, help="the number of evaluation keys to keep")
-    serve.add_argument("--stall", type=_seconds, metavar="S", help="seconds after which a silent client is dropped")
-    serve.add_argument("--timeout", type=_seconds, metavar="S", help="seconds for one product")
     serve.add_argument("--grace", type=_seconds, default=600.0, metavar="S", help="seconds to finish requests at exit")
+    tls = serve.add_argument_group("who may use it")
+    file: dict[str, Any] = {"type": Path, "metavar": "FILE"}
+    tls.add_argument("--certificate", **file, help="the server's certificate, PEM: speak TLS")
+    tls.add_argument("--private-key", **file, help="its key, PEM without a password")
+    tls.add_argument("--client-ca", **file, help="admit only clients with a certificate of these authorities")
+    tls.add_argument("--tokens", **file, help="admit only requests with a bearer token of this file, one in a line")
+    limits = serve.add_argument_group("limits", "each is a field of reference.service.protocol.Limits")
+    for name, (default, text) in LIMITS.items():
+        kind: Any = _size if name.endswith("_bytes") else _seconds if name.endswith("_seconds") else _whole
+        metavar = {_size: "BYTES", _seconds: "S", _whole: "N"}[kind]
+        option = "--" + name.replace("_", "-")
+        limits.add_argument(option, dest=name, type=kind, metavar=metavar, help=f"{text} (default {default})")
 
 
 def execute(options: argparse.Namespace) -> int:
@@ -41,6 +69,7 @@ def execute(options: argparse.Namespace) -> int:
 
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO, stream=sys.stderr)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.captureWarnings(True)
     given = {"backend": _named(options.backend)} if options.backend else {}
     try:
         serve(
@@ -51,6 +80,10 @@ def execute(options: argparse.Namespace) -> int:
             limits=_limits(options),
             grace=options.grace,
             ready=_ready,
+            certificate=options.certificate,
+            private_key=options.private_key,
+            client_ca=options.client_ca,
+            tokens=_tokens(options.tokens),
             **given,
         )
     except (ValueError, ImportError) as error:
@@ -68,15 +101,21 @@ def _ready(address: str, models: list[str]) -> None:
 def _limits(options: argparse.Namespace) -> Limits:
     from reference.service.protocol import Limits
 
-    asked: dict[str, Any] = {
-        "ciphertext_bytes": options.max_request and options.max_request * MIB,
-        "key_bytes": options.max_key and options.max_key * MIB,
-        "keys": options.max_keys,
-        "stall_seconds": options.stall,
-        "head_seconds": options.stall,
-        "evaluation_seconds": options.timeout,
-    }
-    return Limits(**{name: value for name, value in asked.items() if value})
+    return Limits(**{name: value for name in LIMITS if (value := getattr(options, name)) is not None})
+
+
+def _tokens(path: Path | None) -> list[str]:
+    """The tokens of a file; empty lines and lines that begin with # are left out."""
+    if path is None:
+        return []
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"tokens {path}: {error}: expected a text file with one token in a line") from error
+    tokens = [line for line in lines if line and not line.startswith("#")]
+    if not tokens:
+        raise UsageError(f"tokens {path} holds no token: expected one in a line, or no option --tokens")
+    return tokens
 
 
 def _named(text: str) -> Any:
@@ -97,6 +136,13 @@ def _port(text: str) -> int:
     if not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is no port: expected 0 to 65535")
     return int(text)
+
+
+def _size(text: str) -> int:
+    number, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
+    if not number.isdecimal() or not int(number) or unit not in UNITS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: expected bytes, or a number with K, M or G")
+    return int(number) * UNITS[unit]
 
 
 def _seconds(text: str) -> float:

@@ -35,8 +35,9 @@ class Backend(Protocol):
     A backend whose noise does not follow `noise.noise_std` of its parameters also has a method ``noise_std(weight)``,
     see `noise_of`. It may have the attributes ``fresh_keys``, by which each input gets a new pair of keys,
     ``rows_at_once``, the rows that a message should have, and ``takes_outputs``, by which `encrypt` is told the number
-    of outputs as ``outputs=N``; and a method ``result_bytes(ciphertext, columns)``, the size of the answer to a
-    ciphertext, of which a client reads no more. A backend need not inherit from this class: `loraspec run
+    of outputs as ``outputs=N``; and the methods ``result_bytes(ciphertext, columns)``, the size of the answer to a
+    ciphertext, of which a client reads no more, and ``check_evaluation(evaluation)``, which refuses bytes that are no
+    evaluation key: a server calls it before it keeps a key. A backend need not inherit from this class: `loraspec run
     TARGET --group fhe` judges the object that a target's ``fhe_backend()`` returns.
     """
 
@@ -179,6 +180,10 @@ class ConcreteBackend:
         rows, _ = Envelope.shape(ciphertext, INPUTS)
         return Envelope.HEADER + rows * layout.length(layout.result_row(self.parameters, columns))
 
+    def check_evaluation(self, evaluation: bytes) -> None:
+        """Refuse bytes that are no evaluation key under these parameters; a server asks before it keeps them."""
+        _evaluation_contents(evaluation, self.parameters)
+
     def decrypt(
         self, result: bytes, rows: int, columns: int, keys: Keys, *, progress: Progress | None = None
     ) -> Tensor:
@@ -247,11 +252,16 @@ def _crypto(library: Any, p: EncryptionParameters) -> Any:
     return library.MatmulCryptoParameters.deserialize(json.dumps(numbers))
 
 
-@lru_cache(maxsize=2)
-def _open_evaluation(evaluation: bytes, parameters: EncryptionParameters) -> tuple[bytes, Any]:
+def _evaluation_contents(evaluation: bytes, parameters: EncryptionParameters) -> Envelope:
     sealed = Envelope.open(evaluation, EVALUATION, parameters)
     if not layout.follows(layout.evaluation_key(parameters), sealed.contents):
         raise EncryptionError(f"{EVALUATION} came with invalid contents")
+    return sealed
+
+
+@lru_cache(maxsize=2)
+def _open_evaluation(evaluation: bytes, parameters: EncryptionParameters) -> tuple[bytes, Any]:
+    sealed = _evaluation_contents(evaluation, parameters)
     return sealed.key_id, import_library().CpuCompressionKey.deserialize(sealed.contents)
 
 

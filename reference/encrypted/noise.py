@@ -67,6 +67,26 @@ TOY = dataclasses.replace(EXACT, name="toy-insecure", polynomial_size=256, secur
 PARAMETER_SETS = {"exact": EXACT, "fast": FAST, "toy": TOY}
 
 
+SECURE_SIZE = 2048
+
+
+def why_insecure(parameters: Any) -> str | None:
+    """The reason why parameters do not hide inputs, or None: they say so, or their polynomials are too small.
+
+    Args:
+        parameters: `EncryptionParameters`, or those of another backend.
+    """
+    if not parameters.secure:
+        return f"the parameter set {parameters.name} is not secure"
+    size = getattr(parameters, "polynomial_size", SECURE_SIZE)
+    if size < SECURE_SIZE:
+        return (
+            f"the parameter set {parameters.name} is called secure, but its polynomials have {size} coefficients: "
+            f"its noise needs {SECURE_SIZE}"
+        )
+    return None
+
+
 def noise_std(parameters: EncryptionParameters, weight: Tensor) -> Tensor:
     """The standard deviation of an encrypted product's noise, per column, before rounding to integers.
 

@@ -138,6 +138,13 @@ class SealBackend:
                 progress(done, len(q))
         return self._seal(INPUTS, key_id, len(q), q.shape[1], b"".join(parts))
 
+    def check_evaluation(self, evaluation: bytes) -> bytes:
+        """Refuse bytes that are no name of a key under these parameters; returns the key's id."""
+        named = Envelope.open(evaluation, EVALUATION, self.parameters)
+        if len(named.contents) != NAME_BYTES:
+            raise EncryptionError(f"{EVALUATION} came with invalid contents")
+        return named.key_id
+
     def evaluate(
         self, ciphertext: bytes, weight: Tensor, evaluation: bytes, *, progress: Progress | None = None
     ) -> bytes:
@@ -155,10 +162,7 @@ class SealBackend:
                 f"weight is {list(weight.shape)} but the ciphertext has {inputs.columns} features: "
                 f"its second dimension must be {inputs.columns}"
             )
-        named = Envelope.open(evaluation, EVALUATION, self.parameters)
-        if len(named.contents) != NAME_BYTES:
-            raise EncryptionError(f"{EVALUATION} came with invalid contents")
-        check_key(INPUTS, inputs.key_id, "the evaluation key", named.key_id)
+        check_key(INPUTS, inputs.key_id, "the evaluation key", self.check_evaluation(evaluation))
         self._check_row_sums(weight)
         packing, blocks = self._opened(inputs, -(-inputs.columns // self._packing(inputs).features), 2 * UP)
         p, parts = self.parameters, [packing.header()]

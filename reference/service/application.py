@@ -1,39 +1,41 @@
 """The server side of `protocol` as an ASGI application: it takes keys and ciphertexts and returns results."""
 
 import asyncio
-import base64
-import binascii
 import hashlib
 import importlib.metadata
 import logging
 import re
 import time
-from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..encrypted.backends import MakeBackend
+from ..encrypted.encryption import Backend, EncryptionError
+from ..encrypted.noise import why_insecure
+from .admission import Quotas, Tokens, busy, client_of
 from .key_store import CiphertextStore, KeyStore
+from .product_queue import ProductQueue
 from .protocol import (
     BYTES,
     CIPHERTEXT_HEADER,
     CIPHERTEXT_UNKNOWN,
-    INLINE_KEY_BYTES,
     KEY_HEADER,
     PROTOCOL,
     PROTOCOL_HEADER,
     Limits,
 )
-from .worker import EvaluationError, Model, RefusedError, TooLongError, Workers, load
+from .request_body import read_body
+from .request_names import inline_key, key_name, parameter
+from .worker import Model, Workers, load
 
 CLIENT_GONE = 499  # for the log only, as in other servers
 
@@ -41,31 +43,40 @@ _log = logging.getLogger(__name__)
 
 
 def application(
-    model_dir: str | Path, backend: MakeBackend, workers: int = 1, limits: Limits | None = None
+    model_dir: str | Path,
+    backend: MakeBackend,
+    workers: int = 1,
+    limits: Limits | None = None,
+    tokens: Collection[str] = (),
 ) -> "Application":
     """The server as an ASGI application that any ASGI server can run; `close` ends its processes.
 
+    Args:
+        the same: as in `serve`.
     Raises:
         ValueError, ImportError: as in `serve`.
     """
-    limits = limits or Limits()
+    limits, known = limits or Limits(), Tokens(tokens)
     models = load(Path(model_dir), backend)
-    return Application(models, Workers(Path(model_dir), backend, workers, limits.evaluation_seconds), workers, limits)
+    return Application(models, Workers(Path(model_dir), backend, workers, limits), workers, limits, known)
 
 
 class Application:
     """See `application`."""
 
-    def __init__(self, models: dict[str, Model], processes: Workers, workers: int, limits: Limits) -> None:
+    def __init__(
+        self, models: dict[str, Model], processes: Workers, workers: int, limits: Limits, tokens: Tokens
+    ) -> None:
         self.models = {name: _described(model) for name, model in models.items()}
-        self.limits = limits
+        self.insecure = {name: why for name, model in models.items() if (why := why_insecure(model.parameters))}
+        self.backends: dict[bytes, Backend] = {m.parameters.fingerprint(): m.backend for m in models.values()}
+        self.limits, self.tokens, self.quotas = limits, tokens, Quotas(limits)
         self.keys = KeyStore(limits)
         self.ciphertexts = CiphertextStore(limits.ciphertexts_bytes)
-        self.processes = processes
         self.requests = 0
+        self.stopping: Callable[[], bool] = bool  # replaced by the listener, which knows
         self._uploads = asyncio.Semaphore(limits.uploads)
-        self._free = asyncio.Semaphore(workers)
-        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="evaluation")
+        self.products = ProductQueue(processes, workers, limits)
         routes = [
             Route("/health", self._health, methods=["GET"]),
             Route("/keys/{name}", self._take_key, methods=["PUT"]),
@@ -93,7 +104,12 @@ class Application:
             await send(message)
 
         try:
-            await self._app(scope, counted_receive, counted_send)
+            try:
+                self._admit(HTTPConnection(scope))
+            except HTTPException as error:
+                await _explained(None, error)(scope, counted_receive, counted_send)
+            else:
+                await self._app(scope, counted_receive, counted_send)
         except ClientDisconnect:
             status = CLIENT_GONE
         except asyncio.CancelledError:  # the server stops without waiting any longer
@@ -113,8 +129,14 @@ class Application:
 
     def close(self) -> None:
         """End all evaluations and their processes."""
-        self.processes.close()
-        self._threads.shutdown(cancel_futures=True)
+        self.products.close()
+
+    def _admit(self, request: HTTPConnection) -> None:
+        """Refuse a request without a token, and one whose end is ambiguous: it may be two for another program."""
+        close = {"Connection": "close"}
+        if "transfer-encoding" in request.headers and "content-length" in request.headers:
+            raise HTTPException(400, "both Content-Length and Transfer-Encoding came: expected one of them", close)
+        self.tokens.check(request)
 
     async def _health(self, request: Request) -> Response:  # noqa: ARG002
         return JSONResponse(
@@ -123,41 +145,66 @@ class Application:
         )
 
     async def _take_key(self, request: Request) -> Response:
-        name = _key_name(request.path_params["name"], "the path")
+        name = key_name(request.path_params["name"], "the path")
+        client = client_of(request.client and request.client.host)
         if name in self.keys:
             return Response(status_code=204)
-        try:
-            await asyncio.wait_for(self._uploads.acquire(), self.limits.body_seconds)
-        except TimeoutError:
-            raise _busy(f"{self.limits.uploads} evaluation keys are arriving") from None
-        try:
-            key = await _body(request, "an evaluation key", self.limits.key_bytes, self.limits)
-            if (await asyncio.to_thread(hashlib.sha256, key)).hexdigest() != name:
-                raise HTTPException(422, f"{len(key)} bytes came with another hash than announced: cut off or changed")
-            self.keys.add(name, key)
-        finally:
-            self._uploads.release()
+        with self.quotas.request(client):
+            try:
+                waiting = asyncio.timeout(self.limits.body_seconds)
+                async with waiting, self.quotas.upload(client), self._uploads:
+                    waiting.reschedule(None)
+                    key = await self._body(request, "an evaluation key", self.limits.key_bytes)
+                    await asyncio.to_thread(self._check_key, name, key)
+            except TimeoutError:
+                raise busy(f"{self.limits.uploads} evaluation keys are arriving") from None
+            self.keys.add(name, key, client)
         return Response(status_code=204)
 
+    def _check_key(self, name: str, key: bytes) -> None:
+        """Refuse a key that is not whole, or that no model here can use."""
+        if hashlib.sha256(key).hexdigest() != name:
+            raise HTTPException(422, f"{len(key)} bytes came with another hash than announced: cut off or changed")
+        reasons = []
+        for backend in self.backends.values():
+            check: Callable[[bytes], object] | None = getattr(backend, "check_evaluation", None)
+            if check is None:
+                return
+            try:
+                check(key)
+            except EncryptionError as error:
+                reasons.append(str(error)[:400])
+            else:
+                return
+        raise HTTPException(422, "; ".join(reasons))
+
     async def _evaluate(self, request: Request) -> Response:
-        model, module = (_parameter(request, name) for name in ("model", "module"))
+        model, module = (parameter(request, name) for name in ("model", "module"))
         if model not in self.models:
             raise HTTPException(404, f"unknown model {model[:100]!r}: expected one of {', '.join(self.models)}")
         modules = self.models[model]["modules"]
         if module not in modules:
             raise HTTPException(404, f"{model} has no module {module[:100]!r}: expected one of {', '.join(modules)}")
         named = request.headers.get(KEY_HEADER, "")
-        inline = _inline_key(named) if named.startswith("=") else None
-        name = _key_name(named, f"the header {KEY_HEADER}") if inline is None else hashlib.sha256(inline).hexdigest()
-        if self.requests >= self.limits.requests:
-            raise _busy(f"{self.requests} requests are running or waiting")
-        self.requests += 1
-        try:
-            with nullcontext(inline) if inline is not None else self.keys.in_use(name) as key:
-                ciphertext = await self._ciphertext(request)
-                result = await self._product(request, model, module, name, key, ciphertext)
-        finally:
-            self.requests -= 1
+        inline = inline_key(named) if named.startswith("=") else None
+        name = key_name(named, f"the header {KEY_HEADER}") if inline is None else hashlib.sha256(inline).hexdigest()
+
+        def key_in_use() -> AbstractContextManager[bytes]:
+            return self.keys.in_use(name) if inline is None else nullcontext(inline)
+
+        deadline = time.monotonic() + self.limits.request_seconds
+        with key_in_use():
+            pass  # a missing key is told before the body is read
+        with self.quotas.request(client_of(request.client and request.client.host)):
+            ciphertext = await self._ciphertext(request)
+            if self.requests >= self.limits.requests:
+                raise busy(f"{self.requests} requests are running or waiting")
+            self.requests += 1
+            try:
+                with key_in_use() as key:
+                    result = await self.products.evaluated(request, deadline, model, module, name, key, ciphertext)
+            finally:
+                self.requests -= 1
         return Response(result, media_type=BYTES, headers={"Cache-Control": "no-store"})
 
     async def _ciphertext(self, request: Request) -> bytes:
@@ -165,7 +212,7 @@ class Application:
         name = request.headers.get(CIPHERTEXT_HEADER)
         if name is not None and not re.fullmatch(r"[0-9a-f]{64}", name):
             raise HTTPException(400, f"the header {CIPHERTEXT_HEADER} is no name: expected 64 hexadecimal digits")
-        body = await _body(request, "a ciphertext", self.limits.ciphertext_bytes, self.limits)
+        body = await self._body(request, "a ciphertext", self.limits.ciphertext_bytes)
         if name is None:
             return body
         if body:
@@ -176,81 +223,8 @@ class Application:
             raise HTTPException(CIPHERTEXT_UNKNOWN, "this ciphertext is not here any more: send it again")
         return kept
 
-    async def _product(self, request: Request, *job: Any) -> bytes:
-        async with self._free:
-            if await request.is_disconnected():
-                raise ClientDisconnect
-            try:
-                evaluate = self.processes.evaluate
-                return await asyncio.get_running_loop().run_in_executor(self._threads, evaluate, *job)
-            except RefusedError as error:
-                raise HTTPException(422, str(error)) from None
-            except TooLongError as error:
-                raise HTTPException(504, str(error)) from None
-            except EvaluationError as error:
-                _log.error("%s", error)
-                raise HTTPException(500, str(error)) from None
-
-
-async def _body(request: Request, what: str, most: int, limits: Limits) -> bytes:
-    """Read the whole body, within its limits of bytes and seconds."""
-    too_large = HTTPException(413, f"{what} of more than {most} bytes: expected at most that")
-    if int(request.headers.get("content-length", 0)) > most:
-        raise too_large
-    pieces, size = [], 0
-    stream = request.stream()
-    try:
-        async with asyncio.timeout(limits.body_seconds):
-            async for piece in _steady(stream, limits.stall_seconds):
-                pieces.append(piece)
-                size += len(piece)
-                if size > most:
-                    raise too_large
-    except TimeoutError:
-        raise HTTPException(
-            408,
-            f"{what} came too slowly, {size} bytes of it: expected the next piece within {limits.stall_seconds:g} s "
-            f"and all within {limits.body_seconds:g} s",
-            headers={"Connection": "close"},
-        ) from None
-    return b"".join(pieces)
-
-
-async def _steady(stream: AsyncIterator[bytes], seconds: float) -> AsyncIterator[bytes]:
-    while True:
-        try:
-            yield await asyncio.wait_for(anext(stream), seconds)
-        except StopAsyncIteration:
-            return
-
-
-def _parameter(request: Request, name: str) -> str:
-    values = request.query_params.getlist(name)
-    if len(values) != 1:
-        raise HTTPException(400, f"{len(values)} query parameters {name!r} came: expected one")
-    return values[0]
-
-
-def _key_name(text: str, where: str) -> str:
-    if not re.fullmatch(r"[0-9a-f]{64}", text):
-        raise HTTPException(400, f"{where} names no evaluation key: expected its SHA-256 as 64 hexadecimal digits")
-    return text
-
-
-def _inline_key(text: str) -> bytes:
-    """The evaluation key in a header."""
-    try:
-        key = base64.b64decode(text[1:], validate=True)
-    except binascii.Error:
-        key = b""
-    if not 0 < len(key) <= INLINE_KEY_BYTES:
-        expected = f"=BASE64 of 1 to {INLINE_KEY_BYTES} bytes"
-        raise HTTPException(400, f"the header {KEY_HEADER} holds no evaluation key: expected {expected}")
-    return key
-
-
-def _busy(why: str) -> HTTPException:
-    return HTTPException(503, f"{why}: the server takes no more at once", headers={"Retry-After": "5"})
+    async def _body(self, request: Request, what: str, most: int) -> bytes:
+        return await read_body(request, what, most, self.limits, self.stopping)
 
 
 def _explained(request: Request | None, error: Exception) -> JSONResponse:  # noqa: ARG001

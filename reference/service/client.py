@@ -4,36 +4,22 @@ import base64
 import difflib
 import hashlib
 import json
-import socket
 import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Iterator
-from types import ModuleType
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from .protocol import (
-    BYTES,
-    CIPHERTEXT_HEADER,
-    CIPHERTEXT_UNKNOWN,
-    INLINE_KEY_BYTES,
-    INSTALL,
-    KEY_HEADER,
-    KEY_UNKNOWN,
-    PROTOCOL,
-    PROTOCOL_HEADER,
-)
+from .access import Access, check_address, without_password
+from .exchange import Exchange, RemoteError, import_httpx
+from .protocol import BYTES, CIPHERTEXT_HEADER, CIPHERTEXT_UNKNOWN, INLINE_KEY_BYTES, KEY_HEADER, KEY_UNKNOWN
+
+__all__ = ["TIMEOUT", "RemoteClient", "RemoteError", "check_seconds"]
 
 TIMEOUT = 3600.0  # seconds for one evaluation
-MOST_SAID = 2**24  # bytes of an answer that is not a result
 MOST_RESULT = 2**30  # bytes of a result whose size is not known
-_PIECE = 2**18  # bytes sent at once
-
-
-class RemoteError(RuntimeError):
-    """A failed request to a server: the message names the request, the server, the result and the expectation."""
 
 
 class RemoteClient:
@@ -44,36 +30,55 @@ class RemoteClient:
 
     Args:
         address: ``http://host:port`` or ``https://…``.
-        timeout: total seconds for one evaluation or one upload of a key.
+        timeout: total seconds for one evaluation or one upload of a key, repetitions included.
         connect_timeout: seconds to connect, and for the health request.
-        transport: an httpx transport instead of the default one, to record the traffic or to set up TLS.
+        retries: how often a request is repeated that did not reach a server, whose connection broke, or that the server
+            was too busy for; after 0.25 s, 0.5 s and so on, or the seconds of the answer's Retry-After.
+        token: the bearer token that the server asks for.
+        ca: a file with the authorities that the server's certificate is checked by, PEM; None for those of certifi.
+        certificate: this client's certificate and key, for a server that asks for one: a file, or a pair of files, PEM.
+        proxy: ``http://host:port`` of a proxy; proxies of the environment are not used.
+        headers: further headers of each request.
+        transport: an httpx transport instead of the default one, for example to record the traffic; it sets up TLS and
+            the proxy itself.
     Raises:
         ImportError: without httpx, with the command that installs it.
-        ValueError: for an invalid address.
+        ValueError: for an invalid address, token, header or proxy, a file that cannot be used, and a token for an
+            address without TLS on another machine.
     """
 
     def __init__(
-        self, address: str, timeout: float = TIMEOUT, *, connect_timeout: float = 10.0, transport: Any = None
+        self,
+        address: str,
+        timeout: float = TIMEOUT,
+        *,
+        connect_timeout: float = 10.0,
+        retries: int = 3,
+        token: str | None = None,
+        ca: str | Path | None = None,
+        certificate: str | Path | tuple[str | Path, str | Path] | None = None,
+        proxy: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        transport: Any = None,
     ) -> None:
-        parts = urlsplit(address)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise ValueError(f"address {_without_password(address)!r}: expected http://host:port")
+        check_address(address)
         check_seconds("timeout", timeout)
         check_seconds("connect_timeout", connect_timeout)
-        self.address = _without_password(address).rstrip("/")
-        self.timeout, self.connect_timeout = timeout, connect_timeout
-        self._made_of = address, transport
+        if not isinstance(retries, int) or isinstance(retries, bool) or retries < 0:
+            raise ValueError(f"retries = {retries!r}: expected an int, at least 0")
+        self.address = without_password(address).rstrip("/")
+        self.timeout, self.connect_timeout, self.retries = timeout, connect_timeout, retries
+        access = Access(token, ca, certificate, proxy, dict(headers or {}))
+        access.check(address)
+        self._made_of = address, access, transport
         self._last_key: tuple[bytes, str] | None = None
         self._uploading, self._uploads = threading.Lock(), Counter[str]()
-        httpx = _httpx()
-        if transport is None:
-            # Keep-alive packets detect a dead host minutes before the time-out of a long evaluation.
-            alive = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
-            for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6)):
-                if hasattr(socket, name):
-                    alive.append((socket.IPPROTO_TCP, getattr(socket, name), value))
-            transport = httpx.HTTPTransport(trust_env=False, socket_options=alive, limits=httpx.Limits())
-        self._http = httpx.Client(base_url=address, transport=transport, trust_env=False)
+        httpx = import_httpx()
+        transport = transport or access.transport(httpx)
+        self._http = httpx.Client(
+            base_url=address, transport=transport, trust_env=False, headers=access.request_headers()
+        )
+        self._exchange = Exchange(self._http, connect_timeout, retries)
         self._closing = weakref.finalize(self, self._http.close)  # models do not close their clients
 
     def health(self) -> dict[str, Any]:
@@ -83,15 +88,16 @@ class RemoteClient:
             RemoteError: if no server answers.
         """
         what = f"health of {self.address}"
-        status, _, body = self._ask("GET", "/health", what, min(self.timeout, self.connect_timeout))
-        if status != 200:
-            raise self._refused(what, status, body)
+        seconds = min(self.timeout, self.connect_timeout)
+        answer = self._exchange.ask("GET", "/health", what, seconds, time.monotonic() + seconds)
+        if answer.status != 200:
+            raise answer.refusal(what)
         try:
-            found = json.loads(body)
+            found = json.loads(answer.body)
         except ValueError:
             found = None
         if not isinstance(found, dict):
-            raise RemoteError(f"{what}: {len(body)} bytes came that are not a JSON object")
+            raise RemoteError(f"{what}: {len(answer.body)} bytes came that are not a JSON object")
         return found
 
     def digests(self, model_name: str) -> dict[str, str]:
@@ -139,38 +145,58 @@ class RemoteClient:
             inline = b"=" + base64.b64encode(evaluation)
         headers = {KEY_HEADER: inline or key} | ({CIPHERTEXT_HEADER: name} if name else {})
         most = MOST_RESULT if size is None else size
-        sent, uploaded = sent and bool(name), False
+        deadline, sent, uploaded = time.monotonic() + self.timeout, sent and bool(name), False
         while True:
             uploads, content = self._uploads[key], b"" if sent else ciphertext
-            status, kind, body = self._ask(
-                "POST", "/evaluate", what, self.timeout, content, most, params=query, headers=headers
+            answer = self._exchange.ask_again(
+                "POST",
+                "/evaluate",
+                what,
+                self.timeout,
+                deadline,
+                content=content,
+                most=most,
+                params=query,
+                headers=headers,
             )
-            if status == CIPHERTEXT_UNKNOWN and sent:
+            if answer.status == CIPHERTEXT_UNKNOWN and sent:
                 sent = False
-            elif status == KEY_UNKNOWN and not uploaded:
+            elif answer.status == KEY_UNKNOWN and not uploaded:
                 uploaded = True
                 with self._uploading:  # only one of several threads uploads
                     if self._uploads[key] == uploads:
-                        self._upload(evaluation, key)
+                        self._upload(evaluation, key, deadline)
                         self._uploads[key] += 1
             else:
                 break
-        if status != 200:
-            raise self._refused(what, status, body)
-        if kind != BYTES:
-            raise RemoteError(f"{what}: {kind or 'something unnamed'} came, expected {BYTES}")
-        if size is not None and len(body) != size:
-            raise RemoteError(f"{what}: {len(body)} bytes came: expected a result of {size}")
-        return body
+        if answer.status != 200:
+            raise answer.refusal(what)
+        if answer.kind != BYTES:
+            raise RemoteError(f"{what}: {answer.kind or 'something unnamed'} came, expected {BYTES}")
+        if size is not None and len(answer.body) != size:
+            raise RemoteError(f"{what}: {len(answer.body)} bytes came: expected a result of {size}")
+        return answer.body
 
     def close(self) -> None:
         """Close the connections."""
         self._closing()
 
-    def __reduce__(self) -> Any:
-        if self._made_of[1] is not None:
+    def __copy__(self) -> "RemoteClient":
+        return self.__deepcopy__({})
+
+    def __deepcopy__(self, _: dict[int, Any]) -> "RemoteClient":
+        address, access, transport = self._made_of
+        if transport is not None:
             raise TypeError("a RemoteClient with a transport of its own cannot be copied or pickled")
-        return _again, (type(self), self._made_of[0], self.timeout, self.connect_timeout)
+        return _again(type(self), address, self.timeout, self.connect_timeout, self.retries, access)
+
+    def __reduce__(self) -> Any:
+        address, access, transport = self._made_of
+        if transport is not None:
+            raise TypeError("a RemoteClient with a transport of its own cannot be copied or pickled")
+        if access.has_secrets:
+            raise TypeError("a RemoteClient with a token, headers or a certificate cannot be pickled: they would leak")
+        return _again, (type(self), address, self.timeout, self.connect_timeout, self.retries, access)
 
     def __repr__(self) -> str:
         return f"RemoteClient({self.address!r})"
@@ -181,63 +207,11 @@ class RemoteClient:
             last = self._last_key = evaluation, hashlib.sha256(evaluation).hexdigest()
         return last[1]
 
-    def _upload(self, evaluation: bytes, key: str) -> None:
+    def _upload(self, evaluation: bytes, key: str, deadline: float) -> None:
         what = f"upload of the evaluation key to {self.address}"
-        status, _, body = self._ask("PUT", f"/keys/{key}", what, self.timeout, evaluation)
-        if status != 204:
-            raise self._refused(what, status, body)
-
-    def _ask(
-        self, method: str, path: str, what: str, timeout: float, content: bytes = b"", most: int = 0, **more: Any
-    ) -> tuple[int, str, bytes]:
-        """Status, content type and body of a loraspec server's answer; an answer has at most `most` bytes."""
-        httpx = _httpx()
-        deadline = time.monotonic() + timeout
-        late = RemoteError(f"{what}: no answer within {timeout:g} s: expected one; a longer one needs a larger timeout")
-
-        def in_time(pieces: Iterator[bytes]) -> Iterator[bytes]:
-            for piece in pieces:
-                if time.monotonic() > deadline:
-                    raise late
-                yield piece
-
-        headers = {**more.pop("headers", {}), "Accept-Encoding": "identity"}
-        if content:
-            headers |= {"Content-Type": BYTES, "Content-Length": str(len(content))}
-            more["content"] = in_time(content[at : at + _PIECE] for at in range(0, len(content), _PIECE))
-        elif method != "GET":
-            headers["Content-Length"] = "0"
-        seconds = httpx.Timeout(timeout, connect=min(timeout, self.connect_timeout))
-        try:
-            with self._http.stream(method, path, headers=headers, timeout=seconds, **more) as answer:
-                if answer.headers.get(PROTOCOL_HEADER) != PROTOCOL:
-                    raise RemoteError(
-                        f"{what}: status {answer.status_code} came without the header {PROTOCOL_HEADER}: {PROTOCOL}: "
-                        f"expected a loraspec server of this version"
-                    )
-                most = most if answer.status_code == 200 and most else MOST_SAID
-                body = b"".join(_up_to(most, in_time(answer.iter_raw()), what))
-                return answer.status_code, answer.headers.get("Content-Type", ""), body
-        except httpx.ConnectTimeout:
-            raise RemoteError(
-                f"{what}: not connected within {min(timeout, self.connect_timeout):g} s: expected a running `loraspec "
-                f"serve`"
-            ) from None
-        except httpx.TimeoutException:
-            raise late from None
-        except httpx.ConnectError as error:
-            raise RemoteError(f"{what}: cannot connect ({error}): expected a running `loraspec serve`") from None
-        except httpx.RemoteProtocolError as error:
-            raise RemoteError(f"{what}: no whole HTTP answer came: {str(error)[:120]}") from None
-        except httpx.HTTPError as error:
-            raise RemoteError(f"{what}: the connection broke ({type(error).__name__}): {str(error)[:120]}") from None
-
-    def _refused(self, what: str, status: int, body: bytes) -> RemoteError:
-        try:
-            said = json.loads(body[:65536])["error"]
-        except (ValueError, KeyError, TypeError):
-            said = f"{len(body)} bytes that are not a JSON error"
-        return RemoteError(f"{what}: refused with {status}: {str(said)[:500]}")
+        answer = self._exchange.ask_again("PUT", f"/keys/{key}", what, self.timeout, deadline, content=evaluation)
+        if answer.status != 204:
+            raise answer.refusal(what)
 
 
 def check_seconds(name: str, seconds: float) -> None:
@@ -250,29 +224,7 @@ def check_seconds(name: str, seconds: float) -> None:
         raise ValueError(f"{name} = {seconds}: expected a positive number of seconds")
 
 
-def _httpx() -> ModuleType:
-    try:
-        import httpx
-    except ModuleNotFoundError as error:
-        raise ImportError(f"a client of a server needs httpx: {INSTALL}") from error
-    return httpx
-
-
-def _up_to(most: int, pieces: Iterator[bytes], what: str) -> Iterator[bytes]:
-    """The pieces of an answer; the rest of a longer one is not read."""
-    size = 0
-    for piece in pieces:
-        size += len(piece)
-        if size > most:
-            raise RemoteError(f"{what}: more than {most} bytes came: expected at most that; the rest was not read")
-        yield piece
-
-
-def _again(kind: type[RemoteClient], address: str, timeout: float, connect_timeout: float) -> RemoteClient:
-    return kind(address, timeout, connect_timeout=connect_timeout)
-
-
-def _without_password(address: str) -> str:
-    start, separator, rest = address.partition("://")
-    before_path = rest.partition("/")[0]
-    return start + separator + rest[before_path.rfind("@") + 1 :]
+def _again(
+    kind: type[RemoteClient], address: str, timeout: float, connect_timeout: float, retries: int, access: Access
+) -> RemoteClient:
+    return kind(address, timeout, connect_timeout=connect_timeout, retries=retries, **vars(access))

@@ -1,22 +1,32 @@
 """A server's connections, which are closed if the client neither finishes its request nor reads the answer."""
 
 import asyncio
+from collections import Counter
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from .admission import client_of
 from .protocol import Limits
 
 
 class Connection(H11Protocol):
-    """One connection; a subclass sets `limits`."""
+    """One connection; a subclass sets `limits`, and `clients`, the number of connections of each client."""
 
     limits: Limits
+    clients: Counter[str]
+    _client: str | None = None
     _without_request: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        client = client_of(self.client[0] if self.client else None)
+        if self.clients[client] >= self.limits.client_connections:
+            transport.abort()
+            return
+        self._client = client
+        self.clients[client] += 1
         self._watch()
 
     def data_received(self, data: bytes) -> None:
@@ -27,6 +37,11 @@ class Connection(H11Protocol):
         for timer in (self._without_request, self._unread):
             if timer is not None:
                 timer.cancel()
+        if self._client is not None:
+            self.clients[self._client] -= 1
+            if not self.clients[self._client]:
+                del self.clients[self._client]
+            self._client = None
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:

@@ -3,15 +3,19 @@
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+import warnings
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import uvicorn
 
 from ..encrypted.backends import MakeBackend
+from .access import is_local
 from .application import Application, application
 from .connection import Connection
+from .encrypted_transport import ServerTLS
 from .protocol import Limits
 
 KEEP_ALIVE = 30  # seconds without a request; clients close earlier, so that no request meets a closing connection
@@ -26,6 +30,8 @@ def run(
     limits: Limits,
     grace: float,
     ready: Callable[[str, list[str]], object] | None,
+    tls: ServerTLS | None = None,
+    tokens: Collection[str] = (),
 ) -> None:
     """See `server.serve`."""
     for name, value, least in (("workers", workers, 1), ("grace", grace, 0), ("port", port, 0)):
@@ -33,10 +39,11 @@ def run(
             raise ValueError(f"{name} = {value}: expected at least {least}")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.create_server((host, port), family=family, backlog=128)
-    with listening, _closing(application(model_dir, backend, workers, limits)) as app:
+    with listening, _closing(application(model_dir, backend, workers, limits, tokens)) as app:
+        _warn(host, app, tls)
         config = uvicorn.Config(
             app,
-            http=type("Connection", (Connection,), {"limits": limits}),
+            http=type("Connection", (Connection,), {"limits": limits, "clients": Counter()}),
             ws="none",
             loop="asyncio",
             lifespan="off",
@@ -47,13 +54,28 @@ def run(
             limit_concurrency=limits.connections,
             timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=max(1, round(grace)),
+            **({} if tls is None else tls.options()),
         )
         server = uvicorn.Server(config)
+        app.stopping = lambda: server.should_exit
         with _stopped_by_signals(server):
             if ready is not None:
                 shown = f"[{host}]" if ":" in host else host
-                ready(f"http://{shown}:{listening.getsockname()[1]}", list(app.models))
+                ready(f"{'http' if tls is None else 'https'}://{shown}:{listening.getsockname()[1]}", list(app.models))
             server.run(sockets=[listening])
+
+
+def _warn(host: str, app: Application, tls: ServerTLS | None) -> None:
+    """Warn of an address that others can reach without TLS and a token, and of encryption that hides nothing."""
+    missing = [what for what, there in (("TLS", tls), ("a token", app.tokens)) if not there]
+    if missing and not is_local(host):
+        warnings.warn(
+            f"{host} can be reached from other machines, and the server has no {' and no '.join(missing)}: whoever "
+            f"reaches it can use it, and read or change what passes between",
+            stacklevel=4,
+        )
+    for name, why in app.insecure.items():
+        warnings.warn(f"{name}: {why}: use it only in tests", stacklevel=4)
 
 
 @contextmanager

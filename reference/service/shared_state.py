@@ -15,6 +15,7 @@ from ..encrypted.backends import DEFAULT, NAMED, backend_for, default_name, nois
 from ..encrypted.encryption import Backend, Keys, noise_of
 from ..encrypted.envelope import Parameters
 from ..encrypted.noise import checked_position
+from .access import check_address
 from .client import TIMEOUT, RemoteClient, RemoteError, check_seconds
 from .encrypted_input import EncryptedBlock, EncryptedInput
 
@@ -56,7 +57,7 @@ class Split:
 
     chosen: str | Backend | None
     model_name: str
-    server: str | None
+    server: str | RemoteClient | None
     verbose: int
     timeout: float = TIMEOUT
     noise_seed: int | None = None
@@ -73,6 +74,8 @@ class Split:
         if isinstance(self.chosen, str) and self.chosen not in NAMED:
             raise ValueError(f"backend = {self.chosen!r}: expected one of {', '.join(NAMED)}, or a Backend")
         check_seconds("timeout", self.timeout)
+        if isinstance(self.server, str):
+            check_address(self.server)
         if self.noise_seed is None:
             self.noise_seed = int(torch.randint(2**63 - 1, ()))
         if isinstance(self.noise_seed, bool) or not isinstance(self.noise_seed, int) or self.noise_seed < 0:
@@ -125,7 +128,7 @@ class Split:
     def client(self) -> RemoteClient:
         """The client of the server, created when first needed."""
         assert self.server is not None
-        return RemoteClient(self.server, self.timeout)
+        return self.server if isinstance(self.server, RemoteClient) else RemoteClient(self.server, self.timeout)
 
     def encrypted(self, values: Tensor, module_name: str) -> EncryptedInput:
         """The encryption of an input for a module: the last one, if another module took the same input."""

@@ -34,8 +34,8 @@ A_KEY = "Evaluation-Key: " + "0" * 64
 class Client:
     """A client with its own keys."""
 
-    def __init__(self, address: str, timeout: float = PATIENCE) -> None:
-        self.remote, self.keys = RemoteClient(address, timeout), BACKEND.keygen()
+    def __init__(self, address: str, timeout: float = PATIENCE, **access: Any) -> None:
+        self.remote, self.keys = RemoteClient(address, timeout, **access), BACKEND.keygen()
 
     def inputs(self, model: str = "one", module: str = "fc.forward_module", rows: int = 3) -> Tensor:
         return torch.randint(0, 256, (rows, MODELS[model][module][1]))

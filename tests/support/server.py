@@ -93,6 +93,8 @@ class Server:
         self._reader = threading.Thread(target=self._read, args=(lines,), daemon=True)
         self._reader.start()
         line = lines.get(timeout=PATIENCE)
+        while line and not line.startswith("serving "):  # warnings come before
+            line = lines.get(timeout=PATIENCE)
         assert line.startswith("serving "), line + self.ended()[1]
         self.address = line.split()[-1]
         self.port = int(self.address.rpartition(":")[2])

@@ -112,17 +112,8 @@ def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Se
     from tests.support.server import serving
 
     models, folder = save_models(tmp_path_factory.mktemp("server")), tmp_path_factory.mktemp("tamed")
-    limits = (
-        "--ciphertext-bytes",
-        "1M",
-        "--key-bytes",
-        "1M",
-        "--head-seconds",
-        str(STALL),
-        "--stall-seconds",
-        str(STALL),
-    )
-    with serving(models, *TAMED, *limits, TAMED=str(folder)) as server:
+    limits = f"--ciphertext-bytes 1M --key-bytes 1M --head-seconds {STALL} --stall-seconds {STALL} --worker-bytes 1G"
+    with serving(models, *TAMED, *limits.split(), TAMED=str(folder)) as server:
         yield server, folder
         server.stop(signal.SIGINT)
         code, said = server.ended()

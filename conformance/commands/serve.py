@@ -21,6 +21,7 @@ LIMITS = {
     "keys": ("16", "evaluation keys to keep"),
     "keys_bytes": ("4G", "size of all evaluation keys"),
     "client_keys": ("4", "evaluation keys of one client"),
+    "ciphertexts_bytes": ("256M", "size of the ciphertexts kept for several modules"),
     "requests": ("32", "evaluations that run or wait"),
     "client_requests": ("16", "requests of one client at once"),
     "uploads": ("2", "evaluation keys that arrive at once"),
@@ -57,8 +58,8 @@ def add(commands: output.Commands) -> None:
     tls.add_argument("--tokens", **file, help="admit only requests with a bearer token of this file, one in a line")
     limits = serve.add_argument_group("limits", "each is a field of reference.service.protocol.Limits")
     for name, (default, text) in LIMITS.items():
-        kind: Any = _size if name.endswith("_bytes") else _seconds if name.endswith("_seconds") else _whole
-        metavar = {_size: "BYTES", _seconds: "S", _whole: "N"}[kind]
+        kind: Any = size_of if name.endswith("_bytes") else _seconds if name.endswith("_seconds") else _whole
+        metavar = {size_of: "BYTES", _seconds: "S", _whole: "N"}[kind]
         option = "--" + name.replace("_", "-")
         limits.add_argument(option, dest=name, type=kind, metavar=metavar, help=f"{text} (default {default})")
 
@@ -138,7 +139,8 @@ def _port(text: str) -> int:
     return int(text)
 
 
-def _size(text: str) -> int:
+def size_of(text: str) -> int:
+    """A size in bytes, from a number that K, M or G may follow."""
     number, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
     if not number.isdecimal() or not int(number) or unit not in UNITS:
         raise argparse.ArgumentTypeError(f"{text!r} is no size: expected bytes, or a number with K, M or G")

@@ -40,7 +40,9 @@ def run(
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.create_server((host, port), family=family, backlog=128)
     with listening, _closing(application(model_dir, backend, workers, limits, tokens)) as app:
-        _warn(host, app, tls)
+        warn_of_exposure(host, has_tls=tls is not None, has_tokens=bool(app.tokens))
+        for name, why in app.insecure.items():
+            warnings.warn(f"{name}: {why}: use it only in tests", stacklevel=4)
         config = uvicorn.Config(
             app,
             http=type("Connection", (Connection,), {"limits": limits, "clients": Counter()}),
@@ -65,17 +67,15 @@ def run(
             server.run(sockets=[listening])
 
 
-def _warn(host: str, app: Application, tls: ServerTLS | None) -> None:
-    """Warn of an address that others can reach without TLS and a token, and of encryption that hides nothing."""
-    missing = [what for what, there in (("TLS", tls), ("a token", app.tokens)) if not there]
+def warn_of_exposure(host: str, *, has_tls: bool, has_tokens: bool) -> None:
+    """Warn of an address that other machines can reach without TLS or without a token."""
+    missing = [what for what, there in (("TLS", has_tls), ("token", has_tokens)) if not there]
     if missing and not is_local(host):
         warnings.warn(
             f"{host} can be reached from other machines, and the server has no {' and no '.join(missing)}: whoever "
-            f"reaches it can use it, and read or change what passes between",
-            stacklevel=4,
+            f"reaches it may use it, or read what passes",
+            stacklevel=5,
         )
-    for name, why in app.insecure.items():
-        warnings.warn(f"{name}: {why}: use it only in tests", stacklevel=4)
 
 
 @contextmanager

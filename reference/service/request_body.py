@@ -46,7 +46,7 @@ async def read_body(request: Request, what: str, most: int, limits: Limits, stop
                 if size > most:
                     raise too_large
             if more:
-                _check_pace(what, size, now - began, now - last, limits)
+                check_pace(what, size, now - began, now - last, limits)
                 if stopping():
                     raise HTTPException(503, "the server is stopping", headers={"Connection": "close"})
     finally:
@@ -55,7 +55,8 @@ async def read_body(request: Request, what: str, most: int, limits: Limits, stop
     return b"".join(pieces)
 
 
-def _check_pace(what: str, size: int, seconds: float, silent: float, limits: Limits) -> None:
+def check_pace(what: str, size: int, seconds: float, silent: float, limits: Limits) -> None:
+    """Refuse a body of which so many bytes came in so many seconds, none in the last `silent` seconds."""
     slow = seconds > limits.stall_seconds and size < limits.least_rate * (seconds - limits.stall_seconds)
     if silent < limits.stall_seconds and seconds < limits.body_seconds and not slow:
         return

@@ -55,13 +55,23 @@ class PlainBackend:
 
 
 class TamedBackend(PlainBackend):
-    """A backend controlled by files in the folder $TAMED: `hold` makes it wait, `die` kills it, `panic` raises."""
+    """A backend controlled by files in the folder $TAMED.
+
+    `hold` makes it wait, `rows` makes it finish row after row, `die` kills it, `panic` raises, `memory` takes 2 GB.
+    """
 
     def evaluate(self, ciphertext: bytes, weight: torch.Tensor, evaluation: bytes, *, progress: Any = None) -> bytes:
         folder = Path(os.environ["TAMED"])
         if (folder / "hold").exists():
             (folder / "holding").touch()
             until(lambda: not (folder / "hold").exists(), "the file `hold` to go")
+        while (folder / "rows").exists():
+            (folder / "row").touch()
+            progress(1, 2)
+            time.sleep(0.01)
+        if (folder / "memory").exists():
+            (folder / "memory").unlink()
+            bytearray(2**31)
         if (folder / "die").exists():
             (folder / "die").unlink()
             os.kill(os.getpid(), signal.SIGKILL)

@@ -79,6 +79,7 @@ KILLED = """
 import socket, sys
 connection = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
 connection.sendall(bytes.fromhex(sys.argv[2]))
+print("sent", flush=True)
 connection.recv(1)
 """
 
@@ -93,7 +94,11 @@ def test_the_server_survives_clients_killed_midrequest(server: Server, tame: Pat
     (tame / "hold").touch()
     # killed while its request is evaluated, while it waits, while it is being sent
     for number, sent in ((1, request), (2, request), (1, request[:-20])):
-        with subprocess.Popen([sys.executable, "-c", KILLED, str(server.port), sent.hex()]) as killed:
+        command = [sys.executable, "-c", KILLED, str(server.port), sent.hex()]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as killed:
+            assert killed.stdout is not None
+            assert killed.stdout.readline() == b"sent\n"
+            server.logged()
             until(partial(_has_requests, server, number), "the request")
             until((tame / "holding").exists, "the evaluation")
             killed.kill()

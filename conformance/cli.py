@@ -34,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
+    except OSError as error:  # such as a full disk, which says nothing about the target
+        where = f": {error.filename}" if error.filename else ""
+        return _complain(f"loraspec: {error.strerror or error}{where}", 3)
 
 
 def _words(options: argparse.Namespace) -> list[str]:

@@ -16,7 +16,7 @@
 - `layer`, `model`: the layers and the patching of `reference` with these nodes; `dora` adds a magnitude.
 - `products`, `kernels`: the products of an update, in Triton; `tuned_kernels` names those with measured configurations.
 - `dispatch`: the choice between several correct implementations, with reasons.
-- `gradnorm`, `training`: the gradient norm in one pass over the gradients.
+- `gradnorm`, `training`, `trainer`: the gradient norm in one pass over the gradients.
 - `quantization`, `service.remote_module`, `split_model`: integer products in int8, float32 or float64, the fastest
   exact one; on a GPU one kernel multiplies, corrects for the zero points and scales.
 - `hybrid`: a frozen layer as one autograd node if its products run locally.
@@ -48,6 +48,7 @@ from optimized.qkv import lora_qkv
 from optimized.quantization import QuantizedLinear
 from optimized.service.remote_module import RemoteModule
 from optimized.split_model import HybridFHEModel
+from optimized.trainer import LoraTrainer
 from optimized.training import LoraTraining
 from reference import (
     LINEAR_LAYERS,
@@ -104,6 +105,7 @@ __all__ = [
     "Keys",
     "LinearLoRA",
     "LoRATritonFunction",
+    "LoraTrainer",
     "LoraTraining",
     "ModuleMatcher",
     "PackedLinear",

@@ -12,8 +12,9 @@ class LoraTraining(reference.LoraTraining):
     """`reference.LoraTraining`, with `optimized.CustomLinear` and `optimized.clip_grad_norm_`."""
 
     clip_grad_norm = staticmethod(clip_grad_norm_)
+    custom_linear = CustomLinear
 
     @staticmethod
     def replace_layers_with_custom(model: nn.Module, skip_first: bool = True) -> None:
         """As in the reference."""
-        replace_linear_layers(model, CustomLinear, skip_first)
+        replace_linear_layers(model, CustomLinear, int(skip_first))

@@ -35,6 +35,7 @@ lora_B B [N, r], scale s, and g for the gradient of the output.
   and `whole_files`.
 - `quantization`: numbers as n-bit integers, and `QuantizedLinear`, a linear layer that multiplies them.
 - `split_model`: a model whose products run remotely, `HybridFHEModel`.
+- `trainer`: the training of such a model over epochs, `LoraTrainer`.
 - the package `encrypted`: encrypted integer products.
   - `noise`: the parameter sets of the encryption, `EncryptionParameters`, and the noise of its results.
   - `envelope`, `layout`: the checks of a message before it is used.
@@ -96,6 +97,7 @@ from .service.remote_module import RemoteModule
 from .service.server import serve
 from .service.shared_state import HybridFHEMode
 from .split_model import HybridFHEModel
+from .trainer import LoraTrainer
 from .training import LoraTraining
 
 __all__ = [
@@ -114,6 +116,7 @@ __all__ = [
     "Keys",
     "LinearLoRA",
     "LoRATritonFunction",
+    "LoraTrainer",
     "LoraTraining",
     "ModuleMatcher",
     "PackedLinear",

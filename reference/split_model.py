@@ -70,6 +70,7 @@ class HybridFHEModel:
         self.model = model
         self._split = Split(backend, model_name, server_remote_address, verbose, timeout, noise_seed)
         every = dict(model.named_modules(remove_duplicate=False))
+        self._clearing: deployment.Clearing | None = None  # set while cleared weights are still held elsewhere
         self.remote_modules: dict[str, RemoteModule] = {}
         made: dict[nn.Module, RemoteModule] = {}  # one per module, even if it has several names
         for name in names:
@@ -83,29 +84,53 @@ class HybridFHEModel:
                     _put(model, name, remote)
             _move_hooks(module, remote)
 
-    def compile_model(self, x: Any, n_bits: int = 8, use_dynamic_quantization: bool = True) -> None:
+    def compile_model(self, x: Any, n_bits: int | Mapping[str, int] = 8, use_dynamic_quantization: bool = True) -> None:
         """Run the model once on x, then quantise all remote modules, or none of them after an error.
 
         Args:
             x: an input of the model: a tensor, a tuple of arguments or a dict of keyword arguments; for a
                 `LoraTraining`, ``(x, labels)``.
-            n_bits: bits of inputs and weights, 2 to 16.
+            n_bits: bits of inputs and weights, 2 to 16; or a dict of them by module name, 8 for the others.
             use_dynamic_quantization: quantise inputs row by row; otherwise over the range seen in this call and
                 earlier in mode calibrate.
         Raises:
-            ValueError: for n_bits out of range, or an accumulator that could wrap, naming the module.
+            ValueError: for n_bits out of range or of an unknown module, or an accumulator that could wrap, naming the
+                module.
             RuntimeError: naming the module, if a skipped layer needs a gradient, if static quantisation saw no input of
-                a module, or if an adapter is merged into a weight, which would go to the server.
+                a module (backward modules that no gradient reaches are left out, if one reaches others), or if an
+                adapter is merged into a weight, which would go to the server.
         """
         for name, module in self.model.named_modules():
             if isinstance(module, LinearLoRA) and module.merged:
                 raise RuntimeError(f"{name} is merged: its adapter would go to the server; unmerge it first")
+        bits = self._bits(n_bits)
         with self._in_mode(HybridFHEMode.CALIBRATE):
             self._run_once(x)
         dynamic = bool(use_dynamic_quantization)
-        compiled = {name: module.compiled(n_bits, dynamic) for name, module in self.remote_modules.items()}
+        unused = set() if dynamic else self._without_gradients()
+        used = {name: module for name, module in self.remote_modules.items() if name not in unused}
+        compiled = {name: module.compiled(bits[name], dynamic) for name, module in used.items()}
         for name, (quantized, std) in compiled.items():
             self.remote_modules[name].take(quantized, std)
+        for name in unused:
+            self.remote_modules[name].leave_out()
+
+    def _bits(self, n_bits: int | Mapping[str, int]) -> dict[str, int]:
+        """The bits of each module."""
+        if not isinstance(n_bits, Mapping):
+            return dict.fromkeys(self.remote_modules, n_bits)
+        for name in n_bits:
+            if name not in self.remote_modules:
+                near = difflib.get_close_matches(name, self.remote_modules, n=1)
+                hint = f": did you mean {near[0]!r}?" if near else f": expected one of {', '.join(self.remote_modules)}"
+                raise ValueError(f"n_bits names {name!r}, which does not run remotely{hint}")
+        return {name: n_bits.get(name, 8) for name in self.remote_modules}
+
+    def _without_gradients(self) -> set[str]:
+        """The backward modules that have seen no gradient, if any has seen one."""
+        backward = {name: module.input_range for name, module in self.remote_modules.items() if module.is_backward}
+        unseen = {name for name, seen in backward.items() if seen is None}
+        return unseen if len(unseen) < len(backward) else set()
 
     def set_fhe_mode(self, mode: str | HybridFHEMode) -> None:
         """Set the mode of all remote modules, forward and backward.
@@ -114,7 +139,7 @@ class HybridFHEModel:
             ValueError: for an unknown mode.   RuntimeError: if the model does not meet the needs of the mode.
         """
         mode = HybridFHEMode(mode)
-        uncompiled = [name for name, module in self.remote_modules.items() if module.quantized is None]
+        uncompiled = [name for name, m in self.remote_modules.items() if m.quantized is None and not m.is_unused]
         if mode is HybridFHEMode.CALIBRATE and not uncompiled:
             raise RuntimeError("mode calibrate comes before compile_model: this model is compiled")
         if mode not in (HybridFHEMode.TORCH, HybridFHEMode.CALIBRATE) and uncompiled:
@@ -138,7 +163,7 @@ class HybridFHEModel:
         """
         self.set_fhe_mode(fhe)
         if self.mode is HybridFHEMode.REMOTE:
-            self._split.check_served({m.module_name: m.digest for m in self.remote_modules.values()})
+            self._split.check_served({m.module_name: m.digest for m in self.remote_modules.values() if not m.is_unused})
         return self._run(x)
 
     def save_and_clear_private_info(self, path: str | Path) -> None:
@@ -158,13 +183,23 @@ class HybridFHEModel:
                 nothing is then written or cleared. After clearing, if an object outside the model, such as an
                 optimiser, still holds a weight, naming it.
             FileExistsError: if one of the folders exists; nothing is then cleared.
+            OSError: if a file cannot be written; neither folder then exists, and nothing is cleared.
+
+        After any error the call can be repeated. If the weights are cleared already, it only looks for tensors that
+        still hold them.
         """
+        if self._clearing is not None:
+            self._clearing.check()
+            self._clearing = None
+            return
         for name, module in self.remote_modules.items():
+            if module.is_unused:
+                continue
             if module.quantized is None or module.quantized.weight is None:
                 raise RuntimeError(f"{name} has no compiled weight to save: compile_model comes first, and once")
         clearing = deployment.Clearing(self.model, self.remote_modules)
         deployment.save(Path(path), self._split.model_name, self.remote_modules, self._split.parameters)
-        clearing.clear()
+        self._clear(clearing)
 
     def load_client(self, path: str | Path) -> None:
         """Load the client's part from ``path/client/<model_name>``, and delete the weights here.
@@ -175,10 +210,20 @@ class HybridFHEModel:
         parts, parameters = deployment.load_client(Path(path), self._split.model_name, self.remote_modules)
         clearing = deployment.Clearing(self.model, self.remote_modules)
         self._split.adopt(parameters)
-        for name, (quantized, check, digest) in parts.items():
-            self.remote_modules[name].take(quantized, None)
-            self.remote_modules[name].hold(check, digest)
+        for name, module in self.remote_modules.items():
+            if name not in parts:
+                module.leave_out()
+                continue
+            quantized, check, digest = parts[name]
+            module.take(quantized, None)
+            module.hold(check, digest)
+        self._clear(clearing)
+
+    def _clear(self, clearing: deployment.Clearing) -> None:
         clearing.clear()
+        self._clearing = clearing
+        clearing.check()
+        self._clearing = None
 
     @property
     def mode(self) -> HybridFHEMode:

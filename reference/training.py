@@ -17,10 +17,13 @@ from .step_state import StepState
 class LoraTraining(nn.Module):
     """A LoRA model with its loss, gradients and optimiser step: a call trains on one micro-batch.
 
-    The model's frozen linear layers, except the first one, become `CustomLinear`s.
+    The model's frozen linear layers, except the first ones, become `CustomLinear`s.
 
     Args:
         inference_model: a model, usually with adapters (some layer has lora_A and lora_B); changed in place.
+        loss_fn: see `update_training_parameters`, which may replace it.
+        n_layers_to_skip_for_backprop: how many of the first linear layers stay as they are, because their inputs need
+            no gradient: 1 in most models, 3 where q, k and v take the embeddings.
     Attributes:
         inference_model: the model.
         optimizer, lr_scheduler, loss_fn, gradient_accumulation_steps, max_grad_norm: see
@@ -29,13 +32,21 @@ class LoraTraining(nn.Module):
             False.
     Warns:
         UserWarning: for a model without a LoRA layer, of which only other trainable parameters are trained.
+    Raises:
+        ValueError: if n_layers_to_skip_for_backprop is not an int of at least 0.
     Source: Concrete ML `LoraTraining`.
     """
 
-    clip_grad_norm = staticmethod(clip_grad_norm_)  # a faster variant of this class overrides it
+    clip_grad_norm = staticmethod(clip_grad_norm_)  # a faster variant of this class overrides both
+    custom_linear = CustomLinear
 
-    def __init__(self, inference_model: nn.Module) -> None:
+    def __init__(
+        self, inference_model: nn.Module, *, loss_fn: Any = None, n_layers_to_skip_for_backprop: int = 1
+    ) -> None:
         super().__init__()
+        skipped = n_layers_to_skip_for_backprop
+        if isinstance(skipped, bool) or not isinstance(skipped, int) or skipped < 0:
+            raise ValueError(f"n_layers_to_skip_for_backprop = {skipped!r}: expected an int of at least 0")
         if not has_lora_layers(inference_model):
             warnings.warn(
                 f"{type(inference_model).__name__} has no LoRA layer, one with lora_A and lora_B: "
@@ -43,7 +54,10 @@ class LoraTraining(nn.Module):
                 stacklevel=2,
             )
         self.inference_model = inference_model
-        self.replace_layers_with_custom(inference_model, skip_first=True)
+        if skipped == 1:
+            self.replace_layers_with_custom(inference_model, skip_first=True)
+        else:
+            replace_linear_layers(inference_model, self.custom_linear, skipped)
         self.calibrate = False
         self.run_optimizer = False
         self.optimizer: Any
@@ -51,7 +65,7 @@ class LoraTraining(nn.Module):
         self.loss_fn: Any
         self.gradient_accumulation_steps: int
         self.max_grad_norm: float | None
-        self.update_training_parameters()
+        self.update_training_parameters(loss_fn=loss_fn)
 
     @staticmethod
     def replace_layers_with_custom(model: nn.Module, skip_first: bool = True) -> None:
@@ -71,7 +85,7 @@ class LoraTraining(nn.Module):
                 and a subclass of nn.Linear, which is left alone.
         Source: Concrete ML `LoraTraining.replace_layers_with_custom`.
         """
-        replace_linear_layers(model, CustomLinear, skip_first)
+        replace_linear_layers(model, CustomLinear, int(skip_first))
 
     def update_training_parameters(
         self,
@@ -141,6 +155,11 @@ class LoraTraining(nn.Module):
             before.restore()
             raise
 
+    def loss_of(self, inputs: Any) -> Tensor:
+        """The loss of a batch, detached and not divided; nothing else happens."""
+        args, kwargs, labels = _split(inputs)
+        return self._loss(args, kwargs, labels).detach()
+
     def _finish(self, before: StepState) -> Tensor | None:
         """After backward: clear the gradients while calibrating, or clip, step and clear them; return the norm."""
         grad_norm = None
@@ -208,10 +227,14 @@ def check_training_arguments(steps: Any, max_norm: Any) -> None:
         raise ValueError(f"max_grad_norm = {max_norm!r}: expected a number, not negative, or None")
 
 
-def replace_linear_layers(model: nn.Module, custom_linear: type[CustomLinear], skip_first: bool) -> None:
-    """Implement `LoraTraining.replace_layers_with_custom` with `CustomLinear` or a subclass of it."""
+def replace_linear_layers(model: nn.Module, custom_linear: type[CustomLinear], skipped: int) -> None:
+    """Implement `LoraTraining.replace_layers_with_custom` with `CustomLinear` or a subclass of it.
+
+    Args:
+        skipped: the number of first layers that stay as they are.
+    """
     eligible = _eligible(model)
-    for module in list(eligible)[1 if skip_first else 0 :]:
+    for module in list(eligible)[skipped:]:
         names = eligible[module]
         if module.bias is not None and module.bias.requires_grad and not module.weight.requires_grad:
             warnings.warn(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from reference.encrypted.answer_check import AnswerCheck, weight_digest
 from reference.encrypted.noise import TOY
 from reference.quantization import QuantizedLinear
 from reference.service import deployment
@@ -22,6 +23,8 @@ class _Compiled:
 
     def __init__(self) -> None:
         self.quantized = QuantizedLinear(torch.randn(3, 4), torch.randn(3), 8)
+        weight: Any = self.quantized.weight
+        self.answer_check, self.digest = AnswerCheck.of(weight, torch.zeros(3)), weight_digest(weight)
 
 
 def _save(path: Path, name: str = "m") -> None:
@@ -40,6 +43,8 @@ def test_a_failed_save_leaves_no_model_and_a_saved_model_is_not_overwritten(tmp_
     assert not list(tmp_path.rglob("*m*"))
     _save(tmp_path)
     assert sorted(p.name for p in (tmp_path / "server" / "m").iterdir()) == ["0.npz", "model.json"]
+    (tmp_path / "usual").mkdir()
+    assert (tmp_path / "server" / "m").stat().st_mode == (tmp_path / "usual").stat().st_mode
     with np.load(tmp_path / "server" / "m" / "0.npz") as held:
         assert held.files == ["weight"]
     with pytest.raises(FileExistsError, match="server/m exists already"):

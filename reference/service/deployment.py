@@ -4,11 +4,11 @@ import gc
 import json
 import os
 import re
+import secrets
 import shutil
-import tempfile
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,22 +34,23 @@ def save(path: Path, model_name: str, modules: Mapping[str, RemoteModule], param
     Each part has a ``model.json`` that names one NumPy file for each module.
 
     Raises:
-        FileExistsError: if one of the folders exists; nothing is then written.
+        FileExistsError: if one of the folders exists.   OSError: if a file cannot be written. Nothing is then left.
     """
     check_name(model_name)
     folders = [path / side / model_name for side in ("server", "client")]
     for folder in folders:
         if folder.exists():
             raise FileExistsError(f"{folder} exists already: expected a new model_name or path")
-    quantized: dict[str, Any] = {name: module.quantized for name, module in modules.items()}
+    quantized: dict[str, Any] = {name: m.quantized for name, m in modules.items() if m.quantized is not None}
     server = {name: {"weight": _narrow(layer.weight.cpu().numpy())} for name, layer in quantized.items()}
     client = {
         name: module.quantized.to_arrays() | module.answer_check.to_arrays() | {"digest": np.array(module.digest)}
         for name, module in modules.items()
         if module.quantized is not None
     }
-    for folder, arrays in zip(folders, (server, client), strict=True):
-        with _written(folder) as temporary:
+    with ExitStack() as stack:  # both folders appear, or none
+        for folder, arrays in zip(folders, (server, client), strict=True):
+            temporary = stack.enter_context(_written(folder))
             files = {name: f"{number}.npz" for number, name in enumerate(arrays)}
             for name, file in files.items():
                 np.savez(temporary / file, allow_pickle=False, **arrays[name])
@@ -87,14 +88,17 @@ def load_client(
 ) -> tuple[dict[str, ClientPart], Parameters]:
     """Load the client's part of each of these modules, and the encryption parameters.
 
+    A backward module that the model was saved without has no part.
+
     Raises:
         ValueError: naming the folder or the module, if files are missing or damaged, or the modules or shapes differ.
     """
     check_name(model_name)
     folder = path / "client" / model_name
     arrays, about = _read(folder)
-    if set(arrays) != set(modules):
-        other = sorted(set(arrays) ^ set(modules))
+    other = sorted(set(arrays) - set(modules))
+    other += [name for name, module in modules.items() if name not in arrays and not module.is_backward]
+    if other:
         raise ValueError(f"{folder} and the model differ in {', '.join(other)}: expected the same remote modules")
     try:
         parameters = parameters_from(about["parameters"])
@@ -102,6 +106,8 @@ def load_client(
         raise ValueError(f"{folder} is damaged: its parameters: {error}") from error
     parts = {}
     for name, module in modules.items():
+        if name not in arrays:  # no gradient reaches this backward module
+            continue
         try:
             part = module.quantized_linear.from_arrays(arrays[name])
             check = AnswerCheck.from_arrays(arrays[name], part.out_features, part.in_features)
@@ -143,21 +149,24 @@ class Clearing:
                 if isinstance(module, LinearLoRA) and module.lora_magnitude is not None:
                     raise RuntimeError(f"{name} is a DoRA layer, which needs its weight here: nothing was cleared")
                 self.owners.append((module, key))
-        storages = {parameter.untyped_storage().data_ptr() for parameter in held.values() if parameter.numel()}
+        storages = {_storage(parameter) for parameter in held.values()} - {0}  # none on the meta device
         self.tensors = [weakref.ref(tensor) for tensor in _tensors() if _storage(tensor) in storages]
 
     def clear(self) -> None:
-        """Replace the weights by tensors on the meta device, and check that the weights are gone.
-
-        Raises:
-            RuntimeError: if an object outside the model, such as an optimiser, still holds a weight.
-        """
+        """Replace the weights by tensors on the meta device."""
         for module, key in self.owners:
             shape: Any = module._parameters[key]
             module._parameters[key] = nn.Parameter(torch.empty_like(shape, device="meta"), requires_grad=False)
             del shape
         for remote in self.modules.values():
             remote.clear()
+
+    def check(self) -> None:
+        """Check that the weights are gone.
+
+        Raises:
+            RuntimeError: if an object outside the model, such as an optimiser, still holds a weight.
+        """
         gc.collect()
         left = [tensor for tensor in (reference() for reference in self.tensors) if tensor is not None]
         if left:
@@ -186,9 +195,10 @@ def _narrow(weight: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 @contextmanager
 def _written(folder: Path) -> Iterator[Path]:
-    """A temporary folder that is renamed to `folder` once it is complete."""
+    """A temporary folder that is renamed to `folder` once it is complete, with the permissions of any new folder."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    temporary = folder.parent / f".{folder.name}-{secrets.token_hex(4)}"
+    temporary.mkdir()
     try:
         yield temporary
         os.replace(temporary, folder)

@@ -1,7 +1,6 @@
 """A linear product in the mode of its model: in floats, in integers, encrypted, or on a server."""
 
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,9 +9,11 @@ from torch import Tensor, nn
 from ..encrypted.answer_check import AnswerCheck, weight_digest
 from ..encrypted.envelope import EncryptionError
 from ..encrypted.noise import check_range, simulate
-from ..hybrid import BackwardModuleLinear, Conv1D, CustomLinear, ForwardModuleLinear
+from ..hybrid import BackwardModuleLinear
 from ..quantization import Quantized, QuantizedLinear
 from .encrypted_input import EncryptedBlock
+from .linear_product import product_of
+from .product_progress import shown_progress
 from .shared_state import HybridFHEMode, Split
 from .weight_version import Version, versions
 
@@ -30,6 +31,9 @@ class RemoteModule(nn.Module):
             autograd counts it, or if it affects one of 1024 sampled values; other writes through ``.data`` are not
             detected.
         input_range: (low, high) of all inputs seen while calibrating, or None.
+        is_backward: whether it computes a gradient.
+        is_unused: whether no gradient reached it when a static range was taken, as in the first layers of a model; it
+            is then not compiled, and a gradient that does reach it is an error.
     Raises:
         ValueError: for another module.
     Source: Concrete ML `RemoteModule`.
@@ -41,6 +45,8 @@ class RemoteModule(nn.Module):
         super().__init__()
         self.out_features, self.in_features = product_of(private_module, module_name)[0].shape
         self.private_module: nn.Module | None = private_module
+        self.is_backward = isinstance(private_module, BackwardModuleLinear)
+        self.is_unused = False
         self.module_name = module_name
         self.split: Split = split
         self.quantized: QuantizedLinear | None = None
@@ -105,7 +111,7 @@ class RemoteModule(nn.Module):
 
     def take(self, quantized: QuantizedLinear, std: Tensor | None) -> None:
         """Use this quantised module and noise from now on."""
-        self.quantized, self.noise_std, self.input_range = quantized, std, None
+        self.quantized, self.noise_std, self.input_range, self.is_unused = quantized, std, None, False
         self._compiled_from = None if self.private_module is None else versions(self.private_module)
         self._check = self._digest = None
 
@@ -132,8 +138,15 @@ class RemoteModule(nn.Module):
             self._digest = weight_digest(self.quantized.weight)
         return self._digest
 
+    def leave_out(self) -> None:
+        """Do not use this module: no gradient reached it."""
+        self.quantized, self.noise_std, self.input_range, self.is_unused = None, None, None, True
+
     def clear(self) -> None:
         """Delete the float and the quantised weight; only mode remote remains, whose answers are still checked."""
+        if self.is_unused:
+            self.private_module = self._compiled_from = None
+            return
         assert self.quantized is not None
         self.hold(self.answer_check, self.digest)
         self.quantized.clear()
@@ -158,6 +171,11 @@ class RemoteModule(nn.Module):
         self.input_range = min(before[0], low), max(before[1], high)
 
     def _compiled(self) -> QuantizedLinear:
+        if self.is_unused:
+            raise RuntimeError(
+                f"{self.module_name} got no gradient when compile_model took the ranges, but gets one now: compile "
+                f"with inputs whose gradients reach it, or use dynamic quantization"
+            )
         if self.quantized is None:
             raise RuntimeError(f"{self.module_name} is not compiled: call compile_model before this mode")
         if self.private_module is not None and self._compiled_from is not None:
@@ -215,18 +233,24 @@ class RemoteModule(nn.Module):
                 split.check_served({self.module_name: self.digest})
             given = split.encrypted(values, self.module_name)
             blocks = torch.split(values, split.rows_at_once)
-            for i, rows in enumerate(_shown(blocks, self.module_name, split.verbose)):
-                if i == len(given.blocks):
-                    given.blocks.append(split.encrypt(rows, self.out_features))
-                parts.append(self._answer(quantized, rows, given.blocks[i], mode))
+            with shown_progress(self.module_name, len(values), split.verbose) as advance:
+                for i, rows in enumerate(blocks):
+                    if i == len(given.blocks):
+                        given.blocks.append(split.encrypt(rows, self.out_features))
+                    answer, sent, came = self._answer(quantized, rows, given.blocks[i], mode)
+                    parts.append(answer)
+                    advance(len(rows), sent, came)
         except BaseException:
             split.forget()  # no server sees a second reaction under the same keys
             raise
         return torch.cat(parts)
 
-    def _answer(self, quantized: QuantizedLinear, rows: Tensor, block: EncryptedBlock, mode: HybridFHEMode) -> Tensor:
-        """The decrypted and checked product of encrypted rows."""
+    def _answer(
+        self, quantized: QuantizedLinear, rows: Tensor, block: EncryptedBlock, mode: HybridFHEMode
+    ) -> tuple[Tensor, int, int]:
+        """The decrypted and checked product of encrypted rows, and the bytes that were sent and came for it."""
         split, keys = self.split, block.keys
+        up = 0 if block.sent else len(block.ciphertext)
         if mode is HybridFHEMode.EXECUTE:
             assert quantized.weight is not None
             what = self.module_name
@@ -245,37 +269,10 @@ class RemoteModule(nn.Module):
             self.answer_check.verify(rows, answer)
         except EncryptionError as error:
             raise EncryptionError(f"{what}: {error}") from error
-        return answer
+        return answer, up, len(result)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, mode={self.split.mode.value}"
-
-
-def product_of(module: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
-    """The product that a module computes, ``y = x Mᵀ + b``: M [N, K] and b.
-
-    Raises:
-        ValueError: naming the module, if it computes something else.
-    """
-    weight: Any = getattr(module, "weight", None)
-    bias: Any = getattr(module, "bias", None)
-    if isinstance(module, ForwardModuleLinear):
-        return (weight.t() if module.weight_transposed else weight), bias
-    if isinstance(module, BackwardModuleLinear):
-        return (weight if module.weight_transposed else weight.t()), None
-    if isinstance(module, Conv1D):
-        return weight.t(), bias
-    if type(module) is nn.Linear:
-        return weight, bias
-    hint = ""
-    if isinstance(module, CustomLinear):
-        hint = ": name its forward_module and its backward_module"
-    elif hasattr(module, "lora_A"):
-        hint = ": its adapter stays with the client; name the modules of its base_layer"
-    raise ValueError(
-        f"{name} is a {type(module).__name__}: expected a ForwardModuleLinear, a BackwardModuleLinear, an nn.Linear "
-        f"or a Conv1D{hint}"
-    )
 
 
 def _without_wrapper(_: nn.Module, state: dict[str, Any], prefix: str, __: Any) -> None:
@@ -288,13 +285,3 @@ def _without_wrapper(_: nn.Module, state: dict[str, Any], prefix: str, __: Any) 
 def _with_wrapper(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -> None:
     for key in [key for key in state if key.startswith(prefix)]:
         state[f"{prefix}private_module.{key.removeprefix(prefix)}"] = state.pop(key)
-
-
-def _shown(blocks: Any, name: str, verbose: int) -> Iterator[Any]:
-    """The blocks, with a progress bar on request."""
-    if not verbose:
-        yield from blocks
-        return
-    from rich.progress import track
-
-    yield from track(blocks, description=name, transient=True)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import reference
-from reference.service.remote_module import product_of
+from reference.service.linear_product import product_of
 from reference.split_model import _put
 from tests.baselines.fhe import Right, fhe_breaks
 from tests.known_bad.hybrid.kept_result import Kept

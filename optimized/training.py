@@ -5,7 +5,7 @@ from torch import nn
 import reference
 from optimized.gradnorm import clip_grad_norm_
 from optimized.hybrid import CustomLinear
-from reference.training import replace_linear_layers
+from reference.layer_replacement import replace_linear_layers
 
 
 class LoraTraining(reference.LoraTraining):

@@ -7,10 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .base_layer import computes_weight
 from .gradnorm import clip_grad_norm_
-from .hybrid import Conv1D, CustomLinear, is_frozen_product, is_lora_module
-from .layer import LinearLoRA
+from .hybrid import CustomLinear
+from .layer_replacement import replace_linear_layers
 from .step_state import StepState
 
 
@@ -227,39 +226,6 @@ def check_training_arguments(steps: Any, max_norm: Any) -> None:
         raise ValueError(f"max_grad_norm = {max_norm!r}: expected a number, not negative, or None")
 
 
-def replace_linear_layers(model: nn.Module, custom_linear: type[CustomLinear], skipped: int) -> None:
-    """Implement `LoraTraining.replace_layers_with_custom` with `CustomLinear` or a subclass of it.
-
-    Args:
-        skipped: the number of first layers that stay as they are.
-    """
-    eligible = _eligible(model)
-    for module in list(eligible)[skipped:]:
-        names = eligible[module]
-        if module.bias is not None and module.bias.requires_grad and not module.weight.requires_grad:
-            warnings.warn(
-                f"{names[0]}: its bias is trainable while its weight is frozen; CustomLinear gives the "
-                f"bias no gradient",
-                stacklevel=3,
-            )
-        custom = custom_linear(module.weight, module.bias, _is_transposed(module)).train(module.training)
-        if isinstance(module, LinearLoRA):
-            custom.owned_by_parent = True
-            module.base_layer = custom
-            continue
-        # The dicts of hooks are shared, so that existing handles still remove their hooks.
-        vars(custom).update({key: value for key, value in vars(module).items() if "hooks" in key})
-        custom._is_full_backward_hook = module._is_full_backward_hook
-        for name in names:
-            parent, _, own = name.rpartition(".")
-            setattr(model.get_submodule(parent), own, custom)
-
-
-def _is_transposed(module: nn.Module) -> bool:
-    """Whether the weight of a layer is [K, N]: of a Conv1D, adapted or not."""
-    return isinstance(module, Conv1D) or bool(getattr(module, "fan_in_fan_out", False))
-
-
 def has_lora_layers(model: nn.Module) -> bool:
     """Whether a layer of a model exposes lora_A and lora_B, or lora_embedding_A and _B, in any case."""
     for module in model.modules():
@@ -267,28 +233,6 @@ def has_lora_layers(model: nn.Module) -> bool:
         if {"lora_a", "lora_b"} <= names or {"lora_embedding_a", "lora_embedding_b"} <= names:
             return True
     return False
-
-
-def _eligible(model: nn.Module) -> dict[Any, list[str]]:
-    """The layers to replace, each with all its names, in registration order."""
-    names: dict[nn.Module, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        names.setdefault(module, []).append(name)
-    inside_lora = {m for m, all_names in names.items() if any(is_lora_module(name, m) for name in all_names)}
-    eligible: dict[Any, list[str]] = {}
-    for module, all_names in names.items():
-        if module in inside_lora or getattr(module, "base_layer", None) is not None:
-            continue
-        own_products = isinstance(module, LinearLoRA) and not module.base_is_elsewhere and not computes_weight(module)
-        if own_products or (is_frozen_product(all_names[0], module) and all_names != [""]):
-            eligible[module] = all_names
-        elif isinstance(module, nn.Linear) and all_names != [""]:
-            warnings.warn(
-                f"{all_names[0]} is left alone: {type(module).__name__} is a subclass of nn.Linear and may "
-                f"compute something else",
-                stacklevel=4,
-            )
-    return eligible
 
 
 def _split(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:

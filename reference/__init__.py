@@ -28,7 +28,8 @@ lora_B B [N, r], scale s, and g for the gradient of the output.
 - `distributed`: a layer split over ranks, `colwise_parallel_lora` and `rowwise_parallel_lora`; `sharded`: tensors
   that are sharded over ranks.
 - `hybrid`: linear layers whose products can run on a server, `CustomLinear`.
-- `training`: one training step of such a model, `LoraTraining`; `layer_replacement`: which layers become such layers; `step_state`: the state before a step, to undo it.
+- `training`: one training step of such a model, `LoraTraining`; `layer_replacement`: which layers become such layers;
+  `step_state`: the state before a step, to undo it.
 - `checkpoint`: an adapter on disk, in PEFT's layout, `save_adapter` and `load_adapter`. It uses the package `files`:
   `training_file`: a training run, `save_training` and `load_training`; `peft_format`, `peft_fields`, `tensor_names`,
   `expert_tensors`, `expert_files`, `adapter_checks`, `rank_agreement`, `tensor_file`, `random_states`, `plain_values`

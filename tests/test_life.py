@@ -20,7 +20,7 @@ import reference
 from conformance.cases.case import shrink
 from conformance.clauses.life import life_case
 from conformance.clauses.life.covering_walk import Walk, possible
-from conformance.clauses.life.layer import LIVES, OPERATIONS, SIZES, START, lived
+from conformance.clauses.life.layer import LIVES, OPERATIONS, SIZES, START
 from conformance.clauses.life.layer_judgement import judge_output
 from conformance.clauses.life.layer_life import Life
 from conformance.clauses.life.life_case import CYCLE, CYCLED, CYCLES, LENGTH, LifeCase, LifeSpace
@@ -190,7 +190,7 @@ def test_a_further_operation_meets_all_others_and_is_judged() -> None:
     (subject,) = Target.of(SimpleNamespace(LinearLoRA=KeepsTheAdaptedWeightForGood)).subjects(FWD)
     case = LifeCase(k=3, n=4, r=2, life="no-grad+fill-A")
     with pytest.raises(Violation, match="y after fill-A"):
-        lived(subject, case, judge_output)
+        Life(subject, case, START).live(OPERATIONS, judge_output)
     (right,) = Target.of(SimpleNamespace(LinearLoRA=LivedLayer)).subjects(FWD)
     life = Life(right, dataclasses.replace(case, life=""), START)
     for operation in (operations["merge"], operations["halve"], operations["unmerge"], operations["halve"]):

@@ -17,7 +17,7 @@ import torch
 
 import reference
 from conformance.clauses.life.covering_walk import possible
-from conformance.clauses.life.run import BEGUN, RUN, RUNS, run_lived
+from conformance.clauses.life.run import BEGUN, RUN, RUNS
 from conformance.clauses.life.run_judgement import judge_state
 from conformance.clauses.life.run_life import RunLife
 from conformance.clauses.life.run_repeated import REPEATED
@@ -89,10 +89,10 @@ def test_a_further_operation_is_judged() -> None:
     assert ("halve", "deepcopy") in possible(operations, BEGUN, 2)
     (subject,) = Target.of(LivedRun()).subjects(STATE)
     case = dataclasses.replace(CASE, life="halve+step+halve")
-    run_lived(subject, case, judge_state, operations)
+    RunLife(subject, case, BEGUN).live(operations, judge_state)
     Halve.act = lambda _, life: life.run("net.outer.lora_B.weight.data.mul_(0.5)")  # type: ignore[method-assign]
     with pytest.raises(Violation, match=r"lora_\w after halve"):
-        run_lived(subject, case, judge_state, operations)
+        RunLife(subject, case, BEGUN).live(operations, judge_state)
 
 
 def test_the_truth_is_that_of_pytorch() -> None:
@@ -118,7 +118,7 @@ def test_the_truth_is_that_of_pytorch() -> None:
         for name in ("inner.lora_A", "outer.lora_B"):
             held = plain.get_parameter(f"{name}.weight").detach().numpy()
             np.testing.assert_allclose(truth.values[name], held, rtol=1e-12)
-        life.close()
+        life.end()
 
 
 def test_kernels_are_not_interpreted_in_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +127,7 @@ def test_kernels_are_not_interpreted_in_a_run(monkeypatch: pytest.MonkeyPatch) -
     life = RunLife(subject, CASE, BEGUN)
     life.names["os"] = os
     life.run('seen = os.environ.get("TRITON_INTERPRET")')
-    life.close()
+    life.end()
     assert life.names["seen"] is None
     assert os.environ["TRITON_INTERPRET"] == "1"
 
@@ -138,7 +138,7 @@ def test_a_diverging_run_decides_nothing() -> None:
     life.truth.values["inner.lora_A"] = np.full((1, 4), 1e9)
     with pytest.raises(Inconclusive, match=r"inner\.lora_A diverges"):
         judge_state(life)
-    life.close()
+    life.end()
 
 
 def test_harmless_operations_are_left_out_of_the_run_beside() -> None:

@@ -100,6 +100,10 @@ class Space(Generic[C]):
         """This space with other values for some fields."""
         return Space(self.case_type, tame=self.limit, **{**self.values, **values})
 
+    def enough(self) -> int | None:
+        """The number of cases that cover the space, where it `covers`; None if every further case adds something."""
+        return None
+
     def tame(self, case: C) -> C:
         """The case with sizes that have its relation and are within the space's limits."""
         return still_related(self.limit(related(case, self.values)), self.values)

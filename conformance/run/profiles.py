@@ -66,8 +66,10 @@ class Profile:
     def alone(self, clause: Clause, lane: str) -> int:
         """The number of cases after which all known-bad twins of the clause have failed, and the margin."""
         if clause.cases.covers and lane == "interpreter":
-            return self.interpreted  # a case of such a space runs dozens of kernels, which take seconds there
+            return max(1, self.interpreted // 2)  # such a case runs dozens of kernels, which take seconds there
         most, known = self._most(clause, lane), deaths().get(clause.id)
+        if self.margin is not None and (enough := clause.cases.enough()) is not None:
+            return min(most, max(enough, known or 0))
         if self.margin is None or known is None or clause.cases.covers:
             return most
         return max(self.needed(clause, lane), min(most, known + self.margin))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 from conformance.clauses.life.layer_changes import CHANGES
@@ -11,7 +10,7 @@ from conformance.clauses.life.layer_life import Life
 from conformance.clauses.life.layer_states import STATES
 from conformance.clauses.life.layer_uses import USES
 from conformance.clauses.life.life_case import NAMES, LifeCase, LifeSpace
-from conformance.clauses.life.situation import Operation, Situation
+from conformance.clauses.life.situation import Situation
 from conformance.specification.clause import clause
 from conformance.target.subject import Subject
 
@@ -38,27 +37,6 @@ SIZES: dict[str, Any] = {
 LIVES = LifeSpace(OPERATIONS, START, lacking, **SIZES)
 
 
-def lived(
-    subject: Subject,
-    case: LifeCase,
-    judge: Callable[[Life], None],
-    start: Situation = START,
-    operations: Mapping[str, Operation] = OPERATIONS,
-) -> float | None:
-    """Live through the operations of a case, and judge the layer after every one."""
-    life = Life(subject, case, start)
-    try:
-        for name in ("", *case.operations):
-            if name:
-                life.act(operations[name])
-            life.judging = True
-            judge(life)
-            life.judging = False
-    finally:
-        life.leave_regions()
-    return life.ratio
-
-
 @clause(
     "LIFE-LAYER-FWD",
     sentence="""After any sequence of operations, y is that of the formula with the layer's present weight, bias,
@@ -67,7 +45,7 @@ def lived(
     weight=4.0,
 )
 def test_outputs_in_a_life(subject: Subject, case: LifeCase) -> float | None:
-    return lived(subject, case, judge_output)
+    return Life(subject, case, START).live(OPERATIONS, judge_output)
 
 
 @clause(
@@ -78,7 +56,7 @@ def test_outputs_in_a_life(subject: Subject, case: LifeCase) -> float | None:
     weight=4.0,
 )
 def test_gradients_in_a_life(subject: Subject, case: LifeCase) -> float | None:
-    return lived(subject, case, judge_gradients)
+    return Life(subject, case, START).live(OPERATIONS, judge_gradients)
 
 
 @clause(
@@ -89,4 +67,4 @@ def test_gradients_in_a_life(subject: Subject, case: LifeCase) -> float | None:
     weight=4.0,
 )
 def test_state_in_a_life(subject: Subject, case: LifeCase) -> float | None:
-    return lived(subject, case, judge_state)
+    return Life(subject, case, START).live(OPERATIONS, judge_state)

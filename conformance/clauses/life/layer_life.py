@@ -23,6 +23,7 @@ from conformance.judgement.linear_oracle import Expected
 from conformance.numerics.formats import Array, dtype_named, rounded
 from conformance.specification.features import ABSENT
 from conformance.target.adapter_tensors import adapter_of
+from conformance.target.calls import calling
 from conformance.target.signature import arguments_for, takes
 from conformance.target.subject import Subject
 
@@ -90,6 +91,7 @@ class Life(Lived):
         super().__init__(subject, case, start)
         self.pending: Pending | None = None
         self._draws = 0
+        self._keys: list[str] | None = None
         names = {"nn": nn, "copy": copy, "pickle": pickle, "ThreadPoolExecutor": ThreadPoolExecutor}
         functions = {f.__name__: f for f in (checkpoint, create_selective_checkpoint_contexts)}
         self.begin(self._build_text(), **names, **functions, parametrize=parametrize)
@@ -186,13 +188,20 @@ class Life(Lived):
         self.calls.lines.append(("", {"x": self.names["x"], "g": upstream}, self.judging))
         return x, g
 
+    def new_keys(self) -> list[str]:
+        """The keys of the state_dict of a new layer."""
+        if self._keys is None:
+            with calling("building"):
+                self._keys = sorted(eval("build(torch.float32, torch.float32)", self.names).state_dict())
+        return self._keys
+
     def act(self, operation: Operation) -> None:
         """Let one operation happen, if it is allowed here and the target has it."""
         super().act(operation)
         if not self.now.pending:
             self.pending = None
 
-    def leave_regions(self) -> None:
+    def end(self) -> None:
         """Leave the autocast regions that are still open."""
         while self.names["regions"]:
             self.names["regions"].pop().__exit__(None, None, None)

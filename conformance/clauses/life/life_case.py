@@ -121,6 +121,10 @@ class LifeSpace(Space[LifeCase]):
             self._walks[strength] = Walk(self.operations, self._begun(), strength, self.length).lives()
         return self._walks[strength]
 
+    def enough(self) -> int:
+        """The number of the lives in which all pairs of operations meet."""
+        return len(self.walk(self.strength))
+
     def _begun(self) -> Any:
         now: Any = self.start
         for name in self.first:

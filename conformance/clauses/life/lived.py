@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from types import CodeType
-from typing import Any
+from typing import Any, Self
 
 import torch
 
 from conformance.clauses.life.life_case import LifeCase
 from conformance.clauses.life.situation import Operation
+from conformance.isolation.monkeypatches import PRISTINE
 from conformance.judgement.judge import judge, worst
 from conformance.judgement.linear_oracle import Expected
 from conformance.judgement.outcomes import Inconclusive, Violation
@@ -63,6 +64,26 @@ class Lived:
             self.calls.asked = ""
             raise self.told(violation) from violation.__cause__
 
+    def live(self, operations: Mapping[str, Any], judge: Callable[[Self], None]) -> float | None:
+        """Live through the operations of the case, and judge after every one; return the worst error ÷ budget."""
+        try:
+            for name in ("", *self.case.operations):
+                if name:
+                    self.happen(operations[name])
+                self.judging = True
+                judge(self)
+                self.judging = False
+        finally:
+            self.end()
+        return self.ratio
+
+    def happen(self, operation: Any) -> None:
+        """Let one operation happen, and what always follows it."""
+        self.act(operation)
+
+    def end(self) -> None:
+        """Give back what the life holds: files, regions."""
+
     def act(self, operation: Operation) -> None:
         """Let one operation happen, if it is allowed here and the target has it."""
         if not operation.fits(self.now) or not operation.available(self):
@@ -75,16 +96,18 @@ class Lived:
     def compare(self, text: str, *candidates: Expected) -> None:
         """Compare the value of an expression with its expected value, or with one of several."""
         self.calls.asked, self.calls.said = text, ""
-        violations = []
+        actual = self.value(text)
         for expected in candidates:
-            named = dataclasses.replace(expected, name=f"{expected.name} after {self._last()}")
             try:
-                self.ratio = worst(self.ratio, judge(self.value(text), named))
-            except Violation as violation:
-                violations.append(violation)
-            else:
-                return
-        raise self.told(violations[0])
+                self.ratio = worst(self.ratio, judge(actual, expected))
+            except Violation:
+                continue
+            return
+        first = candidates[0]
+        try:
+            judge(actual, dataclasses.replace(first, name=f"{first.name} after {self._last()}"))
+        except Violation as violation:
+            raise self.told(violation) from None
 
     def require(self, text: str, message: str) -> None:
         """Require that an expression is true."""
@@ -93,6 +116,16 @@ class Lived:
             holds = bool(self.value(text))
         if not holds:
             raise self.told(Violation(f"after {self._last()} {message}"))
+
+    def require_all(self, checks: list[tuple[str, str]]) -> None:
+        """Require that expressions are true, at once where all are; each has the message of its failure."""
+        try:
+            with PRISTINE.suspended():
+                right = all(self.value(f"[{', '.join(text for text, _ in checks)}]"))
+        except Exception:  # noqa: BLE001  (what is wrong shows below)
+            right = False
+        for check in [] if right else checks:
+            self.require(*check)
 
     def value(self, text: str) -> Any:
         """The value of an expression."""

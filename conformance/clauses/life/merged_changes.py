@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from conformance.clauses.life.layer import OPERATIONS, SIZES, lacking, lived
+from conformance.clauses.life.layer import OPERATIONS, SIZES, lacking
 from conformance.clauses.life.layer_judgement import judge_output
+from conformance.clauses.life.layer_life import Life
 from conformance.clauses.life.layer_states import Unmerge
 from conformance.clauses.life.life_case import LifeCase, LifeSpace
 from conformance.clauses.life.situation import Situation
@@ -41,4 +42,4 @@ MERGED = LifeSpace(
     weight=0.5,
 )
 def test_changes_while_merged(subject: Subject, case: LifeCase) -> float | None:
-    return lived(subject, case, judge_output, UNGUARDED)
+    return Life(subject, case, UNGUARDED).live(OPERATIONS, judge_output)

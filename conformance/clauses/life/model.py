@@ -47,27 +47,6 @@ MODEL_SIZES: dict[str, Any] = {
 MODEL_LIVES = LifeSpace(MODEL_OPERATIONS, MODEL_START, lacking_in(MODEL_OPERATIONS), **MODEL_SIZES)
 
 
-def model_lived(
-    subject: Subject,
-    case: LifeCase,
-    judge: Callable[[ModelLife], None],
-    start: ModelSituation = MODEL_START,
-    operations: Mapping[str, Operation] = MODEL_OPERATIONS,
-) -> float | None:
-    """Live through the operations of a case, and judge the model after every one."""
-    life = ModelLife(subject, case, start)
-    try:
-        for name in ("", *case.operations):
-            if name:
-                life.act(operations[name])
-            life.judging = True
-            judge(life)
-            life.judging = False
-    finally:
-        life.end()
-    return life.ratio
-
-
 @clause(
     "LIFE-MODEL-FWD",
     sentence="""After any sequence of operations on a model, the output of each of its layers is that of the formula
@@ -77,7 +56,7 @@ def model_lived(
     weight=2.0,  # in quick, four dtypes together meet every pair
 )
 def test_outputs_of_a_model(subject: Subject, case: LifeCase) -> float | None:
-    return model_lived(subject, case, judge_outputs)
+    return ModelLife(subject, case, MODEL_START).live(MODEL_OPERATIONS, judge_outputs)
 
 
 @clause(
@@ -89,7 +68,7 @@ def test_outputs_of_a_model(subject: Subject, case: LifeCase) -> float | None:
     weight=2.0,  # in quick, four dtypes together meet every pair
 )
 def test_gradients_of_a_model(subject: Subject, case: LifeCase) -> float | None:
-    return model_lived(subject, case, judge_gradients)
+    return ModelLife(subject, case, MODEL_START).live(MODEL_OPERATIONS, judge_gradients)
 
 
 @clause(
@@ -102,4 +81,4 @@ def test_gradients_of_a_model(subject: Subject, case: LifeCase) -> float | None:
     weight=2.0,  # in quick, four dtypes together meet every pair
 )
 def test_state_of_a_model(subject: Subject, case: LifeCase) -> float | None:
-    return model_lived(subject, case, judge_state)
+    return ModelLife(subject, case, MODEL_START).live(MODEL_OPERATIONS, judge_state)

@@ -80,23 +80,23 @@ def judge_state(life: ModelLife) -> None:
     life.run("held = tensors(model)")
     values, trainable = truth.tensors(), truth.trainable()
     have = f"the tensors {sorted(life.names['held'])}: expected {sorted(values)}"
-    life.require(f"sorted(held) == {sorted(values)}", f"the model has {have}")
+    checks = [(f"sorted(held) == {sorted(values)}", f"the model has {have}")]
     same = "[name for name in held if held[name] is not kept[name]]"
     others = [name for name in life.names["held"] if life.names["held"][name] is not life.names["kept"].get(name)]
-    life.require(f"not {same}", f"{', '.join(others)} is another Parameter: an optimiser would train the one before")
+    lost = f"{', '.join(others)} is another Parameter: an optimiser would train the one before"
+    checks.append((f"not {same}", lost))
     grads = {name: tensor.requires_grad for name, tensor in life.names["held"].items()}
-    wrong = [name for name, wanted in trainable.items() if grads[name] is not wanted]
+    wrong = [name for name, wanted in trainable.items() if grads.get(name) is not wanted]
     flags = {name: wanted for name, wanted in trainable.items() if name in wrong or not wrong}
-    said = f"{wrong[0]} {'requires' if grads[wrong[0]] else 'does not require'} grad" if wrong else ""
-    life.require(f"all(held[name].requires_grad is wanted for name, wanted in {flags}.items())", said)
-    life.require(f"model.training is {truth.training}", f"training is {not truth.training}")
+    said = f"{wrong[0]} {'requires' if grads.get(wrong[0]) else 'does not require'} grad" if wrong else ""
+    checks.append((f"all(held[name].requires_grad is wanted for name, wanted in {flags}.items())", said))
+    checks.append((f"model.training is {truth.training}", f"training is {not truth.training}"))
     modes = "[name for name, module in model.named_modules() if module.training is not model.training]"
-    life.require(f"not {modes}", "a part of the model is in another mode than the model")
+    checks.append((f"not {modes}", "a part of the model is in another mode than the model"))
     if truth.tied:
-        life.require(
-            'held["head.weight"] is held["embed.weight"]',
-            "the head is no longer tied to the embedding: it has another weight",
-        )
+        tied = 'held["head.weight"] is held["embed.weight"]'
+        checks.append((tied, "the head is no longer tied to the embedding: it has another weight"))
+    life.require_all(checks)
     for name, value in values.items():
         life.compare(f'held["{name}"]', _held(truth, name, value))
     _judge_state_dict(life)
@@ -119,10 +119,11 @@ def _judge_state_dict(life: ModelLife) -> None:
     life.require(
         f"sorted(state) == {life.new_keys()}", f"the state_dict has the keys {found}, other than a new model's"
     )
+    values = truth.tensors()
     for key in life.names["state"]:
         layer = key.partition(".")[0]
         part = next((part for part in (*ADAPTER, "bias", "weight") if part in key), None)
-        value = truth.tensors().get(f"{layer}.{part}")
+        value = values.get(f"{layer}.{part}")
         if value is None:
             continue
         own = truth.layers.get(layer)

@@ -48,9 +48,9 @@ class ModelTruth:
 
     def tensors(self) -> dict[str, Array]:
         """The value of each tensor; that of a merged weight without the update."""
-        found = {"embed.weight": self.embedding}
+        found, adapted = {"embed.weight": self.embedding}, self.adapted
         for name, truth in self.layers.items():
-            parts = (part for part in truth.values if part not in ADAPTER or name in self.adapted)
+            parts = (part for part in truth.values if part not in ADAPTER or name in adapted)
             found |= {f"{name}.{part}": truth.values[part] for part in parts}
         return found
 
@@ -60,9 +60,9 @@ class ModelTruth:
 
     def trainable(self) -> dict[str, bool]:
         """Whether each tensor requires grad."""
-        found = {"embed.weight": self.embedding_trains}
+        found, adapted = {"embed.weight": self.embedding_trains}, self.adapted
         for name, truth in self.layers.items():
-            parts = (part for part in truth.values if part not in ADAPTER or name in self.adapted)
+            parts = (part for part in truth.values if part not in ADAPTER or name in adapted)
             found |= {f"{name}.{part}": part in truth.trainable for part in parts}
         return found
 

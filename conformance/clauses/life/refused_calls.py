@@ -15,7 +15,6 @@ from conformance.clauses.life.model import (
     MODEL_START,
     SUBJECT,
     lacking_in,
-    model_lived,
 )
 from conformance.clauses.life.model_chain import SETS
 from conformance.clauses.life.model_files import FILES
@@ -198,4 +197,4 @@ def judge_refused(life: ModelLife) -> None:
     weight=1.2,
 )
 def test_refused_calls_on_a_model(subject: Subject, case: LifeCase) -> float | None:
-    return model_lived(subject, case, judge_refused, operations=OPERATIONS)
+    return ModelLife(subject, case, MODEL_START).live(OPERATIONS, judge_refused)

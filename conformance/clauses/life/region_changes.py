@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from conformance.clauses.life.layer import OPERATIONS, SIZES, lacking, lived
+from conformance.clauses.life.layer import OPERATIONS, SIZES, lacking
 from conformance.clauses.life.layer_judgement import judge_both
+from conformance.clauses.life.layer_life import Life
 from conformance.clauses.life.life_case import LifeCase, LifeSpace
 from conformance.clauses.life.situation import Situation
 from conformance.specification.clause import clause
@@ -28,4 +29,4 @@ REGIONS = LifeSpace({name: OPERATIONS[name] for name in (*CHANGES, *USES)}, CHAN
     weight=0.5,
 )
 def test_changes_inside_a_region(subject: Subject, case: LifeCase) -> float | None:
-    return lived(subject, case, judge_both, CHANGING)
+    return Life(subject, case, CHANGING).live(OPERATIONS, judge_both)

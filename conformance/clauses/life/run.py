@@ -37,7 +37,7 @@ def missing(operations: Mapping[str, RunOperation]) -> Callable[[Any], set[str]]
 
     def lacking(subject: Subject) -> set[str]:
         life = RunLife(subject, RunCase(k=2, n=2, r=1, dtype="float64"), BEGUN)
-        life.close()
+        life.end()
         return {name for name, operation in operations.items() if not operation.available(life)}
 
     return lacking
@@ -46,25 +46,10 @@ def missing(operations: Mapping[str, RunOperation]) -> Callable[[Any], set[str]]
 RUNS = LifeSpace(RUN, BEGUN, missing(RUN), case_type=RunCase, **OPTIONS)
 
 
-def run_lived(
-    subject: Subject,
-    case: LifeCase,
-    judge: Callable[[RunLife], None],
-    operations: Mapping[str, RunOperation] = RUN,
-) -> float | None:
+def run_lived(subject: Subject, case: LifeCase, judge: Callable[[RunLife], None]) -> float | None:
     """Live through the operations of a case; after every one, train on a micro-batch and judge the run."""
     assert isinstance(case, RunCase)
-    life = RunLife(subject, case, BEGUN)
-    try:
-        for name in ("", *case.operations):
-            if name:
-                life.live(operations[name])
-            life.judging = True
-            judge(life)
-            life.judging = False
-    finally:
-        life.close()
-    return life.ratio
+    return RunLife(subject, case, BEGUN).live(RUN, judge)
 
 
 @clause(

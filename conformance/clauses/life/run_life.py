@@ -178,7 +178,7 @@ class RunLife(Lived):
         random = np.random.default_rng([case.seed, number + 1, attempt])
         return random.standard_normal((rows, case.k)).round(3), random.standard_normal((rows, case.n)).round(3)
 
-    def live(self, operation: RunOperation) -> None:
+    def happen(self, operation: RunOperation) -> None:
         """Let one operation happen; where it was not a call, a call that ends the window follows.
 
         Calibration and evaluation mode end after the operation that follows them, so that most of a life trains.
@@ -247,15 +247,6 @@ class RunLife(Lived):
         for check in [] if right else checks:
             self.near(*check)
 
-    def require_all(self, checks: list[tuple[str, str]]) -> None:
-        """Require that expressions are true, at once where all are; each has the message of its failure."""
-        try:
-            right = all(self.value(f"[{', '.join(text for text, _ in checks)}]"))
-        except Exception:  # noqa: BLE001  (what is wrong shows below)
-            right = False
-        for check in [] if right else checks:
-            self.require(*check)
-
     def near(self, text: str, value: Any, name: str, relative: float = RELATIVE) -> None:
         """Compare the value of an expression with the truth."""
         array = np.asarray(value, dtype=np.float64)
@@ -266,7 +257,7 @@ class RunLife(Lived):
         allowed = np.full_like(array, relative * largest)
         self.compare(text, Expected(name, array, allowed, torch.float64, certified=False))
 
-    def close(self) -> None:
+    def end(self) -> None:
         """Remove the folder of saved runs."""
         self.folder.cleanup()
 

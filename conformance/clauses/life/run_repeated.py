@@ -56,10 +56,10 @@ def states(subject: Subject, case: RunCase, names: list[str]) -> list[dict[str, 
     life, found = RunLife(subject, case, BEGUN), []
     try:
         for name in names:
-            life.live(REPEATED[name])
+            life.happen(REPEATED[name])
             found.append(_state(life))
     finally:
-        life.close()
+        life.end()
     return found
 
 
@@ -99,12 +99,12 @@ def test_repeated_run(subject: Subject, case: LifeCase) -> None:
             if name in harmless:
                 life.act(REPEATED[name])
             else:
-                life.live(REPEATED[name])
+                life.happen(REPEATED[name])
                 number += 1
             if number >= 0:
                 _require_same(life, expected[number])
     finally:
-        life.close()
+        life.end()
 
 
 def _require_same(life: RunLife, expected: dict[str, Any]) -> None:

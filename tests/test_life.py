@@ -282,3 +282,11 @@ def test_a_message_names_the_last_operations_of_a_long_life() -> None:
     lived_through = str(life.told(Violation("wrong"))).splitlines()[1]
     assert lived_through.startswith("lived    11 operations, then eval, ")
     assert lived_through.endswith("eval, train")
+
+
+def test_a_layer_that_draws_its_adapter_anew_may_merge_the_new_one() -> None:
+    """init_lora_weights unmerges the reference's layer, so that a further merge merges the adapter of that time."""
+    clause = REGISTRY["LIFE-LAYER-MERGED"]
+    (subject,) = Target.of(SimpleNamespace(LinearLoRA=LivedLayer)).subjects(clause)
+    for life in ("merge+init+merge+fill-B", "merge+init+merge+fill-B+merge+scale+unmerge"):
+        assert clause.check(subject, LifeCase(k=3, n=4, r=2, life=life)) is not None

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from conformance.reproducer import check_script
+from conformance.reproducer import call_script, check_script
 from conformance.reproducer.literals import tensor_literal
 from conformance.reproducer.reduction import DEFECT, RIGHT, said
 from conformance.reproducer.reproducer import script as script_for
@@ -211,3 +211,11 @@ def test_a_script_imports_the_target_by_its_given_name() -> None:
     finally:
         del sys.modules["package"], sys.modules["package.module"]
     assert space["target"] == "here"
+
+
+def test_a_script_that_ends_inside_an_autocast_region_leaves_it() -> None:
+    entered = 'import torch\ntorch.autocast("cpu", dtype=torch.bfloat16).__enter__()\n'
+    for run in (lambda: said(entered, "title"), lambda: call_script._shows_defect(f"{entered}wrong = str")):
+        run()
+        assert not torch.is_autocast_enabled("cpu")
+        assert (torch.autocast_increment_nesting(), torch.autocast_decrement_nesting()) == (1, 0)

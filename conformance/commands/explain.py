@@ -19,6 +19,7 @@ def execute(options: argparse.Namespace) -> int:
     """Run the command. Returns the exit code."""
     from conformance.report import terminal
     from conformance.specification import spec_page
+    from conformance.specification.former_ids import present, remarks
 
     try:
         entries = spec_page.read()
@@ -30,8 +31,8 @@ def execute(options: argparse.Namespace) -> int:
         for entry in members:
             out.print(f"{entry.id:<20} {entry.level:<6} {entry.sentence}")
         return 0
-    if options.id not in entries:
+    if present(options.id) not in entries:
         raise UsageError(f"unknown clause {options.id!r}: {suggestion(options.id, [*entries, *groups()])}")
-    for line in terminal.explanation(entries[options.id]):
+    for line in [*remarks([options.id]), *terminal.explanation(entries[present(options.id)])]:
         out.print(line)
     return 0

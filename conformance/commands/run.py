@@ -109,8 +109,12 @@ def execute(options: argparse.Namespace) -> int:
     from conformance.report import github_actions, terminal
     from conformance.run import run_target, shards
     from conformance.run.execution import Run
+    from conformance.specification.former_ids import remarks
     from conformance.target import deviations
 
+    named = [word.strip() for item in (*(options.clause or ()), options.watch_clause or "") for word in item.split(",")]
+    for remark in remarks(named):
+        terminal.console(stderr=options.json).print(remark)
     selection = selected(options, options.target, options.watch_clause, options.shard)
     given = deviations.read(options.deviations) if options.deviations else {}
     selection = dataclasses.replace(selection, deviations=tuple(given.items()))

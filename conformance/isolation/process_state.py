@@ -29,7 +29,25 @@ def _autocast() -> tuple[Any, ...]:
         *(torch.is_autocast_enabled(kind) for kind in kinds),
         *(torch.get_autocast_dtype(kind) for kind in kinds),
         torch.is_autocast_cache_enabled(),
+        _nesting(),
     )
+
+
+def _nesting() -> int:
+    """The number of autocast regions around this line."""
+    torch.autocast_increment_nesting()
+    return torch.autocast_decrement_nesting()
+
+
+def _set_autocast(values: tuple[Any, ...]) -> None:
+    """Leave the autocast regions that code has entered and not left, after an exception say."""
+    for kind, enabled, dtype in zip(("cpu", "cuda"), values[:2], values[2:4], strict=True):
+        torch.set_autocast_enabled(kind, enabled)
+        torch.set_autocast_dtype(kind, dtype)
+    torch.set_autocast_cache_enabled(values[4])
+    while _nesting() > values[5]:
+        torch.autocast_decrement_nesting()
+    torch.clear_autocast_cache()
 
 
 def _modes() -> int:
@@ -88,7 +106,7 @@ SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any] | None]] = {
     "the default device": (lambda: str(torch.get_default_device()), None),
     "grad mode": (torch.is_grad_enabled, torch._C._set_grad_enabled),
     "inference mode": (torch.is_inference_mode_enabled, None),
-    "autocast": (_autocast, None),
+    "autocast": (_autocast, _set_autocast),
     "torch's modes": (_modes, None),
     "anomaly detection": (torch.is_anomaly_enabled, torch.set_anomaly_enabled),
     "the precision of float32 products": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),

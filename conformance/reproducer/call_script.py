@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from conformance.isolation import process_state
 from conformance.judgement.linear_oracle import Expected
 from conformance.judgement.outcomes import Inconclusive, Refused, Violation
 from conformance.judgement.recording import Recording, recording
@@ -69,8 +70,7 @@ def _recorded(clause: Clause, subject: Subject, result: Result) -> Recording | N
 
 
 def _shows_defect(text: str) -> bool:
-    grad, threads = torch.is_grad_enabled(), torch.get_num_threads()
-    mode, path = torch.get_deterministic_debug_mode(), list(sys.path)
+    before, path = process_state.taken(process_state.RESTORED), list(sys.path)
     space: dict[str, Any] = {"__name__": "reproducer"}
     try:
         exec(compile(text, "<reproducer>", "exec"), space)
@@ -81,9 +81,7 @@ def _shows_defect(text: str) -> bool:
         return "wrong" in space
     finally:
         sys.path[:] = path
-        torch.set_grad_enabled(grad)
-        torch.set_num_threads(threads)
-        torch.set_deterministic_debug_mode(mode)
+        process_state.restore(before)  # a script that ends in an autocast region leaves it open
 
 
 def _comparison_of(recorded: Recording) -> list[str]:

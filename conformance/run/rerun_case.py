@@ -15,6 +15,7 @@ from conformance.report.verdict import failing_result
 from conformance.run.execution import check_names
 from conformance.run.selection import Selection, gpu_at_hand, set_interpreter
 from conformance.specification import spec_page
+from conformance.specification.former_ids import present
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,11 @@ def check(line: Line) -> tuple[str, str]:
         UsageError: if the clause, the target, the subject or a field does not exist.
         SuiteError: if the check itself fails.
     """
+    if (held := present(line.clause)) != line.clause:
+        raise UsageError(
+            f"{line.clause} is part of {held}, which has other cases: "
+            f"judge it with `loraspec run {line.target} --clause {held}`"
+        )
     lane = None if line.lane == "gpu" else line.lane
     selection = Selection(line.target, device=line.device or "cpu", lane=lane)
     check_names(Selection(line.target, clauses=(line.clause,)))

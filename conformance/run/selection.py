@@ -14,6 +14,7 @@ from conformance.errors import UsageError, known
 from conformance.numerics.dtypes import FLOAT_DTYPES
 from conformance.report.assemble import RunSettings
 from conformance.run.profiles import PROFILES, Profile
+from conformance.specification.former_ids import presents
 from conformance.specification.groups import groups
 
 LANES = ("cpu", "interpreter", "gpu")
@@ -53,6 +54,8 @@ class Selection:
             UsageError: for an unknown group, dtype, lane or profile, a lane that excludes the device, or a malformed
                 shard.
         """
+        for name in ("clauses", "excluded"):
+            object.__setattr__(self, name, presents(getattr(self, name)))
         known(self.groups, groups(), "group")
         known(self.dtypes, FLOAT_DTYPES, "dtype")
         known([self.profile], PROFILES, "profile")

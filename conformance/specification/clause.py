@@ -41,6 +41,7 @@ class Clause:
             first. Empty for the core.
         convention: the convention of a feature without which the clause is not claimed, as in ``eval_mode=separate``.
         why: the reason for the clause, if its sentence does not say it.
+        aliases: former ids, of clauses whose demands this one has taken over.
     """
 
     id: str
@@ -57,6 +58,7 @@ class Clause:
     why: str = ""
     feature: str = ""
     convention: str = ""
+    aliases: tuple[str, ...] = ()
     source: str = field(default="", compare=False)
 
     @cached_property
@@ -71,6 +73,7 @@ class Clause:
 
 
 REGISTRY: dict[str, Clause] = {}
+FORMER: dict[str, str] = {}  # by former id, the clause that has taken it over
 
 
 @left_out
@@ -83,7 +86,7 @@ def clause(
     clause, subject and dtype of the chosen target.
 
     Raises:
-        ValueError: if an id is declared twice or no group has its prefix.
+        ValueError: if an id is declared twice, also as a former id, or no group has its prefix.
         TypeError: if an option is unknown.
     """
 
@@ -97,7 +100,12 @@ def clause(
             if known.source != one.source:
                 raise ValueError(f"clause {one.id} is declared in {known.source} and again in {one.source}")
             group_of(one.id)
+            for name in (one.id, *one.aliases):
+                holder = name if name in REGISTRY else FORMER.get(name, one.id)
+                if holder != one.id:
+                    raise ValueError(f"clause {one.id} declares the id {name}, which {holder} has or had")
             REGISTRY[one.id] = one
+            FORMER.update(dict.fromkeys(one.aliases, one.id))
 
         def test(trial: Any) -> None:
             trial.run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,7 @@ class Entry:
         cases: the values of its cases' fields, one `field=values` a word.
         file: the file of its check, relative to SPEC.md.
         why: the reason for the clause, if its sentence does not say it.
+        aliases: former ids, of clauses whose demands this one has taken over.
     """
 
     id: str
@@ -53,6 +55,7 @@ class Entry:
     cases: str = ""
     file: str = ""
     why: str = ""
+    aliases: tuple[str, ...] = ()
 
 
 def entry_of(clause: Clause) -> Entry:
@@ -70,6 +73,7 @@ def entry_of(clause: Clause) -> Entry:
         cases,
         "/".join(clause.source.split(".")[1:]) + ".py",
         clause.why,
+        clause.aliases,
     )
 
 
@@ -103,7 +107,9 @@ def _chapter(group: str, members: list[Entry]) -> str:
     listed = [f"{n}. `{cases}`" for cases, n in spaces.items()]
     reasons = [f"- {entry.id}: {entry.why}" for entry in members if entry.why]
     why = ["Why:\n", *reasons, ""] if reasons else []
-    return "\n".join([f"## {group}\n", *rows, "", "Cases:\n", *listed, "", *why])
+    former = [f"- {name} is part of {entry.id}" for entry in members for name in entry.aliases]
+    ids = ["Former ids, which commands still take:\n", *former, ""] if former else []
+    return "\n".join([f"## {group}\n", *rows, "", "Cases:\n", *listed, "", *why, *ids])
 
 
 def _link(file: str) -> str:
@@ -126,10 +132,12 @@ def read(text: str | None = None) -> dict[str, Entry]:
         group, _, body = chapter.partition("\n")
         spaces = dict(re.findall(r"(?m)^(\d+)\. `(.*)`$", body))
         reasons = dict(re.findall(r"(?m)^- ([A-Z0-9-]+): (.*)$", body))
+        former = re.findall(r"(?m)^- ([A-Z0-9-]+) is part of ([A-Z0-9-]+)$", body)
         rows = [line for line in body.splitlines() if line.startswith("|")]
         for row in rows[2:]:
             entry = _entry(row, group.strip(), spaces, reasons)
-            entries[entry.id] = entry
+            held = tuple(name for name, holder in former if holder == entry.id)
+            entries[entry.id] = dataclasses.replace(entry, aliases=held)
     return entries
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from conformance.errors import UsageError, known
 from conformance.specification import spec_page
+from conformance.specification.former_ids import present_reasons
 
 LINE = 'LIN-AMP = "the reason, or the URL of an issue"'  # what the file has, as messages show it
 HEADER = """\
@@ -34,6 +35,7 @@ def read(path: Path) -> dict[str, str]:
         if not isinstance(reason, str) or not reason.strip():
             kind = "an empty text" if isinstance(reason, str) else f"the {type(reason).__name__} {reason!r}"
             raise UsageError(f"{name} gives {clause} {kind} as its reason: expected lines like {LINE}")
+    found = present_reasons(found)
     known(found, spec_page.read(), f"clause in {name}:")
     return found
 

@@ -18,6 +18,7 @@ from conformance.isolation.process_state import settings_restored
 from conformance.numerics.dtypes import FLOAT_DTYPES
 from conformance.specification.clause import Clause
 from conformance.specification.features import ABSENT, FEATURES
+from conformance.specification.former_ids import present_reasons
 from conformance.specification.groups import groups
 from conformance.target.binding_errors import binding_errors
 from conformance.target.declaration import check_declaration, read_deviations
@@ -119,7 +120,7 @@ class Target:
     @property
     def deviations(self) -> dict[str, str]:
         """The clauses that the target declares not to meet, each with a reason."""
-        return dict(self.declared.get("deviations", {}))
+        return present_reasons(self.declared.get("deviations", {}))
 
     @property
     def dropout_positions(self) -> tuple[str, ...]:

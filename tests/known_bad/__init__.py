@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from conformance.specification.clause import FORMER
 from conformance.specification.groups import group_of
 
 
@@ -56,7 +57,11 @@ def record(
     source: str = "",
     phrase: str = "",
 ) -> None:
-    """Register a target with one defect as a known-bad twin of a clause; by default the clause's group judges it."""
+    """Register a target with one defect as a known-bad twin of a clause; by default the clause's group judges it.
+
+    A former id of a clause stands for the clause.
+    """
+    clause = FORMER.get(clause, clause)
     name = f"{clause}__{defect}"
     if name in REGISTRY:
         raise ValueError(f"two known-bad twins are named {name}")

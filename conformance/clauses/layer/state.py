@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import io
 import pickle
-from typing import Any
 
 import torch
 
@@ -14,8 +13,6 @@ from conformance.cases.linear_case import LinearCase
 from conformance.clauses.layer.construction import WITH_BIAS
 from conformance.clauses.layer.equal_layer import same_results
 from conformance.clauses.linear_and_layer.case_spaces import SMALL
-from conformance.clauses.linear_and_layer.judged_results import oracle_for
-from conformance.judgement.judge import judge, worst
 from conformance.judgement.outcomes import require
 from conformance.numerics.formats import dtype_named
 from conformance.specification.clause import clause
@@ -116,35 +113,6 @@ def used(subject: Subject, case: LinearCase) -> Instance:
     return instance
 
 
-def without_a_graph(instance: Instance, layer: Any) -> Instance:
-    """The instance calling this layer under no_grad."""
-
-    def call(x: torch.Tensor) -> Any:
-        with torch.no_grad():
-            return layer(x)
-
-    return dataclasses.replace(instance, call=call, module=layer)
-
-
-@clause(
-    "LAY-USED-COPY",
-    sentence="A layer that has been used can be copied by deepcopy, and its state_dict has the same keys as before.",
-    why="A cache that is filled in use can make a copy fail or enter the state_dict.",
-    cases=SMALL,
-    weight=0.5,
-)
-def test_copies_after_use(subject: Subject, case: LinearCase) -> float | None:
-    before = sorted(subject.build(subject.operands(case)).module.state_dict())
-    instance = used(subject, case)
-    after = sorted(instance.module.state_dict())
-    require(after == before, f"state_dict has the keys {after} after use: it had {before}")
-    with calling(f"copying a {subject.name} that was in use"):
-        other = copy.deepcopy(instance.module)
-    for parameter in other.parameters():
-        parameter.grad = None
-    return same_results(subject, instance, other, "the copy")
-
-
 @clause(
     "LAY-PICKLE",
     sentence="A pickled copy of a layer, whether the layer has been used or not, computes the same as the layer.",
@@ -159,52 +127,3 @@ def test_pickled_copies(subject: Subject, case: LinearCase) -> float | None:
     for parameter in other.parameters():
         parameter.grad = None
     return same_results(subject, instance, other, "the copy")
-
-
-@clause(
-    "LAY-USED-LOAD",
-    sentence="""A layer that has been used computes with a newly loaded state_dict from then on, whether it was
-    loaded in place or with assign=True.""",
-    cases=SMALL,
-    weight=0.5,
-)
-def test_loading_after_use(subject: Subject, case: LinearCase) -> float | None:
-    instance = subject.build(subject.operands(case))
-    other = used(subject, dataclasses.replace(case, seed=case.seed + 1)).module
-    assign = bool(case.seed % 2)
-    with calling(f"load_state_dict(…, assign={assign}) of a {subject.name} that was in use"):
-        state = {name: value.clone() for name, value in instance.module.state_dict().items()}
-        other.load_state_dict(state, assign=assign)
-    for parameter in other.parameters():
-        parameter.grad = None
-    return _judged_twice(subject, instance, other, "the loaded layer")
-
-
-@clause(
-    "LAY-USED-TO",
-    sentence="After .to(dtype), a layer that has been used computes in that dtype.",
-    cases=SMALL.narrowed(values=("integers",)),
-    dtypes=("bfloat16", "float16"),
-    weight=0.34,
-)
-def test_conversion_after_use(subject: Subject, case: LinearCase) -> float | None:
-    instance = used(subject, case)
-    wide = subject.operands(dataclasses.replace(case, dtype="float64"))
-    # the small integers of the 16-bit case are the same numbers in float64
-    wide.values = instance.operands.values
-    with calling(f"{subject.name}.to(torch.float64)"):
-        module = instance.module.to(dtype_named("float64"))
-    for parameter in module.parameters():
-        parameter.grad = None
-    converted = Instance(module, {"x": wide.placed["x"].tensor}, wide, module=module)
-    return _judged_twice(subject, converted, module, "the converted layer")
-
-
-def _judged_twice(subject: Subject, instance: Instance, layer: Any, what: str) -> float | None:
-    """Judge y under no_grad, then y and the gradients with a graph."""
-    y = oracle_for(subject, instance.operands).y
-    asked = dataclasses.replace(
-        without_a_graph(instance, layer), tensors={"x": instance.operands.placed["x"].tensor.detach()}
-    )
-    plain = judge(asked.forward(), dataclasses.replace(y, name=f"y of {what} without a graph"))
-    return worst(plain, same_results(subject, instance, layer, what))

@@ -42,6 +42,7 @@ LIVES = LifeSpace(OPERATIONS, START, lacking, **SIZES)
     sentence="""After any sequence of operations, y is that of the formula with the layer's present weight, bias,
     adapter, scale and mode.""",
     cases=LIVES,
+    aliases=("LAY-USED-LOAD", "LAY-USED-TO", "MRG-COPY", "MRG-TRAIN"),
     weight=4.0,
 )
 def test_outputs_in_a_life(subject: Subject, case: LifeCase) -> float | None:
@@ -64,6 +65,7 @@ def test_gradients_in_a_life(subject: Subject, case: LifeCase) -> float | None:
     sentence="""After any sequence of operations, the layer holds the expected values in the same Parameters, which
     require grad as before, and its state_dict is that of the unmerged layer.""",
     cases=LIVES,
+    aliases=("LAY-USED-COPY", "MRG-FROZEN", "MRG-TO"),
     weight=4.0,
 )
 def test_state_in_a_life(subject: Subject, case: LifeCase) -> float | None:

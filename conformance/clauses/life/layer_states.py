@@ -40,8 +40,7 @@ class Merge(Operation):
 
     def act(self, life: Any) -> None:
         life.run("layer.merge()")
-        if life.truth.merged is None:
-            life.truth.merge()
+        life.truth.merge()
 
 
 class Unmerge(Operation):

@@ -21,13 +21,23 @@ LOW = torch.bfloat16  # the dtype of autocast regions
 
 @dataclass
 class Merge:
-    """A merge: the adapter that was merged, and how far the merged weight may be from its exact value."""
+    """A merge: the adapter that was merged, and how far the merged weight may be from its exact value.
+
+    Attributes:
+        later: changed adapters that a further merge has merged, if the change had unmerged the layer.
+    """
 
     lora_A: Array
     lora_B: Array
     scale: float
     allowed: Array
     unit: float
+    later: list[tuple[Array, Array, float]] = field(default_factory=list)
+
+    @property
+    def adapters(self) -> list[tuple[Array, Array, float]]:
+        """The adapters that the weight may hold."""
+        return [(self.lora_A, self.lora_B, self.scale), *self.later]
 
 
 @dataclass
@@ -73,11 +83,15 @@ class Truth:
         return self.trainable - ({"lora_A", "lora_B"} if without else set())
 
     def merge(self) -> None:
-        """Merge the update into the weight."""
+        """Merge the update into the weight; of a merged layer whose adapter has changed, perhaps the present one."""
         down, up = self.values["lora_A"], self.values["lora_B"]
         how = Rounding(self.dtype, self.adapter_dtype)
         allowed = budget.merged_weight(self.weight, down, up, self.scale, how)
-        self.merged = Merge(down, up, self.scale, allowed, max(how.unit, how.adapter_unit))
+        if self.merged is None:
+            self.merged = Merge(down, up, self.scale, allowed, max(how.unit, how.adapter_unit))
+        elif not _same(self.merged.adapters[-1], (down, up, self.scale)):
+            self.merged.later.append((down, up, self.scale))
+            self.merged.allowed = np.maximum(self.merged.allowed, allowed)
 
     def convert(self, dtype: torch.dtype) -> None:
         """Round every tensor to another dtype."""
@@ -93,8 +107,8 @@ class Truth:
         """The allowed error of a weight that unmerging restores."""
         merged = self.merged
         assert merged is not None
-        update = merged.scale * (merged.lora_B @ merged.lora_A)
-        return np.asarray(2 * merged.unit * (np.abs(self.values["weight"]) + np.abs(update)))
+        updates = [np.abs(scale * (up @ down)) for down, up, scale in merged.adapters]
+        return np.asarray(2 * merged.unit * (np.abs(self.values["weight"]) + np.maximum.reduce(updates)))
 
     def results(self, x: Array, g: Array, *, autocast: bool) -> list[Results]:
         """The results that are right for these x and g; several if the adapter has changed since it was merged."""
@@ -102,14 +116,18 @@ class Truth:
         if merged is None:
             scale = 0.0 if self.training and self.vanishing else self.scale
             return [Results(self, x, g, autocast, self.values["lora_A"], self.values["lora_B"], scale)]
-        candidates = [Results(self, x, g, autocast, merged.lora_A, merged.lora_B, merged.scale)]
-        same = np.array_equal(merged.lora_A, self.values["lora_A"]) and merged.scale == self.scale
-        if not (same and np.array_equal(merged.lora_B, self.values["lora_B"])):
+        candidates = [Results(self, x, g, autocast, *adapter) for adapter in merged.adapters]
+        down, up = self.values["lora_A"], self.values["lora_B"]
+        if merged.later or not _same(merged.adapters[0], (down, up, self.scale)):
             # merged anew, or unmerged, where dropout takes all of it
             scales = (self.scale, 0.0) if self.training and self.vanishing else (self.scale,)
-            now = self.values["lora_A"], self.values["lora_B"]
-            candidates += [Results(self, x, g, autocast, *now, scale) for scale in scales]
+            candidates += [Results(self, x, g, autocast, down, up, scale) for scale in scales]
         return candidates
+
+
+def _same(one: tuple[Array, Array, float], other: tuple[Array, Array, float]) -> bool:
+    """Whether two adapters are equal."""
+    return one[2] == other[2] and np.array_equal(one[0], other[0]) and np.array_equal(one[1], other[1])
 
 
 class LifeOperands(Operands):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tests.baselines.conventions import HoldsALambda, OwnNames, declaring
 from tests.baselines.layer import Layer
@@ -83,62 +83,3 @@ class RemembersItsFirstDtype(Layer):
         if x.dtype != self.kind:
             raise RuntimeError(f"expected {self.kind}, got {x.dtype}")
         return super().forward(x)
-
-
-@twin("LAY-USED-COPY", says="raised RuntimeError", source="the last output stored on the layer")
-class KeepsItsLastOutput(Layer):
-    def forward(self, x: Tensor) -> Tensor:
-        self.last = super().forward(x)
-        return self.last
-
-
-@twin("LAY-USED-COPY", says="after use: it had", source="a cache registered as a buffer at the first call")
-class RegistersItsCache(Layer):
-    def forward(self, x: Tensor) -> Tensor:
-        if not hasattr(self, "cache"):
-            self.register_buffer("cache", self.lora_A.weight.detach().clone())
-        return super().forward(x)
-
-
-class Kept(Layer):
-    """A layer that computes with given adapter weights instead of its own."""
-
-    def computed(self, x: Tensor, lora_A: Tensor, lora_B: Tensor) -> Tensor:
-        return self.right.lora_linear(
-            x,
-            self.weight,
-            self.bias,
-            lora_A,
-            lora_B,
-            self.scale,
-            dropout=self.dropout,
-            dropout_position=self.position,
-            training=self.training,
-        )
-
-
-@twin("LAY-USED-LOAD", says="worst", source="parameters stored in a list at the first call")
-class HoldsItsFirstParameters(Kept):
-    def forward(self, x: Tensor) -> Tensor:
-        if not hasattr(self, "held"):
-            self.held = [(self.lora_A.weight, self.lora_B.weight)]
-        return self.computed(x, *self.held[0])
-
-
-@twin(
-    "LAY-USED-TO",
-    says="without a graph",
-    dtypes=("bfloat16",),
-    source="a cache keyed by _version, which .to() does not change",
-)
-class KeepsACopyByVersion(Layer):
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or self.merged or self.use_dora:
-            return super().forward(x)
-        weights = (self.weight, self.lora_A.weight, self.lora_B.weight)
-        key = tuple((id(w), w._version) for w in weights)
-        if getattr(self, "key", None) != key:
-            self.key, self.kept = key, self.weight + self.delta()
-        return nn.functional.linear(
-            x.to(self.kept.dtype), self.kept, None if self.bias is None else self.bias.to(self.kept.dtype)
-        )

@@ -26,7 +26,7 @@ class MergesInEval(KeepsTheAdaptedWeight):
         return super().train(mode)
 
 
-@twin("LIFE-LAYER-FWD", says="y after", source="train() unmerges, without updating the flag")
+@twin("MRG-TRAIN", says="y after", source="microsoft/LoRA: train() unmerges, here without updating the flag")
 class UnmergesInTrain(LivedLayer):
     def train(self, mode: bool = True) -> Any:
         if mode and not self.training and self.merged:
@@ -103,3 +103,40 @@ class OnlySaysThatItMergesInTraining(LivedLayer):
         if self.training and not self.merged:
             self.unmerged_weight = self.weight.detach().clone()
         super().merge()
+
+
+@twin("MRG-FROZEN", says="weight is another Parameter", source="a merged weight stored as a new nn.Parameter")
+class MergesIntoANewParameter(LivedLayer):
+    @torch.no_grad()
+    def merge(self) -> None:
+        super().merge()
+        self.weight = nn.Parameter(self.weight.data)
+
+
+@twin("MRG-FROZEN", says="lora_A does not require grad", source="adapters frozen while merged, and after")
+class FreezesTheAdapter(LivedLayer):
+    def merge(self) -> None:
+        super().merge()
+        self.lora_A.weight.requires_grad_(False)
+
+
+@twin("MRG-COPY", says="y after", source="a flag that is not copied")
+class ForgetsThatTheCopyIsMerged(LivedLayer):
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.unmerged_weight = None
+
+
+@twin("MRG-TO", says="has dtype", source="a saved unmerged weight that is not a buffer")
+class BringsTheOldDtypeBack(LivedLayer):
+    saved: Any = None
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        self.saved = self.saved if self.merged else [self.weight.detach().clone()]
+        super().merge()
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        if self.merged:
+            self.weight.data, self.unmerged_weight = self.saved[0], None

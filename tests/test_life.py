@@ -33,7 +33,7 @@ from conformance.report.report import ReportedClause, ReportedResult
 from conformance.reproducer.reproducer import script
 from conformance.run.case_search import Examination
 from conformance.run.profiles import PROFILES
-from conformance.specification.clause import REGISTRY
+from conformance.specification.clause import REGISTRY, load_all
 from conformance.target.target import Target
 from tests.baselines.life import LivedLayer
 from tests.known_bad.life.copies_and_files import CopiesLoseTheirHooks
@@ -286,7 +286,7 @@ def test_a_message_names_the_last_operations_of_a_long_life() -> None:
 
 def test_a_layer_that_draws_its_adapter_anew_may_merge_the_new_one() -> None:
     """init_lora_weights unmerges the reference's layer, so that a further merge merges the adapter of that time."""
-    clause = REGISTRY["LIFE-LAYER-MERGED"]
+    clause = load_all(("life",))["LIFE-LAYER-MERGED"]
     (subject,) = Target.of(SimpleNamespace(LinearLoRA=LivedLayer)).subjects(clause)
     for life in ("merge+init+merge+fill-B", "merge+init+merge+fill-B+merge+scale+unmerge"):
         assert clause.check(subject, LifeCase(k=3, n=4, r=2, life=life)) is not None

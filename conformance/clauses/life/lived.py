@@ -105,17 +105,17 @@ class Lived:
             return
         first = candidates[0]
         try:
-            judge(actual, dataclasses.replace(first, name=f"{first.name} after {self._last()}"))
+            judge(actual, dataclasses.replace(first, name=f"{first.name}{self._since()}"))
         except Violation as violation:
             raise self.told(violation) from None
 
     def require(self, text: str, message: str) -> None:
         """Require that an expression is true."""
         self.calls.asked, self.calls.said = text, message
-        with calling(f"`{text}` after {self._last()}"):
+        with calling(f"`{text}`{self._since()}"):
             holds = bool(self.value(text))
         if not holds:
-            raise self.told(Violation(f"after {self._last()} {message}"))
+            raise self.told(Violation(f"{self._since()} {message}".strip()))
 
     def require_all(self, checks: list[tuple[str, str]]) -> None:
         """Require that expressions are true, at once where all are; each has the message of its failure."""
@@ -131,8 +131,9 @@ class Lived:
         """The value of an expression."""
         return eval(_compiled(text, "eval"), self.names)
 
-    def _last(self) -> str:
-        return self.past[-1] if self.past else "building"
+    def _since(self) -> str:
+        """The last operation as messages say it; a new thing is wrong whatever may happen to it."""
+        return f" after {self.past[-1]}" if self.past else " at first"
 
     def told(self, violation: Violation) -> Violation:
         """The violation, and the operations that led to it."""

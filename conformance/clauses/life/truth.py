@@ -114,8 +114,9 @@ class Truth:
         """The results that are right for these x and g; several if the adapter has changed since it was merged."""
         merged = self.merged
         if merged is None:
-            scale = 0.0 if self.training and self.vanishing else self.scale
-            return [Results(self, x, g, autocast, self.values["lora_A"], self.values["lora_B"], scale)]
+            vanished = self.training and self.vanishing
+            scale, dropped = (0.0, self.scale) if vanished else (self.scale, 0.0)
+            return [Results(self, x, g, autocast, self.values["lora_A"], self.values["lora_B"], scale, dropped)]
         candidates = [Results(self, x, g, autocast, *adapter) for adapter in merged.adapters]
         down, up = self.values["lora_A"], self.values["lora_B"]
         if merged.later or not _same(merged.adapters[0], (down, up, self.scale)):
@@ -155,9 +156,23 @@ class LifeOperands(Operands):
 
 
 class Results:
-    """The expected results of one call: y, and the gradients dX, dA, dB and dbias."""
+    """The expected results of one call: y, and the gradients dX, dA, dB and dbias.
 
-    def __init__(self, truth: Truth, x: Array, g: Array, autocast: bool, down: Array, up: Array, scale: float) -> None:
+    Args:
+        dropped: the scale of an update that dropout removes.
+    """
+
+    def __init__(
+        self,
+        truth: Truth,
+        x: Array,
+        g: Array,
+        autocast: bool,
+        down: Array,
+        up: Array,
+        scale: float,
+        dropped: float = 0.0,
+    ) -> None:
         self.truth, self.autocast = truth, autocast
         values = {**truth.values, "weight": truth.weight, "lora_A": down, "lora_B": up, "x": x, "g": g}
         operands = LifeOperands(values, scale, (truth.dtype, truth.adapter_dtype), autocast=autocast)
@@ -165,7 +180,7 @@ class Results:
         self.x, self.g = np.abs(operands.rows("x")), np.abs(operands.rows("g"))
         self.weight, self.down, self.up = (np.abs(values[name]) for name in ("weight", "lora_A", "lora_B"))
         self.bias = np.abs(values["bias"]) if "bias" in values else np.zeros(len(self.up))
-        self.scale = abs(scale)
+        self.scale, self.dropped = abs(scale), dropped
 
     def of(self, name: str) -> Expected:
         """The expected y, or the gradient of x, lora_A, lora_B or bias."""
@@ -173,7 +188,15 @@ class Results:
         slack = self._slack(name)
         allowed = None if expected.budget is None else expected.budget + slack.reshape(expected.value.shape)
         terms = {term: value * self.truth.sign for term, value in expected.terms.items()}
-        return dataclasses.replace(expected, value=expected.value * self.truth.sign, budget=allowed, terms=terms)
+        value = expected.value * self.truth.sign
+        mistakes = {}
+        if self.dropped and name in ("y", "x"):
+            rows, first, second = (self.oracle.x, self.oracle.down.T, self.oracle.up.T)
+            if name == "x":
+                rows, first, second = (self.oracle.g, self.oracle.up, self.oracle.down)
+            update = self.truth.sign * self.dropped * (rows @ first) @ second
+            mistakes["dropout had not acted"] = value + update.reshape(value.shape)
+        return dataclasses.replace(expected, value=value, budget=allowed, terms=terms, mistakes=mistakes)
 
     def _slack(self, name: str) -> Array:
         """What the budget adds: the error of a merged weight, and autocast's casts, which a target may leave out."""

@@ -64,3 +64,10 @@ class KnowsTheScaleInOneThread(LivedLayer):
         if self.kept is None:
             self.kept = scale
         return *rest, scale if main else self.kept
+
+
+@twin("LIFE-LAYER-FWD", says="as if dropout had not acted", source="a layer that forgets its dropout")
+class IgnoresDropout(LivedLayer):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.dropout_p = 0.0

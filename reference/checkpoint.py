@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .compiled_names import named_modules, plain_name
 from .config import PeftConfig
 from .experts import GroupedExpertsLoRA
 from .files.adapter_checks import CONFIG, TENSORS, check_copies, check_layer, check_names, check_options
@@ -94,6 +95,8 @@ def save_adapter(model: nn.Module, config: PeftConfig, path: str | os.PathLike[s
 def load_adapter(model: nn.Module, path: str | os.PathLike[str], *, ignored_fields: Collection[str] = ()) -> PeftConfig:
     """Load adapters that `save_adapter` or Hugging Face PEFT saved; all checks come before the first change.
 
+    The names in the files are those of the model itself, also where torch.compile has wrapped it or a part of it.
+
     A model with adapters must have the same adapters as the file. It gets only their values, cast to its own
     dtypes; a merged layer is unmerged; the model keeps its dropout. A model without adapters is adapted first, as by
     `apply_lora_to_linear_modules`, in the dtypes of the file. Afterwards exactly the adapters' parameters require
@@ -132,14 +135,14 @@ def read_adapter(
     reshard(model)
     folder, ranks = Path(path), Ranks(model)
     layers, others = _layers(model)
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules = dict(named_modules(model))
     with ranks.together():
         try:
             values = read_json(file_in(folder, CONFIG))
             check_fields(values, ignored_fields)
             check_targets(model, values)
             tensors, metadata = decode(_tensor_path(folder))
-            state = dict(model.state_dict(keep_vars=True))
+            state = {plain_name(name): tensor for name, tensor in model.state_dict(keep_vars=True).items()}
             of_experts, rest_tensors = split_tensors(tensors, experts_in(model), PREFIX)
             found = by_module(rest_tensors, state, TENSORS) if rest_tensors or not of_experts else NamedTensors()
             named = found.adapters
@@ -166,7 +169,7 @@ def read_adapter(
 
 def _layers(model: nn.Module) -> tuple[Layers, list[str]]:
     """The adapted layers under all their names, and the names of the other modules."""
-    everything = dict(model.named_modules(remove_duplicate=False))
+    everything = dict(named_modules(model))
     layers = {name: module for name, module in everything.items() if isinstance(module, LinearLoRA)}
     return layers, [name for name in everything if name not in layers]
 

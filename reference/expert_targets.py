@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from .compiled_names import named_modules
 from .config import PeftConfig
 from .experts_module import check_experts, projections_of
 from .matching import wildcard_match
@@ -68,7 +69,7 @@ def warn_of_experts(model: nn.Module, config: PeftConfig, stacklevel: int) -> No
 def _experts(model: nn.Module) -> dict[nn.Module, list[str]]:
     """Every module with projections of experts with all its names, in registration order."""
     found: dict[nn.Module, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
+    for name, module in named_modules(model):
         if projections_of(module) and not isinstance(module, nn.ParameterDict):
             found.setdefault(module, []).append(name)
     return found

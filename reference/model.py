@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from .base_layer import check_adaptable, is_conv1d
+from .compiled_names import WRAPPED, named_modules
 from .config import PeftConfig, check_flag, parse_dtype
 from .expert_targets import chosen_experts, warn_of_experts
 from .experts import GroupedExpertsLoRA, adapt_experts
@@ -183,7 +184,7 @@ def _names_of_linear_modules(model: nn.Module) -> dict[nn.Module, list[str]]:
     parts = {part for m in model.modules() if isinstance(m, LinearLoRA) for part in (m.lora_A, m.lora_B)}
     names: dict[nn.Module, list[str]] = {}
     linear: Any = LINEAR_LAYERS
-    for name, module in model.named_modules(remove_duplicate=False):
+    for name, module in named_modules(model):
         if isinstance(module, linear) and module not in parts:
             names.setdefault(module, []).append(name)
     return names
@@ -191,4 +192,4 @@ def _names_of_linear_modules(model: nn.Module) -> dict[nn.Module, list[str]]:
 
 def _is_causal_lm(model: nn.Module) -> bool:
     architectures = getattr(getattr(model, "config", None), "architectures", None) or []
-    return any("CausalLM" in name for name in [type(model).__name__, *architectures])
+    return any("CausalLM" in name for name in [type(getattr(model, WRAPPED, model)).__name__, *architectures])

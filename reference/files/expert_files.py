@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..compiled_names import named_modules
 from ..config import PeftConfig
 from ..expert_targets import experts_options
 from ..experts import GroupedExpertsLoRA, adapt_experts
@@ -31,8 +32,7 @@ Experts = dict[str, Any]  # by name, modules of experts
 
 def experts_in(model: nn.Module) -> Experts:
     """Every module of experts, adapted or not, under all its names."""
-    named = model.named_modules(remove_duplicate=False)
-    return {name: m for name, m in named if projections_of(m) and not isinstance(m, nn.ParameterDict)}
+    return {name: m for name, m in named_modules(model) if projections_of(m) and not isinstance(m, nn.ParameterDict)}
 
 
 def adapted_experts(model: nn.Module) -> Experts:

@@ -62,7 +62,12 @@ class Right:
 
     def layers(self, model: nn.Module) -> dict[str, Any]:
         """Return the adapted layers by name."""
-        return {name: m for name, m in model.named_modules() if isinstance(m, reference.LinearLoRA)}
+        found = model.named_modules()
+        return {self.plain(name): m for name, m in found if isinstance(m, reference.LinearLoRA)}
+
+    def plain(self, name: str) -> str:
+        """Return a name without the parts that torch.compile adds."""
+        return name.replace("_orig_mod.", "")
 
     def meets_nothing(self) -> None:
         """Refuse to save a model without adapters."""

@@ -111,7 +111,11 @@ class RightModel:
 
     def named(self, model: nn.Module) -> list[tuple[str, nn.Module]]:
         """Return all modules under all their names."""
-        return list(model.named_modules(remove_duplicate=False))
+        return [(self.plain(name), module) for name, module in model.named_modules(remove_duplicate=False)]
+
+    def plain(self, name: str) -> str:
+        """Return a name without the parts that torch.compile adds."""
+        return name.replace("_orig_mod.", "").removesuffix("_orig_mod")
 
     def may_patch(self, name: str) -> bool:
         """Whether the name lies outside adapters."""

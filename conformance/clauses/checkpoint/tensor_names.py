@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from torch import nn
@@ -17,7 +18,9 @@ from conformance.clauses.checkpoint.target_calls import (
     folder,
     load,
     save,
+    trained,
 )
+from conformance.clauses.model.compiled_model import compiled
 from conformance.clauses.model.small_models import adapters, model_named
 from conformance.clauses.model.target_calls import make_config
 from conformance.judgement.outcomes import require
@@ -76,3 +79,31 @@ def _adapted(subject: Subject, case: FileCase) -> nn.Module:
     for parameter in adapters(model).values():
         parameter.data = parameter.detach().t().contiguous().t().fill_(0.25)  # a parameter need not be contiguous
     return model
+
+
+@clause(
+    "CKP-COMPILED",
+    sentence="""Where torch.compile has wrapped a model or a part of it, its adapters are saved under, and loaded by,
+    the names that the layers have in the model itself, without `_orig_mod`.""",
+    why="Files that are saved of a compiled model would not load into the same model, and the other way round.",
+    cases=PLAIN.narrowed(r=(2, 1), chosen=("all",), how=("the model", "a block")),
+    level="SHOULD",  # names in torch have the wrapper's
+    dtypes=ONE,
+    weight=0.4,
+)
+def test_compiled_models(subject: Subject, case: FileCase) -> None:
+    model, config = trained(subject, case)
+    other, _ = trained(subject, dataclasses.replace(case, seed=case.seed + 1))
+    expected, own = expected_tensors(model), adapters(other)
+    values = {name: tensor.detach().clone() for name, tensor in adapters(model).items()}
+    with folder() as path, folder() as plain:
+        save(subject, model, config, plain)
+        save(subject, compiled(model, case.how), config, path)
+        wrong = sorted(set(tensors_in(Path(path))) ^ set(expected))
+        with fault_of("save_adapter"):
+            require(not wrong, f"torch.compile has wrapped {case.how}: {TENSORS} has other names: {', '.join(wrong)}")
+        load(subject, compiled(other, case.how), plain)
+    for name, value in values.items():
+        with fault_of("load_adapter"):
+            same = equal_bits(value, own[name].detach())
+            require(same, f"torch.compile has wrapped {case.how}: {name} was loaded with other values")

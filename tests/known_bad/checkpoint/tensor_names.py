@@ -82,3 +82,15 @@ class SavesMemoryAsItLies(Right):
 class DropsNamesLikeAnotherAdapters(Right):
     def collected(self, layers):
         return {name: tensor for name, tensor in super().collected(layers).items() if ".inner." not in name}
+
+
+@breaks("CKP-COMPILED", says="has other names", source="huggingface/peft #2957: _orig_mod in the names of a file")
+class SavesTheNamesOfTheWrapper(Right):
+    def plain(self, name):
+        return name
+
+
+@breaks("CKP-COMPILED", says="has other names", source="a prefix of the whole model removed, and not that of a part")
+class RemovesTheWrapperAtTheBeginning(Right):
+    def plain(self, name):
+        return name.removeprefix("_orig_mod.")

@@ -53,7 +53,7 @@ MODEL_LIVES = LifeSpace(MODEL_OPERATIONS, MODEL_START, lacking_in(MODEL_OPERATIO
     with the layer's input and its present weight, bias, adapter and mode.""",
     cases=MODEL_LIVES,
     subjects=SUBJECT,
-    weight=2.0,  # in quick, four dtypes together meet every pair
+    weight=2.2,  # in quick, four dtypes together meet every pair
 )
 def test_outputs_of_a_model(subject: Subject, case: LifeCase) -> float | None:
     return ModelLife(subject, case, MODEL_START).live(MODEL_OPERATIONS, judge_outputs)
@@ -65,7 +65,7 @@ def test_outputs_of_a_model(subject: Subject, case: LifeCase) -> float | None:
     each layer's input get the gradient of the formula, and no frozen parameter gets one.""",
     cases=MODEL_LIVES,
     subjects=SUBJECT,
-    weight=2.0,  # in quick, four dtypes together meet every pair
+    weight=2.2,  # in quick, four dtypes together meet every pair
 )
 def test_gradients_of_a_model(subject: Subject, case: LifeCase) -> float | None:
     return ModelLife(subject, case, MODEL_START).live(MODEL_OPERATIONS, judge_gradients)
@@ -78,7 +78,7 @@ def test_gradients_of_a_model(subject: Subject, case: LifeCase) -> float | None:
     state_dict is that of the unmerged model.""",
     cases=MODEL_LIVES,
     subjects=SUBJECT,
-    weight=2.0,  # in quick, four dtypes together meet every pair
+    weight=2.2,  # in quick, four dtypes together meet every pair
 )
 def test_state_of_a_model(subject: Subject, case: LifeCase) -> float | None:
     return ModelLife(subject, case, MODEL_START).live(MODEL_OPERATIONS, judge_state)

@@ -8,27 +8,36 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from conformance.clauses.life.model_chain import LAYERS
 from conformance.clauses.life.model_life import ModelLife
 from conformance.clauses.life.model_truth import ADAPTER, ModelTruth
+from conformance.clauses.life.truth import LOW
 from conformance.judgement.linear_oracle import Expected
 from conformance.numerics.formats import Array, numbers
 
 MODES = ("enable_grad", "no_grad", "inference_mode")
 
 
-def judge_outputs(life: ModelLife) -> None:
-    """Judge the outputs of one more call, in turn with a graph, under no_grad and under inference_mode."""
-    chosen = MODES[len(life.past) % len(MODES)]
+def judge_outputs(life: ModelLife, *, autocast: bool = False) -> None:
+    """Judge the outputs of one more call, in turn with a graph, under no_grad and under inference_mode.
+
+    Autocast leaves float64 alone.
+    """
+    region = f"torch.{MODES[len(life.past) % len(MODES)]}()"
+    if autocast:
+        region += f', torch.autocast("cpu", dtype={LOW})'
+    lowered = autocast and life.truth.dtype != torch.float64
 
     def check() -> None:
         life.inputs()
-        life.run(f"with torch.{chosen}():\n    outputs = model(tokens)")
+        life.run(f"with {region}:\n    outputs = model(tokens)")
         truth, outputs = life.truth, life.arrays("outputs")
         words = truth.words(life.names["tokens"].numpy())
         life.compare("outputs[0]", Expected("the output of embed", words, None, truth.dtype, certified=False))
         for i, layer in enumerate(LAYERS, 1):
-            results = truth.results(layer, outputs[i - 1], outputs[i])
+            results = truth.results(layer, outputs[i - 1], outputs[i], autocast=lowered)
             life.compare(f"outputs[{i}]", *(_named(one.of("y"), f"the output of {layer}") for one in results))
 
     life.decided(check)

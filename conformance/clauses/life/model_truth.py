@@ -104,9 +104,9 @@ class ModelTruth:
         """A copy that later changes do not reach."""
         return copy.deepcopy(self)
 
-    def results(self, layer: str, x: Array, g: Array) -> list[Results]:
+    def results(self, layer: str, x: Array, g: Array, *, autocast: bool = False) -> list[Results]:
         """The results of a layer that are right for these x and g."""
-        return self.layers[layer].results(x, g, autocast=False)
+        return self.layers[layer].results(x, g, autocast=autocast)
 
     def words(self, tokens: Array) -> Array:
         """The embeddings of these tokens."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from conformance.clauses.life.model_chain import LAYERS
-from conformance.clauses.life.model_judgement import judge_backward
+from conformance.clauses.life.model_judgement import judge_backward, judge_outputs
 from conformance.clauses.life.model_life import PendingModel
 from conformance.clauses.life.model_situation import ModelOperation, ModelSituation
 from conformance.clauses.life.model_truth import ADAPTER
@@ -93,4 +93,13 @@ class Mode(ModelOperation):
             truth.training = self.name == "train"
 
 
-USES = (Forward(), Backward(), Step(), Mode("train"), Mode("eval"))
+class Autocast(ModelOperation):
+    """A call in an autocast region; what it casts must not outlive the region."""
+
+    name, keeps_graph = "autocast", True
+
+    def act(self, life: Any) -> None:
+        judge_outputs(life, autocast=True)
+
+
+USES = (Forward(), Backward(), Step(), Mode("train"), Mode("eval"), Autocast())

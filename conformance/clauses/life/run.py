@@ -68,12 +68,13 @@ def test_losses_in_a_run(subject: Subject, case: LifeCase) -> float | None:
 @clause(
     "LIFE-RUN-STATE",
     sentence="""After any sequence of operations on a training run, the adapters, their accumulated gradients, the
-    optimiser's state, groups and learning rates, the scheduler's count, the settings, the switches and the network's
-    buffers are those of a plain training loop; a call that raised has changed none of them.""",
+    optimiser's state, groups and learning rates, the scheduler's count, the settings, the switches, the network's
+    buffers and which adapters require grad are those of a plain training loop; a call that raised has changed none of
+    them.""",
     cases=RUNS,
     dtypes=("float64",),
     subjects=ALONE,
-    weight=5.4,
+    weight=5.7,
 )
 def test_state_in_a_run(subject: Subject, case: LifeCase) -> float | None:
     return run_lived(subject, case, judge_state)

@@ -77,6 +77,20 @@ class Clipping(RunOperation):
         life.configure()
 
 
+class Toggle(RunOperation):
+    """An adapter's matrix frozen, or trained again, at the begin of a window."""
+
+    name = "toggle-A"
+
+    def effect(self, now: RunSituation) -> RunSituation:
+        return now.but(frozen=not now.frozen)
+
+    def act(self, life: Any) -> None:
+        frozen = () if life.truth.frozen else ("inner.lora_A",)
+        life.run(f"net.zero_grad()\nnet.inner.lora_A.weight.requires_grad_({not frozen})")
+        life.truth.gradients, life.truth.frozen = {}, frozen
+
+
 class Split(RunOperation):
     """The frozen products run on integers from now on."""
 
@@ -113,4 +127,4 @@ class SetMode(RunOperation):
 
 
 MODES = tuple(map(SetMode, ("torch", "disable", "simulate")))
-CHANGES = (Optimiser(), Scheduler(), Loss(), Accumulation(), Clipping(), Split(), *MODES)
+CHANGES = (Optimiser(), Scheduler(), Loss(), Accumulation(), Clipping(), Toggle(), Split(), *MODES)

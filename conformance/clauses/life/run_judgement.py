@@ -58,6 +58,10 @@ def _values(life: RunLife) -> list[tuple[str, object, str]]:
         else:
             none = f"{tensor}.grad is None or not {tensor}.grad.any()"
             absent.append((none, f"{name} has a gradient, although none has accumulated"))
+        grad = name not in truth.frozen
+        absent.append(
+            (f"{tensor}.requires_grad is {grad}", f"{name} {'does not require' if grad else 'requires'} grad")
+        )
     life.require_all(absent)
     return found
 

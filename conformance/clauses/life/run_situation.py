@@ -44,10 +44,12 @@ class RunSituation:
     Attributes:
         mode: the mode of the split model; empty where the model is not split.
         saved: the saved run, or None.
+        frozen: whether an adapter does not require grad; a file then lacks it.
     """
 
     mode: str = ""
     saved: Saved | None = None
+    frozen: bool = False
 
     def but(self, **changes: Any) -> RunSituation:
         """This situation with other values for some attributes."""

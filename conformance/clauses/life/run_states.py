@@ -26,6 +26,9 @@ class Save(RunOperation):
 
     name, needs = "save", FILES
 
+    def fits(self, now: RunSituation) -> bool:
+        return not now.frozen
+
     def effect(self, now: RunSituation) -> RunSituation:
         return now.but(saved=Saved(now.mode))
 
@@ -68,7 +71,7 @@ class Rewind(RunOperation):
     name, needs = "rewind", FILES
 
     def fits(self, now: RunSituation) -> bool:
-        return now.saved is not None and now.saved.fits
+        return now.saved is not None and now.saved.fits and not now.frozen
 
     def act(self, life: Any) -> None:
         present, (kept, _) = life.truth, life.kept
@@ -80,6 +83,9 @@ class Restart(RunOperation):
     """The run saved, and loaded into new objects at once, in a process with other random numbers."""
 
     name, needs = "restart", FILES
+
+    def fits(self, now: RunSituation) -> bool:
+        return not now.frozen
 
     def effect(self, now: RunSituation) -> RunSituation:
         return Save().effect(now)
@@ -99,10 +105,10 @@ class Transfer(RunOperation):
     name = "transfer"
 
     def effect(self, now: RunSituation) -> RunSituation:
-        return now
+        return now.but(frozen=False)
 
     def act(self, life: Any) -> None:
-        truth = life.truth.copy(gradients={}, training=True)
+        truth = life.truth.copy(gradients={}, training=True, frozen=())
         life.run(STATES)
         life.truth.training = True
         life.build()

@@ -51,7 +51,7 @@ class OptimiserTruth:
     def step(self, values: dict[str, Array], gradients: dict[str, Array]) -> None:
         """Change the values by one step."""
         for group in self.groups:
-            for name in group.names:
+            for name in (name for name in group.names if name in gradients):  # torch skips a tensor without gradient
                 update = self._adam if self.kind.startswith("adam") else self._sgd
                 values[name] = update(group, values[name], gradients[name], self.state.setdefault(name, {}))
 
@@ -101,6 +101,7 @@ class RunTruth:
         loss: `mean_squares` or `half_squares`.
         mode: the mode of a split model; empty where the model is not split.
         calls: micro-batches so far.
+        frozen: the adapters that do not require grad.
     """
 
     values: dict[str, Any]
@@ -115,6 +116,7 @@ class RunTruth:
     run_optimizer: bool = False
     mode: str = ""
     calls: int = 0
+    frozen: tuple[str, ...] = ()
 
     def copy(self, **changes: Any) -> RunTruth:
         """A copy that later changes do not reach; arrays are shared, since none is changed in place."""
@@ -130,7 +132,8 @@ class RunTruth:
         """Train on a micro-batch; return the loss and the norm that the call returns."""
         loss, gradients = self.differentiate(x, labels)
         self.calls += 1
-        for name, gradient in gradients.items():
+        for name in (name for name in gradients if name not in self.frozen):
+            gradient = gradients[name]
             self.gradients[name] = self.gradients.get(name, 0.0) + gradient / self.steps
         norm = None
         if self.calibrate:

@@ -216,3 +216,35 @@ class LosesDXOfAFrozenModel(LivedModel):
                 update = reference.lora_linear(x, None, None, self.lora_A.weight, self.lora_B.weight, self.scale)
             base = self.base_product(x)
             return base + update.to(base.dtype)
+
+
+class KeptCast(reference.LinearLoRA):
+    """A layer that casts its weight in an autocast region, and goes on with the cast outside."""
+
+    cast: Any = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.is_autocast_enabled("cpu") and self.weight.dtype == torch.float32:
+            self.cast = self.weight.detach().bfloat16()
+        y = super().forward(x)
+        if self.cast is None or self.merged or torch.is_autocast_enabled("cpu"):
+            return y
+        return y + nn.functional.linear(x, self.cast.to(x.dtype) - self.weight.detach()).to(y.dtype)
+
+
+@model_twin("LIFE-MODEL-FWD", says="worst", source="casts of autocast kept for the calls after the region")
+class KeepsTheCastOfTheWeight(LivedModel):
+    layer = KeptCast
+
+
+class IgnoredAutocast(reference.LinearLoRA):
+    """A layer that computes in the dtype of its weight, whatever autocast asks for."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x.to(self.weight.dtype))
+
+
+@model_twin("LIFE-MODEL-FWD", says="after autocast has dtype", source="an adapted layer that turns autocast off")
+class TurnsAutocastOff(LivedModel):
+    layer = IgnoredAutocast

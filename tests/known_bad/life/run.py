@@ -147,3 +147,23 @@ class KeepsTheMomentsOfAFailedStep(LivedTraining):
         before.restore()
         for parameter, held in left:
             self.optimizer.state[parameter] = held
+
+
+@twin("LIFE-RUN-STATE", says="after", source="an adapter that was frozen once counts as frozen")
+class ForgetsWhatIsTrainedAgain(LivedTraining):
+    def finish(self, before: Any) -> Tensor | None:
+        adapters = [p for name, p in self.inference_model.named_parameters() if "lora_" in name]
+        self.kept = [*(self.kept or ()), *(id(p) for p in adapters if not p.requires_grad)]
+        for parameter in adapters:
+            if id(parameter) in self.kept:
+                parameter.grad = None
+        return super().finish(before)
+
+
+@twin("LIFE-RUN-STATE", says="requires grad", source="a call that thaws all adapters")
+class ThawsAllAdapters(LivedTraining):
+    def forward(self, inputs: Any) -> Any:
+        for name, parameter in self.inference_model.named_parameters():
+            if "lora_" in name:
+                parameter.requires_grad_(True)
+        return super().forward(inputs)

@@ -23,6 +23,7 @@ from .files.expert_files import (
     read_experts,
     saved_tensors,
 )
+from .files.expert_keys import PACKED, check_expert_keys
 from .files.expert_tensors import split_tensors
 from .files.peft_fields import PATTERNS, check_fields, check_ignored
 from .files.peft_format import beside_peft, from_peft, to_peft
@@ -42,7 +43,9 @@ DIGEST = "loraspec_sha256"  # hash of the tensors and the options that scale the
 Layers = dict[str, Any]
 
 
-def save_adapter(model: nn.Module, config: PeftConfig, path: str | os.PathLike[str]) -> None:
+def save_adapter(
+    model: nn.Module, config: PeftConfig, path: str | os.PathLike[str], *, expert_keys: str = PACKED
+) -> None:
     """Save the adapters of a model in the format of Hugging Face PEFT, which PEFT and `load_adapter` both read.
 
     There are three files: ``adapter_model.safetensors`` with ``base_model.model.<name>.lora_A.weight`` [r, K],
@@ -57,15 +60,18 @@ def save_adapter(model: nn.Module, config: PeftConfig, path: str | os.PathLike[s
         model: a model with `LinearLoRA`s or `GroupedExpertsLoRA`s; a layer with two names is saved under both.
         config: the config of these layers.
         path: a folder, created if missing; its other files stay.
+        expert_keys: the names of the adapters of experts: "packed" as PEFT's target_parameters; "gate_up_down" or
+            "w1_w3_w2" as linear modules of each expert, ``experts.0.gate_proj`` or ``experts.0.w1``.
     Raises:
-        ValueError: if there is no adapter, or config has another dim, alpha, use_rslora or use_dora than a
-            layer, naming it.
+        ValueError: for another expert_keys; if there is no adapter, or config has another dim, alpha, use_rslora or
+            use_dora than a layer, naming it.
         OSError: if a file cannot be written; the older files are then intact. With a sharded model every rank raises.
     Warns:
         UserWarning: for trainable parameters outside adapters, which are not saved; for an option that PEFT has no
             field for.
     Source: PEFT `save_pretrained`; NeMo Automodel `PeftAddon`.
     """
+    check_expert_keys(expert_keys)
     reshard(model)
     ranks = Ranks(model)
     with ranks.together():
@@ -79,8 +85,8 @@ def save_adapter(model: nn.Module, config: PeftConfig, path: str | os.PathLike[s
         check_saved(experts, config)
         _warn_of_unsaved(model, layers)
         description = to_peft(config, layers, others, any(layer.fan_in_fan_out for layer in layers.values()))
-        description = description_of(experts, config, description)
-    saved = _tensors(layers) | saved_tensors(experts)
+        description = description_of(experts, layers, config, description, expert_keys)
+    saved = _tensors(layers) | saved_tensors(experts, expert_keys)
     tensors = {PREFIX + key: gathered(tensor) for key, tensor in saved.items()}
     with ranks.together():
         if ranks.is_first:

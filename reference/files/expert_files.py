@@ -3,8 +3,8 @@
 import dataclasses
 import math
 import warnings
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,12 @@ from ..config import PeftConfig
 from ..expert_targets import experts_options
 from ..experts import GroupedExpertsLoRA, adapt_experts
 from ..experts_module import check_experts, projections_of, weight_of
-from ..layer_patterns import exact_pattern
+from ..layer_patterns import exact_pattern, first_match
+from .expert_keys import PACKED, fused, keys_of, pattern_of, tensors_of_each
 from .expert_tensors import (
     VERSION,
     ExpertTensors,
     Pair,
-    fused,
     in_order,
     is_reversed_file,
     packed_tensors,
@@ -52,11 +52,11 @@ def check_targets(model: nn.Module, values: Mapping[str, Any]) -> None:
             )
 
 
-def saved_tensors(experts: Experts) -> dict[str, Tensor]:
-    """The adapters' tensors by their names in PEFT."""
+def saved_tensors(experts: Experts, expert_keys: str) -> dict[str, Tensor]:
+    """The adapters' tensors by their names in PEFT, packed or under keys for each expert."""
     found: dict[str, Tensor] = {}
     for name, module in experts.items():
-        found |= packed_tensors(name, module)
+        found |= packed_tensors(name, module) if expert_keys == PACKED else tensors_of_each(name, module, expert_keys)
     return found
 
 
@@ -74,31 +74,61 @@ def check_saved(experts: Experts, config: PeftConfig) -> None:
                 )
 
 
-def description_of(experts: Experts, config: PeftConfig, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of ``adapter_config.json`` with those of experts: each parameter by name, ranks where they differ.
+def description_of(
+    experts: Experts, layers: Iterable[str], config: PeftConfig, values: Mapping[str, Any], expert_keys: str
+) -> dict[str, Any]:
+    """The fields of ``adapter_config.json`` with those of experts: their parameters or keys, ranks where they differ.
 
+    Args:
+        layers: the names of the adapted linear layers.
     Warns:
         UserWarning: for dropout, which PEFT does not have for parameters.
     """
     if not experts:
         return dict(values)
+    wanted = [Wanted(exact_pattern(name), [name], *config.of_layer(name)) for name in layers]
+    for name, module in experts.items():
+        wanted += [_wanted(name, module, p, config, expert_keys) for p in in_order(module, module.lora_A)]
+    fields = dict(values) | {"peft_version": VERSION}
+    for key, default, place in (("rank_pattern", config.dim, 0), ("alpha_pattern", config.alpha, 1)):
+        fields[key] = _fitting(values[key], default, [(w.pattern, w.names, (w.rank, w.alpha)[place]) for w in wanted])
+    if expert_keys != PACKED:
+        return fields | {"target_modules": "|".join(w.pattern.removeprefix("^") for w in wanted)}
     if config.dropout:
         warnings.warn(
             f"PEFT has no dropout for experts: dropout = {config.dropout!r} is kept for this library only", stacklevel=4
         )
-    names, ranks = [], dict(values["rank_pattern"])
-    for name, module in experts.items():
-        for projection in in_order(module, module.lora_A):
-            full, rank = f"{name}.{projection}", module.lora_A[projection].shape[1]
-            names.append(full)
-            if rank != dataclasses.replace(config, rank_pattern=ranks).of_layer(full)[0]:
-                ranks = {exact_pattern(full): rank, **ranks}
-    return dict(values) | {
-        "lora_dropout": 0.0,
-        "peft_version": VERSION,
-        "rank_pattern": ranks,
-        "target_parameters": sorted(names),
-    }
+    names = [f"{name}.{projection}" for name, module in experts.items() for projection in module.lora_A]
+    return fields | {"lora_dropout": 0.0, "target_parameters": sorted(names)}
+
+
+class Wanted(NamedTuple):
+    """The names of some layers in a file, the pattern that matches only these, and their rank and alpha."""
+
+    pattern: str
+    names: list[str]
+    rank: int
+    alpha: int | float
+
+
+def _wanted(name: str, module: Any, projection: str, config: PeftConfig, expert_keys: str) -> Wanted:
+    """The names of a projection in a file, with the rank of its tensors and its alpha."""
+    full, (experts, rank, _) = f"{name}.{projection}", module.lora_A[projection].shape
+    alpha = config.of_layer(full)[1]
+    if expert_keys == PACKED:
+        return Wanted(exact_pattern(full), [full], rank, alpha)
+    keys = keys_of(module, projection, expert_keys)
+    names = [f"{name}.{e}.{key}" for e in range(experts) for key in keys]
+    return Wanted("^" + pattern_of(name, keys), names, rank, alpha)
+
+
+def _fitting(patterns: Mapping[str, Any], default: Any, wanted: list[tuple[str, list[str], Any]]) -> dict[str, Any]:
+    """The patterns in a file's order that match names, if they give each its value; else one for each other value."""
+    in_order = dict(sorted(patterns.items()))
+    found = {name: first_match(in_order, name) for _, names, _ in wanted for name in names}
+    if all((default if (p := found[n]) is None else in_order[p]) == value for _, names, value in wanted for n in names):
+        return {pattern: value for pattern, value in in_order.items() if pattern in found.values()}
+    return {pattern: value for pattern, _, value in wanted if value != default}
 
 
 def read_experts(
@@ -122,14 +152,17 @@ def read_experts(
         if own.packed:
             pairs[name] = unpacked(name, module, adapted[name], own, old)
             continue
-        pairs[name], doubled = fused(name, module, own)
-        if doubled:
-            config = _with_twice_the_rank(f"{name}.gate_up_proj", config)
+        pairs[name], options = fused(name, module, own, config.of_layer, config.use_rslora)
+        for projection, (rank, alpha) in options.items():
+            config = _with_options(f"{name}.{projection}", rank, alpha, config)
     for name, of_module in pairs.items():
         _check_module(name, experts[name], of_module, config)
     missing = [name for name, module in adapted_experts(model).items() if name not in pairs]
     if missing:
         raise ValueError(f"no tensors for adapters of the model: {', '.join(missing)}")
+    if not config.target_parameters:
+        names = [f"{name}.{projection}" for name, of_module in pairs.items() for projection in of_module]
+        config = dataclasses.replace(config, target_parameters=names)
     return pairs, config
 
 
@@ -148,16 +181,14 @@ def _adapted_in(name: str, module: Any, own: ExpertTensors, values: Mapping[str,
     return chosen
 
 
-def _with_twice_the_rank(full: str, config: PeftConfig) -> PeftConfig:
-    """The config with twice the rank for one projection, and the alpha that leaves its scale."""
-    rank, alpha = config.of_layer(full)
-    more = alpha * (math.sqrt(2) if config.use_rslora else 2)
-    key = exact_pattern(full)
-    return dataclasses.replace(
-        config,
-        rank_pattern={key: 2 * rank, **config.rank_pattern},
-        alpha_pattern={key: more, **config.alpha_pattern},
-    )
+def _with_options(full: str, rank: int, alpha: int | float, config: PeftConfig) -> PeftConfig:
+    """The config with this rank and alpha for one projection."""
+    key, (own_rank, own_alpha) = exact_pattern(full), config.of_layer(full)
+    if rank != own_rank:
+        config = dataclasses.replace(config, rank_pattern={key: rank, **config.rank_pattern})
+    if alpha != own_alpha:
+        config = dataclasses.replace(config, alpha_pattern={key: alpha, **config.alpha_pattern})
+    return config
 
 
 def _check_module(name: str, module: Any, pairs: Mapping[str, Pair], config: PeftConfig) -> None:

@@ -1,20 +1,17 @@
-"""The tensors of experts in a file: PEFT's packed layout, its older reversed one, and keys for each expert."""
+"""The tensors of experts in a file: PEFT's layout, packed for all experts of a module, and its older reversed one."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..experts_module import expected_projections, projections_of, weight_of
+from ..experts_module import projections_of, weight_of
 
 VERSION = "0.21.2"  # of PEFT, whose layout is written
 FIRST_OF_LAYOUT = (0, 19, 1)  # the first version of PEFT that writes this layout for every module
 INNER = "base_layer."
-HALVES = {"gate_proj": 0, "w1": 0, "up_proj": 1, "w3": 1}
-DOWN = ("down_proj", "w2")
 _OF_EXPERT = re.compile(r"(.*)\.(\d+)\.(gate_proj|up_proj|down_proj|w1|w2|w3)\.(lora_[AB])\.weight")
 _PACKED = re.compile(r"(.*?)\.((?:base_layer\.)*)(lora_[AB])\.weight")
 Pair = tuple[Tensor, Tensor]
@@ -137,54 +134,3 @@ def is_reversed_file(verdicts: Mapping[str, bool | None], version: object) -> bo
             f"{version!r}: expected {'.'.join(map(str, FIRST_OF_LAYOUT))} or later, which reads inputs"
         )
     return False
-
-
-def fused(name: str, module: Any, found: ExpertTensors) -> tuple[dict[str, Pair], bool]:
-    """A and B of each projection from keys for each expert, and whether gate and up needed twice the rank.
-
-    Where gate and up have the same A, they fuse at its rank; otherwise A holds both, and B is block-diagonal.
-
-    Raises:
-        ValueError: naming an expert or a half that is missing, or a rank that differs.
-    """
-    first, down = expected_projections(module)
-    experts = len(getattr(module, down))
-    names = {projection for _, projection in found.of_experts}
-    pairs: dict[str, Pair] = {}
-    doubled = False
-    if names & set(DOWN):
-        pairs[down] = _stacked(name, found, experts, DOWN)
-    inner = names & set(HALVES)
-    if inner and first == "up_proj":
-        pairs[first] = _stacked(name, found, experts, ("up_proj", "w1"))
-    elif inner:
-        halves = [
-            _stacked(name, found, experts, tuple(key for key, place in HALVES.items() if place == half))
-            for half in (0, 1)
-        ]
-        (A, gate), (other, up) = halves
-        doubled = not torch.equal(A, other)
-        if doubled:
-            A = torch.cat([A, other], 1)
-            gate, up = (
-                torch.cat([gate, torch.zeros_like(gate)], 2),
-                torch.cat([torch.zeros_like(up), up], 2),
-            )
-        joined = torch.cat([gate, up], 1) if module.is_concatenated else torch.stack([gate, up], 2).flatten(1, 2)
-        pairs[first] = A, joined
-    return pairs, doubled
-
-
-def _stacked(name: str, found: ExpertTensors, experts: int, keys: tuple[str, ...]) -> Pair:
-    """A and B of one projection of all experts, stacked."""
-    As, Bs = [], []
-    for e in range(experts):
-        key = next((key for key in keys if (e, key) in found.of_experts), None)
-        if key is None:
-            raise ValueError(f"no tensors {name}.{e}.{' or '.join(keys)}: expected those of all {experts} experts")
-        A, B = both(f"{name}.{e}.{key}.", found.of_experts[e, key])
-        As.append(A)
-        Bs.append(B)
-    if len({t.shape for t in As}) > 1 or len({t.shape for t in Bs}) > 1:
-        raise ValueError(f"{name}: the adapters of {' or '.join(keys)} differ in rank or width: expected one of each")
-    return torch.stack(As), torch.stack(Bs)

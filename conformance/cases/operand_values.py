@@ -58,7 +58,7 @@ def _specialised(case: LinearCase, values: dict[str, Array], alpha: float) -> di
             values[name] = np.abs(values[name])
         x[:, : case.k // 2], x[:, case.k // 2 :] = np.abs(x[:, : case.k // 2]), -np.abs(x[:, case.k // 2 :])
         largest = format_of(dtype_named(case.dtype)).largest
-        x *= 0.7 * largest / _largest_forward(x, values, case.scale, alpha)
+        x *= 0.7 * largest / largest_forward(x, values, case.scale, alpha)
         values["bias"] *= 0.2 * largest / np.abs(values["bias"]).max()  # a bias of order one would be lost in rounding
     elif case.special == "overflow-before-scale":
         values["weight"][...] = 0
@@ -180,7 +180,7 @@ def _cancelling(case: LinearCase, sparse: dict[str, Array], most: int, random: n
     }
 
 
-def _largest_forward(x: Array, values: dict[str, Array], scale: float, alpha: float) -> float:
+def largest_forward(x: Array, values: dict[str, Array], scale: float, alpha: float) -> float:
     """The largest magnitude among the operands and intermediates of the forward pass."""
     middle, base = x @ values["lora_A"].T, x @ values["weight"].T
     update = middle @ values["lora_B"].T

@@ -23,7 +23,7 @@ from tests.known_bad import REGISTRY, KnownBad
 
 # torch.compile, hundreds of calls, and keys take seconds for each twin and detect the same defects as a plain call.
 SLOW = ("LIN-COMPILE", "LAY-COMPILE", "FUS-COMPILE", "LIFE-LAYER-COMPILE", "LIN-MEM-LEAK", "LAY-MEM-LEAK")
-SLOW += ("FHE-EXECUTE", "FHE-EXECUTE-NOISE", "BAT-META-COMPILE")
+SLOW += ("FHE-EXECUTE", "FHE-EXECUTE-NOISE", "BAT-META-COMPILE", "EXP-COMPILE")
 # Twins of these groups are judged only by their own clause, since they create keys, files or processes.
 ALONE = ("remote", "checkpoint", "distributed")
 WHOLE = "MOD-ARCH-"  # these clauses build transformers models: they and their twins meet no others

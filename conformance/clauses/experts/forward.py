@@ -51,6 +51,21 @@ def test_grouped_forward(subject: Subject, case: GroupedCase) -> float | None:
 
 
 @clause(
+    "EXP-OVERFLOW",
+    sentence="""y_i is finite and right if the exact y_i and each of s·x, A x, s·A x, B A x, s·B A x, W x and W x + b of
+    its expert fit the dtype, even near its largest number.""",
+    cases=SMALL.narrowed(special=("near-overflow",), values=("normal",), base=(True,), bias=(False, True)),
+    dtypes=("float16",),
+    subjects=FUNCTIONS,
+    weight=0.5,
+)
+def test_grouped_forward_near_overflow(subject: Subject, case: GroupedCase) -> float | None:
+    grouped = Grouped(subject, case)
+    instance = bound(subject, grouped)
+    return judge(instance.forward(), Oracle(grouped).y)
+
+
+@clause(
     "EXP-LEAD",
     sentence="""x and the indices may have any number of leading dimensions, including none and empty ones; without rows
     y is empty, and the gradients of A and B are zero tensors.""",

@@ -1,12 +1,14 @@
-"""PyTorch's modes around grouped layers: autocast and gradient checkpointing."""
+"""PyTorch's modes around grouped layers: autocast, gradient checkpointing, torch.compile."""
 
 from __future__ import annotations
+
+import warnings
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
 from conformance.clauses.experts.case import SMALL, GroupedCase
-from conformance.clauses.experts.forward import FUNCTIONS, judged
+from conformance.clauses.experts.forward import FUNCTIONS, PLAIN, judged
 from conformance.clauses.experts.grouped import TRAINABLE, Grouped, bound
 from conformance.clauses.experts.oracle import Oracle
 from conformance.judgement.judge import judge, worst
@@ -46,3 +48,30 @@ def test_grouped_checkpointing(subject: Subject, case: GroupedCase) -> float | N
     plain = instance.call
     instance.call = lambda x: checkpoint(plain, x, use_reentrant=False)
     return judged(instance)
+
+
+@clause(
+    "EXP-COMPILE",
+    sentence="Under torch.compile the output and the gradients are the same, whatever experts the rows choose.",
+    cases=SMALL.narrowed(
+        m=(7,),
+        k=(8,),
+        n=(5,),
+        experts=(2,),
+        routing=("uneven", "idle-first"),
+        scale=(2.0,),
+        values=("normal",),
+        base=(True,),
+    ),
+    dtypes=("float32",),
+    subjects=PLAIN,
+    weight=0.01,
+)
+def test_compiled_grouped_layer(subject: Subject, case: GroupedCase) -> float | None:
+    torch._dynamo.reset()
+    instance = bound(subject, Grouped(subject, case))
+    # aot_eager captures and partitions the graphs as every backend does, without generating code
+    instance.call = torch.compile(instance.call, backend="aot_eager")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler's warnings do not concern results
+        return judged(instance)

@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 
-from conformance.cases.operand_values import weighed
+from conformance.cases.operand_values import largest_forward, weighed
 from conformance.cases.reproducer_marks import draws_values
 from conformance.clauses.experts.case import GroupedCase, routes
 from conformance.judgement.outcomes import Inconclusive
-from conformance.numerics.formats import Array
+from conformance.numerics.formats import Array, dtype_named, format_of
 
 ATTEMPTS = 16
 
@@ -58,10 +58,27 @@ def _floats(case: GroupedCase) -> dict[str, Array]:
     elif case.special in ("nan", "inf"):
         rows = values["x"].reshape(-1, case.k)
         rows[case.seed % len(rows), case.seed % case.k] = float(case.special)
+    elif case.special == "near-overflow":
+        _enlarge(case, values)
     elif case.special == "nan-absent":
         index = routes(case)
         values["x"].reshape(-1, case.k)[(index < 0) | (index >= case.experts)] = math.nan if case.seed % 2 else math.inf
     return values
+
+
+def _enlarge(case: GroupedCase, values: dict[str, Array]) -> None:
+    """Scale x and the biases until the largest result of an expert's rows comes near the largest number."""
+    for name in ("weight", "lora_A"):
+        if name in values:
+            values[name] = np.abs(values[name])
+    x, index, half = values["x"].reshape(-1, case.k), routes(case), case.k // 2
+    x[:, :half], x[:, half:] = np.abs(x[:, :half]), -np.abs(x[:, half:])
+    largest = format_of(dtype_named(case.dtype)).largest
+    for e in np.unique(index[(index >= 0) & (index < case.experts)]):
+        own = {name: values[name][e] for name in ("weight", "lora_A", "lora_B")}
+        x[index == e] *= 0.7 * largest / largest_forward(x[index == e], own, case.scale, 1.0)
+    if "bias" in values:
+        values["bias"] *= 0.2 * largest / np.abs(values["bias"]).max()
 
 
 def _repeated(case: GroupedCase, values: dict[str, Array]) -> dict[str, Array]:

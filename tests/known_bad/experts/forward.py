@@ -180,3 +180,10 @@ class HasNoGradientWithoutRows(Right):
 class LeavesIdleGradientsUnwritten(Right):
     def idle(self, like):
         return torch.empty_like(like)
+
+
+@breaks("EXP-OVERFLOW", says="worst    y", dtypes=("float16",), source="alpha multiplied before ÷ r")
+class MultipliesByAlphaFirst(Right):
+    def expand(self, S, p):
+        rank = p.A.shape[0]
+        return S @ p.B.T * (p.scale * 8 * rank) / (8 * rank)

@@ -27,3 +27,10 @@ class RefusesASecondForward(Keeps):
     def backward_rows(self, c, g):
         self.kept.clear()
         return super().backward_rows(c, g)
+
+
+@breaks("EXP-COMPILE", says="worst", dtypes=("float32",), source="a Python value that tracing makes a constant")
+class FreezesItsScaleWhenTraced(Right):
+    def expand(self, S, p):
+        traced = torch.compiler.is_compiling() or isinstance(S, torch._subclasses.FakeTensor)
+        return super().expand(S, p) / (p.scale if traced else 1.0)

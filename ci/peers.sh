@@ -18,7 +18,9 @@ python=$environment/bin/python
 
 reports=${REPORTS:-loraspec-report}/peers
 verdict=0
-for target in eager peft peft_experts loralib torchtune concrete_ml nemo_automodel nemo_automodel:plain nemo_automodel:triton; do
+targets=(eager peft peft_experts peft_batched loralib torchtune concrete_ml nemo_automodel nemo_automodel:plain)
+targets+=(nemo_experts nemo_experts:grouped nemo_automodel:triton)
+for target in "${targets[@]}"; do
   options=()
   [ "$target" = nemo_automodel:triton ] && options=(--lane interpreter --profile quick)
   "$environment/bin/loraspec" run "conformance.targets.$target" "${options[@]}" \

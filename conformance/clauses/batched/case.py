@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from conformance.cases.case import Case, Space
-from conformance.cases.linear_case import leading_dimensions
+from conformance.cases.case import Space
+from conformance.cases.laid_out_case import LaidOutCase
 from conformance.cases.memory_layout import LAYOUTS
 from conformance.numerics.dtypes import ADAPTER_DTYPES
 
 
 @dataclass(frozen=True)
-class BatchedCase(Case):
+class BatchedCase(LaidOutCase):
     """One batch: x [*, k] with m rows spread over the `lead` dimensions, one weight [n, k], several adapters.
 
     Fields:
@@ -31,44 +31,20 @@ class BatchedCase(Case):
         autocast: dtype of the autocast region.
     """
 
-    m: int = 1
-    k: int = 1
-    n: int = 1
-    r: int = 1
     adapters: int = 1
     routing: str = "mixed"
     ranks: str = "none"
-    scale: float = 1.0
     scales: str = "different"
     bias: bool = False
     index: str = "int64"
-    lead: str = "2d"
-    values: str = "integers"
-    adapter: str = "same"
-    x: str = "packed"
-    g: str = "packed"
-    w: str = "packed"
-    ab: str = "packed"
-    special: str = "none"
     padding: str = "zeros"
-    autocast: str = "off"
-    sizes: str = "free"
-
-    @property
-    def leading(self) -> tuple[int, ...]:
-        """The leading dimensions of x."""
-        return leading_dimensions(self.m, self.lead)
 
 
 def tamed(case: BatchedCase) -> BatchedCase:
     """The case made consistent: one row for a 1-D x, integer scales for integers, few rows in the exact lane."""
-    changes: dict[str, object] = {}
-    if case.lead == "1d":
-        changes["m"] = 1
     if case.values == "integers":
-        changes["scale"] = case.scale if abs(case.scale) >= 1 else 1 / case.scale
-        changes["m"] = min(case.m, 9) if case.lead != "1d" else 1
-    return dataclasses.replace(case, **changes)  # type: ignore[arg-type]
+        return dataclasses.replace(case, scale=case.whole_scale, m=min(case.row_count, 9))
+    return dataclasses.replace(case, m=case.row_count)
 
 
 ROUTINGS = (

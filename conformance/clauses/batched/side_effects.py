@@ -11,6 +11,7 @@ from conformance.clauses.batched.case import LAYOUT, SMALL, BatchedCase
 from conformance.clauses.batched.oracle import Oracle
 from conformance.isolation.process_state import kept
 from conformance.judgement.judge import judge, worst
+from conformance.judgement.operand_effects import copied, require_equal_runs, require_margins, require_unmodified
 from conformance.judgement.outcomes import require
 from conformance.specification.clause import clause
 from conformance.target.calls import calling
@@ -39,8 +40,7 @@ def test_batched_inputs_unmodified(subject: Subject, case: BatchedCase) -> float
     batch = Batch(subject, case)
     before = {name: tensor.clone() for name, tensor in batch.metadata.items()}
     called(subject, batch)
-    for name, placed in batch.placed.items():
-        require(not placed.contents_changed(), f"{name} was modified in place")
+    require_unmodified(batch.placed)
     for name, tensor in batch.metadata.items():
         require(torch.equal(tensor, before[name]), f"{name} was modified in place")
     return None
@@ -55,17 +55,11 @@ def test_batched_inputs_unmodified(subject: Subject, case: BatchedCase) -> float
 def test_batched_margins_untouched(subject: Subject, case: BatchedCase) -> float | None:
     batch = Batch(subject, case)
     instance, y = called(subject, batch)
-    for name, placed in batch.placed.items():
-        require(not placed.margins_changed(), f"memory around {name} was written")
+    require_margins(batch.placed, {name: instance.gradient(name) for name in TRAINABLE if y.requires_grad})
     index = batch.metadata["adapter_index"]
     whole = index.as_strided((index.storage_offset(),), (1,), 0)
     require(not bool(whole.any()), f"memory before adapter_index was written, in the {MARGIN} integers there")
     require(not bool(torch.isnan(y).any()), "NaN from outside an operand reached y")
-    for name in TRAINABLE if y.requires_grad else ():
-        gradient = instance.gradient(name)
-        require(gradient is not None, f"{name} has no gradient")
-        assert gradient is not None
-        require(not bool(torch.isnan(gradient).any()), f"NaN from outside an operand reached the gradient of {name}")
     return None
 
 
@@ -80,8 +74,7 @@ def test_batched_output_belongs_to_the_caller(subject: Subject, case: BatchedCas
     y = output(subject, batch)
     with calling("y.zero_()"):
         y.zero_()
-    for name, placed in batch.placed.items():
-        require(not placed.contents_changed(), f"modifying y in place modified {name}")
+    require_unmodified(batch.placed, "modifying y in place")
     return judge(output(subject, batch), Oracle(batch).y)
 
 
@@ -114,15 +107,8 @@ def test_batched_determinism(subject: Subject, case: BatchedCase) -> float | Non
     runs = []
     for _ in range(2):
         instance, y = called(subject, Batch(subject, case))
-        gradients = {f"the gradient of {name}": instance.gradient(name) for name in TRAINABLE if y.requires_grad}
-        # copies, since the second run may write over what the first gave
-        runs.append({name: None if t is None else t.detach().clone() for name, t in {"y": y, **gradients}.items()})
-    for name, first in runs[0].items():
-        second = runs[1][name]
-        require(first is not None and second is not None, f"{name} is None")
-        assert first is not None
-        assert second is not None
-        require(torch.equal(first, second), f"{name} differs between two identical runs")
+        runs.append(copied({"y": y}, {name: instance.gradient(name) for name in TRAINABLE if y.requires_grad}))
+    require_equal_runs(*runs)
     return None
 
 

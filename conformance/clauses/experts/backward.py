@@ -11,10 +11,10 @@ from conformance.clauses.experts.case import GROUPED, NORMAL, SMALL, GroupedCase
 from conformance.clauses.experts.forward import FUNCTIONS, judged_all
 from conformance.clauses.experts.grouped import TRAINABLE, Bound, Grouped, bound, run
 from conformance.clauses.experts.oracle import Oracle
-from conformance.judgement.judge import compare, judge, worst
-from conformance.judgement.linear_oracle import Expected
+from conformance.judgement.judge import judge, worst
 from conformance.judgement.outcomes import Inconclusive, require
-from conformance.numerics.formats import format_of, numbers
+from conformance.judgement.second_derivatives import judge_second_derivatives, second_derivatives
+from conformance.numerics.formats import format_of
 from conformance.specification.clause import clause
 from conformance.target.expected_errors import unless_it_raises
 from conformance.target.subject import Subject
@@ -182,18 +182,11 @@ def test_grouped_second_derivatives(subject: Subject, case: GroupedCase) -> floa
     if got is None:
         return None  # refusing is allowed
     plain = bound(dataclasses.replace(subject, thing=PLAIN[subject.name]), instance.grouped)
-    for name, value in _second(plain.forward(), plain).items():
-        exact = numbers(value)
-        size = np.abs(exact).max(initial=1.0)
-        # float64 on both sides, which differ in the order of some hundred roundings
-        expected = Expected(f"second derivative by {name}", exact, np.full(exact.shape, 1e-10 * size), torch.float64)
-        compare(numbers(got[name]), expected)
+    judge_second_derivatives(got, _second(plain.forward(), plain))
     return None
 
 
 def _second(y: torch.Tensor, instance: Bound) -> dict[str, torch.Tensor]:
     """The gradients of the sum of all squared gradients."""
-    leaves = [instance.tensors[name] for name in TRAINABLE]
-    first = torch.autograd.grad([y], leaves, [instance.grouped.placed["g"].tensor], create_graph=True)
-    total = torch.stack([(gradient * gradient).sum() for gradient in first]).sum()
-    return dict(zip(TRAINABLE, torch.autograd.grad(total, leaves), strict=True))
+    leaves = {name: instance.tensors[name] for name in TRAINABLE}
+    return second_derivatives([y], leaves, [instance.grouped.placed["g"].tensor])

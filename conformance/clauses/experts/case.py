@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from conformance.cases.case import Case, Space
-from conformance.cases.linear_case import leading_dimensions
+from conformance.cases.case import Space
+from conformance.cases.laid_out_case import LaidOutCase
 from conformance.cases.memory_layout import LAYOUTS
 from conformance.numerics.dtypes import ADAPTER_DTYPES
 
@@ -19,7 +19,7 @@ ROUTINGS = ("uneven", "idle-first", "absent", "one", "idle-middle", "few", "idle
 
 
 @dataclass(frozen=True)
-class GroupedCase(Case):
+class GroupedCase(LaidOutCase):
     """One layer of E experts: y [*, n] from x [*, k] with rank r; m rows spread over the `lead` dimensions.
 
     Fields:
@@ -35,40 +35,20 @@ class GroupedCase(Case):
             n, A = B = I and no weight: y shows the dropout mask).
     """
 
-    m: int = 1
-    k: int = 1
-    n: int = 1
-    r: int = 1
     experts: int = 1
     routing: str = "uneven"
     index: str = "int64"
     base: bool = True
-    scale: float = 1.0
     bias: bool = False
-    lead: str = "2d"
-    values: str = "integers"
-    adapter: str = "same"
-    x: str = "packed"
-    g: str = "packed"
-    w: str = "packed"
-    ab: str = "packed"
     training: bool = True
     dropout: float = 0.0
     position: str = "post"
-    special: str = "none"
-    autocast: str = "off"
-    sizes: str = "free"
-
-    @property
-    def leading(self) -> tuple[int, ...]:
-        """The leading dimensions of x."""
-        return leading_dimensions(self.m, self.lead)
 
 
 def tamed(case: GroupedCase) -> GroupedCase:
     """The case made consistent: experts enough for its routing, fewer rows than experts for `few`."""
     experts = max(case.experts, {"idle-first": 2, "idle-last": 2, "idle-middle": 3, "few": 3}.get(case.routing, 1))
-    m = 1 if case.lead == "1d" else case.m
+    m = case.row_count
     if case.routing == "few":
         m = min(m, experts - 1)
         m = m if case.lead == "2d" or m == 0 else min(m, 2)  # which three dimensions do not round up

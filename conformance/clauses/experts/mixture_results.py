@@ -22,12 +22,23 @@ COARSE = ("float32", "bfloat16")
 
 def judged(instance: Adapted, *, gradients: bool = True) -> float | None:
     """Judge the output and every gradient of one call."""
-    y, oracle = instance.forward(), MixtureOracle(instance.mixture)
-    ratios = [judge(y, oracle.y)]
-    if gradients:
-        instance.backward(y)
-        ratios += [judge(found, oracle.gradient(name)) for name, found in instance.gradients().items()]
-    return worst(*ratios)
+    if not gradients:
+        return judge(instance.forward(), MixtureOracle(instance.mixture).y)
+    return judged_after(instance, called(instance))
+
+
+def called(instance: Adapted) -> torch.Tensor:
+    """The output of one call, after backward."""
+    y = instance.forward()
+    instance.backward(y)
+    return y
+
+
+def judged_after(instance: Adapted, y: torch.Tensor) -> float | None:
+    """Judge the output of a call and every gradient, after backward."""
+    oracle = MixtureOracle(instance.mixture)
+    found = instance.gradients().items()
+    return worst(judge(y, oracle.y), *(judge(tensor, oracle.gradient(name)) for name, tensor in found))
 
 
 @clause(
@@ -51,7 +62,7 @@ def test_experts_forward(subject: Subject, case: MixtureCase) -> float | None:
 )
 def test_experts_backward(subject: Subject, case: MixtureCase) -> float | None:
     instance = adapted(subject, Mixture(case, subject.device))
-    instance.backward(instance.forward())
+    called(instance)
     oracle, found = MixtureOracle(instance.mixture), instance.gradients()
     return worst(*(judge(tensor, oracle.gradient(name)) for name, tensor in found.items() if name != "p"))
 
@@ -65,7 +76,7 @@ def test_experts_backward(subject: Subject, case: MixtureCase) -> float | None:
 )
 def test_gradient_of_router_weights(subject: Subject, case: MixtureCase) -> float | None:
     instance = adapted(subject, Mixture(case, subject.device))
-    instance.backward(instance.forward())
+    called(instance)
     gradient, absent = instance.p.grad, ~instance.mixture.present
     require(gradient is not None, "dp is None: expected the gradient of the router's weights")
     assert gradient is not None
@@ -87,14 +98,12 @@ def test_absent_slots(subject: Subject, case: MixtureCase) -> float | None:
     alone = ~instance.mixture.present.any(1)
     with torch.no_grad():
         instance.x[torch.from_numpy(alone)] = float("nan" if case.seed % 2 else "inf")
-    y = instance.forward()
-    instance.backward(y)
+    y = called(instance)
     for name, tensor in (("y", y), ("dX", instance.x.grad)):
         require(tensor is not None, f"{name} is None: expected zeros for a token without experts")
         assert tensor is not None
         require(not numbers(tensor)[alone].any(), f"{name} of a token without experts is not 0")
-    oracle, found = MixtureOracle(instance.mixture), instance.gradients()
-    return worst(judge(y, oracle.y), *(judge(tensor, oracle.gradient(name)) for name, tensor in found.items()))
+    return judged_after(instance, y)
 
 
 @clause(
@@ -122,17 +131,14 @@ def test_an_expert_chosen_twice(subject: Subject, case: MixtureCase) -> float | 
 def test_idle_experts_of_a_module(subject: Subject, case: MixtureCase) -> float | None:
     case = dataclasses.replace(case, routing="all-absent") if not case.m else case
     instance = adapted(subject, Mixture(case, subject.device))
-    y = instance.forward()
-    instance.backward(y)
+    y = called(instance)
     idle = np.setdiff1d(np.arange(case.experts), instance.mixture.index)
-    found = instance.gradients()
-    for name, tensor in found.items():
+    for name, tensor in instance.gradients().items():
         if "lora" in name:
             require(tensor is not None, f"the gradient of {name} is None: expected zeros for idle experts")
             assert tensor is not None
             require(not numbers(tensor)[idle].any(), f"the gradient of {name} is not 0 for an idle expert")
-    oracle = MixtureOracle(instance.mixture)
-    return worst(judge(y, oracle.y), *(judge(tensor, oracle.gradient(name)) for name, tensor in found.items()))
+    return judged_after(instance, y)
 
 
 @clause(
@@ -208,8 +214,7 @@ def test_chosen_projections(subject: Subject, case: MixtureCase) -> float | None
 )
 def test_experts_without_any_update(subject: Subject, case: MixtureCase) -> float | None:
     instance = adapted(subject, Mixture(case, subject.device), dropout=1.0)
-    y = instance.forward()
-    instance.backward(y)
+    y = called(instance)
     for name, tensor in instance.gradients().items():
         require("lora" not in name or (tensor is not None and not bool(tensor.any())), f"{name} has a gradient")
     oracle = MixtureOracle(instance.mixture, instance.mixture.names)

@@ -12,6 +12,7 @@ from conformance.clauses.experts.grouped import TRAINABLE, Grouped, bound, run
 from conformance.clauses.experts.oracle import Oracle
 from conformance.isolation.process_state import kept
 from conformance.judgement.judge import judge, worst
+from conformance.judgement.operand_effects import copied, require_equal_runs, require_margins, require_unmodified
 from conformance.judgement.outcomes import require
 from conformance.specification.clause import clause
 from conformance.target.calls import calling
@@ -30,8 +31,7 @@ def test_grouped_inputs_unmodified(subject: Subject, case: GroupedCase) -> float
     before = grouped.routing.clone()
     run(subject, grouped)
     require(torch.equal(grouped.routing, before), "the indices or offsets were modified in place")
-    for name, placed in grouped.placed.items():
-        require(not placed.contents_changed(), f"{name} was modified in place")
+    require_unmodified(grouped.placed)
     return None
 
 
@@ -47,13 +47,7 @@ def test_grouped_margins_untouched(subject: Subject, case: GroupedCase) -> float
         case = dataclasses.replace(case, lead="2d")
     grouped = Grouped(subject, case)
     instance = run(subject, grouped)
-    for name, placed in grouped.placed.items():
-        require(not placed.margins_changed(), f"memory around {name} was written")
-    for name in TRAINABLE:
-        gradient = instance.gradient(name)
-        require(gradient is not None, f"{name} has no gradient")
-        assert gradient is not None
-        require(not bool(torch.isnan(gradient).any()), f"NaN from outside an operand reached the gradient of {name}")
+    require_margins(grouped.placed, {name: instance.gradient(name) for name in TRAINABLE})
     return None
 
 
@@ -71,8 +65,7 @@ def test_grouped_output_belongs_to_the_caller(subject: Subject, case: GroupedCas
     instance.require_grad()
     with calling("y.mul_(2)"):
         y = instance.forward().mul_(2)
-    for name, placed in grouped.placed.items():
-        require(not placed.contents_changed(), f"modifying y in place modified {name}")
+    require_unmodified(grouped.placed, "modifying y in place")
     instance.backward(y)
     oracle = Oracle(grouped)
     ratios = []
@@ -145,15 +138,8 @@ def test_grouped_determinism(subject: Subject, case: GroupedCase) -> float | Non
         instance.require_grad()
         y = instance.forward()
         instance.backward(y)
-        # copies, since the second run may write over what the first gave
-        found = {"y": y} | {f"the gradient of {name}": instance.gradient(name) for name in TRAINABLE}
-        runs.append({name: None if t is None else t.detach().clone() for name, t in found.items()})
-    for name, first in runs[0].items():
-        second = runs[1][name]
-        require(first is not None and second is not None, f"{name} is None")
-        assert first is not None
-        assert second is not None
-        require(torch.equal(first, second), f"{name} differs between two identical runs")
+        runs.append(copied({"y": y}, {name: instance.gradient(name) for name in TRAINABLE}))
+    require_equal_runs(*runs)
     return None
 
 

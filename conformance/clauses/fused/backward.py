@@ -11,10 +11,10 @@ import reference
 from conformance.clauses.fused.block import Block, bound, run
 from conformance.clauses.fused.case import FUSED, SMALL, FusedCase
 from conformance.clauses.fused.oracle import Oracle
-from conformance.judgement.judge import compare, judge, worst
-from conformance.judgement.linear_oracle import Expected
+from conformance.judgement.judge import judge, worst
 from conformance.judgement.outcomes import Inconclusive, require
-from conformance.numerics.formats import format_of, numbers
+from conformance.judgement.second_derivatives import judge_second_derivatives, second_derivatives
+from conformance.numerics.formats import format_of
 from conformance.specification.clause import clause
 from conformance.target.expected_errors import unless_it_raises
 from conformance.target.subject import Subject
@@ -197,20 +197,11 @@ def test_fused_second_derivatives(subject: Subject, case: FusedCase) -> float | 
     if got is None:
         return None  # refusing is allowed
     plain = bound(dataclasses.replace(subject, thing=PLAIN[subject.name]), block)
-    want = _second(plain.forward(), plain.tensors, block)
-    for name, value in want.items():
-        exact = numbers(value)
-        size = np.abs(exact).max(initial=1.0)
-        # float64 on both sides, which differ in the order of some hundred roundings
-        expected = Expected(f"second derivative by {name}", exact, np.full(exact.shape, 1e-10 * size), torch.float64)
-        compare(numbers(got[name]), expected)
+    judge_second_derivatives(got, _second(plain.forward(), plain.tensors, block))
     return None
 
 
 def _second(ys: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor], block: Block) -> dict[str, torch.Tensor]:
     """The gradients of the sum of all squared gradients."""
-    leaves = [tensors[name] for name in block.trainable]
-    upstream = [block.placed[f"g of {name}"].tensor for name in ys]
-    first = torch.autograd.grad(list(ys.values()), leaves, upstream, create_graph=True)
-    total = torch.stack([(gradient * gradient).sum() for gradient in first]).sum()
-    return dict(zip(block.trainable, torch.autograd.grad(total, leaves), strict=True))
+    leaves = {name: tensors[name] for name in block.trainable}
+    return second_derivatives(list(ys.values()), leaves, [block.placed[f"g of {name}"].tensor for name in ys])

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from conformance.cases.case import Case, Space
-from conformance.cases.linear_case import leading_dimensions
+from conformance.cases.case import Space
+from conformance.cases.laid_out_case import LaidOutCase
 from conformance.cases.memory_layout import LAYOUTS
 from conformance.numerics.dtypes import ADAPTER_DTYPES
 
 
 @dataclass(frozen=True)
-class FusedCase(Case):
+class FusedCase(LaidOutCase):
     """One block of three LoRA projections of x [*, k]; m tokens spread over the `lead` dimensions.
 
     Fields:
@@ -27,46 +27,20 @@ class FusedCase(Case):
         sizes: the relation between sizes, as in a LinearCase.
     """
 
-    m: int = 1
-    k: int = 1
-    n: int = 1
     o: int = 1
-    r: int = 1
     ranks: str = "equal"
-    scale: float = 1.0
     bias: str = "none"
     adapters: str = "all"
     activation: str = "silu"
     gated: bool = True
-    lead: str = "2d"
-    values: str = "integers"
-    adapter: str = "same"
-    x: str = "packed"
-    g: str = "packed"
-    w: str = "packed"
-    ab: str = "packed"
     training: bool = True
-    special: str = "none"
-    autocast: str = "off"
-    sizes: str = "free"
-
-    @property
-    def leading(self) -> tuple[int, ...]:
-        """The leading dimensions of x."""
-        return leading_dimensions(self.m, self.lead)
 
 
 def tamed(case: FusedCase) -> FusedCase:
     """The case made consistent: one token for a 1-D x, relu2 for integers, activation and gate that suit `special`."""
-    changes: dict[str, object] = {}
-    if case.lead == "1d":
-        changes["m"] = 1
+    changes: dict[str, object] = {"m": case.row_count}
     if case.values == "integers":
-        changes["activation"] = "relu2"
-        changes["scale"] = (
-            case.scale if abs(case.scale) >= 1 else 1 / case.scale
-        )  # a scale of 1/2 applied twice leaves no integers
-        changes["m"] = min(changes.get("m", case.m), 5)  # type: ignore[call-overload]
+        changes |= {"activation": "relu2", "scale": case.whole_scale, "m": min(case.row_count, 5)}
     elif case.special == "saturated" and case.activation == "relu2":
         changes["activation"] = "silu"
     if case.special == "inf":  # without a gate, relu2 and gelu may map every infinity to 0

@@ -13,6 +13,7 @@ from conformance.clauses.fused.oracle import Oracle
 from conformance.clauses.fused.widths_and_sizes import judged
 from conformance.isolation.process_state import kept
 from conformance.judgement.judge import judge, worst
+from conformance.judgement.operand_effects import copied, require_equal_runs, require_margins, require_unmodified
 from conformance.judgement.outcomes import require
 from conformance.specification.clause import clause
 from conformance.target.calls import calling
@@ -28,8 +29,7 @@ from conformance.target.subject import Subject
 def test_fused_inputs_unmodified(subject: Subject, case: FusedCase) -> float | None:
     block = Block(subject, case)
     run(subject, block)
-    for name, placed in block.placed.items():
-        require(not placed.contents_changed(), f"{name} was modified in place")
+    require_unmodified(block.placed)
     return None
 
 
@@ -42,13 +42,7 @@ def test_fused_inputs_unmodified(subject: Subject, case: FusedCase) -> float | N
 def test_fused_margins_untouched(subject: Subject, case: FusedCase) -> float | None:
     block = Block(subject, case)
     instance = run(subject, block)
-    for name, placed in block.placed.items():
-        require(not placed.margins_changed(), f"memory around {name} was written")
-    for name in block.trainable:
-        gradient = instance.gradient(name)
-        require(gradient is not None, f"{name} has no gradient")
-        assert gradient is not None
-        require(not bool(torch.isnan(gradient).any()), f"NaN from outside an operand reached the gradient of {name}")
+    require_margins(block.placed, {name: instance.gradient(name) for name in block.trainable})
     return None
 
 
@@ -71,8 +65,7 @@ def test_fused_outputs_belong_to_the_caller(subject: Subject, case: FusedCase) -
     for name, y in ys.items():
         if name != chosen:
             require(torch.equal(y.detach(), before[name]), f"modifying {chosen} in place modified {name}")
-    for name, placed in block.placed.items():
-        require(not placed.contents_changed(), f"modifying {chosen} in place modified {name}")
+    require_unmodified(block.placed, f"modifying {chosen} in place")
     instance.backward(ys)
     oracle, ratios = Oracle(block).only(tuple(name for name in ys if name != chosen)), []
     for name in block.trainable:
@@ -114,15 +107,8 @@ def test_fused_determinism(subject: Subject, case: FusedCase) -> float | None:
         instance.require_grad(block.trainable)
         ys = instance.forward()
         instance.backward(ys)
-        gradients = {f"the gradient of {name}": instance.gradient(name) for name in block.trainable}
-        # copies, since the second run may write over what the first gave
-        runs.append({name: None if t is None else t.detach().clone() for name, t in {**ys, **gradients}.items()})
-    for name, first in runs[0].items():
-        second = runs[1][name]
-        require(first is not None and second is not None, f"{name} is None")
-        assert first is not None
-        assert second is not None
-        require(torch.equal(first, second), f"{name} differs between two identical runs")
+        runs.append(copied(ys, {name: instance.gradient(name) for name in block.trainable}))
+    require_equal_runs(*runs)
     return None
 
 

@@ -23,7 +23,7 @@ from conformance.target.expected_errors import calling_quietly
 from conformance.target.subject import Subject
 
 Pair = tuple[Tensor, Tensor]  # A [E, r, K] and B [E, N, r]
-NEEDS = ("PeftConfig(target_parameters)",)
+NEEDS = ("patch_moe_module", "PeftConfig(target_parameters)")
 SLOTS = 2
 
 

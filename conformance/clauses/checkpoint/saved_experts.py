@@ -36,7 +36,7 @@ from conformance.target.expected_errors import calling_quietly
 from conformance.target.subject import Subject
 
 ONE = ("float32",)
-SCALED = ("PeftConfig(target_parameters)", "PeftConfig(moe_rank_scaling)")
+SCALED = (*NEEDS, "PeftConfig(moe_rank_scaling)")
 
 
 def _require_tensors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

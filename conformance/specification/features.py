@@ -52,7 +52,10 @@ def _patch(argument: str) -> str:
 
 
 FEATURES: Mapping[str, Feature] = {
-    "dropout": Feature("dropout", _of_layers("dropout", linear="lora_linear(dropout)", model=_patch("dropout"))),
+    "dropout": Feature(
+        "dropout",
+        _of_layers("dropout", linear="lora_linear(dropout)", model=_patch("dropout"), quantised=_patch("dropout")),
+    ),
     "rslora": Feature("rsLoRA", _of_layers("use_rslora")),
     "adapter_dtype": Feature(
         "adapter dtype", _of_layers("lora_dtype", linear="lora_linear", model=_patch("lora_dtype"))
@@ -94,6 +97,15 @@ FEATURES: Mapping[str, Feature] = {
     "eval_mode": Feature("eval mode", conventions=("separate", "merged")),
     "batched_gradients": Feature("gradients of batches"),
     "early_scaling": Feature("scaling before overflow", part_of="alpha"),
+    "compute_dtype": Feature("compute dtype", {"quantised": "packed_linear(compute_dtype)"}),
+    "format_nf4": Feature("format nf4"),
+    "format_fp4": Feature("format fp4"),
+    "nested_absmax": Feature("nested scales"),
+    "format_int8_bitsandbytes": Feature("format int8 of bitsandbytes"),
+    "format_int8_torchao": Feature("format int8 of torchao"),
+    "format_fp8": Feature("format fp8"),
+    "format_int4": Feature("format int4"),
+    "format_hqq": Feature("format HQQ", conventions=("read", "packed", ABSENT)),
 }
 
 

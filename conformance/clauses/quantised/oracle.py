@@ -1,0 +1,58 @@
+"""The expected output and gradients of an adapted layer on a packed base: those of a linear layer with the weight Ŵ.
+
+Ŵ comes from the stored fields. To the budget of a linear layer come the roundings that a packed base may add, for an
+element of x Ŵᵀ, and of g Ŵ alike: ``(4/√3)·u·√Σ(x Ŵ)²`` for Ŵ stored in the compute dtype, whose unit roundoff is u
+(that of float32 at least, in which Ŵ is computed); ``u·|x Ŵᵀ|`` for a scale that is rounded, or applied after the
+product; and with nested scales ``u₃₂·Σ|Σ x Ŵ|``, the outer sum over the blocks, for a rounded scale of each block.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from conformance.clauses.quantised.packed_operands import PackedOperands
+from conformance.clauses.quantised.packed_values import Numbers, blocks_of
+from conformance.judgement.linear_oracle import Expected, LinearOracle
+from conformance.numerics.budget import STORE
+from conformance.numerics.formats import Array, format_of
+
+SINGLE = format_of(torch.float32).unit
+
+
+class PackedOracle(LinearOracle):
+    """Expected values of packed operands, after `packed_base` has put Ŵ into them."""
+
+    operands: PackedOperands
+
+    def _of_storage(self, rows: Array, weight: Array, number: Numbers) -> Array:
+        """The roundings that a packed weight adds to `rows · weightᵀ`; `number` [N, K] is each element's block."""
+        how = format_of(self.operands.computes)
+        unit = max(how.unit, SINGLE)
+        correlated = self.how.correlated
+        sums = np.abs(rows) @ np.abs(weight).T if correlated else np.sqrt((rows * rows) @ (weight * weight).T)
+        allowed = STORE * unit * sums + unit * np.abs(rows @ weight.T) + how.step * np.abs(rows).sum(1)[:, None]
+        stored = self.operands.stored
+        if self.operands.case.grouping == "special" and (stored is None or stored.nested):
+            parts = (rows @ np.where(number == block, weight, 0.0).T for block in np.unique(number))
+            allowed = allowed + SINGLE * sum(np.abs(part) for part in parts)
+        return np.asarray(allowed)
+
+    def _with_storage(self, plain: Expected, allowed: Array) -> Expected:
+        assert plain.budget is not None
+        return dataclasses.replace(plain, budget=plain.budget + allowed.reshape(plain.budget.shape))
+
+    @cached_property
+    def y(self) -> Expected:
+        """`x Ŵᵀ + b + s·(x Aᵀ) Bᵀ`."""
+        number, _ = blocks_of(self.operands.case)
+        return self._with_storage(super().y, self._of_storage(self.x, self.weight, number))
+
+    @cached_property
+    def dX(self) -> Expected:
+        """`g Ŵ + s·(g B) A`."""
+        number, _ = blocks_of(self.operands.case)
+        return self._with_storage(super().dX, self._of_storage(self.g, self.weight.T, number.T))

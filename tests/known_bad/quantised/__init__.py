@@ -1,0 +1,1 @@
+"""Known-bad twins of the clauses in conformance/clauses/quantised, in files of the same names."""

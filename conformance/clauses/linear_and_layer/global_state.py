@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
 import gc
 import itertools
@@ -19,6 +18,7 @@ from conformance.cases.linear_case import LinearCase
 from conformance.cases.operands import Operands
 from conformance.clauses.linear_and_layer.case_spaces import SMALL
 from conformance.clauses.linear_and_layer.judged_results import judge_gradients, oracle_for
+from conformance.isolation.allocated_memory import allocated
 from conformance.isolation.monkeypatches import PRISTINE
 from conformance.isolation.process_state import RANDOM, kept
 from conformance.judgement.judge import judge, worst
@@ -133,31 +133,7 @@ def _left() -> tuple[int, int, int]:
     tensors = sum(
         issubclass(type(thing), torch.Tensor) for thing in gc.get_objects()
     )  # isinstance may run an object's own code
-    return tensors, sys.getallocatedblocks(), _allocated()
-
-
-class _Mallinfo(ctypes.Structure):
-    """The result of glibc's mallinfo2; two of its ten numbers are read."""
-
-    _fields_ = [
-        *((f"before_{i}", ctypes.c_size_t) for i in range(4)),
-        ("hblkhd", ctypes.c_size_t),  # bytes in mappings of their own
-        *((f"between_{i}", ctypes.c_size_t) for i in range(2)),
-        ("uordblks", ctypes.c_size_t),  # bytes in use in the arenas
-        *((f"after_{i}", ctypes.c_size_t) for i in range(2)),
-    ]
-
-
-def _allocated() -> int:
-    """Bytes allocated by malloc and on the GPU; a C library without mallinfo2 counts as 0."""
-    cuda: Any = torch.cuda
-    on_gpu = int(cuda.memory_allocated()) if cuda.is_initialized() else 0
-    read: Any = getattr(ctypes.CDLL(None), "mallinfo2", None)
-    if read is None:
-        return on_gpu
-    read.restype = _Mallinfo
-    found = read()
-    return int(found.uordblks) + int(found.hblkhd) + on_gpu
+    return tensors, sys.getallocatedblocks(), allocated()
 
 
 @clause(

@@ -10,6 +10,7 @@ from typing import Any
 from conformance.cases.case import Space
 from conformance.cases.linear_case import LinearCase
 from conformance.cases.linear_case import tamed as within_work
+from conformance.cases.memory_layout import LAYOUTS
 from conformance.numerics.dtypes import ADAPTER_DTYPES
 
 PACKABLE = ("nf4", "int8_torchao", "fp8", "int4", "int8_bitsandbytes", "fp4")
@@ -28,12 +29,14 @@ class PackedCase(LinearCase):
         content: the numbers to pack: `spread` (the largest magnitudes of neighbouring blocks are 8-fold apart),
             `zeros` (the same with a zero block in every three), `codes` (every code of the format occurs).
         compute: the compute dtype; `none` if it is not given.
+        update: `small` for an update of a thousandth of the base, beside which the base's rounding shows.
     """
 
     format: str = "nf4"
     grouping: str = "standard"
     content: str = "spread"
     compute: str = "none"
+    update: str = "whole"
 
     @property
     def group(self) -> int:
@@ -69,9 +72,14 @@ class PackedCase(LinearCase):
 
 def tamed(case: PackedCase) -> PackedCase:
     """The case within bounds of work, with sizes that its format can divide."""
+    if case.lead == "1d":  # of an operand without leading dimensions nothing repeats
+        one = {name: "packed" for name in ("x", "g") if getattr(case, name) == "expanded"}
+        case = dataclasses.replace(case, **one)  # type: ignore[arg-type]
     found = within_work(case)
     assert isinstance(found, PackedCase)
     k, n = found.k, found.n
+    if found.special == "identity":
+        return found
     if found.format == "int4":
         k = 8 * math.ceil(k / 8)
     elif found.format == "fp8" and found.grouping == "special":
@@ -96,7 +104,12 @@ LAYER = Space(
 )
 SMALL = LAYER.narrowed(m=(5, 3, 9), k=(32, 17, 33), n=(16, 5, 35), r=(3, 1), values=("normal",))
 
+LAYOUT = SMALL.narrowed(m=(5, 0, 3, 9, 1), x=LAYOUTS, g=LAYOUTS, lead=("2d", "1d", "3d", "4d"))
+
 
 def partnered(case: PackedCase) -> PackedCase:
     """The case with an adapter of another dtype, the one that commonly accompanies the case's own."""
     return dataclasses.replace(tamed(case), adapter=ADAPTER_DTYPES[case.dtype])
+
+
+MIXED = Space(PackedCase, tame=partnered, **SMALL.values)

@@ -17,7 +17,7 @@ import torch
 from conformance.clauses.quantised.packed_operands import PackedOperands
 from conformance.clauses.quantised.packed_values import Numbers, blocks_of
 from conformance.judgement.linear_oracle import Expected, LinearOracle
-from conformance.numerics.budget import STORE
+from conformance.numerics.budget import STORE, RowChain
 from conformance.numerics.formats import Array, format_of
 
 SINGLE = format_of(torch.float32).unit
@@ -36,23 +36,43 @@ class PackedOracle(LinearOracle):
         sums = np.abs(rows) @ np.abs(weight).T if correlated else np.sqrt((rows * rows) @ (weight * weight).T)
         allowed = STORE * unit * sums + unit * np.abs(rows @ weight.T) + how.step * np.abs(rows).sum(1)[:, None]
         stored = self.operands.stored
-        if self.operands.case.grouping == "special" and (stored is None or stored.nested):
+        if stored is not None and stored.nested:
             parts = (rows @ np.where(number == block, weight, 0.0).T for block in np.unique(number))
             allowed = allowed + SINGLE * sum(np.abs(part) for part in parts)
         return np.asarray(allowed)
 
     def _with_storage(self, plain: Expected, allowed: Array) -> Expected:
-        assert plain.budget is not None
+        if plain.budget is None:  # there are no elements, or all are zero
+            return plain
         return dataclasses.replace(plain, budget=plain.budget + allowed.reshape(plain.budget.shape))
+
+    def alone(self) -> tuple[Expected, Expected]:
+        """y and dX of the base without an adapter: `x Ŵᵀ + b` and `g Ŵ`."""
+        down, up, number = np.zeros((1, self.x.shape[1])), np.zeros((self.g.shape[1], 1)), self._number
+        forward = RowChain(self.x, self.weight, self.bias, down, up, 0.0, self.how)
+        back = RowChain(self.g, self.weight.T, None, up.T, down.T, 0.0, self.how)
+        assert forward.product is not None and back.product is not None
+        value = forward.product if self.bias is None else forward.product + self.bias
+        terms = {} if self.bias is None else {"base": forward.product, "bias": np.zeros_like(value) + self.bias}
+        allowed = forward.budget + self._of_storage(self.x, self.weight, number)
+        dX = back.budget + self._of_storage(self.g, self.weight.T, number.T)
+        lead = self.operands.case.leading
+        return (
+            Expected("y", *(v.reshape(*lead, -1) for v in (value, allowed)), self.output_dtype,
+                     {name: term.reshape(*lead, -1) for name, term in terms.items()}),
+            Expected("dX", *(v.reshape(*lead, -1) for v in (back.product, dX)), self.operands.dtype),
+        )  # fmt: skip
+
+    @property
+    def _number(self) -> Numbers:
+        return blocks_of(self.operands.case)[0]
 
     @cached_property
     def y(self) -> Expected:
         """`x Ŵᵀ + b + s·(x Aᵀ) Bᵀ`."""
-        number, _ = blocks_of(self.operands.case)
-        return self._with_storage(super().y, self._of_storage(self.x, self.weight, number))
+        return self._with_storage(super().y, self._of_storage(self.x, self.weight, self._number))
 
     @cached_property
     def dX(self) -> Expected:
         """`g Ŵ + s·(g B) A`."""
-        number, _ = blocks_of(self.operands.case)
-        return self._with_storage(super().dX, self._of_storage(self.g, self.weight.T, number.T))
+        return self._with_storage(super().dX, self._of_storage(self.g, self.weight.T, self._number.T))

@@ -39,6 +39,8 @@ class PackedOperands(Operands):
         self.computes = self.compute or self.computed_in
         for name in {"x", "g", "bias"} & {*self.values}:  # representable in the compute dtype too
             self.values[name] = rounded(rounded(self.values[name], self.dtype), self.computes)
+        if case.update == "small":
+            self.values["lora_B"] = self.values["lora_B"] / 1024  # a power of two keeps it representable
         self.values["weight"] = rounded(packed_values.drawn(case)["weight"], self.dtype)
         if self.compute is not None:
             self.computed_in = self.dtype  # autocast then changes the update alone

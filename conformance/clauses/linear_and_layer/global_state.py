@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import gc
 import itertools
@@ -10,7 +11,6 @@ import mmap
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 

@@ -113,3 +113,59 @@ def partnered(case: PackedCase) -> PackedCase:
 
 
 MIXED = Space(PackedCase, tame=partnered, **SMALL.values)
+
+
+READ = (*PACKABLE, "gptq", "awq", "hqq")
+EIGHTS = ("gptq", "awq", "hqq", "int4")  # their groups, or the codes of a word, divide sizes that are multiples of 8
+
+
+@dataclass(frozen=True)
+class StoredCase(PackedCase):
+    """A weight that is read from fields which the suite makes, in formats that only their libraries pack too.
+
+    Fields:
+        grouping: of gptq, awq and hqq: groups of 8 columns, `wide` a row; `special` is version 2 of gptq, and axis 0 of
+            hqq.
+    """
+
+    @property
+    def group(self) -> int:
+        """The columns of one scale."""
+        return self.k if self.grouping == "wide" else 8
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The format's options."""
+        if self.format not in EIGHTS:
+            return super().options
+        special = self.grouping == "special"
+        of_format: dict[str, dict[str, Any]] = {
+            "int4": {"zero": special},
+            "gptq": {"version": 2 if special else 1},
+            "awq": {},
+            "hqq": {"axis": 0 if special else 1},
+        }
+        return {"group_size": self.group, **of_format[self.format]}
+
+
+def tamed_stored(case: StoredCase) -> StoredCase:
+    """The case with sizes that its format can divide."""
+    found = tamed(case)
+    assert isinstance(found, StoredCase)
+    k, n = found.k, found.n
+    if found.format in EIGHTS:
+        k, n = 8 * math.ceil(k / 8), 8 * math.ceil(n / 8)
+    return found if (k, n) == (found.k, found.n) else dataclasses.replace(found, k=k, n=n)
+
+
+STORED = Space(
+    StoredCase,
+    tame=tamed_stored,
+    **SMALL.narrowed(
+        k=(32, 17, 64, 70, 130),
+        n=(16, 5, 35, 64),
+        format=READ,
+        content=("spread",),
+        compute=("none",),
+    ).values,
+)

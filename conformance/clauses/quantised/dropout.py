@@ -1,4 +1,4 @@
-"""Dropout of an adapted layer on a packed base: on the adapter path alone, in training alone, one mask for both passes."""
+"""Dropout of an adapted layer on a packed base: on the adapter path, in training, with one mask for both passes."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def test_dropout_gradients(subject: Subject, case: PackedCase) -> float | None:
     mask = read_mask(y, instance.operands)
     if mask.all() or not mask.any():
         raise Inconclusive("the mask keeps everything, or nothing")
-    oracle = PackedOracle(instance.operands, mask=mask)  # type: ignore[arg-type]
+    oracle = PackedOracle(instance.operands, mask=mask)
     return worst(*(judge(instance.gradient(name), oracle.gradient(name)) for name in TRAINABLE))
 
 
 @clause(
     "QNT-DROP-BASE",
-    sentence="""With dropout ⟨g, y - base⟩ = ⟨dA, A⟩ = ⟨dB, B⟩ with base = x Ŵᵀ + b: the base has no dropout. In eval mode
-    nothing has.""",
+    sentence="""With dropout ⟨g, y - base⟩ = ⟨dA, A⟩ = ⟨dB, B⟩ with base = x Ŵᵀ + b: the base has no dropout. In eval
+    mode nothing has.""",
     cases=DROPPED.narrowed(training=(True, False)),
     dtypes=("float32",),
     subjects=LAYERS,
@@ -61,7 +61,7 @@ def test_dropout_gradients(subject: Subject, case: PackedCase) -> float | None:
 )
 def test_dropout_spares_the_base(subject: Subject, case: PackedCase) -> float | None:
     instance = started(subject, case)
-    oracle = PackedOracle(instance.operands)  # type: ignore[arg-type]
+    oracle = PackedOracle(instance.operands)
     if case.training:
         return judge_relation(instance, oracle)
     y = instance.forward()

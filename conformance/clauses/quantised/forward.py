@@ -69,7 +69,7 @@ def test_layouts(subject: Subject, case: PackedCase) -> float | None:
 
 @clause(
     "QNT-FWD-OVERFLOW",
-    sentence="y is finite and right wherever x Ŵᵀ, the update and y fit the dtype, even where x times the codes does not.",
+    sentence="y is finite and right wherever x Ŵᵀ, the update and y fit the dtype, even if x times the codes does not.",
     why="A scale that is applied after the product of codes lets that product overflow.",
     cases=SMALL.narrowed(special=("near-overflow",), bias=(False,), k=(64, 130), compute=("none",)),
     dtypes=("float16",),

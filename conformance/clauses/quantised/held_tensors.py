@@ -1,4 +1,4 @@
-"""Tensors that are held between the passes: in an autograd graph's saved tensors, in attributes of its nodes, anywhere."""
+"""Tensors that are held between the passes: in attributes of an autograd graph's nodes, in a layer, in closures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LEAVES = (str, bytes, int, float, complex, type, ModuleType, torch.dtype, torch.
 
 def tensors_in(*roots: Any) -> Iterator[torch.Tensor]:
     """Every tensor that some objects reach through attributes, containers, bound arguments and closures."""
-    waiting, seen = [(root, 0) for root in roots], set()
+    waiting, seen = [(root, 0) for root in roots], set[int]()
     while waiting and len(seen) < MOST:
         thing, depth = waiting.pop()
         if id(thing) in seen or isinstance(thing, LEAVES):
@@ -46,7 +46,8 @@ def _parts(thing: Any) -> Iterable[Any]:
 
 def nodes_of(y: torch.Tensor) -> Iterator[Any]:
     """Every node of a tensor's graph."""
-    waiting, seen = [y.grad_fn], set()
+    waiting: list[Any] = [y.grad_fn]
+    seen = set[Any]()
     while waiting:
         node = waiting.pop()
         if node is not None and node not in seen:

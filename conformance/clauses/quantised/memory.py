@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from conformance.clauses.quantised.case import PACKABLE, SMALL, PackedCase
+from conformance.clauses.quantised.case import SMALL, PackedCase
 from conformance.clauses.quantised.forward import LAYERS
 from conformance.clauses.quantised.held_tensors import memory_of, nodes_of, owned, tensors_in
 from conformance.clauses.quantised.packed_operands import PackedOperands, adapted, operands_of
@@ -23,14 +23,7 @@ from conformance.target.subject import TRAINABLE, Instance, Subject
 
 # so few rows that the activations are small beside the weight
 WIDE = SMALL.narrowed(
-    m=(2, 3),
-    k=(256, 384),
-    n=(384, 256),
-    r=(2, 1),
-    content=("spread",),
-    training=(True, False),
-    format=PACKABLE,
-    lead=("2d", "3d"),
+    m=(2,), k=(256, 384), n=(384, 256), r=(2,), scale=(2.0,), content=("spread",), training=(True, False)
 )
 KINDS = ("float32", "bfloat16")
 MANY = 4  # layers whose memory is added up
@@ -70,8 +63,8 @@ def judge_held(subject: Subject, instance: Instance, held: list[torch.Tensor], w
 
 @clause(
     "QNT-MEM-SAVED",
-    sentence="""Between forward and backward nothing of W's size lives beyond the storage among the tensors that autograd
-    saves for backward: Ŵ is computed again.""",
+    sentence="""Between forward and backward nothing of W's size lives beyond the storage among the tensors that
+    autograd saves for backward: Ŵ is computed again.""",
     why="A layer in 4 bits that keeps Ŵ for backward needs more memory in training than one in 16 bits.",
     cases=WIDE,
     dtypes=KINDS,
@@ -166,7 +159,7 @@ class LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         return ended
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
         for tensor in tree_leaves(result):

@@ -51,17 +51,22 @@ class PackedOracle(LinearOracle):
         down, up, number = np.zeros((1, self.x.shape[1])), np.zeros((self.g.shape[1], 1)), self._number
         forward = RowChain(self.x, self.weight, self.bias, down, up, 0.0, self.how)
         back = RowChain(self.g, self.weight.T, None, up.T, down.T, 0.0, self.how)
-        assert forward.product is not None and back.product is not None
+        assert forward.product is not None
+        assert back.product is not None
         value = forward.product if self.bias is None else forward.product + self.bias
         terms = {} if self.bias is None else {"base": forward.product, "bias": np.zeros_like(value) + self.bias}
         allowed = forward.budget + self._of_storage(self.x, self.weight, number)
         dX = back.budget + self._of_storage(self.g, self.weight.T, number.T)
-        lead = self.operands.case.leading
+        dtype, lead = self.operands.dtype, self.operands.case.leading
+
+        def shaped(rows: Array) -> Array:
+            return rows.reshape(*lead, rows.shape[-1])
+
+        named = {name: shaped(term) for name, term in terms.items()}
         return (
-            Expected("y", *(v.reshape(*lead, -1) for v in (value, allowed)), self.output_dtype,
-                     {name: term.reshape(*lead, -1) for name, term in terms.items()}),
-            Expected("dX", *(v.reshape(*lead, -1) for v in (back.product, dX)), self.operands.dtype),
-        )  # fmt: skip
+            Expected("y", shaped(value), shaped(allowed), self.output_dtype, named),
+            Expected("dX", shaped(back.product), shaped(dX), dtype),
+        )
 
     @property
     def _number(self) -> Numbers:

@@ -44,8 +44,9 @@ class Format:
         for key in options:
             if key not in self.defaults:
                 near = difflib.get_close_matches(key, self.defaults, n=1)
-                hint = f": did you mean {near[0]!r}?" if near else ""
-                raise ValueError(f"{key!r} is no option of {self.name}{hint} expected {', '.join(self.defaults)}")
+                hint = f" did you mean {near[0]!r}?" if near else ""
+                has = f"expected {', '.join(self.defaults)}" if self.defaults else "it has none"
+                raise ValueError(f"{key!r} is no option of {self.name}:{hint} {has}")
         return {**self.defaults, **options}
 
 

@@ -44,7 +44,8 @@ def test_packing_error(subject: Subject, case: PackedCase) -> float | None:
     if operands.case.format == "hqq":
         return None  # its library searches for scales and zero points, and states no bound
     allowed = packing_bound(operands.case, weight)
-    return judge(got, Expected("Ŵ beside W", weight, allowed, torch.float32, certified=False))
+    judge(got, Expected("Ŵ beside W", weight, allowed, torch.float32, certified=False))
+    return None  # the bound is attained, so its ratio says nothing of errors
 
 
 @clause(

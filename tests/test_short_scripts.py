@@ -72,6 +72,7 @@ def imported(text: str) -> set[str]:
         ("TRN-DIVIDE__ForgetsToDivide", OTHER, "layer = LoraTraining(model)"),
         ("CKP-LAYOUT__SavesTransposed", OTHER, "save_adapter(model, config, folder)"),
         ("FHE-DISABLE__AddsTheBiasTwice", OTHER, "compile_model("),
+        ("QNT-BWD-DX__LosesTheBaseInDX", OTHER, "value = packed_linear(base, 'nf4')"),
         ("MOD-COUNT__ReturnsNothing", OTHER, "value = apply_lora_to_linear_modules(model, config)"),
     ],
 )

@@ -185,9 +185,9 @@ class LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def test_scratch_is_freed(subject: Subject, case: PackedCase) -> float | None:
     one, several = (most_memory([built(subject, case) for _ in range(count)]) for count in (1, MANY))
     for name, alone, together in zip(("forward", "backward"), one, several, strict=True):
-        allowed = alone + least(case) * MANY // 2
-        require(together < allowed, f"the {name} pass over {MANY} layers has {together} bytes at one time, over one "
-                f"layer {alone}: expected fewer than {allowed}")  # fmt: skip
+        limit = alone + least(case) * MANY // 2
+        require(together < limit, f"the {name} pass over {MANY} layers has {together} bytes at one time, over one "
+                f"layer {alone}: expected fewer than {limit}")  # fmt: skip
     return None
 
 

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from .stored_weight import described, holds_packed_weight
+
 if TYPE_CHECKING:
     from torch.distributed.tensor.parallel import ParallelStyle
 
@@ -25,7 +27,7 @@ def colwise_parallel_lora(**layouts: Any) -> "ParallelStyle":
         a style for a `LinearLoRA`, whose parameters become DTensors. N need not be a multiple of the number of
         ranks; a rank may have no row. DDP and `fully_shard` need no style.
     Raises:
-        ValueError: when applied to a module without an adapter, or with a magnitude (DoRA) or fan_in_fan_out.
+        ValueError: when applied to a module without an adapter, a packed weight, a magnitude (DoRA) or fan_in_fan_out.
     Source: NeMo Automodel `ColwiseParallelLora`, which splits A too and gathers x Aᵀ.
     """
     from torch.distributed.tensor.parallel import ColwiseParallel
@@ -67,6 +69,11 @@ def _place(name: str, module: nn.Module, mesh: Any, cuts: dict[str, int | None])
         return
     if not (hasattr(module, "lora_A") and hasattr(module, "lora_B")):
         raise ValueError(f"got a {type(module).__name__} without lora_A and lora_B: expected a LinearLoRA")
+    if holds_packed_weight(module):
+        raise ValueError(
+            f"the weight of this {type(module).__name__} is {described(module.weight)}, which is packed: its blocks "  # type: ignore[arg-type]
+            f"cannot be split over ranks; expected a floating point weight [N, K]"
+        )
     if getattr(module, "lora_magnitude", None) is not None:
         raise ValueError("the layer has a lora_magnitude: DoRA's row norms are not split over ranks")
     if getattr(module, "fan_in_fan_out", False):

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .stored_weight import described, is_packed
+
 
 class _Conv1DIfImported(type):
     """Make isinstance recognise transformers' Conv1D without importing transformers.
@@ -56,6 +58,11 @@ class _FrozenOperands(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None, weight_transposed: bool) -> None:
         super().__init__()
+        if is_packed(weight):
+            raise ValueError(
+                f"a {type(self).__name__} of a weight {described(weight)}: expected a floating point weight with two "
+                f"dimensions, which is not packed"
+            )
         self.weight_transposed = weight_transposed
         self.weight = _parameter(weight)
         self.register_parameter("bias", None if bias is None else _parameter(bias))
@@ -90,6 +97,8 @@ class ForwardModuleLinear(_FrozenOperands):
     Args:
         weight: [N, K]; [K, N] with weight_transposed. Shared, not copied.
         bias: [N] or None.
+    Raises:
+        ValueError: for a weight that is packed (see `is_packed`).
     Source: Concrete ML `ForwardModuleLinear`.
     """
 
@@ -111,6 +120,8 @@ class BackwardModuleLinear(_FrozenOperands):
 
     Args:
         weight: [N, K]; [K, N] with weight_transposed. Shared, not copied.
+    Raises:
+        ValueError: for a weight that is packed (see `is_packed`).
     Source: Concrete ML `BackwardModuleLinear`.
     """
 
@@ -198,6 +209,8 @@ class CustomLinear(_FrozenOperands):
     Attributes:
         weight, bias, in_features, out_features: as in the replaced layer.
         forward_module: a `ForwardModuleLinear`.   backward_module: a `BackwardModuleLinear`.
+    Raises:
+        ValueError: for a weight that is packed (see `is_packed`).
     Source: Concrete ML `CustomLinear`.
     """
 

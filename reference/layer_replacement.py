@@ -6,8 +6,9 @@ from typing import Any
 from torch import nn
 
 from .base_layer import computes_weight
-from .hybrid import Conv1D, CustomLinear, is_frozen_product, is_lora_module
+from .hybrid import LINEAR_LAYERS, Conv1D, CustomLinear, is_frozen_product, is_lora_module
 from .layer import LinearLoRA
+from .stored_weight import described, holds_packed_weight
 
 
 def replace_linear_layers(model: nn.Module, custom_linear: type[CustomLinear], skipped: int) -> None:
@@ -16,6 +17,7 @@ def replace_linear_layers(model: nn.Module, custom_linear: type[CustomLinear], s
     Args:
         skipped: the number of first layers that stay as they are.
     """
+    check_floating(model)
     eligible = _eligible(model)
     for module in list(eligible)[skipped:]:
         names = eligible[module]
@@ -36,6 +38,17 @@ def replace_linear_layers(model: nn.Module, custom_linear: type[CustomLinear], s
         for name in names:
             parent, _, own = name.rpartition(".")
             setattr(model.get_submodule(parent), own, custom)
+
+
+def check_floating(model: nn.Module) -> None:
+    """Refuse a model with a linear layer whose weight is packed: its product cannot become a `CustomLinear`."""
+    linear: Any = LINEAR_LAYERS
+    for name, module in model.named_modules():
+        if isinstance(module, linear) and holds_packed_weight(module):
+            raise ValueError(
+                f"{name or 'the model'} is a {type(module).__name__} whose weight is {described(module.weight)}: "
+                f"CustomLinear needs a floating point weight [N, K], such as that of merge_dequantized(layer)"
+            )
 
 
 def _is_transposed(module: nn.Module) -> bool:

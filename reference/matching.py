@@ -93,9 +93,12 @@ class ModuleMatcher:
             name: its dotted name, relative to prefix if there is one.
             prefix: the dotted name of a parent module.
         """
-        if not isinstance(m, LINEAR_LAYERS):
-            return False
-        full_name = f"{prefix}.{name}" if prefix and name is not None else name
+        return isinstance(m, LINEAR_LAYERS) and self.chooses(
+            f"{prefix}.{name}" if prefix and name is not None else name
+        )
+
+    def chooses(self, full_name: str | None) -> bool:
+        """Whether the rule chooses a dotted name, whatever the module."""
         if self.match_all_linear:
             return not (self.is_causal_lm and full_name is not None and "lm_head" in full_name.split("."))
         if self.exclude_modules:

@@ -18,6 +18,7 @@ from .layer import LinearLoRA, TritonLinearLoRA
 from .matching import ModuleMatcher, wildcard_match
 from .patched_class import patched_class
 from .rollback import undone_on_error
+from .stored_weight import is_packed_elsewhere
 
 
 def patch_linear_module(
@@ -93,8 +94,9 @@ def apply_lora_to_linear_modules(model: nn.Module, peft_config: PeftConfig) -> i
             moe_rank_scaling cannot divide. After any error the model is unchanged.
     Warns:
         UserWarning: with the names tried if no module is chosen; naming a pattern that matches no linear module,
-            with the nearest name that there is; naming a chosen subclass of Conv1D, which is left alone; naming
-            the experts that match_all_linear leaves without adapters.
+            with the nearest name that there is; naming a chosen subclass of Conv1D, which is left alone, and chosen
+            modules with a packed weight that are no nn.Linear, such as HQQLinear; naming the experts that
+            match_all_linear leaves without adapters.
     Source: NeMo Automodel `apply_lora_to_linear_modules`.
     """
     return adapt_model(model, peft_config, patch_linear_module)
@@ -161,6 +163,7 @@ def _chosen_layers(model: nn.Module, c: PeftConfig) -> dict[nn.Module, str]:
     for module in left:
         kind = type(module).__name__
         warnings.warn(f"{names[module][0]} is left alone: {kind} is a subclass of Conv1D", stacklevel=4)
+    _warn_of_packed(model, matcher)
     _warn_of_patterns(c, matcher, [name for all_names in names.values() for name in all_names], len(chosen))
     return {module: names[module][0] for module in chosen}
 
@@ -177,6 +180,20 @@ def _warn_of_patterns(c: PeftConfig, matcher: ModuleMatcher, names: list[str], c
             near = difflib.get_close_matches(pattern, parts, n=1)
             hint = f": did you mean {near[0]!r}?" if near else ""
             warnings.warn(f"{pattern!r} of {key} matches no linear module of the model{hint}", stacklevel=5)
+
+
+def _warn_of_packed(model: nn.Module, matcher: ModuleMatcher) -> None:
+    """Warn of chosen modules that hold the packed weight of a linear layer and are no nn.Linear."""
+    found: dict[str, list[str]] = {}
+    for name, module in model.named_modules():
+        if is_packed_elsewhere(module) and matcher.chooses(name):
+            found.setdefault(type(module).__name__, []).append(name)
+    for kind, names in found.items():
+        warnings.warn(
+            f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} left without an adapter: {kind} holds a packed "
+            f"weight and is no nn.Linear",
+            stacklevel=5,
+        )
 
 
 def _names_of_linear_modules(model: nn.Module) -> dict[nn.Module, list[str]]:

@@ -10,6 +10,7 @@ from .linear import widen, without_autocast
 from .packed_linear import PackedLinear
 from .packed_product import Dequantizable
 from .packed_weight import Description, PackedWeight
+from .stored_weight import described, has_dequantize, holds_packed_weight
 
 
 def packed_weight_of(module: nn.Module) -> PackedWeight | None:
@@ -58,17 +59,16 @@ def packed_source(module: nn.Module) -> Dequantizable | None:
     weight: Any = getattr(module, "weight", None)
     if not isinstance(weight, Tensor):
         return None
-    if getattr(type(weight), "dequantize", Tensor.dequantize) is not Tensor.dequantize:
+    if has_dequantize(weight):
         return _Dequantized(weight, tuple(weight.shape))
     sizes = (getattr(module, "out_features", None), getattr(module, "in_features", None))
     if callable(getattr(module, "dequantize", None)) and None not in sizes:
         return _Dequantized(module, sizes)
-    dtype, turned = weight.dtype, getattr(module, "fan_in_fan_out", False)
-    misshapen = isinstance(module, nn.Linear) and not turned and tuple(weight.shape) != sizes
-    if not dtype.is_floating_point or dtype.itemsize == 1 or misshapen:
+    if holds_packed_weight(module):
+        expected = "[N, K]" if None in sizes else list(sizes)
         raise ValueError(
-            f"the weight of this {type(module).__name__} is {dtype} {list(weight.shape)} and no way to dequantize it "
-            f"is known: expected a floating point weight {list(sizes)}, or a base with dequantize()"
+            f"the weight of this {type(module).__name__} is {described(weight)} and no way to dequantize it "
+            f"is known: expected a floating point weight {expected}, or a base with dequantize()"
         )
     return None
 

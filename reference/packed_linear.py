@@ -9,6 +9,7 @@ from .packed.format import Layout
 from .packed.formats import format_named
 from .packed_product import output_dtype, packed_product
 from .packed_weight import Description, PackedWeight, pack_weight
+from .sharded import is_sharded
 
 
 class PackedLinear(nn.Linear):
@@ -54,6 +55,11 @@ class PackedLinear(nn.Linear):
         layout = self._layout()
         codes, *others = layout
         size, dtypes = layout[codes]
+        if is_sharded(self.weight):
+            raise ValueError(
+                f"the weight of this {type(self).__name__} is sharded over ranks: expected the whole storage, which "
+                f"fully_shard gathers for each forward pass, and unshard() on request"
+            )
         weight = self.weight.detach()
         if weight.dtype != torch.uint8 or not weight.is_contiguous():
             raise ValueError(f"weight of a {type(self).__name__} is {weight.dtype}: expected contiguous torch.uint8")

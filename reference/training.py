@@ -82,6 +82,8 @@ class LoraTraining(nn.Module):
         Warns:
             UserWarning: naming a layer with a frozen weight and a trainable bias, which no longer gets a gradient,
                 and a subclass of nn.Linear, which is left alone.
+        Raises:
+            ValueError: naming a linear layer whose weight is packed, adapted or not; the model is then unchanged.
         Source: Concrete ML `LoraTraining.replace_layers_with_custom`.
         """
         replace_linear_layers(model, CustomLinear, int(skip_first))

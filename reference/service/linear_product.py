@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..hybrid import BackwardModuleLinear, Conv1D, CustomLinear, ForwardModuleLinear
+from ..stored_weight import described, holds_packed_weight
 
 
 def product_of(module: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
@@ -15,6 +16,11 @@ def product_of(module: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
     """
     weight: Any = getattr(module, "weight", None)
     bias: Any = getattr(module, "bias", None)
+    if holds_packed_weight(module):
+        raise ValueError(
+            f"{name} is a {type(module).__name__} whose weight is {described(weight)}, which is packed: expected a "
+            f"floating point weight [N, K], such as that of merge_dequantized(layer)"
+        )
     if isinstance(module, ForwardModuleLinear):
         return (weight.t() if module.weight_transposed else weight), bias
     if isinstance(module, BackwardModuleLinear):

@@ -10,6 +10,7 @@ from torch import nn
 import reference
 from reference.base_layer import check_adaptable
 from reference.matching import pattern_list
+from reference.stored_weight import is_packed_elsewhere
 
 
 class RightMatcher:
@@ -70,6 +71,8 @@ class RightModel:
     PeftConfig: Any = reference.PeftConfig
     LinearLoRA = reference.LinearLoRA
     TritonLinearLoRA = reference.TritonLinearLoRA
+    LoraTraining: Any = reference.LoraTraining
+    HybridFHEModel: Any = reference.HybridFHEModel
     Matcher: type[RightMatcher] = RightMatcher
     merge_adapters = staticmethod(reference.merge_adapters)
     unmerge_adapters = staticmethod(reference.unmerge_adapters)
@@ -92,7 +95,8 @@ class RightModel:
             if hasattr(module, "lora_A"):
                 self.meets_adapted(module)
             else:
-                self.check(module, peft_config)
+                self.check_named(model, module, peft_config)
+        self.warn_of_packed(model, peft_config)
         if not chosen:
             self.warn_of_nothing(model)
         self.warn_of_patterns(model, peft_config)
@@ -133,6 +137,19 @@ class RightModel:
     def check(self, module: nn.Module, config: Any) -> None:
         """Refuse a chosen module that cannot have an adapter."""
         check_adaptable(module, config.use_dora, config.lora_dtype)
+
+    def check_named(self, model: nn.Module, module: nn.Module, config: Any) -> None:
+        """Refuse a chosen module that cannot have an adapter, by its path."""
+        try:
+            self.check(module, config)
+        except ValueError as error:
+            raise ValueError(f"{next(name for name, m in self.named(model) if m is module)}: {error}") from None
+
+    def warn_of_packed(self, model: nn.Module, config: Any) -> None:
+        """Warn of each packed linear layer that is no nn.Linear."""
+        for name, module in model.named_modules():
+            if is_packed_elsewhere(module):
+                warnings.warn(f"{name} is packed and gets no adapter", stacklevel=4)
 
     def warn_of_patterns(self, model: nn.Module, config: Any) -> None:
         """Warn of each pattern that matches no candidate."""

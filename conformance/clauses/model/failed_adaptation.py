@@ -61,7 +61,7 @@ def test_failed_call(subject: Subject, case: ModelCase) -> None:
     handle = model.blocks[0].register_forward_hook(lambda *_: None)
     SPOILT[case.targets](subject, model)
     config = make_config(subject, match_all_linear=True, dim=case.dim, use_triton=case.triton)
-    before, what = _state(model), f"apply_lora_to_linear_modules to a model with a head that is {case.targets}"
+    before, what = model_state(model), f"apply_lora_to_linear_modules to a model with a head that is {case.targets}"
     try:
         with quiet():
             subject.thing(model, config)
@@ -72,14 +72,14 @@ def test_failed_call(subject: Subject, case: ModelCase) -> None:
     else:
         require(case.targets != "adapted", f"{what} returned: expected an error")
         return  # a target may have adapters for such layers
-    after = _state(model)
+    after = model_state(model)
     changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     require(not changed, f"{what} was refused and changed {', '.join(changed[:4])} of {len(changed)}")
     handle.remove()
     require(not model.blocks[0]._forward_hooks, f"{what} was refused, and a hook's handle no longer removes it")
 
 
-def _state(model: nn.Module) -> dict[str, Any]:
+def model_state(model: nn.Module) -> dict[str, Any]:
     """All that a call may not change, by its name; tensors by identity and contents."""
     state: dict[str, Any] = {}
     for name, module in model.named_modules():

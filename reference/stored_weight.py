@@ -34,7 +34,7 @@ def holds_packed_weight(module: nn.Module) -> bool:
     """Whether the weight of a linear layer, adapted or not, is packed."""
     weight: Any = getattr(module, "weight", None)
     sizes = getattr(module, "out_features", None), getattr(module, "in_features", None)
-    turned = None in sizes or getattr(module, "fan_in_fan_out", False)  # of a Conv1D
+    turned = None in sizes or any(getattr(module, key, False) for key in ("fan_in_fan_out", "weight_transposed"))
     return isinstance(weight, Tensor) and not is_lazy(weight) and is_packed(weight, None if turned else sizes)
 
 

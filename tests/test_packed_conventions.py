@@ -73,6 +73,13 @@ def test_a_packed_layer_is_named_where_it_cannot_be_split(implementation: Module
 
 
 @both
+def test_a_weight_that_is_stored_transposed_is_not_packed(implementation: ModuleType) -> None:
+    product = implementation.ForwardModuleLinear(torch.ones(5, 3), weight_transposed=True)
+    split = implementation.HybridFHEModel(nn.ModuleDict({"up": product}), ["up"])
+    assert list(split.remote_modules) == ["up"]
+
+
+@both
 def test_a_refused_merge_says_what_to_do_instead(implementation: ModuleType) -> None:
     layer = implementation.patch_linear_module(packed(implementation), dim=2)
     expected = (

@@ -44,6 +44,9 @@ from optimized.linear import lora_linear
 from optimized.mlp import lora_mlp
 from optimized.model import apply_lora_to_linear_modules, patch_linear_module
 from optimized.nodes.adapter import LoRATritonFunction
+from optimized.packed_linear import PackedLinear, packed_linear
+from optimized.packed_product import lora_packed_linear
+from optimized.packed_weight import PackedWeight, pack_weight
 from optimized.qkv import lora_qkv
 from optimized.quantization import QuantizedLinear
 from optimized.service.remote_module import RemoteModule
@@ -62,8 +65,6 @@ from reference import (
     HybridFHEMode,
     Keys,
     ModuleMatcher,
-    PackedLinear,
-    PackedWeight,
     PeftConfig,
     Quantized,
     RemoteClient,
@@ -72,13 +73,10 @@ from reference import (
     dequantize_weight,
     get_remote_names,
     lora_expand,
-    lora_packed_linear,
     lora_shrink,
     merge_adapters,
     merge_dequantized,
-    pack_weight,
     packed_fields,
-    packed_linear,
     quantize_dynamic,
     quantize_static,
     quantize_weight,

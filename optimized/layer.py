@@ -17,6 +17,7 @@ from optimized.linear import fused_linear
 from optimized.matrices import autocast_dtype
 from optimized.nodes.adapter import LoRATritonFunction
 from optimized.nodes.triton_layer import TritonLoRALinear
+from optimized.packed_layer import packed_output
 from reference.linear import check_operands, drop
 
 
@@ -34,7 +35,8 @@ class LinearLoRA(reference.LinearLoRA):
         if self._buffers["unmerged_weight"] is not None:
             return self.base_product(x)
         if self.has_packed_base:
-            return super().forward(x)
+            packed = packed_output(self, x)
+            return super().forward(x) if packed is None else packed
         weight, bias, m = parameters.get("weight"), parameters["bias"], parameters["lora_magnitude"]
         if weight is None or self.fan_in_fan_out:  # a computed weight, or [K, N]
             weight = self.base_weight

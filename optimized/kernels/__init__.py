@@ -1,4 +1,4 @@
-"""The Triton kernels of a LoRA adapter, of the activation in a feed-forward block, and of quantised products.
+"""The Triton kernels of a LoRA adapter, of an activation, of quantised products, and of packed weights.
 
 This package imports triton, so it is imported only at the first launch.
 
@@ -11,6 +11,9 @@ from optimized.kernels.int8_linear import int8_linear
 from optimized.kernels.linear_expand import linear_expand
 from optimized.kernels.lora_expand import lora_expand
 from optimized.kernels.lora_shrink import lora_shrink
+from optimized.kernels.packed_dequantize import packed_dequantize
+from optimized.kernels.packed_linear import packed_linear
+from optimized.kernels.packed_storage import storage_of
 from optimized.kernels.shrink_and_grad import shrink_and_grad
 from optimized.kernels.tiles import INTERPRETED
 from optimized.kernels.weight_grad import weight_grad
@@ -23,6 +26,9 @@ __all__ = [
     "linear_expand",
     "lora_expand",
     "lora_shrink",
+    "packed_dequantize",
+    "packed_linear",
     "shrink_and_grad",
+    "storage_of",
     "weight_grad",
 ]

@@ -1,6 +1,7 @@
 """The fused LoRA layer in general: with dropout, mixed dtypes, autocast, no weight, or second derivatives."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -71,17 +72,27 @@ def general_forward(
     lora_B: Tensor,
     scale: float,
     drop: Dropout,
+    base: Callable[[], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """y [*, N], S = x Aᵀ [M, r] in A's dtype, and the dropout mask; S and the mask may be None."""
+    """y [*, N], S = x Aᵀ [M, r] in A's dtype, and the dropout mask; S and the mask may be None.
+
+    A new tensor of `base`, [M, N], stands for the base product of a weight that is no tensor.
+    """
     x2 = as_matrix(x, lora_A.shape[1])
     x2, weight, bias, A, B = autocast_as(autocast_dtype(x), x2, weight, bias, lora_A, lora_B)
     S = mask = None
     with without_autocast(x):
-        y = x2.new_zeros(x2.shape[0], B.shape[0]) if weight is None else linear(x2, weight, bias)
+        if base is not None:
+            y = base()
+        else:
+            y = x2.new_zeros(x2.shape[0], B.shape[0]) if weight is None else linear(x2, weight, bias)
         if drop.rate < 1.0:
             mask = drop.draw(x2.shape[0], A, B)
             on_x, on_update = drop.split(mask)
-            wide_x, wide_A, wide_B = as_dtype(compute_dtype(x2, A, B), x2, A, B)
+            wide = compute_dtype(x2, A, B)
+            if base is not None:
+                wide = torch.promote_types(wide, y.dtype)
+            wide_x, wide_A, wide_B = as_dtype(wide, x2, A, B)
             S = linear(masked(wide_x, on_x), wide_A)
             y = changeable(y)
             add_product(y, S, wide_B.t(), scale / (1.0 - drop.rate), on_update)
@@ -89,22 +100,27 @@ def general_forward(
     return y if x.dim() == 2 else unflattened(y, x.shape), S, mask
 
 
-def general_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    """dX, dbias, dA, dB; with ``create_graph=True`` by formulas that autograd can differentiate again."""
+def general_backward(ctx: Any, g: Tensor, base: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor | None, ...]:
+    """dX, dbias, dA, dB; with ``create_graph=True`` by formulas that autograd can differentiate again.
+
+    ``base(g)`` stands for ``g W`` of a weight that is no tensor: [M, K], a new tensor in g's dtype.
+    """
     with without_autocast(g):
-        return (_differentiable_backward if torch.is_grad_enabled() else _backward)(ctx, g)
+        return (_differentiable_backward if torch.is_grad_enabled() else _backward)(ctx, g, base)
 
 
-def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, g: Tensor, base: Callable[[Tensor], Tensor] | None) -> tuple[Tensor | None, ...]:
     """dX, dbias, dA, dB, each in its operand's dtype, or None if not needed."""
     needs_x, _, needs_bias, needs_A, needs_B = ctx.needs_input_grad[:5]
-    x, weight, lora_A, lora_B, S, bits = ctx.saved_tensors
+    x, weight, lora_A, lora_B, S, bits = ctx.saved_tensors[:6]
     drop = ctx.drop
     g = as_matrix(g, lora_B.shape[0])
     x = None if x is None else as_matrix(x, lora_A.shape[1])
     x, weight, A, B = autocast_as(ctx.autocast, x, weight, lora_A, lora_B)
     dX = dA = dB = None
-    if needs_x:
+    if needs_x and base is not None:
+        dX = base(g)
+    elif needs_x:
         dX = g.new_zeros(g.shape[0], A.shape[1]) if weight is None else linear(g, weight.t())
     if drop.rate < 1.0:
         on_x, on_update = drop.split(drop.restore(bits, g.shape[0], A, B))
@@ -131,10 +147,10 @@ def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     return dX, dbias, dA, dB
 
 
-def _differentiable_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiable_backward(ctx: Any, g: Tensor, base: Callable[[Tensor], Tensor] | None) -> tuple[Tensor | None, ...]:
     """`_backward` as plain formulas, which autograd can differentiate again, for ``create_graph=True``."""
     needs_x, _, needs_bias, needs_A, needs_B = ctx.needs_input_grad[:5]
-    x, weight, lora_A, lora_B, _, bits = ctx.saved_tensors
+    x, weight, lora_A, lora_B, _, bits = ctx.saved_tensors[:6]
     if needs_B and x is None:
         raise RuntimeError("no second derivative of lora_linear where lora_B is trained and lora_A is not")
     rows, drop = math.prod(ctx.shape[:-1]), ctx.drop
@@ -146,7 +162,11 @@ def _differentiable_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     scale = 0.0 if drop.rate == 1.0 else ctx.scale / (1.0 - drop.rate)
     A, B, wide_g = A.to(compute), B.to(compute), masked(g.to(compute), on_update)
     T = scale * (wide_g @ B)
-    dX = masked(T @ A, on_x) + (0.0 if W is None else linear(g, W.detach().t())) if needs_x else None
+    dX = masked(T @ A, on_x) if needs_x else None
+    if dX is not None and base is not None:
+        dX = dX + base(g)
+    elif dX is not None and W is not None:
+        dX = dX + linear(g, W.detach().t())
     if x is not None:
         x = masked(x.to(compute), on_x)
     dA = (T.t() @ x).to(lora_A.dtype) if needs_A else None

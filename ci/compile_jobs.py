@@ -14,6 +14,8 @@ from optimized.kernels.int8_linear import int8_linear_config
 from optimized.kernels.linear_expand import linear_expand_config
 from optimized.kernels.lora_expand import lora_expand_config, lora_expand_kernel
 from optimized.kernels.lora_shrink import lora_shrink_config, lora_shrink_kernel
+from optimized.kernels.packed_dequantize import packed_dequantize_config
+from optimized.kernels.packed_linear import packed_linear_config
 from optimized.kernels.shrink_and_grad import shrink_and_grad_config, shrink_and_grad_kernel
 from optimized.kernels.split_k_reduce import split_k_reduce_config
 from optimized.kernels.tiles import Config, mixed_dot, native_dot
@@ -37,6 +39,14 @@ ACTIVATION_KERNELS = {
 RESULTS = (torch.int64, torch.float64, torch.float32, torch.bfloat16)
 # Layouts of weight and factor in forward and backward. The tiles need tensor descriptors, which sm_80 lacks.
 LINEAR_EXPAND_LAYOUTS = ("forward", "backward", "forward, odd rank", "backward, odd rank")
+# Storages of packed weights: one for each way to read a code, and the constants of the kernels.
+PACKED = {
+    "nf4": {"PAIRED": True, "TABLE": True, "ZERO": False, "GROUP": 64, "ROWS": 1, "FACTOR": 1.0},
+    "int8": {"PAIRED": False, "TABLE": False, "ZERO": False, "GROUP": 4096, "ROWS": 1, "FACTOR": 1 / 127},
+    "int4": {"PAIRED": False, "TABLE": False, "ZERO": True, "GROUP": 32, "ROWS": 1, "FACTOR": 1.0},
+    "fp8": {"PAIRED": False, "TABLE": True, "ZERO": False, "GROUP": 128, "ROWS": 128, "FACTOR": 1.0},
+}
+PACKED_ROWS = (1, 17, 64)
 # The dtype of the operands, and the dtype to which they are rounded; autocast needs the last pair.
 DTYPES = (
     (torch.bfloat16, torch.bfloat16),
@@ -84,7 +94,7 @@ def jobs() -> list[Job]:
             for name, config in configs.items():
                 job = Job(name, arch, named(dtype), named(compute), layout, config, dropped=dropped)
                 found[str(job)] = job
-    return [*found.values(), *_gated_activation_jobs(), *_int8_linear_jobs(), *_linear_expand_jobs()]
+    return [*found.values(), *_gated_activation_jobs(), *_int8_linear_jobs(), *_linear_expand_jobs(), *_packed_jobs()]
 
 
 def _linear_expand_jobs() -> list[Job]:
@@ -124,6 +134,22 @@ def _int8_linear_jobs() -> list[Job]:
         job = Job("int8_linear", arch, named(result), "int8", layout, config)
         found[str(job)] = job
     return list(found.values())
+
+
+def _packed_jobs() -> list[Job]:
+    """Jobs of the kernels of packed weights: each storage and pass in bfloat16, nf4 in each dtype and block size."""
+    found = []
+    for arch, storage in itertools.product(ARCHITECTURES, PACKED):
+        every = storage == "nf4"
+        for dtype in (torch.bfloat16, torch.float32):
+            config = packed_dequantize_config(4096, 4096)
+            found.append(Job("packed_dequantize", arch, named(dtype), "float32", storage, config))
+        dtypes = (torch.bfloat16, torch.float16, torch.float32) if every else (torch.bfloat16,)
+        products = itertools.product(dtypes, PACKED_ROWS if every else PACKED_ROWS[-1:], ("", ", transposed"))
+        for dtype, M, direction in products:
+            config = packed_linear_config(M, 4096, 4096, dtype)
+            found.append(Job("packed_linear", arch, named(dtype), named(dtype), storage + direction, config))
+    return list({str(job): job for job in found}.values())
 
 
 def _is_lean(name: str, layout: str, R: int, wide: bool) -> bool:

@@ -5,11 +5,13 @@ from typing import Any
 
 import torch
 
-from ci.compile_jobs import ACTIVATION_KERNELS, KERNELS, Job
+from ci.compile_jobs import ACTIVATION_KERNELS, KERNELS, PACKED, Job
 from optimized.kernels.int8_linear import NOT_FUSED, int8_linear_kernel
 from optimized.kernels.linear_expand import linear_expand_kernel
+from optimized.kernels.packed_dequantize import packed_dequantize_kernel
+from optimized.kernels.packed_linear import packed_linear_kernel
 from optimized.kernels.split_k_reduce import split_k_reduce_kernel
-from optimized.kernels.tiles import TL_DTYPE
+from optimized.kernels.tiles import TL_DTYPE, native_dot
 
 # The specialisation at launch: the strides that are 1, and the other numbers that are not multiples of 16. A swapped
 # factor is a transposed factor, as in g · B and T · A; an odd rank is not a multiple of 16; strided operands have
@@ -73,6 +75,8 @@ def _kernel(job: Job) -> tuple[Any, dict[str, Any]]:
         constants = {"OPERAND": TL_DTYPE[compute], "HAS_BIAS": True, "K_FIRST": backward, "GROUP_M": 8}
         units = {"stride_sr": 1, "stride_bn" if backward else "stride_br": 1}
         return linear_expand_kernel, {**constants, "DROPPED": job.dropped, **job.config.blocks, **units}
+    if job.kernel.startswith("packed"):
+        return _packed_kernel(job)
     if job.kernel == "split_k_reduce":
         kernel, constants = split_k_reduce_kernel, {"ACC": TL_DTYPE[torch.float32]}
     else:
@@ -86,19 +90,35 @@ def _kernel(job: Job) -> tuple[Any, dict[str, Any]]:
     return kernel, {**constants, **job.config.blocks, **units}
 
 
+def _packed_kernel(job: Job) -> tuple[Any, dict[str, Any]]:
+    """The kernel of a packed weight and its constant arguments."""
+    storage, _, direction = job.layout.partition(", ")
+    constants = {**PACKED[storage], **job.config.blocks}
+    if job.kernel == "packed_dequantize":
+        return packed_dequantize_kernel, constants
+    compute = getattr(torch, job.compute)
+    constants |= {"TRANSPOSED": bool(direction), "HAS_BIAS": not direction, "ROUNDED": TL_DTYPE[compute]}
+    return packed_linear_kernel, {**constants, **native_dot(compute), "stride_xk": 1}
+
+
 def _type(name: str, job: Job, constants: dict[str, Any]) -> str:
     """The type of one argument, as Triton writes it; intermediates and partial sums are float32."""
     if name in constants:
         return "constexpr"
-    if name.endswith("_desc"):
-        return _descriptor(name, job)
-    if name in ("s_ptr", "t_ptr", "d_ptr", "partials_ptr"):
+    if name in ("x_desc", "w_desc", "y_desc", "codes_ptr"):
+        return _codes(job) if name == "codes_ptr" else _descriptor(name, job)
+    if name in ("s_ptr", "t_ptr", "d_ptr", "partials_ptr", "table_ptr", "scale_ptr", "zero_ptr"):
         return "*fp32"
     if job.kernel == "int8_linear" and name.endswith("_ptr"):
         return {"x_ptr": "*i8", "w_ptr": "*i8", "y_ptr": f"*{_triton_name(job.dtype)}"}.get(name, "*fp64")
     if name.endswith("_ptr"):
         return f"*{_triton_name(job.dtype)}"
     return "fp64" if name == "scale" else "i64" if name == "seed" or name.startswith("stride_") else "i32"
+
+
+def _codes(job: Job) -> str:
+    """The type of the codes of a packed weight: bits, or integers where the kernel has no table."""
+    return "*u8" if PACKED[job.layout.partition(",")[0]]["TABLE"] else "*i8"
 
 
 def _descriptor(name: str, job: Job) -> str:

@@ -59,6 +59,7 @@ class LinearLoRA(reference.LinearLoRA):
         """As in the reference."""
         return self.has_own_forward or self._modules.get("base_layer") is not None
 
+    interprets_kernels = False  # whether a CPU may interpret the kernels of a packed base
     has_own_forward = False  # whether a patched subclass of nn.Linear has one; set once per class
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -81,6 +82,7 @@ class TritonLinearLoRA(LinearLoRA, reference.TritonLinearLoRA):
     """
 
     routes: Collection[str] = ()
+    interprets_kernels = True
 
     def forward(self, x: Tensor) -> Tensor:
         """As in the reference."""

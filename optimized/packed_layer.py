@@ -19,5 +19,5 @@ def packed_output(layer: Any, x: Tensor) -> Tensor | None:
         return None
     A, B, c = layer.lora_A.weight, layer.lora_B.weight, getattr(layer, "compute_dtype", None)
     rate = layer.dropout_p if layer.training else 0.0
-    how = rate, layer.dropout_position, bool(layer.use_memory_efficient_lora)
+    how = rate, layer.dropout_position, bool(layer.use_memory_efficient_lora), layer.interprets_kernels
     return fused_packed_linear(x, weight, layer.bias, A, B, layer.scale, c, *how)

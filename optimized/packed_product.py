@@ -47,10 +47,12 @@ def fused_packed_linear(
     rate: float = 0.0,
     position: str = "post",
     recompute: bool = False,
+    interpreted: bool = False,
 ) -> Tensor:
     """`lora_packed_linear` with dropout of probability `rate`, which the caller has checked.
 
-    With `recompute`, backward computes x Aᵀ again, and draws the dropout mask again from its seed.
+    With `recompute`, backward computes x Aᵀ again, and draws the dropout mask again from its seed. With
+    `interpreted`, a CPU may interpret kernels.
     """
     check_packed_operands(x, weight, bias, lora_A, lora_B)
     if why_not_packed(weight, x, bias, lora_A, lora_B):
@@ -59,7 +61,7 @@ def fused_packed_linear(
             x, weight, bias, lora_A, lora_B, scale, compute_dtype=compute_dtype, dropout_position=position, **dropout
         )
     drop = Dropout.seeded(rate, position) if rate else NO_DROPOUT
-    how: Any = x, weight, bias, lora_A, lora_B, scale, compute_dtype, drop
+    how: Any = x, weight, bias, lora_A, lora_B, scale, compute_dtype, drop, interpreted
     if not torch.is_grad_enabled():
         return packed_forward(*how)[0]
     return PackedLoRALinear.apply(*how, recompute)  # type: ignore[no-any-return,no-untyped-call]

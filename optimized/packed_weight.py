@@ -31,9 +31,12 @@ def as_fast(weight: reference.PackedWeight) -> PackedWeight:
     return PackedWeight(weight.format, weight.shape, weight.fields, weight.options)
 
 
-def numbers_of(weight: reference.PackedWeight, dtype: torch.dtype) -> Tensor:
-    """Ŵ [N, K], computed in float32 and rounded once to dtype: by a kernel, in tiles, or by the reference."""
-    if why_not_dequantize_kernel(weight) is None:
+def numbers_of(weight: reference.PackedWeight, dtype: torch.dtype, interpreted: bool = False) -> Tensor:
+    """Ŵ [N, K], computed in float32 and rounded once to dtype: by a kernel, in tiles, or by the reference.
+
+    With `interpreted`, a CPU may interpret the kernel.
+    """
+    if why_not_dequantize_kernel(weight, interpreted) is None:
         from optimized import kernels
 
         return kernels.packed_dequantize(kernels.storage_of(weight), dtype)

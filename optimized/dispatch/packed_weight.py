@@ -24,15 +24,19 @@ def why_not_tiled(weight: reference.PackedWeight) -> str | None:
     return formats.why_not_tiled(weight)
 
 
-def why_not_dequantize_kernel(weight: reference.PackedWeight) -> str | None:
-    """The reason why no kernel computes the numbers of a weight, or None if one does."""
-    if weight.format not in WITH_KERNEL:
-        return f"no kernel reads {weight.format}"
-    if 0 in weight.shape:
-        return f"a weight {list(weight.shape)} has no elements"
+def why_not_dequantize_kernel(weight: reference.PackedWeight, interpreted: bool = False) -> str | None:
+    """The reason why no kernel computes the numbers of a weight, or None if one does.
+
+    Args:
+        interpreted: whether a CPU may interpret the kernel, as for a `TritonLinearLoRA`.
+    """
+    if weight.format not in WITH_KERNEL or 0 in weight.shape:
+        return f"no kernel reads {weight.format} {list(weight.shape)}"
     if not all(field.is_contiguous() for field in weight.fields.values()):
         return "the kernels read contiguous fields"
     device = _codes(weight).device
+    if device.type == "cpu" and not interpreted:
+        return "on a CPU tiles are faster than interpreted kernels"
     if reason := why_not_triton_on(device):
         return reason
     if device.type == "cpu" and weight.shape[0] * weight.shape[1] > MOST_INTERPRETED:
@@ -40,7 +44,7 @@ def why_not_dequantize_kernel(weight: reference.PackedWeight) -> str | None:
     return None
 
 
-def why_not_product_kernel(weight: reference.PackedWeight, t: Tensor) -> str | None:
+def why_not_product_kernel(weight: reference.PackedWeight, t: Tensor, interpreted: bool = False) -> str | None:
     """The reason to write Ŵ to memory before its product with t [M, K] or [M, N], or None for one kernel.
 
     One kernel reads the storage, a quarter of the bytes of a 16-bit Ŵ or half of them, for every tile of rows of t.
@@ -51,7 +55,7 @@ def why_not_product_kernel(weight: reference.PackedWeight, t: Tensor) -> str | N
         return f"with more than {MOST_ROWS} rows each number would be computed again"
     if not t.numel():
         return "there are no rows"
-    if reason := why_not_dequantize_kernel(weight) or why_not_triton(t):
+    if reason := why_not_dequantize_kernel(weight, interpreted) or why_not_triton(t):
         return reason
     if t.device.type == "cpu" and t.shape[0] * weight.shape[0] * weight.shape[1] > 16 * MOST_INTERPRETED:
         return f"the interpreter is slow for more than {16 * MOST_INTERPRETED} multiplications"

@@ -15,7 +15,7 @@ from reference.packed.eight_bit_rows import INVERSE_127
 
 @dataclass(frozen=True)
 class Storage:
-    """``Ŵ[n, k] = (value(q[n, k]) - zero)·scale·FACTOR``; the index of scale and zero is ``(n // ROWS·K + k) // GROUP``.
+    """``Ŵ[n, k] = (value(q[n, k]) - zero)·scale·FACTOR``; scale and zero have index ``(n // ROWS·K + k) // GROUP``.
 
     Attributes:
         shape: N and K.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import reference
-from optimized.dispatch.packed_weight import why_not_product_kernel, why_not_tiled
+from optimized.dispatch.packed_weight import why_not_dequantize_kernel, why_not_product_kernel, why_not_tiled
 from optimized.dropout import Dropout, pack
 from optimized.matrices import as_matrix, autocast_dtype, changeable, overreads, unflattened, without_autocast
 from optimized.nodes.general import general_backward, general_forward
@@ -17,7 +17,7 @@ from reference.packed_product import PackedProduct, output_dtype
 
 
 class PackedLoRALinear(torch.autograd.Function):
-    """(x, P, b, A, B, scale, c, dropout, recompute) → y, with gradients for x, b, A and B.
+    """(x, P, b, A, B, scale, c, dropout, interpreted, recompute) → y, with gradients for x, b, A and B.
 
     Backward: ``T = g B`` once, ``dX = g Ŵ + scale · T A`` summed in place, with Ŵ computed again from P;
     ``dA = scale · Tᵀ x``, ``dB = scale · gᵀ (x Aᵀ)``; dropout masks x, or the g in T and dB.
@@ -34,12 +34,13 @@ class PackedLoRALinear(torch.autograd.Function):
         scale: float,
         compute_dtype: torch.dtype | None,
         drop: Dropout,
+        interpreted: bool,
         recompute: bool,
     ) -> Tensor:
-        y, S, mask = packed_forward(x, weight, bias, lora_A, lora_B, scale, compute_dtype, drop)
+        y, S, mask = packed_forward(x, weight, bias, lora_A, lora_B, scale, compute_dtype, drop, interpreted)
         needs_x, _, needs_bias, needs_A, needs_B = ctx.needs_input_grad[:5]
         ctx.scale, ctx.shape, ctx.x_dtype = scale, x.shape, x.dtype
-        ctx.drop, ctx.autocast = drop, autocast_dtype(x)
+        ctx.drop, ctx.autocast, ctx.interpreted = drop, autocast_dtype(x), interpreted
         ctx.bias_dtype = bias.dtype if needs_bias and bias is not None else None
         ctx.dtype = _product_dtype(x, compute_dtype)
         ctx.names, ctx.weight = tuple(weight.fields), weight.without_fields()
@@ -58,10 +59,11 @@ class PackedLoRALinear(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         def base(g: Tensor) -> Tensor:
             fields = dict(zip(ctx.names, ctx.saved_tensors[6:], strict=True))
-            return product_in(g.dtype, g, ctx.weight.with_fields(fields), ctx.dtype, transposed=True)
+            weight = ctx.weight.with_fields(fields)
+            return product_in(g.dtype, g, weight, ctx.dtype, transposed=True, interpreted=ctx.interpreted)
 
         dX, dbias, dA, dB = general_backward(ctx, g, base)
-        return dX, None, dbias, dA, dB, None, None, None, None
+        return dX, None, dbias, dA, dB, None, None, None, None, None
 
 
 def packed_forward(
@@ -73,13 +75,14 @@ def packed_forward(
     scale: float,
     compute_dtype: torch.dtype | None,
     drop: Dropout,
+    interpreted: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """y [*, N] in the dtype of the output, S = x Aᵀ and the dropout mask, as in `general_forward`."""
     result, dtype = output_dtype(x, compute_dtype), _product_dtype(x, compute_dtype)
 
     def base() -> Tensor:
         x2 = as_matrix(x, weight.shape[1])
-        return product_in(result, x2, weight, dtype, bias)
+        return product_in(result, x2, weight, dtype, bias, interpreted=interpreted)
 
     return general_forward(x, None, None, lora_A, lora_B, scale, drop, base)
 
@@ -92,11 +95,12 @@ def product_in(
     bias: Tensor | None = None,
     *,
     transposed: bool = False,
+    interpreted: bool = False,
 ) -> Tensor:
     """``t Ŵᵀ + b``, or ``t Ŵ`` if transposed, of operands rounded to dtype and in the dtype of the result.
 
     Where the result is wider or narrower than 16-bit operands, the product is computed in float32, so that it is
-    rounded once.
+    rounded once. With `interpreted`, a CPU may interpret kernels.
     """
     if torch.is_grad_enabled():  # a second derivative
         wide = torch.promote_types(t.dtype, torch.float32)
@@ -105,14 +109,14 @@ def product_in(
     computed = dtype if plain or dtype.itemsize > 2 else torch.float32
     t = t.to(dtype).to(computed) if not transposed else t.to(computed)
     bias = None if bias is None else bias.to(dtype).to(computed)
-    if why_not_product_kernel(weight, t) is None:
+    if why_not_product_kernel(weight, t, interpreted) is None:
         from optimized import kernels
 
         y = kernels.packed_linear(t, kernels.storage_of(weight), dtype, bias, transposed)
-    elif why_not_tiled(weight) is None:
+    elif why_not_dequantize_kernel(weight, interpreted) is not None and why_not_tiled(weight) is None:
         y = changeable(tiled_product(t, weight, dtype, bias, transposed=transposed))
     else:
-        numbers = numbers_of(weight, dtype).to(computed)
+        numbers = numbers_of(weight, dtype, interpreted).to(computed)
         numbers = numbers if transposed else numbers.t()
         y = changeable(t @ numbers if bias is None else torch.addmm(bias, t, numbers))
     return y.to(result)

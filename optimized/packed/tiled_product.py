@@ -18,7 +18,9 @@ PART = 2**21
 """The elements of the scratch of a product, tiles of which are multiplied at once. A product of bfloat16 with a tile
 of 2¹⁹ elements took a tenth more time, and fresh memory of more than 2²² elements took more time than the numbers."""
 LEAST = 256
-"""The fewest features of a part, because products of narrower matrices take longer."""
+"""The fewest features of a part of a large weight, because products of narrower matrices take longer."""
+SMALL = 2**14
+"""The fewest elements of a part and of a tile; above, a part is at most half of Ŵ and a tile a quarter."""
 
 
 def dequantized(weight: PackedWeight, dtype: torch.dtype) -> Tensor:
@@ -74,7 +76,9 @@ class _Tiles:
 
     def parts(self, axis: int) -> Iterator[slice]:
         """The rows (axis 0) or columns (axis 1) of each part."""
-        return self._slices(0, self.codes.shape[axis], max(LEAST, PART // self.codes.shape[1 - axis]), axis)
+        length, across = self.codes.shape[axis], self.codes.shape[1 - axis]
+        part = min(PART, max(SMALL, length * across // 2))
+        return self._slices(0, length, max(min(LEAST, length // 2), part // across), axis)
 
     def part(self, part: slice, by_rows: bool) -> Tensor:
         """Some rows or columns of the matrix as numbers, valid until the next call."""
@@ -86,11 +90,12 @@ class _Tiles:
 
     def write(self, rows: slice, columns: slice, out: Tensor) -> None:
         """Write the numbers of some rows and columns to out, tile by tile."""
+        tile = min(TILE, max(SMALL, math.prod(self.codes.shape) // 4))
         in_place = out.dtype == torch.float32 and out.is_contiguous()
-        for tile in self._slices(rows.start, rows.stop, TILE // (columns.stop - columns.start), 0):
-            of_tile = out[tile.start - rows.start : tile.stop - rows.start]
-            wide = of_tile if in_place else self._memory(torch.float32, tile, columns, "tile")
-            self.codes.tile(tile, columns, wide)
+        for some in self._slices(rows.start, rows.stop, tile // (columns.stop - columns.start), 0):
+            of_tile = out[some.start - rows.start : some.stop - rows.start]
+            wide = of_tile if in_place else self._memory(torch.float32, some, columns, "tile")
+            self.codes.tile(some, columns, wide)
             if self.rounded.itemsize == 2 and self.rounded != out.dtype:
                 wide.copy_(wide.to(self.rounded))
             if not in_place:

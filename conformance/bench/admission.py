@@ -20,6 +20,7 @@ from conformance.run.selection import Selection
 
 GROUPS = ("layer", "linear")  # the first group that a target claims is judged and timed
 BATCHES = ("batched",)  # with several adapters
+PACKED = ("quantised",)  # likewise, on packed bases
 EXPERTS = ("experts",)  # likewise, where experts are timed
 # Patterns of the clauses on what is timed. A layer that keeps results of earlier calls, or writes into its inputs, is
 # timed for less than its work.

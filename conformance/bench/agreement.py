@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from conformance.bench.layers import SCALE, Problem
+from conformance.bench.layers import SCALE, Problem, factors
 from conformance.bench.layers import Operands as Timed
 from conformance.cases.linear_case import LinearCase
 from conformance.cases.operands import Operands
@@ -67,8 +66,7 @@ class Agreement:
         x, training = self.timed.x, layer.training
         y = layer.eval()(x)
         y.backward(self.timed.g)
-        adapters: Any = layer
-        lora_A, lora_B = (getattr(a, "weight", a) for a in (adapters.lora_A, adapters.lora_B))
+        lora_A, lora_B = factors(layer)
         results = {"y": y.detach(), "dX": x.grad, "dA": lora_A.grad, "dB": lora_B.grad}
         x.grad = lora_A.grad = lora_B.grad = None
         layer.train(training)

@@ -21,7 +21,7 @@ SCALE = 2.0  # alpha ÷ r of every layer
 
 @dataclass(frozen=True)
 class Problem:
-    """One measurement: a size, a dtype, the dropout of the adapter, and the number of adapters of a batch."""
+    """One measurement: a size, a dtype, the dropout of the adapter, the adapters of a batch, the format of a base."""
 
     size: Size
     dtype: str
@@ -30,11 +30,13 @@ class Problem:
     position: str = "post"
     memory_efficient: bool = False
     adapters: int = 0  # of a batch whose rows use different ones; 0 for layers
+    base: str = ""  # the format of a packed base; empty for a floating point base
 
     def __str__(self) -> str:
         text = f"{self.size} {self.dtype}"
         text += f", dropout {self.dropout:g} {self.position}" if self.dropout else ""
         text += f", {self.adapters} adapters" if self.adapters else ""
+        text += f", base {self.base}" if self.base else ""
         return text + (", memory-efficient" if self.memory_efficient else "")
 
 
@@ -75,8 +77,8 @@ class Contender:
 
     @property
     def label(self) -> str:
-        """The label in tables: the target's spec, and the subject if it is not LinearLoRA."""
-        return self.target.spec + ("" if self.subject == "LinearLoRA" else f" {self.subject}")
+        """The label in tables: the target's spec, and the subject if it is no layer."""
+        return self.target.spec + ("" if self.subject in ("LinearLoRA", "packed_linear") else f" {self.subject}")
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -92,16 +94,29 @@ class Contender:
             return operands.layer(thing)
         if self.subject == "lora_linear":
             return FunctionLayer(thing, problem, operands)
-        options: dict[str, Any] = {"use_memory_efficient_lora": True} if problem.memory_efficient else {}
-        if problem.dropout:
-            options |= {"dropout": problem.dropout, "dropout_position": problem.position}
-        r, alpha = problem.size.r, round(SCALE * problem.size.r)
-        layer: nn.Module = thing(copy.deepcopy(operands.frozen), r, alpha, **options)
-        adapters: Any = layer
-        with torch.no_grad():
-            adapters.lora_A.weight.copy_(operands.lora_A)
-            adapters.lora_B.weight.copy_(operands.lora_B)
-        return layer.train()
+        return with_adapter(thing, copy.deepcopy(operands.frozen), problem, operands)
+
+
+def with_adapter(adapt: Any, base: nn.Module, problem: Problem, operands: Operands) -> nn.Module:
+    """A base that a target's class or function has adapted, in training mode, with the operands' adapter."""
+    options: dict[str, Any] = {"use_memory_efficient_lora": True} if problem.memory_efficient else {}
+    if problem.dropout:
+        options |= {"dropout": problem.dropout, "dropout_position": problem.position}
+    layer: nn.Module = adapt(base, problem.size.r, round(SCALE * problem.size.r), **options)
+    lora_A, lora_B = factors(layer)
+    with torch.no_grad():
+        lora_A.copy_(operands.lora_A)
+        lora_B.copy_(operands.lora_B)
+    return layer.train()
+
+
+def factors(layer: Any) -> tuple[Tensor, Tensor]:
+    """The tensors A and B of an adapted layer: parameters, of modules, or as in PEFT of a module for each adapter."""
+    found = []
+    for factor in (layer.lora_A, layer.lora_B):
+        module: Any = next(iter(factor.values())) if isinstance(factor, nn.ModuleDict) else factor
+        found.append(getattr(module, "weight", module))
+    return found[0], found[1]
 
 
 class FunctionLayer(nn.Module):
@@ -122,10 +137,13 @@ class FunctionLayer(nn.Module):
         return self.function(x, self.base.weight, self.base.bias, self.lora_A, self.lora_B, SCALE, **options)
 
 
-def contenders(spec: str, device: str, adapters: int = 0, *, experts: bool = False) -> list[Contender]:
+def contenders(
+    spec: str, device: str, adapters: int = 0, *, experts: bool = False, packed: bool = False
+) -> list[Contender]:
     """The timed layers of a target: its layer, or else its function; on a GPU its Triton layer as well.
 
-    With a number of adapters it is the function of the group `batched`, with experts its `lora_grouped_linear`.
+    With a number of adapters it is the function of the group `batched`, with experts its `lora_grouped_linear`, and
+    with a packed base its `packed_linear`, adapted by its `patch_linear_module`.
 
     On a CPU, Triton kernels are interpreted, so their time is meaningless.
     """
@@ -133,8 +151,8 @@ def contenders(spec: str, device: str, adapters: int = 0, *, experts: bool = Fal
     replaced = dict(PRISTINE.replaced)
     if adapters:
         return [Contender(target, "lora_batched_linear", replaced)]
-    if experts:
-        return [Contender(target, "lora_grouped_linear", replaced)]
+    if experts or packed:
+        return [Contender(target, "packed_linear" if packed else "lora_grouped_linear", replaced)]
     names = ["LinearLoRA"] if target.has("LinearLoRA") else ["lora_linear"]
     names += ["TritonLinearLoRA"] if device != "cpu" and target.has("TritonLinearLoRA") else []
     return [Contender(target, name, replaced) for name in names]

@@ -29,6 +29,7 @@ from conformance.bench.measured_case import (
     Spread,
 )
 from conformance.bench.memory import peak_bytes, saved_bytes
+from conformance.bench.packed_layers import built as built_on_packed
 from conformance.judgement.outcomes import Violation
 from conformance.numerics.formats import dtype_named
 
@@ -99,7 +100,10 @@ def _turn(contender: Contender, problem: Problem, operands: Any, agreement: Agre
         return UNSUPPORTED
     try:
         with contender.running():
-            layer = built(contender, operands) if problem.size.experts else contender.built(problem, operands)
+            if problem.base:
+                layer, agreement = built_on_packed(contender, problem, operands)
+            else:
+                layer = built(contender, operands) if problem.size.experts else contender.built(problem, operands)
             turn = Turn(layer, contender.running)
             agreement.check(turn.layer)
             return turn

@@ -15,11 +15,11 @@ from conformance.bench.layers import step
 
 
 def saved_bytes(layer: nn.Module, x: Tensor) -> int:
-    """The bytes that forward saves for backward, without x and parameters; each storage counts once.
+    """The bytes that forward saves for backward, without x, parameters and buffers; each storage counts once.
 
     The count covers tensors saved by autograd. It misses tensors kept as attributes of a context; the peak counts them.
     """
-    known = {t.untyped_storage().data_ptr() for t in (x, *layer.parameters())}
+    known = {t.untyped_storage().data_ptr() for t in (x, *layer.parameters(), *layer.buffers())}
     storages: dict[int, int] = {}
 
     def pack(t: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from itertools import product
 import torch
 
 from conformance.bench import ceilings, layers
-from conformance.bench.admission import BATCHES, EXPERTS, GROUPS, Admission, examined, timed_clauses
+from conformance.bench.admission import BATCHES, EXPERTS, GROUPS, PACKED, Admission, examined, timed_clauses
 from conformance.bench.cases import Size
 from conformance.bench.layers import Contender, Problem
 from conformance.bench.measurement import Pace, measure
@@ -28,6 +28,7 @@ class Wanted:
     Attributes:
         dropout: dropout probability of each adapter, at a position that all targets support.
         adapters: the number of adapters of batches whose rows use different ones; 0 times layers.
+        base: the format of packed bases; empty for floating point bases.
         unranked: whether targets that are not ranked are timed as well.
     """
 
@@ -38,6 +39,7 @@ class Wanted:
     dropout: float = 0.0
     memory_efficient: bool = False
     adapters: int = 0
+    base: str = ""
     unranked: bool = False
     pace: Pace = field(default_factory=Pace)
 
@@ -60,6 +62,7 @@ def run(wanted: Wanted, say: Callable[[str], None]) -> BenchReport:
         say(f"checking {spec}: {', '.join(wanted.dtypes)}")
         timed = timed_clauses(dropout=wanted.dropout > 0, memory_efficient=wanted.memory_efficient)
         groups = BATCHES if wanted.adapters else EXPERTS if wanted.times_experts else GROUPS
+        groups = PACKED if wanted.base else groups
         admitted.append(examined(spec, wanted.dtypes, wanted.device, timed, groups=groups))
     set_interpreter("cpu" if wanted.device == "cpu" else "gpu", wanted.device, gpu_at_hand())
     contenders = _contenders(admitted, wanted)
@@ -71,7 +74,14 @@ def run(wanted: Wanted, say: Callable[[str], None]) -> BenchReport:
     cases = []
     for size, dtype in product(wanted.sizes, wanted.dtypes) if contenders else ():
         problem = Problem(
-            size, dtype, wanted.device, wanted.dropout, position, wanted.memory_efficient, wanted.adapters
+            size,
+            dtype,
+            wanted.device,
+            wanted.dropout,
+            position,
+            wanted.memory_efficient,
+            wanted.adapters,
+            wanted.base,
         )
         say(f"measuring {problem}")
         cases.append(measure(problem, contenders, limits, wanted.pace))
@@ -96,7 +106,8 @@ def _contenders(admitted: list[Admission], wanted: Wanted) -> list[Contender]:
     found = []
     for admission in admitted:
         if admission.ranked or wanted.unranked:
-            timed = layers.contenders(admission.spec, wanted.device, wanted.adapters, experts=wanted.times_experts)
+            how = {"experts": wanted.times_experts, "packed": bool(wanted.base)}
+            timed = layers.contenders(admission.spec, wanted.device, wanted.adapters, **how)
             found += [replace(contender, ranked=admission.ranked) for contender in timed]
     torch.set_num_threads(threads)
     return found

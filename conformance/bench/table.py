@@ -15,7 +15,7 @@ NOTES = (
     "÷ frozen is the ratio to the frozen layer's time in the same round, as median and quartiles; ÷ 1 is the median "
     "ratio to the layer in place 1. FLOP/s and bytes/s are the formula's work in the median time, with its share of "
     "the ceiling; ÷ roof is the time over the least time that the ceilings allow. Saved is the memory that forward "
-    "keeps for backward, without x and parameters; peak is the largest memory in use at a time."
+    "keeps for backward, without x, parameters and buffers; peak is the largest memory in use at a time."
 )
 
 

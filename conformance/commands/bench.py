@@ -43,6 +43,8 @@ def add(commands: output.Commands) -> None:
     bench.add_argument("--memory-efficient", action="store_true", help="set use_memory_efficient_lora=True")
     batches = "time lora_batched_linear on rows that use L adapters or none, in random order"
     bench.add_argument("--adapters", type=_number, default=0, metavar="L", help=batches)
+    packed = "time adapters on a packed base, over the frozen layer before packing: nf4, fp4, int8_bitsandbytes, …"
+    bench.add_argument("--base", default="", metavar="FORMAT", help=packed)
     bench.add_argument("--unranked", action="store_true", help="also time failing targets, without ranking them")
     bench.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     bench.add_argument("--rounds", type=_rounds, help="rounds, in which each layer runs once (default 41; on a GPU 15)")
@@ -59,6 +61,7 @@ def execute(options: argparse.Namespace) -> int:
     dtypes = _dtypes(options)
     if options.adapters and (options.dropout or options.memory_efficient):
         raise UsageError("--adapters times batches, which have neither --dropout nor --memory-efficient")
+    _check_base(options)
     from conformance.bench import measurement, plot, session, table
     from conformance.bench.report import exit_code
     from conformance.report import files
@@ -77,6 +80,7 @@ def execute(options: argparse.Namespace) -> int:
         dropout=options.dropout,
         memory_efficient=options.memory_efficient,
         adapters=options.adapters,
+        base=options.base,
         unranked=options.unranked,
         pace=measurement.Pace(options.rounds or (41 if options.device == "cpu" else 15), options.seconds),
     )
@@ -92,6 +96,16 @@ def execute(options: argparse.Namespace) -> int:
     table.show(found)
     console().print(f"written to {', '.join(map(str, written))}")
     return exit_code(found.targets, found.cases)
+
+
+def _check_base(options: argparse.Namespace) -> None:
+    if not options.base:
+        return
+    from conformance.clauses.quantised.case import PACKABLE
+
+    if options.experts or options.adapters:
+        raise UsageError("--base times layers on a packed base, which have neither --experts nor --adapters")
+    known([options.base], PACKABLE, "format")
 
 
 def _dtypes(options: argparse.Namespace) -> tuple[str, ...]:

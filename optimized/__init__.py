@@ -13,6 +13,9 @@
   `grouped_rows`.
 - `grouped_linear`: rows that choose their expert as one node, `nodes.grouped`, on the sorted rows of `groups`;
   `experts`: modules of experts, which sort their rows once.
+- `packed_weight`, `packed_linear`, `packed_product`: packed bases. `packed` computes the numbers of a format by tables,
+  in tiles on a CPU, and `nodes.packed` is the layer as one node, which saves x, x Aᵀ and the storage; on a GPU a kernel
+  writes the numbers, or with few rows multiplies by them at once.
 - `layer`, `model`: the layers and the patching of `reference` with these nodes; `dora` adds a magnitude.
 - `products`, `kernels`: the products of an update, in Triton; `tuned_kernels` names those with measured configurations.
 - `dispatch`: the choice between several correct implementations, with reasons.
@@ -26,8 +29,9 @@ All other names are those of `reference`.
 
 These functions give the reason for a fallback: `why_not_triton(*operands)` for the kernels,
 `dispatch.integers.why_not_kernel` for the integer kernel, `dispatch.fused_node.why_not_fused` and
-`dispatch.batched_node.why_not_batched` for the autograd nodes, `dispatch.grouped_mm.why_not_grouped` for torch's
-grouped product.
+`dispatch.batched_node.why_not_batched` for the autograd nodes, `dispatch.packed_node.why_not_packed` and
+`why_not_packed_layer` for packed bases, `dispatch.packed_weight` for their tiles and kernels,
+`dispatch.grouped_mm.why_not_grouped` for torch's grouped product.
 ``loraspec bench optimized reference`` compares the times.
 """
 

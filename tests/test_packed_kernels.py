@@ -41,6 +41,8 @@ def products() -> None:
         y = kernels.packed_linear(x, storage, torch.float32, bias, transposed)
         torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-4)
     rounded = weight.dequantize(torch.bfloat16)
+    y = kernels.packed_linear(x, storage, torch.bfloat16, None, True)
+    torch.testing.assert_close(y, x @ rounded.float(), rtol=1e-5, atol=1e-4)
     x16 = torch.randn(3, n).bfloat16()
     y16 = kernels.packed_linear(x16, storage, torch.bfloat16, None, True)
     torch.testing.assert_close(y16.float(), x16.float() @ rounded.float(), rtol=8e-3, atol=1e-2)

@@ -81,11 +81,24 @@ def test_results_and_gradients_are_those_of_the_reference(weight: tuple[Any, ...
             assert error < precision[-1], (name, precision)
 
 
+@pytest.mark.usefixtures("tiles")
+@pytest.mark.parametrize("weight", [EVERY[0], EVERY[1], EVERY[14]], ids=["Ŵ", "flat", "Ŵᵀ"])
+def test_x_and_the_numbers_are_rounded_once_to_the_compute_dtype(weight: tuple[Any, ...]) -> None:
+    held = stored(*weight)
+    n, k = held.shape
+    x, rounded = torch.randn(5, k, requires_grad=True), held.dequantize(torch.bfloat16).float()
+    A, B = torch.zeros(2, k), torch.zeros(n, 2)
+    y = optimized.lora_packed_linear(x, held, None, A, B, 1.0, compute_dtype=torch.bfloat16)
+    torch.testing.assert_close(y, x.bfloat16().float() @ rounded.t(), rtol=1e-5, atol=1e-4)
+    (dX,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(dX, rounded.sum(0).expand_as(x), rtol=1e-5, atol=1e-4)
+
+
 @pytest.mark.parametrize("region", [torch.float32, None])
 def test_a_compute_dtype_is_not_changed_by_autocast(region: torch.dtype | None) -> None:
     """With a compute dtype the base product stays in float32, where the update is computed in autocast's dtype."""
     weight = as_fast(stored("nf4", 32, 64, {}))
-    x, A, B = torch.randn(8, 64), torch.randn(4, 64), torch.zeros(32, 4)
+    x, A, B = torch.randn(1024, 64), torch.randn(4, 64), torch.zeros(32, 4)  # so many rows that 16 bits are used
     with torch.autocast("cpu", torch.bfloat16):
         y = optimized.lora_packed_linear(x, weight, None, A, B, 1.0, compute_dtype=region)
     assert y.dtype == (region or torch.bfloat16)

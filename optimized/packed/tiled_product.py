@@ -20,7 +20,8 @@ of 2¹⁹ elements took a tenth more time, and fresh memory of more than 2²² e
 LEAST = 256
 """The fewest features of a part of a large weight, because products of narrower matrices take longer."""
 SMALL = 2**14
-"""The fewest elements of a part and of a tile; above, a part is at most half of Ŵ and a tile a quarter."""
+"""The fewest elements of a part and of a tile; above, a part is at most half of Ŵ and a tile a quarter.
+With the indices into a table, int64, the scratch is then less than one Ŵ in float32."""
 
 
 def dequantized(weight: PackedWeight, dtype: torch.dtype) -> Tensor:
@@ -90,7 +91,8 @@ class _Tiles:
 
     def write(self, rows: slice, columns: slice, out: Tensor) -> None:
         """Write the numbers of some rows and columns to out, tile by tile."""
-        tile = min(TILE, max(SMALL, math.prod(self.codes.shape) // 4))
+        share = 8 if self.codes.holds == "flat" else 4  # less beside a whole Ŵ
+        tile = min(TILE, max(SMALL // 2, math.prod(self.codes.shape) // share))
         in_place = out.dtype == torch.float32 and out.is_contiguous()
         for some in self._slices(rows.start, rows.stop, tile // (columns.stop - columns.start), 0):
             of_tile = out[some.start - rows.start : some.stop - rows.start]

@@ -82,7 +82,7 @@ def test_results_and_gradients_are_those_of_the_reference(weight: tuple[Any, ...
 
 
 @pytest.mark.usefixtures("tiles")
-@pytest.mark.parametrize("weight", [EVERY[0], EVERY[1], EVERY[14]], ids=["Ŵ", "flat", "Ŵᵀ"])
+@pytest.mark.parametrize("weight", [EVERY[0], EVERY[1], EVERY[15]], ids=["Ŵ", "flat", "Ŵᵀ"])
 def test_x_and_the_numbers_are_rounded_once_to_the_compute_dtype(weight: tuple[Any, ...]) -> None:
     held = stored(*weight)
     n, k = held.shape
@@ -203,7 +203,7 @@ class TestTheReasonsForAFallback:
 
     def test_blocks_without_a_table_and_kernels(self) -> None:
         assert "begin within a byte" in str(why_not_tiled(stored("nf4", 6, 48, {"block_size": 3})))
-        assert "the last block has 35 of 64" in str(why_not_tiled(stored("nf4", 5, 7, {})))
+        assert why_not_tiled(stored("nf4", 5, 7, {})) is None
         weight = stored("nf4", 32, 64, {})
         assert "more than 64 rows" in str(why_not_product_kernel(weight, torch.randn(65, 64)))
         assert "tiles are faster" in str(why_not_product_kernel(weight, torch.randn(6, 64)))

@@ -22,6 +22,7 @@ class CodeMatrix:
         zero: like scale, or None.   factor: a second factor, or None.
         scale_row: int64 [rows], the row of `scale` for each row; None if row i has the i-th.
         row_step, column_step: tiles begin at multiples of these.
+        tail: float32, the numbers after those of a flat matrix, or None.
         holds: the layout of Ŵ [N, K]: "Ŵ" itself, "Ŵᵀ", or "flat", another shape of the flat Ŵ.
     """
 
@@ -33,6 +34,7 @@ class CodeMatrix:
     scale_row: Tensor | None = None
     row_step: int = 1
     column_step: int = 1
+    tail: Tensor | None = None
     holds: str = "Ŵ"
 
     @property

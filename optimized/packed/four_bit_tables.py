@@ -16,27 +16,29 @@ TABLES = {"nf4": NF4, "fp4": FP4}
 
 def why_not_tiled(shape: Shape, options: Options) -> str | None:
     """The reason why blocks of these sizes have no table of pairs, or None."""
-    size, block = math.prod(shape), options["block_size"]
-    if block % 2:
-        return f"blocks of {block} elements begin within a byte"
-    if size % block:
-        return f"the last block has {size % block} of {block} elements"
-    return None
+    block = options["block_size"]
+    return f"blocks of {block} elements begin within a byte" if block % 2 and math.prod(shape) > block else None
 
 
 def code_matrix(name: str, fields: Fields, shape: Shape, options: Options) -> CodeMatrix:
-    """The codes as [N, K/2] bytes if blocks do not cross rows, else as [blocks, block_size/2]."""
+    """The codes as [N, K/2] bytes if blocks do not cross rows, else as [blocks, block_size/2], without a ragged end."""
     (n, k), block = shape, options["block_size"]
     whole_rows = k % block == 0
     rows, columns = (n, k) if whole_rows else (math.prod(shape) // block, block)
-    codes, table = fields["codes"].reshape(rows, columns // 2), pairs(name, fields["codes"].device)
+    codes, table = fields["codes"].flatten(), pairs(name, fields["codes"].device)
+    absmax = decoded_absmax(fields) if options["nested"] else fields["absmax"]
+    rest, tail = math.prod(shape) - rows * columns, None
+    if rest:
+        last = codes[rows * columns // 2 :].int()
+        tail = table.index_select(0, last).view(torch.float32)[:rest] * absmax[-1]
+        absmax, codes = absmax[:-1], codes[: rows * columns // 2]
+    codes, scale = codes.view(rows, columns // 2), absmax.reshape(rows, columns // block)
 
     def numbers(of_rows: slice, of_columns: slice, out: Tensor) -> None:
         looked_up(codes[of_rows, of_columns.start // 2 : of_columns.stop // 2], table, out)
 
-    absmax = decoded_absmax(fields) if options["nested"] else fields["absmax"]
-    scale = absmax.reshape(rows, columns // block)
-    return CodeMatrix((rows, columns), numbers, scale, column_step=2, holds="Ŵ" if whole_rows else "flat")
+    holds = "Ŵ" if whole_rows else "flat"
+    return CodeMatrix((rows, columns), numbers, scale, column_step=2, tail=tail, holds=holds)
 
 
 def decoded_absmax(fields: Fields) -> Tensor:

@@ -29,7 +29,9 @@ def dequantized(weight: PackedWeight, dtype: torch.dtype) -> Tensor:
     codes = code_matrix(weight)
     tiles = _Tiles(codes, dtype, dtype)
     whole = torch.empty(weight.shape, dtype=dtype, device=weight_device(weight))
-    target = whole.t() if codes.holds == "Ŵᵀ" else whole.view(codes.shape)
+    target = whole.t() if codes.holds == "Ŵᵀ" else whole.view(-1)[: math.prod(codes.shape)].view(codes.shape)
+    if codes.tail is not None:
+        whole.view(-1)[math.prod(codes.shape) :] = codes.tail
     tiles.write(slice(0, codes.shape[0]), slice(0, codes.shape[1]), target)
     return whole
 

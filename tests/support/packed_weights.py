@@ -15,6 +15,7 @@ EVERY: tuple[tuple[str, int, int, dict[str, Any]], ...] = (
     ("nf4", 32, 64, {}),
     ("nf4", 12, 96, {}),
     ("nf4", 5, 7, {}),
+    ("nf4", 13, 21, {"nested": True}),
     ("nf4", 6, 48, {"block_size": 3}),
     ("nf4", 64, 64, {"nested": True}),
     ("fp4", 24, 128, {"nested": True}),

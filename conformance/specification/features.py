@@ -98,6 +98,7 @@ FEATURES: Mapping[str, Feature] = {
     "batched_gradients": Feature("gradients of batches"),
     "early_scaling": Feature("scaling before overflow", part_of="alpha"),
     "compute_dtype": Feature("compute dtype", {"quantised": "packed_linear(compute_dtype)"}),
+    "block_sizes": Feature("block sizes", conventions=("any", "standard")),
     "format_nf4": Feature("format nf4"),
     "format_fp4": Feature("format fp4"),
     "nested_absmax": Feature("nested scales"),

@@ -50,8 +50,8 @@ class PackedCase(LinearCase):
         """The rows and columns of the elements that have one scale; (0, size) for a run of the flattened weight."""
         if self.format in ("nf4", "fp4"):
             return 0, 128 if self.grouping == "wide" else 64
-        if self.format == "int4":
-            return 1, self.group
+        if self.format in ("int4", "hqq"):
+            return 1, self.group if self.format == "int4" else min(self.k, 64)
         if self.format == "fp8" and self.grouping != "standard":
             return (self.n, self.k) if self.grouping == "wide" else (self.n // 2, self.k // 2)
         return 1, self.k
@@ -82,6 +82,8 @@ def tamed(case: PackedCase) -> PackedCase:
         return found
     if found.format == "int4":
         k = 8 * math.ceil(k / 8)
+    elif found.format == "hqq":
+        k, n = 64 * math.ceil(k / 64), n + n % 2
     elif found.format == "fp8" and found.grouping == "special":
         k, n = k + k % 2, n + n % 2
     return found if (k, n) == (found.k, found.n) else dataclasses.replace(found, k=k, n=n)

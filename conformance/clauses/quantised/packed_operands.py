@@ -11,7 +11,7 @@ from torch import nn
 
 from conformance.cases.operands import Operands
 from conformance.clauses.quantised import packed_values
-from conformance.clauses.quantised.case import PACKABLE, PackedCase
+from conformance.clauses.quantised.case import PACKABLE, PackedCase, tamed
 from conformance.clauses.quantised.decoded_weight import Stored
 from conformance.judgement.outcomes import require
 from conformance.judgement.recording import note
@@ -65,11 +65,12 @@ def fitted(subject: Subject, case: PackedCase) -> PackedCase:
     offered += ["hqq"] if subject.follows("format_hqq", "packed") else []
     if case.format not in offered and offered:
         case = dataclasses.replace(case, format=offered[case.seed % len(offered)])
-    if case.grouping == "special" and case.format in ("nf4", "fp4") and subject.lacks("nested_absmax"):
+    nested = case.grouping == "special" and case.format in ("nf4", "fp4")
+    if subject.lacks("nested_absmax") if nested else subject.follows("block_sizes", "standard"):
         case = dataclasses.replace(case, grouping="standard")
     if subject.lacks("compute_dtype"):
         case = dataclasses.replace(case, compute="none")
-    return case
+    return tamed(case)  # another format may need other sizes
 
 
 def packed_base(subject: Subject, operands: PackedOperands) -> Any:

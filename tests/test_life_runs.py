@@ -60,9 +60,9 @@ def test_a_case_is_read_back_from_its_text() -> None:
 def test_a_failing_life_is_shrunk_to_the_operations_that_matter() -> None:
     (subject,) = Target.of(DropsTheWindowWhenItResumes()).subjects(STATE)
     result = Examination(STATE, subject, "float64", PROFILES["quick"]).run()
-    assert "life=accumulate+restart" in (result.case or ""), result.case
-    assert "after restart" in (result.message or "")
-    assert "lived    accumulate, restart" in (result.message or "")
+    assert "life=accumulate+save+resume" in (result.case or ""), result.case
+    assert "after resume" in (result.message or "")
+    assert "lived    accumulate, save, resume" in (result.message or "")
 
 
 def test_operations_that_a_target_lacks_are_left_out_and_not_counted() -> None:

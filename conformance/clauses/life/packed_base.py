@@ -234,17 +234,12 @@ LIVES = LifeSpace(ON_PACKED, PACKED, lacking, case_type=PackedLifeCase, format=P
     weight=2.0,
 )
 def test_life_on_a_packed_base(subject: Subject, case: PackedLifeCase) -> float | None:
-    life = PackedLife(subject, case, PACKED)
-    try:
-        for name in ("", *case.operations):
-            if name:
-                life.act(ON_PACKED[name])
-            life.judging = True
-            judge_both(life)
-            judge_state(life)
-            if life.watched:
-                life.require("stored(layer) == before", "the storage has other bytes or dtypes than before")
-            life.judging = False
-    finally:
-        life.leave_regions()
-    return life.ratio
+    return PackedLife(subject, case, PACKED).live(ON_PACKED, judge_packed)
+
+
+def judge_packed(life: PackedLife) -> None:
+    """Judge y, the gradients and the state of the layer, and the bytes of its storage."""
+    judge_both(life)
+    judge_state(life)
+    if life.watched:
+        life.require("stored(layer) == before", "the storage has other bytes or dtypes than before")

@@ -9,10 +9,10 @@
 - `philox`: dropout masks that are computed, not stored: the bits of an element follow from its row and column.
 - `qkv`, `mlp`: a block of several projections as one node, on the products of `projections`; `activations` computes
   f, in Triton or in PyTorch.
-- `batched`: a batch whose rows use different adapters as one node, on the products of `sorted_rows` or
-  `grouped_rows`.
-- `grouped_linear`: rows that choose their expert as one node, `nodes.grouped`, on the sorted rows of `groups`;
-  `experts`: modules of experts, which sort their rows once.
+- `batched`: a batch whose rows use different adapters as one node, on the products of `sorted_rows`, `grouped_rows`
+  or `padded_adapters`.
+- `grouped_linear`: rows that choose their expert as one node: `nodes.grouped`, on the sorted rows of `groups`, or
+  `nodes.padded` on `padded_rows`; `experts`: modules of experts, which sort their rows once.
 - `packed_weight`, `packed_linear`, `packed_product`: packed bases. `packed` computes the numbers of a format by tables,
   in tiles on a CPU, and `nodes.packed` is the layer as one node, which saves x, x Aᵀ and the storage; on a GPU a kernel
   writes the numbers, or with few rows multiplies by them at once.
@@ -31,7 +31,8 @@ These functions give the reason for a fallback: `why_not_triton(*operands)` for 
 `dispatch.integers.why_not_kernel` for the integer kernel, `dispatch.fused_node.why_not_fused` and
 `dispatch.batched_node.why_not_batched` for the autograd nodes, `dispatch.packed_node.why_not_packed` and
 `why_not_packed_layer` for packed bases, `dispatch.packed_weight` for their tiles and kernels,
-`dispatch.grouped_mm.why_not_grouped` for torch's grouped product.
+`dispatch.grouped_mm.why_not_grouped` for torch's grouped product, `dispatch.padded_rows.why_not_padded` for batched
+products.
 ``loraspec bench optimized reference`` compares the times.
 """
 

@@ -53,7 +53,7 @@ class GroupedExpertsLoRA(reference.GroupedExpertsLoRA):
         weight, bias = weight_of(self, name), bias_of(self, name)
         A, B, scale = self._adapter_of(name, weight)
         rate = self.dropout_p if self.training else 0.0
-        return grouped_linear(rows, groups, weight, bias, A, B, scale, rate, self.dropout_position)
+        return grouped_linear(rows, groups, weight, bias, A, B, scale, rate, self.dropout_position, True)
 
 
 @functools.wraps(reference.patch_moe_module)

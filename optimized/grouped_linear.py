@@ -3,9 +3,12 @@
 from torch import Tensor
 
 from optimized.dispatch.fused_node import why_not_fused
+from optimized.dispatch.padded_rows import why_not_padded
 from optimized.dropout import NO_DROPOUT, Dropout
 from optimized.groups import Groups
 from optimized.nodes.grouped import GroupedLoRALinear
+from optimized.nodes.padded import PaddedLoRALinear
+from optimized.padded_rows import PaddedRows
 from reference.config import check_dropout
 from reference.grouped_linear import check_grouped, check_index, check_offsets
 from reference.grouped_linear import lora_grouped_linear as plain_lora_grouped_linear
@@ -76,7 +79,14 @@ def grouped_linear(
     scale: float,
     rate: float = 0.0,
     position: str = "post",
+    same_bits: bool = False,
 ) -> Tensor:
-    """`lora_grouped_linear` of checked operands, for rows whose order is known, with dropout of probability `rate`."""
+    """`lora_grouped_linear` of checked operands, for rows whose order is known, with dropout of probability `rate`.
+
+    With `same_bits` the base product of each expert rounds as `F.linear` does, so that an update of 0 changes no bit.
+    """
+    if not rate and why_not_padded(groups.ends, scale, x, weight, bias, lora_A, lora_B) is None:
+        rows = PaddedRows.of(groups.order, groups.ends, x.numel() // x.shape[-1])
+        return PaddedLoRALinear.apply(x, rows, weight, bias, lora_A, lora_B, scale, same_bits)  # type: ignore[no-any-return,no-untyped-call]
     drop = Dropout.seeded(rate, position) if rate else NO_DROPOUT
     return GroupedLoRALinear.apply(x, groups, weight, bias, lora_A, lora_B, scale, drop)  # type: ignore[no-any-return,no-untyped-call]

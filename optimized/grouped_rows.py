@@ -39,6 +39,14 @@ class GroupedRows:
         """[R, 1], the scale of each row."""
         return self.scale.to(self.lora_A.dtype).repeat_interleave(self.counts)[:, None]
 
+    def gathered(self, matrix: Tensor) -> Tensor:
+        """The sorted rows of a matrix [M, P], packed."""
+        return self.batch.gathered(matrix, self.lora_A.dtype).contiguous()
+
+    def add(self, matrix: Tensor, update: Tensor) -> None:
+        """Add an update of the sorted rows to a matrix in place."""
+        self.batch.add(matrix, update)
+
     def shrink(self, x: Tensor) -> Tensor:
         """``S = x A_eᵀ``, [R, r]."""
         return F.grouped_mm(x, self.lora_A.transpose(1, 2), offs=self.ends)

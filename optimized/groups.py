@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,6 +28,13 @@ class Groups(NamedTuple):
     @classmethod
     def of_index(cls, index: Tensor, experts: int) -> Self:
         """The groups of rows with these experts [M]; rows whose index is out of range are left out."""
+        if index.is_cpu:  # numpy, because its fixed costs are a third of torch's
+            chosen = index.numpy()
+            chosen = np.where((chosen < 0) | (chosen >= experts), experts, chosen)
+            found = np.bincount(chosen, minlength=experts + 1)[:experts].cumsum()
+            sorted_rows = np.argsort(chosen.astype(np.uint8) if experts < 255 else chosen, kind="stable")
+            present = torch.from_numpy(sorted_rows[: found[-1]])
+            return cls(present, torch.from_numpy(found.astype(np.int32)), found.tolist())
         key = torch.where((index < 0) | (index >= experts), experts, index)
         offsets = torch.bincount(key, minlength=experts + 1)[:experts].cumsum(0)
         ends = offsets.tolist()

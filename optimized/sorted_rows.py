@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -50,6 +51,13 @@ class SortedRows:
 
     def __len__(self) -> int:
         return self.segments[-1].last if self.segments else 0
+
+    def ends(self, adapters: int) -> list[int]:
+        """The end of the rows of each of all adapters among the sorted rows."""
+        found = [0] * adapters
+        for segment in self.segments:
+            found[segment.adapter] = segment.last - segment.first
+        return list(accumulate(found))
 
     def gathered(self, matrix: Tensor, dtype: torch.dtype) -> Tensor:
         """The sorted rows of a matrix [M, P], in a dtype."""

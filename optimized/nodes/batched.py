@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 
 from optimized.dispatch.batched_node import why_not_grouped
+from optimized.dispatch.padded_rows import why_not_even
 from optimized.grouped_rows import GroupedRows
 from optimized.matrices import as_matrix, compute_dtype, linear, overreads, unflattened
+from optimized.padded_adapters import PaddedAdapters
+from optimized.padded_rows import PaddedRows
 from optimized.sorted_rows import SortedRows
 from reference.batched import lora_batched_linear as plain_batched_linear
 
@@ -30,13 +33,15 @@ class BatchedLoRALinear(torch.autograd.Function):
         y = linear(x2, weight, bias)
         ctx.compute = _compute(x2, lora_A, lora_B, batch)
         S, ctx.batch, ctx.grouped = None, batch, not why_not_grouped(batch, ctx.compute, lora_A, lora_B)
+        ctx.places = None
         if len(batch):
-            rows = batch.gathered(x2, ctx.compute)
             if ctx.grouped:
-                groups = GroupedRows(batch, lora_A, lora_B, metadata[0])
-                S = groups.shrink(rows.contiguous())
-                batch.add(y, groups.expand(S))
+                ctx.places = placed(batch, x2.shape[0], len(lora_A))
+                groups = _groups(ctx, lora_A, lora_B, metadata[0])
+                S = groups.shrink(groups.gathered(x2))
+                groups.add(y, groups.expand(S))
             else:
+                rows = batch.gathered(x2, ctx.compute)
                 S = lora_shrunk(batch, rows, lora_A)
                 batch.add(y, lora_expanded(batch, S, lora_B, metadata[0]))
         ctx.save_for_backward(x, index, *operands, S if ctx.needs_input_grad[7] else None, *metadata)
@@ -62,31 +67,43 @@ class BatchedLoRALinear(torch.autograd.Function):
         if needs["lora_B"] and not grouped:
             dB = torch.zeros_like(lora_B, memory_format=torch.contiguous_format)
         if len(batch):
-            rows_g = batch.gathered(g2, compute)
-            rows_x = batch.gathered(as_matrix(x, weight.shape[1]), compute) if needs["lora_A"] else None
+            x2 = as_matrix(x, weight.shape[1]) if needs["lora_A"] else None
             if grouped:
-                groups = GroupedRows(batch, lora_A, lora_B, scale)
-                update, dA, dB = _grouped_gradients(groups, needs, rows_g.contiguous(), rows_x, S)
+                groups = _groups(ctx, lora_A, lora_B, scale)
+                dA, dB = _grouped_gradients(groups, needs, g2, x2, S, dX)
             else:
+                rows_g = batch.gathered(g2, compute)
+                rows_x = None if x2 is None else batch.gathered(x2, compute)
                 update = _add_gradients(batch, rows_g, rows_x, S, (lora_A, lora_B, scale.tolist()), (dX, dA, dB))
-            if dX is not None and update is not None:
-                batch.add(dX, update)
+                if dX is not None and update is not None:
+                    batch.add(dX, update)
         dbias = g2.sum(0) if needs["bias"] else None
         return None, None, None if dX is None else dX.view(x.shape), None, None, dbias, dA, dB
 
 
+def _groups(ctx: Any, lora_A: Tensor, lora_B: Tensor, scale: Tensor) -> GroupedRows | PaddedAdapters:
+    """The products of all adapters at once."""
+    if ctx.places is None:
+        return GroupedRows(ctx.batch, lora_A, lora_B, scale)
+    return PaddedAdapters(ctx.places, lora_A, lora_B, scale)
+
+
 def _grouped_gradients(
-    groups: GroupedRows, needs: dict[str, bool], g: Tensor, x: Tensor | None, S: Tensor | None
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The update of dX for the sorted rows, dA and dB, each where it is needed."""
-    update = dA = dB = None
-    if needs["x"] or x is not None:
+    groups: GroupedRows | PaddedAdapters,
+    needs: dict[str, bool],
+    g2: Tensor,
+    x2: Tensor | None,
+    S: Tensor | None,
+    dX: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Add the update of dX, and return dA and dB, each where it is needed."""
+    g, dA = groups.gathered(g2), None
+    if dX is not None or x2 is not None:
         T = groups.back(g)
-        update = groups.update_of_dX(T) if needs["x"] else None
-        dA = None if x is None else groups.dA(T, x.contiguous())
-    if S is not None:
-        dB = groups.dB(g, S)
-    return update, dA, dB
+        if dX is not None:
+            groups.add(dX, groups.update_of_dX(T))
+        dA = None if x2 is None else groups.dA(T, groups.gathered(x2))
+    return dA, groups.dB(g, S) if needs["lora_B"] and S is not None else None
 
 
 def lora_shrunk(batch: SortedRows, rows_x: Tensor, lora_A: Tensor) -> Tensor:
@@ -127,6 +144,12 @@ def _add_gradients(
         if dB is not None and S is not None:
             dB[segment.adapter, :, :rank] = torch.mm(g.t(), S[chosen, :rank]).mul_(scale)
     return update
+
+
+def placed(batch: SortedRows, rows: int, adapters: int) -> PaddedRows | None:
+    """The places of the rows for batched products; None if `why_not_even` gives a reason."""
+    ends = batch.ends(adapters)
+    return PaddedRows.of(batch.rows, ends, rows) if why_not_even(ends) is None else None
 
 
 def _as(matrix: Tensor, like: Tensor) -> Tensor:

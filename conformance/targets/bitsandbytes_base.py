@@ -1,0 +1,96 @@
+"""Packed linear layers of bitsandbytes, for the targets that adapt them: 4-bit with tables, and 8-bit rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import reference
+from conformance.targets.wrapped_layer import library
+
+WRITTEN_FOR = ("bitsandbytes", "0.50.2", "pip install --no-deps bitsandbytes")
+with library(*WRITTEN_FOR):
+    import bitsandbytes as bnb
+    from bitsandbytes.nn import Int8Params, Linear4bit, Linear8bitLt, Params4bit
+
+BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+FORMATS = ("nf4", "fp4", "int8_bitsandbytes")
+
+
+def packed_linear(
+    linear: nn.Linear,
+    format: str,
+    *,
+    compute_dtype: torch.dtype | None = None,
+    **options: Any,  # noqa: A002
+) -> nn.Module:
+    """A Linear4bit or Linear8bitLt with the weight of an nn.Linear, and a copy of its bias.
+
+    A Linear4bit may store its weight in another order for AVX512-BF16, at the first call in eval mode; this is off.
+
+    Raises:
+        NotImplementedError: for what bitsandbytes does not have.
+    """
+    if format not in FORMATS:
+        raise NotImplementedError(f"format = {format!r}: bitsandbytes has {', '.join(FORMATS)}")
+    layer = _eight_bit(linear, compute_dtype) if format == "int8_bitsandbytes" else None
+    if layer is None:
+        layer = _four_bit(linear, format, compute_dtype, **options)
+    if linear.bias is not None:
+        layer.bias = nn.Parameter(linear.bias.detach().clone(), requires_grad=False)
+    return layer.to("cpu" if linear.weight.device.type == "cpu" else linear.weight.device).train(linear.training)  # type: ignore[no-any-return]
+
+
+def _four_bit(
+    linear: nn.Linear,
+    format: str,
+    compute_dtype: torch.dtype | None,
+    block_size: int = 64,
+    nested: bool = False,  # noqa: A002
+) -> Any:
+    if block_size not in BLOCK_SIZES:
+        raise NotImplementedError(f"block_size = {block_size}: bitsandbytes has {', '.join(map(str, BLOCK_SIZES))}")
+    k, n = linear.in_features, linear.out_features
+    layer = Linear4bit(k, n, linear.bias is not None, compute_dtype, compress_statistics=nested, quant_type=format)
+    layer.support_avx512bf16_for_cpu = False
+    layer.weight = Params4bit(
+        linear.weight.detach().clone(),
+        requires_grad=False,
+        quant_type=format,
+        blocksize=block_size,
+        compress_statistics=nested,
+        module=layer,
+    )
+    return layer
+
+
+def _eight_bit(linear: nn.Linear, compute_dtype: torch.dtype | None) -> Any:
+    if compute_dtype not in (None, torch.float16):
+        raise NotImplementedError(f"compute_dtype = {compute_dtype}: Linear8bitLt computes in float16")
+    layer = Linear8bitLt(linear.in_features, linear.out_features, linear.bias is not None, has_fp16_weights=False)
+    layer.weight = Int8Params(linear.weight.detach().clone(), requires_grad=False, has_fp16_weights=False)
+    return layer
+
+
+def base_of(module: Any) -> Any:
+    """The layer of bitsandbytes in an adapted layer; a base as it is."""
+    wrapped = getattr(module, "wrapped", module)
+    return wrapped.get_base_layer() if hasattr(wrapped, "get_base_layer") else wrapped
+
+
+def packed_fields(module: nn.Module) -> dict[str, Any]:
+    """The storage of a layer in the fields of `reference`, read from bitsandbytes' tensors."""
+    return reference.packed_fields(base_of(module))
+
+
+@torch.no_grad()
+def dequantize_weight(module: nn.Module) -> Tensor:
+    """The numbers [N, K] of a layer by bitsandbytes' own functions, float32."""
+    base = base_of(module)
+    state = getattr(base.weight, "quant_state", None)
+    if state is not None:
+        return bnb.functional.dequantize_4bit(base.weight.data, state).float()  # type: ignore[no-any-return]
+    scales = base.weight.SCB if base.weight.SCB is not None else base.state.SCB
+    return bnb.functional.int8_vectorwise_dequant(base.weight.data, scales).float()  # type: ignore[no-any-return]

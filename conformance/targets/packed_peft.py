@@ -1,0 +1,49 @@
+"""PEFT's injection around a packed base, shared by the targets of PEFT on bitsandbytes, torchao and HQQ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+from torch import Tensor, nn
+
+from conformance.targets import peft
+
+WRAPPED = {
+    "dropout_positions": peft.CONFORMANCE["dropout_positions"],
+    "features": peft.CONFORMANCE["features"],
+}
+
+
+def injected(base: nn.Module, loaded: Mapping[str, Any], **options: Any) -> Any:
+    """PEFT's layer around a base, by injection into a model of one layer.
+
+    Args:
+        loaded: attributes by which PEFT knows how transformers has loaded the model.
+        options: of `reference.patch_linear_module`; those that PEFT does not have are left out.
+    """
+    model = nn.ModuleDict({"layer": base})
+    for name, value in loaded.items():
+        setattr(model, name, value)
+    chosen = {"match_all_linear": False, "target_modules": ["layer"], "exclude_modules": None}
+    names = ("dim", "alpha", "dropout", "dropout_position", "lora_dtype", "use_dora", "use_rslora")
+    given = {name: options[name] for name in names}
+    peft.apply_lora_to_linear_modules(model, SimpleNamespace(**chosen, **given))
+    return model["layer"]
+
+
+def base_of(module: Any) -> Any:
+    """The packed base in PEFT's layer; a base as it is."""
+    return module.get_base_layer() if hasattr(module, "get_base_layer") else module
+
+
+def copied(linear: nn.Linear, bias: bool = True) -> nn.Linear:
+    """A copy of an nn.Linear for a library that packs it in place; without a gradient, in the same mode."""
+    layer = nn.Linear.__new__(nn.Linear)
+    nn.Module.__init__(layer)
+    layer.in_features, layer.out_features = linear.in_features, linear.out_features
+    layer.weight = nn.Parameter(linear.weight.detach().clone(), requires_grad=False)
+    copy: Tensor | None = linear.bias.detach().clone() if bias and linear.bias is not None else None
+    layer.register_parameter("bias", None if copy is None else nn.Parameter(copy, requires_grad=False))
+    return layer.train(linear.training)

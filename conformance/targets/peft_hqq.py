@@ -1,0 +1,86 @@
+"""PEFT on HQQ, 4-bit: `loraspec run conformance.targets.peft_hqq --group quantised`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from conformance.targets import packed_peft
+from conformance.targets.wrapped_layer import library, version_of
+
+WRITTEN_FOR = ("hqq", "0.2.8", "pip install --no-deps hqq termcolor")
+with library(*WRITTEN_FOR):
+    from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
+
+CONFORMANCE = {
+    **packed_peft.WRAPPED,
+    "name": "peft on HQQ",
+    "version": f"{version_of('peft')} on {version_of('hqq')}",
+}
+
+
+def packed_linear(
+    linear: nn.Linear,
+    format: str,  # noqa: A002
+    *,
+    compute_dtype: torch.dtype | None = None,
+    group_size: int = 64,
+    axis: int = 1,
+) -> nn.Module:
+    """An HQQLinear with the weight and bias of an nn.Linear; compute_dtype is the weight's if it is None.
+
+    Raises:
+        NotImplementedError: for another format than hqq.
+    """
+    if format != "hqq":
+        raise NotImplementedError(f"format = {format!r}: HQQ has hqq")
+    config = BaseQuantizeConfig(nbits=4, group_size=group_size, axis=axis)
+    dtype = compute_dtype or linear.weight.dtype
+    layer: nn.Module = HQQLinear(
+        packed_peft.copied(linear), config, compute_dtype=dtype, device=str(linear.weight.device)
+    )
+    return layer.train(linear.training)
+
+
+def patch_linear_module(
+    orig_linear: nn.Module,
+    dim: int = 8,
+    alpha: Any = 32,
+    dropout: float = 0.0,
+    dropout_position: str = "post",
+    lora_A_init_method: str = "xavier",  # noqa: ARG001  PEFT has its own
+    lora_dtype: Any = None,
+    use_triton: bool = True,  # noqa: ARG001
+    *,
+    use_dora: bool = False,
+    use_rslora: bool = False,
+) -> Any:
+    """PEFT's layer around an HQQLinear."""
+    return packed_peft.injected(
+        orig_linear,
+        {},
+        dim=dim,
+        alpha=alpha,
+        dropout=dropout,
+        dropout_position=dropout_position,
+        lora_dtype=lora_dtype,
+        use_dora=use_dora,
+        use_rslora=use_rslora,
+    )
+
+
+def packed_fields(module: nn.Module) -> dict[str, Any]:
+    """The storage of a layer in the fields of `reference`, read from HQQ's tensors."""
+    base = packed_peft.base_of(module)
+    meta = base.meta
+    options = {"group_size": meta["group_size"], "axis": meta["axis"]}
+    fields = {"codes": base.W_q.data, "scale": meta["scale"], "zero": meta["zero"]}
+    return {"format": "hqq", "shape": tuple(meta["shape"]), "options": options, "fields": fields}
+
+
+@torch.no_grad()
+def dequantize_weight(module: nn.Module) -> Tensor:
+    """The numbers [N, K] of a layer by HQQ's own `dequantize`, float32."""
+    return packed_peft.base_of(module).dequantize().float()  # type: ignore[no-any-return]

@@ -1,0 +1,116 @@
+"""PEFT on torchao, int8, fp8 and int4: `loraspec run conformance.targets.peft_torchao --group quantised`."""
+
+from __future__ import annotations
+
+import warnings
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from conformance.targets import packed_peft
+from conformance.targets.wrapped_layer import library, version_of
+
+WRITTEN_FOR = ("torchao", "0.18.0", "pip install --no-deps torchao")
+with library(*WRITTEN_FOR), warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # the import says which kernels for a GPU are not there
+    from torchao.quantization import (
+        Float8WeightOnlyConfig,
+        Int8WeightOnlyConfig,
+        IntxWeightOnlyConfig,
+        PerGroup,
+        quantize_,
+    )
+
+CONFORMANCE = {
+    **packed_peft.WRAPPED,
+    "name": "peft on torchao",
+    "version": f"{version_of('peft')} on {version_of('torchao')}",
+}
+FORMATS = ("int8_torchao", "fp8", "int4")
+
+
+def _config(format: str, k: int, block_size: Any = None, group_size: int = 32, zero: bool = True) -> Any:  # noqa: A002
+    if format not in FORMATS:
+        raise NotImplementedError(f"format = {format!r}: torchao has {', '.join(FORMATS)}")
+    if format == "int8_torchao":
+        return Int8WeightOnlyConfig()
+    if format == "int4":
+        if not zero:
+            raise NotImplementedError("zero = False: torchao stores a zero point for each group")
+        return IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(group_size))
+    if block_size is not None and tuple(block_size) != (1, k):
+        raise NotImplementedError(f"block_size = {block_size}: Float8WeightOnlyConfig has a scale for each row")
+    return Float8WeightOnlyConfig()
+
+
+def packed_linear(
+    linear: nn.Linear,
+    format: str,
+    *,
+    compute_dtype: torch.dtype | None = None,
+    **options: Any,  # noqa: A002
+) -> nn.Module:
+    """A copy of an nn.Linear whose weight torchao has packed.
+
+    Raises:
+        NotImplementedError: for what torchao does not have; it computes in the weight's dtype.
+    """
+    config = _config(format, linear.in_features, **options)
+    if compute_dtype not in (None, linear.weight.dtype):
+        raise NotImplementedError(f"compute_dtype = {compute_dtype}: torchao computes in {linear.weight.dtype}")
+    model = nn.ModuleDict({"layer": packed_peft.copied(linear)})
+    quantize_(model, config)
+    model["layer"].packed_with = (config,)  # for `merge`; transformers keeps it on the model
+    return model["layer"]
+
+
+def patch_linear_module(
+    orig_linear: nn.Module,
+    dim: int = 8,
+    alpha: Any = 32,
+    dropout: float = 0.0,
+    dropout_position: str = "post",
+    lora_A_init_method: str = "xavier",  # noqa: ARG001  PEFT has its own
+    lora_dtype: Any = None,
+    use_triton: bool = True,  # noqa: ARG001
+    *,
+    use_dora: bool = False,
+    use_rslora: bool = False,
+) -> Any:
+    """PEFT's layer around a layer of torchao, as in a model that transformers has loaded with a TorchAoConfig."""
+    (config,) = getattr(orig_linear, "packed_with", (None,))
+    chosen = SimpleNamespace(get_apply_tensor_subclass=lambda: config)
+    return packed_peft.injected(
+        orig_linear,
+        {"hf_quantizer": SimpleNamespace(quantization_config=chosen)},
+        dim=dim,
+        alpha=alpha,
+        dropout=dropout,
+        dropout_position=dropout_position,
+        lora_dtype=lora_dtype,
+        use_dora=use_dora,
+        use_rslora=use_rslora,
+    )
+
+
+def packed_fields(module: nn.Module) -> dict[str, Any]:
+    """The storage of a layer in the fields of `reference`, read from torchao's tensors."""
+    weight: Any = packed_peft.base_of(module).weight.data
+    codes, scale, options = weight.qdata, weight.scale, {}
+    fields = {"codes": codes, "scale": scale}
+    if codes.dtype == torch.float8_e4m3fn:
+        name, options = "fp8", {"block_size": tuple(weight.block_size)}
+    elif type(weight).__name__ == "Int8Tensor":
+        name, fields = "int8_torchao", {"codes": codes, "scale": scale.flatten()}
+    else:
+        name, options = "int4", {"group_size": weight.block_size[1], "zero": True}
+        fields["zero"] = weight.zero_point
+    return {"format": name, "shape": tuple(weight.shape), "options": options, "fields": fields}
+
+
+@torch.no_grad()
+def dequantize_weight(module: nn.Module) -> Tensor:
+    """The numbers [N, K] of a layer by torchao's own `dequantize`, float32."""
+    return packed_peft.base_of(module).weight.dequantize().float()  # type: ignore[no-any-return]

@@ -21,10 +21,10 @@ FORMATS = ("nf4", "fp4", "int8_bitsandbytes")
 
 def packed_linear(
     linear: nn.Linear,
-    format: str,
+    format: str,  # noqa: A002
     *,
     compute_dtype: torch.dtype | None = None,
-    **options: Any,  # noqa: A002
+    **options: Any,
 ) -> nn.Module:
     """A Linear4bit or Linear8bitLt with the weight of an nn.Linear, and a copy of its bias.
 
@@ -45,10 +45,10 @@ def packed_linear(
 
 def _four_bit(
     linear: nn.Linear,
-    format: str,
+    format: str,  # noqa: A002
     compute_dtype: torch.dtype | None,
     block_size: int = 64,
-    nested: bool = False,  # noqa: A002
+    nested: bool = False,
 ) -> Any:
     if block_size not in BLOCK_SIZES:
         raise NotImplementedError(f"block_size = {block_size}: bitsandbytes has {', '.join(map(str, BLOCK_SIZES))}")
@@ -74,10 +74,14 @@ def _eight_bit(linear: nn.Linear, compute_dtype: torch.dtype | None) -> Any:
     return layer
 
 
+def is_eight_bit(module: nn.Module) -> bool:
+    """Whether a base is a Linear8bitLt."""
+    return isinstance(module, Linear8bitLt)
+
+
 def base_of(module: Any) -> Any:
     """The layer of bitsandbytes in an adapted layer; a base as it is."""
-    wrapped = getattr(module, "wrapped", module)
-    return wrapped.get_base_layer() if hasattr(wrapped, "get_base_layer") else wrapped
+    return module.get_base_layer() if hasattr(module, "get_base_layer") else module
 
 
 def packed_fields(module: nn.Module) -> dict[str, Any]:

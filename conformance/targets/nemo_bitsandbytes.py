@@ -13,20 +13,21 @@ from conformance.targets.wrapped_layer import version_of
 
 __all__ = ["dequantize_weight", "packed_fields", "packed_linear", "patch_linear_module"]
 
+OTHERS = {f"format_{name}": "absent" for name in ("int8_bitsandbytes", "int8_torchao", "fp8", "int4")}
 CONFORMANCE = {
     "name": "NeMo Automodel on bitsandbytes",
     "version": f"{version_of('nemo-automodel')} on {version_of('bitsandbytes')}",
-    "features": nemo_automodel.NO_RSLORA,
+    "features": {**nemo_automodel.NO_RSLORA, **OTHERS},
 }
 FORMATS = ("nf4", "fp4")
 
 
 def packed_linear(
     linear: nn.Linear,
-    format: str,
+    format: str,  # noqa: A002
     *,
     compute_dtype: torch.dtype | None = None,
-    **options: Any,  # noqa: A002
+    **options: Any,
 ) -> nn.Module:
     """A Linear4bit of bitsandbytes.
 

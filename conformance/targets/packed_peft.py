@@ -10,10 +10,18 @@ from torch import Tensor, nn
 
 from conformance.targets import peft
 
-WRAPPED = {
-    "dropout_positions": peft.CONFORMANCE["dropout_positions"],
-    "features": peft.CONFORMANCE["features"],
-}
+FORMATS = ("nf4", "fp4", "int8_bitsandbytes", "int8_torchao", "fp8", "int4")
+
+
+def declared(*formats: str, compute_dtype: bool = False) -> dict[str, Any]:
+    """The declaration of PEFT on a library that has these formats."""
+    features = {f"format_{name}": "absent" for name in FORMATS if name not in formats}
+    if not compute_dtype:
+        features["compute_dtype"] = "absent"
+    if not {"nf4", "fp4"} & {*formats}:
+        features["nested_absmax"] = "absent"
+    known: dict[str, Any] = dict(peft.CONFORMANCE)
+    return {"dropout_positions": known["dropout_positions"], "features": {**known["features"], **features}}
 
 
 def injected(base: nn.Module, loaded: Mapping[str, Any], **options: Any) -> Any:

@@ -1,4 +1,7 @@
-"""PEFT on bitsandbytes, 4-bit and 8-bit: `loraspec run conformance.targets.peft_bitsandbytes --group quantised`."""
+"""PEFT on bitsandbytes in 4 bits: `loraspec run conformance.targets.peft_bitsandbytes --group quantised`.
+
+`conformance.targets.peft_bitsandbytes:eight_bit` is PEFT on its layer in 8 bits.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,16 @@ from typing import Any
 from torch import nn
 
 from conformance.targets import packed_peft
-from conformance.targets.bitsandbytes_base import Linear8bitLt, dequantize_weight, packed_fields, packed_linear
+from conformance.targets.bitsandbytes_base import dequantize_weight, is_eight_bit, packed_fields, packed_linear
 from conformance.targets.wrapped_layer import version_of
 
-__all__ = ["dequantize_weight", "packed_fields", "packed_linear", "patch_linear_module"]
+__all__ = ["dequantize_weight", "eight_bit", "packed_fields", "packed_linear", "patch_linear_module"]
 
+VERSION = f"{version_of('peft')} on {version_of('bitsandbytes')}"
 CONFORMANCE = {
-    **packed_peft.WRAPPED,
-    "name": "peft on bitsandbytes",
-    "version": f"{version_of('peft')} on {version_of('bitsandbytes')}",
+    **packed_peft.declared("nf4", "fp4", compute_dtype=True),
+    "name": "peft on bitsandbytes, 4-bit",
+    "version": VERSION,
 }
 
 
@@ -33,7 +37,7 @@ def patch_linear_module(
     use_rslora: bool = False,
 ) -> Any:
     """PEFT's layer around a layer of bitsandbytes, as in a model that transformers has loaded in 4 or 8 bits."""
-    loaded = "is_loaded_in_8bit" if isinstance(orig_linear, Linear8bitLt) else "is_loaded_in_4bit"
+    loaded = "is_loaded_in_8bit" if is_eight_bit(orig_linear) else "is_loaded_in_4bit"
     return packed_peft.injected(
         orig_linear,
         {loaded: True},
@@ -45,3 +49,17 @@ def patch_linear_module(
         use_dora=use_dora,
         use_rslora=use_rslora,
     )
+
+
+class eight_bit:  # noqa: N801  (a target, named as a module would be)
+    """PEFT on Linear8bitLt, which computes in the dtype of x in training mode, and in int8 in eval mode."""
+
+    CONFORMANCE = {  # noqa: RUF012
+        **packed_peft.declared("int8_bitsandbytes"),
+        "name": "peft on bitsandbytes, 8-bit",
+        "version": VERSION,
+    }
+    packed_linear = staticmethod(packed_linear)
+    patch_linear_module = staticmethod(patch_linear_module)
+    packed_fields = staticmethod(packed_fields)
+    dequantize_weight = staticmethod(dequantize_weight)

@@ -14,8 +14,10 @@ WRITTEN_FOR = ("hqq", "0.2.8", "pip install --no-deps hqq termcolor")
 with library(*WRITTEN_FOR):
     from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
 
+HQQ = packed_peft.declared(compute_dtype=True)
+HQQ["features"]["format_hqq"] = "packed"
 CONFORMANCE = {
-    **packed_peft.WRAPPED,
+    **HQQ,
     "name": "peft on HQQ",
     "version": f"{version_of('peft')} on {version_of('hqq')}",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -16,54 +17,65 @@ WRITTEN_FOR = ("torchao", "0.18.0", "pip install --no-deps torchao")
 with library(*WRITTEN_FOR), warnings.catch_warnings():
     warnings.simplefilter("ignore")  # the import says which kernels for a GPU are not there
     from torchao.quantization import (
+        Float8Tensor,
         Float8WeightOnlyConfig,
         Int8WeightOnlyConfig,
         IntxWeightOnlyConfig,
+        PerBlock,
         PerGroup,
+        PerTensor,
         quantize_,
     )
 
 CONFORMANCE = {
-    **packed_peft.WRAPPED,
+    **packed_peft.declared("int8_torchao", "fp8", "int4"),
     "name": "peft on torchao",
     "version": f"{version_of('peft')} on {version_of('torchao')}",
 }
 FORMATS = ("int8_torchao", "fp8", "int4")
-
-
-def _config(format: str, k: int, block_size: Any = None, group_size: int = 32, zero: bool = True) -> Any:  # noqa: A002
-    if format not in FORMATS:
-        raise NotImplementedError(f"format = {format!r}: torchao has {', '.join(FORMATS)}")
-    if format == "int8_torchao":
-        return Int8WeightOnlyConfig()
-    if format == "int4":
-        if not zero:
-            raise NotImplementedError("zero = False: torchao stores a zero point for each group")
-        return IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(group_size))
-    if block_size is not None and tuple(block_size) != (1, k):
-        raise NotImplementedError(f"block_size = {block_size}: Float8WeightOnlyConfig has a scale for each row")
-    return Float8WeightOnlyConfig()
+INT4: Any = torch.int4  # type: ignore[attr-defined]
+CONFIGS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()  # for `merge`; transformers keeps it on the model
 
 
 def packed_linear(
     linear: nn.Linear,
-    format: str,
+    format: str,  # noqa: A002
     *,
     compute_dtype: torch.dtype | None = None,
-    **options: Any,  # noqa: A002
+    block_size: tuple[int, int] | None = None,
+    group_size: int = 32,
+    zero: bool = True,
 ) -> nn.Module:
     """A copy of an nn.Linear whose weight torchao has packed.
 
+    Args:
+        zero: torchao stores a zero point for each group of int4 in any case.
     Raises:
         NotImplementedError: for what torchao does not have; it computes in the weight's dtype.
     """
-    config = _config(format, linear.in_features, **options)
+    del zero
+    if format not in FORMATS:
+        raise NotImplementedError(f"format = {format!r}: torchao has {', '.join(FORMATS)}")
     if compute_dtype not in (None, linear.weight.dtype):
         raise NotImplementedError(f"compute_dtype = {compute_dtype}: torchao computes in {linear.weight.dtype}")
-    model = nn.ModuleDict({"layer": packed_peft.copied(linear)})
-    quantize_(model, config)
-    model["layer"].packed_with = (config,)  # for `merge`; transformers keeps it on the model
-    return model["layer"]
+    layer = packed_peft.copied(linear)
+    if format == "fp8" and block_size is not None:  # the configuration of weights alone has rows only
+        packed = Float8Tensor.from_hp(layer.weight.detach(), granularity=_granularity(block_size, linear))
+        layer.weight = nn.Parameter(packed, requires_grad=False)
+        return layer
+    config = {
+        "fp8": Float8WeightOnlyConfig(),
+        "int8_torchao": Int8WeightOnlyConfig(),
+        "int4": IntxWeightOnlyConfig(weight_dtype=INT4, granularity=PerGroup(group_size)),
+    }[format]
+    quantize_(layer, config)
+    CONFIGS[layer] = config
+    return layer
+
+
+def _granularity(block_size: tuple[int, int], linear: nn.Linear) -> Any:
+    whole = tuple(block_size) == (linear.out_features, linear.in_features)
+    return PerTensor() if whole else PerBlock(list(block_size))
 
 
 def patch_linear_module(
@@ -80,7 +92,7 @@ def patch_linear_module(
     use_rslora: bool = False,
 ) -> Any:
     """PEFT's layer around a layer of torchao, as in a model that transformers has loaded with a TorchAoConfig."""
-    (config,) = getattr(orig_linear, "packed_with", (None,))
+    config = CONFIGS.get(orig_linear, Float8WeightOnlyConfig())
     chosen = SimpleNamespace(get_apply_tensor_subclass=lambda: config)
     return packed_peft.injected(
         orig_linear,
@@ -98,8 +110,9 @@ def patch_linear_module(
 def packed_fields(module: nn.Module) -> dict[str, Any]:
     """The storage of a layer in the fields of `reference`, read from torchao's tensors."""
     weight: Any = packed_peft.base_of(module).weight.data
-    codes, scale, options = weight.qdata, weight.scale, {}
+    codes, scale = weight.qdata, weight.scale
     fields = {"codes": codes, "scale": scale}
+    options: dict[str, Any] = {}
     if codes.dtype == torch.float8_e4m3fn:
         name, options = "fp8", {"block_size": tuple(weight.block_size)}
     elif type(weight).__name__ == "Int8Tensor":

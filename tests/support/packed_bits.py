@@ -62,6 +62,8 @@ def _torchao() -> Iterator[Row]:
         options = {"zero": True} if name == "int4" else {}
         yield Row("peft_torchao", name, options)
         yield Row("peft_torchao", name, options, (4, 32))
+        grids = ({"block_size": (16, 192)}, {"block_size": (8, 96)}) if name == "fp8" else ()
+        yield from (Row("peft_torchao", name, grid) for grid in grids)
         for dtype in SIXTEEN_BITS:
             yield Row("peft_torchao", name, options, dtype=dtype, packed_otherwise="packs in the weight's dtype")
 

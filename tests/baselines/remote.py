@@ -30,7 +30,7 @@ class Here:
     def __init__(self, model_dir: Path, make_backend: Any, *_: Any) -> None:
         self.models = load(model_dir, make_backend)
 
-    def evaluate(self, model: str, module: str, key_name: str, key: bytes, ciphertext: bytes) -> bytes:
+    def evaluate(self, model: str, module: str, key_name: str, key: bytes, ciphertext: bytes, *_: Any) -> bytes:
         held = self.models[model]
         try:
             return held.backend.evaluate(ciphertext, held.weights[module], key)

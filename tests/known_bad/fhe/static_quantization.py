@@ -15,14 +15,14 @@ class SharesARange(reference.RemoteModule):
 
     def _observe(self, x):
         super()._observe(x)
-        self.split.shared = (
-            min(getattr(self.split, "shared", self.input_range)[0], self.input_range[0]),
-            max(getattr(self.split, "shared", self.input_range)[1], self.input_range[1]),
+        self.split.shared_range = (
+            min(getattr(self.split, "shared_range", self.input_range)[0], self.input_range[0]),
+            max(getattr(self.split, "shared_range", self.input_range)[1], self.input_range[1]),
         )
 
     def compiled(self, n_bits, dynamic):
         if not dynamic and self.input_range is not None:
-            self.input_range = self.split.shared
+            self.input_range = self.split.shared_range
         return super().compiled(n_bits, dynamic)
 
 

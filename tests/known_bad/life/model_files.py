@@ -96,7 +96,7 @@ class LoadsFrozenAdapters(LivedModel):
         return found
 
 
-@model_twin("LIFE-MODEL-FWD", says="after load-plain", source="huggingface/diffusers #14409: one scale for all")
+@model_twin("LIFE-MODEL-FWD", says="load-plain", source="huggingface/diffusers #14409: one scale for all")
 class LoadsPlainWithTheDefaultScale(LivedModel):
     def loaded(self, model: nn.Module, *, plain: bool) -> None:
         for layer in self.layers(model).values() if plain else ():

@@ -43,7 +43,7 @@ def serve_another_weight(model_dir, host="127.0.0.1", port=8000):
     serve(model_dir, host, port, backend=OffByOne)
 
 
-@remote_breaks("REM-RESULT", says="y of mode remote differs from that of mode disable")
+@remote_breaks("REM-RESULT", says="raised EncryptionError: evaluate")  # its client checks each answer
 class ServesAnotherWeight(Right):
     serve = staticmethod(serve_another_weight)
 
@@ -105,8 +105,8 @@ class ServesTheFirstClientsResult(Right):
 class SharesItsResultsWithOthers(reference.RemoteClient):
     results = {}  # noqa: RUF012  (shared by all clients: the defect)
 
-    def evaluate(self, model_name, module_name, ciphertext, evaluation):
+    def evaluate(self, model_name, module_name, ciphertext, evaluation, **options):
         name = self.address, model_name, module_name
         if name not in self.results:
-            self.results[name] = super().evaluate(model_name, module_name, ciphertext, evaluation)
+            self.results[name] = super().evaluate(model_name, module_name, ciphertext, evaluation, **options)
         return self.results[name]

@@ -21,37 +21,37 @@ class AnswersZerosForADeadServer(reference.RemoteModule):
 
 @remote_breaks("REM-DOWN", says="does not name")
 class HidesTheAddress(reference.RemoteClient):
-    def evaluate(self, model_name, module_name, ciphertext, evaluation):
+    def evaluate(self, model_name, module_name, ciphertext, evaluation, **options):
         try:
-            return super().evaluate(model_name, module_name, ciphertext, evaluation)
+            return super().evaluate(model_name, module_name, ciphertext, evaluation, **options)
         except reference.RemoteError:
             raise RuntimeError("the server did not answer") from None
 
 
 @remote_breaks("REM-DOWN", says="it does not name 127.0.0.1:")
 class NamesThePortAlone(reference.RemoteClient):
-    def evaluate(self, model_name, module_name, ciphertext, evaluation):
+    def evaluate(self, model_name, module_name, ciphertext, evaluation, **options):
         try:
-            return super().evaluate(model_name, module_name, ciphertext, evaluation)
+            return super().evaluate(model_name, module_name, ciphertext, evaluation, **options)
         except reference.RemoteError as error:
             raise reference.RemoteError(str(error).replace("127.0.0.1", "the server")) from None
 
 
 @remote_breaks("REM-DOWN", says="expected RemoteError")
 class RaisesWhatTheLibraryRaises(reference.RemoteClient):
-    def evaluate(self, model_name, module_name, ciphertext, evaluation):
+    def evaluate(self, model_name, module_name, ciphertext, evaluation, **options):
         try:
-            return super().evaluate(model_name, module_name, ciphertext, evaluation)
+            return super().evaluate(model_name, module_name, ciphertext, evaluation, **options)
         except reference.RemoteError as error:
             raise ConnectionError(str(error)) from None
 
 
 @remote_breaks("REM-DOWN", says="does not end within")
 class TriesForEver(reference.RemoteClient):
-    def evaluate(self, model_name, module_name, ciphertext, evaluation):
+    def evaluate(self, model_name, module_name, ciphertext, evaluation, **options):
         for _ in range(300):  # longer than the clause waits
             try:
-                return super().evaluate(model_name, module_name, ciphertext, evaluation)
+                return super().evaluate(model_name, module_name, ciphertext, evaluation, **options)
             except reference.RemoteError:
                 time.sleep(0.1)
         raise AssertionError
@@ -61,11 +61,11 @@ class TriesForEver(reference.RemoteClient):
 class GivesUpForGood(reference.RemoteClient):
     lost = False
 
-    def evaluate(self, model_name, module_name, ciphertext, evaluation):
+    def evaluate(self, model_name, module_name, ciphertext, evaluation, **options):
         if self.lost:
             raise RuntimeError("the server was down")
         try:
-            return super().evaluate(model_name, module_name, ciphertext, evaluation)
+            return super().evaluate(model_name, module_name, ciphertext, evaluation, **options)
         except reference.RemoteError:
             self.lost = True
             raise

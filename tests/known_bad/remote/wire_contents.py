@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import time
 
 import torch
 
@@ -13,7 +14,12 @@ from tests.baselines.remote import remote_breaks
 
 def tell(client, body):
     """Send unrequested bytes to the server."""
-    client._ask("POST", "/evaluate?model=layers&module=told", "telling", 60.0, bytes(body))
+    ask(client, "POST", "/evaluate?model=layers&module=told", content=bytes(body))
+
+
+def ask(client, method, path, **options):
+    """Send a request that the client would not send."""
+    client._exchange.ask(method, path, "a further request", 60.0, time.monotonic() + 60.0, **options)
 
 
 class Telling(reference.RemoteModule):
@@ -58,7 +64,7 @@ class SendsTheBiasInAHeader(reference.RemoteModule):
     def _encrypted(self, quantized, x, mode):
         if mode is Mode.REMOTE and quantized.bias is not None:
             headers = {"X-Bias": " ".join(map(str, quantized.bias.tolist()))}
-            self.split.client._ask("GET", "/health", "health", 60.0, headers=headers)
+            ask(self.split.client, "GET", "/health", headers=headers)
         return super()._encrypted(quantized, x, mode)
 
 
@@ -103,9 +109,9 @@ class SendsTheSecretKey(TellingModel):
 
 @remote_breaks("REM-KEY-ONCE", says="the evaluation key is to cross once")
 class SendsTheKeyWithEachRequest(reference.RemoteClient):
-    def evaluate(self, model_name, module_name, ciphertext, evaluation):
-        self._ask("PUT", "/keys/" + self._name(evaluation), "upload", 60.0, evaluation)
-        return super().evaluate(model_name, module_name, ciphertext, evaluation)
+    def evaluate(self, model_name, module_name, ciphertext, evaluation, **options):
+        ask(self, "PUT", "/keys/" + self._name(evaluation), content=evaluation)
+        return super().evaluate(model_name, module_name, ciphertext, evaluation, **options)
 
 
 @remote_breaks("REM-KEY-ONCE", says="calls had 3 evaluation keys: one is to cross, once")

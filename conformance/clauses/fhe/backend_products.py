@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from conformance.clauses.fhe.noise_statistics import judge_columns, judge_row_to_row
@@ -22,6 +23,7 @@ from conformance.clauses.fhe.target_backend import (
 from conformance.isolation.process_state import kept
 from conformance.judgement.outcomes import require
 from conformance.specification.clause import clause
+from conformance.target.expected_errors import quiet
 from conformance.target.subject import Subject
 
 ROWS = 200
@@ -58,6 +60,35 @@ def test_backend_noise(subject: Subject, case: BackendCase) -> float | None:
     sigma = offer.sigma(weight.numpy())
     judge_columns(noise, sigma, what="noise of results", spread=offer.spread)
     judge_row_to_row(noise, sigma)
+    return None
+
+
+@clause(
+    "FHE-BACKEND-BOUND",
+    sentence="""evaluate refuses a weight under which noise could reach a result, or the result is right: for rows whose
+    absolute values sum to 2^(b-2) and less.""",
+    why="The noise of a result grows with the weight, and a range check of the result does not see it.",
+    cases=PRODUCT.narrowed(k=(3, 33), how=("1", "3", "5", "7")),
+    dtypes=(),
+    subjects=SUBJECT,
+    weight=0.67,
+)
+def test_backend_bound(subject: Subject, case: BackendCase) -> float | None:
+    offer = offered(subject)
+    random = np.random.default_rng([case.seed, case.m, case.k, case.n])
+    size = max(1, 2 ** (offer.bits - 1 - int(case.how)) // case.k)
+    weight = torch.from_numpy(size * random.choice([-1, 1], (case.n, case.k)))
+    q = torch.zeros(case.m, case.k, dtype=torch.int64)
+    q[:, 0] = 1
+    keys, refused = offer.keys(), (ValueError, TypeError, RuntimeError)
+    ciphertext = encrypted(offer.backend, q, keys)
+    try:
+        with quiet():
+            result = offer.backend.evaluate(ciphertext, weight, keys.evaluation)
+    except refused:
+        return None
+    raw = decrypted(offer.backend, result, len(q), len(weight), keys)
+    judge_product(offer, raw, q, weight, f"the result of rows of ±{size}")
     return None
 
 

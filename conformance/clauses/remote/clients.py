@@ -85,9 +85,10 @@ def weights() -> dict[str, Array]:
     return {name: values.astype(np.float32) for name, values in drawn.items()}
 
 
-def layers(subject: Subject, address: str) -> Any:
+def layers(subject: Subject, address: str, values: dict[str, Array] | None = None) -> Any:
     """The target's compiled HybridFHEModel of two layers, whose forward and backward products are all remote."""
-    held = {name: nn.Parameter(torch.from_numpy(v).to(subject.device), False) for name, v in weights().items()}
+    values = weights() if values is None else values
+    held = {name: nn.Parameter(torch.from_numpy(v).to(subject.device), False) for name, v in values.items()}
     with calling("CustomLinear(weight, bias)"):
         custom = subject.target.CustomLinear
         net = Layers(custom(held["one"], held["bias"]), custom(held["two"], None))

@@ -61,6 +61,14 @@ class UsesItsErrorsTwice(Lattice):
         return drawn
 
 
+@backend_breaks("FHE-BACKEND-BOUND", says="the result of rows of ±", error=1e-5)
+class DoesNotCheckItsBound(Lattice):
+    """Results are declared exact, which the noise of large weights does not allow."""
+
+    def noise_std(self, weight):
+        return 0 * super().noise_std(weight)
+
+
 @backend_breaks("FHE-BACKEND-EMPTY", says="raised")
 class StumblesOverNoRows(Lattice):
     def encrypt(self, q, keys):

@@ -10,6 +10,8 @@ from optimized.kernels.gated_activation import (
     gated_activation_gradients_kernel,
     gated_activation_kernel,
 )
+from optimized.kernels.grouped_lora_linear import grouped_lora_linear_config, grouped_lora_linear_kernel
+from optimized.kernels.grouped_weight_grad import grouped_weight_grad_config, grouped_weight_grad_kernel
 from optimized.kernels.int8_linear import int8_linear_config
 from optimized.kernels.linear_expand import linear_expand_config
 from optimized.kernels.lora_expand import lora_expand_config, lora_expand_kernel
@@ -30,6 +32,9 @@ KERNELS = {
     "weight_grad": (weight_grad_kernel, weight_grad_config, mixed_dot),
     "shrink_and_grad": (shrink_and_grad_kernel, shrink_and_grad_config, mixed_dot),
 }
+# Kernels over rows that choose their group; the layouts are of packed operands, of weights and factors swapped as for
+# dX, of an odd rank, and of strided operands.
+GROUPED_KERNELS = {"grouped_lora_linear": grouped_lora_linear_kernel, "grouped_weight_grad": grouped_weight_grad_kernel}
 # Elementwise kernels, without a product: one configuration, and one compilation for each activation.
 ACTIVATION_KERNELS = {
     "gated_activation": gated_activation_kernel,
@@ -94,7 +99,8 @@ def jobs() -> list[Job]:
             for name, config in configs.items():
                 job = Job(name, arch, named(dtype), named(compute), layout, config, dropped=dropped)
                 found[str(job)] = job
-    return [*found.values(), *_gated_activation_jobs(), *_int8_linear_jobs(), *_linear_expand_jobs(), *_packed_jobs()]
+    singles = [*_gated_activation_jobs(), *_int8_linear_jobs(), *_linear_expand_jobs()]
+    return [*found.values(), *singles, *_packed_jobs(), *_grouped_jobs()]
 
 
 def _linear_expand_jobs() -> list[Job]:
@@ -150,6 +156,22 @@ def _packed_jobs() -> list[Job]:
             config = packed_linear_config(M, 4096, 4096, dtype)
             found.append(Job("packed_linear", arch, named(dtype), named(dtype), storage + direction, config))
     return list({str(job): job for job in found}.values())
+
+
+def _grouped_jobs() -> list[Job]:
+    """Jobs of the kernels over groups of rows: each tile, rank and layout, in each dtype, for every architecture."""
+    found = {}
+    dtypes = [dtype for dtype, compute in DTYPES if dtype == compute]
+    for arch, dtype, layout, R in itertools.product(ARCHITECTURES, dtypes, LAYOUTS, (16, 32)):
+        lean = layout == "strided"
+        for M in (16,) if dtype == torch.float32 else (16, 64, 128):
+            configs = {"grouped_lora_linear": grouped_lora_linear_config(M, 4096, 4096, R, dtype, lean)}
+            if layout != "swapped":
+                configs["grouped_weight_grad"] = grouped_weight_grad_config(M, 4096, R, dtype, lean)
+            for name, config in configs.items():
+                job = Job(name, arch, named(dtype), named(dtype), layout, config)
+                found[str(job)] = job
+    return list(found.values())
 
 
 def _is_lean(name: str, layout: str, R: int, wide: bool) -> bool:

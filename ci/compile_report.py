@@ -25,7 +25,7 @@ from triton.compiler import ASTSource
 
 from ci import compile_record
 from ci.compile_digest import code, digest
-from ci.compile_jobs import KERNELS, Job, jobs
+from ci.compile_jobs import GROUPED_KERNELS, KERNELS, Job, jobs
 from ci.compile_record import Measured, labels
 from ci.compile_sources import source_of
 
@@ -54,7 +54,7 @@ class Row:
             faults.append(f"wants {measured.shared_bytes} bytes of shared memory, {limit}")
         if job.kernel == "linear_expand" and not measured.descriptors:
             faults.append("moves no tile by a tensor descriptor")
-        multiplies = job.kernel in (*KERNELS, "int8_linear", "linear_expand", "packed_linear")
+        multiplies = job.kernel in (*KERNELS, *GROUPED_KERNELS, "int8_linear", "linear_expand", "packed_linear")
         if multiplies and job.compute != "float32" and measured.instructions == "fma":
             faults.append(f"multiplies {job.compute} tiles without a tensor core")
         if job.kernel == "int8_linear" and measured.fused:

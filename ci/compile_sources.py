@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 
-from ci.compile_jobs import ACTIVATION_KERNELS, KERNELS, PACKED, Job
+from ci.compile_jobs import ACTIVATION_KERNELS, GROUPED_KERNELS, KERNELS, PACKED, Job
 from optimized.kernels.int8_linear import NOT_FUSED, int8_linear_kernel
 from optimized.kernels.linear_expand import linear_expand_kernel
 from optimized.kernels.packed_dequantize import packed_dequantize_kernel
 from optimized.kernels.packed_linear import packed_linear_kernel
 from optimized.kernels.split_k_reduce import split_k_reduce_kernel
-from optimized.kernels.tiles import TL_DTYPE, native_dot
+from optimized.kernels.tiles import TL_DTYPE, mixed_dot, native_dot
 
 # The specialisation at launch: the strides that are 1, and the other numbers that are not multiples of 16. A swapped
 # factor is a transposed factor, as in g · B and T · A; an odd rank is not a multiple of 16; strided operands have
@@ -22,6 +22,17 @@ UNIT_STRIDES = {
     "swapped": (*INNER, "stride_ar", "stride_bn"),
     "odd rank": (*INNER, "stride_ar", "stride_br", "stride_or"),
     "strided": (),
+}
+GROUPED_UNITS = {
+    "packed": ("stride_xk", "stride_wk", "stride_cn", "stride_ak", "stride_br", "stride_gn", "stride_or"),
+    "swapped": ("stride_xk", "stride_wn", "stride_ar", "stride_bn", "stride_gn"),
+}
+FIXED_TYPES = {
+    **dict.fromkeys(
+        ("s_ptr", "t_ptr", "d_ptr", "partials_ptr", "scales_ptr", "table_ptr", "scale_ptr", "zero_ptr"), "*fp32"
+    ),
+    **dict.fromkeys(("groups_ptr", "firsts_ptr", "ends_ptr", "ranks_ptr"), "*i32"),
+    "order_ptr": "*i64",
 }
 UNALIGNED_AT_ODD_RANK = ("R", "stride_sm", "stride_ak", "stride_bn", "stride_on", "stride_tm", "stride_dn")
 
@@ -77,6 +88,14 @@ def _kernel(job: Job) -> tuple[Any, dict[str, Any]]:
         return linear_expand_kernel, {**constants, "DROPPED": job.dropped, **job.config.blocks, **units}
     if job.kernel.startswith("packed"):
         return _packed_kernel(job)
+    if job.kernel in GROUPED_KERNELS:
+        kernel, packed = GROUPED_KERNELS[job.kernel], job.layout != "strided"
+        # as experts call them in forward, or swapped for dX; ranks, and a base for rows without a group, are of batches
+        flags = {"HAS_BASE": True, "HAS_BIAS": job.layout != "swapped", "RANKED": not packed, "BASE_ALONE": not packed}
+        constants = {name: flag for name, flag in flags.items() if name in kernel.arg_names} | mixed_dot(compute)
+        inner = GROUPED_UNITS["swapped" if job.layout == "swapped" else "packed"] if packed else ()
+        units = {name: 1 for name in inner if name in kernel.arg_names}
+        return kernel, {**constants, **job.config.blocks, **units}
     if job.kernel == "split_k_reduce":
         kernel, constants = split_k_reduce_kernel, {"ACC": TL_DTYPE[torch.float32]}
     else:
@@ -105,10 +124,10 @@ def _type(name: str, job: Job, constants: dict[str, Any]) -> str:
     """The type of one argument, as Triton writes it; intermediates and partial sums are float32."""
     if name in constants:
         return "constexpr"
-    if name in ("x_desc", "w_desc", "y_desc", "codes_ptr"):
-        return _codes(job) if name == "codes_ptr" else _descriptor(name, job)
-    if name in ("s_ptr", "t_ptr", "d_ptr", "partials_ptr", "table_ptr", "scale_ptr", "zero_ptr"):
-        return "*fp32"
+    if name.endswith("_desc"):
+        return _descriptor(name, job)
+    if name == "codes_ptr" or name in FIXED_TYPES:
+        return _codes(job) if name == "codes_ptr" else FIXED_TYPES[name]
     if job.kernel == "int8_linear" and name.endswith("_ptr"):
         return {"x_ptr": "*i8", "w_ptr": "*i8", "y_ptr": f"*{_triton_name(job.dtype)}"}.get(name, "*fp64")
     if name.endswith("_ptr"):

@@ -16,6 +16,8 @@
 - `packed_weight`, `packed_linear`, `packed_product`: packed bases. `packed` computes the numbers of a format by tables,
   in tiles on a CPU, and `nodes.packed` is the layer as one node, which saves x, x Aᵀ and the storage; on a GPU a kernel
   writes the numbers, or with few rows multiplies by them at once.
+- `tiled_linear`: both by Triton kernels over `row_tiles`, as `nodes.tiled`; on a CPU only in a region of
+  `dispatch.row_tiles.tiles_wanted`, as `tests/targets/tiled.py` does.
 - `layer`, `model`: the layers and the patching of `reference` with these nodes; `dora` adds a magnitude.
 - `products`, `kernels`: the products of an update, in Triton; `tuned_kernels` names those with measured configurations.
 - `dispatch`: the choice between several correct implementations, with reasons.
@@ -32,7 +34,7 @@ These functions give the reason for a fallback: `why_not_triton(*operands)` for 
 `dispatch.batched_node.why_not_batched` for the autograd nodes, `dispatch.packed_node.why_not_packed` and
 `why_not_packed_layer` for packed bases, `dispatch.packed_weight` for their tiles and kernels,
 `dispatch.grouped_mm.why_not_grouped` for torch's grouped product, `dispatch.padded_rows.why_not_padded` for batched
-products.
+products, `dispatch.row_tiles.why_not_tiled` for the kernels over tiles of rows.
 ``loraspec bench optimized reference`` compares the times.
 """
 

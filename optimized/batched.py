@@ -3,8 +3,10 @@
 from torch import Tensor
 
 from optimized.dispatch.batched_node import why_not_batched
+from optimized.dispatch.row_tiles import why_not_tiled
 from optimized.nodes.batched import BatchedLoRALinear
 from optimized.sorted_rows import SortedRows
+from optimized.tiled_linear import tiled_batched_linear
 from reference.batch_checks import check_batch, ranks_of
 from reference.batched import lora_batched_linear as plain_batched_linear
 
@@ -23,11 +25,14 @@ def lora_batched_linear(
     """``y_i = x_i Wᵀ + b + scale_e · (x_i A_eᵀ) B_eᵀ``: `reference.lora_batched_linear`, with its errors.
 
     Besides x and the parameters, the order of the rows and ``x_i A_eᵀ`` are saved for backward. If `why_not_batched`
-    gives a reason, the reference computes; if `why_not_grouped` does, the adapters are multiplied one by one.
+    gives a reason, the reference computes. Triton kernels compute unless `why_not_tiled` gives a reason; then, if
+    `why_not_grouped` does, the adapters are multiplied one by one.
     """
     if why_not_batched(x, weight, bias, lora_A, lora_B):
         return plain_batched_linear(x, adapter_index, weight, bias, lora_A, lora_B, scale, ranks=ranks)
     check_batch(x, adapter_index, weight, bias, lora_A, lora_B, scale, ranks)
+    if why_not_tiled(x, weight, bias, lora_A, lora_B) is None and len(lora_A) and x.numel():
+        return tiled_batched_linear(x, adapter_index, weight, bias, lora_A, lora_B, scale, ranks)
     batch = SortedRows.of(adapter_index.reshape(-1), ranks_of(lora_A, ranks))
     metadata = (scale.detach().clone(), None if ranks is None else ranks.clone())
     operands = (weight.detach(), bias, lora_A, lora_B)

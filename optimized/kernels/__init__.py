@@ -7,6 +7,8 @@ is rounded to the compute dtype when it is loaded; intermediates between kernels
 """
 
 from optimized.kernels.gated_activation import gated_activation, gated_activation_gradients
+from optimized.kernels.grouped_lora_linear import grouped_lora_linear, tile_rows
+from optimized.kernels.grouped_weight_grad import grouped_weight_grad
 from optimized.kernels.int8_linear import int8_linear
 from optimized.kernels.linear_expand import linear_expand
 from optimized.kernels.lora_expand import lora_expand
@@ -22,6 +24,8 @@ __all__ = [
     "INTERPRETED",
     "gated_activation",
     "gated_activation_gradients",
+    "grouped_lora_linear",
+    "grouped_weight_grad",
     "int8_linear",
     "linear_expand",
     "lora_expand",
@@ -30,5 +34,6 @@ __all__ = [
     "packed_linear",
     "shrink_and_grad",
     "storage_of",
+    "tile_rows",
     "weight_grad",
 ]

@@ -53,7 +53,7 @@ class BatchedLoRALinear(torch.autograd.Function):
         places = {"x": 2, "bias": 5, "lora_A": 6, "lora_B": 7}
         needs = {name: bool(ctx.needs_input_grad[place]) for name, place in places.items()}
         if torch.is_grad_enabled():
-            found = _differentiable(needs, g, x, index, (weight, bias, lora_A, lora_B), scale, ranks)
+            found = differentiable(needs, g, x, index, (weight, bias, lora_A, lora_B), scale, ranks)
             return None, None, found["x"], None, None, found["bias"], found["lora_A"], found["lora_B"]
         batch, compute = ctx.batch, ctx.compute
         g2 = as_matrix(g, weight.shape[0])
@@ -164,7 +164,7 @@ def _compute(x2: Tensor, lora_A: Tensor, lora_B: Tensor, batch: SortedRows) -> t
     return torch.float32 if found.itemsize == 2 and overreads(x2, *ranks, *rows) else found
 
 
-def _differentiable(
+def differentiable(
     needs: dict[str, bool], g: Tensor, x: Tensor, index: Tensor, operands: Any, scale: Tensor, ranks: Tensor | None
 ) -> dict[str, Tensor | None]:
     """The gradients as formulas that autograd can differentiate again."""

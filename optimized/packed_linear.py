@@ -3,11 +3,12 @@
 import functools
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 import reference
 from optimized.dispatch.packed_node import why_not_packed
-from optimized.nodes.packed import PackedFrozenLinear
+from optimized.nodes.packed import PackedFrozenLinear, frozen_forward
 from optimized.packed_weight import PackedWeight, as_fast
 
 
@@ -24,6 +25,8 @@ class PackedLinear(reference.PackedLinear):
         weight = self.packed_weight
         if x.ndim == 0 or x.shape[-1] != self.in_features or why_not_packed(weight, x, self.bias):
             return super().forward(x)
+        if not torch.is_grad_enabled():  # in inference mode autograd could not save the storage
+            return frozen_forward(x, weight, self.bias, self.compute_dtype)
         return PackedFrozenLinear.apply(x, weight, self.bias, self.compute_dtype)  # type: ignore[no-any-return,no-untyped-call]
 
 

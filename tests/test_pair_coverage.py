@@ -129,7 +129,7 @@ def test_a_relation_out_of_bounds_leaves_the_sizes_free() -> None:
 def test_every_clause_meets_all_pairs_in_the_default_profile() -> None:
     # clauses with dtypes, with a single dtype, and without; the other groups would take ten seconds
     found = coverage_by_group(load_all(["merge", "config", "remote"]).values(), PROFILES["default"])
-    assert found["merge"].met == found["merge"].possible > 10_000
+    assert found["merge"].met == found["merge"].possible > 8_000
     for group in ("config", "remote"):
         assert found[group].met == found[group].possible > 0
 

@@ -23,6 +23,8 @@ from optimized.matrices import (
     without_autocast,
 )
 
+BaseGradient = Callable[[Tensor, list[Tensor]], Tensor]
+
 
 class GeneralLoRALinear(torch.autograd.Function):
     """(x, W, b, A, B, scale, dropout, recompute) → y, with gradients for x, b, A and B.
@@ -100,26 +102,27 @@ def general_forward(
     return y if x.dim() == 2 else unflattened(y, x.shape), S, mask
 
 
-def general_backward(ctx: Any, g: Tensor, base: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor | None, ...]:
+def general_backward(ctx: Any, g: Tensor, base: BaseGradient | None = None) -> tuple[Tensor | None, ...]:
     """dX, dbias, dA, dB; with ``create_graph=True`` by formulas that autograd can differentiate again.
 
-    ``base(g)`` stands for ``g W`` of a weight that is no tensor: [M, K], a new tensor in g's dtype.
+    ``base(g, saved)`` stands for ``g W`` of a weight that is no tensor: [M, K], a new tensor in g's dtype; it gets the
+    tensors that the node saved after the first six, because a checkpoint unpacks saved tensors only once.
     """
     with without_autocast(g):
         return (_differentiable_backward if torch.is_grad_enabled() else _backward)(ctx, g, base)
 
 
-def _backward(ctx: Any, g: Tensor, base: Callable[[Tensor], Tensor] | None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, g: Tensor, base: BaseGradient | None) -> tuple[Tensor | None, ...]:
     """dX, dbias, dA, dB, each in its operand's dtype, or None if not needed."""
     needs_x, _, needs_bias, needs_A, needs_B = ctx.needs_input_grad[:5]
-    x, weight, lora_A, lora_B, S, bits = ctx.saved_tensors[:6]
+    x, weight, lora_A, lora_B, S, bits, *others = ctx.saved_tensors
     drop = ctx.drop
     g = as_matrix(g, lora_B.shape[0])
     x = None if x is None else as_matrix(x, lora_A.shape[1])
     x, weight, A, B = autocast_as(ctx.autocast, x, weight, lora_A, lora_B)
     dX = dA = dB = None
     if needs_x and base is not None:
-        dX = base(g)
+        dX = base(g, others)
     elif needs_x:
         dX = g.new_zeros(g.shape[0], A.shape[1]) if weight is None else linear(g, weight.t())
     if drop.rate < 1.0:
@@ -147,10 +150,10 @@ def _backward(ctx: Any, g: Tensor, base: Callable[[Tensor], Tensor] | None) -> t
     return dX, dbias, dA, dB
 
 
-def _differentiable_backward(ctx: Any, g: Tensor, base: Callable[[Tensor], Tensor] | None) -> tuple[Tensor | None, ...]:
+def _differentiable_backward(ctx: Any, g: Tensor, base: BaseGradient | None) -> tuple[Tensor | None, ...]:
     """`_backward` as plain formulas, which autograd can differentiate again, for ``create_graph=True``."""
     needs_x, _, needs_bias, needs_A, needs_B = ctx.needs_input_grad[:5]
-    x, weight, lora_A, lora_B, _, bits = ctx.saved_tensors[:6]
+    x, weight, lora_A, lora_B, _, bits, *others = ctx.saved_tensors
     if needs_B and x is None:
         raise RuntimeError("no second derivative of lora_linear where lora_B is trained and lora_A is not")
     rows, drop = math.prod(ctx.shape[:-1]), ctx.drop
@@ -164,7 +167,7 @@ def _differentiable_backward(ctx: Any, g: Tensor, base: Callable[[Tensor], Tenso
     T = scale * (wide_g @ B)
     dX = masked(T @ A, on_x) if needs_x else None
     if dX is not None and base is not None:
-        dX = dX + base(g)
+        dX = dX + base(g, others)
     elif dX is not None and W is not None:
         dX = dX + linear(g, W.detach().t())
     if x is not None:

@@ -57,9 +57,8 @@ class PackedLoRALinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        def base(g: Tensor) -> Tensor:
-            fields = dict(zip(ctx.names, ctx.saved_tensors[6:], strict=True))
-            weight = ctx.weight.with_fields(fields)
+        def base(g: Tensor, fields: list[Tensor]) -> Tensor:
+            weight = ctx.weight.with_fields(dict(zip(ctx.names, fields, strict=True)))
             return product_in(g.dtype, g, weight, ctx.dtype, transposed=True, interpreted=ctx.interpreted)
 
         dX, dbias, dA, dB = general_backward(ctx, g, base)
@@ -137,10 +136,7 @@ class PackedFrozenLinear(torch.autograd.Function):
         ctx.shape, ctx.x_dtype = x.shape, x.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.save_for_backward(*weight.fields.values())
-        result = output_dtype(x, compute_dtype)
-        with without_autocast(x):
-            y = product_in(result, as_matrix(x, weight.shape[1]), weight, ctx.dtype, bias)
-        return y if x.dim() == 2 else unflattened(y, x.shape)
+        return frozen_forward(x, weight, bias, compute_dtype)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
@@ -152,6 +148,16 @@ class PackedFrozenLinear(torch.autograd.Function):
                 dX = product_in(g.dtype, as_matrix(rows, g.shape[-1]), weight, ctx.dtype, transposed=True)
                 dX = dX.to(ctx.x_dtype).view(ctx.shape)
         return dX, None, rows.sum(0, dtype=ctx.bias_dtype) if needs_bias else None, None
+
+
+def frozen_forward(
+    x: Tensor, weight: reference.PackedWeight, bias: Tensor | None, compute_dtype: torch.dtype | None
+) -> Tensor:
+    """``x Ŵᵀ + b`` [*, N] in the dtype of the output."""
+    result, dtype = output_dtype(x, compute_dtype), _product_dtype(x, compute_dtype)
+    with without_autocast(x):
+        y = product_in(result, as_matrix(x, weight.shape[1]), weight, dtype, bias)
+    return y if x.dim() == 2 else unflattened(y, x.shape)
 
 
 def _product_dtype(x: Tensor, compute_dtype: torch.dtype | None) -> torch.dtype:

@@ -101,7 +101,7 @@ def test_modes(subject: Subject, case: PackedCase) -> float | None:
     layer, first = instance.module, case.seed % len(MODES)
     for mode in (*MODES[first:], *MODES[:first]):
         layer.train("train" in mode)
-        with torch.inference_mode("inference" in mode), torch.set_grad_enabled("grad" not in mode):
+        with torch.inference_mode("inference" in mode), torch.set_grad_enabled(mode in ("eval mode", "train mode")):
             x = instance.operands.placed["x"].tensor.detach().clone()
             with calling(f"the forward pass under {mode}"):
                 layer(x)

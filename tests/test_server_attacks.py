@@ -65,7 +65,9 @@ def test_trickling_requests_lock_no_one_out(server: Server) -> None:
         assert other.is_right()
         assert time.monotonic() - began < STALL
         assert RemoteClient(server.address).health()["requests"] == 0  # none takes a slot before its body is there
-        came = connections[0].recv(65536)
+        came = b""
+        while piece := connections[0].recv(65536):
+            came += piece
         assert came.startswith(b"HTTP/1.1 408 ")
         assert b"65536 bytes per second" in came
         assert time.monotonic() - began < STALL + 5

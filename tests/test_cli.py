@@ -13,6 +13,7 @@ from conformance.commands import run
 from conformance.errors import UsageError
 from conformance.run import plan
 from conformance.run.selection import Selection
+from conformance.specification import spec_page
 from tests.support.commands import TARGETS, judged, loraspec, python, run_target
 
 
@@ -61,6 +62,7 @@ def test_help_version_explain_and_init_import_no_heavy_package(tmp_path: Path) -
         (["run", "right", "--report-dir", "right.py/here"], "cannot write reports to 'right.py/here'"),
         (["run", "right", "--report-dir", "right.py"], "cannot write reports to 'right.py'"),
         (["explain", "LIN-FWT"], "unknown clause 'LIN-FWT': did you mean LIN-FWD"),
+        (["explain", "normal"], "unknown clause 'normal': "),  # a word of many cases
         (["rerun", "LIN-FWD"], "starts with 1 words without '='"),
         (["rerun", "LIN-FWD right 'm=3"], "No closing quotation"),
         (["rerun", "LIN-FWD right m=3", "k=4"], "'k=4' comes after the case"),
@@ -87,6 +89,18 @@ def test_a_usage_error_prints_one_message_and_exits_2(
     assert err.startswith("loraspec: ")
     assert says in err
     assert out == ""
+
+
+@pytest.mark.parametrize("words", ["explain LIN-FWD", "run right --clause LIN-FWD", "run right --watch-clause LIN-FWD"])
+@pytest.mark.usefixtures("at_targets")
+def test_a_clause_that_is_newer_than_the_page_is_not_called_unknown(
+    words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    others = {name: entry for name, entry in spec_page.read().items() if name != "LIN-FWD"}
+    monkeypatch.setattr(spec_page, "read", lambda: others)
+    assert cli.main(words.split()) == 2
+    says = "clause 'LIN-FWD' is declared in clauses/linear_and_layer/forward.py but not in SPEC.md: run `loraspec spec`"
+    assert says in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["run", "matrix"])

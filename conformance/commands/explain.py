@@ -32,6 +32,7 @@ def execute(options: argparse.Namespace) -> int:
             out.print(f"{entry.id:<20} {entry.level:<6} {entry.sentence}")
         return 0
     if present(options.id) not in entries:
+        spec_page.check_written([options.id], entries)
         raise UsageError(f"unknown clause {options.id!r}: {suggestion(options.id, [*entries, *groups()])}")
     for line in [*remarks([options.id]), *terminal.explanation(entries[present(options.id)])]:
         out.print(line)

@@ -169,6 +169,7 @@ def check_names(selection: Selection) -> None:
     from conformance.specification import spec_page
 
     clauses = spec_page.read()
+    spec_page.check_written(selection.clauses, clauses)
     matched(selection.clauses, clauses, "clause")
     matched(selection.excluded, [*clauses, *groups()], "clause or group")
     top = selection.target.partition(":")[0].partition(".")[0]

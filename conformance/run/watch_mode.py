@@ -65,7 +65,9 @@ def follow(selection: Selection, timeout: float | None = None, memory: float | N
         UsageError: if the clause is unknown or the target's module does not exist.
         KeyboardInterrupt: if interrupted before the first verdict.
     """
-    known(selection.clauses, spec_page.read(), "clause")
+    entries = spec_page.read()
+    spec_page.check_written(selection.clauses, entries)
+    known(selection.clauses, entries, "clause")
     files = places_of(selection.target.partition(":")[0])
     os.environ.update(ONE_THREAD)  # before torch is imported: a process with threads cannot be copied
     set_interpreter(selection.lane, selection.device, gpu_at_hand())

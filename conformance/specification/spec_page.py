@@ -8,17 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from conformance.errors import UsageError
 from conformance.numerics.dtypes import FLOAT_DTYPES
 from conformance.specification.clause import MUST, SHOULD
-from conformance.specification.groups import groups
+from conformance.specification.groups import FOLDER, groups
 from conformance.specification.versions import SPECS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from conformance.specification.clause import Clause
 
 COLUMNS = ("id", "level", "sentence", "dtypes", "applies to", "cases", "checked in")
+ID = re.compile(r"[A-Z]+(-[A-Z0-9]+)+")
 BAR = r"\|"  # a bar inside a table cell
 PATH = Path(__file__).parents[1] / "SPEC.md"
 HEADER = """\
@@ -56,6 +58,21 @@ class Entry:
     file: str = ""
     why: str = ""
     aliases: tuple[str, ...] = ()
+
+
+def check_written(ids: Iterable[str], entries: Collection[str]) -> None:
+    """Check that ids which SPEC.md lacks are not those of clauses that were declared since it was written.
+
+    Raises:
+        UsageError: naming the clause and its file.
+    """
+    for name in (name for name in ids if ID.fullmatch(name) and name not in entries):
+        for path in FOLDER.rglob("*.py"):
+            if f'"{name}",' in path.read_text(encoding="utf-8"):
+                where = path.relative_to(PATH.parent)
+                raise UsageError(
+                    f"clause {name!r} is declared in {where} but not in SPEC.md: run `loraspec spec` first"
+                )
 
 
 def entry_of(clause: Clause) -> Entry:

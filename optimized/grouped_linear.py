@@ -1,5 +1,7 @@
 """Rows that choose their expert as one autograd node, `nodes.grouped`."""
 
+import math
+
 from torch import Tensor
 
 from optimized.dispatch.fused_node import why_not_fused
@@ -90,10 +92,10 @@ def grouped_linear(
 
     With `same_bits` the base product of each expert rounds as `F.linear` does, so that an update of 0 changes no bit.
     """
-    if not rate and groups.order is None and why_not_tiled(x, weight, bias, lora_A, lora_B) is None:
+    if not (rate or same_bits) and groups.order is None and why_not_tiled(x, weight, bias, lora_A, lora_B) is None:
         return tiled_grouped_linear(x, weight, bias, lora_A, lora_B, scale, offsets=groups.offsets)
     if not rate and why_not_padded(groups.ends, scale, x, weight, bias, lora_A, lora_B) is None:
-        rows = PaddedRows.of(groups.order, groups.ends, x.numel() // x.shape[-1])
+        rows = PaddedRows.of(groups.order, groups.ends, math.prod(x.shape[:-1]))
         return PaddedLoRALinear.apply(x, rows, weight, bias, lora_A, lora_B, scale, same_bits)  # type: ignore[no-any-return,no-untyped-call]
     drop = Dropout.seeded(rate, position) if rate else NO_DROPOUT
     return GroupedLoRALinear.apply(x, groups, weight, bias, lora_A, lora_B, scale, drop)  # type: ignore[no-any-return,no-untyped-call]

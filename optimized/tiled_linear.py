@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -21,7 +23,7 @@ def tiled_grouped_linear(
     offsets: Tensor | None = None,
 ) -> Tensor:
     """`lora_grouped_linear` of checked operands without dropout, by an index [*] or by the offsets of sorted rows."""
-    experts, rows = len(lora_A), x.numel() // max(x.shape[-1], 1)
+    experts, rows = len(lora_A), math.prod(x.shape[:-1])
     block = _block(rows, x, lora_A)
     if index is not None:
         tiles = RowTiles.of_index(index.reshape(-1), experts, block)

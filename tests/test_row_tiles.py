@@ -69,12 +69,26 @@ def several_tiles() -> None:
     torch.testing.assert_close(y, want)
 
 
+def rows_without_features() -> None:
+    """Sorted rows with K = 0 get the bias of their expert, and a row past the last expert zero."""
+    x, A, B = torch.ones(3, 0), torch.ones(2, 1, 0), torch.ones(2, 5, 1)
+    bias = torch.arange(10.0).reshape(2, 5)
+    with tiles_wanted():
+        offsets = torch.tensor([1, 2], dtype=torch.int32)
+        y = optimized.lora_grouped_linear_sorted(x, offsets, torch.ones(2, 5, 0), bias, A, B, 2.0)
+    torch.testing.assert_close(y, torch.cat([bias, torch.zeros(1, 5)]))
+
+
 def test_clauses_of_both_groups_pass() -> None:
     interpreted(clauses_pass)
 
 
 def test_a_group_may_fill_several_tiles() -> None:
     interpreted(several_tiles)
+
+
+def test_rows_may_have_no_features() -> None:
+    interpreted(rows_without_features)
 
 
 def test_the_table_has_each_row_once() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,21 +24,46 @@ def declared(*formats: str, compute_dtype: bool = False) -> dict[str, Any]:
     return {"dropout_positions": known["dropout_positions"], "features": {**known["features"], **features}}
 
 
-def injected(base: nn.Module, loaded: Mapping[str, Any], **options: Any) -> Any:
-    """PEFT's layer around a base, by injection into a model of one layer.
+def patching(loaded_of: Callable[[nn.Module], Mapping[str, Any]]) -> Callable[..., Any]:
+    """A `patch_linear_module` that injects PEFT's layer around a packed base.
 
     Args:
-        loaded: attributes by which PEFT knows how transformers has loaded the model.
-        options: of `reference.patch_linear_module`; those that PEFT does not have are left out.
+        loaded_of: of a base, the attributes of the model by which PEFT knows how transformers has loaded it.
     """
-    model = nn.ModuleDict({"layer": base})
-    for name, value in loaded.items():
-        setattr(model, name, value)
-    chosen = {"match_all_linear": False, "target_modules": ["layer"], "exclude_modules": None}
-    names = ("dim", "alpha", "dropout", "dropout_position", "lora_dtype", "use_dora", "use_rslora")
-    given = {name: options[name] for name in names}
-    peft.apply_lora_to_linear_modules(model, SimpleNamespace(**chosen, **given))
-    return model["layer"]
+
+    def patch_linear_module(
+        orig_linear: nn.Module,
+        dim: int = 8,
+        alpha: Any = 32,
+        dropout: float = 0.0,
+        dropout_position: str = "post",
+        lora_A_init_method: str = "xavier",  # noqa: ARG001  PEFT has its own
+        lora_dtype: Any = None,
+        use_triton: bool = True,  # noqa: ARG001
+        *,
+        use_dora: bool = False,
+        use_rslora: bool = False,
+    ) -> Any:
+        """PEFT's layer around a packed base, by injection into a model of one layer."""
+        model = nn.ModuleDict({"layer": orig_linear})
+        for name, value in loaded_of(orig_linear).items():
+            setattr(model, name, value)
+        config = SimpleNamespace(
+            match_all_linear=False,
+            target_modules=["layer"],
+            exclude_modules=None,
+            dim=dim,
+            alpha=alpha,
+            dropout=dropout,
+            dropout_position=dropout_position,
+            lora_dtype=lora_dtype,
+            use_dora=use_dora,
+            use_rslora=use_rslora,
+        )
+        peft.apply_lora_to_linear_modules(model, config)
+        return model["layer"]
+
+    return patch_linear_module
 
 
 def base_of(module: Any) -> Any:

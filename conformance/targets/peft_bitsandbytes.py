@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 
 from conformance.targets import packed_peft
@@ -23,32 +21,12 @@ CONFORMANCE = {
 }
 
 
-def patch_linear_module(
-    orig_linear: nn.Module,
-    dim: int = 8,
-    alpha: Any = 32,
-    dropout: float = 0.0,
-    dropout_position: str = "post",
-    lora_A_init_method: str = "xavier",  # noqa: ARG001  PEFT has its own
-    lora_dtype: Any = None,
-    use_triton: bool = True,  # noqa: ARG001
-    *,
-    use_dora: bool = False,
-    use_rslora: bool = False,
-) -> Any:
-    """PEFT's layer around a layer of bitsandbytes, as in a model that transformers has loaded in 4 or 8 bits."""
-    loaded = "is_loaded_in_8bit" if is_eight_bit(orig_linear) else "is_loaded_in_4bit"
-    return packed_peft.injected(
-        orig_linear,
-        {loaded: True},
-        dim=dim,
-        alpha=alpha,
-        dropout=dropout,
-        dropout_position=dropout_position,
-        lora_dtype=lora_dtype,
-        use_dora=use_dora,
-        use_rslora=use_rslora,
-    )
+def _loaded(base: nn.Module) -> dict[str, bool]:
+    """As in a model that transformers has loaded in 4 or 8 bits."""
+    return {"is_loaded_in_8bit" if is_eight_bit(base) else "is_loaded_in_4bit": True}
+
+
+patch_linear_module = packed_peft.patching(_loaded)
 
 
 class eight_bit:  # noqa: N801  (a target, named as a module would be)

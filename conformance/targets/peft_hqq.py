@@ -46,31 +46,12 @@ def packed_linear(
     return layer.train(linear.training)
 
 
-def patch_linear_module(
-    orig_linear: nn.Module,
-    dim: int = 8,
-    alpha: Any = 32,
-    dropout: float = 0.0,
-    dropout_position: str = "post",
-    lora_A_init_method: str = "xavier",  # noqa: ARG001  PEFT has its own
-    lora_dtype: Any = None,
-    use_triton: bool = True,  # noqa: ARG001
-    *,
-    use_dora: bool = False,
-    use_rslora: bool = False,
-) -> Any:
-    """PEFT's layer around an HQQLinear."""
-    return packed_peft.injected(
-        orig_linear,
-        {},
-        dim=dim,
-        alpha=alpha,
-        dropout=dropout,
-        dropout_position=dropout_position,
-        lora_dtype=lora_dtype,
-        use_dora=use_dora,
-        use_rslora=use_rslora,
-    )
+def _loaded(_: nn.Module) -> dict[str, Any]:
+    """PEFT knows an HQQLinear by its class."""
+    return {}
+
+
+patch_linear_module = packed_peft.patching(_loaded)
 
 
 def packed_fields(module: nn.Module) -> dict[str, Any]:

@@ -78,33 +78,14 @@ def _granularity(block_size: tuple[int, int], linear: nn.Linear) -> Any:
     return PerTensor() if whole else PerBlock(list(block_size))
 
 
-def patch_linear_module(
-    orig_linear: nn.Module,
-    dim: int = 8,
-    alpha: Any = 32,
-    dropout: float = 0.0,
-    dropout_position: str = "post",
-    lora_A_init_method: str = "xavier",  # noqa: ARG001  PEFT has its own
-    lora_dtype: Any = None,
-    use_triton: bool = True,  # noqa: ARG001
-    *,
-    use_dora: bool = False,
-    use_rslora: bool = False,
-) -> Any:
-    """PEFT's layer around a layer of torchao, as in a model that transformers has loaded with a TorchAoConfig."""
-    config = CONFIGS.get(orig_linear, Float8WeightOnlyConfig())
+def _loaded(base: nn.Module) -> dict[str, Any]:
+    """As in a model that transformers has loaded with a TorchAoConfig."""
+    config = CONFIGS.get(base, Float8WeightOnlyConfig())
     chosen = SimpleNamespace(get_apply_tensor_subclass=lambda: config)
-    return packed_peft.injected(
-        orig_linear,
-        {"hf_quantizer": SimpleNamespace(quantization_config=chosen)},
-        dim=dim,
-        alpha=alpha,
-        dropout=dropout,
-        dropout_position=dropout_position,
-        lora_dtype=lora_dtype,
-        use_dora=use_dora,
-        use_rslora=use_rslora,
-    )
+    return {"hf_quantizer": SimpleNamespace(quantization_config=chosen)}
+
+
+patch_linear_module = packed_peft.patching(_loaded)
 
 
 def packed_fields(module: nn.Module) -> dict[str, Any]:

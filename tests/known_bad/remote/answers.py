@@ -35,6 +35,22 @@ class NeverTrustsAgain(reference.RemoteModule):
             raise
 
 
+@remote_breaks("REM-ANSWER", says="raised EncryptionError: evaluate")
+class KeepsAWrongAnswer(reference.RemoteClient):
+    """A client that gives the second answer of each module, which may be forged, again at the third call."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.came = {}
+
+    def evaluate(self, model_name, module_name, ciphertext, evaluation, **options):
+        came = self.came.setdefault(module_name, [])
+        if len(came) == 2:
+            return came.pop()
+        came.append(super().evaluate(model_name, module_name, ciphertext, evaluation, **options))
+        return came[-1]
+
+
 @remote_breaks("REM-ANSWER-SIZE", says="of an endless answer, all that came: expected 16777216 at most")
 class ReadsWhateverComes(reference.RemoteClient):
     def evaluate(self, *args, size=None, **options):

@@ -1,11 +1,16 @@
-"""Right but different layers on a packed base: every MUST clause of the group passes on them."""
+"""Right but different layers on a packed base: every MUST clause of the group passes on them, whatever they offer."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 
+import reference
+from conformance.clauses.quantised.case import PACKABLE, PackedCase
+from conformance.clauses.quantised.packed_values import drawn
 from conformance.judgement.result import ANY_DTYPE
 from conformance.run.case_search import Examination
 from conformance.run.profiles import PROFILES
@@ -33,3 +38,32 @@ def test_no_clause_fails_a_right_variant(name: str) -> None:
                 if result.status != "pass":
                     alarms.append(f"{clause.id} {dtype} {result.status}: {result.case}\n{result.message}")
     assert not alarms, "\n\n".join(alarms)
+
+
+class PreOnly:
+    """A target that drops elements of x alone, and refuses the other position."""
+
+    CONFORMANCE: ClassVar = {"dropout_positions": ("pre",)}
+    packed_linear = staticmethod(reference.packed_linear)
+
+    @staticmethod
+    def patch_linear_module(orig_linear: Any, *, dropout: float = 0.0, dropout_position: str = "pre", **kw: Any) -> Any:
+        if dropout and dropout_position != "pre":
+            raise NotImplementedError("there is one position")
+        given = {"dropout": dropout, "dropout_position": dropout_position, **kw}
+        return reference.patch_linear_module(orig_linear, **given)
+
+
+@pytest.mark.parametrize("name", ["QNT-DROP-BWD", "QNT-DROP-BASE"])
+def test_dropout_is_judged_at_the_position_that_a_target_has(name: str) -> None:
+    clause = load_all(["quantised"])[name]
+    for subject in Target.of(PreOnly(), "pre only").subjects(clause):
+        result = Examination(clause, subject, "float32", SOME).run()
+        assert result.status == "pass", result.message
+
+
+@pytest.mark.parametrize("format_", [*PACKABLE, "hqq"])
+def test_numbers_near_each_code_are_drawn_for_every_format_that_a_target_may_pack(format_: str) -> None:
+    case = PackedCase(m=1, k=64, n=16, r=1, format=format_, content="codes")
+    assert np.isfinite(drawn(case)["weight"]).all()
+    assert len(np.unique(drawn(case)["weight"])) >= 15

@@ -16,6 +16,7 @@ FORMATS = ("nf4", "fp4", "int8_bitsandbytes", "int8_torchao", "fp8", "int4")
 def declared(*formats: str, compute_dtype: bool = False) -> dict[str, Any]:
     """The declaration of PEFT on a library that has these formats."""
     features = {f"format_{name}": "absent" for name in FORMATS if name not in formats}
+    features["packed_dora"] = "absent"  # under names of its own: lora_magnitude_vector
     if not compute_dtype:
         features["compute_dtype"] = "absent"
     if not {"nf4", "fp4"} & {*formats}:

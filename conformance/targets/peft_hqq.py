@@ -14,7 +14,7 @@ WRITTEN_FOR = ("hqq", "0.2.8", "pip install --no-deps hqq termcolor")
 with library(*WRITTEN_FOR):
     from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
 
-HQQ = packed_peft.declared(compute_dtype=True)
+HQQ = packed_peft.declared()
 HQQ["features"]["format_hqq"] = "packed"
 CONFORMANCE = {
     **HQQ,
@@ -31,18 +31,18 @@ def packed_linear(
     group_size: int = 64,
     axis: int = 1,
 ) -> nn.Module:
-    """An HQQLinear with the weight and bias of an nn.Linear; compute_dtype is the weight's if it is None.
+    """An HQQLinear with the weight and bias of an nn.Linear, which computes in the weight's dtype.
 
     Raises:
-        NotImplementedError: for another format than hqq.
+        NotImplementedError: for another format than hqq, and another compute dtype: HQQ does not cast x to it.
     """
     if format != "hqq":
         raise NotImplementedError(f"format = {format!r}: HQQ has hqq")
+    if compute_dtype not in (None, linear.weight.dtype):
+        raise NotImplementedError(f"compute_dtype = {compute_dtype}: x is {linear.weight.dtype}, and HQQ casts nothing")
     config = BaseQuantizeConfig(nbits=4, group_size=group_size, axis=axis)
-    dtype = compute_dtype or linear.weight.dtype
-    layer: nn.Module = HQQLinear(
-        packed_peft.copied(linear), config, compute_dtype=dtype, device=str(linear.weight.device)
-    )
+    dtype, device = linear.weight.dtype, str(linear.weight.device)
+    layer: nn.Module = HQQLinear(packed_peft.copied(linear), config, compute_dtype=dtype, device=device)
     return layer.train(linear.training)
 
 

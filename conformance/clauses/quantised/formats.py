@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from conformance.clauses.quantised.case import DTYPES, PACKABLE, SMALL, PackedCase
+from conformance.clauses.quantised.case import PACKABLE, SMALL, PackedCase
 from conformance.clauses.quantised.decoded_weight import Stored
 from conformance.clauses.quantised.forward import LAYERS
 from conformance.clauses.quantised.packed_operands import PackedOperands, dequantized, operands_of, packed_base
@@ -86,7 +86,7 @@ def judge_zeros(operands: PackedOperands, got: torch.Tensor) -> None:
     it is odd; Ŵ is the float32 product of its quantile and the absmax of its block, i // block_size, across rows. It is
     within one unit in the last place; zeros are exact.""",
     cases=FORMAT.narrowed(format=("nf4",), grouping=PLAIN),
-    dtypes=DTYPES,
+    dtypes=("float32",),
     subjects=LAYERS,
     needs=NEEDS,
     feature="format_nf4",
@@ -101,7 +101,7 @@ def test_nf4(subject: Subject, case: PackedCase) -> float | None:
     sentence="""fp4: stored as nf4, with the table 0, 1/192, 2/3, 1, 1/3, 1/2, 1/6, 1/4 and the same negated from code
     8. Ŵ is within one unit in the last place; zeros are exact.""",
     cases=FORMAT.narrowed(format=("fp4",), grouping=PLAIN),
-    dtypes=DTYPES,
+    dtypes=("float32",),
     subjects=LAYERS,
     needs=NEEDS,
     feature="format_fp4",
@@ -136,7 +136,7 @@ def test_nested_scales(subject: Subject, case: PackedCase) -> float | None:
     sentence="""int8 of bitsandbytes: Ŵ = q·absmax·(1/127) with the absmax of the row, within one unit in the last
     place; a row of zeros is exact.""",
     cases=FORMAT.narrowed(format=("int8_bitsandbytes",), grouping=("standard",)),
-    dtypes=DTYPES,
+    dtypes=("float32",),
     subjects=LAYERS,
     needs=NEEDS,
     feature="format_int8_bitsandbytes",
@@ -151,7 +151,7 @@ def test_int8_of_bitsandbytes(subject: Subject, case: PackedCase) -> float | Non
     sentence="""int8 of torchao: Ŵ = q·s with the scale s of the row, within one unit in the last place; a row of
     zeros is exact.""",
     cases=FORMAT.narrowed(format=("int8_torchao",), grouping=("standard",)),
-    dtypes=DTYPES,
+    dtypes=("float32",),
     subjects=LAYERS,
     needs=NEEDS,
     feature="format_int8_torchao",
@@ -166,7 +166,7 @@ def test_int8_of_torchao(subject: Subject, case: PackedCase) -> float | None:
     sentence="""fp8: Ŵ = q·s with float8_e4m3fn codes and a scale for each block: a row, the whole weight, or a grid of
     2 × 2 blocks. It is within one unit in the last place; zeros are exact.""",
     cases=FORMAT.narrowed(format=("fp8",), grouping=("standard", "wide", "special"), sizes=("free", "k=n")),
-    dtypes=DTYPES,
+    dtypes=("float32",),
     subjects=LAYERS,
     needs=NEEDS,
     feature="format_fp8",
@@ -181,7 +181,7 @@ def test_fp8(subject: Subject, case: PackedCase) -> float | None:
     sentence="""int4: Ŵ = (q - z)·s with codes from -8 to 7 and a scale for each group of a row's columns, in the dtype
     of the weight before packing; z is 0 where no zero points are stored. It is within one unit in the last place.""",
     cases=FORMAT.narrowed(format=("int4",), grouping=("standard", "wide", "special")),
-    dtypes=DTYPES,
+    dtypes=("float32",),
     subjects=LAYERS,
     needs=NEEDS,
     feature="format_int4",
@@ -197,7 +197,7 @@ def test_int4(subject: Subject, case: PackedCase) -> float | None:
     format that the target packs.""",
     cases=FORMAT.narrowed(format=PACKABLE, grouping=("standard", "wide", "special")),
     level="SHOULD",
-    dtypes=("float32", "bfloat16"),
+    dtypes=("float32",),
     subjects=LAYERS,
     needs=NEEDS,
 )

@@ -60,7 +60,7 @@ class PackedOperands(Operands):
 
 
 def fitted(subject: Subject, case: PackedCase) -> PackedCase:
-    """The case in a format that the target has, with a compute dtype only where it takes one."""
+    """The case in a format and a dropout position that the target has, with a compute dtype only where it takes one."""
     offered = [name for name in PACKABLE if not subject.lacks(f"format_{name}")]
     offered += ["hqq"] if subject.follows("format_hqq", "packed") else []
     if case.format not in offered and offered:
@@ -70,6 +70,8 @@ def fitted(subject: Subject, case: PackedCase) -> PackedCase:
         case = dataclasses.replace(case, grouping="standard")
     if subject.lacks("compute_dtype"):
         case = dataclasses.replace(case, compute="none")
+    if subject.dropout_positions and case.position not in subject.dropout_positions:
+        case = dataclasses.replace(case, position=subject.dropout_positions[0])
     return tamed(case)  # another format may need other sizes
 
 

@@ -59,5 +59,5 @@ def _levels(name: str) -> Array:
     if name == "fp8":
         every = numbers(torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn))
         return np.unique(every[np.isfinite(every)]) / 448
-    half = {"int8_bitsandbytes": 127.0, "int8_torchao": 127.5, "int4": 7.5}[name]
+    half = {"int8_bitsandbytes": 127.0, "int8_torchao": 127.5, "int4": 7.5, "hqq": 7.5}[name]
     return np.array([-half, *np.arange(-np.floor(half), np.floor(half) + 1)]) / half

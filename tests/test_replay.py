@@ -29,7 +29,7 @@ from tests.support.commands import WITHOUT_SUITE, python
 from tests.support.twins import CLAUSES, REGISTRY, KnownBad, pairs, reset
 from tests.targets import middle
 
-PORT = r"(?<=127\.0\.0\.1):[0-9]+"  # each run has a server on another port
+PORT = r"(?<=127\.0\.0\.1):[0-9]+|(?<=the server):[0-9]+"  # each run has a server on another port
 IMPORT = re.compile(r"^ *(?:import|from) (\w+)[\w.]*(?: import .*| as \w+)?(?:  # .*)?$", re.MULTILINE)
 # profiles for a case as drawn, whose numbers the script draws again, and for a small case, whose numbers it contains
 AS_DRAWN, SMALLER = (dataclasses.replace(PROFILES["quick"], shrinks=shrinks) for shrinks in (0, 40))

@@ -29,8 +29,8 @@ class PaddedAdapters:
         return self.scale.to(self.lora_A.dtype)[:, None, None]
 
     def gathered(self, matrix: Tensor) -> Tensor:
-        """The rows of a matrix [M, P] in their places; zeros in empty ones."""
-        return self.rows.gathered(matrix)
+        """The rows of a matrix [M, P] in their places, in the adapters' dtype; zeros in empty ones."""
+        return self.rows.gathered(matrix.to(self.lora_A.dtype))
 
     def add(self, matrix: Tensor, update: Tensor) -> None:
         """Add an update of the rows to a matrix in place."""

@@ -97,6 +97,20 @@ def test_padded_adapters_of_a_batch_equal_the_reference() -> None:
         torch.testing.assert_close(found, want)
 
 
+def test_padded_adapters_may_have_another_dtype_than_the_batch() -> None:
+    index = torch.tensor([0, 1, 1, -1, 0])
+    x, W = torch.randn(5, 4, dtype=torch.bfloat16), torch.randn(8, 4, dtype=torch.bfloat16)
+    A, B, scale = torch.randn(2, 4, 4), torch.randn(2, 8, 4), torch.ones(2)
+    found = []
+    for implementation in (optimized, reference):
+        leaves = [t.clone().requires_grad_(True) for t in (x, A, B)]
+        y = implementation.lora_batched_linear(leaves[0], index, W, None, *leaves[1:], scale)
+        found.append([y, *torch.autograd.grad(y.float().sum(), leaves)])
+    for got, want in zip(*found, strict=True):
+        assert got.dtype == want.dtype
+        torch.testing.assert_close(got, want, rtol=0.05, atol=0.05)
+
+
 def test_uneven_groups_are_not_padded() -> None:
     assert why_not_even([8, 16]) is None
     assert why_not_even([16, 17, 18]) == "groups of 18 rows would have 48 places"

@@ -56,9 +56,11 @@ def test_a_target_that_never_answers_times_out_in_few_trials(tmp_path: Path) -> 
     assert (ended.returncode, report["verdict"]) == (1, "fail")
     assert set(statuses(report).values()) == {"crashed", "not_claimed"}
     said = [str(found["message"]) for found in report["clauses"] if found["status"] == "crashed"]
-    waited = [text for text in said if text.startswith("did not finish within 2 s\nat ")]
+    # on a busy machine a process may be killed before it has written the stack that stands on the second line
+    waited = [text for text in said if text.splitlines()[0] == "did not finish within 2 s"]
     assert 2 <= len(waited) <= 6
-    assert all("not tried: " in text and " of lora_linear among them" in text for text in said if text not in waited)
+    rest = {text for text in said if text not in waited}
+    assert [text for text in rest if not re.match(r"not tried: .* of lora_linear among them", text)] == []
 
 
 def test_a_trial_that_takes_too_much_memory_is_killed(tmp_path: Path) -> None:

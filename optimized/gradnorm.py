@@ -9,6 +9,7 @@ from torch import Tensor
 from reference.gradnorm import clip_grad_norm_ as plain_clip_grad_norm_
 from reference.gradnorm import gradients_of, norm_dtype, wide_norm
 from reference.sharded import is_sharded
+from reference.torch_internals import norms, scale_
 
 _PIECE = 2**16  # elements whose float64 copy stays in a core's cache
 
@@ -35,7 +36,7 @@ def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float, erro
         return plain_clip_grad_norm_(parameters, max_norm, error_if_nonfinite)
     if factor < 1.0:
         if single := [g for g in gradients if g.dtype == torch.float32]:
-            torch._foreach_mul_(single, factor)
+            scale_(single, factor)
         for gradient in gradients:
             if gradient.dtype != torch.float32:  # in 16 bits the factor itself would be rounded
                 gradient.copy_(gradient.float().mul_(factor))
@@ -47,15 +48,15 @@ def _norm(gradients: list[Tensor]) -> Tensor:
     if not _are_plain(gradients):
         return wide_norm(gradients)
     if not gradients[0].is_cpu:
-        return _length(torch._foreach_norm(gradients, 2, torch.float64))
+        return _length(norms(gradients, torch.float64))
     few = [g for g in gradients if g.numel() <= _PIECE // 2]
-    norms = list(torch._foreach_norm(few, 2, torch.float64)) if few else []
+    found = list(norms(few, torch.float64)) if few else []
     buffer = torch.empty(_PIECE, dtype=torch.float64)
     for gradient in gradients:
         if gradient.numel() > _PIECE // 2:  # ten times as fast as converting and summing in one operation
             squares = [_square(piece, buffer) for piece in torch.split(gradient.reshape(-1), _PIECE)]
-            norms.append(torch.stack(squares).sum().sqrt())
-    return _length(norms)
+            found.append(torch.stack(squares).sum().sqrt())
+    return _length(found)
 
 
 def _length(parts: Sequence[Tensor]) -> Tensor:

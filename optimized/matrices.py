@@ -8,12 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reference import torch_internals
+
 FEW_ELEMENTS = 2**15  # of a matrix on a CPU: up to this size the fixed costs of a product dominate
 
 
 def changeable(product: Tensor) -> Tensor:
     """A new product, for changes in place: a copy if a dispatch mode, such as selective checkpointing, may keep it."""
-    if torch.compiler.is_compiling() or not torch._C._len_torch_dispatch_stack():
+    if torch.compiler.is_compiling() or not torch_internals.may_be_dispatched():
         return product
     return product.clone()
 
@@ -101,7 +103,7 @@ def unflattened(y: Tensor, shape: torch.Size) -> Tensor:
 
     Autograd does not treat the result as a view; otherwise the consumer could not modify it in place.
     """
-    return torch.ops.aten._unsafe_view.default(y, (*shape[:-1], y.shape[1]))  # type: ignore[no-any-return]
+    return torch_internals.reshaped(y, (*shape[:-1], y.shape[1]))
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

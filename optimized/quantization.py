@@ -8,6 +8,7 @@ from torch import Tensor
 import reference
 from optimized.dispatch.integers import why_not_float32, why_not_int8, why_not_kernel
 from reference.quantization import Quantized, quantize_dynamic, step_and_zero_point
+from reference.torch_internals import int8_product
 
 ELEMENTS_AT_ONCE = 2**15 - 1
 """Elements in a block of rows. The intermediate results of a block stay in the cache, and PyTorch does not split such
@@ -103,7 +104,7 @@ class QuantizedLinear(reference.QuantizedLinear):
             values = self._integers(x_rows, scales, lows, -self._half)
             rests.add_(values.sum(1, keepdim=True))
             integers.copy_(values)
-        raw, y = torch._int_mm(centred, self._weight_int8), x.new_empty(len(x), self.out_features, dtype=dtype)
+        raw, y = int8_product(centred, self._weight_int8), x.new_empty(len(x), self.out_features, dtype=dtype)
         after = [torch.split(t, at_once) for t in (raw, terms, scale, y)]
         for sums, both_terms, scales, y_rows in zip(*after, strict=True):
             y_rows.copy_(self._corrected(sums.double(), both_terms, scales))
@@ -178,7 +179,7 @@ class QuantizedLinear(reference.QuantizedLinear):
         if centred.is_cuda:
             rows = max(17 - len(x), 0)
             centred = torch.nn.functional.pad(centred, (0, -self.in_features % 16, 0, rows))
-        raw = torch._int_mm(centred, self._weight_int8)[: len(x), : self.out_features]
+        raw = int8_product(centred, self._weight_int8)[: len(x), : self.out_features]
         return raw.long().add_(self.weight_sum * self._half)
 
     def _forget_copies(self) -> None:

@@ -152,7 +152,7 @@ class Pristine:
                 self._withdraw()
             if torch.is_grad_enabled() != grad:  # the rest of the check needs the original mode
                 self.left.append(f"grad mode from {grad} to {not grad}")
-                torch._C._set_grad_enabled(grad)
+                torch.set_grad_enabled(grad)
 
     def names(self) -> list[str]:
         """The full names of the patched attributes, such as `torch.Tensor.add`."""

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from conformance.isolation import torch_internals
 from conformance.isolation.monkeypatches import PRISTINE
 from conformance.judgement.outcomes import Violation
 
@@ -48,13 +49,6 @@ def _set_autocast(values: tuple[Any, ...]) -> None:
     while _nesting() > values[5]:
         torch.autocast_decrement_nesting()
     torch.clear_autocast_cache()
-
-
-def _modes() -> int:
-    """The number of active torch function modes and dispatch modes."""
-    functions: Any = torch.overrides
-    dispatch: Any = torch.utils._python_dispatch
-    return len(functions._get_current_function_mode_stack()) + len(dispatch._get_current_dispatch_mode_stack())
 
 
 def _flushes() -> bool:
@@ -104,10 +98,10 @@ def _of_numpy() -> tuple[Any, ...]:
 SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any] | None]] = {
     "the default dtype": (torch.get_default_dtype, torch.set_default_dtype),
     "the default device": (lambda: str(torch.get_default_device()), None),
-    "grad mode": (torch.is_grad_enabled, torch._C._set_grad_enabled),
+    "grad mode": (torch.is_grad_enabled, torch.set_grad_enabled),
     "inference mode": (torch.is_inference_mode_enabled, None),
     "autocast": (_autocast, _set_autocast),
-    "torch's modes": (_modes, None),
+    "torch's modes": (torch_internals.modes, None),
     "anomaly detection": (torch.is_anomaly_enabled, torch.set_anomaly_enabled),
     "the precision of float32 products": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
     "TF32 in cuDNN": _attribute(DNN, "allow_tf32"),

@@ -4,17 +4,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from optimized.matrices import overreads
+from reference import torch_internals
 
 
 def why_not_fused(x: Tensor, *parameters: Tensor | None) -> str | None:
     """The reason why the reference must compute these operands, or None if the fused node can."""
     if torch.compiler.is_compiling():
         return "torch.compile fuses the formula itself"
-    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
+    if torch_internals.is_transformed(x, *parameters):
         return "torch.func and forward-mode differentiation transform the formula"
     for t in (x, *parameters):
         if t is not None and type(t) is not Tensor and type(t) is not torch.nn.Parameter:
@@ -29,7 +29,7 @@ def is_plain(x: Tensor, weight: Any, bias: Tensor | None, lora_A: Tensor, lora_B
 
     This is a single faster check in place of `check_operands` and `why_not_fused`.
     """
-    if is_compiling() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if is_compiling() or torch_internals.is_transformed(x, weight, bias, lora_A, lora_B):
         return False
     if not {type(x), type(weight), type(lora_A), type(lora_B)} <= _PLAIN_TENSORS:
         return False
@@ -42,7 +42,7 @@ def is_plain(x: Tensor, weight: Any, bias: Tensor | None, lora_A: Tensor, lora_B
         return False
     if bias is not None and (bias.dtype != dtype or bias.shape != (n,)):
         return False
-    here = (x.is_cpu or x.is_cuda) and not torch._C._is_any_autocast_enabled()
+    here = (x.is_cpu or x.is_cuda) and not torch_internals.is_autocast(x.device.type)
     return here and (dtype.itemsize > 2 or not overreads(x, r, k, n))
 
 

@@ -7,6 +7,8 @@ import os
 import torch
 from torch import Tensor
 
+from reference import torch_internals
+
 
 def why_not_triton(*operands: Tensor) -> str | None:
     """The reason why PyTorch, not Triton, multiplies these operands, or None if Triton does.
@@ -34,7 +36,7 @@ def _why_not_tensor(operand: Tensor) -> str | None:
     if type(operand) not in (Tensor, torch.nn.Parameter) or operand.layout != torch.strided:
         return f"a {operand.layout} {type(operand).__name__} has no pointer and strides to give to a kernel"
     # a compiled layer calls the kernels by a custom operator, which torch.func does not transform
-    if not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(operand):
+    if not torch.compiler.is_compiling() and torch_internals.is_wrapped(operand):
         return "torch.func transforms the products"
     if operand.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         return f"the kernels have no {operand.dtype}"

@@ -9,6 +9,7 @@ from torch import Tensor
 from optimized.dropout import NO_DROPOUT
 from optimized.matrices import FEW_ELEMENTS, as_matrix, changeable, unflattened
 from optimized.nodes.general import general_backward
+from reference import torch_internals
 
 
 class PlainLoRALinear(torch.autograd.Function):
@@ -47,7 +48,7 @@ class PlainLoRALinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled() or torch._C._is_any_autocast_enabled():
+        if torch.is_grad_enabled() or torch_internals.is_autocast(g.device.type):
             ctx.drop, ctx.autocast, ctx.x_dtype, ctx.bias_dtype = NO_DROPOUT, None, g.dtype, g.dtype
             dX, dbias, dA, dB = general_backward(ctx, g)
             return dX, None, dbias, dA, dB, None, None
@@ -76,5 +77,4 @@ class PlainLoRALinear(torch.autograd.Function):
         return dX, None, dbias, dA, dB, None, None
 
 
-# This skips the check for torch.func in torch.autograd.Function.apply, which takes as long as a small product.
-plain_apply: Any = super(torch.autograd.Function, PlainLoRALinear).apply
+plain_apply = torch_internals.plain_apply(PlainLoRALinear)

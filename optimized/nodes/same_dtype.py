@@ -17,6 +17,7 @@ from optimized.matrices import (
     unflattened,
 )
 from optimized.nodes.general import general_backward
+from reference import torch_internals
 
 
 class SameDtypeLoRALinear(torch.autograd.Function):
@@ -56,7 +57,7 @@ class SameDtypeLoRALinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled() or torch._C._is_any_autocast_enabled():
+        if torch.is_grad_enabled() or torch_internals.is_autocast(g.device.type):
             ctx.drop, ctx.autocast, ctx.x_dtype, ctx.bias_dtype = NO_DROPOUT, None, g.dtype, g.dtype
             dX, dbias, dA, dB = general_backward(ctx, g)
             return dX, None, dbias, dA, dB, None, None
@@ -85,5 +86,4 @@ class SameDtypeLoRALinear(torch.autograd.Function):
         return dX, None, dbias, dA, dB, None, None
 
 
-# This skips the check for torch.func in torch.autograd.Function.apply, which takes as long as a small product.
-same_dtype_apply: Any = super(torch.autograd.Function, SameDtypeLoRALinear).apply
+same_dtype_apply = torch_internals.plain_apply(SameDtypeLoRALinear)

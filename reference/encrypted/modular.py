@@ -7,6 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from reference.torch_internals import int8_product
+
 BYTES = 7  # of a coefficient
 SUMMED = 1 << 9  # results of a product that may be added without an overflow
 LARGEST = 600_000
@@ -62,7 +64,7 @@ class Bytes:
 
     def product(self, weight: Tensor, digits: Tensor, modulus: int) -> Tensor:
         """See `Radix`: the sums are below 2^27, and those of three or four neighbours, in float64, below 2^51."""
-        products = torch._int_mm(weight.to(torch.int8), digits.flatten(1)).view(len(weight), *digits.shape[1:])
+        products = int8_product(weight.to(torch.int8), digits.flatten(1)).view(len(weight), *digits.shape[1:])
         high, low = products[:, 6].double(), products[:, 3].double()
         for j in (5, 4):
             high.mul_(256).add_(products[:, j])

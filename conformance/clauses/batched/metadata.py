@@ -108,7 +108,7 @@ def test_other_counts(subject: Subject, case: BatchedCase) -> float | None:
     weight=0.05,
 )
 def test_batched_compiled(subject: Subject, case: BatchedCase) -> float | None:
-    torch._dynamo.reset()
+    torch.compiler.reset()
     # aot_eager captures and partitions the graphs as every backend does, without generating code
     compiled = torch.compile(subject.thing, backend="aot_eager")
     ratios = []

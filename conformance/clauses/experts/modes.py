@@ -68,7 +68,7 @@ def test_grouped_checkpointing(subject: Subject, case: GroupedCase) -> float | N
     weight=0.01,
 )
 def test_compiled_grouped_layer(subject: Subject, case: GroupedCase) -> float | None:
-    torch._dynamo.reset()
+    torch.compiler.reset()
     instance = bound(subject, Grouped(subject, case))
     # aot_eager captures and partitions the graphs as every backend does, without generating code
     instance.call = torch.compile(instance.call, backend="aot_eager")

@@ -79,7 +79,7 @@ def test_fused_checkpointing(subject: Subject, case: FusedCase) -> float | None:
     weight=0.05,
 )
 def test_fused_compiled(subject: Subject, case: FusedCase) -> float | None:
-    torch._dynamo.reset()
+    torch.compiler.reset()
     block = Block(subject, case)
     instance = bound(subject, block)
     instance.require_grad(block.trainable)

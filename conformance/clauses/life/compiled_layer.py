@@ -5,13 +5,12 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-import torch
-
 from conformance.clauses.life.layer import OPERATIONS, SIZES, START, lacking
 from conformance.clauses.life.layer_judgement import judge_both
 from conformance.clauses.life.layer_life import Life
 from conformance.clauses.life.life_case import NAMES, LifeCase, LifeSpace
 from conformance.clauses.life.situation import Operation
+from conformance.isolation.torch_internals import compilation_limits
 from conformance.specification.clause import clause
 from conformance.target.subject import Subject
 
@@ -22,7 +21,7 @@ class Compile(Operation):
     name, keeps_graph = "compile", True
 
     def act(self, life: Any) -> None:
-        life.run('torch._dynamo.reset()\nlayer.compile(backend="eager")')
+        life.run('torch.compiler.reset()\nlayer.compile(backend="eager")')
 
 
 # torch's compiler warns of the .grad that it looks at itself where a hook or a parametrisation gives it other tensors
@@ -41,10 +40,6 @@ NAMES.append("compile")
     weight=0.3,  # five lives meet every operation, of which quick has two
 )
 def test_life_of_a_compiled_layer(subject: Subject, case: LifeCase) -> float | None:
-    config: Any = torch._dynamo.config
-    with (
-        config.patch(recompile_limit=MOST, accumulated_recompile_limit=MOST),  # beyond it, torch no longer compiles
-        warnings.catch_warnings(),
-    ):
+    with compilation_limits(MOST), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the compiler's warnings do not concern results
         return Life(subject, case, START).live(COMPILED, judge_both)

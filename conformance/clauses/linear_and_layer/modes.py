@@ -129,7 +129,7 @@ def test_checkpointed(subject: Subject, case: LinearCase) -> float | None:
     weight=0.05,
 )
 def test_compiled(subject: Subject, case: LinearCase) -> float | None:
-    torch._dynamo.reset()
+    torch.compiler.reset()
     operands = subject.operands(case)
     instance = subject.build(operands)
     # aot_eager captures and partitions the graphs as every backend does, without generating code

@@ -183,7 +183,7 @@ def _curve(model: nn.Module, trained: list[Any], tokens: Tensor, wanted: Tensor)
     weight=0.02,
 )
 def test_compile_in_architectures(subject: Subject, case: RealCase) -> None:
-    torch._dynamo.reset()
+    torch.compiler.reset()
     model = adapted_real(subject, case)
     tokens, wanted = batch(subject, case)
     loss = _backward(model, tokens, wanted)

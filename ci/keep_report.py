@@ -48,7 +48,11 @@ def _lines(report: dict[str, Any]) -> str:
     return f'{json.dumps(head, ensure_ascii=False)[:-1]},\n"clauses": [\n{clauses}\n]}}\n'
 
 
-if __name__ == "__main__":
-    source, goal = map(Path, sys.argv[1:])
+def store(source: Path, goal: Path) -> None:
+    """Write the report at `source` to `goal`, in short."""
     goal.parent.mkdir(parents=True, exist_ok=True)
     goal.write_text(_lines(kept(Report.from_json(json.loads(source.read_text())))))
+
+
+if __name__ == "__main__":
+    store(*map(Path, sys.argv[1:]))

@@ -67,7 +67,7 @@ def load_with(name: str, fake: ModuleType | None, monkeypatch: pytest.MonkeyPatc
 def test_a_missing_library_is_named_with_its_install_command(name: str, monkeypatch: Any) -> None:
     said = load_with(name, None, monkeypatch)
     assert f"needs {name}" in said
-    assert "pip install" in said or "ci/peers.sh" in said
+    assert "pip install" in said or "ci/peers" in said
 
 
 def test_a_library_without_the_expected_class_names_the_supported_version(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 The target executes only one file of the distribution concrete-ml, `concrete/ml/torch/lora.py`, which needs torch and
 transformers. The rest needs Concrete's compiler, and versions of torch and NumPy that this suite does not support; so
-the distribution is installed with `pip install --no-deps concrete-ml==1.7.0` (see `ci/peers.sh`).
+the distribution is installed with `pip install --no-deps concrete-ml==1.7.0` (see `ci/peers`).
 """
 
 from __future__ import annotations

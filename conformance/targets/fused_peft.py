@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from conformance.targets import peft
@@ -28,11 +29,12 @@ class FusedLayer(peft.LinearLoRA):
 
 
 def declaration(name: str, version: str) -> dict[str, Any]:
-    """The declaration that both fused libraries share."""
+    """The declaration that both fused libraries share; their nodes follow the autocast of CUDA alone."""
+    features: Any = peft.CONFORMANCE["features"]
+    absent = {} if torch.cuda.is_available() else {"autocast": "absent"}
     return {
         "name": name,
         "version": version,
-        "devices": ("cuda",),
         "dropout_positions": peft.CONFORMANCE["dropout_positions"],
-        "deviations": peft.CONFORMANCE["deviations"],
+        "features": {**features, **absent},
     }

@@ -18,7 +18,7 @@ from torch import nn
 
 from conformance.targets.wrapped_layer import check, library, version_of
 
-WRITTEN_FOR = ("nemo-automodel", "0.7.0", "ci/peers.sh builds an environment with it")
+WRITTEN_FOR = ("nemo-automodel", "0.7.0", "ci/peers builds an environment with it")
 with library(*WRITTEN_FOR), warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torch and optional packages warn while NeMo is imported
     from nemo_automodel.components._peft import lora as nemo

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from conformance.targets.wrapped_layer import library, version_of
 from reference.experts_module import check_experts, expected_projections
 
-WRITTEN_FOR = ("nemo-automodel", "0.7.0", "ci/peers.sh builds an environment with it")
+WRITTEN_FOR = ("nemo-automodel", "0.7.0", "ci/peers builds an environment with it")
 
 
 @contextlib.contextmanager

@@ -1,23 +1,51 @@
-"""Unsloth's fused LoRA projection: `loraspec run conformance.targets.unsloth --device cuda`.
+"""Unsloth's fused LoRA projection: `loraspec run conformance.targets.unsloth`.
 
-The target follows the source of unsloth 2026.10.9 (`unsloth/kernels/fast_lora.py`). It needs a GPU and has never been
-run.
+The target follows the source of unsloth 2026.10.9 (`unsloth/kernels/fast_lora.py`). On a GPU it imports the package. On
+a CPU the package does not import, but its projection is plain PyTorch: the target imports its file alone.
 """
 
 from __future__ import annotations
 
+import logging
 from types import SimpleNamespace
 from typing import Any
 
+import torch
+from packaging.version import Version
 from torch import Tensor
 
 from conformance.targets.fused_peft import FusedLayer, declaration
+from conformance.targets.package_part import imported, without_init
 from conformance.targets.wrapped_layer import check, library, version_of
 
-WRITTEN_FOR = ("unsloth", "2026.10.9", "pip install unsloth==2026.10.9, on a machine with a GPU")
+WRITTEN_FOR = ("unsloth", "2026.10.9", "ci/peers builds an environment with it")
+# what the file imports and the projection of a weight in floating point does not use
+DEVICE = {
+    "is_hip": lambda: False,
+    "get_device_type": lambda: "cuda",
+    "DEVICE_TYPE": "cuda",
+    "DEVICE_TYPE_TORCH": "cuda",
+    "DEVICE_COUNT": 0,
+    "ALLOW_PREQUANTIZED_MODELS": False,
+}
+ZOO: dict[str, dict[str, Any]] = {
+    "unsloth_zoo.utils": {"Version": Version},
+    "unsloth_zoo.log": {"logger": logging.getLogger("unsloth")},
+    "unsloth_zoo.temporary_patches.common": {"torch_compile": lambda *_, **__: lambda function: function},
+}
+
+
+def _projection() -> Any:
+    """`apply_lora_o`, from the package on a GPU, else from its file alone."""
+    if torch.cuda.is_available():
+        imported("unsloth")  # first: it patches transformers and PEFT
+        return imported("unsloth.kernels.fast_lora").apply_lora_o
+    with without_init("unsloth_zoo", ZOO), without_init("unsloth", {"unsloth.device_type": DEVICE}):
+        return imported("unsloth.kernels.fast_lora").apply_lora_o
+
+
 with library(*WRITTEN_FOR):
-    import unsloth  # noqa: F401  (first: it patches transformers and PEFT)
-    from unsloth.kernels.fast_lora import apply_lora_o
+    apply_lora_o = _projection()
 
 CONFORMANCE = declaration("Unsloth apply_lora_o", version_of("unsloth"))
 

@@ -23,7 +23,7 @@ from conformance.clauses.life.covering_walk import Walk, possible
 from conformance.clauses.life.layer import LIVES, OPERATIONS, SIZES, START
 from conformance.clauses.life.layer_judgement import judge_output
 from conformance.clauses.life.layer_life import Life
-from conformance.clauses.life.life_case import CYCLE, CYCLED, CYCLES, LENGTH, LifeCase, LifeSpace
+from conformance.clauses.life.life_case import CYCLE, CYCLED, CYCLES, INTERPRETED, LENGTH, LifeCase, LifeSpace
 from conformance.clauses.life.situation import Operation, Situation
 from conformance.judgement.outcomes import Violation
 from conformance.judgement.result import Result
@@ -44,12 +44,22 @@ FWD = REGISTRY["LIFE-LAYER-FWD"]
 
 
 def test_the_default_profile_meets_every_pair_in_each_dtype() -> None:
-    every = possible(OPERATIONS, START, 2)
-    for clause in (clause for clause in REGISTRY.values() if clause.cases is LIVES):
-        count = PROFILES["default"].cases(clause, "cpu")
-        for dtype in FLOAT_DTYPES:
-            cases = [LIVES.draw(0, clause.id, i, dtype=dtype) for i in range(count)]
-            assert every == {pair for case in cases for pair in pairwise(case.operations)}, clause.id
+    pairs = {name: one.cases for name, one in load_all(("life",)).items() if getattr(one.cases, "strength", 0) == 2}
+    assert {"LIFE-LAYER-FWD", "LIFE-LAYER-PACKED", "LIFE-RUN-REPEAT"} <= set(pairs)
+    for name, lives in pairs.items():
+        count = PROFILES["default"].cases(REGISTRY[name], "cpu")
+        for dtype in REGISTRY[name].dtypes:
+            cases = [lives.draw(0, name, i, dtype=dtype) for i in range(count)]
+            met = {pair for case in cases for pair in pairwise(case.operations[len(lives.first) :])}
+            assert met == possible(lives.operations, lives._begun(), 2), name
+
+
+def test_a_life_with_interpreted_kernels_is_short() -> None:
+    case = LIVES.draw(0, FWD.id, 5)
+    assert case.cut_for("cpu") is case
+    assert case.cut_for("interpreter").operations == case.operations[:INTERPRETED]
+    cycled = LIVES.draw(0, FWD.id, CYCLED).cut_for("interpreter")
+    assert cycled.operations == (CYCLE * 2)[:INTERPRETED]
 
 
 def test_the_quick_profile_meets_every_pair_in_some_dtype() -> None:

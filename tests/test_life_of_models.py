@@ -34,18 +34,16 @@ from tests.known_bad.life.model_files import LoadsBesideAMerge
 FWD, STATE, REFUSED = (REGISTRY[f"LIFE-MODEL-{name}"] for name in ("FWD", "STATE", "REFUSED"))
 
 
-@pytest.mark.parametrize("clause", [FWD, STATE, REGISTRY["LIFE-MODEL-BWD"], REFUSED], ids=lambda clause: clause.id)
-def test_every_pair_is_met_in_quick_in_some_dtype_and_in_default_in_each(clause: Any) -> None:
-    every = possible(clause.cases.operations, MODEL_START, 2)
-    met = {}
-    for profile in ("quick", "default"):
-        count = PROFILES[profile].cases(clause, "cpu")
+@pytest.mark.parametrize("lives", [MODEL_LIVES, refused_calls.LIVES], ids=["model", "refused"])
+def test_every_pair_is_met_in_quick_in_some_dtype_of_a_clause(lives: Any) -> None:
+    every, met = possible(lives.operations, MODEL_START, 2), set()
+    for clause in (clause for clause in REGISTRY.values() if clause.cases is lives):
         for dtype in FLOAT_DTYPES:
-            cases = [clause.cases.draw(0, clause.id, i, dtype=dtype) for i in range(count)]
-            met[profile, dtype] = {pair for case in cases for pair in pairwise(case.operations)}
-    assert set().union(*(met["quick", dtype] for dtype in FLOAT_DTYPES)) == every
-    assert all(met["default", dtype] == every for dtype in FLOAT_DTYPES)
-    assert ("merge", "apply-inner") in every or clause is REFUSED
+            count = PROFILES["quick"].cases(clause, "cpu")
+            cases = [lives.draw(0, clause.id, i, dtype=dtype) for i in range(count)]
+            met |= {pair for case in cases for pair in pairwise(case.operations)}
+    assert met == every
+    assert ("merge", "apply-inner") in every or lives is refused_calls.LIVES
     assert ("untie", "untie") not in every
 
 

@@ -48,6 +48,23 @@ def test_a_profile_with_a_strength_draws_all_rows_of_the_covering_array() -> Non
     assert PROFILES["default"].cases(one, "interpreter", "float32") == PROFILES["quick"].cases(one, "cpu") == 1
 
 
+def test_of_clauses_over_the_same_lives_one_covers_them_in_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Lives(Space[Case]):
+        covers = True
+
+        def enough(self) -> int:
+            return 40
+
+    lives = Lives(Case)
+    names = ("LIN-X", "LIN-Y", "LIN-Z")
+    same = {name: Clause(name, "It is.", max, lives, weight=2.0) for name in names}
+    monkeypatch.setattr(profiles, "REGISTRY", same)
+    monkeypatch.setattr(profiles, "deaths", lambda: {"LIN-X": 3, "LIN-Y": 5})
+    quick = dataclasses.replace(PROFILES["quick"], margin=2)
+    assert [quick.cases(clause, "cpu") for clause in same.values()] == [5, 12, 12]  # LIN-Z has not been measured
+    assert [PROFILES["default"].cases(clause, "cpu") for clause in same.values()] == [40, 40, 40]
+
+
 def test_the_measured_numbers_of_cases_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "deaths.json"
     path.write_text('{"A-B": [0, 2], "A-C": [null, 3], "A-D": [4, 1]}')

@@ -22,7 +22,7 @@ from conformance.run.smoke_check import SmokeCheck
 from conformance.run.worker_pool import Pool
 from conformance.run.worker_status import Events
 
-MANY = 100  # trials, some of which will need torch's compiler; it is imported once, before forking
+MANY = 40  # trials, some of which will need torch's compiler; it is imported once, before forking
 NOT_COPIED = 75  # exit code of a process that cannot be forked, so that each worker must import the target
 
 

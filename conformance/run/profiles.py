@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from conformance.run.shared_rows import Row, rows_of
+from conformance.specification.clause import REGISTRY
 
 if TYPE_CHECKING:
     from conformance.specification.clause import Clause
@@ -31,7 +32,8 @@ class Profile:
         shrinks: attempts to find a smaller failing case; with 0, neighbours of the failing case are not tried either.
         seed: the first argument of `Space.draw`.
         shares: whether the clauses of a group together meet every pair of values of two fields of their cases: each
-            takes some rows of its covering array (see `shared_rows`).
+            takes some rows of its covering array (see `shared_rows`). Of several clauses with the same lives, one
+            covers them.
         strength: 2 if each clause meets every pair of values of two fields of its cases, 3 if also every triple (of
             the fields that are not sizes), 0 if neither is demanded. Cases in the interpreter lane are too few for it.
     """
@@ -69,6 +71,8 @@ class Profile:
             return max(1, self.interpreted // 2)  # such a case runs dozens of kernels, which take seconds there
         most, known = self._most(clause, lane), deaths().get(clause.id)
         if self.margin is not None and (enough := clause.cases.enough()) is not None:
+            if self.shares and known is not None and not _has_most(clause):
+                return min(most, known + self.margin)
             return min(most, max(enough, known or 0))
         if self.margin is None or known is None or clause.cases.covers:
             return most
@@ -86,6 +90,12 @@ class Profile:
     def searched(self, clause: Clause, lane: str) -> int:
         """The number of examples from Hypothesis for a clause."""
         return 0 if lane == "interpreter" else round(self.searches * clause.weight)
+
+
+def _has_most(clause: Clause) -> bool:
+    """Whether no other clause with the same space of cases needs more of them for its twins."""
+    same = (one for one in REGISTRY.values() if one.cases is clause.cases)
+    return all(deaths().get(one.id, 0) <= deaths().get(clause.id, 0) for one in same)
 
 
 @cache

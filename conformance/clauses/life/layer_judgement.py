@@ -23,8 +23,10 @@ def judge_output(life: Life, mode: str = "", call: str = "layer(x)", *, autocast
     life.decided(check)
 
 
-def judge_gradients(life: Life, call: str = "y = layer(x)", *, autocast: bool | None = None) -> None:
-    """Judge the gradients of one more call."""
+def judge_gradients(
+    life: Life, call: str = "y = layer(x)", *, autocast: bool | None = None, output: bool = False
+) -> None:
+    """Judge the gradients of one more call, and with `output` its y too."""
     truth = life.truth
     wanted = truth.trained
     inside = life.autocast if autocast is None else autocast
@@ -37,7 +39,10 @@ def judge_gradients(life: Life, call: str = "y = layer(x)", *, autocast: bool | 
         life.run(f"{clear}\n{call}")
         life.require("y.requires_grad", f"y does not require grad, although {', '.join(sorted(wanted))} should get one")
         life.backward("y", "g")
-        life.gradients(truth, truth.results(x, g, autocast=inside))
+        results = truth.results(x, g, autocast=inside)
+        if output:
+            life.compare("y", *(result.of("y") for result in results))
+        life.gradients(truth, results)
         if life.now.base == "plain":
             life.require("weight.grad is None", "the weight got a gradient, although it is frozen")
 
@@ -49,6 +54,14 @@ def judge_both(life: Life) -> None:
     """Judge y, and the gradients."""
     judge_output(life)
     judge_gradients(life)
+
+
+def judge_one_call(life: Life) -> None:
+    """Judge y and the gradients of the same call, where a further call would be compiled anew."""
+    if life.truth.trained:
+        judge_gradients(life, output=True)
+    else:
+        judge_output(life)
 
 
 def judge_state(life: Life) -> None:

@@ -22,6 +22,7 @@ LENGTH = 24  # operations in a life
 RUNS = {1: "operations", 2: "pairs of operations", 3: "triples of operations"}
 NIGHTLY = 160  # the number of the first case that covers triples, which take minutes to arrange
 CYCLED = NIGHTLY - 1  # the number of the case that merges a changed adapter a thousand times
+INTERPRETED = 8  # operations in a life whose kernels are interpreted, each of which takes 20 ms
 CYCLE, CYCLES = ("merge", "unmerge", "fill-A", "fill-B"), 1000
 
 
@@ -52,6 +53,13 @@ class LifeCase(Case):
         """The names of the operations."""
         times, star, names = self.life.rpartition("*")
         return tuple(names.split("+")) * (int(times) if star else 1) if self.life else ()
+
+    def cut_for(self, lane: str) -> Self:
+        """The case with fewer operations for Triton's interpreter; otherwise the case itself."""
+        names = self.operations
+        if lane != "interpreter" or len(names) <= INTERPRETED:
+            return self
+        return dataclasses.replace(self, life="+".join(names[:INTERPRETED]))
 
     @classmethod
     def parse(cls, text: str) -> Self:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from types import CodeType
 from typing import Any, Self
@@ -154,6 +156,17 @@ class Lived:
                 if attempt == ATTEMPTS - 1:
                     raise
         return None
+
+
+@contextmanager
+def uninterpreted() -> Iterator[None]:
+    """A region without Triton's interpreter."""
+    before = os.environ.pop("TRITON_INTERPRET", None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ["TRITON_INTERPRET"] = before
 
 
 def _shown(code: str) -> str:

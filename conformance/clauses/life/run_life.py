@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,7 +11,7 @@ import torch
 from torch import nn
 
 from conformance.clauses.life import run_network
-from conformance.clauses.life.lived import ATTEMPTS, Lived
+from conformance.clauses.life.lived import ATTEMPTS, Lived, uninterpreted
 from conformance.clauses.life.run_network import SETUP
 from conformance.clauses.life.run_situation import RunCase, RunOperation, RunSituation
 from conformance.clauses.life.run_truth import (
@@ -112,7 +109,10 @@ class RunLife(Lived):
         return found is not None and (not argument or accepts(found, argument))
 
     def run(self, code: str, **given: Any) -> None:
-        """Run lines of Python on the target; warnings, those of torch's schedulers too, are ignored."""
+        """Run lines of Python on the target; warnings, those of torch's schedulers too, are ignored.
+
+        Kernels are not interpreted, which takes seconds for a life: group `fhe` judges those of integers.
+        """
         with quiet(), uninterpreted():
             super().run(code, **given)
 
@@ -260,17 +260,6 @@ class RunLife(Lived):
     def end(self) -> None:
         """Remove the folder of saved runs."""
         self.folder.cleanup()
-
-
-@contextmanager
-def uninterpreted() -> Iterator[None]:
-    """A region without Triton's interpreter, in which a life takes seconds; group `fhe` judges the integer kernels."""
-    before = os.environ.pop("TRITON_INTERPRET", None)
-    try:
-        yield
-    finally:
-        if before is not None:
-            os.environ["TRITON_INTERPRET"] = before
 
 
 def _is_near(found: Array, value: Any) -> bool:

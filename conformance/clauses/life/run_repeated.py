@@ -85,7 +85,7 @@ def _state(life: RunLife) -> dict[str, Any]:
     cases=LifeSpace(REPEATED, BEGUN, missing(REPEATED), case_type=RunCase, **{**OPTIONS, "dropout": (0.25,)}),
     dtypes=("float32",),
     subjects=ALONE,
-    weight=3.0,
+    weight=1.7,  # of 18 lives, quick has ten
 )
 def test_repeated_run(subject: Subject, case: LifeCase) -> None:
     assert isinstance(case, RunCase)

@@ -21,7 +21,7 @@ SCALE = 2.0  # alpha ÷ r of every layer
 
 @dataclass(frozen=True)
 class Problem:
-    """One measurement: a size, a dtype, the dropout of the adapter, the adapters of a batch, the format of a base."""
+    """One measurement: a size, a dtype, and what is timed there."""
 
     size: Size
     dtype: str
@@ -31,12 +31,14 @@ class Problem:
     memory_efficient: bool = False
     adapters: int = 0  # of a batch whose rows use different ones; 0 for layers
     base: str = ""  # the format of a packed base; empty for a floating point base
+    mixture: bool = False  # whether modules of experts are timed, rather than rows that choose their expert
 
     def __str__(self) -> str:
         text = f"{self.size} {self.dtype}"
         text += f", dropout {self.dropout:g} {self.position}" if self.dropout else ""
         text += f", {self.adapters} adapters" if self.adapters else ""
         text += f", base {self.base}" if self.base else ""
+        text += ", modules of two projections" if self.mixture else ""
         return text + (", memory-efficient" if self.memory_efficient else "")
 
 

@@ -29,10 +29,12 @@ from conformance.bench.measured_case import (
     Spread,
 )
 from conformance.bench.memory import peak_bytes, saved_bytes
+from conformance.bench.mixtures import AdaptedLayer, MixtureAgreement, MixtureOperands, slots_of
 from conformance.bench.packed_layers import built as built_on_packed
 from conformance.judgement.outcomes import Violation
 from conformance.numerics.formats import dtype_named
 
+Check = Agreement | ExpertAgreement | MixtureAgreement
 WRONG = "wrong at this size, not ranked"
 
 
@@ -82,11 +84,14 @@ def measure(problem: Problem, contenders: Sequence[Contender], ceilings: Ceiling
     )
 
 
-def _prepared(problem: Problem) -> tuple[Any, Agreement | ExpertAgreement]:
+def _prepared(problem: Problem) -> tuple[Any, Check]:
     """The operands of a problem, and the check of results on them."""
     if problem.adapters:
         batch = BatchedOperands(problem)
         return batch, BatchedAgreement(problem, batch)
+    if problem.mixture:
+        modules = MixtureOperands(problem)
+        return modules, MixtureAgreement(problem, modules)
     if problem.size.experts:
         of_experts = ExpertOperands(problem)
         return of_experts, ExpertAgreement(problem, of_experts)
@@ -94,7 +99,7 @@ def _prepared(problem: Problem) -> tuple[Any, Agreement | ExpertAgreement]:
     return operands, Agreement(problem, operands)
 
 
-def _turn(contender: Contender, problem: Problem, operands: Any, agreement: Agreement | ExpertAgreement) -> Turn | str:
+def _turn(contender: Contender, problem: Problem, operands: Any, agreement: Check) -> Turn | str:
     """The turn of a contender, or the reason why it has no turn: an error of the target, or a wrong result."""
     if problem.dtype not in contender.target.dtypes:
         return UNSUPPORTED
@@ -102,6 +107,8 @@ def _turn(contender: Contender, problem: Problem, operands: Any, agreement: Agre
         with contender.running():
             if problem.base:
                 layer, agreement = built_on_packed(contender, problem, operands)
+            elif problem.mixture:
+                layer = AdaptedLayer(contender, operands)
             else:
                 layer = built(contender, operands) if problem.size.experts else contender.built(problem, operands)
             turn = Turn(layer, contender.running)
@@ -132,6 +139,8 @@ def interleaved(turns: Mapping[str, Turn], operands: Any, device: str, pace: Pac
 
 def _least_work(problem: Problem) -> LeastWork:
     width = dtype_named(problem.dtype).itemsize
+    if problem.mixture:
+        return LeastWork(*work.modules(problem.size, width, slots_of(problem.size.experts)))
     return LeastWork(work.frozen(problem.size, width), work.adapted(problem.size, width, max(1, problem.adapters)))
 
 

@@ -15,6 +15,7 @@ from conformance.bench.admission import BATCHES, EXPERTS, GROUPS, PACKED, Admiss
 from conformance.bench.cases import Size
 from conformance.bench.layers import Contender, Problem
 from conformance.bench.measurement import Pace, measure
+from conformance.bench.mixtures import MODULE, with_common_subject
 from conformance.bench.report import BenchReport
 from conformance.errors import UsageError
 from conformance.run.plan import device_name, versions
@@ -82,6 +83,7 @@ def run(wanted: Wanted, say: Callable[[str], None]) -> BenchReport:
             wanted.memory_efficient,
             wanted.adapters,
             wanted.base,
+            contenders[0].subject == MODULE,
         )
         say(f"measuring {problem}")
         cases.append(measure(problem, contenders, limits, wanted.pace))
@@ -110,7 +112,7 @@ def _contenders(admitted: list[Admission], wanted: Wanted) -> list[Contender]:
             timed = layers.contenders(admission.spec, wanted.device, wanted.adapters, **how)
             found += [replace(contender, ranked=admission.ranked) for contender in timed]
     torch.set_num_threads(threads)
-    return found
+    return with_common_subject(found) if wanted.times_experts else found
 
 
 def _position(contenders: list[Contender]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from conformance.bench.cases import Size
 
@@ -36,3 +36,21 @@ def adapted(size: Size, width: int, adapters: int = 1) -> tuple[Work, Work]:
         Work(forward.flops + 2 * M * adapter, forward.bytes + width * adapter * copies),
         Work(backward.flops + 4 * M * adapter, backward.bytes + width * (M * K + 2 * adapter * copies)),
     )
+
+
+Passes = tuple[Work, Work]
+
+
+def modules(size: Size, width: int, slots: int) -> tuple[Passes, Passes]:
+    """The work of a frozen and of an adapted module of experts: two projections, of K to 2N and of N to K features.
+
+    Each of the tokens' `slots` is a row. The gate's work is left out.
+    """
+    rows = size.m * slots
+    up, down = replace(size, m=rows, n=2 * size.n), replace(size, m=rows, k=size.n, n=size.k)
+    return _both(frozen(up, width), frozen(down, width)), _both(adapted(up, width), adapted(down, width))
+
+
+def _both(one: Passes, other: Passes) -> Passes:
+    forward, backward = (Work(a.flops + b.flops, a.bytes + b.bytes) for a, b in zip(one, other, strict=True))
+    return forward, backward

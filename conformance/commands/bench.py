@@ -29,9 +29,8 @@ def add(commands: output.Commands) -> None:
     bench.add_argument(
         "--shapes", **several, type=_shape, metavar="MxKxN", help="M tokens, K in, N out; also written M,K,N"
     )
-    bench.add_argument(
-        "--experts", type=_positive, default=0, metavar="E", help="time lora_grouped_linear over E frozen experts"
-    )
+    experts = "time lora_grouped_linear over E frozen experts; if a target lacks it, patch_moe_module"
+    bench.add_argument("--experts", type=_positive, default=0, metavar="E", help=experts)
     bench.add_argument("--rank", **several, type=_positive, metavar="r", help="ranks for each shape (default 16)")
     bench.add_argument(
         "--dtype",

@@ -7,6 +7,7 @@ import itertools
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,11 @@ from torch import Tensor
 
 import optimized
 import reference
+from conformance.clauses.batched.batch import Batch, run
+from conformance.clauses.batched.case import BatchedCase
+from conformance.clauses.batched.oracle import Oracle
+from conformance.judgement.judge import judge
+from conformance.numerics.budget import Rounding, sums_in_turn
 from conformance.numerics.dtypes import FLOAT_DTYPES
 from conformance.run.case_search import Examination
 from conformance.run.profiles import PROFILES
@@ -139,6 +145,29 @@ def alarms(name: str, thing: Any, dtypes: tuple[str, ...], seed: int, left_out: 
 def test_right_variants_pass(seed: int, name: str) -> None:
     found = alarms(name, VARIANTS[name], FLOAT_DTYPES, seed, NOT_VARIED)
     assert not found, "\n\n".join(found)
+
+
+@pytest.mark.parametrize("seed", [6, 37])  # one adapter for nearly all rows
+@pytest.mark.parametrize("name", ["gathered", "merged"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_gradients_of_copies_may_be_summed_in_16_bits(name: str, dtype: str, seed: int) -> None:
+    case = BatchedCase(seed, dtype, m=33, k=16, n=16, r=4, adapters=3, values="normal", routing="uneven")
+    subject = Target.of(VARIANTS[name], name).subject("lora_batched_linear")
+    batch = Batch(subject, case)
+    instance, oracle = run(subject, batch), Oracle(batch)
+    ratios = [judge(instance.gradient(of), oracle.gradient(of)) for of in ("lora_A", "lora_B")]
+    assert all(ratio is not None and 0.1 < ratio < 0.7 for ratio in ratios)
+
+
+def test_sums_in_turn_are_the_average_over_the_orders_of_the_values() -> None:
+    values = np.array([3.0, -1.0, 0.5, 2.0, -4.0])
+    orders = np.array(list(itertools.permutations(values)))
+    for correlated in (False, True):
+        how = Rounding(torch.bfloat16, torch.bfloat16, correlated)
+        signed = np.abs(orders) if correlated else orders
+        average = how.sizes(signed.cumsum(1)).sum(1).mean()
+        found = sums_in_turn(how.sizes(values).sum(), how.sizes(values.sum()), len(values), how)
+        assert found == pytest.approx(average)
 
 
 def test_the_grouped_product_passes() -> None:

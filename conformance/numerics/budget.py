@@ -158,11 +158,15 @@ def row_chain(
     return RowChain(rows, base, bias, down, up, scale, how).budget
 
 
-def weight_chain(left: Array, middle: Array, right: Array, scale: float, how: Rounding) -> Array:
+def weight_chain(
+    left: Array, middle: Array, right: Array, scale: float, how: Rounding, *, gathered: bool = False
+) -> Array:
     """Budget of `scale·(left·middle)ᵀ·right`: dA with (g, B, x), and dBᵀ with (x, Aᵀ, g).
 
     Args:
         left: [M, P].   middle: [P, r].   right: [M, Q].
+        gathered: whether a plan may copy the adapter, or its merged weight, for each token: then the gradient of each
+            copy is stored, and autograd sums them one after the other in the adapter's dtype (`sums_in_turn`).
     Returns:
         [r, Q], the largest absolute error of any allowed plan.
     """
@@ -180,15 +184,33 @@ def weight_chain(left: Array, middle: Array, right: Array, scale: float, how: Ro
     operand = how.stored_of(middles, how.sizes(left.T), rights)  # scale·left, or its cast, stored
     joined = how.stored_of(middles, how.sizes(outer))  # leftᵀ·right stored, as autograd does through a merged weight
     casts = (first + operand) if how.adapter_dtype != how.dtype else 0.0
+    copies: Array | float = 0.0
+    if gathered and how.adapter_unit > accumulator_unit(how.adapter_dtype):  # else accumulation bounds these sums
+        sums = sums_in_turn(how.sizes(product.T) @ rights, how.sizes(product.T @ right), tokens, how)
+        outers = sums_in_turn(how.sizes(left.T) @ rights, how.sizes(outer), tokens, how)
+        copies = np.maximum(first + how.rooted(sums), operand + how.rooted(middles @ outers))
     unit = max(how.unit, how.adapter_unit)
     stores = s * np.maximum(
-        how.adapter_unit * (first + np.maximum.reduce([first, operand, joined]) + casts), unit * 2 * joined
+        how.adapter_unit * (first + np.maximum.reduce([first, operand, joined]) + copies + casts), unit * 2 * joined
     )
     final = (2 * how.adapter_unit + unit) * np.abs(result)
     spread = s * beside.sum(0)[None, :]
     carried = spread + s * within.sum(0)[:, None] + 4
     lost = how.step * carried + how.underflow(width) * spread + how.underflow(tokens) * max(s, 1.0)
     return np.asarray(accumulated + stores + final + lost)
+
+
+def sums_in_turn(terms: Array, total: Array, count: int, how: Rounding) -> Array:
+    """The `sizes` of all partial sums of `count` values that are added one after the other.
+
+    The sum of the first j of n values, in whatever order, has on average the square
+    ``j(n-j)/(n(n-1))·Σv² + j(j-1)/(n(n-1))·(Σv)²``; over all j that is ``(n+1)/6·(Σv² + 2·(Σv)²)``. Where the values
+    are correlated, magnitudes add up: ``j/n·Σ|v|``, over all j ``(n+1)/2·Σ|v|``.
+
+    Args:
+        terms: the `sizes` of the values, summed.   total: those of their sum.
+    """
+    return (count + 1) / 2 * terms if how.correlated else (count + 1) / 6 * (terms + 2 * total)
 
 
 def merged_weight(base: Array, down: Array, up: Array, scale: float, how: Rounding) -> Array:

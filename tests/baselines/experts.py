@@ -27,7 +27,7 @@ class Right:
 
     def expand(self, S: Tensor, p: Any) -> Tensor:
         """`s·S Bᵀ`."""
-        return S @ p.B.T * p.scale
+        return (S * p.scale) @ p.B.T
 
     def output(self, x: Tensor, p: Any, mask: Any) -> Tensor:
         """The rows of one expert, in x's dtype."""

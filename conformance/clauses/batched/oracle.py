@@ -122,7 +122,7 @@ class Oracle:
             _, up, scale = self.adapter(adapter)
             x, g = self.x[rows], self.g[rows]
             value[adapter, :rank] = scale * ((g @ up).T @ x)
-            allowed[adapter, :rank] = budget.weight_chain(g, up, x, scale, self.how)
+            allowed[adapter, :rank] = budget.weight_chain(g, up, x, scale, self.how, gathered=True)
         return self._of_adapters("dA", value, allowed)
 
     @cached_property
@@ -135,7 +135,7 @@ class Oracle:
             down, _, scale = self.adapter(adapter)
             x, g = self.x[rows], self.g[rows]
             value[adapter, :, :rank] = scale * (g.T @ (x @ down.T))
-            allowed[adapter, :, :rank] = budget.weight_chain(x, down.T, g, scale, self.how).T
+            allowed[adapter, :, :rank] = budget.weight_chain(x, down.T, g, scale, self.how, gathered=True).T
         return self._of_adapters("dB", value, allowed)
 
     def _of_adapters(self, name: str, value: Array, allowed: Array) -> Expected:

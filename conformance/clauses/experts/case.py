@@ -31,8 +31,9 @@ class GroupedCase(LaidOutCase):
         base: whether there is a weight; without one the update alone is computed.
         scale, bias, lead, values, adapter, x, g, w, ab, training, dropout, position, autocast, sizes: as in a
             LinearCase; each expert has operands of its own.
-        special: `nan` or `inf` in one row of x, `nan-absent` (in every absent row), `near-overflow`, `probe` (r = k =
-            n, A = B = I and no weight: y shows the dropout mask).
+        special: `nan` or `inf` in one row of x, `nan-absent` (in every absent row), `near-overflow`,
+            `overflow-before-scale` (the update fits the dtype only after scaling; W = 0), `probe` (r = k = n, A = B =
+            I and no weight: y shows the dropout mask).
     """
 
     experts: int = 1

@@ -66,6 +66,24 @@ def test_grouped_forward_near_overflow(subject: Subject, case: GroupedCase) -> f
 
 
 @clause(
+    "EXP-OVERFLOW-ORDER",
+    sentence="""y_i is finite and right if the exact result fits the dtype, even if the update of its expert before
+    scaling, B_e (A_e x_i), does not.""",
+    feature="early_scaling",
+    cases=SMALL.narrowed(
+        special=("overflow-before-scale",), values=("normal",), scale=(0.125,), base=(True,), bias=(False,)
+    ),
+    level="SHOULD",
+    dtypes=("float16",),
+    subjects=FUNCTIONS,
+    weight=0.34,
+)
+def test_grouped_forward_overflow_before_scale(subject: Subject, case: GroupedCase) -> float | None:
+    grouped = Grouped(subject, case)
+    return judge(bound(subject, grouped).forward(), Oracle(grouped).y)
+
+
+@clause(
     "EXP-LEAD",
     sentence="""x and the indices may have any number of leading dimensions, including none and empty ones; without rows
     y is empty, and the gradients of A and B are zero tensors.""",

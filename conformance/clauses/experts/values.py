@@ -60,6 +60,8 @@ def _floats(case: GroupedCase) -> dict[str, Array]:
         rows[case.seed % len(rows), case.seed % case.k] = float(case.special)
     elif case.special == "near-overflow":
         _enlarge(case, values)
+    elif case.special == "overflow-before-scale":
+        _enlarge_updates(case, values)
     elif case.special == "nan-absent":
         index = routes(case)
         values["x"].reshape(-1, case.k)[(index < 0) | (index >= case.experts)] = math.nan if case.seed % 2 else math.inf
@@ -79,6 +81,17 @@ def _enlarge(case: GroupedCase, values: dict[str, Array]) -> None:
         x[index == e] *= 0.7 * largest / largest_forward(x[index == e], own, case.scale, 1.0)
     if "bias" in values:
         values["bias"] *= 0.2 * largest / np.abs(values["bias"]).max()
+
+
+def _enlarge_updates(case: GroupedCase, values: dict[str, Array]) -> None:
+    """Scale each B_e until the largest scaled update of its rows comes near the largest number; W becomes zero."""
+    x, index = values["x"].reshape(-1, case.k), routes(case)
+    values["weight"][...] = 0
+    largest = 0.7 * format_of(dtype_named(case.dtype)).largest
+    for e in np.unique(index[(index >= 0) & (index < case.experts)]):
+        up = values["lora_B"][e]
+        update = np.abs(x[index == e] @ values["lora_A"][e].T @ up.T).max(initial=1e-9) * abs(case.scale)
+        up *= largest / max(update, float(np.abs(up).max()))  # B_e itself must fit the dtype
 
 
 def _repeated(case: GroupedCase, values: dict[str, Array]) -> dict[str, Array]:

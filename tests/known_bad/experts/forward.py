@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import torch
 
 from tests.baselines.experts import Right
@@ -187,3 +189,17 @@ class MultipliesByAlphaFirst(Right):
     def expand(self, S, p):
         rank = p.A.shape[0]
         return S @ p.B.T * (p.scale * 8 * rank) / (8 * rank)
+
+
+@breaks("EXP-OVERFLOW-ORDER", says="infinite", dtypes=("float16",), source="a scale applied last, in float16")
+class ScalesAfterOverflow(Right):
+    def expand(self, S, p):
+        return S @ p.B.T * p.scale
+
+
+@breaks("EXP-OVERFLOW-ORDER", says="infinite", dtypes=("float16",), source="a scale that is factored out of the sum")
+class ScalesTheSum(Right):
+    def output(self, x, p, mask):
+        scale, p.scale = p.scale, 1.0
+        update = super().output(x, SimpleNamespace(**vars(p) | {"weight": None}), mask)
+        return update * scale if p.weight is None else (self.base(x, p) / scale + update) * scale

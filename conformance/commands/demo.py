@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from pathlib import Path
+from typing import Any
 
 from conformance.commands import output
 from conformance.demo import train
 from conformance.demo.session import BACKENDS, MODELS, MODES
-from conformance.errors import UsageError
+from conformance.errors import UsageError, known
 
 
 def add(commands: output.Commands) -> None:
@@ -33,13 +35,15 @@ def add(commands: output.Commands) -> None:
 def _add_train(demos: output.Commands) -> None:
     tuning = demos.add_parser("train", help="fine-tune a model with several targets, including PEFT, and compare")
     tuning.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder for table, plot, adapters")
-    tuning.add_argument("--model", default="minilm", help=f"{' or '.join(train.MODELS)} (default minilm)")
+    tuning.add_argument("--model", help=f"{' or '.join(train.MODELS)} (default minilm; with --base llama)")
+    packed = "pack the adapted layers (QLoRA), beside float layers of the same numbers: nf4, fp4, int8_torchao, …"
+    tuning.add_argument("--base", default="", metavar="FORMAT", help=packed)
     tuning.add_argument("--steps", type=_steps, default=50, help="training steps (default 50)")
     tuning.add_argument(
         "--targets",
-        default=",".join(train.TARGETS),
         metavar="TARGET[,TARGET…]",
-        help=f"default {','.join(train.TARGETS)}; others are modules with load_adapter and save_adapter",
+        help=f"default {','.join(train.TARGETS)} (with --base {','.join(train.PACKED_TARGETS)}); others are modules "
+        f"with {' and '.join(train.NAMES)}, and with --base packed_linear",
     )
     tuning.add_argument("--seed", type=int, default=0, help="seed of model, texts and adapters (default 0)")
 
@@ -53,17 +57,39 @@ def _train(options: argparse.Namespace) -> int:
     from conformance.demo import output as written
     from conformance.demo import target_comparison, train_output
 
-    (model,) = _known([options.model], train.MODELS, "model")
-    targets = tuple(dict.fromkeys(options.targets.split(",")))
-    wanted = target_comparison.Wanted(model, options.steps, targets, options.seed)
+    base = options.base
+    if base:
+        from conformance.clauses.quantised.case import PACKABLE
+
+        known([base], PACKABLE, "format")
+    (model,) = _known([options.model or ("llama" if base else "minilm")], train.MODELS, "model")
+    given = (train.PACKED_TARGETS if base else train.TARGETS) if options.targets is None else options.targets.split(",")
+    targets = tuple(dict.fromkeys(given))
+    wanted = target_comparison.Wanted(model, options.steps, targets, options.seed, base)
     train.check_installed(wanted)
     for target in wanted.targets:
-        train.parts_of(target)
+        train.parts_of(target, base)
+    of_peft = _bitsandbytes() if base and "peft" in targets else None
     with written.reserved(options.out):
-        found, learners = train.run(wanted)
+        found, learners = train.run(wanted, of_peft)
         train_output.write(options.out, found, learners)
     train_output.show(found, options.out)
     return 0 if all(run.in_band for run in found.runs) else 1
+
+
+def _bitsandbytes() -> Any:
+    """The module whose packed layers PEFT adapts.
+
+    Raises:
+        UsageError: if bitsandbytes is installed in another version, and lacks a name.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the import warns about devices
+            from conformance.targets import bitsandbytes_base
+    except ImportError as error:
+        raise UsageError(str(error)) from error
+    return bitsandbytes_base
 
 
 def _private_training(options: argparse.Namespace) -> int:

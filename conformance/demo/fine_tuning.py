@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import reference
 from conformance.demo import minilm
 from conformance.demo.tasks import draws
 
@@ -41,6 +42,17 @@ class FineTuning:
     rank: int = 8
     alpha: int = 16
     details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def layers(self) -> list[str]:
+        """The names of the layers that the patterns choose."""
+        matcher = reference.ModuleMatcher(target_modules=self.targets)
+        parts = {name: name.rpartition(".") for name, m in self.model.named_modules() if isinstance(m, nn.Linear)}
+        return [
+            name
+            for name, (prefix, _, last) in parts.items()
+            if matcher.match(self.model.get_submodule(name), last, prefix)
+        ]
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> Tensor:
         """The cross-entropy of a micro-batch: the sum over its texts of the mean over a text's tokens."""

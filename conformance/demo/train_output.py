@@ -9,7 +9,7 @@ from typing import Any
 
 from conformance.demo import plot
 from conformance.demo.output import difference, json_text, line, seconds_of, write_files
-from conformance.demo.target_comparison import BAND, TargetComparison
+from conformance.demo.target_comparison import TargetComparison
 
 HEADINGS = ("target", "s/step", "÷ first", "trained", "first loss", "last loss", "Δ loss", "Δ norm")
 NOTES = (
@@ -29,7 +29,7 @@ def write(folder: Path, found: TargetComparison, learners: list[Any]) -> None:
     }
     with tempfile.TemporaryDirectory(dir=folder, prefix=".adapters-") as held:
         for learner in learners:  # save all before the rest, so that an error here leaves no files
-            learner.save(Path(held, learner.run.target))
+            learner.save(Path(held, learner.run.target.replace(" ", "-")))
         write_files(folder, contents)
         shutil.copytree(held, folder / "adapters", dirs_exist_ok=True)
 
@@ -58,11 +58,14 @@ def _loss(value: float | None) -> str:
 def sentences(found: TargetComparison) -> list[str]:
     """The sentences that say whether the losses agree."""
     first, *others = found.runs
-    return [
-        f"{run.target}: every loss is {'within' if run.in_band else 'NOT within'} {BAND:g} of the first loss of "
-        f"{first.target}'s."
-        for run in others
-    ]
+    band = f"{found.band:.2g} of the first loss of {first.target}'s"
+    said = [f"{run.target}: every loss is {'within' if run.in_band else 'NOT within'} {band}." for run in others]
+    if found.wanted.base:
+        said.append(
+            f"{first.target} has float layers, with the numbers that the codes of the packed layers stand for. The "
+            "band is the most that rounding explains; conformance/demo/packed_base.py derives it."
+        )
+    return said
 
 
 def markdown(found: TargetComparison) -> str:
@@ -71,7 +74,7 @@ def markdown(found: TargetComparison) -> str:
         "# Fine-tuning",
         "",
         f"- {found.model.about}.",
-        f"- {found.wanted.steps} steps, seed {found.wanted.seed}.",
+        f"- {found.wanted.steps} steps, seed {found.wanted.seed}{_base(found)}.",
     ]
     lines += ["", NOTES, "", line(HEADINGS), line(["---"] + ["---:"] * (len(HEADINGS) - 1))]
     lines += [line(row) for row in rows(found)]
@@ -80,13 +83,17 @@ def markdown(found: TargetComparison) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _base(found: TargetComparison) -> str:
+    return f", adapted layers packed in {found.wanted.base}" if found.wanted.base else ""
+
+
 def show(found: TargetComparison, folder: Path) -> None:
     """The same table on the terminal."""
     from rich.table import Table
 
     from conformance.report.terminal import console
 
-    table = Table(title=f"fine-tuning {found.model.name}, {found.wanted.steps} steps")
+    table = Table(title=f"fine-tuning {found.model.name}{_base(found)}, {found.wanted.steps} steps")
     for number, heading in enumerate(HEADINGS):
         table.add_column(heading, justify="left" if number == 0 else "right", no_wrap=True)
     for row in rows(found):

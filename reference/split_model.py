@@ -12,7 +12,7 @@ from torch import nn
 from .encrypted.encryption import Backend, Keys
 from .hybrid import is_lora_module
 from .layer import LinearLoRA
-from .service import deployment
+from .service import deployment, kept_tensors
 from .service.client import TIMEOUT, RemoteClient
 from .service.remote_module import RemoteModule
 from .service.shared_state import HybridFHEMode, Split
@@ -37,8 +37,7 @@ class HybridFHEModel:
             the same order have the same noise. None draws a seed from torch's default generator; with a seed,
             torch's generators are neither read nor changed.
     Attributes:
-        model: the model.
-        remote_modules: the `RemoteModule`s by name.
+        model: the model.   remote_modules: the `RemoteModule`s by name.
         keys: the `Keys`; generated when first needed, or assigned (see `Keys.load`).
         mode: the `HybridFHEMode`.
         noise_position: the seed of the noise of mode simulate and the number of products that have drawn from it; a
@@ -106,10 +105,9 @@ class HybridFHEModel:
         bits = self._bits(n_bits)
         with self._in_mode(HybridFHEMode.CALIBRATE):
             self._run_once(x)
-        dynamic = bool(use_dynamic_quantization)
-        unused = set() if dynamic else self._without_gradients()
+        unused = set() if use_dynamic_quantization else self._without_gradients()
         used = {name: module for name, module in self.remote_modules.items() if name not in unused}
-        compiled = {name: module.compiled(bits[name], dynamic) for name, module in used.items()}
+        compiled = {name: module.compiled(bits[name], bool(use_dynamic_quantization)) for name, module in used.items()}
         for name, (quantized, std) in compiled.items():
             self.remote_modules[name].take(quantized, std)
         for name in unused:
@@ -171,12 +169,12 @@ class HybridFHEModel:
 
         A check ensures that no tensor of this process still holds a remote weight. Only mode remote remains. The client
         keeps for each module sums of its integers, a secret vector that checks the server's answers, and the vector's
-        product with the weight.
+        product with the weight. Modules that do not run remotely, such as adapters and embeddings, stay as they are;
+        ``path/client`` has their tensors too, so that `load_client` can start from files alone.
 
         This protects the weights against loss and reading here, not against the client: whoever can ask the server for
-        products learns W from K of them, in any exact encryption. It does not encrypt the files: ``path/server`` holds
-        the weights, and ``path/client`` what is needed to forge answers. Adapters, embeddings and all modules that do
-        not run remotely stay in the model, as they are.
+        products learns W from K of them, in any exact encryption. The files are not encrypted: ``path/server`` holds
+        the weights, and ``path/client`` what is needed to forge answers.
 
         Raises:
             RuntimeError: before compiling, or if a module that stays here needs a weight (a shared weight, or DoRA);
@@ -198,18 +196,23 @@ class HybridFHEModel:
             if module.quantized is None or module.quantized.weight is None:
                 raise RuntimeError(f"{name} has no compiled weight to save: compile_model comes first, and once")
         clearing = deployment.Clearing(self.model, self.remote_modules)
-        deployment.save(Path(path), self._split.model_name, self.remote_modules, self._split.parameters)
+        deployment.save(Path(path), self._split.model_name, self.remote_modules, self._split.parameters, self.model)
         self._clear(clearing)
 
     def load_client(self, path: str | Path) -> None:
         """Load the client's part from ``path/client/<model_name>``, and delete the weights here.
 
+        Tensors of the model on the meta device, but not the weights, take the values in the files; others keep theirs.
+
         Raises:
-            ValueError: if the modules, shapes or backends differ, or the files are damaged.
+            ValueError: if the modules, shapes or backends differ, if the files are damaged or lack a tensor that the
+                model has on the meta device. The model is then unchanged.
         """
         parts, parameters = deployment.load_client(Path(path), self._split.model_name, self.remote_modules)
         clearing = deployment.Clearing(self.model, self.remote_modules)
+        kept = kept_tensors.replacements(self.model, self.remote_modules, Path(path, "client", self._split.model_name))
         self._split.adopt(parameters)
+        kept_tensors.put(kept)
         for name, module in self.remote_modules.items():
             if name not in parts:
                 module.leave_out()

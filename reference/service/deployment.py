@@ -23,16 +23,25 @@ from ..encrypted.envelope import Parameters
 from ..hybrid import CustomLinear
 from ..layer import LinearLoRA
 from ..quantization import QuantizedLinear
+from . import kept_tensors
 from .remote_module import RemoteModule
 
 FORMAT = 1
 
 
-def save(path: Path, model_name: str, modules: Mapping[str, RemoteModule], parameters: Any) -> None:
+def save(
+    path: Path,
+    model_name: str,
+    modules: Mapping[str, RemoteModule],
+    parameters: Any,
+    model: nn.Module | None = None,
+) -> None:
     """Write both parts: ``path/server/<model_name>`` has the integer weights, ``path/client/<model_name>`` the rest.
 
     Each part has a ``model.json`` that names one NumPy file for each module.
 
+    Args:
+        model: the whole model, whose other tensors go to the client's part, see `kept_tensors`; None writes none.
     Raises:
         FileExistsError: if one of the folders exists.   OSError: if a file cannot be written. Nothing is then left.
     """
@@ -56,6 +65,9 @@ def save(path: Path, model_name: str, modules: Mapping[str, RemoteModule], param
                 np.savez(temporary / file, allow_pickle=False, **arrays[name])
             about = {"format": FORMAT, "model": model_name, "modules": files, "parameters": asdict(parameters)}
             (temporary / "model.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+            if model is not None and folder is folders[1]:
+                kept = kept_tensors.written(kept_tensors.kept_tensors(model, modules))
+                (temporary / kept_tensors.FILE).write_bytes(kept)
 
 
 def load_server(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -77,7 +77,7 @@ class Split:
         if isinstance(self.server, str):
             check_address(self.server)
         if self.noise_seed is None:
-            self.noise_seed = int(torch.randint(2**63 - 1, ()))
+            self.noise_seed = int(torch.randint(2**63 - 1, (), device="cpu"))  # whatever the default device
         if isinstance(self.noise_seed, bool) or not isinstance(self.noise_seed, int) or self.noise_seed < 0:
             raise ValueError(f"noise_seed = {self.noise_seed!r}: expected an int, at least 0, or None")
 

@@ -12,6 +12,10 @@ from .modular import BYTES
 UP, FIRST, SECOND = BYTES, 4, 5
 """Bytes for each coefficient: of ciphertexts going up, and of the first and the second polynomial coming down."""
 
+MOST_OUTPUTS = 1024
+"""The most outputs that share a polynomial: their noise adds up, and so never reaches the bound of `check_noise` for
+operands whose products do not leave the range."""
+
 _HEADER = struct.Struct("<QQQ")
 
 
@@ -51,7 +55,7 @@ class Packing:
         rows = min(max(rows, 1), size)
         found = []
         for features in range(1, min(size // rows, columns) + 1):
-            most = size // (rows * features)
+            most = min(size // (rows * features), MOST_OUTPUTS)
             for together in {1, max(1, min(most, outputs))}:
                 found.append(cls(rows, features, together, size))
         return min(found, key=lambda each: (each.bytes_up(columns) + each.bytes_down(outputs), each.outputs))

@@ -1,11 +1,8 @@
 """Encrypted integer products packed by tokens: a backend on seal-python that needs no evaluation key."""
 
-import dataclasses
 import hashlib
-import json
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,56 +14,18 @@ from .encryption import Progress, check_key, check_matrix
 from .envelope import EVALUATION, INPUTS, RESULT, SECRET, EncryptionError, Envelope
 from .keys import Keys
 from .noise import wrap
+from .packed_noise import SEAL, PackedParameters, check_noise
 from .polynomial_layout import FIRST, SECOND, UP, Packing
 
 AT_ONCE = {"cpu": 1 << 22}  # digits of one step of a product: on a CPU they stay in its cache
 AT_ONCE_ELSEWHERE = 1 << 26
 NAME_BYTES = 32
-LAYOUT = 2  # of the coefficients in messages; another layout is another fingerprint
 
-
-@dataclass(frozen=True)
-class PackedParameters:
-    """The parameters of `SealBackend`.
-
-    Ciphertexts are pairs of polynomials of n coefficients modulo a prime q; plaintexts are modulo 2^bits. A result is
-    sent without the lowest `dropped` bits of its two polynomials.
-
-    Source: the scheme BFV (Fan and Vercauteren 2012) in Microsoft SEAL 4.4. n = 2048 and 52 bits of q are secure at 128
-        bits against classical attacks by both tables: 54 bits in that of the standard of 2018, which the library
-        enforces, and 53 in that of the guidelines of 2024.
-    """
-
-    name: str = "seal"
-    polynomial_size: int = 2048
-    modulus: int = 4503599627366401
-    bits: int = 27
-    dropped: tuple[int, int] = (20, 12)
-    secure: bool = True
-
-    def fingerprint(self) -> bytes:
-        """16 bytes that depend on every parameter except the name."""
-        numbers = {k: v for k, v in dataclasses.asdict(self).items() if k != "name"} | {"layout": LAYOUT}
-        return hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).digest()[:16]
-
-    @property
-    def largest_row(self) -> int:
-        """The most that Σ_k |W[n, k]| may be, so that no noise reaches a result.
-
-        ``21.5·Σ|W| + 2^(D0-1) + n·2^(D1-1) < q / 2^(bits+1)``: a fresh ciphertext is off by at most 21 (the library's
-        sampler ends there), its plaintext's rounding by 1/2; dropping D0 and D1 bits adds the rest, as the key is
-        ternary.
-        """
-        first, second = (1 << bits - 1 for bits in self.dropped)
-        left = self.modulus / 2 ** (self.bits + 1) - first - self.polynomial_size * second
-        return int(left / 21.5)
-
-
-SEAL = PackedParameters()
+__all__ = ["SEAL", "PackedParameters", "SealBackend"]
 
 
 class SealBackend:
-    """`Backend` on seal-python, packed by tokens; its results are exact, with certainty.
+    """`Backend` on seal-python, packed by tokens; its results are exact, see `packed_noise`.
 
     Column k of q is a polynomial, one row a coefficient, and so is column n of the result: ``ct_n = Σ_k W[n, k]·ct_k``.
     For a plain weight these are two integer matrix products on the coefficients, see `modular.Radix`. They touch no
@@ -113,7 +72,7 @@ class SealBackend:
             ValueError: for a weight that it refuses.
         """
         check_matrix("weight", weight)
-        self._check_row_sums(weight)
+        check_noise(weight, 1, self.parameters)
         return torch.zeros(len(weight), dtype=torch.float64, device=weight.device)
 
     def encrypt(self, q: Tensor, keys: Keys, *, outputs: int | None = None, progress: Progress | None = None) -> bytes:
@@ -151,7 +110,7 @@ class SealBackend:
         """See `Backend`. It runs on the device of the weight.
 
         Raises:
-            ValueError: also if a row of the weight is so large that noise could reach a result.
+            ValueError: also if rows of the weight are so large that noise could reach a result, see `check_noise`.
         """
         check_matrix("weight", weight)
         if len(weight) == 0:
@@ -163,8 +122,8 @@ class SealBackend:
                 f"its second dimension must be {inputs.columns}"
             )
         check_key(INPUTS, inputs.key_id, "the evaluation key", self.check_evaluation(evaluation))
-        self._check_row_sums(weight)
         packing, blocks = self._opened(inputs, -(-inputs.columns // self._packing(inputs).features), 2 * UP)
+        check_noise(weight, packing.outputs, self.parameters)
         p, parts = self.parameters, [packing.header()]
         for i, block in enumerate(blocks):
             planes = np.frombuffer(block, np.uint8).reshape(-1, 2, UP, p.polynomial_size)
@@ -235,16 +194,6 @@ class SealBackend:
             values = _read(part, width).view(number, -1)
             found[:, j, at] = (values << p.dropped[j]).add_(1 << p.dropped[j] - 1).remainder_(p.modulus)
         return found.numpy().view(np.uint64)
-
-    def _check_row_sums(self, weight: Tensor) -> None:
-        sums = weight.abs().sum(dim=1)
-        limit = self.parameters.largest_row
-        if len(sums) and int(sums.max()) > limit:
-            row = int(sums.argmax())
-            raise ValueError(
-                f"row {row} of the weight sums to {int(sums[row])} in absolute values: expected at most {limit}, so "
-                "that no noise reaches a result; lower n_bits, or the number of input features"
-            )
 
     def _library(self) -> seal_library.Library:
         p = self.parameters

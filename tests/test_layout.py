@@ -29,7 +29,7 @@ ORDER = (
     ("reproducer",),
     ("clauses",),
     ("run",),
-    ("bench", "demo"),
+    ("adapters", "bench", "demo"),
     ("commands", "plugin", "cli", "__main__", "__init__"),
 )
 FRONT = "conformance.front."  # its package is imported as `loraspec`, and no other module imports that

@@ -5,7 +5,21 @@ Importing the commands imports neither torch nor hypothesis. A command imports f
 
 from __future__ import annotations
 
-from conformance.commands import bench, cost, demo, explain, init, matrix, merge, ranks, rerun, run, serve, spec
+from conformance.commands import (
+    adapters,
+    bench,
+    cost,
+    demo,
+    explain,
+    init,
+    matrix,
+    merge,
+    ranks,
+    rerun,
+    run,
+    serve,
+    spec,
+)
 
 COMMANDS = {
     "run": run,
@@ -14,6 +28,7 @@ COMMANDS = {
     "cost": cost,
     "explain": explain,
     "rerun": rerun,
+    "adapters": adapters,
     "bench": bench,
     "ranks": ranks,
     "init": init,

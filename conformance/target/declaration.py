@@ -26,6 +26,7 @@ def check_declaration(declared: Any, spec: str) -> None:
         "deviations": (dict, str, Path),
         "dropout_positions": (tuple, list),
         "features": dict,
+        "adapters": dict,
     }
     if not isinstance(declared, dict):
         raise TargetError(f"{spec}.CONFORMANCE is a {type(declared).__name__}: expected a dict")

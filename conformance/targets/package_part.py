@@ -43,6 +43,11 @@ def without_init(package: str, stubs: Mapping[str, Mapping[str, Any]]) -> Iterat
         sys.modules.update(before)
 
 
+def stub_of_types() -> dict[str, Any]:
+    """The contents of a stub that holds an empty class under every name that is asked for."""
+    return {"__getattr__": lambda name: type(name, (), {})}
+
+
 class _Bare:
     """A finder that gives each folder of a package as a package without code."""
 

@@ -38,13 +38,13 @@ def test_a_format_equals_the_librarys_bit_for_bit(row: Row) -> None:
 @pytest.mark.parametrize(
     ("target", "format", "options", "said"),
     [
-        ("peft_bitsandbytes", "nf5", {}, "bitsandbytes has nf4, fp4, int8_bitsandbytes"),
+        ("peft_bitsandbytes", "int4", {}, "bitsandbytes has nf4 and fp4 and int8_bitsandbytes"),
         ("peft_bitsandbytes", "nf4", {"block_size": 48}, "block_size = 48: bitsandbytes has 32"),
         ("peft_bitsandbytes", "int8_bitsandbytes", {"compute_dtype": torch.float32}, "computes in float16"),
-        ("peft_torchao", "nf4", {}, "torchao has int8_torchao, fp8, int4"),
+        ("peft_torchao", "nf4", {}, "torchao has int8_torchao and fp8 and int4"),
         ("peft_torchao", "fp8", {"compute_dtype": torch.bfloat16}, "computes in torch.float32"),
         ("peft_hqq", "nf4", {}, "HQQ has hqq"),
-        ("nemo_bitsandbytes", "int8_bitsandbytes", {}, "NeMo adapts nf4 and fp4"),
+        ("nemo_bitsandbytes", "int8_bitsandbytes", {}, "NeMo on bitsandbytes has nf4 and fp4"),
     ],
 )
 def test_a_target_says_what_its_library_does_not_have(
@@ -63,3 +63,22 @@ def test_every_shape_of_the_table_counts_a_difference() -> None:
     a = torch.tensor([0.0, 1.0, 2.0])
     assert packed_bits.differing(a, torch.tensor([-0.0, 1.0, 2.5])) == 1
     assert packed_bits.differing(a, a.double()) == 3
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("target", "format", "options", "said"),
+    [
+        ("peft_bitsandbytes", "nf5", {}, "format = 'nf5': bitsandbytes has nf4 and fp4 and int8_bitsandbytes"),
+        ("peft_bitsandbytes", "nf4", {"block_size": 2.5}, r"block_size = 2.5 of a weight \[16, 192\]: expected"),
+        ("peft_torchao", "int4", {"group_size": 191}, r"group_size = 191 of a weight \[16, 192\]: expected positive"),
+        ("peft_torchao", "fp8", {"block_size": (15, 192)}, r"block_size = \(15, 192\) of a weight \[16, 192\]"),
+        ("peft_hqq", "nf5", {}, "format = 'nf5': HQQ has hqq"),
+        ("nemo_bitsandbytes", "nf5", {}, "format = 'nf5': NeMo on bitsandbytes has nf4 and fp4"),
+    ],
+)
+def test_a_target_refuses_what_no_library_has(target: str, format: str, options: dict[str, Any], said: str) -> None:  # noqa: A002
+    row = Row(target, format)
+    library = installed(row)
+    with pytest.raises(ValueError, match=said):
+        library.packed_linear(packed_bits.weight_of(row), format, **options)

@@ -110,6 +110,7 @@ FEATURES: Mapping[str, Feature] = {
     "format_fp8": Feature("format fp8"),
     "format_int4": Feature("format int4"),
     "packed_storage": Feature("storage of a packed base", conventions=("kept", "repacked")),
+    "packed_inputs": Feature("x of a packed base in eval mode", conventions=("as given", "int8 rows")),
     "packed_merge": Feature("merging into a packed base", conventions=("refused", "requantised", ABSENT)),
     "packed_dora": Feature("DoRA on a packed base", {"quantised": _patch("use_dora")}),
     "format_hqq": Feature("format HQQ", conventions=("read", "packed", ABSENT)),

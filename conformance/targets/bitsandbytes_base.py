@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import reference
+from conformance.targets.packed_formats import check_format, check_sizes
 from conformance.targets.wrapped_layer import library
 
 WRITTEN_FOR = ("bitsandbytes", "0.50.2", "pip install --no-deps bitsandbytes")
@@ -32,11 +33,12 @@ def packed_linear(
 
     Raises:
         NotImplementedError: for what bitsandbytes does not have.
+        ValueError: for a format or a block size that cannot be.
     """
-    if format not in FORMATS:
-        raise NotImplementedError(f"format = {format!r}: bitsandbytes has {', '.join(FORMATS)}")
-    layer = _eight_bit(linear, compute_dtype) if format == "int8_bitsandbytes" else None
-    if layer is None:
+    check_format(format, FORMATS, "bitsandbytes")
+    if format == "int8_bitsandbytes":
+        layer = _eight_bit(linear, compute_dtype, **options)
+    else:
         layer = _four_bit(linear, format, compute_dtype, **options)
     if linear.bias is not None:
         layer.bias = nn.Parameter(linear.bias.detach().clone(), requires_grad=False)
@@ -50,6 +52,7 @@ def _four_bit(
     block_size: int = 64,
     nested: bool = False,
 ) -> Any:
+    check_sizes("block_size", block_size, linear, (block_size,))
     if block_size not in BLOCK_SIZES:
         raise NotImplementedError(f"block_size = {block_size}: bitsandbytes has {', '.join(map(str, BLOCK_SIZES))}")
     k, n = linear.in_features, linear.out_features

@@ -9,6 +9,7 @@ from torch import nn
 
 from conformance.targets import bitsandbytes_base, nemo_automodel
 from conformance.targets.bitsandbytes_base import dequantize_weight, packed_fields
+from conformance.targets.packed_formats import check_format
 from conformance.targets.wrapped_layer import version_of
 
 __all__ = ["dequantize_weight", "packed_fields", "packed_linear", "patch_linear_module"]
@@ -16,8 +17,8 @@ __all__ = ["dequantize_weight", "packed_fields", "packed_linear", "patch_linear_
 OTHERS = {f"format_{name}": "absent" for name in ("int8_bitsandbytes", "int8_torchao", "fp8", "int4")}
 CONFORMANCE = {
     "name": "NeMo Automodel on bitsandbytes",
-    "version": f"{version_of('nemo-automodel')} on {version_of('bitsandbytes')}",
-    "features": {**nemo_automodel.NO_RSLORA, **OTHERS},
+    "version": f"{version_of('nemo-automodel')}+bitsandbytes.{version_of('bitsandbytes')}",
+    "features": {**nemo_automodel.NO_RSLORA, **OTHERS, "packed_merge": "absent", "packed_dora": "absent"},
 }
 FORMATS = ("nf4", "fp4")
 
@@ -33,9 +34,9 @@ def packed_linear(
 
     Raises:
         NotImplementedError: for other formats: NeMo knows a packed base by its quant_state.
+        ValueError: for a format that does not exist.
     """
-    if format not in FORMATS:
-        raise NotImplementedError(f"format = {format!r}: NeMo adapts {' and '.join(FORMATS)}")
+    check_format(format, FORMATS, "NeMo on bitsandbytes")
     return bitsandbytes_base.packed_linear(linear, format, compute_dtype=compute_dtype, **options)
 
 

@@ -9,20 +9,23 @@ from typing import Any
 from torch import Tensor, nn
 
 from conformance.targets import peft
+from conformance.targets.packed_formats import PACKED
 
-FORMATS = ("nf4", "fp4", "int8_bitsandbytes", "int8_torchao", "fp8", "int4")
 
-
-def declared(*formats: str, compute_dtype: bool = False) -> dict[str, Any]:
-    """The declaration of PEFT on a library that has these formats."""
-    features = {f"format_{name}": "absent" for name in FORMATS if name not in formats}
+def declared(*formats: str, compute_dtype: bool = False, **conventions: str) -> dict[str, Any]:
+    """The declaration of PEFT on a library that has these formats and conventions."""
+    features = {f"format_{name}": "absent" for name in PACKED if name not in formats}
     features["packed_dora"] = "absent"  # under names of its own: lora_magnitude_vector
+    features["packed_merge"] = "requantised"
     if not compute_dtype:
         features["compute_dtype"] = "absent"
     if not {"nf4", "fp4"} & {*formats}:
         features["nested_absmax"] = "absent"
     known: dict[str, Any] = dict(peft.CONFORMANCE)
-    return {"dropout_positions": known["dropout_positions"], "features": {**known["features"], **features}}
+    return {
+        "dropout_positions": known["dropout_positions"],
+        "features": {**known["features"], **features, **conventions},
+    }
 
 
 def patching(loaded_of: Callable[[nn.Module], Mapping[str, Any]]) -> Callable[..., Any]:

@@ -13,9 +13,9 @@ from conformance.targets.wrapped_layer import version_of
 
 __all__ = ["dequantize_weight", "eight_bit", "packed_fields", "packed_linear", "patch_linear_module"]
 
-VERSION = f"{version_of('peft')} on {version_of('bitsandbytes')}"
+VERSION = f"{version_of('peft')}+bitsandbytes.{version_of('bitsandbytes')}"
 CONFORMANCE = {
-    **packed_peft.declared("nf4", "fp4", compute_dtype=True),
+    **packed_peft.declared("nf4", "fp4", compute_dtype=True, autocast="input dtype"),
     "name": "peft on bitsandbytes, 4-bit",
     "version": VERSION,
 }
@@ -33,7 +33,7 @@ class eight_bit:  # noqa: N801  (a target, named as a module would be)
     """PEFT on Linear8bitLt, which computes in the dtype of x in training mode, and in int8 in eval mode."""
 
     CONFORMANCE = {  # noqa: RUF012
-        **packed_peft.declared("int8_bitsandbytes"),
+        **packed_peft.declared("int8_bitsandbytes", packed_inputs="int8 rows"),
         "name": "peft on bitsandbytes, 8-bit",
         "version": VERSION,
     }

@@ -8,18 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from conformance.targets import packed_peft
+from conformance.targets.packed_formats import check_format
 from conformance.targets.wrapped_layer import library, version_of
 
 WRITTEN_FOR = ("hqq", "0.2.8", "pip install --no-deps hqq termcolor")
 with library(*WRITTEN_FOR):
     from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
 
-HQQ = packed_peft.declared()
-HQQ["features"]["format_hqq"] = "packed"
 CONFORMANCE = {
-    **HQQ,
+    **packed_peft.declared(format_hqq="packed"),
     "name": "peft on HQQ",
-    "version": f"{version_of('peft')} on {version_of('hqq')}",
+    "version": f"{version_of('peft')}+hqq.{version_of('hqq')}",
 }
 
 
@@ -35,9 +34,9 @@ def packed_linear(
 
     Raises:
         NotImplementedError: for another format than hqq, and another compute dtype: HQQ does not cast x to it.
+        ValueError: for a format that does not exist.
     """
-    if format != "hqq":
-        raise NotImplementedError(f"format = {format!r}: HQQ has hqq")
+    check_format(format, ("hqq",), "HQQ")
     if compute_dtype not in (None, linear.weight.dtype):
         raise NotImplementedError(f"compute_dtype = {compute_dtype}: x is {linear.weight.dtype}, and HQQ casts nothing")
     config = BaseQuantizeConfig(nbits=4, group_size=group_size, axis=axis)

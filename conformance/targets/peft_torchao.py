@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from conformance.targets import packed_peft
+from conformance.targets.packed_formats import check_format, check_sizes
 from conformance.targets.wrapped_layer import library, version_of
 
 WRITTEN_FOR = ("torchao", "0.18.0", "pip install --no-deps torchao")
@@ -30,7 +31,7 @@ with library(*WRITTEN_FOR), warnings.catch_warnings():
 CONFORMANCE = {
     **packed_peft.declared("int8_torchao", "fp8", "int4"),
     "name": "peft on torchao",
-    "version": f"{version_of('peft')} on {version_of('torchao')}",
+    "version": f"{version_of('peft')}+torchao.{version_of('torchao')}",
 }
 FORMATS = ("int8_torchao", "fp8", "int4")
 INT4: Any = torch.int4  # type: ignore[attr-defined]
@@ -52,10 +53,14 @@ def packed_linear(
         zero: torchao stores a zero point for each group of int4 in any case.
     Raises:
         NotImplementedError: for what torchao does not have; it computes in the weight's dtype.
+        ValueError: for a format or a block size that cannot be.
     """
     del zero
-    if format not in FORMATS:
-        raise NotImplementedError(f"format = {format!r}: torchao has {', '.join(FORMATS)}")
+    check_format(format, FORMATS, "torchao")
+    n, k = linear.out_features, linear.in_features
+    check_sizes("group_size", group_size, linear, (group_size,), (k,) if format == "int4" else ())
+    if block_size is not None:
+        check_sizes("block_size", block_size, linear, tuple(block_size), (n, k))
     if compute_dtype not in (None, linear.weight.dtype):
         raise NotImplementedError(f"compute_dtype = {compute_dtype}: torchao computes in {linear.weight.dtype}")
     layer = packed_peft.copied(linear)

@@ -70,7 +70,7 @@ def test_new_adapter(subject: Subject, case: PackedCase) -> None:
 @clause(
     "QNT-ADAPTER-DTYPE",
     sentence="""The adapter's dtype is lora_dtype; without it the base's compute_dtype; without that the dtype of a
-    floating point bias or scale; without either float32.""",
+    floating point bias or scale, or the one that a weight which dequantises itself shows; without either float32.""",
     cases=SIZES,
     dtypes=DTYPES,
     subjects=LAYERS,
@@ -81,18 +81,19 @@ def test_adapter_dtype(subject: Subject, case: PackedCase) -> None:
     given = dtype_named(ADAPTER_DTYPES[case.dtype]) if case.seed % 3 == 0 else None
     options = {} if given is None else {"lora_dtype": given}
     layer, operands = fresh(subject, case, **options)
-    allowed, what = _allowed(operands) if given is None else ({given}, f"lora_dtype={_shown(given)}")
+    allowed, what = _allowed(operands, layer) if given is None else ({given}, f"lora_dtype={_shown(given)}")
     got = adapter_of(layer, "lora_A").dtype
     expected = " or ".join(sorted(map(_shown, allowed)))
     require(got in allowed, f"the adapter is {_shown(got)} with {what}: expected {expected}")
 
 
-def _allowed(operands: PackedOperands) -> tuple[set[torch.dtype], str]:
+def _allowed(operands: PackedOperands, layer: Any) -> tuple[set[torch.dtype], str]:
     """The dtypes that an adapter may have if none is given, and the reason in words."""
     if operands.compute is not None:
         return {operands.compute}, f"compute_dtype={_shown(operands.compute)}"
     scales = dict(operands.stored.fields) if operands.stored else {}
     found = {t.dtype for t in scales.values() if t.is_floating_point() and t.dtype.itemsize > 1}
+    found |= {p.dtype for p in layer.parameters() if type(p).dequantize is not torch.Tensor.dequantize}
     if operands.case.bias:
         return found | {operands.dtype}, f"a bias in {_shown(operands.dtype)}"
     return found or {torch.float32}, "neither a compute dtype nor a bias"

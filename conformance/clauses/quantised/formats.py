@@ -8,7 +8,7 @@ import torch
 from conformance.clauses.quantised.case import PACKABLE, SMALL, PackedCase
 from conformance.clauses.quantised.decoded_weight import Stored
 from conformance.clauses.quantised.forward import LAYERS
-from conformance.clauses.quantised.packed_operands import PackedOperands, dequantized, operands_of, packed_base
+from conformance.clauses.quantised.packed_operands import PackedOperands, dequantized, operands_of, unchecked_base
 from conformance.judgement.judge import judge
 from conformance.judgement.linear_oracle import Expected
 from conformance.judgement.outcomes import require
@@ -63,7 +63,7 @@ def mistakes(stored: Stored) -> dict[str, Array]:
 def judged(subject: Subject, case: PackedCase) -> float | None:
     """Judge the dequantised weight of a base by its stored fields."""
     operands = operands_of(subject, case)
-    base = packed_base(subject, operands)
+    base = unchecked_base(subject, operands)
     got = dequantized(subject.target, base, (operands.case.n, operands.case.k))
     assert operands.stored is not None
     require(operands.stored.format == operands.case.format, f"packed_fields says format {operands.stored.format}: "
@@ -203,7 +203,7 @@ def test_int4(subject: Subject, case: PackedCase) -> float | None:
 )
 def test_bits(subject: Subject, case: PackedCase) -> float | None:
     operands = operands_of(subject, case)
-    base = packed_base(subject, operands)
+    base = unchecked_base(subject, operands)
     got = dequantized(subject.target, base, (operands.case.n, operands.case.k))
     assert operands.stored is not None
     return judge(got, expected_numbers(operands.stored, exact=True))

@@ -8,7 +8,7 @@ from conformance.clauses.quantised.case import DTYPES, LAYER, LAYOUT, SMALL, Pac
 from conformance.clauses.quantised.oracle import PackedOracle
 from conformance.clauses.quantised.packed_operands import adapted, operands_of, packed_base
 from conformance.judgement.judge import judge, worst
-from conformance.judgement.outcomes import require
+from conformance.judgement.outcomes import Inconclusive, require
 from conformance.numerics.formats import numbers
 from conformance.specification.clause import clause
 from conformance.target.subject import Instance, Subject
@@ -80,9 +80,11 @@ def test_overflow(subject: Subject, case: PackedCase) -> float | None:
     operands = operands_of(subject, case)
     y = adapted(subject, operands).forward()
     oracle = PackedOracle(operands)
-    largest = torch.finfo(y.dtype).max
-    within = bool((abs(oracle.y.value) <= largest).all())
-    require(not within or bool(y.isfinite().all()), f"y has {int((~y.isfinite()).sum())} elements of {y.numel()} that "
+    terms = {"x Ŵᵀ": oracle.alone()[0].value, "y": oracle.y.value}
+    too_large = [name for name, value in terms.items() if abs(value).max() > torch.finfo(y.dtype).max]
+    if too_large:
+        raise Inconclusive(f"{' and '.join(too_large)} does not fit {y.dtype}: Ŵ is larger than the weight was")
+    require(bool(y.isfinite().all()), f"y has {int((~y.isfinite()).sum())} elements of {y.numel()} that "
             f"are not finite: expected numbers up to {abs(oracle.y.value).max():.3g}")  # fmt: skip
     return judge(y, oracle.y)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 DEEPEST, MOST = 10, 5000  # of a search: attributes of attributes, and objects in all
 LEAVES = (str, bytes, int, float, complex, type, ModuleType, torch.dtype, torch.device, torch.Size, type(None))
@@ -56,10 +57,20 @@ def nodes_of(y: torch.Tensor) -> Iterator[Any]:
             waiting += [following for following, _ in node.next_functions]
 
 
+def plain_tensors(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The tensors with memory of their own in one: itself, or those that a wrapper, as torchao's are, consists of."""
+    wrapper: Any = tensor
+    if is_traceable_wrapper_subclass(wrapper):
+        for name in wrapper.__tensor_flatten__()[0]:
+            yield from plain_tensors(getattr(wrapper, name))
+    else:
+        yield tensor
+
+
 def memory_of(tensors: Iterable[torch.Tensor]) -> dict[int, tuple[int, torch.Tensor]]:
     """By the address of each memory that these tensors use, its bytes and a tensor in it."""
     found = {}
-    for tensor in tensors:
+    for tensor in (plain for given in tensors for plain in plain_tensors(given)):
         storage = tensor.untyped_storage()
         if storage.nbytes():
             found[storage.data_ptr()] = (storage.nbytes(), tensor)

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from conformance.clauses.quantised.case import SMALL, PackedCase
 from conformance.clauses.quantised.forward import LAYERS
-from conformance.clauses.quantised.held_tensors import memory_of, nodes_of, owned, tensors_in
+from conformance.clauses.quantised.held_tensors import memory_of, nodes_of, owned, plain_tensors, tensors_in
 from conformance.clauses.quantised.packed_operands import PackedOperands, adapted, operands_of
 from conformance.isolation.allocated_memory import allocated
 from conformance.judgement.outcomes import require
@@ -161,16 +161,20 @@ class LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                key = storage._cdata
-                if key not in self.live and key not in given:
-                    self.live[key] = weakref.ref(storage, self._ended(key)), storage.nbytes()
-                    self.now += storage.nbytes()
-                    self.most = max(self.most, self.now)
+        given = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
+        for tensor in _tensors(result):
+            storage = tensor.untyped_storage()
+            key = storage._cdata
+            if key not in self.live and key not in given:
+                self.live[key] = weakref.ref(storage, self._ended(key)), storage.nbytes()
+                self.now += storage.nbytes()
+                self.most = max(self.most, self.now)
         return result
+
+
+def _tensors(tree: Any) -> list[torch.Tensor]:
+    """The tensors with memory of their own among an operation's arguments or results."""
+    return [plain for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor) for plain in plain_tensors(leaf)]
 
 
 @clause(

@@ -140,8 +140,11 @@ def test_requantised(subject: Subject, case: PackedCase) -> float | None:
     numbers = stored_in(subject, layer, (case.n, case.k)).numbers
     wanted = operands.values["weight"] + update
     error = float(np.linalg.norm(numbers - wanted) / np.linalg.norm(update))
-    ratio = judge(torch.from_numpy(numbers), Expected("the requantised weight", wanted, steps(case, wanted),
-                  torch.float64, {"update": update, "Ŵ": operands.values["weight"]}))  # fmt: skip
+    terms = {"update": update, "Ŵ": operands.values["weight"]}
+    ratio = None
+    if case.format != "hqq":  # its library searches for scales and zero points, and states no bound
+        bound = Expected("the requantised weight", wanted, steps(case, wanted), torch.float64, terms)
+        ratio = judge(torch.from_numpy(numbers), bound)
     right = isinstance(said, float) and abs(said - error) <= 1e-3 * error + 1e-6
     require(right, f"merge() returned {said!r}: expected ‖error‖/‖ΔW‖ = {error:.4g}")
     with calling("unmerge()"):

@@ -4,6 +4,8 @@
 element of x Ŵᵀ, and of g Ŵ alike: ``(4/√3)·u·√Σ(x Ŵ)²`` for Ŵ stored in the compute dtype, whose unit roundoff is u
 (that of float32 at least, in which Ŵ is computed); ``u·|x Ŵᵀ|`` for a scale that is rounded, or applied after the
 product; and with nested scales ``u₃₂·Σ|Σ x Ŵ|``, the outer sum over the blocks, for a rounded scale of each block.
+By the convention `packed_inputs: int8 rows` y gets ``(4/√3)·√Σ(δ Ŵ)²`` too, where δ is half a step of x in int8 and its
+rounding to float16 before.
 """
 
 from __future__ import annotations
@@ -41,6 +43,17 @@ class PackedOracle(LinearOracle):
             allowed = allowed + SINGLE * sum(np.abs(part) for part in parts)
         return np.asarray(allowed)
 
+    def _of_inputs(self) -> Array | float:
+        """What the base product moves by if it takes x in float16, rounded to int8 with a scale for each row."""
+        if not self.operands.eight_bit_x:
+            return 0.0
+        half = format_of(torch.float16)
+        moved = np.abs(self.x).max(1, initial=0.0)[:, None] / 254 + half.unit * np.abs(self.x) + half.step
+        squares = (moved * moved) @ (self.weight * self.weight).T
+        product = half.unit * np.abs(self.x @ self.weight.T) + half.step  # which is in float16 in the library
+        found: Array = STORE * np.sqrt(squares) + product
+        return found
+
     def _with_storage(self, plain: Expected, allowed: Array) -> Expected:
         if plain.budget is None:  # there are no elements, or all are zero
             return plain
@@ -55,7 +68,7 @@ class PackedOracle(LinearOracle):
         assert back.product is not None
         value = forward.product if self.bias is None else forward.product + self.bias
         terms = {} if self.bias is None else {"base": forward.product, "bias": np.zeros_like(value) + self.bias}
-        allowed = forward.budget + self._of_storage(self.x, self.weight, number)
+        allowed = forward.budget + self._of_storage(self.x, self.weight, number) + self._of_inputs()
         dX = back.budget + self._of_storage(self.g, self.weight.T, number.T)
         dtype, lead = self.operands.dtype, self.operands.case.leading
 
@@ -75,7 +88,7 @@ class PackedOracle(LinearOracle):
     @cached_property
     def y(self) -> Expected:
         """`x Ŵᵀ + b + s·(x Aᵀ) Bᵀ`."""
-        return self._with_storage(super().y, self._of_storage(self.x, self.weight, self._number))
+        return self._with_storage(super().y, self._of_storage(self.x, self.weight, self._number) + self._of_inputs())
 
     @cached_property
     def dX(self) -> Expected:

@@ -6,14 +6,16 @@ import dataclasses
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
+from conformance.cases.operand_values import largest_forward
 from conformance.cases.operands import Operands
 from conformance.clauses.quantised import packed_values
 from conformance.clauses.quantised.case import PACKABLE, PackedCase, tamed
 from conformance.clauses.quantised.decoded_weight import Stored
-from conformance.judgement.outcomes import require
+from conformance.judgement.outcomes import Inconclusive, require
 from conformance.judgement.recording import note
 from conformance.numerics.budget import Rounding
 from conformance.numerics.formats import Array, dtype_named, format_of, numbers, rounded
@@ -29,6 +31,7 @@ class PackedOperands(Operands):
     Attributes:
         compute: the compute dtype, or None.   computes: the dtype of the base product, given or not.
         stored: what the base's storage holds; None before, and for a target without `packed_fields`.
+        eight_bit_x: whether the base rounds x to int8 rows, as the convention `packed_inputs: int8 rows` has it.
     """
 
     case: PackedCase
@@ -42,9 +45,13 @@ class PackedOperands(Operands):
         if case.update == "small":
             self.values["lora_B"] = self.values["lora_B"] / 1024  # a power of two keeps it representable
         self.values["weight"] = rounded(packed_values.drawn(case)["weight"], self.dtype)
+        if case.special == "near-overflow":  # the weight to pack is another one than x was sized for
+            large = largest_forward(self.values["x"].reshape(-1, case.k), self.values, self.scale, 1.0)
+            self.values["x"] = rounded(self.values["x"] * (0.7 * format_of(self.dtype).largest / large), self.dtype)
         if self.compute is not None:
             self.computed_in = self.dtype  # autocast then changes the update alone
         self.stored: Stored | None = None
+        self.eight_bit_x = False
 
     @property
     def rounding(self) -> Rounding:
@@ -75,8 +82,8 @@ def fitted(subject: Subject, case: PackedCase) -> PackedCase:
     return tamed(case)  # another format may need other sizes
 
 
-def packed_base(subject: Subject, operands: PackedOperands) -> Any:
-    """The case's layer, packed by the target; the operands then hold the numbers that its storage stands for."""
+def unchecked_base(subject: Subject, operands: PackedOperands) -> Any:
+    """The case's layer, packed by the target, whether or not the numbers that its storage stands for are finite."""
     note(options={})
     case = operands.case
     options = dict(case.options)
@@ -86,6 +93,20 @@ def packed_base(subject: Subject, operands: PackedOperands) -> Any:
     with calling(f"packed_linear(linear, {', '.join([repr(case.format), *(f'{k}={v}' for k, v in options.items())])})"):
         base = pack(operands.linear, case.format, **options)
     operands.values["weight"], operands.stored = decoded(subject.target, base, (case.n, case.k))
+    return base
+
+
+def packed_base(subject: Subject, operands: PackedOperands) -> Any:
+    """The case's layer, packed by the target; the operands then hold the numbers that its storage stands for.
+
+    Raises:
+        Inconclusive: if one of these is NaN or infinite. Clauses on packing judge that; no sum with it is right.
+    """
+    base = unchecked_base(subject, operands)
+    lost, size = int((~np.isfinite(operands.values["weight"])).sum()), operands.values["weight"].size
+    if lost:
+        what = f"{lost} of {size} numbers that are not finite"
+        raise Inconclusive(f"the storage of a finite weight in {operands.case.format} stands for {what}")
     return base
 
 
@@ -142,7 +163,9 @@ def adapted(subject: Subject, operands: PackedOperands, base: Any = None, **opti
 
 def operands_of(subject: Subject, case: PackedCase) -> PackedOperands:
     """The operands of a case that the target can have."""
-    return PackedOperands(fitted(subject, case), subject.device)
+    operands = PackedOperands(fitted(subject, case), subject.device)
+    operands.eight_bit_x = not case.training and subject.follows("packed_inputs", "int8 rows")
+    return operands
 
 
 def run(subject: Subject, operands: PackedOperands, **options: Any) -> Instance:

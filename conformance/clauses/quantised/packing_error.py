@@ -9,7 +9,7 @@ from conformance.clauses.quantised.case import DTYPES, PACKABLE, PackedCase
 from conformance.clauses.quantised.decoded_weight import FP4, NESTED, NF4, OF_127, Single
 from conformance.clauses.quantised.formats import FORMAT
 from conformance.clauses.quantised.forward import LAYERS
-from conformance.clauses.quantised.packed_operands import PackedOperands, dequantized, operands_of, packed_base
+from conformance.clauses.quantised.packed_operands import PackedOperands, dequantized, operands_of, unchecked_base
 from conformance.clauses.quantised.packed_values import Numbers, blocks_of
 from conformance.judgement.judge import judge
 from conformance.judgement.linear_oracle import Expected
@@ -69,7 +69,7 @@ def test_packed_bits(subject: Subject, case: PackedCase) -> float | None:
 
 def _packed(subject: Subject, case: PackedCase) -> tuple[PackedOperands, torch.Tensor]:
     operands = operands_of(subject, case)
-    base = packed_base(subject, operands)
+    base = unchecked_base(subject, operands)
     return operands, dequantized(subject.target, base, (operands.case.n, operands.case.k))
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.campaigns.mutation import mutants, summary, verdict
+from conformance.specification.groups import groups
+from tests.campaigns.mutation import judging_groups, mutants, summary, verdict
 from tests.campaigns.mutation.operators import OPERATORS
 
 EDITS = {
@@ -138,3 +139,13 @@ def test_a_mutant_that_loops_or_waits_for_ever_is_stopped(
     limited = f"import resource; resource.setrlimit(resource.RLIMIT_CPU, (1, 9))\n{script}"
     child = os.posix_spawn(sys.executable, [sys.executable, "-S", "-c", limited], os.environ)
     assert verdict._waited(child)[0] == found
+
+
+def test_a_rule_says_which_groups_judge_each_file() -> None:
+    listed = subprocess.run(["git", "ls-files", "reference", "optimized"], capture_output=True, text=True, check=True)
+    files = [name for name in listed.stdout.split() if name.endswith(".py") and not name.endswith("__init__.py")]
+    named = {name: judging_groups.groups_of(name) for name in files}
+    assert set().union(*named.values()) <= set(groups())
+    assert not [name for name, found in named.items() if not found]
+    with pytest.raises(LookupError, match=r"reference/new\.py: no rule in judging_groups\.RULES"):
+        judging_groups.groups_of("reference/new.py")

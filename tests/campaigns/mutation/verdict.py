@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from conformance.run.case_search import Examination
 from conformance.run.profiles import PROFILES, Profile
 from conformance.specification.clause import REGISTRY, Clause, load_all
 from conformance.target.target import TRITON, Target
+from tests.campaigns.mutation import judging_groups
 from tests.campaigns.mutation.mutants import PACKAGES, Mutant, write_copy
 
 LIMIT = 240  # CPU seconds after which an undecided mutant counts as hung
@@ -31,30 +33,7 @@ IDLE_LIMIT = 10 * LIMIT  # wall-clock seconds, for a mutant that waits for ever 
 SLOW = ("LIN-COMPILE", "LAY-COMPILE", "FUS-COMPILE")
 FIRST = Profile("first", volume=1, interpreted=1, shrinks=0)
 QUICK = Profile("quick", PROFILES["quick"].volume, PROFILES["quick"].interpreted, shrinks=0)
-NUMERIC = ("linear", "layer", "merge", "dora", "model")
-# The groups that can detect a defect in a file, the likeliest first; the default is the numeric groups.
-GROUPS_OF = {
-    "config": ("config", "model"),
-    "matching": ("model", "hybrid"),
-    "model": ("model",),
-    "gradnorm": ("gradnorm", "training", "distributed"),
-    **dict.fromkeys(("distributed", "sharded"), ("distributed",)),
-    **dict.fromkeys(("hybrid", "custom_linear"), ("hybrid", "training")),
-    "training": ("training",),
-    **dict.fromkeys(("quantization", "remote_module", "split_model", "noise", "layout", "envelope", "keys"), ("fhe",)),
-    **dict.fromkeys(("shared_state", "weight_version", "library", "encryption", "int8_linear", "integers"), ("fhe",)),
-    **dict.fromkeys(("deployment", "protocol", "client", "server", "application"), ("remote",)),
-    **dict.fromkeys(("key_store", "listener", "connection", "worker"), ("remote",)),
-    **dict.fromkeys(("checkpoint", "peft_format", "tensor_file", "plain_values"), ("checkpoint",)),
-    **dict.fromkeys(("training_file", "whole_files"), ("checkpoint",)),
-    "dora": ("dora", "model"),
-    "layer": ("layer", "merge", "dora", "model", "training"),
-    "linear": ("linear", "layer", "merge", "dora", "model"),
-    "adapter": ("linear", "layer"),
-    **dict.fromkeys(
-        ("projection", "projections", "blocks", "qkv", "mlp", "activations", "gated_activation"), ("fused",)
-    ),
-}
+TILED = ("kernels/grouped_*.py", "nodes/tiled.py", "tiled_linear.py", "row_tiles.py", "dispatch/row_tiles.py")
 # These files run partly with interpreted kernels and partly without.
 BOTH_WAYS = ("quantization", "integers")
 
@@ -120,8 +99,8 @@ def _in_child(folder: Path, mutant: Mutant | None, package: str, out: Path) -> N
         importlib.invalidate_caches()
         found = {"status": "survived"}
         try:
-            target = Target.of(importlib.import_module(mutant.package if mutant else package))
-            missing = set(_expected_claims()) - set(target.claimed)
+            target = Target.of(importlib.import_module(_module(mutant) if mutant else package))
+            missing = set(groups_of(mutant)) - set(target.claimed)
         except BaseException as error:  # noqa: BLE001  (a mutant may raise anything)
             found = {"status": "killed", "clause": "import", "message": f"{type(error).__name__}: {error}"[:300]}
         else:
@@ -133,6 +112,12 @@ def _in_child(folder: Path, mutant: Mutant | None, package: str, out: Path) -> N
         out.with_suffix(".part").rename(out)
     finally:
         os._exit(0)
+
+
+def _module(mutant: Mutant) -> str:
+    """The target that runs the mutant's file: tiles of rows serve GPUs, so that only a target of the tests has them."""
+    tiled = any(fnmatch(mutant.file, f"optimized/{pattern}") for pattern in TILED)
+    return "tests.targets.tiled" if tiled else mutant.package
 
 
 def _expected_claims() -> tuple[str, ...]:
@@ -160,15 +145,15 @@ def _planned(target: Target, mutant: Mutant | None) -> Iterator[tuple[Profile, C
             dtypes = clause.dtypes or (ANY_DTYPE,)
             chosen = dtypes if profile is QUICK else [d for d in dtypes if d in ("float32", ANY_DTYPE)] or dtypes[:1]
             for subject, dtype in itertools.product(target.subjects(clause), chosen):
-                if not in_kernels or subject.name in (*TRITON, "lora_mlp", "HybridFHEModel"):
+                if not in_kernels or clause.group not in ("linear", "layer") or subject.name in TRITON:
                     yield profile, clause, subject, dtype
 
 
 def groups_of(mutant: Mutant | None) -> tuple[str, ...]:
-    """Return the groups of clauses that can detect a defect in the mutant's file."""
+    """The groups of clauses that can detect a defect in the mutant's file."""
     if mutant is None:
         return _expected_claims()
-    return GROUPS_OF.get(Path(mutant.file).stem, ("linear", "layer") if "/kernels/" in mutant.file else NUMERIC)
+    return judging_groups.groups_of(mutant.file)
 
 
 def prepare() -> None:

@@ -34,12 +34,11 @@ def death(bad: KnownBad) -> int | None:
     clause, least = CLAUSES[bad.clause], None
     with begun(bad) as target:
         for subject, dtype in pairs(bad, target, clause):
-            drawn: list[object] = []
             volume = LOOKING.volume if least is None else least / clause.weight
             profile = dataclasses.replace(LOOKING, volume=volume)
-            result = Examination(clause, subject, dtype, profile, drawn.append).run()
-            if result.status != "pass":
-                least = min(len(drawn) - 1 - result.inconclusive, MOST if least is None else least)
+            result = Examination(clause, subject, dtype, profile).run()
+            if result.status != "pass":  # of the cases after the failing one, drawn for a pattern, none is decided
+                least = min(result.examples - 1, result.examples if least is None else least)
             if least == 0:
                 break
     return least

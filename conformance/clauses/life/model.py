@@ -25,11 +25,13 @@ MODEL_START = ModelSituation()
 SUBJECT = ("apply_lora_to_linear_modules",)
 
 
-def lacking_in(operations: Mapping[str, Operation]) -> Callable[[Subject], set[str]]:
+def lacking_in(
+    operations: Mapping[str, Operation], life_type: type[ModelLife] = ModelLife
+) -> Callable[[Subject], set[str]]:
     """A function of a subject that returns those of some operations that the target does not have."""
 
     def lacking(subject: Subject) -> set[str]:
-        life = ModelLife(subject, LifeCase(k=4, n=5, r=2, bias=True), MODEL_START)
+        life = life_type(subject, LifeCase(k=4, n=5, r=2, bias=True), MODEL_START)
         return {name for name, operation in operations.items() if not operation.available(life)}
 
     return lacking

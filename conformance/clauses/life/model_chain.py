@@ -46,7 +46,8 @@ def config(layers, dtype, dim={rank}):
 
 def build(base_dtype, **adapters):
     """A model of one dtype in which some sets of layers are adapted, each in a dtype."""
-    model = Chain({words}, {width}, {hidden}, {bias}).to(base_dtype)
+    model = Chain({words}, {width}, {hidden}, {bias}){built_so}
+    model = model.to(base_dtype)
     for name, dtype in adapters.items():
         target.apply_lora_to_linear_modules(model, config(SETS[name], dtype))
     return model
@@ -97,8 +98,8 @@ def new_folder():
 '''
 
 
-def build_text(subject: Subject, case: LifeCase) -> str:
-    """The definitions that the code of a life needs."""
+def build_text(subject: Subject, case: LifeCase, options: str = "", built_so: str = "") -> str:
+    """The definitions that the code of a life needs, with more options of the config and lines on a new model."""
     alpha = case.scale * case.r
     number = int(alpha) if alpha == int(alpha) else alpha
     arguments = f"target_modules=list(layers), dim=dim, alpha={number}"
@@ -107,6 +108,7 @@ def build_text(subject: Subject, case: LifeCase) -> str:
     own = getattr(subject.target, "PeftConfig", None)
     if own is None or takes(own, "lora_dtype") is not None:
         arguments += ", lora_dtype=dtype"
+    arguments += options
     text = BUILD.format(
         config="target.PeftConfig" if own is not None else "reference.PeftConfig",
         arguments=arguments,
@@ -117,6 +119,7 @@ def build_text(subject: Subject, case: LifeCase) -> str:
         bias=case.bias,
         sets=SETS,
         layers=LAYERS,
+        built_so="".join(f"\n    {line}" for line in built_so.splitlines()),
     )
     return f"{inspect.getsource(Chain)}\n\n{text}"
 
@@ -132,7 +135,7 @@ def shapes(case: LifeCase) -> dict[str, tuple[int, ...]]:
     found: dict[str, Any] = {"embed.weight": (WORDS, case.k)}
     for name, (rows, columns) in sizes.items():
         found |= {f"{name}.weight": (rows, columns), f"{name}.lora_A": (case.r, columns)}
-        found |= {f"{name}.lora_B": (rows, case.r)}
+        found |= {f"{name}.lora_B": (rows, case.r), f"{name}.lora_magnitude": (rows,)}
         if case.bias and name in ("up", "down"):
             found[f"{name}.bias"] = (rows,)
     return found

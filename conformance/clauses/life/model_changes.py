@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from conformance.clauses.life.model_chain import SETS
-from conformance.clauses.life.model_life import tensors_of
 from conformance.clauses.life.model_situation import ModelOperation, ModelSituation
 from conformance.judgement.linear_oracle import Expected
 from conformance.numerics.formats import dtype_named, numbers
@@ -36,7 +35,7 @@ class Apply(ModelOperation):
         life.require(same, "a tensor from before is another Parameter: an optimiser would go on training that one")
         life.adapt(self.chosen, dtype)
         life.rebind()
-        fresh = tensors_of((self.chosen,))
+        fresh = life.tensors_of((self.chosen,))
         ups = [name for name in fresh if name.endswith("B")]
         life.require(f"not any(kept[name].any() for name in {ups})", "a new lora_B is not zero")
         life.fill(*fresh)
@@ -148,9 +147,10 @@ def restored(life: Any) -> None:
     """Compare weights that are unmerged again with those before the merge, and go on with the model's."""
     for layer, truth in life.truth.layers.items():
         if truth.merged is not None:
-            value, limit, text = truth.values["weight"], truth.unmerged_allowance(), f'kept["{layer}.weight"]'
+            value, limit, name = truth.values["weight"], truth.unmerged_allowance(), f"{layer}.weight"
+            text = life.matrix(f'kept["{name}"]', name)
             life.compare(text, Expected(f"the weight of {layer}", value, limit, truth.dtype, certified=False))
-            truth.values["weight"] = numbers(life.names["kept"][f"{layer}.weight"].detach()).copy()
+            truth.values["weight"] = numbers(life.value(text).detach()).copy()
             truth.merged = None
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from conformance.clauses.life.model_changes import restored, tie
-from conformance.clauses.life.model_life import tensors_of
 from conformance.clauses.life.model_situation import ModelOperation, ModelSituation
 from conformance.isolation.memory_folder import in_memory
 from conformance.numerics.formats import rounded
@@ -18,9 +17,14 @@ FILES = "save_adapter load_adapter"
 
 
 class Save(ModelOperation):
-    """The adapters, saved in a new folder."""
+    """The adapters, saved in a new folder.
+
+    Attributes:
+        saved: the model that they are saved of, as code.
+    """
 
     name, needs, keeps_graph = "save", FILES, True
+    saved = "model"
 
     def fits(self, now: ModelSituation) -> bool:
         return bool(now.adapted)
@@ -31,9 +35,9 @@ class Save(ModelOperation):
     def act(self, life: Any) -> None:
         truth = life.truth
         dtype = next(iter(truth.adapters.values()))
-        saved = f"target.save_adapter(model, config({list(truth.adapted)}, {dtype}), folder)"
+        saved = f"target.save_adapter({self.saved}, config({list(truth.adapted)}, {dtype}), folder)"
         life.run(f"folder = new_folder()\n{saved}")
-        truth.saved = {name: truth.tensors()[name].copy() for name in tensors_of(tuple(truth.adapters))}
+        truth.saved = {name: truth.tensors()[name].copy() for name in life.tensors_of(tuple(truth.adapters))}
         truth.saved_dtypes = dict(truth.adapters)
 
 

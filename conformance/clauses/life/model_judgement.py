@@ -66,7 +66,7 @@ def judge_backward(life: ModelLife, truth: ModelTruth, outputs: str, kept: str) 
             g = life.names["g" if outputs == "outputs" else "kept_g"]
         results = truth.results(layer, values[i - 1], numbers(g))
         life.compare(f"{outputs}[{i - 1}].grad", *(_named(one.of("x"), f"dX of {layer}") for one in results))
-        for part in ("lora_A", "lora_B", "bias"):
+        for part in (*life.parts, "bias"):
             _judge_gradient(life, truth, f"{layer}.{part}", f'{kept}["{layer}.{part}"].grad', results, own)
 
 
@@ -79,8 +79,15 @@ def _judge_gradient(life: ModelLife, truth: ModelTruth, name: str, text: str, re
     if part in ADAPTER and own.vanishing and own.training:
         life.require(f"{text} is None or not {text}.any()", f"{name} has a gradient at p = 1, where it is zero")
         return
-    short = {"lora_A": "dA", "lora_B": "dB", "bias": "dbias"}[part]
+    short = {"lora_A": "dA", "lora_B": "dB", "lora_magnitude": "dm", "bias": "dbias"}[part]
     life.compare(text, *(_named(one.of(part), f"{short} of {layer}") for one in results))
+
+
+def judge_whole(life: ModelLife) -> None:
+    """Judge outputs, gradients and state."""
+    judge_outputs(life)
+    judge_gradients(life)
+    judge_state(life)
 
 
 def judge_state(life: ModelLife) -> None:
@@ -107,7 +114,7 @@ def judge_state(life: ModelLife) -> None:
         checks.append((tied, "the head is no longer tied to the embedding: it has another weight"))
     life.require_all(checks)
     for name, value in values.items():
-        life.compare(f'held["{name}"]', _held(truth, name, value))
+        life.compare(life.matrix(f'held["{name}"]', name), _held(truth, name, value))
     _judge_state_dict(life)
 
 
@@ -138,7 +145,7 @@ def _judge_state_dict(life: ModelLife) -> None:
         own = truth.layers.get(layer)
         limit = own.unmerged_allowance() if own is not None and own.merged and part == "weight" else None
         expected = Expected(f"state_dict()[{key!r}]", value, limit, truth.dtype_of(f"{layer}.{part}"), certified=False)
-        life.compare(f"state[{key!r}]", expected)
+        life.compare(life.matrix(f"state[{key!r}]", f"{layer}.{part}"), expected)
 
 
 def _named(expected: Expected, name: str) -> Expected:

@@ -19,7 +19,7 @@ from conformance.clauses.life.life_case import LifeCase
 from conformance.clauses.life.lived import Lived
 from conformance.clauses.life.model_chain import LAYERS, SET_OF, SETS, WORDS, Chain, build_text, has_dropout, shapes
 from conformance.clauses.life.model_situation import ModelSituation
-from conformance.clauses.life.model_truth import ADAPTER, ModelTruth
+from conformance.clauses.life.model_truth import ModelTruth
 from conformance.clauses.life.truth import Truth
 from conformance.isolation.memory_folder import in_memory
 from conformance.numerics.formats import Array, dtype_named, numbers, rounded
@@ -42,10 +42,19 @@ class PendingModel:
 class ModelLife(Lived):
     """One model and the truth about it; the names of its code are `model`, `tokens`, `outputs`, `kept` and so on.
 
+    A life of another kind of model is a subclass.
+
     Attributes:
+        parts: the names of an adapter's tensors.
+        turned: the layers whose weight is stored as [in, out].
+        options: of the config, as code.   built_so: lines of code that change a new model before it is adapted.
         truth: the exact state of the model.
         pending: a forward pass that waits for its backward pass.
     """
+
+    parts: tuple[str, ...] = ("lora_A", "lora_B")
+    turned: tuple[str, ...] = ()
+    options = built_so = ""
 
     def __init__(self, subject: Subject, case: LifeCase, start: ModelSituation) -> None:
         super().__init__(subject, case, start)
@@ -55,7 +64,7 @@ class ModelLife(Lived):
         self._keys: dict[tuple[str, ...], list[str]] = {}
         names: dict[str, Any] = {"nn": nn, "copy": copy, "pickle": pickle, "tempfile": tempfile, "reference": reference}
         names |= {"shutil": shutil, "Path": Path}
-        self.begin(build_text(subject, case), **names)
+        self.begin(build_text(subject, case, self.options, self.built_so), **names)
         # the model's own class is one that can be pickled, and the helpers know more forms of layers
         self.names.update(Chain=Chain, tensors=self._tensors, base=self._base, new_folder=self._new_folder)
         self.names.update(optimiser=None)
@@ -67,16 +76,20 @@ class ModelLife(Lived):
         sizes = shapes(case)
         layers = {}
         for layer in LAYERS:
-            values = {part: np.zeros(sizes[f"{layer}.{part}"]) for part in ADAPTER}
+            values = {part: np.zeros(sizes[f"{layer}.{part}"]) for part in self.parts}
             bare = {
                 part: np.zeros(sizes[f"{layer}.{part}"]) for part in ("weight", "bias") if f"{layer}.{part}" in sizes
             }
             trainable = {"x", "weight", "bias"}
-            layers[layer] = Truth({**bare, **values}, 0.0, dtype, dtype, trainable=trainable)
+            layers[layer] = self.truth_of_layer({**bare, **values}, dtype, trainable)
         self.truth = ModelTruth(layers, np.zeros(sizes["embed.weight"]), dtype)
         self.run("model = build(base_dtype).train()", base_dtype=dtype)
         self.rebind()
         self.fill(*self.truth.tensors())
+
+    def truth_of_layer(self, values: dict[str, Array], dtype: torch.dtype, trainable: set[str]) -> Truth:
+        """The truth about a layer that has no adapter yet."""
+        return Truth(values, 0.0, dtype, dtype, trainable=trainable)
 
     def run(self, code: str, **given: Any) -> None:
         with quiet():
@@ -110,7 +123,7 @@ class ModelLife(Lived):
             held = self._base(layer)._parameters
             found |= {f"{name}.{part}": held[part] for part in ("weight", "bias") if held.get(part) is not None}
             if hasattr(layer, "lora_A"):
-                found |= {f"{name}.{part}": adapter_of(layer, part) for part in ADAPTER}
+                found |= {f"{name}.{part}": adapter_of(layer, part) for part in self.parts}
         return found
 
     def _new_folder(self) -> str:
@@ -135,12 +148,22 @@ class ModelLife(Lived):
         given = {}
         for name, values in drawn.items():
             short = name.replace(".", "_")
-            given[short] = torch.from_numpy(values.copy()).to(self.truth.dtype_of(name))
+            stored = values.T if self.is_turned(name) else values
+            given[short] = torch.from_numpy(stored.copy()).to(self.truth.dtype_of(name))
             lines.append(f'    {of}["{name}"].copy_({short})')
             if of == "kept":
                 self.truth.put(name, values)
         self.run("\n".join(lines), **given)
         return drawn
+
+    def is_turned(self, name: str) -> bool:
+        """Whether a tensor is a weight that is stored as [in, out]."""
+        layer, _, part = name.partition(".")
+        return part == "weight" and layer in self.turned
+
+    def matrix(self, text: str, name: str) -> str:
+        """An expression for a tensor of this name, as one for its value as the truth has it."""
+        return f"{text}.t()" if self.is_turned(name) else text
 
     def values(self, name: str) -> Array:
         """New values for a tensor of the model, which its dtype represents."""
@@ -172,7 +195,7 @@ class ModelLife(Lived):
         for layer in SETS[chosen]:
             truth = self.truth.layers[layer]
             truth.scale, truth.adapter_dtype, truth.vanishing = self.case.scale, dtype, self.vanishing
-            for part in ADAPTER:
+            for part in self.parts:
                 truth.values[part] = np.zeros(shapes(self.case)[f"{layer}.{part}"])
         self.truth.train_adapters_only()
 
@@ -197,7 +220,6 @@ class ModelLife(Lived):
         """The values of a list of tensors."""
         return [numbers(t.detach()) for t in self.names[name]]
 
-
-def tensors_of(names: tuple[str, ...]) -> list[str]:
-    """The adapters' tensors of sets of layers."""
-    return [f"{layer}.{part}" for layer in LAYERS if SET_OF[layer] in names for part in ADAPTER]
+    def tensors_of(self, names: tuple[str, ...]) -> list[str]:
+        """The adapters' tensors of sets of layers."""
+        return [f"{layer}.{part}" for layer in LAYERS if SET_OF[layer] in names for part in self.parts]

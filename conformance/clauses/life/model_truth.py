@@ -12,7 +12,7 @@ from conformance.clauses.life.model_chain import LAYERS, SETS
 from conformance.clauses.life.truth import Results, Truth
 from conformance.numerics.formats import Array, rounded
 
-ADAPTER = ("lora_A", "lora_B")
+ADAPTER = ("lora_A", "lora_B", "lora_magnitude")  # the last in a DoRA adapter only
 
 
 @dataclass
@@ -91,7 +91,7 @@ class ModelTruth:
         for name, truth in self.layers.items():
             truth.trainable = {"x", *(("weight", "bias") if base else ())}
             if adapters and name in self.adapted:
-                truth.trainable |= set(ADAPTER)
+                truth.trainable |= set(ADAPTER) & set(truth.values)
 
     def convert(self, dtype: torch.dtype) -> None:
         """Round every tensor to another dtype."""

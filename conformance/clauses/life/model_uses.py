@@ -51,7 +51,7 @@ class Step(ModelOperation):
 
     def act(self, life: Any) -> None:
         truth = life.truth
-        named = [(layer, part) for layer in truth.adapted for part in ADAPTER]
+        named = [(layer, part) for layer in truth.adapted for part in life.parts]
         held = [f"{layer}.{part}" for layer, part in named if part in truth.layers[layer].trainable]
         if not held:
             return

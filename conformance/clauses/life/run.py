@@ -29,6 +29,7 @@ OPTIONS: dict[str, Any] = {
     "scheduler": ("none", "exponential", "steps"),
     "steps": (1, 2, 3),
     "clip": (0.0, 0.125),
+    "static": (False, True),
 }
 
 

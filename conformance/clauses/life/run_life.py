@@ -99,6 +99,7 @@ class RunLife(Lived):
             copied = f'with torch.no_grad():\n    plain.get_parameter("{name}").copy_(value)'
             self.run(copied, value=torch.from_numpy(values[key]).to(self.dtype))
         clip = case.clip or None
+        self.initial = dict(values)
         self.truth = RunTruth(values, self._optimiser_truth(), self._scheduler_truth(), case.steps, clip)
         self.build()
 
@@ -123,7 +124,7 @@ class RunLife(Lived):
         self.new_scheduler()
         self.configure()
         if self.truth.mode:
-            self.split()
+            self.split(self.truth.copy(values=dict(self.initial)))
 
     def new_optimiser(self) -> None:
         """A new optimiser of the present kind, and its truth."""
@@ -156,16 +157,19 @@ class RunLife(Lived):
         settings = {"gradient_accumulation_steps": truth.steps, "max_grad_norm": truth.max_norm}
         self.run(f"training.update_training_parameters(optimizer, scheduler, {truth.loss}, {settings})")
 
-    def split(self) -> None:
-        """Let the frozen products run on integers, in the present mode."""
+    def split(self, present: RunTruth | None = None) -> None:
+        """Let the frozen products run on integers, in the present mode; `present` is the truth about the network."""
         noisy = ', backend="fast"' if self.case.dropout and self.has("HybridFHEModel(backend)") else ""
         self.run(f"hybrid = target.HybridFHEModel(training, {REMOTE}{noisy})")
-        self.compile()
+        self.compile(present)
 
-    def compile(self) -> None:
+    def compile(self, present: RunTruth | None = None) -> None:
         """Compile the split model for the present values, and set the present mode."""
         x, labels = self._batch(-1, 0)
-        code = f"training.eval()\nhybrid.compile_model((x, labels), n_bits={N_BITS})\ntraining.train({{}})"
+        option = ", use_dynamic_quantization=False" if self.case.static else ""
+        code = f"training.eval()\nhybrid.compile_model((x, labels), n_bits={N_BITS}{option})\ntraining.train({{}})"
+        if self.case.static:
+            self.truth.ranges = (present or self.truth).ranges_for(x, labels)
         self.run(code.format(self.truth.training), x=self.tensor(x), labels=self.tensor(labels))
         self.run(f'hybrid.set_fhe_mode("{self.truth.mode}")')
 

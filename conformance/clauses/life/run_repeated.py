@@ -82,7 +82,9 @@ def _state(life: RunLife) -> dict[str, Any]:
     sentence="""Calls that raise, evaluations in mode torch, deep copies, and saving and resuming leave a training run
     where it was: with dropout and simulated noise too, all later calls give the same bits as without them.""",
     why="A run that was interrupted, or repeats a failed call, could not be reproduced.",
-    cases=LifeSpace(REPEATED, BEGUN, missing(REPEATED), case_type=RunCase, **{**OPTIONS, "dropout": (0.25,)}),
+    cases=LifeSpace(
+        REPEATED, BEGUN, missing(REPEATED), case_type=RunCase, **{**OPTIONS, "dropout": (0.25,), "static": (False,)}
+    ),
     dtypes=("float32",),
     subjects=ALONE,
     weight=1.7,  # of 18 lives, quick has ten

@@ -19,6 +19,7 @@ class RunCase(LifeCase):
         optimizer: `sgd`, `momentum`, `adam`, `adamw`.   flag: `plain`, or torch's `foreach` or `fused`.
         groups: the number of parameter groups.   scheduler: `none`, `exponential`, `steps`.
         steps: gradient_accumulation_steps.   clip: max_grad_norm; 0 for none.
+        static: whether a split model quantises over the ranges that it has seen when it was compiled.
     """
 
     optimizer: str = "sgd"
@@ -27,14 +28,20 @@ class RunCase(LifeCase):
     scheduler: str = "none"
     steps: int = 1
     clip: float = 0.0
+    static: bool = False
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A saved run: its mode, and whether the present optimiser, scheduler and split are still those it was saved of."""
+    """A saved run: its mode, and whether the present optimiser, scheduler and split are still those it was saved of.
+
+    Attributes:
+        frozen: whether an adapter did not require grad; the file lacks that one.
+    """
 
     mode: str
     fits: bool = True
+    frozen: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,7 @@ class RunSituation:
     Attributes:
         mode: the mode of the split model; empty where the model is not split.
         saved: the saved run, or None.
-        frozen: whether an adapter does not require grad; a file then lacks it.
+        frozen: whether an adapter does not require grad.
     """
 
     mode: str = ""
@@ -57,7 +64,7 @@ class RunSituation:
 
     def with_others(self) -> RunSituation:
         """This situation with objects that a saved run does not fit."""
-        return self.but(saved=self.saved and Saved(self.saved.mode, fits=False))
+        return self.but(saved=self.saved and dataclasses.replace(self.saved, fits=False))
 
 
 class RunOperation(Operation):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from conformance.clauses.life.run_situation import RunOperation, RunSituation, Saved
@@ -22,15 +23,12 @@ LOADED = """for part, state in zip((training, optimizer, scheduler), states):
 
 
 class Save(RunOperation):
-    """The run saved in a file, which replaces an earlier one."""
+    """The run saved in a file, which replaces an earlier one and lacks a frozen adapter."""
 
     name, needs = "save", FILES
 
-    def fits(self, now: RunSituation) -> bool:
-        return not now.frozen
-
     def effect(self, now: RunSituation) -> RunSituation:
-        return now.but(saved=Saved(now.mode))
+        return now.but(saved=Saved(now.mode, frozen=now.frozen))
 
     def act(self, life: Any) -> None:
         life.run(f"target.save_training(training, folder, {life.truth.calls})")
@@ -54,15 +52,18 @@ class Resume(RunOperation):
 
     def effect(self, now: RunSituation) -> RunSituation:
         assert now.saved is not None
-        return RunSituation(now.saved.mode, Saved(now.saved.mode))
+        return RunSituation(now.saved.mode, dataclasses.replace(now.saved, fits=True), now.saved.frozen)
 
     def act(self, life: Any) -> None:
         kept, (life.optimizer, life.flag, life.groups, life.scheduler) = life.kept
         life.truth = kept.copy(steps=1, max_norm=None)  # the file has the settings
         life.truth.training = True  # as in every new network
         life.build()
+        for name in kept.frozen:  # the user has its values from elsewhere, as those of the base
+            code = f'with torch.no_grad():\n    net.get_parameter("{name}.weight").requires_grad_(False).copy_(value)'
+            life.run(code, value=life.tensor(kept.values[name]))
         load(life)
-        life.truth = kept.copy(training=True)
+        life.truth = kept.copy(training=True, ranges=life.truth.ranges)
 
 
 class Rewind(RunOperation):
@@ -71,21 +72,20 @@ class Rewind(RunOperation):
     name, needs = "rewind", FILES
 
     def fits(self, now: RunSituation) -> bool:
-        return now.saved is not None and now.saved.fits and not now.frozen
+        return now.saved is not None and now.saved.fits and now.saved.frozen == now.frozen
 
     def act(self, life: Any) -> None:
         present, (kept, _) = life.truth, life.kept
         load(life)
-        life.truth = kept.copy(loss=present.loss, mode=present.mode, training=present.training)
+        of_the_objects = {"loss": present.loss, "mode": present.mode, "ranges": present.ranges}
+        life.truth = kept.copy(training=present.training, **of_the_objects)
+        life.truth.values |= {name: present.values[name] for name in kept.frozen}
 
 
 class Restart(RunOperation):
     """The run saved, and loaded into new objects at once, in a process with other random numbers."""
 
     name, needs = "restart", FILES
-
-    def fits(self, now: RunSituation) -> bool:
-        return not now.frozen
 
     def effect(self, now: RunSituation) -> RunSituation:
         return Save().effect(now)
@@ -115,6 +115,7 @@ class Transfer(RunOperation):
         life.run(LOADED)
         if truth.mode:  # the weights have been written since they were compiled
             life.compile()
+            truth.ranges = life.truth.ranges
         life.run(f"training.toggle_run_optimizer({truth.run_optimizer})\ntraining.toggle_calibrate({truth.calibrate})")
         life.truth = truth
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from conformance.clauses.fhe.oracle import Product, Quantized, by_column, by_row
+from conformance.clauses.fhe.oracle import Product, Quantized, by_column, by_range, by_row, symmetric
 from conformance.clauses.life.run_network import SCALE
 from conformance.judgement.outcomes import Inconclusive
 from conformance.numerics.formats import Array
@@ -102,6 +102,7 @@ class RunTruth:
         mode: the mode of a split model; empty where the model is not split.
         calls: micro-batches so far.
         frozen: the adapters that do not require grad.
+        ranges: of the inputs of each frozen product, for static quantisation; empty for dynamic.
     """
 
     values: dict[str, Any]
@@ -117,6 +118,7 @@ class RunTruth:
     mode: str = ""
     calls: int = 0
     frozen: tuple[str, ...] = ()
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def copy(self, **changes: Any) -> RunTruth:
         """A copy that later changes do not reach; arrays are shared, since none is changed in place."""
@@ -153,6 +155,12 @@ class RunTruth:
         factor = min(1.0, max_norm / (norm + 1e-6))
         self.gradients = {name: gradient * factor for name, gradient in self.gradients.items()}
         return norm
+
+    def ranges_for(self, x: Array, labels: Array) -> dict[str, tuple[float, float]]:
+        """The ranges that compiling sees for this batch, in evaluation mode and in floating point."""
+        seen = _Seen()
+        self.copy(training=False, mode="torch", ranges=seen).differentiate(x, labels)
+        return dict(seen)
 
     def output(self, x: Array) -> Array:
         """The output of the network for x, in evaluation mode."""
@@ -201,16 +209,29 @@ class RunTruth:
         """The product with a frozen weight or, for a gradient, with its transpose; on integers in some modes."""
         weight, bias = self.values[f"{name}.weight"], None if back else self.values.get(f"{name}.bias")
         weight = weight.T if back else weight
+        divisor = self.steps if back else 1  # of the loss
+        product = f"{name}, {'backward' if back else 'forward'}"
+        if isinstance(self.ranges, _Seen):
+            self.ranges[product] = float(x.min()) / divisor, float(x.max()) / divisor
         if self.mode in ("", "torch"):
             return np.asarray(x @ weight.T + (0.0 if bias is None else bias))
-        rows = by_row(x, N_BITS)
-        _decided(rows, x)
-        return Product(rows, by_column(weight, N_BITS), bias).value()[1]
+        if not self.ranges:
+            rows = by_row(x, N_BITS)
+            _decided(rows, x, x.min(1, keepdims=True))
+            return Product(rows, by_column(weight, N_BITS), bias).value()[1]
+        low, high = self.ranges[product]
+        rows = by_range(x / divisor, low, high, N_BITS)
+        _decided(rows, np.clip(x / divisor, low, high), np.asarray(low))
+        return divisor * Product(rows, symmetric(weight, N_BITS), bias).value()[1]
 
 
-def _decided(q: Quantized, x: Array) -> None:
+class _Seen(dict[str, tuple[float, float]]):
+    """Ranges that are being taken."""
+
+
+def _decided(q: Quantized, x: Array, least: Array) -> None:
     """Raise Inconclusive if the last bit of a float could change the integer it rounds to."""
     fractions = np.abs(x / q.scale) % 1
-    lowest = np.abs(x.min(1, keepdims=True) / q.scale) % 1  # the zero point is rounded too
+    lowest = np.abs(least / q.scale) % 1  # the zero point is rounded too
     if min(np.abs(fractions - 0.5).min(), np.abs(lowest - 0.5).min()) < 1e-6:
         raise Inconclusive("an element lies half-way between two integers")

@@ -33,7 +33,7 @@ from .hybrid import CustomLinear
 from .linear import lora_linear, widen, without_autocast
 from .packed_base import adapter_dtype, packed_source
 from .packed_layer import packed_base_of, packed_output
-from .sharded import is_sharded, placed_as, shard_of
+from .sharded import placed_as, shard_of
 
 
 class LinearLoRA(nn.Linear):
@@ -275,9 +275,7 @@ class LinearLoRA(nn.Linear):
     def unmerge(self) -> None:
         """Restore the weight from before `merge`, bit for bit; a layer that is not merged stays as it is."""
         if self.unmerged_weight is not None:
-            held = self.unmerged_weight
-            # a layer that was merged before it was sharded holds the whole weight
-            self.weight.copy_(held if is_sharded(held) else shard_of(held, self.weight))
+            self.weight.copy_(shard_of(self.unmerged_weight, self.weight))  # it may be sharded since the merge
             self.unmerged_weight = None
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:

@@ -50,8 +50,11 @@ def over_ranks(value: Tensor, of: Any, operation: str) -> Tensor:
 
 
 def shard_of(whole: Tensor, like: Any) -> Tensor:
-    """This rank's shard of a tensor that every rank holds, placed as a DTensor; no rank communicates."""
-    if not is_sharded(like):
+    """This rank's shard of a tensor that every rank holds, placed as a DTensor; no rank communicates.
+
+    A tensor that is sharded already stays as it is.
+    """
+    if not is_sharded(like) or is_sharded(whole):
         return whole
     from torch.distributed.tensor import distribute_tensor
 

@@ -13,6 +13,8 @@ from optimized.groups import Groups
 from reference.experts_module import bias_of, check_slots, expected_projections, expert_arguments, weight_of
 from reference.patched_class import patched_class
 
+WHOLE = 64  # elements of a loop over vectors, in every dtype and instruction set
+
 
 class GroupedExpertsLoRA(reference.GroupedExpertsLoRA):
     """`reference.GroupedExpertsLoRA` with one node for each projection, over rows that are sorted once.
@@ -43,10 +45,20 @@ class GroupedExpertsLoRA(reference.GroupedExpertsLoRA):
     def _of_sorted(self, rows: Tensor, groups: Groups) -> Tensor:
         """``f_e(x)`` of each sorted row."""
         up, down = expected_projections(self)
-        act: Any = self._apply_gate if getattr(self, "has_gate", True) else self.act_fn
-        y = self._project_sorted(act(self._project_sorted(rows, groups, up)), groups, down)
+        y = self._project_sorted(self._activated(self._project_sorted(rows, groups, up), groups), groups, down)
         norm: Any = self.post_expert_norm if getattr(self, "has_post_expert_norm", False) else None
         return y if norm is None else norm(y)
+
+    def _activated(self, u: Tensor, groups: Groups) -> Tensor:
+        """The activation of sorted rows.
+
+        On a CPU torch computes whole vectors otherwise than the elements that remain. So that the module's own bits
+        come out, experts whose rows are no whole vectors are activated one by one, as the module does it itself.
+        """
+        act: Any = self._apply_gate if getattr(self, "has_gate", True) else self.act_fn
+        if not u.is_cpu or weight_of(self, "down_proj").shape[2] % WHOLE == 0 or not groups.rows:
+            return act(u)  # type: ignore[no-any-return]
+        return torch.cat([act(u[own]) for _, own in groups.busy()])
 
     def _project_sorted(self, rows: Tensor, groups: Groups, name: str) -> Tensor:
         """One projection of the sorted rows, with its adapter unless it has none or is merged."""

@@ -13,6 +13,7 @@ from torch import nn
 
 import optimized
 import reference
+from conformance.clauses.experts.small_experts import InterleavedExperts
 
 PACKAGES = pytest.mark.parametrize("package", [reference, optimized], ids=["reference", "optimized"])
 
@@ -35,6 +36,19 @@ class Experts(nn.Module):
             e = top_k_index[t, j]
             y[t] += top_k_weights[t, j] * (self.down_proj[e] @ self.act_fn(self.up_proj[e] @ hidden_states[t]))
         return y
+
+
+@pytest.mark.parametrize("inner", [4, 64])
+def test_a_fresh_adapter_keeps_the_bits_of_a_gate_that_is_interleaved(inner: int) -> None:
+    torch.manual_seed(0)
+    module = InterleavedExperts(3, 8, inner, 2, torch.float32)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter)
+    x, p = torch.randn(15, 8), torch.rand(15, 2)  # experts with odd numbers of rows
+    index = torch.stack([torch.randperm(3)[:2] for _ in x])
+    with torch.no_grad():
+        before = module(x, index, p)
+        assert torch.equal(optimized.patch_moe_module(module)(x, index, p), before)
 
 
 class Model(nn.Module):

@@ -20,6 +20,28 @@ def why_not_batched(x: Tensor, *parameters: Tensor | None) -> str | None:
     return None
 
 
+DENSE = 64  # the sum of all ranks up to which products with all adapters take less time than sorting rows
+
+
+def why_not_dense(x: Tensor, *parameters: Tensor | None) -> str | None:
+    """The reason to multiply each row with its own adapter alone, or None to multiply it with all adapters.
+
+    Without backward, which sorts the rows in any case, 8 adapters of rank 8 and 512 rows of 256 features took 1.09
+    (1.02-1.16) times less time on a CPU than sorted rows, 64 rows 1.17 times; as much at rank 16 and 1024 features.
+    """
+    tensors = [t for t in (x, *parameters) if t is not None]
+    lora_A, lora_B = tensors[-2:]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return "backward needs the rows sorted"
+    if not x.is_cpu or x.dtype.itemsize == 2 or len({t.dtype for t in tensors}) > 1:
+        return "all adapters at once were measured on a CPU, in one dtype of 32 bits or more"
+    if not 0 < lora_A.shape[0] * lora_A.shape[1] <= DENSE:
+        return f"the ranks of all adapters together are not 1 to {DENSE}"
+    if not bool(lora_B.isfinite().all()):
+        return "a number of lora_B is not finite, and would show in the rows of other adapters"
+    return None
+
+
 def why_not_grouped(batch: SortedRows, compute: torch.dtype, lora_A: Tensor, lora_B: Tensor) -> str | None:
     """The reason to multiply the rows of each adapter one after the other, or None for torch's grouped product.
 

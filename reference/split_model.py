@@ -12,7 +12,7 @@ from torch import nn
 from .encrypted.encryption import Backend, Keys
 from .hybrid import is_lora_module
 from .layer import LinearLoRA
-from .service import deployment, kept_tensors
+from .service import deployment, kept_tensors, peft_layers
 from .service.client import TIMEOUT, RemoteClient
 from .service.remote_module import RemoteModule
 from .service.shared_state import HybridFHEMode, Split
@@ -102,6 +102,7 @@ class HybridFHEModel:
         for name, module in self.model.named_modules():
             if isinstance(module, LinearLoRA) and module.merged:
                 raise RuntimeError(f"{name} is merged: its adapter would go to the server; unmerge it first")
+        peft_layers.check_unmerged(self.model, self.remote_modules.values())
         bits = self._bits(n_bits)
         with self._in_mode(HybridFHEMode.CALIBRATE):
             self._run_once(x)
@@ -147,6 +148,8 @@ class HybridFHEModel:
             raise RuntimeError(f"mode {mode.value} needs the weight of {cleared[0]}, which was cleared here")
         if mode is HybridFHEMode.REMOTE and self._split.server is None:
             raise RuntimeError("mode remote needs a server_remote_address: got None")
+        if mode is not HybridFHEMode.TORCH:
+            peft_layers.check_unmerged(self.model, self.remote_modules.values())
         self._split.mode = mode
 
     def __call__(self, x: Any, fhe: str | HybridFHEMode = "disable") -> Any:

@@ -17,6 +17,7 @@ from .encrypted.encryption import Backend
 from .hybrid import get_remote_names
 from .service.client import RemoteClient
 from .split_model import HybridFHEModel
+from .step_state import StepState
 from .training import LoraTraining
 
 PROGRESS = "trainer.json"
@@ -119,7 +120,10 @@ class LoraTrainer:
         if isinstance(num_epochs, bool) or not isinstance(num_epochs, int) or num_epochs < self.epoch:
             raise ValueError(f"num_epochs = {num_epochs!r}: expected an int of at least {self.epoch}, as are finished")
         training = self.lora_training_module
-        training.to(device)
+        # Weights that were cleared are on the meta device, and stay there.
+        training._apply(  # type: ignore[no-untyped-call]
+            lambda tensor: tensor if tensor.is_meta else tensor.to(device)
+        )
         training.train()
         while self.epoch < num_epochs:
             batches = 0
@@ -135,6 +139,9 @@ class LoraTrainer:
     def evaluate(self, fhe: str | None = None) -> dict[str, float]:
         """What eval_metric_fn returns, or the mean loss over eval_loader, in evaluation mode and without gradients.
 
+        Afterwards all modes, gradients, buffers and random states are as before: a loader that shuffles draws from
+        torch's generator, which would change the dropout of training.
+
         Args:
             fhe: the mode; None for the mode that the model is in.
         Raises:
@@ -144,15 +151,17 @@ class LoraTrainer:
             raise ValueError("there is no eval_loader to evaluate on")
         training = self.lora_training_module
         modes = {module: module.training for module in training.modules()}
-        if fhe is not None:
-            self.hybrid_model.set_fhe_mode(fhe)
-        training.eval()
-        try:
-            with torch.no_grad():
+        before = StepState(training.inference_model)
+        with torch.no_grad(), self.hybrid_model._in_mode(self.hybrid_model.mode):
+            try:
+                if fhe is not None:
+                    self.hybrid_model.set_fhe_mode(fhe)
+                training.eval()
                 found = self._metric(training)
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+            finally:
+                before.restore()
+                for module, mode in modes.items():
+                    module.training = mode
         return {key: float(value) for key, value in found.items()}
 
     def save_checkpoint(self) -> Path:
@@ -225,7 +234,7 @@ class LoraTrainer:
                 if isinstance(found, Mapping)
                 else {"eval_metric": found}
             )
-        device = next(training.parameters()).device
+        device = next(p.device for p in training.parameters() if not p.is_meta)
         losses = [training.loss_of(_moved(batch, device)) for batch in self.eval_loader]
         if not losses:
             raise ValueError("the eval_loader had no batch: expected one that can be iterated again")

@@ -132,3 +132,26 @@ def test_what_is_refused(tmp_path: Path) -> None:
 def test_the_first_layers_are_skipped(skipped: int, custom: int) -> None:
     model = trainer(reference, n_layers_to_skip_for_backprop=skipped).lora_training_module
     assert sum(isinstance(module, reference.CustomLinear) for module in model.modules()) == custom
+
+
+def test_cleared_weights_stay_away_when_a_remote_run_goes_on(tmp_path: Path) -> None:
+    made = trainer(reference, server_remote_address="http://127.0.0.1:9", eval_loader=BATCHES[:1])
+    made.compile(BATCHES[0])
+    made.save_and_clear_private_info(tmp_path)
+    for call in (lambda: made.train(BATCHES, 1, fhe="remote"), lambda: made.evaluate("remote")):
+        with pytest.raises(reference.RemoteError, match=r"http://127\.0\.0\.1:9"):  # the first remote product
+            call()
+    with pytest.raises(
+        RuntimeError, match=r"mode torch needs the weight of inference_model\.2.*, which was cleared here"
+    ):
+        made.train(BATCHES, 1, fhe="torch")
+
+
+def test_evaluation_leaves_the_random_state_and_the_mode() -> None:
+    made = trainer(reference, eval_loader=torch.utils.data.DataLoader(BATCHES, batch_size=None, shuffle=True))
+    made.compile(BATCHES[0])
+    made.train(BATCHES, 1, fhe="disable")
+    before = torch.get_rng_state()
+    made.evaluate(fhe="torch")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert made.hybrid_model.mode is reference.HybridFHEMode.DISABLE

@@ -23,7 +23,7 @@ from ..encrypted.envelope import Parameters
 from ..hybrid import CustomLinear
 from ..layer import LinearLoRA
 from ..quantization import QuantizedLinear
-from . import kept_tensors
+from . import kept_tensors, peft_layers
 from .remote_module import RemoteModule
 
 FORMAT = 1
@@ -145,6 +145,7 @@ class Clearing:
     """
 
     def __init__(self, model: nn.Module, modules: Mapping[str, RemoteModule]) -> None:
+        peft_layers.check_clearable(model, modules.values())
         self.modules = modules
         private = {id(m.private_module): m.private_module for m in modules.values() if m.private_module is not None}
         held: dict[int, Any] = {id(module.weight): module.weight for module in private.values()}

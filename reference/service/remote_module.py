@@ -60,6 +60,17 @@ class RemoteModule(nn.Module):
         hooked.register_state_dict_post_hook(_without_wrapper)
         hooked.register_load_state_dict_pre_hook(_with_wrapper)
 
+    def __getattr__(self, name: str) -> Any:
+        """The float module's weight and bias, which PEFT reads for the norm of DoRA and changes when it merges."""
+        if name not in ("weight", "bias"):
+            return super().__getattr__(name)
+        if self.private_module is None:
+            raise AttributeError(
+                f"{self.module_name} has no {name} here, because save_and_clear_private_info or load_client cleared "
+                f"it: expected DoRA or merging on a model that still has its weights"
+            )
+        return getattr(self.private_module, name)
+
     def forward(self, x: Tensor) -> Tensor:
         """``x Wᵀ + b`` in this module's mode: [*, K] → [*, N], in the dtype of the float product.
 

@@ -234,6 +234,26 @@ def replacing_breaks(clause: str, *, says: str, dtypes: tuple[str, ...] = ("floa
     return _breaks("replacing", clause, says=says, dtypes=dtypes, source=source)
 
 
+class RightTrainer:
+    """A target with the trainer of `reference`; a twin overrides one of its classes."""
+
+    LoraTraining = reference.LoraTraining
+    LoraTrainer = reference.LoraTrainer
+    LinearLoRA = reference.LinearLoRA
+
+
+def trainer_breaks(clause: str, *, says: str, source: str = "") -> Any:
+    """Return a decorator that registers a subclass of LoraTrainer or LoraTraining as a known-bad twin."""
+
+    def register(kind: Any) -> Any:
+        name = "LoraTrainer" if issubclass(kind, reference.LoraTrainer) else "LoraTraining"
+        target = type(kind.__name__, (RightTrainer,), {name: kind})()
+        record(kind.__name__, target, clause, groups=("training",), says=says, dtypes=("float32",), source=source)
+        return kind
+
+    return register
+
+
 def _breaks(overridden: str, clause: str, **options: Any) -> Any:
     def register(kind: type) -> type:
         target = type(kind.__name__, (Right,), {overridden: kind})()

@@ -74,6 +74,15 @@ class Layers(nn.Module):
         return self.two(self.one(x))
 
 
+class Fan(Layers):
+    """The model of two modules over one h, or over an h and another one; its modules have the names of `Layers`."""
+
+    def forward(self, h: torch.Tensor, other: torch.Tensor | None = None) -> Any:
+        one: Any = self.one
+        two: Any = self.two
+        return two.forward_module(h), one.backward_module(h if other is None else other)
+
+
 def weights() -> dict[str, Array]:
     """The weights and the bias of `Layers`, in float32."""
     random = np.random.default_rng(3)
@@ -85,15 +94,16 @@ def weights() -> dict[str, Array]:
     return {name: values.astype(np.float32) for name, values in drawn.items()}
 
 
-def layers(subject: Subject, address: str, values: dict[str, Array] | None = None) -> Any:
+def layers(subject: Subject, address: str, values: dict[str, Array] | None = None, kind: type[Layers] = Layers) -> Any:
     """The target's compiled HybridFHEModel of two layers, whose forward and backward products are all remote."""
     values = weights() if values is None else values
     held = {name: nn.Parameter(torch.from_numpy(v).to(subject.device), False) for name, v in values.items()}
     with calling("CustomLinear(weight, bias)"):
         custom = subject.target.CustomLinear
-        net = Layers(custom(held["one"], held["bias"]), custom(held["two"], None))
+        net = kind(custom(held["one"], held["bias"]), custom(held["two"], None))
     hybrid = _split(subject, net, NAMES, LAYERS, address)
-    x = torch.linspace(-1, 1, 2 * K, device=subject.device).reshape(2, K)
+    features = H if kind is Fan else K
+    x = torch.linspace(-1, 1, 2 * features, device=subject.device).reshape(2, features)
     with calling_quietly(f"compile_model(x, n_bits={BITS})"):
         hybrid.compile_model(x, n_bits=BITS)
     return hybrid

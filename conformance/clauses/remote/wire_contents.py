@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from conformance.clauses.fhe.key_pairs import known_keys
 from conformance.clauses.fhe.leak_search import numbers_found, searchable, secret_found
 from conformance.clauses.remote.clients import (
     BATCHES,
@@ -14,10 +15,13 @@ from conformance.clauses.remote.clients import (
     CUSTOM,
     LIBRARIES,
     LORA,
+    Fan,
+    H,
     RemoteCase,
     batch,
     both,
     connected,
+    layers,
     server_of,
     step,
 )
@@ -109,3 +113,40 @@ def test_key_crosses_once(subject: Subject, case: RemoteCase) -> float | None:
         f"{max(times, default=0)} times: the evaluation key is to cross once",
     )
     return None
+
+
+@clause(
+    "REM-SHARED-INPUTS",
+    sentence="""In mode remote an input that several modules of a model take, as q, k and v do, crosses the wire once:
+    two modules over one input send hardly more than half of what they send over two inputs.""",
+    why="The upload of an input costs more than its products, and attention would pay three times.",
+    cases=BATCHES.narrowed(m=(2, 3), lead=("2d",)),
+    dtypes=("float32",),
+    needs=CUSTOM,
+    library=LIBRARIES,
+    feature="shared_inputs",
+    weight=0.08,
+)
+def test_shared_input_crosses_once(subject: Subject, case: RemoteCase) -> float | None:
+    x, g = (torch.cat([t, t[:, :1]], 1) for t in batch(case, subject.device))  # [m, H]
+    assert x.shape[-1] == H
+    server = server_of(subject)
+    with Wire(server.port) as wire:
+        hybrid, sent = layers(subject, wire.address, kind=Fan), {}
+        with known_keys(server, hybrid):
+            for given in ((x, g), (x, g), (x,)):  # the first call may upload a key
+                before = wire.sent_bytes()
+                expected, found = (_products(hybrid, mode, given) for mode in ("disable", "remote"))
+                sent[len(given)] = wire.sent_bytes() - before
+                for name, a, b in zip(("first", "second"), found, expected, strict=True):
+                    require(torch.equal(a, b), f"the {name} of two products of mode remote differs from mode disable")
+    require(
+        sent[1] < 0.75 * sent[2],
+        f"two modules over one input sent {sent[1]} bytes, and {sent[2]} over two inputs: an input is to cross once",
+    )
+    return None
+
+
+def _products(hybrid: Any, mode: str, given: tuple[torch.Tensor, ...]) -> Any:
+    with calling_quietly(f"the model with fhe={mode!r}"):
+        return hybrid(tuple(t.clone() for t in given), fhe=mode)

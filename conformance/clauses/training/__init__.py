@@ -1,12 +1,12 @@
-"""One training step of `LoraTraining`, and `replace_layers_with_custom`."""
+"""One training step of `LoraTraining`, `replace_layers_with_custom`, and the epochs of `LoraTrainer`."""
 
 from conformance.specification.groups import Group
 
 GROUP = Group(
     prefix="TRN",
     place=90,
-    judged="loss, accumulation, clipping, steps, failed steps, replacement",
-    names="`LoraTraining`",
+    judged="loss, accumulation, clipping, steps, failed steps, replacement; a trainer's epochs, checkpoints, evaluation",
+    names="`LoraTraining`, `LoraTrainer`",
     required=("LoraTraining",),
     subjects=("LoraTraining",),
     positional={"LoraTraining": 1},

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from conformance.clauses.training.closed_form_network import ONE, STEPS, StepCase, weighted_sum
+from conformance.clauses.training.closed_form_network import ONE, STEPS, StepCase, mean_of_rows, weighted_sum
 from conformance.clauses.training.optimiser_step import judge_step
 from conformance.clauses.training.session import Session
 from conformance.judgement.judge import judge, worst
@@ -89,6 +89,24 @@ def test_no_arguments(subject: Subject, case: StepCase) -> float | None:
     loss, _ = session.toggle(run_optimizer=True).call()
     require(not session.events, f"{', '.join(session.events)} was called after update_training_parameters()")
     return judge(loss, session.problem.loss())
+
+
+@clause(
+    "TRN-ARGS-LOSS",
+    sentence="""LoraTraining(model, loss_fn=f) computes the loss with f, until update_training_parameters sets another
+    one or none.""",
+    cases=STEPS.narrowed(m=(2, 4), source=("object",), how=("f", "another", "none")),
+    dtypes=ONE,
+    needs=("LoraTraining(loss_fn)",),
+    weight=0.5,
+)
+def test_loss_as_an_argument(subject: Subject, case: StepCase) -> float | None:
+    session = Session(subject, case, loss_fn=mean_of_rows)
+    if case.how != "f":
+        session.configure(loss_fn=weighted_sum if case.how == "another" else None)
+    loss, _ = session.call()
+    divided = case.m if case.how == "f" else 1  # the model's own loss is the sum
+    return worst(judge(loss, session.problem.loss(divided=divided)), session.judge_gradients(divided=divided))
 
 
 @clause(

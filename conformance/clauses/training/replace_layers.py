@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import random
 import warnings
 from collections.abc import Iterable
@@ -16,7 +17,7 @@ from conformance.clauses.training.closed_form_network import ONE
 from conformance.judgement.outcomes import require
 from conformance.specification.clause import clause
 from conformance.target.calls import calling
-from conformance.target.expected_errors import calling_quietly
+from conformance.target.expected_errors import calling_quietly, refuses
 from conformance.target.subject import Subject
 
 
@@ -35,7 +36,9 @@ def require_replaced(model: nn.Module, expected: Iterable[str]) -> None:
     missing, surplus = sorted(wanted - now), sorted(now - wanted)
     said = [f"did not replace {', '.join(missing)}"] if missing else []
     said += [f"replaced {', '.join(surplus)}"] if surplus else []
-    require(not said, f"replace_layers_with_custom {' and '.join(said)}: expected {', '.join(sorted(wanted))}")
+    require(
+        not said, f"replace_layers_with_custom {' and '.join(said)}: expected {', '.join(sorted(wanted)) or 'none'}"
+    )
 
 
 def _names(case: NamesCase) -> tuple[list[str], list[str]]:
@@ -91,6 +94,33 @@ def test_skips_the_first(subject: Subject, case: NamesCase) -> float | None:
     model = tree({"embed": nn.Embedding(3, 2), "norm": nn.LayerNorm(2), **{name: linear() for name in names}})
     replace(subject, model, *(() if case.how == "by default" else (True,)))
     require_replaced(model, eligible[1:])
+    return None
+
+
+SKIPPED = "n_layers_to_skip_for_backprop"
+
+
+@clause(
+    "TRN-REP-SKIPPED",
+    sentence="""LoraTraining(model, n_layers_to_skip_for_backprop=n) leaves out the first n eligible layers in
+    registration order. A negative n, or one that is no int, is refused, and the model stays as it is.""",
+    why="q, k and v of a first attention block all take the embeddings, which need no gradient.",
+    cases=NAMES.narrowed(remote=(4, 1), how=("0", "3", "2", "1", "99", "-1", "1.5", "True")),
+    dtypes=ONE,
+    needs=(f"LoraTraining({SKIPPED})",),
+)
+def test_skips_the_first_layers(subject: Subject, case: NamesCase) -> float | None:
+    names, eligible = _names(case)
+    model, skipped = tree({name: linear() for name in names}), ast.literal_eval(case.how)
+    training: Any = subject.thing
+    call = lambda: training(model, **{SKIPPED: skipped})  # noqa: E731
+    if type(skipped) is not int or skipped < 0:
+        refuses(f"LoraTraining(model, {SKIPPED}={skipped})", call, SKIPPED, types=(ValueError, TypeError))
+        require_replaced(model, [])
+        return None
+    with calling_quietly(f"LoraTraining(model, {SKIPPED}={skipped})"):
+        training(model, **{SKIPPED: skipped})
+    require_replaced(model, eligible[skipped:])
     return None
 
 

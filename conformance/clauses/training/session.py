@@ -47,9 +47,9 @@ class Scheduler:
 
 
 class Session:
-    """One LoraTraining of the target, over the network of a problem."""
+    """One LoraTraining of the target, over the network of a problem; options are further arguments of LoraTraining."""
 
-    def __init__(self, subject: Subject, case: StepCase, problem: Problem | None = None) -> None:
+    def __init__(self, subject: Subject, case: StepCase, problem: Problem | None = None, **options: Any) -> None:
         self.case = case
         self.problem = problem or Problem(case, subject.device)
         self.net: Any = self.problem.net()
@@ -58,8 +58,8 @@ class Session:
         self.events: list[str] = []
         self.optimizer = Watched(list(self.adapters.values()), self.events)
         self.scheduler = Scheduler(self.optimizer, self.events)
-        with calling_quietly("LoraTraining(model)"):
-            self.training = subject.thing(self.net)
+        with calling_quietly(f"LoraTraining({', '.join(['model', *options])})"):
+            self.training = subject.thing(self.net, **options)
 
     @property
     def max_grad_norm(self) -> float | None:

@@ -119,3 +119,19 @@ class MakesKeysForEachProduct(reference.RemoteModule):
     def _encrypted(self, quantized, x, mode):
         self.split.keys = None
         return super()._encrypted(quantized, x, mode)
+
+
+@remote_breaks("REM-SHARED-INPUTS", says="an input is to cross once")
+class EncryptsForEachModule(reference.RemoteModule):
+    def _encrypted(self, quantized, x, mode):
+        self.split.shared = None
+        return super()._encrypted(quantized, x, mode)
+
+
+@remote_breaks("REM-SHARED-INPUTS", says="an input is to cross once")
+class SendsAnInputForEachModule(reference.RemoteModule):
+    """The input is encrypted once, and sent with every request."""
+
+    def _answer(self, quantized, rows, block, mode):
+        block.sent = False
+        return super()._answer(quantized, rows, block, mode)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from tests.baselines.training import Step
+import reference
+from tests.baselines.training import Step, trainer_breaks
 from tests.baselines.training import step_breaks as breaks
 
 
@@ -74,3 +75,17 @@ class ExchangesParameters(Step):
         for module in inference_model.modules():
             if hasattr(module, "lora_A") and hasattr(module.lora_A, "weight"):
                 module.lora_A.weight = nn.Parameter(module.lora_A.weight.detach().clone())
+
+
+@trainer_breaks("TRN-ARGS-LOSS", says="loss")
+class IgnoresItsLossArgument(reference.LoraTraining):
+    def __init__(self, inference_model, *, loss_fn=None, n_layers_to_skip_for_backprop=1):
+        super().__init__(inference_model, n_layers_to_skip_for_backprop=n_layers_to_skip_for_backprop)
+        self.given = loss_fn
+
+
+@trainer_breaks("TRN-ARGS-LOSS", says="loss")
+class KeepsItsLossArgument(reference.LoraTraining):
+    def update_training_parameters(self, optimizer=None, lr_scheduler=None, loss_fn=None, training_args=None):
+        kept = getattr(self, "loss_fn", None) or loss_fn
+        super().update_training_parameters(optimizer, lr_scheduler, kept, training_args)

@@ -7,7 +7,7 @@ import warnings
 from torch import nn
 
 import reference
-from tests.baselines.training import Replacing
+from tests.baselines.training import Replacing, trainer_breaks
 from tests.baselines.training import replacing_breaks as breaks
 
 
@@ -155,3 +155,27 @@ class LooksAtTheEndOfComponents(Replacing):
     def is_adapter(self, name, module):
         ends = any(part.endswith(("lora_A", "lora_B")) for part in name.split("."))
         return ends or super().is_adapter(name, module)
+
+
+@trainer_breaks("TRN-REP-SKIPPED", says="did not replace")
+class SkipsOneMore(reference.LoraTraining):
+    def __init__(self, inference_model, *, loss_fn=None, n_layers_to_skip_for_backprop=1):
+        more = n_layers_to_skip_for_backprop
+        more += type(more) is int and more > 1
+        super().__init__(inference_model, loss_fn=loss_fn, n_layers_to_skip_for_backprop=more)
+
+
+@trainer_breaks("TRN-REP-SKIPPED", says="replaced")
+class SkipsAtMostOne(reference.LoraTraining):
+    def __init__(self, inference_model, *, loss_fn=None, n_layers_to_skip_for_backprop=1):
+        skipped = n_layers_to_skip_for_backprop
+        fewer = min(skipped, 1) if type(skipped) is int else skipped
+        super().__init__(inference_model, loss_fn=loss_fn, n_layers_to_skip_for_backprop=fewer)
+
+
+@trainer_breaks("TRN-REP-SKIPPED", says="expected ValueError")
+class SkipsANegativeNumber(reference.LoraTraining):
+    def __init__(self, inference_model, *, loss_fn=None, n_layers_to_skip_for_backprop=1):
+        skipped = n_layers_to_skip_for_backprop
+        number = max(0, int(skipped)) if isinstance(skipped, int | float) else skipped
+        super().__init__(inference_model, loss_fn=loss_fn, n_layers_to_skip_for_backprop=number)

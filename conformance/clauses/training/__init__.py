@@ -5,7 +5,7 @@ from conformance.specification.groups import Group
 GROUP = Group(
     prefix="TRN",
     place=90,
-    judged="loss, accumulation, clipping, steps, failed steps, replacement; a trainer's epochs, checkpoints, evaluation",
+    judged="loss, accumulation, clipping, steps, failed steps, replacement; epochs, checkpoints and evaluation",
     names="`LoraTraining`, `LoraTrainer`",
     required=("LoraTraining",),
     subjects=("LoraTraining",),

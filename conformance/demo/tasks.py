@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,7 @@ class Task:
         name: name of the model.   about: the model and the data in a sentence.
         model: the model with adapters; it is never changed, runs take copies.
         batches: one ``(x, labels)`` for each step.
+        loss: the loss of logits and labels.
         learning_rate: learning rate of Adam.   n_bits: bits of inputs and weights in the quantised modes.
         details: sizes, for the report.   seed: seed of the simulated noise.
     """
@@ -31,6 +33,7 @@ class Task:
     model: nn.Module
     batches: list[tuple[Any, Tensor]]
     learning_rate: float
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
     n_bits: int = 8
     details: dict[str, Any] = field(default_factory=dict)
     seed: int = 0

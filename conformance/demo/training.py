@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from conformance.demo.recording import RecordingBackend, Traffic
@@ -44,13 +43,17 @@ class Run:
     adapters: str = ""
 
 
-def split(task: Task, implementation: Any, recorder: RecordingBackend, address: str | None = None) -> Any:
-    """A copy of the task's model with remote frozen products: a HybridFHEModel of a LoraTraining, not yet compiled."""
+def split(task: Task, implementation: Any, recorder: RecordingBackend, server: Any = None) -> Any:
+    """A copy of the task's model with remote frozen products: a HybridFHEModel of a LoraTraining, not yet compiled.
+
+    Args:
+        server: the `RemoteClient` of mode remote.
+    """
     training = implementation.LoraTraining(copy.deepcopy(task.model))
     _configure(training, task)
     names = implementation.get_remote_names(training)
     made = implementation.HybridFHEModel
-    return made(training, names, address, MODEL_NAME, backend=recorder, noise_seed=task.seed)
+    return made(training, names, server, MODEL_NAME, backend=recorder, noise_seed=task.seed)
 
 
 def compile_model(hybrid: Any, task: Task) -> None:
@@ -93,7 +96,7 @@ def _configure(training: Any, task: Task) -> None:
     trained = [p for p in training.inference_model.parameters() if p.requires_grad]
     training.update_training_parameters(
         optimizer=torch.optim.Adam(trained, lr=task.learning_rate),
-        loss_fn=F.cross_entropy,
+        loss_fn=task.loss,
         training_args={"max_grad_norm": MAX_GRAD_NORM},
     )
     training.toggle_run_optimizer(True)

@@ -96,6 +96,7 @@ FEATURES: Mapping[str, Feature] = {
     "full_dropout": Feature("dropout of 1", _of_layers("dropout", linear="lora_linear(dropout)"), part_of="dropout"),
     "eval_mode": Feature("eval mode", conventions=("separate", "merged")),
     "batched_gradients": Feature("gradients of batches"),
+    "norm_dtype": Feature("dtype of the norm", conventions=("float32", "gradients")),
     "answer_check": Feature("checked answers"),
     "fresh_keys": Feature("new keys for each input"),
     "shared_inputs": Feature("shared encrypted inputs"),

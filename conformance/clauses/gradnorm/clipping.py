@@ -31,7 +31,7 @@ def judge_clipped(gradients: Gradients, max_norm: float, *, tight: bool = False)
     cases=CLIPPED,
 )
 def test_clip(subject: Subject, case: GradientsCase) -> float | None:
-    gradients = Gradients(case, subject.device)
+    gradients = Gradients.of(subject, case)
     clip(subject, gradients, gradients.max_norm)
     return judge_clipped(gradients, gradients.max_norm)
 
@@ -44,7 +44,7 @@ def test_clip(subject: Subject, case: GradientsCase) -> float | None:
     weight=0.25,
 )
 def test_many_tensors(subject: Subject, case: GradientsCase) -> float | None:
-    gradients = Gradients(case, subject.device)
+    gradients = Gradients.of(subject, case)
     norm = clip(subject, gradients, gradients.max_norm)
     return worst(judge(norm, gradients.expected_norm()), judge_clipped(gradients, gradients.max_norm))
 
@@ -56,7 +56,7 @@ def test_many_tensors(subject: Subject, case: GradientsCase) -> float | None:
     weight=0.25,
 )
 def test_clip_large_gradients(subject: Subject, case: GradientsCase) -> float | None:
-    gradients = Gradients(case, subject.device)
+    gradients = Gradients.of(subject, case)
     clip(subject, gradients, gradients.max_norm)
     return judge_clipped(gradients, gradients.max_norm)
 
@@ -69,7 +69,7 @@ def test_clip_large_gradients(subject: Subject, case: GradientsCase) -> float | 
     weight=0.5,
 )
 def test_clip_mixed_dtypes(subject: Subject, case: GradientsCase) -> float | None:
-    gradients = Gradients(case, subject.device)
+    gradients = Gradients.of(subject, case)
     norm = clip(subject, gradients, gradients.max_norm)
     return worst(judge(norm, gradients.expected_norm()), judge_clipped(gradients, gradients.max_norm))
 
@@ -82,7 +82,7 @@ def test_clip_mixed_dtypes(subject: Subject, case: GradientsCase) -> float | Non
     dtypes=("float64", "float32"),
 )
 def test_clip_to_the_last_place(subject: Subject, case: GradientsCase) -> float | None:
-    gradients = Gradients(case, subject.device)
+    gradients = Gradients.of(subject, case)
     clip(subject, gradients, gradients.max_norm)
     return judge_clipped(gradients, gradients.max_norm, tight=True)
 
@@ -95,7 +95,7 @@ def test_clip_to_the_last_place(subject: Subject, case: GradientsCase) -> float 
     weight=0.5,
 )
 def test_epsilon(subject: Subject, case: GradientsCase) -> float | None:
-    gradients = Gradients(case, subject.device)
+    gradients = Gradients.of(subject, case)
     clip(subject, gradients, gradients.max_norm)
     return judge_clipped(gradients, gradients.max_norm)
 
@@ -106,7 +106,7 @@ def test_epsilon(subject: Subject, case: GradientsCase) -> float | None:
     cases=GRADIENTS.narrowed(clip=(1.5, 4.0, 1000.0, math.inf), values=("normal", "wide", "tiny", "equal")),
 )
 def test_factor_is_capped(subject: Subject, case: GradientsCase) -> float | None:
-    gradients = Gradients(case, subject.device)
+    gradients = Gradients.of(subject, case)
     max_norm = gradients.max_norm + 1e-3
     clip(subject, gradients, max_norm)
     for i, placed in enumerate(gradients.placed):
@@ -133,7 +133,7 @@ def _largest_before(gradients: Gradients, index: int) -> float:
     cases=CLIPPED.narrowed(values=("huge",), elements=(3, 1, 17, 1000), clip=(0.5, 0.01, 0.001)),
 )
 def test_clip_extreme_gradients(subject: Subject, case: GradientsCase) -> float | None:
-    gradients = Gradients(case, subject.device)
+    gradients = Gradients.of(subject, case)
     # in float16, a limit of 0.01 needs factors that this dtype cannot hold, although it can hold the results
     max_norm = 0.01 if case.dtype == "float16" else gradients.max_norm
     clip(subject, gradients, max_norm)
@@ -148,7 +148,7 @@ def test_clip_extreme_gradients(subject: Subject, case: GradientsCase) -> float 
     weight=0.5,
 )
 def test_norm_before_clipping(subject: Subject, case: GradientsCase) -> float | None:
-    gradients = Gradients(case, subject.device)
+    gradients = Gradients.of(subject, case)
     norm = clip(subject, gradients, gradients.max_norm)
     for parameter in gradients.with_gradient:
         assert parameter.grad is not None
@@ -163,7 +163,7 @@ def test_norm_before_clipping(subject: Subject, case: GradientsCase) -> float | 
     weight=0.5,
 )
 def test_limit_of_zero(subject: Subject, case: GradientsCase) -> float | None:
-    gradients = Gradients(case, subject.device)
+    gradients = Gradients.of(subject, case)
     norm = clip(subject, gradients, 0.0)
     for i, parameter in enumerate(gradients.with_gradient):
         assert parameter.grad is not None
@@ -178,6 +178,6 @@ def test_limit_of_zero(subject: Subject, case: GradientsCase) -> float | None:
     cases=CLIPPED.narrowed(layout=LAYOUTS[:-1], elements=(64, 24, 1000, 17), tensors=(1, 2, 3)),
 )
 def test_gradient_layout(subject: Subject, case: GradientsCase) -> float | None:
-    gradients = Gradients(case, subject.device)
+    gradients = Gradients.of(subject, case)
     norm = clip(subject, gradients, gradients.max_norm)
     return worst(judge(norm, gradients.expected_norm()), judge_clipped(gradients, gradients.max_norm))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from conformance.cases.memory_layout import Placed, place
 from conformance.cases.reproducer_marks import draws_values
 from conformance.judgement.linear_oracle import Expected
 from conformance.numerics.formats import Array, dtype_named, format_of, rounded
+from conformance.target.subject import Subject
 
 MUST_BE_WITHIN = 1e-3  # relative error of the norm
 
@@ -71,11 +73,14 @@ SIZES = {  # the typical element: its square is out of range while the norm of a
 class Gradients:
     """The parameters of a case with their gradients, each between margins, and the exact values they hold.
 
-    With `finite_margins`, the margins hold a number instead of NaN, so that scaling them is noticed.
+    With `finite_margins`, the margins hold a number instead of NaN, so that scaling them is noticed. With
+    `narrow_norm`, the norm, and the norm of each gradient, is rounded to the dtype of the gradients.
     """
 
-    def __init__(self, case: GradientsCase, device: str = "cpu", *, finite_margins: bool = False) -> None:
-        self.case = case
+    def __init__(
+        self, case: GradientsCase, device: str = "cpu", *, finite_margins: bool = False, narrow_norm: bool = False
+    ) -> None:
+        self.case, self.narrow_norm = case, narrow_norm
         self.dtypes = [
             dtype_named(case.other if case.other != "same" and i % 2 else case.dtype) for i in range(case.tensors)
         ]
@@ -101,6 +106,11 @@ class Gradients:
             empty = torch.ones((0, 4), dtype=self.dtypes[0], device=device)
             self.parameters.insert(len(self.parameters) // 2, _parameter(empty))
 
+    @classmethod
+    def of(cls, subject: Subject, case: GradientsCase, **options: Any) -> Gradients:
+        """The gradients of a case on a subject's device, with the norm that the subject's convention gives."""
+        return cls(case, subject.device, narrow_norm=subject.follows("norm_dtype", "gradients"), **options)
+
     def __str__(self) -> str:
         tensors = "one tensor" if self.case.tensors == 1 else f"{self.case.tensors} tensors"
         what = f"gradients of {self.case.elements} elements in {tensors}"
@@ -112,8 +122,16 @@ class Gradients:
 
     @property
     def norm_dtype(self) -> torch.dtype:
-        """float64 for float64 gradients, else float32."""
+        """float64 for float64 gradients, else float32; by the other convention what holds all gradients' dtypes."""
+        if self.narrow_norm:
+            return reduce(torch.promote_types, self.dtypes)
         return torch.float64 if torch.float64 in self.dtypes else torch.float32
+
+    @property
+    def _norm_error(self) -> float:
+        """The relative error of the norm that is allowed: of its sum, and of the roundings to a narrow dtype."""
+        narrow = max(format_of(dtype).unit for dtype in self.dtypes) + format_of(self.norm_dtype).unit
+        return MUST_BE_WITHIN + self.narrow_norm * narrow
 
     @cached_property
     def norm(self) -> float:
@@ -131,8 +149,11 @@ class Gradients:
 
     def expected_norm(self, *, ulps: float | None = None) -> Expected:
         """The norm within a relative error of 1e-3, or within `ulps` units in the last place."""
-        spacing = np.spacing(np.float32(self.norm)) if self.norm_dtype == torch.float32 else np.spacing(self.norm)
-        allowed = self.norm * MUST_BE_WITHIN if ulps is None else ulps * float(spacing)
+        spacing = np.spacing(np.float32(self.norm)) if self.norm_dtype != torch.float64 else np.spacing(self.norm)
+        allowed = self.norm * self._norm_error if ulps is None else ulps * float(spacing)
+        if self.narrow_norm:  # each gradient's norm may be subnormal in its dtype, and is rounded once more
+            steps = sum(format_of(dtype).step for dtype in self.dtypes) + format_of(self.norm_dtype).step
+            allowed = max(allowed, ulps * 2 * format_of(self.norm_dtype).unit * self.norm if ulps else 0.0) + steps
         return Expected("norm", np.array(self.norm), np.array(allowed), self.norm_dtype)
 
     def expected_clipped(self, max_norm: float, *, tight: bool = False) -> list[Expected]:
@@ -141,7 +162,9 @@ class Gradients:
         The budget allows for the error of the norm and for the stores of the result and of the factor.
         """
         factor = min(1.0, max_norm / (self.norm + 1e-6))
-        relative = 8 * format_of(self.norm_dtype).unit if tight else MUST_BE_WITHIN
+        relative = 8 * format_of(self.norm_dtype).unit if tight else self._norm_error
+        if self.narrow_norm:  # the factor is a sum and a quotient in the norm's dtype
+            relative += 2 * format_of(self.norm_dtype).unit
         expected = []
         for i, (values, dtype) in enumerate(zip(self.values, self.dtypes, strict=True)):
             clipped = values * factor

@@ -18,7 +18,7 @@ NONFINITE = GRADIENTS.narrowed(
 
 
 def _refused(subject: Subject, case: GradientsCase) -> Gradients:
-    gradients = Gradients(case, subject.device)
+    gradients = Gradients.of(subject, case)
     refuses(
         f"clip_grad_norm_(…, error_if_nonfinite=True) of {gradients} with a {case.special} among them",
         lambda: subject.thing(gradients.parameters, 1.0, error_if_nonfinite=True),
@@ -32,6 +32,7 @@ def _refused(subject: Subject, case: GradientsCase) -> Gradients:
     sentence="""With error_if_nonfinite=True, a NaN or infinite norm raises a RuntimeError, ValueError or
     ArithmeticError.""",
     cases=NONFINITE,
+    needs=("clip_grad_norm_(error_if_nonfinite)",),
     weight=0.5,
 )
 def test_nonfinite_raises(subject: Subject, case: GradientsCase) -> float | None:
@@ -44,6 +45,7 @@ def test_nonfinite_raises(subject: Subject, case: GradientsCase) -> float | None
     sentence="When a NaN or infinite norm raises, no gradient has been changed.",
     why="The caller may inspect the gradients or skip the step.",
     cases=NONFINITE,
+    needs=("clip_grad_norm_(error_if_nonfinite)",),
     weight=0.5,
 )
 def test_nonfinite_keeps_gradients(subject: Subject, case: GradientsCase) -> float | None:
@@ -59,7 +61,7 @@ def test_nonfinite_keeps_gradients(subject: Subject, case: GradientsCase) -> flo
     weight=0.5,
 )
 def test_nonfinite_is_returned(subject: Subject, case: GradientsCase) -> float | None:
-    gradients = Gradients(case, subject.device)
+    gradients = Gradients.of(subject, case)
     norm = float(clip(subject, gradients, 1.0))
     expected = math.isnan(norm) if case.special == "nan" else norm == math.inf
     require(expected, f"the norm of gradients with a {case.special} among them is {norm}: expected {case.special}")
@@ -70,10 +72,11 @@ def test_nonfinite_is_returned(subject: Subject, case: GradientsCase) -> float |
     "GRN-FINITE",
     sentence="error_if_nonfinite=True changes no result if the norm is finite.",
     cases=GRADIENTS.narrowed(elements=(3, 1, 17), values=("normal", "large")),
+    needs=("clip_grad_norm_(error_if_nonfinite)",),
     weight=0.5,
 )
 def test_finite_does_not_raise(subject: Subject, case: GradientsCase) -> float | None:
-    gradients = Gradients(case, subject.device)
+    gradients = Gradients.of(subject, case)
     norm = clip(subject, gradients, gradients.max_norm, error_if_nonfinite=True)
     for placed, expected in zip(gradients.placed, gradients.expected_clipped(gradients.max_norm), strict=True):
         judge(placed.tensor, expected)

@@ -39,10 +39,10 @@ def _bits_equal(a: Any, b: Any) -> bool:
     weight=0.5,
 )
 def test_iterables(subject: Subject, case: GradientsCase) -> float | None:
-    listed = Gradients(case, subject.device)
+    listed = Gradients.of(subject, case)
     norm = clip(subject, listed, listed.max_norm)
     for name, made in CONTAINERS.items():
-        other = Gradients(case, subject.device)
+        other = Gradients.of(subject, case)
         again = clip(subject, other, other.max_norm, made(other.parameters))
         require(_bits_equal(again, norm), f"{name} of {other} gives the norm {again}: a list gives {norm}")
         for i, (a, b) in enumerate(zip(other.with_gradient, listed.with_gradient, strict=True)):
@@ -57,7 +57,7 @@ def test_iterables(subject: Subject, case: GradientsCase) -> float | None:
     weight=0.5,
 )
 def test_in_place(subject: Subject, case: GradientsCase) -> float | None:
-    gradients = Gradients(case, subject.device)
+    gradients = Gradients.of(subject, case)
     # hold the tensors, so that no new one gets an old address
     held = [p.grad for p in gradients.with_gradient]
     memory = [None if g is None else (g.data_ptr(), g.stride()) for g in held]
@@ -77,7 +77,7 @@ def test_in_place(subject: Subject, case: GradientsCase) -> float | None:
     weight=0.5,
 )
 def test_parameters_unchanged(subject: Subject, case: GradientsCase) -> float | None:
-    gradients = Gradients(case, subject.device)
+    gradients = Gradients.of(subject, case)
     before = [p.detach().clone() for p in gradients.parameters]
     clip(subject, gradients, gradients.max_norm)
     for parameter, value in zip(gradients.parameters, before, strict=True):
@@ -93,7 +93,7 @@ def test_parameters_unchanged(subject: Subject, case: GradientsCase) -> float | 
     cases=FEW.narrowed(layout=("padded", "strided", "offset", "transposed"), clip=(0.5, 0.01)),
 )
 def test_margins_untouched(subject: Subject, case: GradientsCase) -> float | None:
-    gradients = Gradients(case, subject.device, finite_margins=True)
+    gradients = Gradients.of(subject, case, finite_margins=True)
     clip(subject, gradients, gradients.max_norm)
     for i, placed in enumerate(gradients.placed):
         require(not placed.margins_changed(), f"memory beside gradient {i} was written (layout {case.layout})")
@@ -107,7 +107,7 @@ def test_margins_untouched(subject: Subject, case: GradientsCase) -> float | Non
     weight=0.5,
 )
 def test_deterministic(subject: Subject, case: GradientsCase) -> float | None:
-    first, second = Gradients(case, subject.device), Gradients(case, subject.device)
+    first, second = Gradients.of(subject, case), Gradients.of(subject, case)
     norms = [clip(subject, gradients, gradients.max_norm) for gradients in (first, second)]
     require(_bits_equal(*norms), f"two identical calls give the norms {norms[0]} and {norms[1]}")
     for i, (a, b) in enumerate(zip(first.with_gradient, second.with_gradient, strict=True)):
@@ -123,7 +123,7 @@ def test_deterministic(subject: Subject, case: GradientsCase) -> float | None:
     weight=0.25,
 )
 def test_settings_kept(subject: Subject, case: GradientsCase) -> float | None:
-    gradients = Gradients(case, subject.device)
+    gradients = Gradients.of(subject, case)
     with kept("clip_grad_norm_"):
         clip(subject, gradients, gradients.max_norm)
     return None
@@ -137,7 +137,7 @@ def test_settings_kept(subject: Subject, case: GradientsCase) -> float | None:
     weight=0.5,
 )
 def test_later_calls(subject: Subject, case: GradientsCase) -> float | None:
-    gradients = Gradients(case, subject.device)
+    gradients = Gradients.of(subject, case)
     norm = clip(subject, gradients, 4 * gradients.norm + 1)
     with torch.no_grad():
         for parameter in gradients.with_gradient:

@@ -21,7 +21,7 @@ from conformance.errors import UsageError
 
 pytest.importorskip("transformers")
 WITH_PEFT = all(map(importlib.util.find_spec, ("peft", "bitsandbytes")))
-STEPS = 3
+STEPS = 6
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_a_wrong_packed_layer_leaves_the_band(
 def test_a_right_packed_base_stays_far_inside_the_band(task: fine_tuning.FineTuning, tmp_path: Path) -> None:
     runs, band = trained(task, tmp_path, optimized)
     assert [run.target for run in runs] == ["reference float", "ours nf4"]
-    assert off(runs) < band / 10
+    assert off(runs) < band / 100
     assert runs[0].losses[0] - runs[0].losses[-1] > 10 * band * runs[0].losses[0]  # they learn more than the band
     products, u = 2 * 15, 2.0**-24  # seven layers of each of the two blocks, and the head; the widest of 128 inputs
     assert band == pytest.approx(3 * products * 4 * u * 128**0.5)

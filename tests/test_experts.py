@@ -13,7 +13,8 @@ from torch import nn
 
 import optimized
 import reference
-from conformance.clauses.experts.small_experts import InterleavedExperts
+from conformance.clauses.experts.mixture import Mixture
+from conformance.clauses.experts.mixture_case import MixtureCase
 
 PACKAGES = pytest.mark.parametrize("package", [reference, optimized], ids=["reference", "optimized"])
 
@@ -38,17 +39,12 @@ class Experts(nn.Module):
         return y
 
 
-@pytest.mark.parametrize("inner", [4, 64])
-def test_a_fresh_adapter_keeps_the_bits_of_a_gate_that_is_interleaved(inner: int) -> None:
-    torch.manual_seed(0)
-    module = InterleavedExperts(3, 8, inner, 2, torch.float32)
-    for parameter in module.parameters():
-        nn.init.normal_(parameter)
-    x, p = torch.randn(15, 8), torch.rand(15, 2)  # experts with odd numbers of rows
-    index = torch.stack([torch.randperm(3)[:2] for _ in x])
+def test_a_fresh_adapter_keeps_the_bits_of_a_gate_that_is_interleaved() -> None:
+    mixture = Mixture(MixtureCase(26, m=5, k=8, n=8, r=2, experts=3, slots=2, kind="interleaved", scale=2.0))
+    given = mixture.tensor("x"), torch.from_numpy(mixture.index.copy()), mixture.tensor("p")
     with torch.no_grad():
-        before = module(x, index, p)
-        assert torch.equal(optimized.patch_moe_module(module)(x, index, p), before)
+        before = mixture.experts(*given)
+        assert torch.equal(optimized.patch_moe_module(mixture.experts)(*given), before)
 
 
 class Model(nn.Module):

@@ -25,7 +25,7 @@ from conformance.run.case_search import Examination
 from conformance.run.profiles import PROFILES
 from conformance.specification.clause import MUST, load_all
 from conformance.target.target import Target
-from optimized.dispatch.batched_node import why_not_batched, why_not_dense, why_not_grouped
+from optimized.dispatch.batched_node import why_not_batched, why_not_grouped
 from optimized.nodes import batched as batched_node
 from optimized.sorted_rows import SortedRows
 from reference.batch_checks import check_batch
@@ -174,29 +174,6 @@ def test_the_grouped_product_passes() -> None:
     left_out = (*NOT_VARIED, "LEAD", "AMP", "MIXED", "BWD", "MEM", "DET", "COUNT", "SPLIT")  # T = 0; its gradients
     found = alarms("grouped", Grouped(), ("float32",), 9, left_out)
     assert not found, "\n\n".join(found)
-
-
-def test_a_row_has_the_same_bits_beside_other_adapters_without_gradients() -> None:
-    given = operands() | {"x": torch.randn(5, 8, dtype=torch.float64)}
-    row = optimized.lora_batched_linear(**given)[0]
-    for others in ([-1, -1, -1, -1], [0, 0, 0, 0], [1, 2, 1, 2]):
-        index = torch.tensor([0, *others])
-        assert torch.equal(optimized.lora_batched_linear(**given | {"adapter_index": index})[0], row)
-
-
-def test_all_adapters_at_once_have_a_reason_not_to() -> None:
-    given = operands()
-    tensors = [given[name] for name in ("x", "weight", "bias", "lora_A", "lora_B")]
-    assert why_not_dense(*tensors) is None
-    x, weight, _, A, B = tensors
-    assert why_not_dense(x, weight, None, A.clone().requires_grad_(), B) == "backward needs the rows sorted"
-    assert "one dtype" in str(why_not_dense(x.float(), weight, None, A, B))
-    assert "1 to 64" in str(why_not_dense(x, weight, None, A.repeat(6, 1, 1), B.repeat(6, 1, 1)))
-    spoilt = B.clone()
-    spoilt[2] = torch.nan
-    assert "not finite" in str(why_not_dense(x, weight, None, A, spoilt))
-    y = optimized.lora_batched_linear(**given | {"lora_B": spoilt})
-    assert bool(y.isfinite().all())  # the adapter has rank 0
 
 
 def operands() -> dict[str, Any]:

@@ -19,6 +19,7 @@ import jsonschema
 import pytest
 
 import conformance
+from conformance.adapters.judgement import FAILING
 from conformance.report.matrix import markdown, saved_reports
 from conformance.report.matrix.assemble import assemble
 from conformance.specification.clause import MUST, load_all
@@ -26,12 +27,17 @@ from conformance.specification.clause import MUST, load_all
 PLACE = Path(conformance.__file__).parent
 REPORTS = sorted((PLACE / "reports").glob("*/*.json"))
 PAGES = sorted(path for path in (PLACE / "findings").glob("*.md") if path.stem != "README")
-LIBRARIES = {"NeMo Automodel": "nemo-automodel", "Concrete ML": "concrete-ml"}  # of which pip has another name
+OF_LOADERS = [page for page in PAGES if "\nAdapters: " in page.read_text()]
+OF_CLAUSES = [page for page in PAGES if page not in OF_LOADERS]
+# of which pip has another name
+LIBRARIES = {"NeMo Automodel": "nemo-automodel", "Concrete ML": "concrete-ml", "gguf-py": "gguf"}
+LOADED = json.loads((PLACE / "reports" / "adapters.json").read_text())["loaders"]
+AS = {"concrete-ml": "as_concrete_ml", "sglang": "as_sglang"}  # fixtures that provide a part of a library
 LARGEST = 200_000  # bytes in a report
 
 
 def listed(page: Path, what: str) -> set[str]:
-    """The names on the page's line `Targets: …` or `Clauses: …`."""
+    """The names on the page's line `Targets: …`, `Clauses: …` or `Adapters: …`."""
     line = re.search(rf"^{what}: (.+)$", page.read_text(), re.MULTILINE)
     assert line, f"{page.name} has no line {what}"
     return set(line[1].split(", "))
@@ -45,13 +51,13 @@ def block(page: Path, language: str) -> str:
 
 def versions(name: str) -> set[str]:
     """The versions in that of a report: of one library, or of one on another, as in 0.21.2+hqq.0.2.8."""
-    return set(re.split(r"\+[a-z]+\.", name))
+    return set(re.split(r"\+[a-z]+\.|\+cpu$", name))
 
 
 def libraries(page: Path) -> dict[str, str]:
     """The libraries in a page's title, as pip names them, with their versions."""
     title = page.read_text().splitlines()[0].removeprefix("# ").partition(": ")[0]
-    found = re.findall(r"(?:, | on |^)([A-Za-z ]+?) (\d[\w.]*)", title)
+    found = re.findall(r"(?:, | on |\(|^)([A-Za-z -]+?) (\d[\w.]*)", title)
     return {LIBRARIES.get(name, name.lower()): version for name, version in found}
 
 
@@ -71,14 +77,25 @@ def test_the_committed_matrix_is_made_from_the_committed_reports() -> None:
 def test_each_failing_clause_of_a_report_has_a_page(path: Path) -> None:
     report = json.loads(path.read_text())
     target = report["target"].removeprefix("conformance.targets.")
-    pages = [page for page in PAGES if target in listed(page, "Targets")]
+    pages = [page for page in OF_CLAUSES if target in listed(page, "Targets")]
     explained = set().union(*(listed(page, "Clauses") for page in pages))
     assert failing(report) <= explained, "no page in conformance/findings"
     assert report["target_version"] == path.stem
-    assert all(versions(path.stem.partition("+")[0]) & set(libraries(page).values()) for page in pages)
+    assert all(versions(path.stem) & set(libraries(page).values()) for page in pages)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("loader", LOADED, ids=lambda loader: loader["target"])
+def test_each_failing_golden_adapter_has_a_page(loader: dict[str, Any]) -> None:
+    target = loader["target"].removeprefix("conformance.targets.")
+    pages = [page for page in OF_LOADERS if target in listed(page, "Targets")]
+    explained = [name for page in pages for name in listed(page, "Adapters")]
+    failed = [name for name, cell in loader["cells"].items() if cell["status"] in FAILING]
+    assert sorted(explained) == sorted(failed), "pages in conformance/findings and conformance/reports/adapters.json"
+    assert all(loader["version"] in page.read_text().splitlines()[0] for page in pages)
+    assert loader["problem"] == ""
+
+
+@pytest.mark.parametrize("page", OF_CLAUSES, ids=lambda page: page.stem)
 def test_each_clause_on_a_page_fails_in_a_report(page: Path) -> None:
     reports = [json.loads(path.read_text()) for path in REPORTS]
     targets = {f"conformance.targets.{name}" for name in listed(page, "Targets")}
@@ -105,6 +122,16 @@ def as_concrete_ml(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "concrete.ml.torch.lora", module.lora)
 
 
+@pytest.fixture
+def as_sglang(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Provide the modules of SGLang that its loader needs, without the rest of SGLang."""
+    target = importlib.import_module("conformance.targets.sglang_adapters")
+    for name in ("sglang", "sglang.srt", "sglang.srt.lora"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    for name, module in target.NEEDED.items():
+        monkeypatch.setitem(sys.modules, f"sglang.srt.lora.{name}", module)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_program_on_a_page_prints_the_pages_output(page: Path, request: pytest.FixtureRequest) -> None:
     named = libraries(page)
@@ -114,8 +141,10 @@ def test_the_program_on_a_page_prints_the_pages_output(page: Path, request: pyte
             pytest.skip(f"{library} is not installed in the version that {page.name} is about")
     if "triton" in page.stem and os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("interpreted kernels: TRITON_INTERPRET=1 is not set")
-    if "concrete-ml" in named:
-        request.getfixturevalue("as_concrete_ml")
+    if "gguf" in named and "LLAMA_CPP" not in os.environ:
+        pytest.skip("LLAMA_CPP names no checkout of llama.cpp")
+    for library in AS.keys() & named.keys():
+        request.getfixturevalue(AS[library])
     printed = io.StringIO()
     with warnings.catch_warnings(), contextlib.redirect_stdout(printed):
         warnings.simplefilter("ignore")

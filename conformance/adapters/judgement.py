@@ -84,7 +84,8 @@ def _quiet() -> Iterator[list[warnings.WarningMessage]]:
 
 def _refusal(adapter: GoldenAdapter, error: Exception) -> Cell:
     """A clear refusal names what it does not take; an adapter that must be taken cannot be refused."""
-    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    said = str(error).replace(str(FOLDER / adapter.name), "the adapter")  # whose path may have the word
+    text = f"{type(error).__name__}: {' '.join(said.split())}"
     clear = not isinstance(error, NO_REFUSAL) and any(word in text.lower() for word in adapter.words)
     if clear:
         return Cell(REFUSED, message=text)

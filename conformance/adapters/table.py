@@ -12,6 +12,7 @@ from conformance.adapters.judgement import FAILING, MISSING, REFUSED, RIGHT, UNC
 
 SIGNS = {RIGHT: "✓", REFUSED: "∅ refused", UNCLEAR: "‼ unclear", WRONG: "✗", MISSING: "–"}
 STYLES = {RIGHT: "green", REFUSED: "yellow", UNCLEAR: "bold red", WRONG: "bold red", MISSING: "dim"}
+NARROW = 3  # loaders, beside which there is room for what an adapter shows
 LEGEND = (
     "✓ right, ∅ refused with a clear error, ✗ wrong without an error (worst error ÷ budget; ! with a warning), "
     "‼ an error that does not name what is refused, – not asked."
@@ -140,11 +141,15 @@ def show(columns: list[Column], *, quiet: bool) -> None:
     out = console()
     judged = [column for column in columns if not column.problem]
     if judged and not quiet:
-        table = Table("adapter", "shows", *(column.title for column in judged), box=box.SIMPLE_HEAD)
+        told = len(judged) <= NARROW
+        table = Table(box=box.SIMPLE_HEAD)
+        table.add_column("adapter", no_wrap=True)
+        for title in [*["shows"] * told, *(column.title for column in judged)]:
+            table.add_column(title, overflow="fold")
         for name in rows(judged):
             cells = [column.cells.get(name) for column in judged]
             styled = [Text(sign(cell), style=STYLES[cell.status] if cell else "") for cell in cells]
-            table.add_row(name, BY_NAME[name].shows, *styled)
+            table.add_row(name, *[BY_NAME[name].shows] * told, *styled)
         out.print(table)
         out.print(LEGEND)
     for column in columns:

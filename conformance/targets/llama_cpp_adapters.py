@@ -31,6 +31,8 @@ if not os.environ.get("LLAMA_CPP") or not (CHECKOUT / SCRIPT).is_file():
         name=SCRIPT,
     )
 sys.path.insert(0, str(CHECKOUT / "gguf-py"))  # the script needs the package of its own checkout
+for _name in [name for name in sys.modules if name.partition(".")[0] == "gguf"]:
+    del sys.modules[_name]
 with library("gguf", "llama.cpp's checkout", "pip install gguf"):
     import gguf
 sys.path.remove(str(CHECKOUT / "gguf-py"))

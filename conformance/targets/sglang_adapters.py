@@ -47,6 +47,7 @@ with library("sglang", "0.5.23", "pip install --no-deps sglang==0.5.23"), withou
     LoRAConfig: Any = imported("sglang.srt.lora.lora_config").LoRAConfig
     LoRAManager: Any = imported("sglang.srt.lora.lora_manager").LoRAManager
     LoRAMemoryPool: Any = imported("sglang.srt.lora.mem_pool").LoRAMemoryPool
+    NEEDED = {name: imported(f"sglang.srt.lora.{name}") for name in ("lora", "lora_config", "utils")}
 
 _OTHER = "the target is written for SGLang's Llama"
 CONFORMANCE: dict[str, Any] = {

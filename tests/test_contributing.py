@@ -82,6 +82,7 @@ FILES = {
     "Add an operation to the lives of a layer": {},  # tests/test_life.py adds one
     "Add a dtype": {},
     "Add a target": {},
+    "Add a golden adapter": {},
 }
 SECTIONS = dict(re.findall(r"(?ms)^## (Add .*?)\n(.*?)(?=^## )", PAGE))
 

@@ -7,9 +7,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from conformance.bench import cases
 from conformance.commands import output
 from conformance.demo import mode_comparison, train
-from conformance.demo.mode_comparison import FEW_STEPS, STEPS
+from conformance.demo.mode_comparison import FEW_STEPS, PACKED, STEPS
 from conformance.demo.session import BACKENDS, MODELS, MODES
 from conformance.errors import UsageError, known
 
@@ -39,6 +40,7 @@ def add(commands: output.Commands) -> None:
     training.add_argument("--seed", type=int, default=0, help="seed of data, batches and adapters (default 0)")
     training.add_argument("--implementation", default="optimized", metavar="MODULE", help="default optimized")
     _add_train(demos)
+    _add_costs(demos)
 
 
 def _add_train(demos: output.Commands) -> None:
@@ -57,9 +59,19 @@ def _add_train(demos: output.Commands) -> None:
     tuning.add_argument("--seed", type=int, default=0, help="seed of model, texts and adapters (default 0)")
 
 
+def _add_costs(demos: output.Commands) -> None:
+    costs = demos.add_parser("encryption-costs", help="the cost of an encrypted product under each backend")
+    costs.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder for the table and JSON")
+    costs.add_argument(
+        "--backends", default=",".join(BACKENDS), metavar="NAME[,NAME…]", help=f"only these: {', '.join(BACKENDS)}"
+    )
+    costs.add_argument("--shapes", nargs="+", type=_shape, metavar="MxKxN", help="M rows, K in, N out")
+
+
 def execute(options: argparse.Namespace) -> int:
     """Run the demo. Returns the exit code: 1 if encryption or the server failed, or if losses differ too much."""
-    return {"private-training": _private_training, "train": _train}[options.demo](options)
+    demos = {"private-training": _private_training, "train": _train, "encryption-costs": _encryption_costs}
+    return demos[options.demo](options)
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -123,6 +135,30 @@ def _private_training(options: argparse.Namespace) -> int:
         return 1
     written.show(found, options.out)
     return 0
+
+
+def _encryption_costs(options: argparse.Namespace) -> int:
+    from conformance.demo import encryption_costs, needed
+    from conformance.demo import output as written
+    from conformance.report.terminal import console
+
+    backends = _known(options.backends.split(","), BACKENDS, "backend")
+    needed.packages({"seal" if name in PACKED else "concrete_ml_extensions": "fhe" for name in backends})
+    with written.reserved(options.out):
+        found = encryption_costs.costs(
+            backends, tuple(options.shapes or encryption_costs.SHAPES), console(stderr=True).print
+        )
+        encryption_costs.write(options.out, found)
+    console().print(encryption_costs.markdown(found), markup=False, soft_wrap=True)
+    console().print(f"written to {options.out}: encryption-costs.json, encryption-costs.md")
+    return 0
+
+
+def _shape(text: str) -> tuple[int, int, int]:
+    try:
+        return cases.shape(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _tls(options: argparse.Namespace) -> mode_comparison.TLS | None:

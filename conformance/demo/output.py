@@ -91,12 +91,12 @@ def rows(found: PrivateTraining) -> list[tuple[str, ...]]:
             sent = (run.run.up, run.run.down, run.run.evaluation_key)
             figures = [f"{run.final_loss:.6f}", difference(run.off_torch), difference(run.off_disable)]
             times = (run.median_seconds, run.median_cpu_seconds)
-            shown.append((model.name, run.run.mode, *map(seconds_of, times), *map(_bytes, sent), *figures))
+            shown.append((model.name, run.run.mode, *map(seconds_of, times), *map(size_of, sent), *figures))
         if model.estimate is not None:
             step, mode = model.estimate.estimate, f"{model.estimate.modes[0]} (est.)"
             times = (step.seconds, step.cpu_seconds)
-            about = [f"≈{text}" for text in (*map(seconds_of, times), *map(_bytes, (step.up, step.down)))]
-            shown.append((model.name, mode, *about, _bytes(model.estimate.evaluation_key), "–", "–", "–"))
+            about = [f"≈{text}" for text in (*map(seconds_of, times), *map(size_of, (step.up, step.down)))]
+            shown.append((model.name, mode, *about, size_of(model.estimate.evaluation_key), "–", "–", "–"))
     return shown
 
 
@@ -184,7 +184,8 @@ def seconds_of(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds < 1000 else f"{seconds:.0f} s"
 
 
-def _bytes(number: int) -> str:
+def size_of(number: int) -> str:
+    """Three digits of a number of bytes; – for none."""
     for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if number >= size:
             return f"{number / size:.3g} {unit}" if number < 1000 * size else f"{number / size:.0f} {unit}"

@@ -24,7 +24,7 @@ from conformance.clauses.checkpoint.target_calls import (
 )
 from conformance.clauses.config.field_values import require_fields
 from conformance.clauses.model.small_models import adapted, model_named
-from conformance.clauses.model.target_calls import make_config
+from conformance.clauses.model.target_calls import in_its_rule, make_config
 from conformance.judgement.outcomes import require
 from conformance.specification.clause import SHOULD, clause
 from conformance.target.adapter_tensors import scale_of
@@ -83,14 +83,16 @@ def test_targets(subject: Subject, case: FileCase) -> None:
         model = model_named(AMBIGUOUS)
         name = AMBIGUOUS[case.place]
         # as a pattern without a dot, the name would also match a longer name's last component
-        config = make_config(subject, dim=1, target_modules=[name if "." in name else f"{name}.*"])
+        chosen = {"target_modules": [name if "." in name else f"{name}.*"]}
+        config = make_config(subject, dim=1, **in_its_rule(subject, model, chosen))
         with calling_quietly("apply_lora_to_linear_modules(model, config)"):
             subject.target.apply_lora_to_linear_modules(model, config)
     names = [name for name, m in model.named_modules() if hasattr(m, "in_features") and "lora_" not in name]
     with folder() as path:
         save(subject, model, config, path)
-        targets = config_in(Path(path)).get("target_modules")
-    found = sorted(name for name in names if _chosen(targets, name))
+        values = config_in(Path(path))
+    targets, excluded = values.get("target_modules"), values.get("exclude_modules")
+    found = sorted(name for name in names if _chosen(targets, name) and not _chosen(excluded, name))
     with fault_of("save_adapter"):
         require(
             found == adapted(model),

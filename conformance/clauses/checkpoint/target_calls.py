@@ -14,9 +14,10 @@ from torch import nn
 from conformance.cases.case import Case, Space
 from conformance.clauses.checkpoint.peft_files import PREFIX, tensors_in
 from conformance.clauses.model.small_models import Toy, adapted, adapters
-from conformance.clauses.model.target_calls import make_config
+from conformance.clauses.model.target_calls import in_its_rule, make_config
 from conformance.isolation.memory_folder import in_memory
 from conformance.judgement.outcomes import require
+from conformance.target.adapter_tensors import adapter_of, held_magnitude
 from conformance.target.calls import calling
 from conformance.target.expected_errors import calling_quietly, quiet
 from conformance.target.subject import Subject
@@ -86,7 +87,12 @@ def toy(subject: Subject, case: Case) -> nn.Module:
 
 def adapt(subject: Subject, model: nn.Module, case: FileCase, **changed: Any) -> Any:
     """Put adapters into a model by `apply_lora_to_linear_modules`, and return the config."""
-    config = make_config(subject, **(case.options() | changed))
+    options = case.options() | changed
+    if case.dropout and case.position not in subject.dropout_positions:
+        options["dropout_position"] = subject.dropout_positions[0]
+    if subject.follows("exclusions", "combined") and "exclude_modules" in options:
+        options = {"target_modules": ["*"]} | options  # exclusions only reduce other choices there
+    config = make_config(subject, **in_its_rule(subject, model, options))
     with calling_quietly("apply_lora_to_linear_modules(model, config)"):
         subject.target.apply_lora_to_linear_modules(model, config)
     return config
@@ -106,12 +112,13 @@ def fill(model: nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed + 1)
     for name, parameter in sorted(adapters(model).items()):
         drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter.device)
-        parameter.copy_(parameter * (1 + drawn / 8) if name.endswith("lora_magnitude") else drawn / 2)
+        parameter.copy_(parameter * (1 + drawn / 8) if "lora_magnitude" in name else drawn / 2)
 
 
 def tie(model: Any) -> None:
     """Let the head of a toy model share its weight with the embeddings; the model does not run after that."""
-    model.embed.weight = model.head.weight = nn.Parameter(model.head.weight.detach().clone(), requires_grad=False)
+    head = getattr(model.head, "base_layer", model.head)  # inside PEFT's wrapper of an adapted head
+    model.embed.weight = head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
 
 
 def save(subject: Subject, model: nn.Module, config: Any, path: Any) -> None:
@@ -139,18 +146,14 @@ def output(model: nn.Module, seed: int = 0) -> torch.Tensor:
 
 def expected_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """The adapters' values, by the names that PEFT gives them in a file."""
-    names = {
-        "lora_A.weight": "lora_A.weight",
-        "lora_B.weight": "lora_B.weight",
-        "lora_magnitude": "lora_magnitude_vector",
-    }
     found = {}
     for layer in adapted(model):
         module = model.get_submodule(layer)
-        for own, theirs in names.items():
-            value = dict(module.named_parameters()).get(own)
-            if value is not None:
-                found[f"{PREFIX}{layer}.{theirs}"] = value.detach().clone()
+        for name in ("lora_A", "lora_B"):
+            found[f"{PREFIX}{layer}.{name}.weight"] = adapter_of(module, name).detach().clone()
+        magnitude = held_magnitude(module)
+        if magnitude is not None:
+            found[f"{PREFIX}{layer}.lora_magnitude_vector"] = magnitude.detach().clone()
     return found
 
 

@@ -1,0 +1,99 @@
+"""Hugging Face PEFT's `get_peft_model` and its merging: `loraspec run conformance.targets.peft_model`.
+
+`get_peft_model` changes the model in place and returns a wrapper of it. The suite keeps the model, and the wrapper is
+an attribute of it that is no submodule. `peft.py` judges `inject_adapter_in_model` and the layers.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from torch import nn
+
+from conformance.targets.wrapped_layer import library, version_of
+
+WRITTEN_FOR = ("peft", "0.21.2", "pip install 'loraspec[peers]'")
+with library(*WRITTEN_FOR):
+    import peft
+    from peft.tuners.lora.layer import LoraLayer
+
+    from conformance.targets.peft import _config, _dtype
+
+CONFORMANCE = {
+    "name": "peft get_peft_model",
+    "version": version_of("peft"),
+    "dropout_positions": ("pre",),
+    "features": {
+        "name_rule": "suffix",
+        "exclusions": "combined",
+        "initialisation": "absent",  # PEFT draws lora_A by kaiming_uniform_(a=√5) or gaussian
+        "linear_only": "absent",
+        "shared_names": "first name",
+        "argument_checks": "when used",
+    },
+}
+ADAPTER = "default"
+WRAPPER = "peft_wrapper"
+
+
+def apply_lora_to_linear_modules(model: nn.Module, peft_config: Any) -> int:
+    """PEFT's `get_peft_model`, which leaves adapters in the model, with match_all_linear as its target `all-linear`."""
+    targets = "all-linear" if peft_config.match_all_linear else peft_config.target_modules or None
+    dtype = _dtype(peft_config.lora_dtype)
+    patterns = {key: getattr(peft_config, key, None) or {} for key in ("rank_pattern", "alpha_pattern")}
+    patterns |= {"target_modules": targets, "exclude_modules": peft_config.exclude_modules or None}
+    config = _config(peft_config, **patterns)
+    before = _count(model)
+    known = set(model.parameters())
+    wrapper = peft.get_peft_model(model, config, ADAPTER, autocast_adapter_dtype=False)
+    for name, parameter in model.named_parameters() if dtype is not None else ():
+        if f".{ADAPTER}" in name and parameter not in known:
+            parameter.data = parameter.data.to(dtype)
+    model.__dict__[WRAPPER] = wrapper
+    return _count(model) - before
+
+
+def _count(model: nn.Module) -> int:
+    return sum(isinstance(module, LoraLayer) for module in model.modules())
+
+
+def patch_linear_module(
+    orig_linear: nn.Module,
+    dim: int = 8,
+    alpha: Any = 32,
+    dropout: float = 0.0,
+    dropout_position: str = "post",
+    lora_A_init_method: str = "xavier",
+    lora_dtype: Any = None,
+    use_triton: bool = True,
+    *,
+    use_dora: bool = False,
+    use_rslora: bool = False,
+) -> Any:
+    """The layer that `get_peft_model` puts in the place of the only layer of a model."""
+    del lora_A_init_method, use_triton
+    model = nn.ModuleDict({"layer": orig_linear})
+    options = (dim, alpha, dropout, dropout_position, lora_dtype, use_dora, use_rslora)
+    names = ("dim", "alpha", "dropout", "dropout_position", "lora_dtype", "use_dora", "use_rslora")
+    chosen = SimpleNamespace(match_all_linear=False, target_modules=["layer"], exclude_modules=None)
+    apply_lora_to_linear_modules(model, SimpleNamespace(**vars(chosen), **dict(zip(names, options, strict=True))))
+    return model["layer"]
+
+
+def merge_adapters(model: nn.Module) -> int:
+    """PEFT's `merge_adapter`; the number of layers that it merged."""
+    before = _merged(model)
+    model.__dict__[WRAPPER].merge_adapter()
+    return _merged(model) - before
+
+
+def unmerge_adapters(model: nn.Module) -> int:
+    """PEFT's `unmerge_adapter`; the number of layers that were merged."""
+    merged = _merged(model)
+    model.__dict__[WRAPPER].unmerge_adapter()
+    return merged
+
+
+def _merged(model: nn.Module) -> int:
+    return sum(bool(layer.merged) for layer in model.modules() if isinstance(layer, LoraLayer))

@@ -14,7 +14,7 @@ from .hybrid import is_lora_module
 from .layer import LinearLoRA
 from .service import deployment, kept_tensors, peft_layers
 from .service.client import TIMEOUT, RemoteClient
-from .service.remote_module import RemoteModule
+from .service.remote_module import RemoteModule, bits_of
 from .service.shared_state import HybridFHEMode, Split
 from .training import LoraTraining
 
@@ -103,7 +103,7 @@ class HybridFHEModel:
             if isinstance(module, LinearLoRA) and module.merged:
                 raise RuntimeError(f"{name} is merged: its adapter would go to the server; unmerge it first")
         peft_layers.check_unmerged(self.model, self.remote_modules.values())
-        bits = self._bits(n_bits)
+        bits = bits_of(n_bits, self.remote_modules)
         with self._in_mode(HybridFHEMode.CALIBRATE):
             self._run_once(x)
         unused = set() if use_dynamic_quantization else self._without_gradients()
@@ -113,17 +113,6 @@ class HybridFHEModel:
             self.remote_modules[name].take(quantized, std)
         for name in unused:
             self.remote_modules[name].leave_out()
-
-    def _bits(self, n_bits: int | Mapping[str, int]) -> dict[str, int]:
-        """The bits of each module."""
-        if not isinstance(n_bits, Mapping):
-            return dict.fromkeys(self.remote_modules, n_bits)
-        for name in n_bits:
-            if name not in self.remote_modules:
-                near = difflib.get_close_matches(name, self.remote_modules, n=1)
-                hint = f": did you mean {near[0]!r}?" if near else f": expected one of {', '.join(self.remote_modules)}"
-                raise ValueError(f"n_bits names {name!r}, which does not run remotely{hint}")
-        return {name: n_bits.get(name, 8) for name in self.remote_modules}
 
     def _without_gradients(self) -> set[str]:
         """The backward modules that have seen no gradient, if any has seen one."""

@@ -53,6 +53,7 @@ def load_adapter(model: nn.Module, path: str) -> Any:
     targets = found.target_modules
     return reference.PeftConfig(
         target_modules=[targets] if isinstance(targets, str) else sorted(targets),
+        exclude_modules=sorted(found.exclude_modules or ()),
         dim=found.r,
         alpha=found.lora_alpha,
         dropout=found.lora_dropout,

@@ -13,8 +13,9 @@ from .encrypted.encryption import Backend, Keys
 from .hybrid import is_lora_module
 from .layer import LinearLoRA
 from .service import deployment, kept_tensors, peft_layers
+from .service.bit_widths import bits_of
 from .service.client import TIMEOUT, RemoteClient
-from .service.remote_module import RemoteModule, bits_of
+from .service.remote_module import RemoteModule
 from .service.shared_state import HybridFHEMode, Split
 from .training import LoraTraining
 

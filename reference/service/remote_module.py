@@ -1,8 +1,6 @@
 """A linear product in the mode of its model: in floats, in integers, encrypted, or on a server."""
 
-import difflib
 import warnings
-from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -298,19 +296,3 @@ def _without_wrapper(_: nn.Module, state: dict[str, Any], prefix: str, __: Any) 
 def _with_wrapper(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -> None:
     for key in [key for key in state if key.startswith(prefix)]:
         state[f"{prefix}private_module.{key.removeprefix(prefix)}"] = state.pop(key)
-
-
-def bits_of(n_bits: int | Mapping[str, int], names: Collection[str]) -> dict[str, int]:
-    """The bits of each remote module, which a mapping names, else 8.
-
-    Raises:
-        ValueError: for the name of a module that does not run remotely.
-    """
-    if not isinstance(n_bits, Mapping):
-        return dict.fromkeys(names, n_bits)
-    for name in n_bits:
-        if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f": did you mean {near[0]!r}?" if near else f": expected one of {', '.join(names)}"
-            raise ValueError(f"n_bits names {name!r}, which does not run remotely{hint}")
-    return {name: n_bits.get(name, 8) for name in names}

@@ -20,7 +20,7 @@ import pytest
 
 import conformance
 from conformance.adapters.judgement import FAILING
-from conformance.report.matrix import markdown, saved_reports
+from conformance.report.matrix import markdown, page, saved_reports
 from conformance.report.matrix.assemble import assemble
 from conformance.specification.clause import MUST, load_all
 
@@ -71,6 +71,7 @@ def test_the_committed_matrix_is_made_from_the_committed_reports() -> None:
     columns = [saved_reports.read(path, PLACE) for path in saved_reports.reports(PLACE / "reports")]
     made = markdown.document(assemble(columns))
     assert (PLACE / "reports" / "MATRIX.md").read_text() == made, "loraspec matrix conformance/reports makes it anew"
+    assert len(page.document(columns).encode()) < 1_000_000
 
 
 @pytest.mark.parametrize("path", REPORTS, ids=lambda path: f"{path.parent.name}-{path.stem}")

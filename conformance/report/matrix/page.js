@@ -12,6 +12,11 @@
   const cells = new Map();
   const rows = all(".matrix tbody tr:not(.group)");
 
+  // the page leaves these cells empty, because most cells of many targets are such
+  for (const td of all(".matrix td:empty")) {
+    td.className = "not_run";
+    td.append(Object.assign(document.createElement("b"), { textContent: "not run" }));
+  }
   for (const row of rows) {
     all("td", row).forEach((td, column) => {
       const link = td.querySelector("a");

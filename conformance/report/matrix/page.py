@@ -23,6 +23,7 @@ from conformance.report.terminal import listed, ratio
 Place = tuple[int, int]  # a row and a column
 HERE = Path(__file__).parent
 LIMIT = 290_000  # bytes of a page for each target: what follows from a cause, and reproducers, are shown while they fit
+LARGEST = 950_000  # bytes of a page, as long as its table and its causes fit
 ENTRY = 1100  # bytes of an entry besides its case and message
 IN_FULL = 40  # causes in full; of later ones the leading clause is as brief as one that follows
 MOST = 600  # characters of a message that is not the leading one of a cause
@@ -66,7 +67,6 @@ def document(columns: Sequence[Column]) -> str:
             in_full=IN_FULL,
             most=MOST,
             order=WORDS,
-            not_run=NOT_RUN,
             style=style,
             style_hash=_hash(style),
             script=script,
@@ -74,7 +74,7 @@ def document(columns: Sequence[Column]) -> str:
         )
 
     entries = {(cause.row, cause.column) for cause in causes}.union(others)
-    limit = LIMIT * len(columns)
+    limit = min(LIMIT * len(columns), LARGEST)
     entries |= _following(matrix, causes, limit - _size(rendered(entries, {})))
     return rendered(entries, _scripts(matrix, columns, causes, limit - _size(rendered(entries, {}))))
 

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reference.torch_internals import int8_product
+from ..torch_internals import int8_product
 
 BYTES = 7  # of a coefficient
 SUMMED = 1 << 9  # results of a product that may be added without an overflow

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 DEEPEST, MOST = 10, 5000  # of a search: attributes of attributes, and objects in all
 LEAVES = (str, bytes, int, float, complex, type, ModuleType, torch.dtype, torch.device, torch.Size, type(None))
@@ -60,7 +59,7 @@ def nodes_of(y: torch.Tensor) -> Iterator[Any]:
 def plain_tensors(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     """The tensors with memory of their own in one: itself, or those that a wrapper, as torchao's are, consists of."""
     wrapper: Any = tensor
-    if is_traceable_wrapper_subclass(wrapper):
+    if hasattr(type(tensor), "__tensor_flatten__"):  # the protocol by which torch.compile takes a wrapper apart
         for name in wrapper.__tensor_flatten__()[0]:
             yield from plain_tensors(getattr(wrapper, name))
     else:

@@ -19,6 +19,7 @@ RULES = (
     ("*padded*", ("batched",)),
     ("*batch*", ("batched",)),
     ("segments.py", ("batched",)),
+    ("dense_adapters.py", ("batched",)),
     ("*grouped*", ("experts", "batched")),
     ("*tiled.py", ("experts", "batched")),
     ("tiled_linear.py", ("experts", "batched")),

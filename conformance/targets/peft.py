@@ -6,6 +6,7 @@ combines targets with exclusions, and takes other layers than linear ones; a few
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -118,34 +119,46 @@ def apply_lora_to_linear_modules(model: nn.Module, peft_config: Any) -> int:
     before = sum(isinstance(module, LoraLayer) for module in model.modules())
     known = set(model.parameters())
     peft.inject_adapter_in_model(config, model, ADAPTER)
-    for name, parameter in model.named_parameters() if dtype is not None else ():
-        if f".{ADAPTER}" in name and parameter not in known:
-            parameter.data = parameter.data.to(dtype)
+    cast_adapters(model, known, dtype)
     return sum(isinstance(module, LoraLayer) for module in model.modules()) - before
 
 
-def patch_linear_module(
-    orig_linear: nn.Module,
-    dim: int = 8,
-    alpha: Any = 32,
-    dropout: float = 0.0,
-    dropout_position: str = "post",
-    lora_A_init_method: str = "xavier",
-    lora_dtype: Any = None,
-    use_triton: bool = True,
-    *,
-    use_dora: bool = False,
-    use_rslora: bool = False,
-) -> Any:
-    """PEFT's injection into a model of one layer; the layer that takes its place."""
-    del lora_A_init_method, use_triton
-    model = nn.ModuleDict({"layer": orig_linear})
-    options = (dim, alpha, dropout, dropout_position, lora_dtype, use_dora, use_rslora)
-    names = ("dim", "alpha", "dropout", "dropout_position", "lora_dtype", "use_dora", "use_rslora")
-    chosen = SimpleNamespace(match_all_linear=False, target_modules=["layer"], exclude_modules=None)
-    apply_lora_to_linear_modules(model, SimpleNamespace(**vars(chosen), **dict(zip(names, options, strict=True))))
-    return model["layer"]
+def cast_adapters(model: nn.Module, known: set[nn.Parameter], dtype: torch.dtype | None) -> None:
+    """Cast the adapters' parameters, but those that were known before, to a dtype; None leaves them."""
+    for name, parameter in model.named_parameters() if dtype is not None else ():
+        if f".{ADAPTER}" in name and parameter not in known:
+            parameter.data = parameter.data.to(dtype)
 
+
+def patching_by(apply: Callable[[nn.Module, Any], int]) -> Callable[..., Any]:
+    """`patch_linear_module` by PEFT's injection into a model of one layer, which `apply` does."""
+
+    def patch_linear_module(
+        orig_linear: nn.Module,
+        dim: int = 8,
+        alpha: Any = 32,
+        dropout: float = 0.0,
+        dropout_position: str = "post",
+        lora_A_init_method: str = "xavier",
+        lora_dtype: Any = None,
+        use_triton: bool = True,
+        *,
+        use_dora: bool = False,
+        use_rslora: bool = False,
+    ) -> Any:
+        """The layer that takes the place of the only layer of a model."""
+        del lora_A_init_method, use_triton
+        model = nn.ModuleDict({"layer": orig_linear})
+        options = (dim, alpha, dropout, dropout_position, lora_dtype, use_dora, use_rslora)
+        names = ("dim", "alpha", "dropout", "dropout_position", "lora_dtype", "use_dora", "use_rslora")
+        chosen = SimpleNamespace(match_all_linear=False, target_modules=["layer"], exclude_modules=None)
+        apply(model, SimpleNamespace(**vars(chosen), **dict(zip(names, options, strict=True))))
+        return model["layer"]
+
+    return patch_linear_module
+
+
+patch_linear_module = patching_by(apply_lora_to_linear_modules)
 
 with library(*WRITTEN_FOR):
     check(LinearLoRA)

@@ -6,7 +6,6 @@ an attribute of it that is no submodule. `peft.py` judges `inject_adapter_in_mod
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 from torch import nn
@@ -18,7 +17,7 @@ with library(*WRITTEN_FOR):
     import peft
     from peft.tuners.lora.layer import LoraLayer
 
-    from conformance.targets.peft import _config, _dtype
+    from conformance.targets.peft import _config, _dtype, cast_adapters, patching_by
 
 CONFORMANCE = {
     "name": "peft get_peft_model",
@@ -47,9 +46,7 @@ def apply_lora_to_linear_modules(model: nn.Module, peft_config: Any) -> int:
     before = _count(model)
     known = set(model.parameters())
     wrapper = peft.get_peft_model(model, config, ADAPTER, autocast_adapter_dtype=False)
-    for name, parameter in model.named_parameters() if dtype is not None else ():
-        if f".{ADAPTER}" in name and parameter not in known:
-            parameter.data = parameter.data.to(dtype)
+    cast_adapters(model, known, dtype)
     model.__dict__[WRAPPER] = wrapper
     return _count(model) - before
 
@@ -58,27 +55,7 @@ def _count(model: nn.Module) -> int:
     return sum(isinstance(module, LoraLayer) for module in model.modules())
 
 
-def patch_linear_module(
-    orig_linear: nn.Module,
-    dim: int = 8,
-    alpha: Any = 32,
-    dropout: float = 0.0,
-    dropout_position: str = "post",
-    lora_A_init_method: str = "xavier",
-    lora_dtype: Any = None,
-    use_triton: bool = True,
-    *,
-    use_dora: bool = False,
-    use_rslora: bool = False,
-) -> Any:
-    """The layer that `get_peft_model` puts in the place of the only layer of a model."""
-    del lora_A_init_method, use_triton
-    model = nn.ModuleDict({"layer": orig_linear})
-    options = (dim, alpha, dropout, dropout_position, lora_dtype, use_dora, use_rslora)
-    names = ("dim", "alpha", "dropout", "dropout_position", "lora_dtype", "use_dora", "use_rslora")
-    chosen = SimpleNamespace(match_all_linear=False, target_modules=["layer"], exclude_modules=None)
-    apply_lora_to_linear_modules(model, SimpleNamespace(**vars(chosen), **dict(zip(names, options, strict=True))))
-    return model["layer"]
+patch_linear_module = patching_by(apply_lora_to_linear_modules)
 
 
 def merge_adapters(model: nn.Module) -> int:

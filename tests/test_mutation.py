@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from conformance.run.profiles import Profile
+from conformance.specification.clause import Clause, load_all
 from conformance.specification.groups import groups
 from tests.campaigns.mutation import judging_groups, mutants, summary, verdict
 from tests.campaigns.mutation.operators import OPERATORS
+from tests.campaigns.mutation.reach import Reach, clauses_of
 
 EDITS = {
     "arithmetic": ("a + b", ["a - b"]),
@@ -120,7 +123,9 @@ def test_the_table_counts_killed_equivalent_and_gaps(monkeypatch: pytest.MonkeyP
     found = summary.scores(entries)
     assert found["files"]["reference/x.py"] == {"killed": 2, "equivalent": 1, "gap": 1, "score": 0.6667}
     assert found["groups"] == {"LIN": 1}
-    assert found["survivors"]["reference/x.py f c"] is None
+    assert found["gaps"] == ["reference/x.py f c"]
+    assert found["equivalent"] == {"a size of no effect": 1}
+    assert summary.of_today(entries, {"reference/x.py f b"}) == entries[1:2]
 
 
 @pytest.mark.parametrize(
@@ -149,3 +154,63 @@ def test_a_rule_says_which_groups_judge_each_file() -> None:
     assert not [name for name, found in named.items() if not found]
     with pytest.raises(LookupError, match=r"reference/new\.py: no rule in judging_groups\.RULES"):
         judging_groups.groups_of("reference/new.py")
+
+
+NESTED = """
+SIZE = 4
+
+def outer(a, b=5):
+    if a > (
+        6
+    ):
+        return a * 7
+    return [
+        8,
+    ]
+"""
+
+
+def test_a_mutant_knows_the_lines_of_its_statement_and_whether_they_run_at_import(small: Path) -> None:
+    small.write_text(NESTED)
+    found = {m.before: (m.lines, m.imported) for m in mutants.mutants_of(small) if m.operator == "constant"}
+    assert found == {
+        "4": ((2, 3), True),
+        "5": ((4, 5), True),
+        "6": ((5, 8), False),
+        "7": ((8, 9), False),
+        "8": ((9, 12), False),
+    }
+
+
+def _of_file(name: str, text: str) -> mutants.Mutant:
+    return next(m for m in mutants.mutants_of(mutants.ROOT / name) if text in m.id)
+
+
+def test_only_clauses_that_run_a_line_judge_it(tmp_path: Path) -> None:
+    load_all()
+    reach = Reach(tmp_path, (), Profile("one", volume=1, interpreted=1))
+
+    def ids(mutant: mutants.Mutant, groups: tuple[str, ...]) -> set[str]:
+        return {clause.id for clause in reach.clauses(mutant, "reference", groups, "1")}
+
+    checked = _of_file("reference/config.py", "check_alpha_named constant: 0 → 1")
+    unknown = _of_file("reference/config.py", "PeftConfig.from_dict constant: 1 → 2")
+    assert "CFG-UNKNOWN" in ids(unknown, ("config",)) < ids(checked, ("config",)) | {"CFG-UNKNOWN"}
+    elsewhere = _of_file("reference/gradnorm.py", "wide_norm constant: 2 → 3")
+    assert ids(elsewhere, ("config",)) == set()
+    assert ids(elsewhere, ("distributed",)) == {c.id for c in clauses_of(("distributed",), ())}
+    constants = _of_file("reference/packed/four_bit_tables.py", "<module> constant")
+    assert constants.imported
+    assert ids(constants, ("config",)) == {c.id for c in clauses_of(("config",), ())}
+    assert len(list(tmp_path.iterdir())) == 1  # measured once, though asked often
+
+
+def test_a_mutant_that_no_clause_runs_survives_without_a_run() -> None:
+    mutant = _of_file("reference/config.py", "check_alpha_named constant: 0 → 1")
+
+    class Nowhere:
+        def clauses(self, *_: object) -> list[Clause]:
+            return []
+
+    found = verdict.verdict(mutant, Nowhere())  # type: ignore[arg-type]
+    assert (found.status, found.message) == ("survived", "no clause runs its line")

@@ -26,6 +26,8 @@ class Mutant:
         operator: the operator's name.   before, after: source of the node before and after the edit.
         line: line of the node.   ordinal: number that distinguishes equal edits in one function.
         text: the unedited file.   span: byte offsets of the node in it.   new: the text that replaces the node.
+        lines: first line of the statement around the node and the line after its last, without a block's body.
+        imported: whether the node runs when the file is imported, not when a function is called.
     """
 
     file: str
@@ -38,6 +40,8 @@ class Mutant:
     text: str
     span: tuple[int, int]
     new: str
+    lines: tuple[int, int] = (0, 0)
+    imported: bool = False
 
     @property
     def id(self) -> str:
@@ -73,7 +77,9 @@ def mutants_of(path: Path) -> list[Mutant]:
     starts = list(itertools.accumulate((len(line.encode()) for line in text.splitlines(keepends=True)), initial=0))
     found: list[Mutant] = []
     counts: dict[tuple[str, ...], int] = {}
-    for function, node in _walk(ast.parse(text), ""):
+    tree = ast.parse(text)
+    places = _places(tree)
+    for function, node in _walk(tree, ""):
         span = (starts[node.lineno - 1] + node.col_offset, starts[node.end_lineno - 1] + node.end_col_offset)
         for operator, apply in OPERATORS.items():
             for edited in apply(node):
@@ -82,7 +88,7 @@ def mutants_of(path: Path) -> list[Mutant]:
                 counts[key] = counts.get(key, -1) + 1
                 if before != new:
                     placed = _placed(node, new)
-                    found.append(Mutant(file, *key, node.lineno, counts[key], text, span, placed))
+                    found.append(Mutant(file, *key, node.lineno, counts[key], text, span, placed, *places[node]))
     return found
 
 
@@ -95,9 +101,13 @@ def all_mutants(packages: tuple[str, ...] = PACKAGES) -> list[Mutant]:
 def write_copy(folder: Path, mutant: Mutant | None) -> None:
     """Copy both packages into a folder; the mutant replaces its file."""
     for package in PACKAGES:
-        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+        # with the compiled files, which keep their sources' times: all but the mutant's are imported from them
+        shutil.copytree(ROOT / package, folder / package)
     if mutant is not None:
-        (folder / mutant.file).write_text(mutant.source, encoding="utf-8")
+        path = folder / mutant.file
+        for compiled in path.parent.glob(f"__pycache__/{path.stem}.*"):
+            compiled.unlink()
+        path.write_text(mutant.source, encoding="utf-8")
 
 
 def _walk(node: ast.AST, function: str) -> Iterator[tuple[str, Any]]:
@@ -116,6 +126,27 @@ def _walk(node: ast.AST, function: str) -> Iterator[tuple[str, Any]]:
                 yield function, child
             if not isinstance(child, ast.Raise):
                 yield from _walk(child, inside)
+
+
+def _places(tree: ast.AST) -> dict[ast.AST, tuple[tuple[int, int], bool]]:
+    """For each node, the lines of the statement around it and whether it runs at import."""
+    found: dict[ast.AST, tuple[tuple[int, int], bool]] = {}
+
+    def visit(node: Any, lines: tuple[int, int], imported: bool) -> None:
+        if isinstance(node, ast.stmt):
+            body = getattr(node, "body", None)
+            # a block's own statements have lines of their own; what stands in one line shares it
+            last = max(node.lineno, body[0].lineno - 1) if body else node.end_lineno
+            lines = (node.lineno, last + 1)
+        found[node] = (lines, imported)
+        own = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        for field, value in ast.iter_fields(node):
+            for child in value if isinstance(value, list) else [value]:
+                if isinstance(child, ast.AST):
+                    visit(child, lines, imported and not (own and field == "body"))
+
+    visit(tree, (0, 0), imported=True)
+    return found
 
 
 def _said_not_done(node: ast.AST) -> bool:

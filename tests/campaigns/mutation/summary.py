@@ -6,9 +6,11 @@ import json
 import re
 import statistics
 from collections import Counter
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+from tests.campaigns.mutation.mutants import all_mutants
 from tests.support import json_entries
 
 REASONS = Path(__file__).parent / "survivors.json"
@@ -37,8 +39,13 @@ def matching(pattern: str, mutants: list[str]) -> list[str]:
     return [mutant for mutant in mutants if expression.fullmatch(mutant)]
 
 
+def of_today(entries: list[dict[str, Any]], names: set[str]) -> list[dict[str, Any]]:
+    """Return the entries of mutants that still exist; the files of the others have been edited since."""
+    return [entry for entry in entries if entry["mutant"] in names]
+
+
 def scores(entries: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return counts by file, seconds to kill, the groups that killed, and survivors with their reasons."""
+    """Return counts by file, seconds to kill, the groups that killed, gaps by name and the others by their reasons."""
     files: dict[str, Counter[str]] = {}
     for entry in entries:
         counts = files.setdefault(entry["file"], Counter())
@@ -54,7 +61,9 @@ def scores(entries: list[dict[str, Any]]) -> dict[str, Any]:
         "files": {name: {**counts, "score": _score(counts)} for name, counts in sorted(files.items())},
         "groups": dict(Counter(e["clause"].split("-")[0] for e in entries if e["status"] == "killed").most_common()),
         "seconds_to_kill": _quantiles(times),
-        "survivors": {e["mutant"]: reason(e["mutant"]) for e in entries if e["status"] == "survived"},
+        "cpu_seconds": round(sum(e["seconds"] for e in entries)),
+        "gaps": [e["mutant"] for e in entries if e["status"] == "survived" and not reason(e["mutant"])],
+        "equivalent": dict(Counter(filter(None, (reason(e["mutant"]) for e in entries if e["status"] == "survived")))),
     }
 
 
@@ -72,16 +81,17 @@ def _quantiles(times: list[float]) -> dict[str, float]:
 
 def show(journals: list[Path], out: Path | None) -> int:
     """Print the table; return 1 if a survivor has no reason."""
-    found = scores(read(journals))
+    everything = [m.id for m in all_mutants() if m.valid]
+    entries = of_today(read(journals), set(everything))
+    found = {"date": date.today().isoformat(), "of": len(everything), **scores(entries)}
     print(f"{'file':<36} killed  equivalent  gaps  score")
     for name, counts in found["files"].items():
         row = (counts.get(kind, 0) for kind in ("killed", "equivalent", "gap"))
         print("{:<36} {:>6}  {:>10}  {:>4}  {:>6.1%}".format(name, *row, counts["score"]))
-    print(f"{'all':<36} {found['mutants']} mutants, score {found['score']:.1%}")
+    print(f"{'all':<36} {found['mutants']} of {found['of']} mutants, score {found['score']:.1%}")
     print(f"killed by {found['groups']}; seconds to kill {found['seconds_to_kill']}")
-    gaps = [mutant for mutant, why in found["survivors"].items() if why is None]
-    for mutant in gaps:
+    for mutant in found["gaps"]:
         print(f"gap: {mutant}")
     if out is not None:
         json_entries.write(out, found)
-    return 1 if gaps else 0
+    return 1 if found["gaps"] else 0

@@ -22,10 +22,11 @@ import torch
 from conformance.judgement.result import ANY_DTYPE
 from conformance.run.case_search import Examination
 from conformance.run.profiles import PROFILES, Profile
-from conformance.specification.clause import REGISTRY, Clause, load_all
+from conformance.specification.clause import Clause, load_all
 from conformance.target.target import TRITON, Target
 from tests.campaigns.mutation import judging_groups
 from tests.campaigns.mutation.mutants import PACKAGES, Mutant, write_copy
+from tests.campaigns.mutation.reach import Reach, clauses_of
 
 LIMIT = 240  # CPU seconds after which an undecided mutant counts as hung
 IDLE_LIMIT = 10 * LIMIT  # wall-clock seconds, for a mutant that waits for ever without using the CPU
@@ -36,6 +37,7 @@ QUICK = Profile("quick", PROFILES["quick"].volume, PROFILES["quick"].interpreted
 TILED = ("kernels/grouped_*.py", "nodes/tiled.py", "tiled_linear.py", "row_tiles.py", "dispatch/row_tiles.py")
 # These files run partly with interpreted kernels and partly without.
 BOTH_WAYS = ("quantization", "integers")
+Plan = dict[str, list[Clause]]
 
 
 @dataclass(frozen=True)
@@ -55,19 +57,30 @@ class Verdict:
     seconds: float = 0.0
 
 
-def verdict(mutant: Mutant | None, package: str = "") -> Verdict:
-    """Judge a mutant (or the unchanged `package`) until a clause fails or all clauses have passed."""
-    name = mutant.id if mutant else package
+def verdict(mutant: Mutant, reach: Reach | None = None) -> Verdict:
+    """Judge a mutant until a clause of its file fails or all have passed; `reach` leaves out those that cannot fail."""
+    plan = _plan(mutant, reach)
+    if not any(plan.values()):
+        return Verdict(mutant.id, "survived", message="no clause runs its line")
     with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
         write_copy(Path(folder), mutant)
         out = Path(folder) / "verdict.json"
         child = os.fork()
         if child == 0:
-            _in_child(Path(folder), mutant, package, out)
+            _in_child(Path(folder), mutant, plan, out)
         died, seconds = _waited(child)
         if out.exists():
-            return Verdict(name, seconds=seconds, **json.loads(out.read_text()))
-    return Verdict(name, "hung" if died == "timeout" else "crashed", message=died, seconds=seconds)
+            return Verdict(mutant.id, seconds=seconds, **json.loads(out.read_text()))
+    return Verdict(mutant.id, "hung" if died == "timeout" else "crashed", message=died, seconds=seconds)
+
+
+def _plan(mutant: Mutant, reach: Reach | None) -> Plan:
+    """For each value of TRITON_INTERPRET with which the file is judged, the clauses to judge it by."""
+    groups = judging_groups.groups_of(mutant.file)
+    ways = ("0", "1") if Path(mutant.file).stem in BOTH_WAYS else (os.environ["TRITON_INTERPRET"],)
+    if reach is None:
+        return dict.fromkeys(ways, clauses_of(groups, SLOW))
+    return {way: reach.clauses(mutant, _module(mutant), groups, way) for way in ways}
 
 
 def _waited(child: int) -> tuple[str, float]:
@@ -86,7 +99,7 @@ def _waited(child: int) -> tuple[str, float]:
         time.sleep(0.02)
 
 
-def _in_child(folder: Path, mutant: Mutant | None, package: str, out: Path) -> None:
+def _in_child(folder: Path, mutant: Mutant, plan: Plan, out: Path) -> None:
     """Import the mutated package in place of the real one, judge it and end the process."""
     resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, resource.RLIM_INFINITY))
     quiet = os.open(os.devnull, os.O_WRONLY)
@@ -99,15 +112,15 @@ def _in_child(folder: Path, mutant: Mutant | None, package: str, out: Path) -> N
         importlib.invalidate_caches()
         found = {"status": "survived"}
         try:
-            target = Target.of(importlib.import_module(_module(mutant) if mutant else package))
-            missing = set(groups_of(mutant)) - set(target.claimed)
+            target = Target.of(importlib.import_module(_module(mutant)))
+            missing = set(judging_groups.groups_of(mutant.file)) - set(target.claimed)
         except BaseException as error:  # noqa: BLE001  (a mutant may raise anything)
             found = {"status": "killed", "clause": "import", "message": f"{type(error).__name__}: {error}"[:300]}
         else:
             if missing:
                 found = {"status": "killed", "clause": "import", "message": f"no longer claims {sorted(missing)}"}
             else:
-                found = _first_failure(target, mutant) or found
+                found = _first_failure(target, mutant, plan) or found
         out.with_suffix(".part").write_text(json.dumps(found))
         out.with_suffix(".part").rename(out)
     finally:
@@ -120,26 +133,19 @@ def _module(mutant: Mutant) -> str:
     return "tests.targets.tiled" if tiled else mutant.package
 
 
-def _expected_claims() -> tuple[str, ...]:
-    return tuple(dict.fromkeys(clause.group for clause in REGISTRY.values()))
-
-
-def _first_failure(target: Target, mutant: Mutant | None) -> dict[str, str] | None:
-    as_it_is = os.environ["TRITON_INTERPRET"]
-    for interpreting in ("0", "1") if mutant and Path(mutant.file).stem in BOTH_WAYS else (as_it_is,):
+def _first_failure(target: Target, mutant: Mutant, plan: Plan) -> dict[str, str] | None:
+    for interpreting, clauses in plan.items():
         os.environ["TRITON_INTERPRET"] = interpreting
-        for profile, clause, subject, dtype in _planned(target, mutant):
+        for profile, clause, subject, dtype in _trials(target, mutant, clauses):
             result = Examination(clause, subject, dtype, profile).run()
             if result.status != "pass":
                 return {"status": "killed", "clause": clause.id, "message": (result.message or "")[:300]}
     return None
 
 
-def _planned(target: Target, mutant: Mutant | None) -> Iterator[tuple[Profile, Clause, Any, str]]:
-    """Yield one case for every clause of the file's groups, then the quick profile for every subject and dtype."""
-    groups = groups_of(mutant)
-    clauses = [c for group in groups for c in REGISTRY.values() if c.group == group and c.id not in SLOW]
-    in_kernels = mutant is not None and "/kernels/" in mutant.file
+def _trials(target: Target, mutant: Mutant, clauses: list[Clause]) -> Iterator[tuple[Profile, Clause, Any, str]]:
+    """Yield one case for every clause, then the quick profile for every subject and dtype."""
+    in_kernels = "/kernels/" in mutant.file
     for profile in (FIRST, QUICK):
         for clause in clauses:
             dtypes = clause.dtypes or (ANY_DTYPE,)
@@ -147,13 +153,6 @@ def _planned(target: Target, mutant: Mutant | None) -> Iterator[tuple[Profile, C
             for subject, dtype in itertools.product(target.subjects(clause), chosen):
                 if not in_kernels or clause.group not in ("linear", "layer") or subject.name in TRITON:
                     yield profile, clause, subject, dtype
-
-
-def groups_of(mutant: Mutant | None) -> tuple[str, ...]:
-    """The groups of clauses that can detect a defect in the mutant's file."""
-    if mutant is None:
-        return _expected_claims()
-    return judging_groups.groups_of(mutant.file)
 
 
 def prepare() -> None:

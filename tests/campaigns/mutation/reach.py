@@ -1,0 +1,120 @@
+"""The clauses that run each line of a package: only they can notice a defect there."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import itertools
+import json
+import os
+import sys
+from pathlib import Path
+
+import coverage
+
+from conformance.judgement.result import ANY_DTYPE
+from conformance.run.case_search import Examination
+from conformance.run.profiles import Profile
+from conformance.specification.clause import REGISTRY, Clause
+from conformance.target.target import Target
+from tests.campaigns.mutation import mutants
+from tests.campaigns.mutation.mutants import Mutant
+
+# The clauses of these groups run a target in other processes, too, whose lines are not seen here.
+OTHER_PROCESSES = ("distributed", "remote")
+Lines = dict[str, dict[int, set[str]]]  # file → line → ids of clauses
+
+
+class Reach:
+    """The clauses that run each line of one target's files, measured once and kept beside the journal.
+
+    Args:
+        folder: where the measurement is kept; its name contains a digest of all sources, so that an edit remakes it.
+        slow: ids of the clauses that no mutant is judged by.   profile: the cases of each clause.
+    """
+
+    def __init__(self, folder: Path, slow: tuple[str, ...], profile: Profile) -> None:
+        self._folder, self._slow, self._profile = folder, slow, profile
+        self._lines: dict[tuple[str, ...], Lines] = {}
+        self._digest = _digest_of_sources()
+
+    def clauses(self, mutant: Mutant, module: str, groups: tuple[str, ...], interpreting: str) -> list[Clause]:
+        """The clauses of the groups that can notice an edit, group by group.
+
+        Args:
+            module: the target that runs the edited file.   interpreting: the value of TRITON_INTERPRET.
+
+        A line that runs when its file is imported is every clause's that runs a line of the file; if no clause runs
+        one, the file holds constants that others compute with, and all clauses of the groups are asked.
+        """
+        found: list[Clause] = []
+        for group in groups:
+            own = clauses_of((group,), self._slow)
+            if group not in OTHER_PROCESSES:
+                lines = self._measured(module, group, interpreting).get(mutant.file, {})
+                chosen = lines.values() if mutant.imported else [lines.get(n, set()) for n in range(*mutant.lines)]
+                ran = set().union(*chosen)
+                own = [c for c in own if c.id in ran]
+            found += own
+        if found or not mutant.imported:
+            return found
+        return clauses_of(groups, self._slow)
+
+    def _measured(self, *key: str) -> Lines:
+        if key not in self._lines:
+            path = self._folder / f"{'-'.join(key)}-{self._digest}.json"
+            if not path.exists():
+                self._measure_in_a_fork(path, *key)
+            read = json.loads(path.read_text(encoding="utf-8"))
+            self._lines[key] = {f: {int(n): set(ids) for n, ids in by.items()} for f, by in read.items()}
+        return self._lines[key]
+
+    def _measure_in_a_fork(self, path: Path, module: str, group: str, interpreting: str) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                os.environ["TRITON_INTERPRET"] = interpreting
+                part = path.with_suffix(f".{os.getpid()}")
+                part.write_text(json.dumps(self._measure(module, group)), encoding="utf-8")
+                part.rename(path)
+                code = 0
+            finally:
+                os._exit(code)
+        _, status = os.waitpid(child, 0)
+        if status:
+            raise RuntimeError(f"the lines of {module} that group {group} runs could not be measured")
+
+    def _measure(self, module: str, group: str) -> dict[str, dict[int, list[str]]]:
+        sources = [str(mutants.ROOT / package) for package in mutants.PACKAGES]
+        tracer = coverage.Coverage(source=sources, data_file=None, config_file=False)
+        for name in [n for n in sys.modules if n.partition(".")[0] in mutants.PACKAGES]:
+            del sys.modules[name]
+        tracer.start()
+        target = Target.of(importlib.import_module(module))
+        for clause in clauses_of((group,), self._slow):
+            tracer.switch_context(clause.id)
+            for subject, dtype in itertools.product(target.subjects(clause), clause.dtypes or (ANY_DTYPE,)):
+                Examination(clause, subject, dtype, self._profile).run()
+        tracer.stop()
+        data = tracer.get_data()
+        return {
+            Path(file).relative_to(mutants.ROOT).as_posix(): {
+                line: sorted(set(ids) - {""}) for line, ids in data.contexts_by_lineno(file).items()
+            }
+            for file in data.measured_files()
+        }
+
+
+def clauses_of(groups: tuple[str, ...], without: tuple[str, ...]) -> list[Clause]:
+    """The clauses of the groups, group by group, but for some ids."""
+    return [c for group in groups for c in REGISTRY.values() if c.group == group and c.id not in without]
+
+
+def _digest_of_sources() -> str:
+    digest = hashlib.sha256()
+    for package in mutants.PACKAGES:
+        for path in sorted((mutants.ROOT / package).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]

@@ -69,6 +69,24 @@ RULES = (
 )
 
 
+# Targets other than the file's own package that run a file: tiles of rows serve GPUs, so only a target of the tests has
+# them; a backend of encryption is a target of its own.
+TILED, SEAL, CONCRETE = "tests.targets.tiled", "conformance.targets.seal", "conformance.targets.concrete"
+TARGETS = (
+    ("optimized/kernels/grouped_*.py", (TILED,)),
+    ("optimized/nodes/tiled.py", (TILED,)),
+    ("optimized/tiled_linear.py", (TILED,)),
+    ("optimized/row_tiles.py", (TILED,)),
+    ("optimized/dispatch/row_tiles.py", (TILED,)),
+    ("reference/encrypted/*", (SEAL, CONCRETE, "reference")),
+)
+
+
+def targets_of(file: str) -> tuple[str, ...]:
+    """The targets that run a file such as ``reference/packed/formats.py``: mostly its own package."""
+    return next((targets for pattern, targets in TARGETS if fnmatch(file, pattern)), (file.partition("/")[0],))
+
+
 def groups_of(file: str) -> tuple[str, ...]:
     """The groups for a file such as ``reference/packed/formats.py``.
 

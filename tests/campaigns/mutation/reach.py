@@ -20,7 +20,8 @@ from conformance.target.target import Target
 from tests.campaigns.mutation import mutants
 from tests.campaigns.mutation.mutants import Mutant
 
-# The clauses of these groups run a target in other processes, too, whose lines are not seen here.
+# The clauses of these groups run a target in other processes, whose lines are not seen here: `distributed` in all of
+# them; `remote` has a server in another, so that what no client runs is a server's.
 OTHER_PROCESSES = ("distributed", "remote")
 Lines = dict[str, dict[int, set[str]]]  # file → line → ids of clauses
 
@@ -49,13 +50,12 @@ class Reach:
         """
         found: list[Clause] = []
         for group in groups:
-            own = clauses_of((group,), self._slow)
-            if group not in OTHER_PROCESSES:
-                lines = self._measured(module, group, interpreting).get(mutant.file, {})
-                chosen = lines.values() if mutant.imported else [lines.get(n, set()) for n in range(*mutant.lines)]
-                ran = set().union(*chosen)
-                own = [c for c in own if c.id in ran]
-            found += own
+            everything = clauses_of((group,), self._slow)
+            lines = {} if group == "distributed" else self._measured(module, group, interpreting).get(mutant.file, {})
+            chosen = lines.values() if mutant.imported else [lines.get(n, set()) for n in range(*mutant.lines)]
+            ran = set().union(*chosen)
+            own = [c for c in everything if c.id in ran]
+            found += everything if group in OTHER_PROCESSES and not own else own
         if found or not mutant.imported:
             return found
         return clauses_of(groups, self._slow)
@@ -89,7 +89,7 @@ class Reach:
     def _measure(self, module: str, group: str) -> dict[str, dict[int, list[str]]]:
         sources = [str(mutants.ROOT / package) for package in mutants.PACKAGES]
         tracer = coverage.Coverage(source=sources, data_file=None, config_file=False)
-        for name in [n for n in sys.modules if n.partition(".")[0] in mutants.PACKAGES]:
+        for name in [n for n in sys.modules if n.partition(".")[0] in mutants.PACKAGES or n == module]:
             del sys.modules[name]
         tracer.start()
         target = Target.of(importlib.import_module(module))

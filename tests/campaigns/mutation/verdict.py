@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import itertools
 import json
@@ -13,7 +14,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,17 @@ IDLE_LIMIT = 10 * LIMIT  # wall-clock seconds, for a mutant that waits for ever 
 SLOW = ("LIN-COMPILE", "LAY-COMPILE", "FUS-COMPILE")
 FIRST = Profile("first", volume=1, interpreted=1, shrinks=0)
 QUICK = Profile("quick", PROFILES["quick"].volume, PROFILES["quick"].interpreted, shrinks=0)
-TILED = ("kernels/grouped_*.py", "nodes/tiled.py", "tiled_linear.py", "row_tiles.py", "dispatch/row_tiles.py")
 # These files run partly with interpreted kernels and partly without.
 BOTH_WAYS = ("quantization", "integers")
-Plan = dict[str, list[Clause]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A target, the value of TRITON_INTERPRET with which it runs, and the clauses that judge it."""
+
+    module: str
+    interpreting: str
+    clauses: list[Clause]
 
 
 @dataclass(frozen=True)
@@ -59,8 +66,8 @@ class Verdict:
 
 def verdict(mutant: Mutant, reach: Reach | None = None) -> Verdict:
     """Judge a mutant until a clause of its file fails or all have passed; `reach` leaves out those that cannot fail."""
-    plan = _plan(mutant, reach)
-    if not any(plan.values()):
+    plan = [part for part in _plan(mutant, reach) if part.clauses]
+    if not plan:
         return Verdict(mutant.id, "survived", message="no clause runs its line")
     with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
         write_copy(Path(folder), mutant)
@@ -74,13 +81,18 @@ def verdict(mutant: Mutant, reach: Reach | None = None) -> Verdict:
     return Verdict(mutant.id, "hung" if died == "timeout" else "crashed", message=died, seconds=seconds)
 
 
-def _plan(mutant: Mutant, reach: Reach | None) -> Plan:
-    """For each value of TRITON_INTERPRET with which the file is judged, the clauses to judge it by."""
+def _plan(mutant: Mutant, reach: Reach | None) -> Iterator[Part]:
     groups = judging_groups.groups_of(mutant.file)
     ways = ("0", "1") if Path(mutant.file).stem in BOTH_WAYS else (os.environ["TRITON_INTERPRET"],)
-    if reach is None:
-        return dict.fromkeys(ways, clauses_of(groups, SLOW))
-    return {way: reach.clauses(mutant, _module(mutant), groups, way) for way in ways}
+    for module, way in itertools.product(judging_groups.targets_of(mutant.file), ways):
+        claimed = tuple(group for group in groups if group in _claimed(module))
+        clauses = reach.clauses(mutant, module, claimed, way) if reach else clauses_of(claimed, SLOW)
+        yield Part(module, way, clauses)
+
+
+@functools.cache
+def _claimed(module: str) -> tuple[str, ...]:
+    return tuple(Target.of(importlib.import_module(module)).claimed)
 
 
 def _waited(child: int) -> tuple[str, float]:
@@ -99,7 +111,7 @@ def _waited(child: int) -> tuple[str, float]:
         time.sleep(0.02)
 
 
-def _in_child(folder: Path, mutant: Mutant, plan: Plan, out: Path) -> None:
+def _in_child(folder: Path, mutant: Mutant, plan: list[Part], out: Path) -> None:
     """Import the mutated package in place of the real one, judge it and end the process."""
     resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, resource.RLIM_INFINITY))
     quiet = os.open(os.devnull, os.O_WRONLY)
@@ -107,52 +119,44 @@ def _in_child(folder: Path, mutant: Mutant, plan: Plan, out: Path) -> None:
     os.dup2(quiet, 2)
     try:
         sys.path.insert(0, str(folder))
-        for name in [n for n in sys.modules if n.partition(".")[0] in PACKAGES]:
+        judged = {part.module for part in plan}  # a target of another package has names of the real one
+        for name in [n for n in sys.modules if n.partition(".")[0] in PACKAGES or n in judged]:
             del sys.modules[name]
         importlib.invalidate_caches()
-        found = {"status": "survived"}
-        try:
-            target = Target.of(importlib.import_module(_module(mutant)))
-            missing = set(judging_groups.groups_of(mutant.file)) - set(target.claimed)
-        except BaseException as error:  # noqa: BLE001  (a mutant may raise anything)
-            found = {"status": "killed", "clause": "import", "message": f"{type(error).__name__}: {error}"[:300]}
-        else:
-            if missing:
-                found = {"status": "killed", "clause": "import", "message": f"no longer claims {sorted(missing)}"}
-            else:
-                found = _first_failure(target, mutant, plan) or found
+        found = _first_failure(mutant, plan) or {"status": "survived"}
         out.with_suffix(".part").write_text(json.dumps(found))
         out.with_suffix(".part").rename(out)
     finally:
         os._exit(0)
 
 
-def _module(mutant: Mutant) -> str:
-    """The target that runs the mutant's file: tiles of rows serve GPUs, so that only a target of the tests has them."""
-    tiled = any(fnmatch(mutant.file, f"optimized/{pattern}") for pattern in TILED)
-    return "tests.targets.tiled" if tiled else mutant.package
-
-
-def _first_failure(target: Target, mutant: Mutant, plan: Plan) -> dict[str, str] | None:
-    for interpreting, clauses in plan.items():
-        os.environ["TRITON_INTERPRET"] = interpreting
-        for profile, clause, subject, dtype in _trials(target, mutant, clauses):
+def _first_failure(mutant: Mutant, plan: list[Part]) -> dict[str, str] | None:
+    for profile, part in itertools.product((FIRST, QUICK), plan):
+        os.environ["TRITON_INTERPRET"] = part.interpreting
+        try:
+            target = Target.of(importlib.import_module(part.module))
+        except BaseException as error:  # noqa: BLE001  (a mutant may raise anything)
+            return {"status": "killed", "clause": "import", "message": f"{type(error).__name__}: {error}"[:300]}
+        if missing := {clause.group for clause in part.clauses} - set(target.claimed):
+            return {"status": "killed", "clause": "import", "message": f"no longer claims {sorted(missing)}"}
+        for clause, subject, dtype in _trials(target, mutant, part.clauses, profile):
             result = Examination(clause, subject, dtype, profile).run()
             if result.status != "pass":
                 return {"status": "killed", "clause": clause.id, "message": (result.message or "")[:300]}
     return None
 
 
-def _trials(target: Target, mutant: Mutant, clauses: list[Clause]) -> Iterator[tuple[Profile, Clause, Any, str]]:
-    """Yield one case for every clause, then the quick profile for every subject and dtype."""
+def _trials(
+    target: Target, mutant: Mutant, clauses: list[Clause], profile: Profile
+) -> Iterator[tuple[Clause, Any, str]]:
+    """Yield each clause with its subjects and dtypes, for a first case with one dtype."""
     in_kernels = "/kernels/" in mutant.file
-    for profile in (FIRST, QUICK):
-        for clause in clauses:
-            dtypes = clause.dtypes or (ANY_DTYPE,)
-            chosen = dtypes if profile is QUICK else [d for d in dtypes if d in ("float32", ANY_DTYPE)] or dtypes[:1]
-            for subject, dtype in itertools.product(target.subjects(clause), chosen):
-                if not in_kernels or clause.group not in ("linear", "layer") or subject.name in TRITON:
-                    yield profile, clause, subject, dtype
+    for clause in clauses:
+        dtypes = clause.dtypes or (ANY_DTYPE,)
+        chosen = dtypes if profile is QUICK else [d for d in dtypes if d in ("float32", ANY_DTYPE)] or dtypes[:1]
+        for subject, dtype in itertools.product(target.subjects(clause), chosen):
+            if not in_kernels or clause.group not in ("linear", "layer") or subject.name in TRITON:
+                yield clause, subject, dtype
 
 
 def prepare() -> None:

@@ -23,10 +23,11 @@ from conformance.judgement.result import ANY_DTYPE
 from conformance.run.case_search import Examination
 from conformance.run.profiles import PROFILES, Profile
 from conformance.specification.clause import Clause, load_all
+from conformance.specification.groups import groups
 from conformance.target.target import TRITON, Target
 from tests.campaigns.mutation import judging_groups
 from tests.campaigns.mutation.mutants import PACKAGES, Mutant, write_copy
-from tests.campaigns.mutation.reach import Reach, clauses_of
+from tests.campaigns.mutation.reach import OTHER_PROCESSES, Reach, clauses_of
 
 LIMIT = 240  # CPU seconds after which an undecided mutant counts as hung
 IDLE_LIMIT = 10 * LIMIT  # wall-clock seconds, for a mutant that waits for ever without using the CPU
@@ -66,7 +67,7 @@ class Verdict:
 
 def verdict(mutant: Mutant, reach: Reach | None = None) -> Verdict:
     """Judge a mutant until a clause of its file fails or all have passed; `reach` leaves out those that cannot fail."""
-    plan = [part for part in _plan(mutant, reach) if part.clauses]
+    plan = _plan(mutant, reach)
     if not plan:
         return Verdict(mutant.id, "survived", message="no clause runs its line")
     with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
@@ -81,13 +82,19 @@ def verdict(mutant: Mutant, reach: Reach | None = None) -> Verdict:
     return Verdict(mutant.id, "hung" if died == "timeout" else "crashed", message=died, seconds=seconds)
 
 
-def _plan(mutant: Mutant, reach: Reach | None) -> Iterator[Part]:
-    groups = judging_groups.groups_of(mutant.file)
+def _plan(mutant: Mutant, reach: Reach | None) -> list[Part]:
+    """The clauses of the file's groups that run the mutant's line; if none does, those of any group."""
     ways = ("0", "1") if Path(mutant.file).stem in BOTH_WAYS else (os.environ["TRITON_INTERPRET"],)
-    for module, way in itertools.product(judging_groups.targets_of(mutant.file), ways):
-        claimed = tuple(group for group in groups if group in _claimed(module))
-        clauses = reach.clauses(mutant, module, claimed, way) if reach else clauses_of(claimed, SLOW)
-        yield Part(module, way, clauses)
+
+    def planned(asked: tuple[str, ...]) -> Iterator[Part]:
+        for module, way in itertools.product(judging_groups.targets_of(mutant.file), ways):
+            claimed = tuple(group for group in asked if group in _claimed(module))
+            clauses = reach.clauses(mutant, module, claimed, way) if reach else clauses_of(claimed, SLOW)
+            if clauses:
+                yield Part(module, way, clauses)
+
+    likely = judging_groups.groups_of(mutant.file)
+    return list(planned(likely)) or list(planned(tuple(g for g in groups() if g not in (*likely, *OTHER_PROCESSES))))
 
 
 @functools.cache

@@ -63,6 +63,44 @@ def test_operations_on_models_that_a_target_lacks_are_left_out() -> None:
     assert not Target.of(SimpleNamespace(LinearLoRA=reference.LinearLoRA)).subjects(FWD)
 
 
+class TakesOneConfig(LivedModel):
+    """A call freezes the adapters of an earlier one, which the target declares."""
+
+    CONFORMANCE = {"features": {"second_config": "absent"}}  # noqa: RUF012
+
+    def apply_lora_to_linear_modules(self, model: nn.Module, peft_config: Any) -> int:
+        before = self.layers(model)
+        count = super().apply_lora_to_linear_modules(model, peft_config)
+        for layer in before.values():
+            layer.requires_grad_(False)
+        return count
+
+
+class KeepsTheBase(TakesOneConfig):
+    """It does not freeze the embedding when it adapts a model that was thawed."""
+
+    def apply_lora_to_linear_modules(self, model: nn.Module, peft_config: Any) -> int:
+        trained = model.embed.weight.requires_grad
+        count = super().apply_lora_to_linear_modules(model, peft_config)
+        model.embed.weight.requires_grad_(trained)
+        return count
+
+
+def test_a_target_that_takes_one_config_adapts_a_model_once() -> None:
+    (subject,) = Target.of(TakesOneConfig(), "one config").subjects(STATE)
+    assert Examination(STATE, subject, "float32", PROFILES["quick"]).run().status == "pass"
+    life = ModelLife(subject, LifeCase(k=3, n=4, r=2), MODEL_START)
+    for name in ("apply-outer", "apply-inner", "merge"):
+        life.act(MODEL_OPERATIONS[name])
+    assert life.past == ["apply-outer", "merge"]
+
+
+def test_a_target_that_takes_one_config_is_judged_by_its_first() -> None:
+    (subject,) = Target.of(KeepsTheBase(), "keeps the base").subjects(STATE)
+    with pytest.raises(Violation, match=r"embed\.weight requires grad"):
+        STATE.check(subject, LifeCase(k=3, n=4, r=2, life="apply-inner"))
+
+
 def test_a_target_may_refuse_to_load_into_a_plain_model() -> None:
     class Refuses(LivedModel):
         def load_adapter(self, model: nn.Module, path: Any) -> Any:

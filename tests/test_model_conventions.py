@@ -94,6 +94,9 @@ def test_what_is_absent_is_not_claimed() -> None:
     absent = "not claimed: feature exclusions"
     found = judged(model_conventions.HasNoExclusions(), "MOD-EXCLUDES", "MOD-EXCLUSIVE", "MOD-STRING", "MOD-ALL")
     assert found == {"MOD-EXCLUDES": absent, "MOD-EXCLUSIVE": absent}
+    assert judged(model_conventions.TakesOneConfig(), "MOD-SECOND") == {
+        "MOD-SECOND": "not claimed: feature a second config"
+    }
     found = judged(model_conventions.LikePeft(), "MOD-NOTHING-GIVEN")
     assert found == {"MOD-NOTHING-GIVEN": "not claimed: feature default targets"}
 

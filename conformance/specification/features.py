@@ -85,6 +85,7 @@ FEATURES: Mapping[str, Feature] = {
     "no_match": Feature("no match", conventions=("warning", "error", "count alone")),
     "output_head": Feature("output head", conventions=("left out", "chosen")),
     "shared_names": Feature("names of a shared module", conventions=("every name", "first name")),
+    "second_config": Feature("a second config"),
     "pattern_lists": Feature("lists of patterns", conventions=("copied", "held")),
     "argument_checks": Feature("argument checks", conventions=("when patched", "when used")),
     "fused_blocks": Feature("fused blocks", conventions=(SUPPORTED, ABSENT)),

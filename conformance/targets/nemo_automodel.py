@@ -51,11 +51,11 @@ CONFORMANCE = {
         "no_match": "count alone",
         "shared_names": "first name",
         "pattern_lists": "held",
+        "second_config": "absent",  # a call freezes the whole model, adapters of an earlier one too
         "argument_checks": "when used",
     },
     "deviations": {
         "MOD-TRAINING-FLAG": "lora_A and lora_B, linear layers that have no use for a mode, are in training mode",
-        "MOD-SECOND": "a call freezes the whole model, earlier adapters included; NeMo applies one config to a model",
         "MOD-MATCHER": "a pattern may choose expert modules too: match() leaves a module's type to its caller",
         "CFG-FIELDS": "0.7.0 has use_dora before dropout; fields are given by keyword",
         "CFG-DTYPE": "the name of a dtype becomes one when a layer is patched",

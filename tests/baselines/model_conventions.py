@@ -136,6 +136,22 @@ class SaysNothing(RightModel):
         return layer
 
 
+class TakesOneConfig(RightModel):
+    """A call freezes the adapters of an earlier one."""
+
+    CONFORMANCE = {"features": {"second_config": "absent"}}  # noqa: RUF012
+
+    def freeze(self, model: nn.Module, chosen: list[nn.Module]) -> None:
+        """Freeze every parameter, and remember it."""
+        super().freeze(model, chosen)
+        self.frozen = set(model.parameters())
+
+    def unfreeze(self, model: nn.Module) -> None:
+        """Make every new adapter trainable."""
+        for parameter in set(model.parameters()) - self.frozen:
+            parameter.requires_grad_(True)
+
+
 class HasNoExclusions(RightModel):
     """A target whose config knows targets and match_all_linear only."""
 

@@ -11,6 +11,7 @@ from conformance.clauses.life.model_chain import SETS
 from conformance.clauses.life.model_situation import ModelOperation, ModelSituation
 from conformance.judgement.linear_oracle import Expected
 from conformance.numerics.formats import dtype_named, numbers
+from conformance.specification.features import ABSENT
 
 
 class Apply(ModelOperation):
@@ -24,6 +25,10 @@ class Apply(ModelOperation):
 
     def effect(self, now: ModelSituation) -> ModelSituation:
         return now.but(adapted=tuple(sorted((*now.adapted, self.chosen))))
+
+    def available(self, life: Any) -> bool:
+        """Whether the target takes this config, which may be a second one."""
+        return super().available(life) and not (life.now.adapted and life.subject.follows("second_config", ABSENT))
 
     def act(self, life: Any) -> None:
         dtype = life.adapter_dtype

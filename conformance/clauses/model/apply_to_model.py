@@ -221,6 +221,7 @@ def test_again(subject: Subject, case: ModelCase) -> None:
     "MOD-SECOND",
     sentence="A second config for other layers leaves the adapters of the first config trainable and unchanged.",
     cases=MODELS.narrowed(targets=("fc1", "*_proj", "blocks.1.*")),
+    feature="second_config",
     dtypes=("float32",),
     weight=0.5,
 )

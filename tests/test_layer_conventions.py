@@ -245,6 +245,21 @@ def test_the_matrices_of_a_dictionary_by_name_are_found() -> None:
     )
 
 
+def without_rslora(*arguments: Any, **options: Any) -> Any:
+    """A right layer by a function whose signature takes every option, which refuses use_rslora."""
+    if "use_rslora" in options:
+        raise TypeError("unexpected keyword argument 'use_rslora'")
+    return reference.LinearLoRA(*arguments, **options)
+
+
+def test_an_option_that_is_declared_absent_is_not_given() -> None:
+    clauses = ("LAY-SCALING", "DORA-OPTIONS", "MRG-RANK")
+    features = {"features": {"rslora": "absent"}}
+    assert failures(SimpleNamespace(LinearLoRA=without_rslora, CONFORMANCE=features), clauses) == []
+    found = failures(SimpleNamespace(LinearLoRA=without_rslora), clauses)
+    assert {line.split()[0] for line in found} == {*clauses}
+
+
 def test_a_clause_of_one_convention_is_not_claimed_by_a_layer_of_another() -> None:
     clause = load_all()["LIFE-LAYER-REGION"]
     keeping = Target.of(Right(conventions.KeepsCasts), "mine")

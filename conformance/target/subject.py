@@ -19,7 +19,7 @@ from conformance.judgement.recording import note
 from conformance.specification.features import ABSENT, FEATURES, SUPPORTED
 from conformance.target.adapter_tensors import MAGNITUDE, adapter_of, base_tensor
 from conformance.target.calls import calling
-from conformance.target.signature import arguments_for, takes
+from conformance.target.signature import NEUTRAL, arguments_for, takes
 
 TRAINABLE = ("x", "lora_A", "lora_B")
 WIDEST = 70  # the largest rank of the case spaces
@@ -82,6 +82,15 @@ class Subject:
         """Whether the target lacks a feature, as it declares or as its class shows."""
         return self.follows(feature, ABSENT)
 
+    def takes(self, argument: str) -> bool:
+        """Whether the callable takes an argument, and the target does not declare that it lacks what it is for."""
+        lacked = any(argument == FEATURES[name].option for name, value in self.conventions if value == ABSENT)
+        return takes(self.thing, argument) is not None and not lacked
+
+    def _is_given(self, argument: str, value: Any) -> bool:
+        """Whether a layer is to get an option: not if it changes nothing, and the target lacks what it is for."""
+        return self.takes(argument) or argument not in NEUTRAL or NEUTRAL[argument] not in (value, ...)
+
     def follows(self, feature: str, convention: str) -> bool:
         """Whether the target declares, or shows, this convention of a feature."""
         return (feature, convention) in self.conventions
@@ -106,6 +115,7 @@ class Subject:
         Args:
             options: further keyword arguments of the layer.
         """
+        options = {name: value for name, value in options.items() if self._is_given(name, value)}
         note(operands=operands, options=options)
         if self.is_layer:
             return _built_layer(self, operands, options)

@@ -17,7 +17,6 @@ from conformance.judgement.judge import compare, judge, worst
 from conformance.judgement.outcomes import require
 from conformance.numerics.formats import numbers
 from conformance.specification.clause import clause
-from conformance.target.signature import takes
 from conformance.target.subject import Subject
 
 
@@ -149,8 +148,8 @@ def test_autocast(subject: Subject, case: LinearCase) -> float | None:
     weight=0.5,
 )
 def test_options(subject: Subject, case: LinearCase) -> float | None:
-    rslora = case.seed % 3 > 0 and takes(subject.thing, "use_rslora") is not None
-    efficient = case.seed % 3 != 1 and takes(subject.thing, "use_memory_efficient_lora") is not None
+    rslora = case.seed % 3 > 0 and subject.takes("use_rslora")
+    efficient = case.seed % 3 != 1 and subject.takes("use_memory_efficient_lora")
     alpha = (16, 3)[case.seed % 2]
     scale = alpha / (math.sqrt(case.r) if rslora else case.r)
     instance, oracle = built(

@@ -16,7 +16,6 @@ from conformance.judgement.linear_oracle import Expected
 from conformance.judgement.outcomes import require
 from conformance.specification.clause import clause
 from conformance.target.calls import calling
-from conformance.target.signature import takes
 from conformance.target.subject import TRAINABLE, Subject
 
 # with integers merging and unmerging are exact, whatever the adapter's dtype
@@ -63,7 +62,7 @@ def test_merged_layouts(subject: Subject, case: LinearCase) -> float | None:
     weight=0.5,
 )
 def test_merged_scaling(subject: Subject, case: LinearCase) -> float | None:
-    rslora = bool(case.seed % 2) and takes(subject.thing, "use_rslora") is not None
+    rslora = bool(case.seed % 2) and subject.takes("use_rslora")
     alpha = (16, 3, 32)[case.seed % 3]
     scale = alpha / (math.sqrt(case.r) if rslora else case.r)
     operands = subject.operands(dataclasses.replace(case, scale=scale))

@@ -83,8 +83,8 @@ def test_all_trainable(subject: Subject, case: StepCase) -> float | None:
     for name, parameter in plain.named_parameters():
         value = parameter.detach().cpu().numpy()
         allowed = 1e-9 * np.abs(value).max() * np.ones_like(value)
-        own = net.get_parameter(name).detach()
-        ratios.append(judge(own, Expected(f"{name} after {case.calls} calls", value, allowed, torch.float64)))
+        own = session.frozen[name] if name in session.frozen else net.get_parameter(name)
+        ratios.append(judge(own.detach(), Expected(f"{name} after {case.calls} calls", value, allowed, torch.float64)))
     return worst(*ratios)
 
 

@@ -19,6 +19,7 @@ with library(*WRITTEN_FOR):
 
     from conformance.targets.peft import _config, _dtype, cast_adapters, patching_by
 
+WARNS = "PEFT warns that a model is modified for a second time, and draws the adapter again, on purpose"
 CONFORMANCE = {
     "name": "peft get_peft_model",
     "version": version_of("peft"),
@@ -31,6 +32,7 @@ CONFORMANCE = {
         "shared_names": "first name",
         "argument_checks": "when used",
     },
+    "deviations": {"MOD-AGAIN": WARNS, "MOD-TWICE": WARNS},
 }
 ADAPTER = "default"
 WRAPPER = "peft_wrapper"

@@ -46,7 +46,7 @@ CONFORMANCE = {
     "version": VERSION,
     "features": {
         **NO_RSLORA,
-        "name_rule": "wildcards",  # of the full name: `*q_proj`, where other libraries take `q_proj`
+        "name_rule": "wildcards",  # of the full name: `*q_proj`, where NeMo's docstring has `q_proj`
         "output_head": "chosen",
         "no_match": "count alone",
         "shared_names": "first name",
@@ -117,7 +117,8 @@ class plain:  # noqa: N801  (a target, named as a module would be)
     LinearLoRA = staticmethod(_plain_layer)
 
 
-NOT_INTERPRETED = {} if HAS_GPU else {"LAY-COMPILE": "torch.compile would trace the interpreter, not the kernels"}
+TRACED = "torch.compile would trace the interpreter, not the kernels"
+NOT_INTERPRETED = {} if HAS_GPU else {"LAY-COMPILE": TRACED, "LIFE-LAYER-COMPILE": TRACED}
 
 # The interpreter multiplies bfloat16 wrongly, and the kernels accumulate float64 in float32.
 TRITON_DTYPES = ("float32", "float16", "bfloat16") if HAS_GPU else ("float32", "float16")

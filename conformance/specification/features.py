@@ -43,8 +43,8 @@ def _of_layers(argument: str, **others: str) -> dict[str, str]:
     return {"layer": layer, "merge": layer, "dora": layer, "distributed": layer, **others}
 
 
-def _of_dora(title: str, *conventions: str) -> Feature:
-    return Feature(title, {"dora": "LinearLoRA(use_dora)"}, conventions)
+def _of_dora(title: str, *conventions: str, part_of: str = "") -> Feature:
+    return Feature(title, {"dora": "LinearLoRA(use_dora)"}, conventions, part_of)
 
 
 def _patch(argument: str) -> str:
@@ -64,7 +64,7 @@ FEATURES: Mapping[str, Feature] = {
         "choice of initialisation", _of_layers("lora_A_init_method", model=_patch("lora_A_init_method"))
     ),
     "dora_norm": _of_dora("DoRA norm", "constant", "differentiated"),
-    "dora_bias": _of_dora("DoRA bias", "outside", "scaled"),
+    "dora_bias": _of_dora("DoRA bias", "outside", "scaled", part_of="base_bias"),
     "dora_dropout": _of_dora("DoRA dropout", "change", "adapter"),
     "dora_zero_row": _of_dora("DoRA zero row", "refused", "nonfinite", "zero", "base"),
     "memory_efficient": Feature("memory-efficient mode", _of_layers("use_memory_efficient_lora")),
@@ -73,7 +73,7 @@ FEATURES: Mapping[str, Feature] = {
     "state_names": Feature("names in the state_dict", conventions=("standard", "other")),
     "pickling": Feature("pickling"),
     "inplace_output": Feature("in-place use of the output"),
-    "autocast": Feature("autocast", conventions=(SUPPORTED, "input dtype", ABSENT)),
+    "autocast": Feature("autocast", conventions=(SUPPORTED, "input dtype", "layer dtype", ABSENT)),
     "autocast_updates": Feature("autocast after an update", conventions=("new values", "old values")),
     "name_rule": Feature(
         "name rule", conventions=("component or wildcards", "wildcards", "suffix", "component", "regex")
@@ -94,6 +94,8 @@ FEATURES: Mapping[str, Feature] = {
     "alpha": Feature("alpha", _of_layers("alpha")),
     "zero_alpha": Feature("alpha of 0", _of_layers("alpha"), (SUPPORTED, "rank", ABSENT), part_of="alpha"),
     "large_rank": Feature("ranks above the layer's sizes", _of_layers("dim")),
+    "base_bias": Feature("bias of the base layer"),
+    "vector_inputs": Feature("x without leading dimensions"),
     "full_dropout": Feature("dropout of 1", _of_layers("dropout", linear="lora_linear(dropout)"), part_of="dropout"),
     "eval_mode": Feature("eval mode", conventions=("separate", "merged")),
     "batched_gradients": Feature("gradients of batches"),

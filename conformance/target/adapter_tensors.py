@@ -15,6 +15,7 @@ from torch import nn
 from conformance.target.calls import calling
 
 MAGNITUDE = "lora_magnitude"
+ADAPTER = ("lora_A", "lora_B")
 SCALES = ("scale", "scaling")
 
 
@@ -64,6 +65,24 @@ def base_tensor(layer: Any, name: str, base: nn.Linear) -> torch.Tensor | None:
         return None
     found: torch.Tensor | None = getattr(layer, name)
     return found
+
+
+def names_in_state(state: Mapping[str, Any], held: Mapping[str, torch.Tensor | None]) -> dict[str, str]:
+    """By key of a state_dict the name of the tensor in the same memory, whatever the key says.
+
+    Args:
+        state: the state_dict of a new layer or model.   held: the tensors that it holds, by their names.
+    """
+    places = {(t.data_ptr(), t.shape): name for name, t in held.items() if t is not None}
+    keys = {key: (value.data_ptr(), value.shape) for key, value in state.items() if isinstance(value, torch.Tensor)}
+    return {key: places[place] for key, place in keys.items() if place in places}
+
+
+def name_in_state(key: str, found: Mapping[str, str]) -> str | None:
+    """The name of the tensor under a key: an adapter's that the key states, else as found, else weight or bias."""
+    stated = [name for name in (*ADAPTER, MAGNITUDE, "bias", "weight") if name in key]
+    of_adapter = bool(stated) and stated[0].startswith("lora_")
+    return stated[0] if of_adapter else found.get(key) or next(iter(stated), None)
 
 
 def scale_of(layer: Any) -> float | None:

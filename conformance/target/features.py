@@ -12,7 +12,7 @@ from torch import nn
 from conformance.errors import TargetError
 from conformance.isolation.monkeypatches import PRISTINE
 from conformance.specification.features import ABSENT, AN_EFFECT, FEATURES
-from conformance.target.limits import BEYOND, works
+from conformance.target.limits import BEYOND, BIAS, LIMITS, VECTOR, works
 from conformance.target.signature import arguments_for, takes
 
 DROPOUT_POSITIONS = ("pre", "post")  # by default
@@ -101,8 +101,9 @@ def contradictions(kind: Any, declared: Mapping[str, str]) -> list[str]:
         if value == ABSENT and name in EFFECTIVE and _acts(kind, *EFFECTIVE[name]):
             option, given = EFFECTIVE[name]
             found.append(f"feature {name!r} is declared absent, but {option}={given} changes the output")
-        if value == ABSENT and name in BEYOND and works(kind, name):
-            given = ", ".join(f"{option}={number}" for option, number in BEYOND[name].items())
+        if value == ABSENT and name in LIMITS and works(kind, name):
+            given = ", ".join(f"{option}={number}" for option, number in BEYOND.get(name, {}).items())
+            given = {BIAS: "a base layer with a bias", VECTOR: "an x [K]"}.get(name, given)
             found.append(f"feature {name!r} is declared absent, but {given} works")
     return found
 

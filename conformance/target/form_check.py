@@ -10,15 +10,17 @@ from torch import nn
 
 from conformance.judgement.outcomes import Refused, Violation
 from conformance.numerics.formats import dtype_named
+from conformance.specification.features import ABSENT
 from conformance.target.adapter_tensors import MAGNITUDE, adapter_of, is_magnitude, only_entry, scale_of
 from conformance.target.expected_errors import calling_quietly
 from conformance.target.layer_form import LAYERS, LayerForm
+from conformance.target.limits import BIAS
 from conformance.target.signature import arguments_for
 
 K, N, R, ALPHA = 3, 5, 2, 14  # all different, so that a shape or a scale tells what it is
 SHAPES = {"lora_A": (R, K), "lora_B": (N, R)}
 SIZES = {K: "K", N: "N", R: "r", 1: "1"}
-CALL = f"(nn.Linear({K}, {N}), dim={R}, alpha={ALPHA})"
+ARGUMENTS = f"dim={R}, alpha={ALPHA}"
 
 
 def forms_of(target: Any, dtype: str, *, dora: bool) -> tuple[LayerForm, ...]:
@@ -32,9 +34,10 @@ def forms_of(target: Any, dtype: str, *, dora: bool) -> tuple[LayerForm, ...]:
 
 
 def _forms(name: str, kind: Any, target: Any, dtype: str, dora: bool) -> Iterator[LayerForm]:
-    base = nn.Linear(K, N, device=target.device, dtype=dtype_named(dtype)).requires_grad_(False)
+    bias = target.feature(BIAS, "layer") != ABSENT
+    base = nn.Linear(K, N, bias=bias, device=target.device, dtype=dtype_named(dtype)).requires_grad_(False)
     try:
-        with calling_quietly(f"{name}{CALL}"):
+        with calling_quietly(f"{name}({_shown(base)}, {ARGUMENTS})"):
             layer = kind(base, **arguments_for(kind, {"dim": R, "alpha": ALPHA}))
     except (Violation, Refused) as outcome:
         yield LayerForm(name, str(outcome), "def __init__(self, orig_linear, dim=8, alpha=32, …)", f"{name}(")
@@ -46,6 +49,10 @@ def _forms(name: str, kind: Any, target: Any, dtype: str, dora: bool) -> Iterato
     yield from _scale(name, layer)
     if dora:
         yield from _magnitude(name, kind, base)
+
+
+def _shown(base: nn.Linear) -> str:
+    return f"nn.Linear({K}, {N}{'' if base.bias is not None else ', bias=False'})"
 
 
 def _adapter(name: str, layer: Any, part: str, shape: tuple[int, int]) -> Iterator[LayerForm]:
@@ -78,9 +85,9 @@ def _adapter(name: str, layer: Any, part: str, shape: tuple[int, int]) -> Iterat
         yield LayerForm(name, f"{name}.{part} is a {type(held).__name__} without a module: taken as {part}.weight")
 
 
-def _base(name: str, layer: Any, part: str, expected: torch.Tensor) -> Iterator[LayerForm]:
+def _base(name: str, layer: Any, part: str, expected: torch.Tensor | None) -> Iterator[LayerForm]:
     held, problem = _read(layer, part)
-    if held is not None:
+    if held is not None or expected is None:
         return
     found = _path(layer, lambda p: p is expected or p.data_ptr() == expected.data_ptr())
     if found and not problem and not hasattr(layer, part):
@@ -105,7 +112,7 @@ def _scale(name: str, layer: Any) -> Iterator[LayerForm]:
 
 def _magnitude(name: str, kind: Any, base: nn.Linear) -> Iterator[LayerForm]:
     try:
-        with calling_quietly(f"{name}{CALL[:-1]}, use_dora=True)"):
+        with calling_quietly(f"{name}({_shown(base)}, {ARGUMENTS}, use_dora=True)"):
             layer = kind(base, **arguments_for(kind, {"dim": R, "alpha": ALPHA, "use_dora": True}))
     except (Violation, Refused) as outcome:
         yield LayerForm(name, str(outcome), "def __init__(self, …, *, use_dora=False)", f"{name}(")

@@ -1,4 +1,4 @@
-"""The limits of a layer class: values of its arguments for which it refuses to be built."""
+"""The limits of a layer class: values of its arguments, base layers and inputs that it refuses."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ BEYOND: Mapping[str, Mapping[str, Any]] = {
     "full_dropout": {"dropout": 1.0},
     "zero_alpha": {"alpha": 0},
 }
+BIAS = "base_bias"  # the limit of a class that only adapts layers without a bias
+VECTOR = "vector_inputs"  # the limit of a class that refuses an x [K], which a target declares
+LIMITS = (*BEYOND, BIAS, VECTOR)
 REFUSALS = (ValueError, AssertionError, NotImplementedError)
 
 
@@ -47,20 +50,27 @@ def safely(work: Callable[[], Any]) -> Any:
 def refused_here(kind: Any) -> frozenset[str]:
     """The features of which a layer class refuses the values, though it builds the least layer."""
     with PRISTINE.suspended(), torch.random.fork_rng(devices=[]):
-        if _refuses(kind, {}) is not False:
+        bias = _refuses(kind, {}) is not True
+        if _refuses(kind, {}, bias=bias) is not False:
             return frozenset()
-        return frozenset(name for name, options in BEYOND.items() if _taken(kind, options) and _refuses(kind, options))
+        found = {n for n, given in BEYOND.items() if _taken(kind, given) and _refuses(kind, given, bias=bias)}
+        return frozenset(found if bias else found | {BIAS})
 
 
 def works(kind: Any, name: str) -> bool:
     """Whether a class that declares to lack a feature has it: layers of a large rank, no update for the others."""
-    options = BEYOND[name]
+    options = BEYOND.get(name, {})
     with PRISTINE.suspended(), torch.random.fork_rng(devices=[]), torch.no_grad():
-        if not _taken(kind, options) or _refuses(kind, options) is not False:
+        if name == BIAS:
+            return _refuses(kind, {}) is False
+        bias = _refuses(kind, {}) is not True
+        if name == VECTOR:
+            return _takes_vectors(kind, bias=bias)
+        if not _taken(kind, options) or _refuses(kind, options, bias=bias) is not False:
             return False
         if name == "large_rank":
             return True
-        base, x = nn.Linear(K, N), torch.ones(2, K)
+        base, x = nn.Linear(K, N, bias=bias), torch.ones(2, K)
         expected = base(x)
         try:
             layer = _built(kind, options, base).train()
@@ -76,15 +86,22 @@ def _taken(kind: Any, options: Mapping[str, Any]) -> bool:
     return all(takes(kind, name) is not None for name in options)
 
 
-def _refuses(kind: Any, options: Mapping[str, Any]) -> bool | None:
-    """Whether a class refuses options; None if building raises what is no refusal."""
+def _refuses(kind: Any, options: Mapping[str, Any], *, bias: bool = True) -> bool | None:
+    """Whether a class refuses options, over a base with or without a bias; None if it raises what is no refusal."""
     try:
-        _built(kind, options, nn.Linear(K, N))
+        _built(kind, options, nn.Linear(K, N, bias=bias))
     except REFUSALS:
         return True
     except Exception:  # noqa: BLE001  (the clauses report whatever it is)
         return None
     return False
+
+
+def _takes_vectors(kind: Any, *, bias: bool) -> bool:
+    try:
+        return bool(_built(kind, {}, nn.Linear(K, N, bias=bias))(torch.ones(K)).shape == (N,))
+    except Exception:  # noqa: BLE001  (the target refuses it)
+        return False
 
 
 def _built(kind: Any, options: Mapping[str, Any], base: nn.Linear) -> Any:

@@ -66,9 +66,13 @@ class Subject:
         return Operands(case, self.device, alpha=float(case.scale * case.r) if self.is_layer else 1.0)
 
     def within_limits(self, case: Any) -> Any:
-        """A case that a layer accepts: of a rank, and a scale, that its class can have."""
+        """A case that a layer accepts: of a rank, a scale, a bias and leading dimensions that its class can have."""
+        if self.is_layer and self.lacks("base_bias") and getattr(case, "bias", False):
+            case = dataclasses.replace(case, bias=False)
         if not self.is_layer or not isinstance(case, LinearCase):
             return case
+        if self.lacks("vector_inputs") and case.lead == "1d":
+            case = dataclasses.replace(case, lead="2d")
         least = min(case.k, case.n)
         if self.lacks("large_rank") and case.r > least:
             case = dataclasses.replace(case, r=least)

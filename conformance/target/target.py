@@ -26,7 +26,7 @@ from conformance.target.fault import looking_at
 from conformance.target.features import DROPOUT_POSITIONS, is_local, positions
 from conformance.target.installed_packages import uninstalled
 from conformance.target.layer_form import LAYERS
-from conformance.target.limits import BEYOND, refused
+from conformance.target.limits import LIMITS, refused
 from conformance.target.signature import accepts
 from conformance.target.subject import Subject
 
@@ -267,7 +267,7 @@ class Target:
         shown = self.shown(group) if group else {}
         followed = {key: value for key, value in shown.items() if value != FEATURES[key].conventions[0]}
         followed |= self.declared.get("features", {})
-        lacking = ("dropout", "alpha", *BEYOND) if name.endswith("LinearLoRA") else ()
+        lacking = ("dropout", "alpha", *LIMITS) if name.endswith("LinearLoRA") else ()
         followed |= {key: ABSENT for key in (*lacking, "pickling") if self.feature(key, "layer") == ABSENT}
         conventions = tuple(sorted(followed.items()))
         return Subject(name, thing, self.thing, self.device, self.lane(name), self.positions(name), conventions)

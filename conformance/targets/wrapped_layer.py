@@ -43,14 +43,17 @@ def library(distribution: str, written_for: str, install: str) -> Iterator[None]
         ) from error
 
 
-def check(layer: Callable[..., Any]) -> None:
+def check(layer: Callable[..., Any], *, bias: bool = True) -> None:
     """Build a small layer and read the attributes that the suite uses; the random state stays the same.
+
+    Args:
+        bias: whether the library's layer may have a bias.
 
     Raises:
         AttributeError, TypeError: if the library no longer has an attribute; `library` explains the error.
     """
     with torch.random.fork_rng(devices=[]):
-        built = layer(nn.Linear(2, 3), dim=1, alpha=2)
+        built = layer(nn.Linear(2, 3, bias=bias), dim=1, alpha=2)
         shapes = [tuple(adapter.weight.shape) for adapter in (built.lora_A, built.lora_B)]
         if shapes != [(1, 2), (3, 1)]:
             raise TypeError(f"lora_A and lora_B of rank 1 for 2 → 3 features have the shapes {shapes}")

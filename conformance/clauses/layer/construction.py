@@ -166,13 +166,14 @@ def test_fresh_layer(subject: Subject, case: LinearCase) -> float | None:
 def test_frozen(subject: Subject, case: LinearCase) -> float | None:
     operands = subject.operands(case)
     instance = subject.build(operands)
-    for name in ("weight", "bias"):
+    base = [name for name in ("weight", "bias") if name in instance.tensors]
+    for name in base:
         require(not instance.tensors[name].requires_grad, f"{name} requires grad: expected it frozen")
     for name in ("lora_A", "lora_B"):
         require(instance.tensors[name].requires_grad, f"{name} does not require grad: expected it trainable")
     instance.tensors["x"].requires_grad_()
     instance.backward(instance.forward())
-    for name in ("weight", "bias"):
+    for name in base:
         require(instance.gradient(name) is None, f"{name} is frozen and got a gradient")
     return judge_gradients(instance, oracle_for(subject, operands))
 
@@ -181,6 +182,7 @@ def test_frozen(subject: Subject, case: LinearCase) -> float | None:
     "LAY-BIAS",
     sentence="""A bias made trainable by requires_grad_(True) gets the gradient Σ g over all tokens, and the other
     gradients stay right.""",
+    feature="base_bias",
     cases=WITH_BIAS,
     weight=0.5,
 )

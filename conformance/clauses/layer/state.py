@@ -54,12 +54,14 @@ def test_state_dict(subject: Subject, case: LinearCase) -> float | None:
 def test_state_dict_names(subject: Subject, case: LinearCase) -> float | None:
     with calling("state_dict"):
         found = subject.build(subject.operands(case)).module.state_dict()
-    names, wanted = sorted(found), ["bias", "lora_A.weight", "lora_B.weight", "weight"]
+    names, wanted = sorted(found), ["bias"] * case.bias + ["lora_A.weight", "lora_B.weight", "weight"]
     if subject.follows("state_names", "other"):
         held = ", ".join(f"{name} {list(value.shape)}" for name, value in found.items())
         sizes = sorted(sorted(value.shape) for value in found.values())  # a matrix may be kept transposed
-        expected = sorted(map(sorted, ([case.n], [case.n, case.k], [case.r, case.k], [case.n, case.r])))
-        require(sizes == expected, f"state_dict has {held}: expected one tensor each for W, b, lora_A and lora_B")
+        shapes = ([case.n],) * case.bias + ([case.n, case.k], [case.r, case.k], [case.n, case.r])
+        expected = sorted(map(sorted, shapes))
+        parts = "W, b, lora_A and lora_B" if case.bias else "W, lora_A and lora_B"
+        require(sizes == expected, f"state_dict has {held}: expected one tensor each for {parts}")
         return None
     other = meant("state_names", "other") if len(names) == len(wanted) else ""
     require(names == wanted, f"state_dict has the keys {names}: expected {wanted}{other}")

@@ -21,7 +21,7 @@ START = Situation()
 
 def lacking(subject: Subject) -> set[str]:
     """The operations that a subject's layer does not have, such as merging."""
-    life = Life(subject, LifeCase(k=5, n=4, r=2, bias=True), START)
+    life = Life(subject, LifeCase(k=5, n=4, r=2, bias=not subject.lacks("base_bias")), START)
     return {name for name, operation in OPERATIONS.items() if not operation.available(life)}
 
 

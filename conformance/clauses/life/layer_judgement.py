@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-
 from conformance.clauses.life.layer_life import TENSORS, Life
 from conformance.judgement.linear_oracle import Expected
 from conformance.numerics.formats import Array
-from conformance.target.adapter_tensors import scale_of
+from conformance.target.adapter_tensors import name_in_state, scale_of
 
 MODES = ("enable_grad", "no_grad", "inference_mode")
 
@@ -105,25 +103,12 @@ def _judge_state_dict(life: Life) -> None:
             f"the state_dict has the keys {keys}, other than a new layer's",
         )
     for key in keys:
-        name = _tensor_of(life, key)
-        if name not in truth.values:
+        name = name_in_state(key, life.named)
+        if name is None or name not in truth.values:
             continue
         limit = truth.unmerged_allowance() if name == "weight" and truth.merged is not None else None
         expected = Expected(f"state_dict()[{key!r}]", truth.values[name], limit, truth.dtype_of(name))
         life.compare(f"state[{key!r}]", _uncertified(expected))
-
-
-def _tensor_of(life: Life, key: str) -> str:
-    """The tensor that a key of the state_dict has, by its words, or by its memory where they do not say it."""
-    words = key.lower()
-    for name in ("lora_A", "lora_B", "bias"):
-        if name.lower() in words:
-            return name
-    value = life.names["state"][key]
-    if not isinstance(value, torch.Tensor):
-        return ""
-    held = {life.names[name].data_ptr(): name for name in ("lora_A", "lora_B") if value.numel()}
-    return held.get(value.data_ptr(), "weight" if "weight" in words and "lora" not in words else "")
 
 
 def _uncertified(expected: Expected) -> Expected:

@@ -22,7 +22,7 @@ from conformance.clauses.life.truth import LOW, Results, Truth
 from conformance.judgement.linear_oracle import Expected
 from conformance.numerics.formats import Array, dtype_named, rounded
 from conformance.specification.features import ABSENT
-from conformance.target.adapter_tensors import adapter_of
+from conformance.target.adapter_tensors import adapter_of, names_in_state
 from conformance.target.calls import calling
 from conformance.target.signature import arguments_for, takes
 from conformance.target.subject import Subject
@@ -85,6 +85,7 @@ class Life(Lived):
     Attributes:
         truth: the exact state of the layer.
         pending: a forward pass that waits for its backward pass.
+        named: by key of the state_dict the name of the layer's tensor, as a new layer shows it.
     """
 
     def __init__(self, subject: Subject, case: LifeCase, start: Situation) -> None:
@@ -92,6 +93,7 @@ class Life(Lived):
         self.pending: Pending | None = None
         self._draws = 0
         self._keys: list[str] | None = None
+        self.named: dict[str, str] = {}
         names = {"nn": nn, "copy": copy, "pickle": pickle, "ThreadPoolExecutor": ThreadPoolExecutor}
         functions = {f.__name__: f for f in (checkpoint, create_selective_checkpoint_contexts)}
         self.begin(self._build_text(), **names, **functions, parametrize=parametrize)
@@ -118,7 +120,8 @@ class Life(Lived):
     def _begin(self) -> None:
         case = self.case
         dtypes = dtype_named(case.dtype), dtype_named(case.adapter if self.mixed else case.dtype)
-        self.truth = Truth({}, case.scale, *dtypes, vanishing=self.vanishing)
+        keeps = self.subject.convention("autocast") in ("input dtype", "layer dtype")
+        self.truth = Truth({}, case.scale, *dtypes, vanishing=self.vanishing, keeps_dtype=keeps)
         self.run("layer = build(dtype, adapter_dtype).train()", dtype=dtypes[0], adapter_dtype=dtypes[1])
         self.rebind()
         for name in TENSORS:
@@ -192,7 +195,10 @@ class Life(Lived):
         """The keys of the state_dict of a new layer."""
         if self._keys is None:
             with calling("building"):
-                self._keys = sorted(eval("build(torch.float32, torch.float32)", self.names).state_dict())
+                new = eval("build(torch.float32, torch.float32)", self.names)
+                state = new.state_dict()
+            self._keys = sorted(state)
+            self.named = names_in_state(state, {name: self._held(new, name) for name in TENSORS})
         return self._keys
 
     def act(self, operation: Operation) -> None:

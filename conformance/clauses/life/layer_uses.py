@@ -126,6 +126,9 @@ class Enter(Operation):
     def fits(self, now: Situation) -> bool:
         return len(now.regions) < DEEPEST and (self.state == ON or now.autocast)
 
+    def available(self, life: Any) -> bool:
+        return not life.subject.lacks("autocast")
+
     def effect(self, now: Situation) -> Situation:
         return now.but(regions=(*now.regions, self.state))
 

@@ -16,6 +16,7 @@ from conformance.clauses.life.model_truth import ADAPTER, ModelTruth
 from conformance.clauses.life.truth import LOW
 from conformance.judgement.linear_oracle import Expected
 from conformance.numerics.formats import Array, numbers
+from conformance.target.adapter_tensors import name_in_state
 
 MODES = ("enable_grad", "no_grad", "inference_mode")
 
@@ -138,7 +139,7 @@ def _judge_state_dict(life: ModelLife) -> None:
     values = truth.tensors()
     for key in life.names["state"]:
         layer = key.partition(".")[0]
-        part = next((part for part in (*ADAPTER, "bias", "weight") if part in key), None)
+        part = name_in_state(key, life.named)
         value = values.get(f"{layer}.{part}")
         if value is None:
             continue

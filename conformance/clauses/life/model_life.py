@@ -24,7 +24,7 @@ from conformance.clauses.life.truth import Truth
 from conformance.isolation.memory_folder import in_memory
 from conformance.numerics.formats import Array, dtype_named, numbers, rounded
 from conformance.specification.features import ABSENT
-from conformance.target.adapter_tensors import adapter_of
+from conformance.target.adapter_tensors import adapter_of, names_in_state
 from conformance.target.calls import calling
 from conformance.target.expected_errors import quiet
 from conformance.target.subject import Subject
@@ -47,6 +47,7 @@ class ModelLife(Lived):
     Attributes:
         parts: the names of an adapter's tensors.
         turned: the layers whose weight is stored as [in, out].
+        named: by key of the state_dict the name of a layer's tensor, as new models show it.
         options: of the config, as code.   built_so: lines of code that change a new model before it is adapted.
         truth: the exact state of the model.
         pending: a forward pass that waits for its backward pass.
@@ -62,6 +63,7 @@ class ModelLife(Lived):
         self._draws = 0
         self._folders: list[str] = []
         self._keys: dict[tuple[str, ...], list[str]] = {}
+        self.named: dict[str, str] = {}
         names: dict[str, Any] = {"nn": nn, "copy": copy, "pickle": pickle, "tempfile": tempfile, "reference": reference}
         names |= {"shutil": shutil, "Path": Path}
         self.begin(build_text(subject, case, self.options, self.built_so), **names)
@@ -213,7 +215,10 @@ class ModelLife(Lived):
         sets = tuple(sorted(self.truth.adapters))
         if sets not in self._keys:
             with quiet(), calling(f"`{self.like}`"):
-                self._keys[sets] = sorted(eval(self.like, self.names).state_dict())
+                new = eval(self.like, self.names)
+                self._keys[sets] = sorted(new.state_dict())
+                found = names_in_state(new.state_dict(), self.names["tensors"](new))
+                self.named |= {key: name.rpartition(".")[2] for key, name in found.items()}
         return self._keys[sets]
 
     def arrays(self, name: str) -> list[Array]:

@@ -24,6 +24,7 @@ REGIONS = LifeSpace({name: OPERATIONS[name] for name in (*CHANGES, *USES)}, CHAN
     would use the adapter from before.""",
     cases=REGIONS,
     dtypes=("float32",),
+    feature="autocast",
     convention="autocast_updates=new values",
     level="SHOULD",  # F.linear itself goes on using what autocast has cast
     weight=0.5,

@@ -47,6 +47,7 @@ class Truth:
     Attributes:
         values: weight, bias if there is one, lora_A and lora_B, as float64.
         vanishing: whether dropout has p = 1, so that in training the adapter has no effect.
+        keeps_dtype: whether y has the dtype of the layer, which x has too, also under autocast.
         trainable: which of x, bias, lora_A and lora_B require grad.
         merged: None, or what was merged.
         sign: -1 while a hook negates the output.   factor: of a parametrised weight.
@@ -58,6 +59,7 @@ class Truth:
     adapter_dtype: torch.dtype
     training: bool = True
     vanishing: bool = False
+    keeps_dtype: bool = False
     trainable: set[str] = field(default_factory=lambda: {"x", "lora_A", "lora_B"})
     merged: Merge | None = None
     sign: float = 1.0
@@ -196,7 +198,8 @@ class Results:
                 rows, first, second = (self.oracle.g, self.oracle.up, self.oracle.down)
             update = self.truth.sign * self.dropped * (rows @ first) @ second
             mistakes["dropout had not acted"] = value + update.reshape(value.shape)
-        return dataclasses.replace(expected, value=value, budget=allowed, terms=terms, mistakes=mistakes)
+        dtype = self.truth.dtype if name == "y" and self.truth.keeps_dtype else expected.dtype
+        return dataclasses.replace(expected, value=value, budget=allowed, dtype=dtype, terms=terms, mistakes=mistakes)
 
     def _slack(self, name: str) -> Array:
         """What the budget adds: the error of a merged weight, and autocast's casts, which a target may leave out."""

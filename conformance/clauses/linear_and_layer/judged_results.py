@@ -22,11 +22,13 @@ def oracle_for(subject: Subject, operands: Operands, **options: Any) -> LinearOr
 
 
 def under_autocast(subject: Subject, expected: Expected, instance: Instance, y: torch.Tensor) -> Expected:
-    """The expected y of a call under autocast: in its dtype; where the target declares so, in that of x.
+    """The expected y of a call under autocast: in its dtype; where the target declares so, in that of x or of W.
 
     A library's layer may be the update alone, in the dtype of x, to which the base's product is added: if x has one
     16-bit dtype and autocast the other, the sum has float32.
     """
+    if subject.follows("autocast", "layer dtype"):
+        return dataclasses.replace(expected, dtype=instance.operands.dtype)
     if not subject.follows("autocast", "input dtype"):
         return expected
     x = instance.tensors["x"].dtype

@@ -177,7 +177,9 @@ def _require_adapter(layer: Any, case: PatchCase, dtype: torch.dtype) -> None:
     weight=0.5,
 )
 def test_training_flag(subject: Subject, case: PatchCase) -> None:
-    layer = patch_case(subject, case, dropout=0.5, dropout_position=subject.dropout_positions[-1])
+    positions = () if subject.lacks("dropout") else subject.dropout_positions
+    dropping = {"dropout": 0.5, "dropout_position": positions[-1]} if positions else {}
+    layer = patch_case(subject, case, **dropping)
     for name, module in layer.named_modules():
         require(
             module.training == case.training,

@@ -32,7 +32,8 @@ OF_CLAUSES = [page for page in PAGES if page not in OF_LOADERS]
 # of which pip has another name
 LIBRARIES = {"NeMo Automodel": "nemo-automodel", "Concrete ML": "concrete-ml", "gguf-py": "gguf"}
 LOADED = json.loads((PLACE / "reports" / "adapters.json").read_text())["loaders"]
-AS = {"concrete-ml": "as_concrete_ml", "sglang": "as_sglang"}  # fixtures that provide a part of a library
+# fixtures that provide a part of a library
+AS = {"concrete-ml": "as_concrete_ml", "sglang": "as_sglang", "speechbrain": "as_speechbrain"}
 LARGEST = 250_000  # characters in a report; that of three hundred clauses has 210,000
 
 
@@ -131,6 +132,14 @@ def as_sglang(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     for name, module in target.NEEDED.items():
         monkeypatch.setitem(sys.modules, f"sglang.srt.lora.{name}", module)
+
+
+@pytest.fixture
+def as_speechbrain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Provide `speechbrain.nnet.adapters` from the target, without the rest of SpeechBrain."""
+    target = importlib.import_module("conformance.targets.speechbrain")
+    for name, module in target.found.items():
+        monkeypatch.setitem(sys.modules, name, module)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

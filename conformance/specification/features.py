@@ -76,7 +76,7 @@ FEATURES: Mapping[str, Feature] = {
     "autocast": Feature("autocast", conventions=(SUPPORTED, "input dtype", "layer dtype", ABSENT)),
     "autocast_updates": Feature("autocast after an update", conventions=("new values", "old values")),
     "name_rule": Feature(
-        "name rule", conventions=("component or wildcards", "wildcards", "suffix", "component", "regex")
+        "name rule", conventions=("component or wildcards", "wildcards", "suffix", "component", "regex", "shell")
     ),
     "string_pattern": Feature("pattern given as a string", conventions=("one pattern", "regex", ABSENT)),
     "exclusions": Feature("exclusions", conventions=("alone", "combined", ABSENT)),

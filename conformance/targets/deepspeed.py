@@ -41,7 +41,7 @@ class LinearLoRA(WrappedLayer):
     def wrap(self, orig_linear: nn.Linear, dim: int, alpha: Any, dropout: float, **_: bool) -> Any:
         """DeepSpeed's layer with the weight of orig_linear, which may have no bias."""
         del dropout  # refused before
-        if orig_linear.bias is not None:
+        if orig_linear._parameters["bias"] is not None:
             raise NotImplementedError("bias: LoRAOptimizedLinear has none")
         config = LoRAConfig(lora_r=dim, lora_alpha=alpha, target_mods=["wrapped"])  # its name below this module
         weight = orig_linear.weight

@@ -86,7 +86,7 @@ class LinearLoRA(WrappedLayer):
     def forward(self, x: Tensor) -> Tensor:
         """A call of Keras' layer, whose variables have the values of the parameters here."""
         (layer,) = self.wrapped
-        values = [(layer._kernel, self.weight.T)]
+        values: list[tuple[Any, Any]] = [(layer._kernel, self.weight.T)]
         values += [(layer.lora_kernel_a, self.A.weight.T), (layer.lora_kernel_b, self.B.weight.T)]
         if self.bias is not None:
             values.append((layer.bias, self.bias))

@@ -31,7 +31,7 @@ CONFORMANCE = {
     "features": {
         **dict.fromkeys(("dropout", "rslora", "adapter_dtype", "initialisation", "memory_efficient"), "absent"),
         "state_names": "other",
-        "name_rule": "wildcards",
+        "name_rule": "shell",
         **dict.fromkeys(("exclusions", "default_targets", "linear_only", "in_place", "string_pattern"), "absent"),
         "output_head": "chosen",
         "no_match": "count alone",
@@ -39,6 +39,7 @@ CONFORMANCE = {
         "argument_checks": "when used",
     },
     "deviations": {
+        "MOD-TRAINING-FLAG": "without dropout no part of SpeechBrain's LoRA has a use for a mode",
         "MOD-SECOND": "a call freezes the whole model, earlier adapters included; AdaptedModel is made once of a model",
     },
 }
@@ -49,8 +50,10 @@ NAMES = {"base_layer": "pretrained_module", "lora_A": "adapter_down_proj", "lora
 class Adapter(LoRA):  # type: ignore[misc, valid-type]
     """SpeechBrain's layer as a class that `AdaptedModel` takes, with its modules under this project's names."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __init__(self, target_module: nn.Module, **options: Any) -> None:
+        if isinstance(target_module, LoRA):  # which has no weight, unlike this class
+            raise AttributeError("'LoRA' object has no attribute 'weight'")
+        super().__init__(target_module, **options)
         for name, own in NAMES.items():
             self.add_module(name, self._modules.pop(own))
 

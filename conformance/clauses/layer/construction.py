@@ -166,7 +166,7 @@ def test_fresh_layer(subject: Subject, case: LinearCase) -> float | None:
 def test_frozen(subject: Subject, case: LinearCase) -> float | None:
     operands = subject.operands(case)
     instance = subject.build(operands)
-    base = [name for name in ("weight", "bias") if name in instance.tensors]
+    base: list[str] = [name for name in ("weight", "bias") if name in instance.tensors]
     for name in base:
         require(not instance.tensors[name].requires_grad, f"{name} requires grad: expected it frozen")
     for name in ("lora_A", "lora_B"):

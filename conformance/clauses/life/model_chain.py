@@ -106,7 +106,7 @@ def build_text(subject: Subject, case: LifeCase, options: str = "", built_so: st
     if has_dropout(subject, case):
         arguments += f', dropout={case.dropout}, dropout_position="{subject.dropout_positions[0]}"'
     own = getattr(subject.target, "PeftConfig", None)
-    if own is None or takes(own, "lora_dtype") is not None:
+    if (own is None or takes(own, "lora_dtype") is not None) and not subject.lacks("adapter_dtype"):
         arguments += ", lora_dtype=dtype"
     arguments += options
     text = BUILD.format(

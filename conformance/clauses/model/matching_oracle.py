@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import random
 import re
 from collections.abc import Sequence
@@ -19,8 +20,8 @@ def matches(pattern: str, key: str | None, rule: str = DEFAULT) -> bool | None:
         return f".{key}".endswith(f".{pattern}")
     if rule == "component":
         return pattern == key.split(".")[-1]
-    if rule == "regex":
-        return _fully(pattern, key)
+    if rule in ("regex", "shell"):
+        return _fully(pattern if rule == "regex" else fnmatch.translate(pattern), key)
     if rule == "wildcards":
         strict = _by_wildcards(pattern, key)
         return strict if strict == _whole(_loosely(pattern), key) else None
@@ -168,6 +169,9 @@ def pattern_in(rule: str, key: str, kind: str, seed: int) -> str:
     if rule in (DEFAULT, "wildcards"):
         return drawn_pattern(key, kind, seed)
     parts = key.split(".")
+    if rule == "shell":
+        drawn = drawn_pattern(key, kind, seed)
+        return drawn.replace(".*", "*") if kind == "legacy" else drawn
     if rule == "component" or (rule == "suffix" and kind == "last"):
         return parts[-1]
     if rule == "suffix":

@@ -39,6 +39,8 @@ def test_options(subject: Subject, case: PatchCase) -> None:
     torch.manual_seed(case.seed)
     if case.how in ("uniform", "xavier") and subject.follows("initialisation", ABSENT):
         case = dataclasses.replace(case, how="alpha")
+    if case.how.startswith("lora_dtype") and subject.lacks("adapter_dtype"):
+        case = dataclasses.replace(case, how="alpha")
     dim = 64 if case.how in ("uniform", "xavier") else case.r
     model = nn.Sequential(nn.Linear(256, 4), nn.Linear(256, 4)).to(subject.device)
     apply(subject, model, match_all_linear=True, dim=dim, use_triton=case.triton, **OPTIONS[case.how])

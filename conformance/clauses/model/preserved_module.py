@@ -178,7 +178,7 @@ def _require_adapter(layer: Any, case: PatchCase, dtype: torch.dtype) -> None:
 )
 def test_training_flag(subject: Subject, case: PatchCase) -> None:
     positions = () if subject.lacks("dropout") else subject.dropout_positions
-    dropping = {"dropout": 0.5, "dropout_position": positions[-1]} if positions else {}
+    dropping: dict[str, Any] = {"dropout": 0.5, "dropout_position": positions[-1]} if positions else {}
     layer = patch_case(subject, case, **dropping)
     for name, module in layer.named_modules():
         require(

@@ -20,28 +20,40 @@ class Operands:
     The values are float64 arrays of numbers that the operand's dtype represents: oracle and target see the same ones.
     """
 
-    def __init__(self, case: LinearCase, device: str = "cpu", *, alpha: float = 1.0) -> None:
+    in_input_dtype = False
+
+    def __init__(
+        self, case: LinearCase, device: str = "cpu", *, alpha: float = 1.0, in_input_dtype: bool = False
+    ) -> None:
         """Draw the values.
 
         Args:
             alpha: a factor by which the target may multiply the update before it divides by the rank.
+            in_input_dtype: whether the update is computed in the dtype of x, to which a wider adapter is rounded first.
         """
         self.case, self.device = case, device
         self.dtype = dtype_named(case.dtype)
         self.adapter_dtype = self.dtype if case.adapter == "same" else dtype_named(case.adapter)
         # under autocast, the autocast dtype represents the values, and the tensors have the case's dtype
         self.computed_in = self.dtype if case.autocast == "off" else dtype_named(case.autocast)
+        self.in_input_dtype = in_input_dtype
         self.scale = case.scale
         self.shape = (*case.leading, case.n)
         drawn = (
             operand_values.integers(case, self.exact_limit, alpha) if self.exact else operand_values.floats(case, alpha)
         )
-        kinds = dict.fromkeys(("lora_A", "lora_B"), self.adapter_dtype)
+        kinds = dict.fromkeys(("lora_A", "lora_B"), self.update_dtype)
         if case.autocast != "off":
             kinds = dict.fromkeys(drawn, self.computed_in)
         self.values = {name: rounded(v, kinds.get(name, self.dtype)) for name, v in drawn.items()}
         if not case.bias:
             del self.values["bias"]
+
+    @property
+    def update_dtype(self) -> torch.dtype:
+        """The dtype of the adapter's values: its own, or that of x, to which a wider adapter is rounded."""
+        wider = format_of(self.adapter_dtype).unit < format_of(self.dtype).unit
+        return self.dtype if self.in_input_dtype and wider else self.adapter_dtype
 
     @property
     def exact(self) -> bool:
@@ -58,7 +70,7 @@ class Operands:
         correlated = "expanded" in (self.case.x, self.case.g)
         if self.case.autocast != "off":
             return Rounding(self.computed_in, self.computed_in, correlated)
-        return Rounding(self.dtype, self.adapter_dtype, correlated)
+        return Rounding(self.dtype, self.update_dtype, correlated)
 
     @property
     def degenerate(self) -> bool:

@@ -58,7 +58,9 @@ FEATURES: Mapping[str, Feature] = {
     ),
     "rslora": Feature("rsLoRA", _of_layers("use_rslora")),
     "adapter_dtype": Feature(
-        "adapter dtype", _of_layers("lora_dtype", linear="lora_linear", model=_patch("lora_dtype"))
+        "adapter dtype",
+        _of_layers("lora_dtype", linear="lora_linear", model=_patch("lora_dtype")),
+        (SUPPORTED, "input dtype", ABSENT),
     ),
     "initialisation": Feature(
         "choice of initialisation", _of_layers("lora_A_init_method", model=_patch("lora_A_init_method"))
@@ -98,6 +100,12 @@ FEATURES: Mapping[str, Feature] = {
     "vector_inputs": Feature("x without leading dimensions"),
     "full_dropout": Feature("dropout of 1", _of_layers("dropout", linear="lora_linear(dropout)"), part_of="dropout"),
     "eval_mode": Feature("eval mode", conventions=("separate", "merged")),
+    "activation_silu": Feature("activation silu"),
+    "activation_gelu": Feature("activation gelu"),
+    "activation_gelu_tanh": Feature("activation gelu_tanh"),
+    "activation_relu2": Feature("activation relu2"),
+    "ungated": Feature("blocks without a gate"),
+    "block_bias": Feature("biases in blocks"),
     "batched_gradients": Feature("gradients of batches"),
     "norm_dtype": Feature("dtype of the norm", conventions=("float32", "gradients")),
     "answer_check": Feature("checked answers"),

@@ -63,10 +63,13 @@ class Subject:
             case = dataclasses.replace(case, scale=-case.scale)
         if self.is_layer and case.r == WIDEST and case.values in ("integers", "cancelling"):
             case = dataclasses.replace(case, r=WIDEST - 4)
-        return Operands(case, self.device, alpha=float(case.scale * case.r) if self.is_layer else 1.0)
+        alpha = float(case.scale * case.r) if self.is_layer else 1.0
+        return Operands(case, self.device, alpha=alpha, in_input_dtype=self.follows("adapter_dtype", "input dtype"))
 
     def within_limits(self, case: Any) -> Any:
-        """A case that a layer accepts: of a rank, a scale, a bias and leading dimensions that its class can have."""
+        """A case that the subject accepts: of a rank, a scale, a bias and leading dimensions that a layer's class can have."""
+        if hasattr(case, "within"):
+            return case.within(self)
         if self.is_layer and self.lacks("base_bias") and getattr(case, "bias", False):
             case = dataclasses.replace(case, bias=False)
         if not self.is_layer or not isinstance(case, LinearCase):

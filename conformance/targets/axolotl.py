@@ -16,10 +16,14 @@ from conformance.targets.package_part import imported, without_init
 from conformance.targets.wrapped_layer import check, library, version_of
 
 WRITTEN_FOR = ("axolotl", "0.19.0", "ci/peers builds an environment with it")
-with library(*WRITTEN_FOR), without_init("axolotl", {"axolotl.utils.logging": {"get_logger": logging.getLogger}}):
-    apply_lora_linear = imported("axolotl.kernels.lora").apply_lora_linear
+STUBS = {"axolotl.utils.logging": {"get_logger": logging.getLogger}}
+with library(*WRITTEN_FOR), without_init("axolotl", STUBS, stay=True):
+    LORA = imported("axolotl.kernels.lora")
+    ALLOCATING = (imported("axolotl.kernels.swiglu"), imported("axolotl.kernels.geglu"))
+    apply_lora_linear = LORA.apply_lora_linear
 
-CONFORMANCE = declaration("Axolotl apply_lora_linear", version_of("axolotl"))
+# its DoRA drops the x of the adapter alone, where PEFT's drops that of the norm's correction too
+CONFORMANCE = declaration("Axolotl apply_lora_linear", version_of("axolotl"), dora_dropout="adapter")
 
 
 class LinearLoRA(FusedLayer):

@@ -8,6 +8,11 @@ import torch
 from torch import Tensor
 
 from conformance.targets import peft
+from conformance.targets.wrapped_layer import version_of
+
+# Both compute in the dtype of x, so as not to cast x to that of the adapter and back. Their backward passes run under
+# the autocast of a GPU alone.
+FEATURES = {"adapter_dtype": "input dtype"} | ({} if torch.cuda.is_available() else {"autocast": "absent"})
 
 
 class FusedLayer(peft.LinearLoRA):
@@ -28,13 +33,17 @@ class FusedLayer(peft.LinearLoRA):
         return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
-def declaration(name: str, version: str) -> dict[str, Any]:
-    """The declaration that both fused libraries share; their nodes follow the autocast of CUDA alone."""
-    features: Any = peft.CONFORMANCE["features"]
-    absent = {} if torch.cuda.is_available() else {"autocast": "absent"}
+def declaration(name: str, version: str, **features: str) -> dict[str, Any]:
+    """The declaration that both fused libraries share.
+
+    Args:
+        version: of the fused library; that of PEFT, whose layer it is, follows.
+        features: what the library declares beyond what PEFT does.
+    """
+    shared: Any = peft.CONFORMANCE["features"]
     return {
         "name": name,
-        "version": version,
+        "version": f"{version}+peft.{version_of('peft')}",
         "dropout_positions": peft.CONFORMANCE["dropout_positions"],
-        "features": {**features, **absent},
+        "features": {**shared, **FEATURES, **features},
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -14,33 +14,45 @@ from typing import Any
 
 
 @contextmanager
-def without_init(package: str, stubs: Mapping[str, Mapping[str, Any]]) -> Iterator[None]:
+def without_init(package: str, stubs: Mapping[str, Mapping[str, Any]], *, stay: bool = False) -> Iterator[None]:
     """A region in which modules of a package are imported without the `__init__` of any package above them.
 
     Args:
         package: the name of an installed package, which need not import.
-        stubs: by name of a module of the package, the names that a stub of it holds.
+        stubs: by name of a module, of the package or of another that need not be installed, the names that a stub of
+            it holds.
+        stay: whether modules of the package stay importable, unless it was imported before. torch.compile imports the
+            module of a function that it traces, by name, and so would import the whole package.
     Raises:
         ModuleNotFoundError: if the package is not installed.
     """
     found = importlib.util.find_spec(package)
     if found is None or not found.submodule_search_locations:
         raise ModuleNotFoundError(f"No module named {package!r}", name=package)
-    before = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == package}
+    roots = {package, *(name.partition(".")[0] for name in stubs)}
+    before = _modules_of(roots)
     for name in before:
         del sys.modules[name]
     bare = _Bare(package, Path(next(iter(found.submodule_search_locations))))
     sys.meta_path.insert(0, bare)
     try:
+        for root in roots - {package}:
+            sys.modules[root] = ModuleType(root, "A package of stubs.")
         for name, held in stubs.items():
             sys.modules[name] = ModuleType(name, "A stub.")
             vars(sys.modules[name]).update(held)
         yield
     finally:
         sys.meta_path.remove(bare)
-        for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        staying = stay and not any(name.partition(".")[0] == package for name in before)
+        for name in _modules_of(roots - {package} if staying else roots):
             del sys.modules[name]
         sys.modules.update(before)
+
+
+def _modules_of(roots: Collection[str]) -> dict[str, ModuleType]:
+    """The imported modules of some packages, by name."""
+    return {name: module for name, module in sys.modules.items() if name.partition(".")[0] in roots}
 
 
 def stub_of_types() -> dict[str, Any]:

@@ -35,17 +35,18 @@ ZOO: dict[str, dict[str, Any]] = {
 }
 
 
-def _projection() -> Any:
-    """`apply_lora_o`, from the package on a GPU, else from its file alone."""
+def _fast_lora() -> Any:
+    """The module of the fused projections, from the package on a GPU, else its file alone."""
     if torch.cuda.is_available():
         imported("unsloth")  # first: it patches transformers and PEFT
-        return imported("unsloth.kernels.fast_lora").apply_lora_o
-    with without_init("unsloth_zoo", ZOO), without_init("unsloth", {"unsloth.device_type": DEVICE}):
-        return imported("unsloth.kernels.fast_lora").apply_lora_o
+        return imported("unsloth.kernels.fast_lora")
+    with without_init("unsloth", {"unsloth.device_type": DEVICE} | ZOO, stay=True):
+        return imported("unsloth.kernels.fast_lora")
 
 
 with library(*WRITTEN_FOR):
-    apply_lora_o = _projection()
+    FAST_LORA = _fast_lora()
+    apply_lora_o = FAST_LORA.apply_lora_o
 
 CONFORMANCE = declaration("Unsloth apply_lora_o", version_of("unsloth"))
 

@@ -188,6 +188,14 @@ class KeepsTheDtype(Layer):
         return super().forward(x).to(x.dtype)
 
 
+class RoundsTheAdapter(Layer):
+    """A layer that computes in the dtype of x, to which it rounds lora_A and lora_B first."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.lora_A.weight.to(x.dtype), self.lora_B.weight.to(x.dtype)
+        return F.linear(x, self.weight, self.bias) + F.linear(F.linear(x, a), b) * self.scale
+
+
 class KeepsCasts(Layer):
     """A layer of three products, whose weights autocast casts once for a region."""
 

@@ -64,6 +64,7 @@ def test_fused_gradients_of_lora_B(subject: Subject, case: FusedCase) -> float |
     "FUS-BWD-DBIAS",
     sentence="A bias that requires grad gets the sum over tokens of its projection's upstream gradient.",
     level="SHOULD",  # a trainable bias is an option of layers only
+    feature="block_bias",
     cases=SMALL.narrowed(bias=("all", "second")),
     weight=0.34,
 )

@@ -31,12 +31,17 @@ class Block:
         self.adapter_dtype = self.dtype if case.adapter == "same" else dtype_named(case.adapter)
         # under autocast the values are representable in its dtype, and their tensors have the case's dtype
         self.computed_in = self.dtype if case.autocast == "off" else dtype_named(case.autocast)
+        # where the update is computed in the dtype of x, the values of a wider adapter are numbers of that dtype
+        narrowed = subject.follows("adapter_dtype", "input dtype")
+        self.update_dtype = max(self.adapter_dtype, self.dtype, key=_unit) if narrowed else self.adapter_dtype
         narrowest = min(format_of(d).exact for d in (self.dtype, self.adapter_dtype, self.computed_in))
         exact = values.drawn(case, subject.name, narrowest)
         self.values = {name: rounded(v, self._represents(name)) for name, v in exact.items()}
 
     def _represents(self, name: str) -> torch.dtype:
-        return self.computed_in if self.case.autocast != "off" else self._holds(name)
+        if self.case.autocast != "off":
+            return self.computed_in
+        return self.update_dtype if "lora_" in name else self.dtype
 
     def _holds(self, name: str) -> torch.dtype:
         return self.adapter_dtype if "lora_" in name else self.dtype
@@ -52,7 +57,7 @@ class Block:
         correlated = "expanded" in (self.case.x, self.case.g)
         if self.case.autocast != "off":
             return Rounding(self.computed_in, self.computed_in, correlated)
-        return Rounding(self.dtype, self.adapter_dtype, correlated)
+        return Rounding(self.dtype, self.update_dtype, correlated)
 
     @property
     def trainable(self) -> tuple[str, ...]:
@@ -79,6 +84,10 @@ class Block:
             return {"weight": case.w, "bias": "packed"}.get(name.rpartition(".")[2], case.ab)
 
         return {name: place(v, self._holds(name), layout(name), self.device) for name, v in self.values.items()}
+
+
+def _unit(dtype: torch.dtype) -> float:
+    return format_of(dtype).unit
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from conformance.cases.case import Space
 from conformance.cases.laid_out_case import LaidOutCase
@@ -23,7 +24,8 @@ class FusedCase(LaidOutCase):
         adapters: the projections that have an adapter: `all`, `none`, or the `first`, `second` or `third` alone.
         activation, gated: those of `lora_mlp`; integer cases use relu2, which keeps integers exact.
         lead, values, adapter, x, g, w, ab, training, autocast: as in a LinearCase, for every projection alike.
-        special: `nan` or `inf` in one row of x, `saturated` (arguments of the activation of the order of 100).
+        special: `nan` or `inf` in one row of x, `saturated` (arguments of the activation of the order of 100), `steep`
+            (of the order of 20, without a bias).
         sizes: the relation between sizes, as in a LinearCase.
     """
 
@@ -34,6 +36,20 @@ class FusedCase(LaidOutCase):
     activation: str = "silu"
     gated: bool = True
     training: bool = True
+
+    def within(self, subject: Any) -> FusedCase:
+        """The case with a bias, a gate and an activation that the target has."""
+        changes: dict[str, Any] = {}
+        if subject.lacks("block_bias"):
+            changes = {"bias": "none"} | ({"special": "steep"} if self.special == "saturated" else {})
+        if subject.name == "lora_mlp":
+            changes |= {"gated": True} if subject.lacks("ungated") else {}
+            if self.activation in ACTIVATIONS and subject.lacks(f"activation_{self.activation}"):
+                offered = [name for name in ACTIVATIONS if not subject.lacks(f"activation_{name}")]
+                changes["activation"] = offered[self.seed % len(offered)]
+                if self.values == "integers":  # relu2 alone keeps integers exact
+                    changes["values"] = "normal"
+        return dataclasses.replace(self, **changes)
 
 
 def tamed(case: FusedCase) -> FusedCase:

@@ -32,6 +32,7 @@ def judged_after(instance: Bound, ys: dict[str, torch.Tensor]) -> float | None:
     "FUS-AMP",
     sentence="""Under autocast the block behaves like the same formulas written with F.linear; backward runs outside
     the autocast region.""",
+    feature="autocast",
     cases=SMALL.narrowed(autocast=("bfloat16",)),
     dtypes=("float32",),
     weight=0.5,
@@ -94,6 +95,7 @@ def test_fused_compiled(subject: Subject, case: FusedCase) -> float | None:
     "FUS-AMP-ENTRY",
     sentence="""Under autocast to float16 or bfloat16, x may already have that dtype, unless the call raises
     NotImplementedError: the outputs have that dtype, and each gradient has the dtype of its operand.""",
+    feature="autocast",
     cases=NORMAL.narrowed(autocast=("float16", "bfloat16")),
     dtypes=("float32",),
     weight=0.5,

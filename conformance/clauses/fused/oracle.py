@@ -95,7 +95,7 @@ class Oracle:
         shape = (*block.case.leading, value.shape[-1]) if key == "x" or key in block.outputs else value.shape
         dtype = block.computed_in if key in block.outputs else block.placed[key].tensor.dtype
         terms = {term: value - other[key] for term, other in self._lacking_for(key).items()}
-        if block.case.special == "saturated" and key not in block.outputs:
+        if block.case.special in ("saturated", "steep") and key not in block.outputs:
             terms = {}  # where the activation is flat, a gradient hardly depends on any term
         # a term must be one that the result depends on, and not the whole result
         terms = {term: part.reshape(shape) for term, part in terms.items() if part.any() and not _same(part, value)}

@@ -83,12 +83,13 @@ def _floats(case: FusedCase, block: str) -> dict[str, Array]:
         elif operand == "lora_B":
             size = 1 / (math.sqrt(shape[1]) * abs(scale_of(case, block, projection)))
         values[name] = random.standard_normal(shape) * size
-    if case.special == "saturated":
+    if case.special in ("saturated", "steep"):
         # far from 0 on both sides, by amounts so different that weight and adapter still matter in 16 bits
         first = names(case, block)[0]
         for operand in ("weight", "lora_B"):
             values[f"{first}.{operand}"] *= 20
-        values[f"{first}.bias"] = np.where(np.arange(case.n) % 2, -128.0, 128.0)
+        if case.special == "saturated":
+            values[f"{first}.bias"] = np.where(np.arange(case.n) % 2, -128.0, 128.0)
     elif case.special in ("nan", "inf"):
         x = values["x"].reshape(-1, case.k)
         x[case.seed % len(x), case.seed % case.k] = float(case.special)

@@ -107,7 +107,8 @@ class Life(Lived):
         if case.dropout and self._takes("dropout", "dropout") and self.subject.dropout_positions:
             wanted |= {"dropout": case.dropout, "dropout_position": self.subject.dropout_positions[0]}
         arguments = ", ".join(f"{name}={value!r}" for name, value in arguments_for(thing, wanted).items())
-        self.mixed = case.adapter != "same" and self._takes("lora_dtype", "adapter_dtype")
+        rounded = self.subject.follows("adapter_dtype", "input dtype")  # the values of a life have the adapter's dtype
+        self.mixed = case.adapter != "same" and not rounded and self._takes("lora_dtype", "adapter_dtype")
         if self.mixed:
             arguments += f", {takes(thing, 'lora_dtype')}=adapter_dtype"
         self.vanishing = "dropout" in wanted

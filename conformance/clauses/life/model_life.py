@@ -23,7 +23,7 @@ from conformance.clauses.life.model_truth import ModelTruth
 from conformance.clauses.life.truth import Truth
 from conformance.isolation.memory_folder import in_memory
 from conformance.numerics.formats import Array, dtype_named, numbers, rounded
-from conformance.specification.features import ABSENT
+from conformance.specification.features import ABSENT, SUPPORTED
 from conformance.target.adapter_tensors import adapter_of, names_in_state
 from conformance.target.calls import calling
 from conformance.target.expected_errors import quiet
@@ -101,7 +101,7 @@ class ModelLife(Lived):
     def adapter_dtype(self) -> torch.dtype:
         """The dtype of the adapters that a config asks for."""
         case = self.case
-        if case.adapter == "same" or self.subject.follows("adapter_dtype", ABSENT):
+        if case.adapter == "same" or self.subject.convention("adapter_dtype") != SUPPORTED:
             return self.truth.dtype
         return dtype_named(case.adapter)
 

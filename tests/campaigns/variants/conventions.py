@@ -12,6 +12,7 @@ DROPPING = tuple(f"LAY-DROP-{word}" for word in ("MASK", "BWD", "REL", "ALL", "E
 OF_BIAS = ("DORA-FWD", "DORA-BWD-DM", "DORA-BIAS", "DORA-MERGE", "DORA-UNMERGE", "DORA-DROP", "DORA-MIXED")
 OF_DROPOUT = ("DORA-DROP", "DORA-DROP-PRE", "DORA-DROP-POST")
 OF_AUTOCAST = ("LAY-AMP", "LAY-AMP-ENTRY", "LAY-AMP-CHANGED")
+OF_MIXED = ("LAY-FWD-MIXED", "LAY-BWD-MIXED")
 OF_SCALE = ("LAY-FWD-SCALE", "LAY-BWD-SCALE", "LAY-REL-SCALE", "LAY-SCALING")
 COPIED = ("LAY-COPY",)
 
@@ -25,6 +26,7 @@ CONVENTIONS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "names of its own": (declaring(conventions.OwnNames, state_names="other"), ("LAY-STATE-NAMES", "LAY-STATE")),
     "not pickled": (declaring(conventions.HoldsALambda, pickling="absent"), COPIED),
     "x's dtype under autocast": (declaring(conventions.KeepsTheDtype, autocast="input dtype"), OF_AUTOCAST),
+    "rounds the adapter": (declaring(conventions.RoundsTheAdapter, adapter_dtype="input dtype"), OF_MIXED),
     "casts of a region": (Right(conventions.KeepsCasts), ("LAY-AMP", "LAY-AMP-CHANGED")),
     "saves the merged weight": (declaring(conventions.SavesTheMergedWeight, merged_state="merged"), ("MRG-STATE",)),
     "alpha of 0 means the rank": (declaring(conventions.RankForZero, zero_alpha="rank"), OF_SCALE),

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from conformance.clauses.fused.block import Block
 from conformance.clauses.fused.case import FusedCase
 from conformance.judgement.result import Result
 from conformance.run.case_search import Examination
@@ -92,6 +93,16 @@ def test_an_adapter_that_is_rounded_to_the_dtype_of_x_passes_where_it_is_declare
     for subject in ("lora_qkv", "lora_mlp"):
         result = judged(Declared, "FUS-MIXED", subject, dtype)
         assert result.status == "pass", f"{result.case}\n{result.message}"
+
+
+def test_where_a_wider_adapter_is_rounded_its_values_are_numbers_of_the_dtype_of_x() -> None:
+    case = FusedCase(dtype="bfloat16", adapter="float32", m=2, k=17, n=5, o=3, r=3, values="normal")
+    for kind, exact in ((Declared, True), (Narrow, False)):
+        (subject,) = Target.of(kind()).subjects(load_all(["fused"])["FUS-QKV"])
+        block = Block(subject, case)
+        held = torch.from_numpy(block.values["q.lora_A"])
+        assert torch.equal(held.bfloat16().double(), held) is exact
+        assert block.placed["q.lora_A"].tensor.dtype is torch.float32
 
 
 def test_what_a_block_lacks_unsaid_fails() -> None:

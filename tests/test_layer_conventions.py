@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from types import SimpleNamespace
@@ -14,10 +15,12 @@ from torch import Tensor, nn
 import reference
 from conformance.cases.linear_case import LinearCase
 from conformance.errors import TargetError
+from conformance.judgement.outcomes import Violation
 from conformance.judgement.result import ANY_DTYPE
 from conformance.run.case_search import Examination
 from conformance.run.profiles import PROFILES
 from conformance.specification.clause import load_all
+from conformance.target.check_case import check_case
 from conformance.target.features import probed_position
 from conformance.target.form_check import forms_of
 from conformance.target.target import Target
@@ -43,6 +46,18 @@ def failures(thing: Any, clauses: tuple[str, ...]) -> list[str]:
             if result.status != "pass":
                 found.append(f"{clause.id} {dtype}: {result.case}\n{result.message}")
     return found
+
+
+@pytest.mark.parametrize(("name", "seed"), [("LAY-FWD-MIXED", 11), ("LAY-BWD-MIXED", 6)])
+@pytest.mark.parametrize("declared", ["input dtype", "supported"])
+def test_an_adapter_that_is_rounded_to_the_dtype_of_x_passes_if_the_target_says_so(
+    declared: str, name: str, seed: int
+) -> None:
+    target, clause = Target.of(declaring(conventions.RoundsTheAdapter, adapter_dtype=declared)), load_all()[name]
+    subject = target.subjects(clause)[0]
+    case = LinearCase(seed, "bfloat16", m=7, k=3, n=36, r=3, scale=2.0, values="normal", adapter="float32")
+    with contextlib.nullcontext() if declared == "input dtype" else pytest.raises(Violation, match="error ÷ budget"):
+        check_case(clause, subject, case)
 
 
 @pytest.mark.parametrize("name", CONVENTIONS)

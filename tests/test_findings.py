@@ -34,6 +34,7 @@ LIBRARIES = {"NeMo Automodel": "nemo-automodel", "Concrete ML": "concrete-ml", "
 LOADED = json.loads((PLACE / "reports" / "adapters.json").read_text())["loaders"]
 # fixtures that provide a part of a library
 AS = {"concrete-ml": "as_concrete_ml", "sglang": "as_sglang", "speechbrain": "as_speechbrain"}
+AS |= {"unsloth": "as_unsloth", "axolotl": "as_axolotl"}
 LARGEST = 250_000  # characters in a report; that of three hundred clauses has 210,000
 
 
@@ -140,6 +141,18 @@ def as_speechbrain(monkeypatch: pytest.MonkeyPatch) -> None:
     target = importlib.import_module("conformance.targets.speechbrain")
     for name, module in target.found.items():
         monkeypatch.setitem(sys.modules, name, module)
+
+
+@pytest.fixture
+def as_unsloth() -> None:
+    """Provide the modules of Unsloth's fused blocks, which stay importable, without the rest of Unsloth."""
+    importlib.import_module("conformance.targets.unsloth")
+
+
+@pytest.fixture
+def as_axolotl() -> None:
+    """Provide the modules of Axolotl's fused blocks."""
+    importlib.import_module("conformance.targets.axolotl")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

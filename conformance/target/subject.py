@@ -67,7 +67,7 @@ class Subject:
         return Operands(case, self.device, alpha=alpha, in_input_dtype=self.follows("adapter_dtype", "input dtype"))
 
     def within_limits(self, case: Any) -> Any:
-        """A case that the subject accepts: of a rank, a scale, a bias and leading dimensions that a layer's class can have."""
+        """A case that the subject accepts: of a rank, a scale, a bias and leading dimensions that a layer can have."""
         if hasattr(case, "within"):
             return case.within(self)
         if self.is_layer and self.lacks("base_bias") and getattr(case, "bias", False):

@@ -23,7 +23,7 @@ from conformance.clauses.life.model_truth import ModelTruth
 from conformance.clauses.life.truth import Truth
 from conformance.isolation.memory_folder import in_memory
 from conformance.numerics.formats import Array, dtype_named, numbers, rounded
-from conformance.specification.features import ABSENT, SUPPORTED
+from conformance.specification.features import SUPPORTED
 from conformance.target.adapter_tensors import adapter_of, names_in_state
 from conformance.target.calls import calling
 from conformance.target.expected_errors import quiet

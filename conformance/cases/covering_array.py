@@ -32,22 +32,20 @@ class Coverage:
         self.axes = {name: values for name, values in distinct.items() if len(values) > 1}
         self.items = [(name, value) for name, values in self.axes.items() for value in values]
         self._number = {name: {v: self.items.index((name, v)) for v in values} for name, values in self.axes.items()}
-        self._groups = [
-            names
-            for names in itertools.combinations(self.axes, min(strength, len(self.axes)))
-            if "sizes" not in names or not set(names) & set(SIZES)
-        ]
+        self._strength = min(strength, len(self.axes))
         self.open: dict[Combination, None] = {
             combination: None
-            for names in self._groups
+            for names in itertools.combinations(self.axes, self._strength)
+            if "sizes" not in names or not set(names) & set(SIZES)
             for combination in itertools.product(*(self._number[name].values() for name in names))
         }
         self.excluded: set[Combination] = set()
 
     def met(self, case: object) -> list[Combination]:
         """The open combinations that a case meets."""
-        number = {name: numbers.get(getattr(case, name), -1) for name, numbers in self._number.items()}
-        return [c for names in self._groups if (c := tuple([number[name] for name in names])) in self.open]
+        values, is_open = vars(case), self.open
+        numbers = [known.get(values[name], -1) for name, known in self._number.items()]
+        return [found for found in itertools.combinations(numbers, self._strength) if found in is_open]
 
     def add(self, cases: Iterable[object]) -> None:
         """Count the combinations of these cases as met."""
@@ -113,13 +111,14 @@ class _Decks:
         self.axes = axes
         self._chance = random.Random(key)
         self._left = {name: list(values) for name, values in axes.items()}
+        self._each = [(name, values, self._left[name]) for name, values in axes.items()]
 
     def draw(self) -> dict[str, Any]:
         """A value of each axis."""
         random_number = self._chance.random
         drawn = {}
-        for name, values in self.axes.items():
-            among = self._left[name] if random_number() < LATIN else values
+        for name, values, left in self._each:
+            among = left if random_number() < LATIN else values
             drawn[name] = among[int(random_number() * len(among))]
         return drawn
 

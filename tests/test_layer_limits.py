@@ -128,6 +128,27 @@ def test_the_limits_of_a_class_are_those_that_it_states() -> None:
     assert refused(Broken) == frozenset()  # it builds no layer at all
 
 
+def test_a_class_is_asked_once_until_its_constructor_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Changing(Layer):
+        pass
+
+    def stricter(self: Layer, base: nn.Linear, r: int = 8, alpha: float = 16, dropout: float = 0.0) -> None:
+        if alpha <= 0:
+            raise ValueError(f"alpha={alpha} is not positive")
+        Layer.__init__(self, base, r, alpha, dropout)
+
+    asked: list[object] = []
+    answered = limits.processes.answered
+    monkeypatch.setattr(limits.processes, "answered", lambda *given: (asked.append(given), answered(*given))[1])
+    assert refused(Changing) == refused(Changing) == frozenset()
+    assert len(asked) == 1
+    monkeypatch.setattr(Changing, "__init__", stricter)
+    assert refused(Changing) == {"zero_alpha"}
+    monkeypatch.setattr(limits.processes, "answered", lambda *_: None)  # as where the process hangs or ends
+    assert refused(type("Hanging", (Layer,), {})) == frozenset()
+    assert len(asked) == 2
+
+
 @pytest.mark.parametrize("ends", [lambda: os._exit(0), lambda: time.sleep(60)])
 def test_a_class_that_ends_or_stops_the_process_states_no_limits(
     ends: Callable[[], object], monkeypatch: pytest.MonkeyPatch

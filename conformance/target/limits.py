@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import nn
@@ -26,13 +27,23 @@ BIAS = "base_bias"  # the limit of a class that only adapts layers without a bia
 VECTOR = "vector_inputs"  # the limit of a class that refuses an x [K], which a target declares
 LIMITS = (*BEYOND, BIAS, VECTOR)
 REFUSALS = (ValueError, AssertionError, NotImplementedError)
+# The answers so far by the class's id, each with the class and its constructor: several targets may have one class, and
+# a copy of a process that has imported torch takes 40 ms.
+_ANSWERS: dict[int, tuple[ref[type], Any, frozenset[str]]] = {}
 
 
 def refused(kind: Any) -> frozenset[str]:
     """The features of which a layer class refuses the values; none where building a layer hangs or ends the process."""
     if not isinstance(kind, type):
         return frozenset()
-    return frozenset(safely(lambda: sorted(refused_here(kind))) or ())
+    constructor = kind.__init__  # type: ignore[misc]  (a class that is changed in a notebook has another)
+    of, by, answer = _ANSWERS.get(id(kind), (None, None, frozenset()))
+    if of is not None and of() is kind and by is constructor:
+        return answer
+    found = safely(lambda: sorted(refused_here(kind)))
+    if found is not None:  # a class that takes too long once may not do so the next time
+        _ANSWERS[id(kind)] = ref(kind), constructor, frozenset(found)
+    return frozenset(found or ())
 
 
 def safely(work: Callable[[], Any]) -> Any:

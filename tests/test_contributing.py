@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.page_reader import BLOCK, Reader
+from tests.support.preloaded_process import import_paths
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -109,8 +110,8 @@ def test_each_recipe_is_short() -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("recipe", FILES)
 def test_the_commands_of_a_recipe_work(project: Path, recipe: str) -> None:
-    path = os.pathsep.join(map(str, (project / "conformance" / "front", project)))
-    reader = Reader(project, PYTHONPATH=path, PYTEST_ADDOPTS="-p no:cacheprovider")
+    path = os.pathsep.join(map(str, import_paths(project)))
+    reader = Reader(project, project, PYTHONPATH=path, PYTEST_ADDOPTS="-p no:cacheprovider")
     before = {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
     for name, text in FILES[recipe].items():
         reader.write(name, text)

@@ -4,21 +4,35 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+from tests.support import preloaded_process
 from tests.support.commands import PATIENCE
 from tests.support.watch_loop import Loop
 
 BLOCK = re.compile(r"^```(\w+)(?: file=(\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-class Reader:
-    """A reader that follows a page's instructions in a folder."""
+OPERATORS = re.compile(r"[$`();<>|&]")  # of a shell
+# commands that import torch and the suite, by their first words: they run in forks of a process that has done so
+SLOW = (("loraspec", "run"), ("loraspec", "adapters"), ("loraspec", "spec"), ("python", "-m"), ("pytest",))
 
-    def __init__(self, folder: Path, **environment: str) -> None:
-        self.folder, self.environment, self.status = folder, environment, 0
+
+class Reader:
+    """A reader that follows a page's instructions in a folder.
+
+    Attributes:
+        project: the project whose suite runs, this one or a copy of it.
+    """
+
+    def __init__(self, folder: Path, project: Path = preloaded_process.ROOT, **environment: str) -> None:
+        self.folder, self.project, self.status = folder, project, 0
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("GITHUB_")}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        self.environment = {**inherited, "PATH": path, **environment}
         self.loop: Loop | None = None
 
     def console(self, text: str) -> None:
@@ -41,18 +55,28 @@ class Reader:
 
     def run(self, command: str) -> str:
         """Run a command and return its output; its exit code becomes the next command's `$?`."""
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("GITHUB_")}
-        ended = subprocess.run(
-            ["bash", "-c", f"(exit {self.status}); {command}"],
-            cwd=self.folder,
-            env={**inherited, "PATH": path, **self.environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-        )
+        words = [] if OPERATORS.search(command) else shlex.split(command)
+        if any(tuple(words[: len(first)]) == first for first in SLOW):
+            ended = preloaded_process.command(
+                words[0],
+                tuple(words[1:]),
+                self.folder,
+                PATIENCE,
+                project=self.project,
+                environment=self.environment,
+                merged=True,
+            )
+        else:
+            ended = subprocess.run(
+                ["bash", "-c", f"(exit {self.status}); {command}"],
+                cwd=self.folder,
+                env=self.environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=PATIENCE,
+                check=False,
+            )
         self.status = ended.returncode
         return ended.stdout
 

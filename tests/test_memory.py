@@ -12,6 +12,7 @@ from torch import nn
 import optimized
 import reference
 
+pytestmark = pytest.mark.usefixtures("set_aside")  # every count begins with a collection
 M, K, N, R = 96, 80, 72, 8
 
 

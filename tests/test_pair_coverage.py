@@ -126,16 +126,21 @@ def test_a_relation_out_of_bounds_leaves_the_sizes_free() -> None:
     assert offered({"m": (1,), "k": (1,), "n": (1,), "r": (1,)}) == ("free",)
 
 
+def of(*groups: str) -> list[Clause]:
+    """The clauses of these groups, whatever other tests have loaded."""
+    return [clause for clause in load_all(groups).values() if clause.group in groups]
+
+
 def test_every_clause_meets_all_pairs_in_the_default_profile() -> None:
     # clauses with dtypes, with a single dtype, and without; the other groups would take ten seconds
-    found = coverage_by_group(load_all(["merge", "config", "remote"]).values(), PROFILES["default"])
+    found = coverage_by_group(of("merge", "config", "remote"), PROFILES["default"])
     assert found["merge"].met == found["merge"].possible > 8_000
     for group in ("config", "remote"):
         assert found[group].met == found[group].possible > 0
 
 
 def test_every_group_meets_all_pairs_across_its_clauses_in_the_quick_profile() -> None:
-    found = coverage_by_group(load_all(["merge", "config"]).values(), PROFILES["quick"])
+    found = coverage_by_group(of("merge", "config"), PROFILES["quick"])
     for group in ("merge", "config"):
         assert found[group].across_met == found[group].across
         assert found[group].met < found[group].possible  # the default profile meets these
@@ -154,8 +159,7 @@ def test_the_shared_rows_are_up_to_date() -> None:
 def test_shared_rows_are_chosen_anew_where_a_space_or_a_number_of_cases_changes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    clauses = load_all(["merge"]).values()
-    merging = [clause for clause in clauses if clause.group == "merge"]
+    merging = of("merge")
     current = row_choice.text(merging)
     changed = [dataclasses.replace(one, cases=one.cases.narrowed(k=(1, 2))) for one in merging]
     assert row_choice.digest(changed) != row_choice.digest(merging)

@@ -19,6 +19,7 @@ from optimized.quantization import QuantizedLinear
 from reference import HybridFHEModel, LoraTraining, PeftConfig, apply_lora_to_linear_modules, get_remote_names
 from reference.service.weight_version import some_of
 
+pytestmark = pytest.mark.usefixtures("set_aside")  # clearing weights collects garbage, and looks for their holders
 X, LABELS = torch.linspace(-1, 1, 30).reshape(5, 6), torch.tensor([0, 1, 2, 0, 1])
 
 

@@ -70,8 +70,8 @@ def _coverage(name: str, chosen: list[str] | None) -> Iterator[str]:
     what = "triples" if profile.strength == 3 else "pairs"
     yield f"{what} of values of different fields that the cases of profile {name} meet"
     yield f"{'group':<12} {'clauses':>7} {'each clause by itself':>24} {'the group as a whole':>24}"
-    for group, met in coverage_by_group(load_all(chosen).values(), profile).items():
-        if chosen and group not in chosen:
-            continue  # a shared folder has clauses of several groups
+    # a shared folder has clauses of several groups, and a process may have loaded others before
+    counted = [clause for clause in load_all(chosen).values() if not chosen or clause.group in chosen]
+    for group, met in coverage_by_group(counted, profile).items():
         alone, across = f"{met.met} of {met.possible}", f"{len(met.across_met)} of {len(met.across)}"
         yield f"{group:<12} {met.clauses:>7} {alone:>24} {across:>24}"

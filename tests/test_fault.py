@@ -187,7 +187,7 @@ def test_a_declaration_on_which_the_suite_stumbles_is_a_usage_error(monkeypatch:
     vars(module).update(lora_linear=lora_linear, CONFORMANCE={"deviations": {1: "not a name"}})
     monkeypatch.setitem(sys.modules, "numbered", module)
     with pytest.raises(UsageError, match=r"'numbered' cannot be looked at: .* raised AttributeError: 'int' object"):
-        plan.plan(Selection.of("numbered"))
+        plan.plan(Selection.of("numbered", profile="quick"))
 
 
 def judged_by(check: Callable[[Any, Any], None], target: Target = TARGET) -> None:

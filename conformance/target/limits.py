@@ -36,7 +36,8 @@ def refused(kind: Any) -> frozenset[str]:
     """The features of which a layer class refuses the values; none where building a layer hangs or ends the process."""
     if not isinstance(kind, type):
         return frozenset()
-    constructor = kind.__init__  # type: ignore[misc]  (a class that is changed in a notebook has another)
+    # a class that is changed in a notebook has another constructor
+    constructor = kind.__init__  # type: ignore[misc]
     of, by, answer = _ANSWERS.get(id(kind), (None, None, frozenset()))
     if of is not None and of() is kind and by is constructor:
         return answer

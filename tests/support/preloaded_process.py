@@ -147,7 +147,7 @@ def _run(request: dict[str, Any]) -> None:
     if request["command"] == "python":
         _, module, *sys.argv[1:] = request["arguments"]
         runpy.run_module(module, run_name="__main__", alter_sys=True)
-        sys.exit()
+        sys.exit(0)
     from conformance import cli
 
     sys.exit(cli.main(request["arguments"]))

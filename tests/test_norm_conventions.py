@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -15,20 +15,11 @@ from conformance.run.profiles import PROFILES
 from conformance.specification.clause import load_all
 from conformance.target.target import Target
 from tests.baselines.gradnorm import Right
+from tests.campaigns.variants.norms import Narrow, Silent
 
 FEW = dataclasses.replace(PROFILES["quick"], volume=6, shrinks=0)
 OF_NORMS = ("GRN-NORM", "GRN-DTYPE", "GRN-RANGE", "GRN-WIDE", "GRN-NOTHING", "GRN-CLIP-MIXED", "GRN-FUNCTION")
 REFUSING = ("GRN-NONFINITE-RAISE", "GRN-NONFINITE-KEEP", "GRN-FINITE")
-
-
-class Narrow(Right):
-    """A norm that is rounded to the dtype that all gradients promote to."""
-
-    CONFORMANCE: ClassVar = {"features": {"norm_dtype": "gradients"}}
-
-    def returned(self, norm: Tensor, gradients: list[Tensor]) -> Any:
-        dtypes = {g.dtype for g in gradients} or {torch.float32}
-        return norm.to(next(iter(dtypes)) if len(dtypes) == 1 else torch.float32)
 
 
 class NarrowSums(Narrow):
@@ -40,13 +31,6 @@ class NarrowSums(Narrow):
             for row in g.flatten().split(256):
                 total = (total.to(g.dtype) + (row * row).sum().to(g.dtype)).double()
         return total.sqrt()
-
-
-class Silent(Right):
-    """A function without error_if_nonfinite."""
-
-    def clip_grad_norm_(self, parameters: Any, max_norm: float) -> Any:
-        return super().clip_grad_norm_(parameters, max_norm)
 
 
 def failures(thing: Any, clauses: tuple[str, ...]) -> set[str]:

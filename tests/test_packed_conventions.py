@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import re
 import sys
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -18,24 +17,11 @@ from conformance.run.case_search import Examination
 from conformance.run.profiles import PROFILES
 from conformance.specification.clause import load_all
 from conformance.target.target import Target
-from tests.baselines.quantised import target_of
 from tests.baselines.requantised import RequantisingPacked
-from tests.known_bad.quantised.storage import RepacksForInference
+from tests.campaigns.variants.packed import Repacking
 
 both = pytest.mark.parametrize("implementation", [reference, optimized])
 STATE = ("QNT-KEEP", "QNT-MERGE", "QNT-ADAPTER")
-
-
-class Repacking(target_of(RepacksForInference)):  # type: ignore[misc]
-    """A target whose layers repack themselves, which it declares; it reads either layout."""
-
-    CONFORMANCE: ClassVar[dict[str, Any]] = {"features": {"packed_storage": "repacked"}}
-
-    def packed_fields(self, module: Any) -> Any:
-        if getattr(module, "turned", False):
-            module = copy.deepcopy(module)
-            module.weight.data.copy_(module.weight.data << 4 | module.weight.data >> 4)
-        return reference.packed_fields(module)
 
 
 @pytest.mark.parametrize("kind", [RequantisingPacked, Repacking])

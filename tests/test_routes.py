@@ -50,7 +50,7 @@ def every_route() -> None:
             clause = clauses[name]
             (subject,) = (s for s in target.subjects(clause) if s.name == "TritonLinearLoRA")
             for index in range(CASES):
-                case = Examination(clause, subject, "bfloat16", PROFILES["quick"])._case(index)
+                case = Examination(clause, subject, "bfloat16", PROFILES["quick"]).case(index)
                 whole = {"k": -(-case.k // 8) * 8, "n": -(-case.n // 8) * 8, "x": "packed", "w": "packed"}
                 case = dataclasses.replace(case, **whole, special="none", adapter="same")
                 with contextlib.suppress(Inconclusive):

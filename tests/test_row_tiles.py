@@ -51,7 +51,7 @@ def clauses_pass() -> None:
             examined = Examination(clause, subject, dtype, PROFILES["quick"])
             for index in range(CASES):
                 with contextlib.suppress(Inconclusive):
-                    check_case(clause, subject, examined._case(index))
+                    check_case(clause, subject, examined.case(index))
             assert len(launched) > before, name
 
 

@@ -55,7 +55,7 @@ class Examination:
             if shared and result.examples >= wanted - len(shared):
                 judged.append(self._row(*shared.pop(0)))
             else:
-                judged.append(self._case(index))
+                judged.append(self.case(index))
                 index += 1
             self._judge(judged[-1], result)
         if result.status == "pass" and (searches := self.profile.searched(self.clause, self.subject.lane)):
@@ -71,7 +71,7 @@ class Examination:
         result = self._blank()
         result.status = "unsupported"
         try:
-            self._check(self._case(0))
+            self._check(self.case(0))
         except Refused:
             pass
         except (Violation, Inconclusive) as outcome:
@@ -96,7 +96,8 @@ class Examination:
     def _fixed(self) -> dict[str, str]:
         return {} if self.dtype == ANY_DTYPE else {"dtype": self.dtype}
 
-    def _case(self, index: int) -> Case:
+    def case(self, index: int) -> Case:
+        """Case number `index` of the clause in this dtype, fitted to the subject."""
         clause, dtype = self.clause, self._drawn_dtype
         case = clause.cases.draw(self.profile.seed, clause.id, index, dtype, clause.dtypes, self.profile.strength)
         return self._fitted(case)
@@ -170,7 +171,7 @@ class Examination:
     def _telling(self, case: Case, violation: Violation) -> tuple[Case, Violation]:
         """A failing case that shows a pattern: one of the next cases, if this one has a single element."""
         for index in range(case.seed + 1, case.seed + 1 + TELLING if _is_single(violation) else 0):
-            further = self._case(index)
+            further = self.case(index)
             try:
                 self._check(further)
             except Violation as shown:

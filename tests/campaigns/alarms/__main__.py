@@ -4,34 +4,42 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
+import time
 from pathlib import Path
 
-from tests.campaigns.alarms import summary
+from tests.campaigns.alarms import shares, summary
 from tests.support import json_entries
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and run it."""
     parser = argparse.ArgumentParser(prog="python -m tests.campaigns.alarms", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="judge right implementations; an interrupted run continues its journal")
     run.add_argument("--journal", type=Path, default=Path("alarms.jsonl"))
-    run.add_argument("--rounds", type=int, default=1, help="number of rounds; each draws new cases")
-    run.add_argument("--volume", type=int, default=24, help="cases per clause, subject and dtype in a round")
-    run.add_argument("--shard", default="1/1", help="i/n: every n-th implementation and round, from the i-th on")
-    run.add_argument("--only", nargs="*", help="judge only these implementations")
-    table = commands.add_parser("table", help="print alarms by dtype, headroom and undecided share by clause")
-    table.add_argument("journals", type=Path, nargs="+")
+    run.add_argument("--rounds", type=int, default=shares.ROUNDS, help="number of rounds; each draws new cases")
+    run.add_argument("--minutes", type=float, default=float("inf"), help="stop after these; the next run continues")
+    run.add_argument("--shard", default="1/1", help="i/n: every n-th round, from the i-th on")
+    run.add_argument("--only", nargs="*", default=[], help="judge only these implementations")
+    run.add_argument("--clause", default="*", help="only clauses that match a pattern such as 'FUS-*'")
+    again = commands.add_parser("again", help="judge the cases of the alarms again, after a clause was mended")
+    table = commands.add_parser("table", help="print cases and alarms by group, and the clauses that leave least room")
+    for command in (again, table):
+        command.add_argument("journals", type=Path, nargs="+")
     table.add_argument("--json", type=Path, help="also write the sums to this file")
-    options = parser.parse_args()
+    table.add_argument("--readme", type=Path, help="also write the sums' line into this page")
+    options = parser.parse_args(arguments)
     if options.command == "run":
         return _run(options)
+    if options.command == "again":
+        return _again(options.journals)
     found = summary.summary(summary.read(options.journals))
     if options.json is not None:
         json_entries.write(options.json, found)
+    if options.readme is not None:
+        summary.write_line(options.readme, found)
     return summary.show(found)
 
 
@@ -39,25 +47,41 @@ def _run(options: argparse.Namespace) -> int:
     os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads it when it is imported
     from tests.campaigns.alarms import campaign
 
-    done = _finished(options.journal)
+    started = time.monotonic()
     index, count = map(int, options.shard.split("/"))
-    names = options.only or campaign.targets()
-    wanted = [(name, number) for number in range(options.rounds) for name in names][index - 1 :: count]
-    for name, number in wanted:
-        if f"{name} {number} {options.volume}" in done:
-            continue
-        found = [dataclasses.asdict(entry) for entry in campaign.entries(name, number, options.volume)]
-        # A round is written at once: an interrupted round leaves no entries and is repeated.
-        lines = [json.dumps(entry, ensure_ascii=False) for entry in found]
-        with options.journal.open("a", encoding="utf-8") as journal:
-            journal.write("\n".join(lines) + "\n")
-        print(f"{name} {number}: {sum(e['cases'] for e in found)} cases", file=sys.stderr, flush=True)
+    names = list(campaign.right_implementations(options.only))
+    chosen = campaign.clauses(options.clause)
+    rates = shares.rates(chosen)
+    done = {(entry["round"], entry["clause"]) for entry in summary.entries([options.journal])}
+    for number in range(index - 1, options.rounds, count):
+        cases = 0
+        for clause in chosen:
+            if (number, clause.id) in done:
+                continue
+            if time.monotonic() - started > 60 * options.minutes:
+                return 0
+            found = campaign.entry(clause, names, rates[clause.id], number)
+            summary.add(options.journal, dataclasses.asdict(found))
+            for alarm in found.alarms:
+                print(summary.alarm_line(clause.id, alarm), file=sys.stderr)
+            cases += sum(found.decided.values())
+        if cases:
+            print(f"round {number + 1} of {options.rounds}: {cases:,} cases", file=sys.stderr, flush=True)
     return 0
 
 
-def _finished(journal: Path) -> set[str]:
-    entries = summary.read([journal]) if journal.exists() else []
-    return {f"{e['name']} {e['round']} {e['volume']}" for e in entries}
+def _again(journals: list[Path]) -> int:
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+    from tests.campaigns.alarms import campaign
+
+    left = 0
+    for journal in journals:
+        for clause, alarm in summary.alarms(summary.read([journal])):
+            status, _, message = campaign.judge_again(alarm, clause)
+            summary.add(journal, {"again": {**alarm, "clause": clause}, "status": status})
+            print(f"{status:<9} {summary.alarm_line(clause, {**alarm, 'message': message})}")
+            left += status == "alarm"
+    return 1 if left else 0
 
 
 if __name__ == "__main__":

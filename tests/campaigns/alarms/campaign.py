@@ -1,90 +1,136 @@
-"""Rounds of new cases on every right implementation; each clause, subject and dtype gives one journal entry."""
+"""Rounds of new cases on right implementations; each clause gives one journal entry a round."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from functools import cache
 from typing import Any
 
-from conformance.judgement.result import ANY_DTYPE, PASS
+from conformance.errors import known, matched
+from conformance.judgement.outcomes import Inconclusive, Refused, Violation
 from conformance.run.case_search import Examination
 from conformance.run.profiles import Profile
-from conformance.specification.clause import Clause, load_all
+from conformance.specification.clause import MUST, Clause, load_all
+from conformance.target.check_case import check_case
 from conformance.target.target import Target
-from tests.campaigns.variants import VARIANTS
-from tests.campaigns.variants.conventions import CONVENTIONS
+from tests.campaigns.alarms.shares import Judge, dtypes_of, shares
+from tests.campaigns.variants.catalogue import LIBRARIES, RightImplementation, catalogue, peers
 
-RIGHT = VARIANTS | {name: thing for name, (thing, _) in CONVENTIONS.items()}
-# These implementations are judged in all groups they claim, the variants only in the groups of the formula, and the
-# layers of a convention only by the clauses in which it shows.
-WHOLE = ("reference", "optimized", "conformance.targets.peft", "conformance.targets.loralib")
-WHOLE += ("conformance.targets.torchtune",)
-# torch.compile takes seconds for each new kind of operand; `loraspec run` judges these clauses.
-SLOW = ("LIN-COMPILE", "LAY-COMPILE", "FUS-COMPILE", "LIFE-LAYER-COMPILE")
-# These implementations recompile for each kind of operand and get this share of the cases.
-COSTLY = {"compiled": 0.1}
+# Cases differ from those of every profile, whose seed is 0. The covering array of each clause is drawn once in a run.
+PROFILE = Profile("alarms", volume=1, interpreted=1, seed=1, shrinks=0)
+SHOWN = 1500  # characters of a message in the journal
 
 
-@dataclass(frozen=True)
+@dataclass
 class Entry:
-    """The result of one clause on one right implementation in one round.
+    """What one clause said of right implementations in one round.
 
     Attributes:
-        volume: requested cases.   cases: decided cases.   inconclusive: undecided cases.
-        worst: largest error ÷ budget.   message: the case and its message, unless the clause passed.
+        date: the day.   seconds: CPU time.   worst: the largest error ÷ budget, and whose it is.
+        decided, undecided: cases by dtype.   by: decided cases by implementation.
+        alarms: a record of each case that failed: implementation, subject, dtype, case, message.
     """
 
-    name: str
-    dtype: str
     round: int
-    volume: int
     clause: str
-    subject: str
-    status: str
-    cases: int
-    inconclusive: int
-    worst: float | None
-    message: str | None = None
+    date: str = ""
+    seconds: float = 0.0
+    decided: dict[str, int] = field(default_factory=dict)
+    undecided: dict[str, int] = field(default_factory=dict)
+    by: dict[str, int] = field(default_factory=dict)
+    worst: tuple[float, str] | None = None
+    alarms: list[dict[str, Any]] = field(default_factory=list)
 
 
-def targets() -> list[str]:
-    """Return the name of every right implementation."""
-    return [*RIGHT, *WHOLE]
+def right_implementations(only: Iterable[str] = ()) -> dict[str, RightImplementation]:
+    """Every right implementation that is installed, or some of them by name.
+
+    Raises:
+        UsageError: if a name is unknown, with the nearest.
+    """
+    only, every = list(only), catalogue()
+    if not only or set(only) - set(every):
+        every = {**every, **peers()}  # to import them takes seconds
+    known(only, every, "right implementation")
+    return {name: every[name] for name in only or every}
 
 
-def loaded(name: str) -> Target:
-    """Return a right implementation as a target."""
-    return Target.of(RIGHT[name], name) if name in RIGHT else Target.of(importlib.import_module(name), name)
+def clauses(pattern: str = "*") -> list[Clause]:
+    """The clauses whose ids match a pattern.
+
+    Raises:
+        UsageError: if there is none, with the nearest.
+    """
+    every = load_all()
+    matched([pattern], every, "clause")
+    return [clause for name, clause in every.items() if fnmatchcase(name, pattern)]
 
 
-def entries(name: str, number: int, volume: int) -> Iterator[Entry]:
-    """Judge one round: every clause that the implementation claims, in every dtype; the round's number is the seed."""
-    target = loaded(name)
-    profile = Profile("round", volume=max(1, round(volume * COSTLY.get(name, 1))), interpreted=2, seed=number)
-    for clause in load_all().values():
-        if clause.id in SLOW or clause.id in target.deviations:
-            continue
-        if name in CONVENTIONS and clause.id not in CONVENTIONS[name][1]:
-            continue
-        for dtype in clause.dtypes or (ANY_DTYPE,):
-            for subject in target.subjects(clause) if dtype in (*target.dtypes, ANY_DTYPE) else ():
-                yield _entry(clause, subject, dtype, name, profile)
+@cache
+def target_named(name: str) -> Target:
+    """A right implementation as a target."""
+    return Target.of(right_implementations([name])[name].make(), name)
 
 
-def _entry(clause: Clause, subject: Any, dtype: str, name: str, profile: Profile) -> Entry:
-    result = Examination(clause, subject, dtype, profile).run()
-    message = None if result.status == PASS else f"{result.case}: {result.message}"
-    return Entry(
-        name,
-        dtype,
-        profile.seed,
-        profile.volume,
-        clause.id,
-        subject.name,
-        result.status,
-        result.examples,
-        result.inconclusive,
-        result.worst_ratio,
-        message,
-    )
+@cache
+def judged_subjects(name: str, clause_id: str) -> tuple[Any, ...]:
+    """The subjects of a right implementation that a clause must pass; a SHOULD clause is for the libraries alone."""
+    clause = load_all()[clause_id]
+    if (clause.level != MUST and name not in LIBRARIES) or not right_implementations([name])[name].must_pass(clause):
+        return ()
+    return () if clause_id in target_named(name).deviations else target_named(name).subjects(clause)
+
+
+def judges(clause: Clause, names: Iterable[str]) -> dict[str, list[Judge]]:
+    """For each dtype of a clause, whom it judges."""
+    found: dict[str, list[Judge]] = {dtype: [] for dtype in dtypes_of(clause)}
+    for name in names:
+        for subject in judged_subjects(name, clause.id):
+            for dtype, able in found.items():
+                if dtype not in clause.dtypes or dtype in target_named(name).dtypes:
+                    able.append(Judge(name, subject.name))
+    return found
+
+
+def entry(clause: Clause, names: Iterable[str], rate: float, number: int) -> Entry:
+    """Judge a clause's share of one round."""
+    started = time.process_time()
+    found = Entry(number, clause.id, datetime.now(UTC).date().isoformat())
+    counts: dict[str, Counter[str]] = {"decided": Counter(), "undecided": Counter(), "by": Counter()}
+    for share in shares(judges(clause, names), rate, number):
+        judge = share.judge
+        subject = next(s for s in judged_subjects(judge.implementation, clause.id) if s.name == judge.subject)
+        case = Examination(clause, subject, share.dtype, PROFILE).case(share.index)
+        status, ratio, message = outcome(clause, subject, case)
+        counts["undecided" if status == "undecided" else "decided"][share.dtype] += 1
+        counts["by"][judge.implementation] += status != "undecided"
+        if status == "alarm":
+            told = {"case": str(case), "message": message[:SHOWN]}
+            found.alarms.append({**asdict(judge), "dtype": share.dtype, **told})
+        elif ratio is not None and ratio > (found.worst or (0.0,))[0]:
+            found.worst = ratio, f"{judge.implementation}, {share.dtype}"
+    found.decided, found.undecided, found.by = map(dict, counts.values())
+    found.seconds = round(time.process_time() - started, 4)
+    return found
+
+
+def outcome(clause: Clause, subject: Any, case: Any) -> tuple[str, float | None, str]:
+    """What a case says: `right`, `undecided` or `alarm`; its error ÷ budget, and the message of an alarm."""
+    try:
+        return "right", check_case(clause, subject, case), ""
+    except Inconclusive as reason:
+        return "undecided", None, str(reason)
+    except (Violation, Refused) as alarm:
+        return "alarm", None, str(alarm)
+
+
+def judge_again(alarm: dict[str, Any], clause_id: str) -> tuple[str, float | None, str]:
+    """Judge the case of an alarm by today's clause."""
+    clause = load_all()[clause_id]
+    subjects = {s.name: s for s in target_named(alarm["implementation"]).subjects(clause)}
+    return outcome(clause, subjects[alarm["subject"]], clause.cases.case_type.parse(alarm["case"]))

@@ -1,82 +1,159 @@
-"""Sums of journals: cases and alarms by dtype, headroom and undecided share by clause."""
+"""Sums of journals: cases and alarms by group and by implementation, and the room that each clause leaves."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from conformance.judgement.result import PASS
-from conformance.specification.clause import MUST, load_all
-from tests.campaigns.alarms.campaign import RIGHT
+from conformance.errors import UsageError
+from conformance.specification.clause import load_all
 
 MOST_UNDECIDED = 0.05
+SHOWN = 12  # clauses with the least room that are printed
+MARKS = ("<!-- alarms: written by `python -m tests.campaigns.alarms table --readme` -->", "<!-- end of alarms -->")
+WHO = ("implementation", "subject", "dtype", "case")
+
+
+def add(journal: Path, line: dict[str, Any]) -> None:
+    """Append one line to a journal, after what an interrupted run may have left of a line."""
+    text = json.dumps(line, ensure_ascii=False)
+    cut = journal.exists() and journal.read_bytes()[-1:] not in (b"\n", b"")
+    with journal.open("a", encoding="utf-8") as file:
+        file.write("\n" * cut + text + "\n")
 
 
 def read(journals: Iterable[Path]) -> list[dict[str, Any]]:
-    """Return the entry of each complete line; an interrupted run may have left half a line."""
-    lines = [line for path in journals for line in path.read_text(encoding="utf-8").splitlines(keepends=True)]
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """Return what each complete line of journals holds; an interrupted run may have left part of a line."""
+    found = []
+    for path in filter(Path.exists, journals):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                found.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+    return found
 
 
-def summary(entries: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the sums over all entries.
+def entries(journals: Iterable[Path]) -> list[dict[str, Any]]:
+    """Return the entries of journals: one for each clause and round."""
+    return [line for line in read(journals) if "again" not in line]
 
-    An alarm is a MUST clause that fails one of our own right implementations. Failures of SHOULD clauses and of peer
-    libraries are findings. The `headroom` of a clause is `1 / worst`: the factor by which its budget could shrink
-    before a right implementation fails.
+
+def alarms(lines: Iterable[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    """Return clause and record of each case that failed, and did not pass when it was judged again."""
+    lines = list(lines)
+    last = {_key(line["again"]["clause"], line["again"]): line["status"] for line in lines if "again" in line}
+    found = [(line["clause"], alarm) for line in lines if "again" not in line for alarm in line["alarms"]]
+    return [(clause, alarm) for clause, alarm in found if last.get(_key(clause, alarm), "alarm") == "alarm"]
+
+
+def _key(clause: str, alarm: dict[str, Any]) -> tuple[str, ...]:
+    return clause, *(alarm[name] for name in WHO)
+
+
+def alarm_line(clause: str, alarm: dict[str, Any]) -> str:
+    """Return one alarm as it is printed."""
+    return "alarm: {clause} {subject} on {implementation}: {case}\n{message}".format(clause=clause, **alarm)
+
+
+def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the sums over all lines of journals.
+
+    The `worst` of a clause is the largest error ÷ budget of a right implementation: at 1 it would be an alarm.
     """
-    must = {clause.id for clause in load_all().values() if clause.level == MUST}
-    own = {*RIGHT, "reference", "optimized"}
-    cases: Counter[str] = Counter()
-    alarms: Counter[str] = Counter()
-    for entry in entries:
-        cases[entry["dtype"]] += entry["cases"]
-        alarms[entry["dtype"]] += entry["status"] != PASS and entry["clause"] in must and entry["name"] in own
-    raised = [entry for entry in entries if entry["status"] != PASS]
+    found = [line for line in lines if "again" not in line]
+    left = alarms(lines)
+    every = load_all()
     return {
-        "cases": sum(cases.values()),
-        "alarms": sum(alarms.values()),
-        "by_dtype": {d: {"cases": cases[d], "alarms": alarms[d]} for d in sorted(cases)},
-        "implementations": dict(sorted(Counter(_summed(entries, "name")).items())),
-        "clauses": {clause: _clause(entries, clause) for clause in sorted({e["clause"] for e in entries})},
-        "findings": [{k: e[k] for k in ("name", "clause", "subject", "dtype", "message")} for e in raised],
+        "date": max((line["date"] for line in found), default=""),
+        "cases": sum(sum(line["decided"].values()) for line in found),
+        "alarms": len(left),
+        "judged again": sum(len(line["alarms"]) for line in found) - len(left),
+        "seconds": round(sum(line["seconds"] for line in found)),
+        "groups": _groups(found, left),
+        "dtypes": dict(sorted(_sum(line["decided"] for line in found).items())),
+        "implementations": dict(sorted(_sum(line["by"] for line in found).items())),
+        "clauses": {clause: _clause(found, clause) for clause in every if any(e["clause"] == clause for e in found)},
+        "alarm": [{"clause": clause, **alarm} for clause, alarm in left],
     }
 
 
-def _summed(entries: list[dict[str, Any]], key: str) -> dict[str, int]:
-    counts: Counter[str] = Counter()
-    for entry in entries:
-        counts[entry[key]] += entry["cases"]
-    return counts
+def _sum(counts: Iterable[dict[str, int]]) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for count in counts:
+        total.update(count)
+    return total
 
 
-def _clause(entries: list[dict[str, Any]], clause: str) -> dict[str, Any]:
-    own = [e for e in entries if e["clause"] == clause]
-    decided, undecided = sum(e["cases"] for e in own), sum(e["inconclusive"] for e in own)
-    numeric = [e for e in own if e["worst"] and e["status"] == PASS]
-    worst = max(numeric, key=lambda e: e["worst"], default=None)
-    return {
-        "cases": decided,
-        "undecided": round(undecided / max(1, decided + undecided), 4),
-        "worst": round(worst["worst"], 3) if worst else None,
-        "headroom": round(1 / worst["worst"], 2) if worst else None,
-        "by": f"{worst['name']}, {worst['dtype']}" if worst else None,
-    }
+def _groups(found: list[dict[str, Any]], left: list[tuple[str, dict[str, Any]]]) -> dict[str, dict[str, int]]:
+    every = load_all()
+    groups: dict[str, dict[str, int]] = {}
+    for line in found:
+        row = groups.setdefault(every[line["clause"]].group, {"clauses": 0, "cases": 0, "undecided": 0, "alarms": 0})
+        row["cases"] += sum(line["decided"].values())
+        row["undecided"] += sum(line["undecided"].values())
+    for name, row in groups.items():
+        judged = {line["clause"] for line in found if line["decided"] and every[line["clause"]].group == name}
+        row["clauses"] = len(judged)
+        row["alarms"] = sum(every[clause].group == name for clause, _ in left)
+    return groups
+
+
+def _clause(found: list[dict[str, Any]], clause: str) -> dict[str, Any]:
+    own = [line for line in found if line["clause"] == clause]
+    decided = sum(sum(line["decided"].values()) for line in own)
+    undecided = sum(sum(line["undecided"].values()) for line in own)
+    worst = max((line["worst"] for line in own if line["worst"]), default=None)
+    row: dict[str, Any] = {"cases": decided}
+    if undecided:
+        row["undecided"] = round(undecided / (decided + undecided), 4)
+    return row if worst is None else {**row, "worst": round(worst[0], 3), "by": worst[1]}
+
+
+def line(found: dict[str, Any]) -> str:
+    """Return the sums in one sentence, for a page."""
+    implementations = sum(count > 0 for count in found["implementations"].values())
+    said = "no false alarm" if not found["alarms"] else f"{found['alarms']} false alarms"
+    return (
+        f"On {implementations} right implementations, peers among them, {found['cases']:,} cases gave {said} "
+        f"({found['date']}, [table](tests/campaigns/alarms/results.json))."
+    )
+
+
+def write_line(page: Path, found: dict[str, Any]) -> None:
+    """Write the sentence between the marks of a page.
+
+    Raises:
+        UsageError: if the page has no marks.
+    """
+    text = page.read_text(encoding="utf-8")
+    start, end = map(re.escape, MARKS)
+    changed, count = re.subn(rf"(?<={start}\n).*?(?={end})", lambda _: line(found) + "\n", text, flags=re.DOTALL)
+    if count != 1:
+        raise UsageError(f"{page} has no line {MARKS[0]!r} before a line {MARKS[1]!r}")
+    page.write_text(changed, encoding="utf-8")
 
 
 def show(found: dict[str, Any]) -> int:
     """Print the tables; return 1 if a right implementation failed or a clause leaves too many cases undecided."""
-    print(f"{'clause':<24} {'cases':>8}  undecided  worst  headroom  by")
-    for clause, row in found["clauses"].items():
-        numbers = f"{row['worst']:>5}  {row['headroom']:>8}  {row['by']}" if row["worst"] else ""
-        print(f"{clause:<24} {row['cases']:>8}  {row['undecided']:>9.1%}  {numbers}")
-    for finding in found["findings"]:
-        print("{clause} {subject} {dtype} on {name}: {message}".format(**finding))
-    for dtype, row in found["by_dtype"].items():
-        print(f"{dtype:<9} {row['cases']:>9} cases, {row['alarms']} alarms")
-    vague = [clause for clause, row in found["clauses"].items() if row["undecided"] > MOST_UNDECIDED]
-    print(f"{found['cases']} cases, {found['alarms']} alarms; undecided above {MOST_UNDECIDED:.0%}: {vague or 'none'}")
+    print(f"{'group':<12} {'clauses':>7} {'cases':>9}  undecided  alarms")
+    for name, row in found["groups"].items():
+        share = row["undecided"] / max(1, row["cases"] + row["undecided"])
+        print(f"{name:<12} {row['clauses']:>7} {row['cases']:>9,}  {share:>9.1%}  {row['alarms']:>6}")
+    worst = sorted((row["worst"], clause, row["by"]) for clause, row in found["clauses"].items() if row.get("worst"))
+    print(f"\nlargest error ÷ budget, of {len(worst)} clauses")
+    for ratio, clause, by in reversed(worst[-SHOWN:]):
+        print(f"{clause:<24} {ratio:.3f}  {by}")
+    vague = {clause: row for clause, row in found["clauses"].items() if row.get("undecided", 0) > MOST_UNDECIDED}
+    for clause, row in vague.items():
+        print(f"{clause:<24} leaves {row['undecided']:.1%} of its cases undecided")
+    silent = [clause for clause, row in found["clauses"].items() if not row["cases"]]
+    print(f"\nclauses without a decided case: {', '.join(silent) or 'none'}")
+    for alarm in found["alarm"]:
+        print(alarm_line(clause=alarm["clause"], alarm=alarm))
+    print(f"{found['cases']:,} cases in {found['seconds']:,} CPU seconds, {found['alarms']} alarms")
     return 1 if found["alarms"] or vague else 0

@@ -60,6 +60,12 @@ def right_implementations(only: Iterable[str] = ()) -> dict[str, RightImplementa
     return {name: every[name] for name in only or every}
 
 
+@cache
+def implementation(name: str) -> RightImplementation:
+    """One right implementation."""
+    return right_implementations([name])[name]
+
+
 def clauses(pattern: str = "*") -> list[Clause]:
     """The clauses whose ids match a pattern.
 
@@ -74,14 +80,14 @@ def clauses(pattern: str = "*") -> list[Clause]:
 @cache
 def target_named(name: str) -> Target:
     """A right implementation as a target."""
-    return Target.of(right_implementations([name])[name].make(), name)
+    return Target.of(implementation(name).make(), name)
 
 
 @cache
 def judged_subjects(name: str, clause_id: str) -> tuple[Any, ...]:
     """The subjects of a right implementation that a clause must pass; a SHOULD clause is for the libraries alone."""
     clause = load_all()[clause_id]
-    if (clause.level != MUST and name not in LIBRARIES) or not right_implementations([name])[name].must_pass(clause):
+    if (clause.level != MUST and name not in LIBRARIES) or not implementation(name).must_pass(clause):
         return ()
     return () if clause_id in target_named(name).deviations else target_named(name).subjects(clause)
 

@@ -144,10 +144,10 @@ class Space(Generic[C]):
             index: the number of the case, from 0.
             dtype: the dtype of the case; empty for a clause without dtypes.
             dtypes: the dtypes of the clause, which share the rows of its covering array.
-            strength: that of the covering array, 2 or 3.
+            strength: that of the covering array, 2 or 3; with 1 there is none, and drawing takes no time.
         """
         fixed: dict[str, Any] = {"seed": index, **({"dtype": dtype} if dtype else {})}
-        row = self.rows(seed, clause, dtypes, strength).get(index, dtype)
+        row = None if strength == 1 else self.rows(seed, clause, dtypes, strength).get(index, dtype)
         if row is not None:
             return self.tame(dataclasses.replace(row, **fixed))
         drawn = {

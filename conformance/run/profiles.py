@@ -35,7 +35,8 @@ class Profile:
             takes some rows of its covering array (see `shared_rows`). Of several clauses with the same lives, one
             covers them.
         strength: 2 if each clause meets every pair of values of two fields of its cases, 3 if also every triple (of
-            the fields that are not sizes), 0 if neither is demanded. Cases in the interpreter lane are too few for it.
+            the fields that are not sizes), 0 if neither is demanded, 1 if no covering array is drawn either. Cases in
+            the interpreter lane are too few for it.
     """
 
     name: str

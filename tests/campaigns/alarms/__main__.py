@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+from conformance.errors import UsageError
 from tests.campaigns.alarms import shares, summary
 from tests.support import json_entries
 
@@ -48,7 +49,7 @@ def _run(options: argparse.Namespace) -> int:
     from tests.campaigns.alarms import campaign
 
     started = time.monotonic()
-    index, count = map(int, options.shard.split("/"))
+    index, count = _shard(options.shard)
     names = list(campaign.right_implementations(options.only))
     chosen = campaign.clauses(options.clause)
     rates = shares.rates(chosen)
@@ -68,6 +69,13 @@ def _run(options: argparse.Namespace) -> int:
         if cases:
             print(f"round {number + 1} of {options.rounds}: {cases:,} cases", file=sys.stderr, flush=True)
     return 0
+
+
+def _shard(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        raise UsageError(f"--shard is {text!r}: expected i/n with 1 ≤ i ≤ n, such as 1/2")
+    return int(index), int(count)
 
 
 def _again(journals: list[Path]) -> int:

@@ -15,14 +15,14 @@ from conformance.errors import known, matched
 from conformance.judgement.outcomes import Inconclusive, Refused, Violation
 from conformance.run.case_search import Examination
 from conformance.run.profiles import Profile
-from conformance.specification.clause import MUST, Clause, load_all
+from conformance.specification.clause import MUST, REGISTRY, Clause, load_all
 from conformance.target.check_case import check_case
 from conformance.target.target import Target
 from tests.campaigns.alarms.shares import Judge, dtypes_of, shares
 from tests.campaigns.variants.catalogue import LIBRARIES, RightImplementation, catalogue, peers
 
-# Cases differ from those of every profile, whose seed is 0. The covering array of each clause is drawn once in a run.
-PROFILE = Profile("alarms", volume=1, interpreted=1, seed=1, shrinks=0)
+# Cases differ from those of every profile, whose seed is 0. To draw a covering array takes longer than to judge it.
+PROFILE = Profile("alarms", volume=1, interpreted=1, seed=1, shrinks=0, strength=1)
 SHOWN = 1500  # characters of a message in the journal
 
 
@@ -86,7 +86,7 @@ def target_named(name: str) -> Target:
 @cache
 def judged_subjects(name: str, clause_id: str) -> tuple[Any, ...]:
     """The subjects of a right implementation that a clause must pass; a SHOULD clause is for the libraries alone."""
-    clause = load_all()[clause_id]
+    clause = REGISTRY[clause_id]
     if (clause.level != MUST and name not in LIBRARIES) or not implementation(name).must_pass(clause):
         return ()
     return () if clause_id in target_named(name).deviations else target_named(name).subjects(clause)

@@ -78,7 +78,7 @@ def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
         "dtypes": dict(sorted(_sum(line["decided"] for line in found).items())),
         "implementations": dict(sorted(_sum(line["by"] for line in found).items())),
         "clauses": {clause: _clause(found, clause) for clause in every if any(e["clause"] == clause for e in found)},
-        "alarm": [{"clause": clause, **alarm} for clause, alarm in left],
+        "raised": [{"clause": clause, **alarm} for clause, alarm in left],
     }
 
 
@@ -153,7 +153,7 @@ def show(found: dict[str, Any]) -> int:
         print(f"{clause:<24} leaves {row['undecided']:.1%} of its cases undecided")
     silent = [clause for clause, row in found["clauses"].items() if not row["cases"]]
     print(f"\nclauses without a decided case: {', '.join(silent) or 'none'}")
-    for alarm in found["alarm"]:
+    for alarm in found["raised"]:
         print(alarm_line(clause=alarm["clause"], alarm=alarm))
     print(f"{found['cases']:,} cases in {found['seconds']:,} CPU seconds, {found['alarms']} alarms")
     return 1 if found["alarms"] or vague else 0

@@ -28,6 +28,7 @@ PEERS = (
     *("eager", "expert_loop", "torch_gradnorm", "accelerate_gradnorm", "loralib", "torchtune", "seal", "concrete"),
     *("peft", "peft_model", "peft_checkpoint", "peft_experts", "peft_batched", "nemo_automodel", "nemo_experts"),
 )
+FORMULAS = ("LIN-FWD", "LIN-BWD-DX", "LIN-BWD-DA", "LIN-BWD-DB", "LAY-FWD")  # of what compiles for a second a case
 # What a variant does not do: it was written for a few clauses, or for one choice.
 PLAIN_BLOCKS = ("FUS-AMP*", "FUS-ACTIVATION-NAME")  # computes in the dtype of x, and checks no name
 NO_DORA = tuple(f"packed {name}" for name in (*packed.VARIANTS, *packed.DECLARED))
@@ -109,6 +110,7 @@ def catalogue() -> dict[str, RightImplementation]:
     """Every right implementation of our own by name."""
     return {
         **_ours(variants.VARIANTS, "linear", "layer", "merge", "dora"),
+        "compiled": RightImplementation(lambda: variants.VARIANTS["compiled"], clauses=FORMULAS),
         **_by_clauses(CONVENTIONS),
         **_by_clauses(CHOICES),
         **_ours(blocks.VARIANTS, "fused", family="blocks"),

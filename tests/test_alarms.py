@@ -72,6 +72,7 @@ def test_each_dtype_and_each_implementation_has_its_turn() -> None:
         "c": 2,
     }
     assert len({(share.dtype, share.index) for share in found}) == 12, "a case is drawn again"
+    assert [share.judge.implementation for share in shares.shares(judges, 4, 0, first=2)] == ["c", "a", "a", "a"]
 
 
 def test_every_clause_has_a_share_and_a_cheap_one_has_more() -> None:

@@ -57,7 +57,7 @@ def _key(clause: str, alarm: dict[str, Any]) -> tuple[str, ...]:
 
 def alarm_line(clause: str, alarm: dict[str, Any]) -> str:
     """Return one alarm as it is printed."""
-    return "alarm: {clause} {subject} on {implementation}: {case}\n{message}".format(clause=clause, **alarm)
+    return f"alarm: {clause} {alarm['subject']} on {alarm['implementation']}: {alarm['case']}\n{alarm['message']}"
 
 
 def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
@@ -154,6 +154,6 @@ def show(found: dict[str, Any]) -> int:
     silent = [clause for clause, row in found["clauses"].items() if not row["cases"]]
     print(f"\nclauses without a decided case: {', '.join(silent) or 'none'}")
     for alarm in found["raised"]:
-        print(alarm_line(clause=alarm["clause"], alarm=alarm))
+        print(alarm_line(alarm["clause"], alarm))
     print(f"{found['cases']:,} cases in {found['seconds']:,} CPU seconds, {found['alarms']} alarms")
     return 1 if found["alarms"] or vague else 0

@@ -102,6 +102,7 @@ def test_every_group_is_judged_on_more_than_the_two_libraries() -> None:
 def test_a_peer_need_not_pass_what_its_findings_describe() -> None:
     peer = RightImplementation(dict, but=findings("peft_experts"))
     assert not peer.must_pass(load_all()["EXP-MOD-FWD"])
+    assert not peer.must_pass(load_all()["LIFE-MODEL-STATE"]), "a finding in another target of PEFT"
     assert peer.must_pass(load_all()["EXP-MOD-COPY"])
 
 
@@ -133,9 +134,8 @@ def test_shards_judge_what_a_whole_run_judges(tmp_path: Path) -> None:
     assert sorted(what_was_judged(parts), key=lambda entry: int(entry["round"])) == what_was_judged(whole)
 
 
-@pytest.mark.usefixtures("implementations")
 def test_an_alarm_is_reported_until_its_case_passes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, implementations: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     journal = tmp_path / "journal.jsonl"
     run(journal, "--clause", "GRN-FUNCTION")
@@ -146,6 +146,14 @@ def test_an_alarm_is_reported_until_its_case_passes(
     assert found["implementations"]["one"] > 0
     assert command.main(["table", str(journal)]) == 1
     assert command.main(["again", str(journal)]) == 1
+    broken = implementations["two"]
+    implementations["two"] = RightImplementation(broken.make, but=("GRN-FUNCTION",))
+    campaign.implementation.cache_clear()
+    campaign.judged_subjects.cache_clear()
+    assert command.main(["again", str(journal)]) == 0, "a finding describes it"
+    implementations["two"] = broken
+    campaign.implementation.cache_clear()
+    campaign.judged_subjects.cache_clear()
     monkeypatch.setattr(Doubles, "factor_of_norm", 1.0)
     assert command.main(["again", str(journal)]) == 0
     assert command.main(["table", str(journal), "--json", str(tmp_path / "sums.json")]) == 0

@@ -13,10 +13,12 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 import optimized
 import reference
+from conformance.judgement.outcomes import Inconclusive
 from conformance.numerics.dtypes import FLOAT_DTYPES
 from conformance.run.case_search import Examination
 from conformance.run.profiles import PROFILES
 from conformance.specification.clause import load_all
+from conformance.target.check_case import check_case
 from conformance.target.target import Target
 from tests.campaigns.variants.blocks import VARIANTS
 from tests.support.commands import python
@@ -31,6 +33,19 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def test_most_cases_of_saturated_activations_decide_in_16_bits() -> None:
+    clause = load_all()["FUS-SATURATED"]
+    (subject,) = Target.of(VARIANTS["Right"], "right").subjects(clause)
+    examination = Examination(clause, subject, "bfloat16", PROFILES["quick"])
+    undecided = 0
+    for index in range(40):
+        try:
+            check_case(clause, subject, examination.case(index))
+        except Inconclusive:
+            undecided += 1
+    assert undecided <= 2
 
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES)

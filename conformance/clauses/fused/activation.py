@@ -40,11 +40,12 @@ def test_activation_is_the_one_named(subject: Subject, case: FusedCase) -> float
     sentence="""Outputs and gradients are finite and right when the arguments of the activation are large, positive
     or negative.""",
     cases=FUSED.narrowed(
-        m=(2, 5),
+        m=(5, 9),
         k=(17, 33),
         n=(16, 35),
         o=(3, 17),
         r=(3, 4),
+        bias=("none",),  # beside activations of 128, a bias of the last projection shows in no 16-bit output
         values=("normal",),
         special=("saturated",),
         training=(True,),

@@ -66,6 +66,7 @@ def _run(options: argparse.Namespace) -> int:
             for alarm in found.alarms:
                 print(summary.alarm_line(clause.id, alarm), file=sys.stderr)
             cases += sum(found.decided.values())
+        campaign.forget_compiled()
         if cases:
             print(f"round {number + 1} of {options.rounds}: {cases:,} cases", file=sys.stderr, flush=True)
     return 0

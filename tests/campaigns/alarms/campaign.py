@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -11,6 +12,8 @@ from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any
 from zlib import crc32
+
+import torch
 
 from conformance.errors import known, matched
 from conformance.judgement.outcomes import Inconclusive, Refused, Violation
@@ -127,6 +130,12 @@ def entry(clause: Clause, names: Iterable[str], rate: float, number: int) -> Ent
     return found
 
 
+def forget_compiled() -> None:
+    """Let go of what torch has compiled, which else grows, and after some kinds of operands is compiled no more."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
+
+
 def outcome(clause: Clause, subject: Any, case: Any) -> tuple[str, float | None, str]:
     """What a case says: `right`, `undecided` or `alarm`; its error ÷ budget, and the message of an alarm."""
     try:
@@ -138,7 +147,9 @@ def outcome(clause: Clause, subject: Any, case: Any) -> tuple[str, float | None,
 
 
 def judge_again(alarm: dict[str, Any], clause_id: str) -> tuple[str, float | None, str]:
-    """Judge the case of an alarm by today's clause."""
+    """Judge the case of an alarm by today's clause; `not asked` if a finding or a deviation says that it fails."""
     clause = load_all()[clause_id]
-    subjects = {s.name: s for s in target_named(alarm["implementation"]).subjects(clause)}
+    subjects = {s.name: s for s in judged_subjects(alarm["implementation"], clause_id)}
+    if alarm["subject"] not in subjects:
+        return "not asked", None, ""
     return outcome(clause, subjects[alarm["subject"]], clause.cases.case_type.parse(alarm["case"]))

@@ -65,11 +65,12 @@ class RightImplementation:
 
 
 def findings(peer: str) -> tuple[str, ...]:
-    """The clauses that a peer fails by its pages in `conformance/findings/`."""
+    """The clauses that a peer fails by the pages of its library, `peft` say, in `conformance/findings/`."""
+    library = peer.partition("_")[0]
     found: set[str] = set()
     for page in FINDINGS.glob("*.md"):
         lines = dict(re.findall(r"^(Targets|Clauses): (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE))
-        if peer in lines.get("Targets", "").split(", "):
+        if library in {re.split(r"[_:]", target)[0] for target in lines.get("Targets", "").split(", ")}:
             found |= set(lines.get("Clauses", "").split(", "))
     return tuple(sorted(found))
 

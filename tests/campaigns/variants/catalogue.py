@@ -38,6 +38,7 @@ NOT_DONE: dict[str, tuple[str, ...]] = {
     # by these rules, the patterns that it falls back to choose nothing
     **dict.fromkeys(("model BySuffix", "model ByComponent", "model ByRegex"), ("MOD-NOTHING-GIVEN",)),
     **dict.fromkeys(NO_DORA, ("QNT-DORA*",)),
+    "reference": ("BAT-REL-NEIGHBOURS-EXACT",),  # multiplies an adapter's rows together, so bits depend on their number
 }
 
 
@@ -127,7 +128,10 @@ def catalogue() -> dict[str, RightImplementation]:
         **_ours({"server": remote.Right()}, "remote", family="remote"),
         **_ours({"layers": distributed.Right()}, "distributed", family="ranks"),
         **_ours(lives.VARIANTS, "life", family="lives"),
-        **{name: RightImplementation(partial(importlib.import_module, name)) for name in LIBRARIES},
+        **{
+            name: RightImplementation(partial(importlib.import_module, name), but=NOT_DONE.get(name, ()))
+            for name in LIBRARIES
+        },
     }
 
 

@@ -7,10 +7,12 @@ import importlib
 
 import pytest
 
+from conformance.judgement.outcomes import Inconclusive
 from conformance.judgement.result import ANY_DTYPE
 from conformance.run.case_search import Examination
 from conformance.run.profiles import PROFILES
 from conformance.specification.clause import MUST, load_all
+from conformance.target.check_case import check_case
 from conformance.target.target import Target
 from tests.campaigns.variants.experts import VARIANTS
 
@@ -50,3 +52,17 @@ def test_peft_fails_only_with_one_expert() -> None:
                 result = Examination(clause, subject, "float32", dataclasses.replace(SOME, volume=16)).run()
                 failed |= {clause.id} if result.status != "pass" else set()
     assert failed <= {"EXP-MOD-FWD", "EXP-MOD-BWD", "EXP-MOD-DP", *target.deviations}
+
+
+@pytest.mark.parametrize("name", ["EXP-MOD-DP", "EXP-MOD-ABSENT", "EXP-MOD-DUPLICATE"])
+def test_most_cases_decide_in_16_bits(name: str) -> None:
+    clause = load_all(["experts"])[name]
+    (subject,) = Target.of(VARIANTS["right modules"], "right").subjects(clause)
+    examination = Examination(clause, subject, "bfloat16", SOME)
+    undecided = 0
+    for index in range(16):
+        try:
+            check_case(clause, subject, examination.case(index))
+        except Inconclusive:
+            undecided += 1
+    assert undecided <= 3

@@ -13,6 +13,7 @@ from conformance.errors import UsageError
 from conformance.specification.clause import load_all
 
 MOST_UNDECIDED = 0.05
+ENOUGH = 60  # cases of a clause, decided or not: a share of fewer says little
 SHOWN = 12  # clauses with the least room that are printed
 MARKS = ("<!-- alarms: written by `python -m tests.campaigns.alarms table --readme` -->", "<!-- end of alarms -->")
 WHO = ("implementation", "subject", "dtype", "case")
@@ -114,6 +115,13 @@ def _clause(found: list[dict[str, Any]], clause: str) -> dict[str, Any]:
     return row if worst is None else {**row, "worst": round(worst[0], 3), "by": worst[1]}
 
 
+def vague_clauses(found: dict[str, Any]) -> list[str]:
+    """Return the clauses that leave too many of their cases undecided."""
+    rows = found["clauses"].items()
+    many = [(clause, row) for clause, row in rows if row.get("undecided", 0) > MOST_UNDECIDED]
+    return [clause for clause, row in many if row["cases"] >= ENOUGH * (1 - row["undecided"])]
+
+
 def line(found: dict[str, Any]) -> str:
     """Return the sums in one sentence, for a page."""
     implementations = sum(count > 0 for count in found["implementations"].values())
@@ -148,9 +156,9 @@ def show(found: dict[str, Any]) -> int:
     print(f"\nlargest error ÷ budget, of {len(worst)} clauses")
     for ratio, clause, by in reversed(worst[-SHOWN:]):
         print(f"{clause:<24} {ratio:.3f}  {by}")
-    vague = {clause: row for clause, row in found["clauses"].items() if row.get("undecided", 0) > MOST_UNDECIDED}
-    for clause, row in vague.items():
-        print(f"{clause:<24} leaves {row['undecided']:.1%} of its cases undecided")
+    vague = vague_clauses(found)
+    for clause in vague:
+        print(f"{clause:<24} leaves {found['clauses'][clause]['undecided']:.1%} of its cases undecided")
     silent = [clause for clause, row in found["clauses"].items() if not row["cases"]]
     print(f"\nclauses without a decided case: {', '.join(silent) or 'none'}")
     for alarm in found["raised"]:

@@ -68,14 +68,20 @@ def base_tensor(layer: Any, name: str, base: nn.Linear) -> torch.Tensor | None:
 
 
 def names_in_state(state: Mapping[str, Any], held: Mapping[str, torch.Tensor | None]) -> dict[str, str]:
-    """By key of a state_dict the name of the tensor in the same memory, whatever the key says.
+    """By key of a state_dict the name of the tensor in the same memory, else of the one with the same values.
 
     Args:
-        state: the state_dict of a new layer or model.   held: the tensors that it holds, by their names.
+        state: the state_dict of a new layer or model; it may hold copies.   held: the tensors of it, by their names.
     """
-    places = {(t.data_ptr(), t.shape): name for name, t in held.items() if t is not None}
-    keys = {key: (value.data_ptr(), value.shape) for key, value in state.items() if isinstance(value, torch.Tensor)}
-    return {key: places[place] for key, place in keys.items() if place in places}
+    tensors = {name: t for name, t in held.items() if t is not None}
+    found = {}
+    for key, value in state.items():
+        if isinstance(value, torch.Tensor):
+            alike = [name for name, t in tensors.items() if t.shape == value.shape]
+            there = [name for name in alike if tensors[name].data_ptr() == value.data_ptr()]
+            equal = there or [name for name in alike if torch.equal(tensors[name], value)]
+            found |= {key: equal[0]} if equal else {}
+    return found
 
 
 def name_in_state(key: str, found: Mapping[str, str]) -> str | None:

@@ -30,7 +30,7 @@ class Mode(Operation):
 class Merge(Operation):
     """Merging the update into the weight; a merged layer stays as it is."""
 
-    name = needs = "merge"
+    name, needs = "merge", "merge unmerge"
 
     def fits(self, now: Situation) -> bool:
         return now.base == "plain"
@@ -46,7 +46,7 @@ class Merge(Operation):
 class Unmerge(Operation):
     """Restoring the weight from before the merge."""
 
-    name = needs = "unmerge"
+    name, needs = "unmerge", "merge unmerge"
 
     def fits(self, now: Situation) -> bool:
         return now.base == "plain"

@@ -56,7 +56,7 @@ class Operation:
     Attributes:
         name: the word for it in a case.
         keeps_graph: whether a forward pass from before it may have its backward pass after it.
-        needs: a method of the layer without which the operation is left out.
+        needs: methods of the layer, with spaces between, without which the operation is left out.
     """
 
     name = ""
@@ -78,7 +78,7 @@ class Operation:
 
     def available(self, life: Any) -> bool:
         """Whether the target has what the operation needs."""
-        return not self.needs or hasattr(life.layer, self.needs)
+        return all(hasattr(life.layer, name) for name in self.needs.split())
 
     def act(self, life: Any) -> None:
         """Run the call on the target, and change the truth."""

@@ -40,6 +40,7 @@ def test_merged_backward(subject: Subject, case: LinearCase) -> float | None:
     "MRG-LAYOUT",
     sentence="""For any strides of W, and any strides and leading dimensions of x, merging gives the right y and
     unmerging restores W; neither writes memory outside W.""",
+    needs=("LinearLoRA.unmerge",),
     cases=MERGE.narrowed(w=LAYOUTS[:-1], x=LAYOUTS[:-1], m=(2, 0, 3, 17), lead=("2d", "1d", "3d", "4d")),
     weight=0.5,
 )
@@ -77,6 +78,7 @@ def test_merged_scaling(subject: Subject, case: LinearCase) -> float | None:
     sentence="""When the adapter's dtype differs from the layer's, the merged weight and y keep the layer's dtype,
     and unmerging restores W.""",
     feature="adapter_dtype",
+    needs=("LinearLoRA.unmerge",),
     cases=MIXED,
     weight=0.5,
 )

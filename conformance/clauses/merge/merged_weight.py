@@ -48,6 +48,7 @@ def test_merged_weight(subject: Subject, case: LinearCase) -> float | None:
 @clause(
     "MRG-TWICE",
     sentence="Merging twice equals merging once, and unmerging twice equals unmerging once.",
+    needs=("LinearLoRA.unmerge",),
     cases=MERGE,
     weight=0.5,
 )
@@ -66,6 +67,7 @@ def test_idempotent(subject: Subject, case: LinearCase) -> float | None:
     "MRG-UNMERGE",
     sentence="""Unmerging restores W within 2u·(|W| + |ΔW|), where u is the unit roundoff and ΔW = s·B A, and
     exactly with integer operands; y and the gradients are then those of the layer before merging.""",
+    needs=("LinearLoRA.unmerge",),
     cases=MERGE,
     weight=0.5,
 )
@@ -86,6 +88,7 @@ def test_unmerge(subject: Subject, case: LinearCase) -> float | None:
     sentence="""After W, lora_A and lora_B get new values in place, all of them or only one, merging gives the W + s·B A
     of the new values, and unmerging restores the new W.""",
     why="Training goes on between two merges, of lora_B alone where lora_A is frozen.",
+    needs=("LinearLoRA.unmerge",),
     cases=EXACT,
     weight=0.5,
 )
@@ -117,6 +120,7 @@ def test_merged_again(subject: Subject, case: LinearCase) -> float | None:
 @clause(
     "MRG-UNTOUCHED",
     sentence="Unmerging a layer that was not merged changes nothing.",
+    needs=("LinearLoRA.unmerge",),
     cases=MERGE,
     weight=0.34,
 )
@@ -133,7 +137,7 @@ def test_unmerge_alone(subject: Subject, case: LinearCase) -> float | None:
     "MRG-FLAG",
     sentence="The attribute `merged` says whether the weight holds the update.",
     cases=MERGE,
-    needs=("LinearLoRA.merged",),
+    needs=("LinearLoRA.merged", "LinearLoRA.unmerge"),
     dtypes=("float32",),
     weight=0.2,
 )

@@ -31,10 +31,11 @@ OF_LOADERS = [page for page in PAGES if "\nAdapters: " in page.read_text()]
 OF_CLAUSES = [page for page in PAGES if page not in OF_LOADERS]
 # of which pip has another name
 LIBRARIES = {"NeMo Automodel": "nemo-automodel", "Concrete ML": "concrete-ml", "gguf-py": "gguf"}
+LIBRARIES |= {"AdapterHub": "adapters", "LyCORIS": "lycoris-lora"}
 LOADED = json.loads((PLACE / "reports" / "adapters.json").read_text())["loaders"]
 # fixtures that provide a part of a library
 AS = {"concrete-ml": "as_concrete_ml", "sglang": "as_sglang", "speechbrain": "as_speechbrain"}
-AS |= {"unsloth": "as_unsloth", "axolotl": "as_axolotl"}
+AS |= {"unsloth": "as_unsloth", "axolotl": "as_axolotl", "litgpt": "as_litgpt", "adapters": "as_adapters"}
 LARGEST = 250_000  # characters in a report; that of three hundred clauses has 210,000
 
 
@@ -153,6 +154,18 @@ def as_unsloth() -> None:
 def as_axolotl() -> None:
     """Provide the modules of Axolotl's fused blocks."""
     importlib.import_module("conformance.targets.axolotl")
+
+
+@pytest.fixture
+def as_litgpt() -> None:
+    """Provide `litgpt.lora` without Lightning: the target leaves it imported."""
+    importlib.import_module("conformance.targets.litgpt")
+
+
+@pytest.fixture
+def as_adapters() -> None:
+    """Provide the layers of AdapterHub beside any transformers: the target leaves them imported."""
+    importlib.import_module("conformance.targets.adapters")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -31,9 +31,11 @@ FINDINGS = {
     "deepspeed": set(),
     # a copy of a layer forgets its alpha
     "keras": {"LAY-COPY", "LAY-PICKLE", "LIFE-LAYER-FWD", "LIFE-LAYER-BWD", "LIFE-LAYER-STATE"},
+    # the layer holds a lambda, as loralib's
+    "litgpt": {"LAY-PICKLE"},
 }
 LIBRARIES = ("loralib", "torchtune", "nemo_automodel", "unsloth", "axolotl", "sglang", "vllm")
-LIBRARIES += ("speechbrain", "deepspeed", "keras")
+LIBRARIES += ("speechbrain", "deepspeed", "keras", "litgpt", "adapters", "lycoris")
 SLOW = ("LAY-COMPILE", "LIFE-LAYER-COMPILE", "LAY-MEM-LEAK")
 FEW = Profile("few", volume=2, interpreted=1, shrinks=0)
 ENOUGH = Profile("enough", volume=24, interpreted=1, shrinks=0)  # to fail a clause that a peer is known to fail

@@ -21,8 +21,8 @@ def without_init(package: str, stubs: Mapping[str, Mapping[str, Any]], *, stay: 
         package: the name of an installed package, which need not import.
         stubs: by name of a module, of the package or of another that need not be installed, the names that a stub of
             it holds.
-        stay: whether modules of the package stay importable, unless it was imported before. torch.compile imports the
-            module of a function that it traces, by name, and so would import the whole package.
+        stay: whether modules of the package stay importable, unless it was imported before. torch.compile and pickle
+            look a class up in its module, by name, and so would import the whole package.
     Raises:
         ModuleNotFoundError: if the package is not installed.
     """

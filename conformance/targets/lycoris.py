@@ -24,20 +24,18 @@ FEATURES = {
     **dict.fromkeys(("adapter_dtype", "initialisation", "memory_efficient"), "absent"),
     "zero_alpha": "rank",
     "state_names": "other",
-    "dora_norm": "differentiated",
-    "dora_zero_row": "zero",
     "merged_state": "merged",  # of the model's weights; the adapters are in a file of their own
 }
 CONFORMANCE = {
     "name": "LyCORIS LoConModule",
     "version": version_of("lycoris-lora"),
     "dropout_positions": (),
-    "features": {**FEATURES, "dropout": "absent"},
+    "features": {**FEATURES, "dropout": "absent", "dora_norm": "differentiated", "dora_zero_row": "zero"},
     "deviations": {"DORA-INIT": "the magnitude is computed in float32, also where the weight is float64"},
 }
 
 
-class LinearLoRA(WrappedLayer):
+class LoConLayer(WrappedLayer):
     """LyCORIS's module around a linear layer.
 
     LyCORIS holds the linear layer in a list, so that it is no submodule; here both are, as model and network are.
@@ -47,17 +45,12 @@ class LinearLoRA(WrappedLayer):
 
     library = "LyCORIS"
     dropout_positions: tuple[str, ...] = ()
-    bypass = False
-
-    def __init__(self, orig_linear: nn.Linear, *args: Any, use_dora: bool = False, **options: Any) -> None:
-        super().__init__(orig_linear, *args, more={"use_dora": use_dora}, **options)
-        self.wrapped.to(orig_linear.weight.dtype)  # buffers too, as `network.to(dtype)` casts them
-        self.linear = orig_linear
-        self.merged = False
+    bypass = merged = False
 
     def wrap(self, orig_linear: nn.Linear, dim: int, alpha: Any, dropout: float, **options: bool) -> Any:
         """LyCORIS's module, which adds its update to the output of orig_linear."""
-        return LoConModule(
+        self.linear = orig_linear
+        module = LoConModule(
             "lycoris",
             orig_linear,
             lora_dim=dim,
@@ -67,6 +60,7 @@ class LinearLoRA(WrappedLayer):
             rs_lora=options["use_rslora"],
             weight_decompose=options.get("use_dora", False),
         )
+        return module.to(orig_linear.weight.dtype)  # buffers too, as `network.to(dtype)` casts them
 
     def adapters(self) -> list[Tensor]:
         """Both adapter matrices, and DoRA's magnitude if there is one."""
@@ -93,11 +87,6 @@ class LinearLoRA(WrappedLayer):
         return self.wrapped.lora_up
 
     @property
-    def lora_magnitude(self) -> Any:
-        """DoRA's magnitude, [N, 1]."""
-        return self.wrapped.dora_scale
-
-    @property
     def scale(self) -> float:
         """The adapter's scaling."""
         return float(self.wrapped.scale)
@@ -119,14 +108,23 @@ class LinearLoRA(WrappedLayer):
         return self.linear(x) if self.merged else self.wrapped(x)  # type: ignore[no-any-return]
 
 
-class BypassLoRA(LinearLoRA):
-    """LyCORIS's module in bypass mode, which has dropout of its output and no DoRA."""
+class LinearLoRA(LoConLayer):
+    """LyCORIS's module with a rebuilt weight, and with DoRA."""
+
+    def __init__(self, orig_linear: nn.Linear, *args: Any, use_dora: bool = False, **options: Any) -> None:
+        super().__init__(orig_linear, *args, more={"use_dora": use_dora}, **options)
+
+    @property
+    def lora_magnitude(self) -> Any:
+        """DoRA's magnitude, [N, 1]."""
+        return self.wrapped.dora_scale
+
+
+class BypassLoRA(LoConLayer):
+    """LyCORIS's module in bypass mode, which has dropout of its output, and ignores `weight_decompose`."""
 
     dropout_positions = ("post",)
     bypass = True
-
-    def __init__(self, orig_linear: nn.Linear, *args: Any, **options: Any) -> None:
-        super().__init__(orig_linear, *args, **options)
 
 
 def lora_linear(

@@ -74,7 +74,7 @@ def names_in_state(state: Mapping[str, Any], held: Mapping[str, torch.Tensor | N
         state: the state_dict of a new layer or model; it may hold copies.   held: the tensors of it, by their names.
     """
     tensors = {name: t for name, t in held.items() if t is not None}
-    found = {}
+    found: dict[str, str] = {}
     for key, value in state.items():
         if isinstance(value, torch.Tensor):
             alike = [name for name, t in tensors.items() if t.shape == value.shape]

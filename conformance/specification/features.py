@@ -108,6 +108,8 @@ FEATURES: Mapping[str, Feature] = {
     "block_bias": Feature("biases in blocks"),
     "batched_gradients": Feature("gradients of batches"),
     "norm_dtype": Feature("dtype of the norm", conventions=("float32", "gradients")),
+    "mixed_meshes": Feature("norm over several meshes"),
+    "training_flags": Feature("training flags of modules", conventions=("kept", "set")),
     "answer_check": Feature("checked answers"),
     "fresh_keys": Feature("new keys for each input"),
     "shared_inputs": Feature("shared encrypted inputs"),

@@ -12,8 +12,8 @@ import torch
 from conformance.clauses.distributed.data_parallel import LAYERS
 from conformance.clauses.distributed.rank_operands import RANKS, RanksCase, judge_all
 from conformance.clauses.distributed.ranks import on_ranks
-from conformance.clauses.distributed.tensor_parallel import NEEDS, STYLES, styled
-from conformance.clauses.distributed.wrapped_layer import whole
+from conformance.clauses.distributed.tensor_parallel import STYLES, possible, styled
+from conformance.clauses.distributed.wrapped_layer import refresh, whole
 from conformance.isolation.memory_folder import in_memory
 from conformance.judgement.judge import worst
 from conformance.judgement.linear_oracle import Expected
@@ -33,12 +33,14 @@ KEYS = {"weight": "weight", "bias": "bias", "lora_A": "lora_A.weight", "lora_B":
     bit.""",
     cases=RANKS.narrowed(world=(1, 4, 2), strategy=("fsdp", *STYLES), values=("normal",), bias=(True,)),
     subjects=LAYERS,
-    needs=NEEDS,
     dtypes=("bfloat16",),
     weight=0.5,
 )
 def test_sharded_checkpoint(subject: Subject, case: RanksCase) -> float | None:
+    case = possible(subject, case)
     operands = subject.operands(case)
+    other = subject.follows("state_names", "other")
+    expected = sorted(_state(subject.build(operands).module) if other else KEYS.values())
 
     def save(path: str) -> Any:
         def work(rank: int) -> dict[str, Any]:
@@ -66,20 +68,20 @@ def test_sharded_checkpoint(subject: Subject, case: RanksCase) -> float | None:
                 checkpoint.load(state, checkpoint_id=path)
             with calling("layer.load_state_dict(state_dict)"):
                 instance.module.load_state_dict(state)
-            now = dict(instance.module.named_parameters())
-            return {name: whole(now[key], key) for name, key in KEYS.items()}
+            refresh(instance)
+            return {name: whole(instance.tensors[name], key) for name, key in KEYS.items()}
 
         return work
 
     with tempfile.TemporaryDirectory(prefix="loraspec-", dir=in_memory(), ignore_cleanup_errors=True) as folder:
         path = str(Path(folder) / "checkpoint")
         for rank, saved in enumerate(on_ranks(SAVING, save(path))):
-            names, expected = saved["names"], sorted(KEYS.values())
+            names = saved["names"]
             require(names == expected, f"the state_dict on rank {rank} has {names}: expected {expected}")
         answers = on_ranks(case.world, load(path))
     what = f" saved on {SAVING} ranks and loaded on {case.world}"
     found = {name: Expected(f"{name}{what}", operands.values[name], None, operands.dtype) for name in KEYS}
-    return worst(*(judge_all(answers, name, [expected] * case.world) for name, expected in found.items()))
+    return worst(*(judge_all(answers, name, [tensor] * case.world) for name, tensor in found.items()))
 
 
 def _on(case: RanksCase, world: int) -> RanksCase:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -89,6 +90,12 @@ def test_split_by_features(subject: Subject, case: RanksCase) -> float | None:
     )
 
 
+def possible(subject: Subject, case: RanksCase, plain: str = "fsdp") -> RanksCase:
+    """The case with the strategy `plain` in place of a tensor-parallel style, if the target has no such styles."""
+    lacks = case.strategy in STYLES and not all(hasattr(subject.target, name) for name in NEEDS)
+    return dataclasses.replace(case, strategy=plain) if lacks else case
+
+
 def styled(subject: Subject, case: RanksCase, rank: int, needs: tuple[str, ...]) -> Any:
     """The layer under the case's strategy: data parallel on this rank's rows, or split over the ranks."""
     operands = subject.operands(case)
@@ -105,11 +112,11 @@ def styled(subject: Subject, case: RanksCase, rank: int, needs: tuple[str, ...])
     # torch cannot reduce the gradient of a bias of one element that is split into columns, so n is 2 at least
     cases=RANKS.narrowed(bias=(True,), n=(2, 5, 8), strategy=("ddp", "fsdp", "rowwise", "colwise")),
     subjects=LAYERS,
-    needs=NEEDS,
     dtypes=("float32",),
     weight=0.67,
 )
 def test_trainable_bias(subject: Subject, case: RanksCase) -> float | None:
+    case = possible(subject, case)
     operands = subject.operands(case)
     columns = cut(case.n, case.world, like_shards=True)
 
@@ -142,11 +149,11 @@ def test_trainable_bias(subject: Subject, case: RanksCase) -> float | None:
     why="Sharding is done for memory, which a full copy on every rank does not save.",
     cases=RANKS.narrowed(strategy=(*STYLES, "fsdp"), values=("integers",)),
     subjects=LAYERS,
-    needs=NEEDS,
     dtypes=("float32",),
     weight=0.5,
 )
 def test_shares(subject: Subject, case: RanksCase) -> None:
+    case = possible(subject, case)
     shapes = {"weight": [case.n, case.k], "lora_A": [case.r, case.k], "lora_B": [case.n, case.r]}
     shapes |= {"bias": [case.n]} if case.bias else {}
     cuts = CUTS.get(case.strategy, dict.fromkeys(shapes, 0))
@@ -172,11 +179,12 @@ def test_shares(subject: Subject, case: RanksCase) -> None:
     why="Copies with different gradients drift apart.",
     cases=RANKS.narrowed(world=(2, 4), values=("normal",), strategy=("ddp", *STYLES)),
     subjects=LAYERS,
-    needs=NEEDS,
     dtypes=("float32",),
     weight=0.5,
 )
 def test_replicas(subject: Subject, case: RanksCase) -> None:
+    case = possible(subject, case, plain="ddp")
+
     def work(rank: int) -> dict[str, torch.Tensor]:
         instance = styled(subject, case, rank, TRAINABLE)
         y = instance.forward()
@@ -200,11 +208,12 @@ def test_replicas(subject: Subject, case: RanksCase) -> None:
     bit for bit.""",
     cases=RANKS.narrowed(strategy=("fsdp", *STYLES), values=("integers",)),
     subjects=LAYERS,
-    needs=(*NEEDS, "LinearLoRA.merge", "LinearLoRA.unmerge"),
+    needs=("LinearLoRA.merge", "LinearLoRA.unmerge"),
     dtypes=("float32",),
     weight=0.5,
 )
 def test_merge_in_shards(subject: Subject, case: RanksCase) -> float | None:
+    case = possible(subject, case)
     operands = subject.operands(case)
 
     def work(rank: int) -> dict[str, torch.Tensor]:

@@ -8,6 +8,7 @@ GROUP = Group(
     judged="loss, accumulation, clipping, steps, failed steps, replacement; epochs, checkpoints and evaluation",
     names="`LoraTraining`, `LoraTrainer`",
     required=("LoraTraining",),
-    subjects=("LoraTraining",),
-    positional={"LoraTraining": 1},
+    subjects=("LoraTraining", "LoraTrainer"),
+    alone={"LoraTrainer": "training over epochs: windows, clipping, schedule, logs, evaluation, checkpoints"},
+    positional={"LoraTraining": 1, "LoraTrainer": 5},
 )

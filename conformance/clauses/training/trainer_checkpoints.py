@@ -7,7 +7,7 @@ import tempfile
 import torch
 
 from conformance.clauses.training.closed_form_network import ONE
-from conformance.clauses.training.trainer_run import NEEDS, TRAINED, TrainerCase, TrainerRun
+from conformance.clauses.training.trainer_run import TRAINED, TRAINER, TrainerCase, TrainerRun
 from conformance.judgement.outcomes import require
 from conformance.specification.clause import clause
 from conformance.target.subject import Subject
@@ -21,7 +21,7 @@ from conformance.target.subject import Subject
     why="A trainer that begins at epoch 1 again trains too long, and with the wrong learning rates.",
     cases=TRAINED.narrowed(epochs=(3,), cut=(1, 2), mode=("torch", "simulate")),
     dtypes=ONE,
-    needs=NEEDS,
+    subjects=TRAINER,
     weight=0.34,
 )
 def test_resume(subject: Subject, case: TrainerCase) -> None:
@@ -52,7 +52,7 @@ def test_resume(subject: Subject, case: TrainerCase) -> None:
     why="The order of strings puts epoch-9 after epoch-10.",
     cases=TRAINED.narrowed(steps=(1,), calls=(1,), epochs=(10, 11)),
     dtypes=ONE,
-    needs=NEEDS,
+    subjects=TRAINER,
     weight=0.1,
 )
 def test_latest(subject: Subject, case: TrainerCase) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from conformance.clauses.training.closed_form_network import ONE
-from conformance.clauses.training.trainer_run import NEEDS, TRAINED, TrainerCase, TrainerRun
+from conformance.clauses.training.trainer_run import TRAINED, TRAINER, TrainerCase, TrainerRun
 from conformance.isolation.process_state import kept
 from conformance.judgement.judge import judge
 from conformance.judgement.linear_oracle import Expected
@@ -32,10 +32,11 @@ def _evaluated(subject: Subject, case: TrainerCase, **options: Any) -> TrainerRu
 @clause(
     "TRN-TRAINER-EVAL",
     sentence="""LoraTrainer.evaluate() returns the mean loss over eval_loader as eval_loss, in evaluation mode. It
-    leaves parameters, gradients, the mode of every module and all random states as they were.""",
+    leaves parameters, gradients, the mode of every module and all random states as they were. With the feature
+    training_flags "set" it leaves every module in evaluation mode.""",
     cases=EVALUATED,
     dtypes=ONE,
-    needs=NEEDS,
+    subjects=TRAINER,
     weight=0.34,
 )
 def test_evaluation(subject: Subject, case: TrainerCase) -> float | None:
@@ -46,6 +47,8 @@ def test_evaluation(subject: Subject, case: TrainerCase) -> float | None:
     modes, before = {name: module.training for name, module in run.net.named_modules()}, run.state()
     with kept("LoraTrainer.evaluate()"), calling_quietly("LoraTrainer.evaluate()"):
         found = run.trainer.evaluate()
+    if subject.follows("training_flags", "set"):  # each training step calls train()
+        modes = dict.fromkeys(modes, False)
     changed = [name or "the model" for name, module in run.net.named_modules() if module.training != modes[name]]
     require(not changed, f"evaluate() left {', '.join(changed)} in another mode")
     run.require_state(before, "after evaluate()")
@@ -67,7 +70,7 @@ def test_evaluation(subject: Subject, case: TrainerCase) -> float | None:
     why="A loader that shuffles draws random numbers, so that evaluating it would change the dropout of training.",
     cases=EVALUATED.narrowed(mode=("torch", "simulate"), epochs=(2,)),
     dtypes=ONE,
-    needs=NEEDS,
+    subjects=TRAINER,
     weight=0.2,
 )
 def test_evaluated_run(subject: Subject, case: TrainerCase) -> None:

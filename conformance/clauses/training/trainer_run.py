@@ -15,7 +15,7 @@ from conformance.judgement.outcomes import require
 from conformance.target.expected_errors import calling_quietly
 from conformance.target.subject import Subject
 
-NEEDS = ("LoraTrainer",)
+TRAINER = ("LoraTrainer",)
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,13 @@ class TrainerRun:
 
     Args:
         optimizer: the optimiser of the adapters; None for AdamW with a scheduler.
+        scheduler: the scheduler of a given optimiser, or None.
         options: further arguments of LoraTrainer.
     """
 
-    def __init__(self, subject: Subject, case: TrainerCase, *, optimizer: Any = None, **options: Any) -> None:
+    def __init__(
+        self, subject: Subject, case: TrainerCase, *, optimizer: Any = None, scheduler: Any = None, **options: Any
+    ) -> None:
         self.case, self.problem = case, Problem(case, subject.device)
         torch.manual_seed(case.seed)
         self.net: Any = self.problem.net()
@@ -69,12 +72,14 @@ class TrainerRun:
         self.adapters = {name: self.net.get_parameter(f"{name}.weight") for name in ADAPTERS}
         parameters = list(self.adapters.values())
         self.optimizer = torch.optim.AdamW(parameters, lr=0.05) if optimizer is None else optimizer(parameters)
-        scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, 2, 0.5) if optimizer is None else None
+        if optimizer is None:
+            scheduler = lambda built: torch.optim.lr_scheduler.StepLR(built, 2, 0.5)  # noqa: E731
+        rates = None if scheduler is None else scheduler(self.optimizer)
         with calling_quietly("LoraTrainer(model, optimizer, loss_fn, lr_scheduler, training_args)"):
-            self.trainer = subject.target.LoraTrainer(
-                self.net, self.optimizer, weighted_sum, scheduler, self.arguments, **options
-            )
-        if case.mode != "torch":
+            self.trainer = subject.thing(self.net, self.optimizer, weighted_sum, rates, self.arguments, **options)
+        # a trainer that cannot be compiled has whole models, and one mode
+        self.mode = {"fhe": case.mode} if hasattr(self.trainer, "compile") else {}
+        if self.mode.get("fhe", "torch") != "torch":
             with calling_quietly("LoraTrainer.compile((x, labels))"):
                 self.trainer.compile(self.problem.batch())
 
@@ -90,8 +95,9 @@ class TrainerRun:
 
     def train(self, epochs: int) -> TrainerRun:
         """Train until so many epochs are finished."""
-        with calling_quietly(f"LoraTrainer.train(batches, {epochs}, fhe={self.case.mode!r})"):
-            self.trainer.train(self.batches, epochs, fhe=self.case.mode)
+        said = "".join(f", {name}={value!r}" for name, value in self.mode.items())
+        with calling_quietly(f"LoraTrainer.train(batches, {epochs}{said})"):
+            self.trainer.train(self.batches, epochs, **self.mode)
         return self
 
     def load(self) -> TrainerRun:

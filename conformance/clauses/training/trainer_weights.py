@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from conformance.clauses.training.closed_form_network import ONE
-from conformance.clauses.training.trainer_run import NEEDS, TRAINED, TrainerCase, TrainerRun
+from conformance.clauses.training.trainer_run import TRAINED, TRAINER, TrainerCase, TrainerRun
 from conformance.judgement.outcomes import require
 from conformance.specification.clause import clause
 from conformance.target.expected_errors import calling_quietly, refuses
@@ -24,7 +24,8 @@ REMOTE = ("inner.base_layer.weight", "outer.base_layer.weight")
     then an error.""",
     cases=TRAINED.narrowed(mode=("simulate",), epochs=(1,)),
     dtypes=ONE,
-    needs=NEEDS,
+    subjects=TRAINER,
+    needs=("LoraTrainer.compile", "LoraTrainer.save_and_clear_private_info"),
     weight=0.1,
 )
 def test_weights_cleared(subject: Subject, case: TrainerCase) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from conformance.clauses.training.closed_form_network import ONE
 from conformance.clauses.training.optimiser_step import norm_error
-from conformance.clauses.training.trainer_run import NEEDS, TRAINERS, TrainerCase, TrainerRun
+from conformance.clauses.training.trainer_run import TRAINER, TRAINERS, TrainerCase, TrainerRun
 from conformance.judgement.judge import judge, worst
 from conformance.judgement.linear_oracle import Expected
 from conformance.judgement.outcomes import require
@@ -32,6 +32,11 @@ class Noted(torch.optim.SGD):
         self.noted.append([None if gradient is None else gradient.detach().clone() for gradient in held])
 
 
+def windows_of(case: TrainerCase) -> list[tuple[int, ...]]:
+    """The batches of each step of an epoch."""
+    return [tuple(range(case.calls))[at : at + case.steps] for at in range(0, case.calls, case.steps)]
+
+
 @clause(
     "TRN-TRAINER-WINDOWS",
     sentence="""LoraTrainer.train steps once for each gradient_accumulation_steps batches and once for the batches
@@ -41,11 +46,11 @@ class Noted(torch.optim.SGD):
     # numbers of batches that are powers of two, so that no division rounds
     cases=TRAINERS.narrowed(steps=(4, 2, 1), calls=(5, 6, 2), clip=(0.0, 0.5, 0.125), epochs=(1, 2)),
     dtypes=ONE,
-    needs=NEEDS,
+    subjects=TRAINER,
 )
 def test_windows(subject: Subject, case: TrainerCase) -> float | None:
     run = TrainerRun(subject, case, optimizer=Noted).train(case.epochs)
-    windows = [tuple(range(case.calls))[at : at + case.steps] for at in range(0, case.calls, case.steps)]
+    windows = windows_of(case)
     optimizer: Any = run.optimizer
     noted, ratios = optimizer.noted, []
     said = f"{case.epochs} epochs of {case.calls} batches with gradient_accumulation_steps = {case.steps}"

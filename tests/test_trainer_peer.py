@@ -99,6 +99,14 @@ def test_the_trainer_of_transformers_passes(transformers_trainer: Any, name: str
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_its_own_mean_over_the_items_of_a_window_passes(transformers_trainer: Any) -> None:
+    target = Target.of(transformers_trainer.items, "items")
+    claimed = {clause.id for clause in load_all().values() if target.subjects(clause)}
+    assert claimed == {f"TRN-TRAINER-{name}" for name in ("SCHEDULE", "RESUME", "LATEST", "EVAL", "EVAL-RUN", "ITEMS")}
+    assert judged(transformers_trainer.items, "ITEMS").status == "pass"
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_its_evaluation_changes_the_random_state_alone(transformers_trainer: Any) -> None:
     result = judged(transformers_trainer, "EVAL")
     assert result.message.splitlines()[0].endswith("LoraTrainer.evaluate() changed torch's random state")
@@ -119,6 +127,12 @@ def _protected(target: Any) -> type:
             return found
 
     return Protected
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_window_that_is_divided_twice_is_seen(transformers_trainer: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(transformers_trainer.ItemsTrainer, "scaled", False)  # it also divides by the batches then
+    assert "gradient of" in judged(transformers_trainer.items, "ITEMS").message
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -109,6 +109,7 @@ FEATURES: Mapping[str, Feature] = {
     "batched_gradients": Feature("gradients of batches"),
     "norm_dtype": Feature("dtype of the norm", conventions=("float32", "gradients")),
     "mixed_meshes": Feature("norm over several meshes"),
+    "window_loss": Feature("loss of a window", conventions=("batches", "items")),
     "training_flags": Feature("training flags of modules", conventions=("kept", "set")),
     "answer_check": Feature("checked answers"),
     "fresh_keys": Feature("new keys for each input"),

@@ -6,7 +6,8 @@ and the rest of a step stands inside the loop of `Trainer.train`, which a target
 
 Options that a user sets: `max_grad_norm=0` where nothing is to be clipped (the Trainer's default clips by 1), a
 constant schedule where there is no scheduler (its default decays linearly), and `loss_is_scaled_for_ga=False`, because
-loss_fn gives the loss of one batch (by default the Trainer expects it to be divided by the items of the window).
+loss_fn gives the loss of one batch. By default the Trainer expects a loss that is divided by the items of the window,
+as models of transformers give it; `conformance.targets.transformers_trainer:items` is that.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor, nn
@@ -31,12 +33,12 @@ with library(*WRITTEN_FOR):
 
     Trainer.loss_is_scaled_for_ga  # noqa: B018  (an AttributeError names both versions)
 
-CONFORMANCE = {
+CONFORMANCE: dict[str, Any] = {
     "name": "transformers Trainer",
     "version": version_of("transformers"),
     "features": {"training_flags": "set"},  # train() in each step, eval() in each evaluation
 }
-__all__ = ["CONFORMANCE", "LoraTrainer"]
+__all__ = ["CONFORMANCE", "LoraTrainer", "items"]
 
 
 class Batches(IterableDataset[dict[str, Any]]):
@@ -58,9 +60,12 @@ class LoraTrainer:
 
     Attributes:
         trainer: the `Trainer`.
+        scaled: the Trainer's `loss_is_scaled_for_ga`.
 
     Source: transformers 5.23.0, `transformers/trainer.py`.
     """
+
+    scaled: bool | None = False
 
     def __init__(
         self,
@@ -103,10 +108,13 @@ class LoraTrainer:
             data_collator=lambda items: items[0],
             eval_dataset=None if eval_loader is None else Batches(eval_loader, self._input),
             optimizers=(optimizer, lr_scheduler),
-            compute_loss_func=None if loss_fn is None else lambda out, labels, **_: loss_fn(out, labels),
+            compute_loss_func=None if loss_fn is None else self._compute_loss_func(loss_fn),
         )
-        self.trainer.loss_is_scaled_for_ga = False
+        self.trainer.loss_is_scaled_for_ga = self.scaled
         self.trainer.remove_callback(PrinterCallback)
+
+    def _compute_loss_func(self, loss_fn: Callable[[Any, Tensor], Tensor]) -> Callable[..., Tensor]:
+        return lambda out, labels, **_: loss_fn(out, labels)
 
     @property
     def epoch(self) -> int:
@@ -165,3 +173,23 @@ class LoraTrainer:
         self.trainer.train(resume_from_checkpoint=folder)
         self._checkpoint = folder
         return folder
+
+
+class ItemsTrainer(LoraTrainer):
+    """The same with the Trainer's own division: by the number of items in the window, which it counts."""
+
+    scaled = None
+
+    def _compute_loss_func(self, loss_fn: Callable[[Any, Tensor], Tensor]) -> Callable[..., Tensor]:
+        def mean_of_items(out: Any, labels: Tensor, num_items_in_batch: Tensor | None = None) -> Tensor:
+            """The batch's part of the mean over the window; in evaluation, which has none, the loss itself."""
+            return loss_fn(out, labels) / (1 if num_items_in_batch is None else num_items_in_batch)
+
+        return mean_of_items
+
+
+items = SimpleNamespace(
+    CONFORMANCE=CONFORMANCE
+    | {"name": "transformers Trainer, by items", "features": CONFORMANCE["features"] | {"window_loss": "items"}},
+    LoraTrainer=ItemsTrainer,
+)

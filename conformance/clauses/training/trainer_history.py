@@ -30,6 +30,7 @@ from conformance.target.subject import Subject
     level=SHOULD,
     dtypes=ONE,
     subjects=TRAINER,
+    convention="window_loss=batches",
     weight=0.34,
 )
 def test_history(subject: Subject, case: TrainerCase) -> float | None:

@@ -57,13 +57,21 @@ class TrainerRun:
     Args:
         optimizer: the optimiser of the adapters; None for AdamW with a scheduler.
         scheduler: the scheduler of a given optimiser, or None.
+        problem: the network and batches; None for those of the case.
         options: further arguments of LoraTrainer.
     """
 
     def __init__(
-        self, subject: Subject, case: TrainerCase, *, optimizer: Any = None, scheduler: Any = None, **options: Any
+        self,
+        subject: Subject,
+        case: TrainerCase,
+        *,
+        optimizer: Any = None,
+        scheduler: Any = None,
+        problem: Problem | None = None,
+        **options: Any,
     ) -> None:
-        self.case, self.problem = case, Problem(case, subject.device)
+        self.case, self.problem = case, problem or Problem(case, subject.device)
         torch.manual_seed(case.seed)
         self.net: Any = self.problem.net()
         for adapted in (self.net.inner, self.net.outer):

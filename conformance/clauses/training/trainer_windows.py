@@ -47,6 +47,7 @@ def windows_of(case: TrainerCase) -> list[tuple[int, ...]]:
     cases=TRAINERS.narrowed(steps=(4, 2, 1), calls=(5, 6, 2), clip=(0.0, 0.5, 0.125), epochs=(1, 2)),
     dtypes=ONE,
     subjects=TRAINER,
+    convention="window_loss=batches",
 )
 def test_windows(subject: Subject, case: TrainerCase) -> float | None:
     run = TrainerRun(subject, case, optimizer=Noted).train(case.epochs)

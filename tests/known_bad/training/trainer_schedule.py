@@ -10,8 +10,9 @@ from tests.baselines.training import trainer_breaks as breaks
 class StepsTheSchedulerAfterEachBatch(reference.LoraTrainer):
     def _train_on(self, window, fhe):
         super()._train_on(window, fhe)
-        for _ in window[1:]:
-            self.lora_training_module.lr_scheduler.step()
+        scheduler = self.lora_training_module.lr_scheduler
+        for _ in window[1:] if scheduler is not None else ():
+            scheduler.step()
 
 
 @breaks("TRN-TRAINER-SCHEDULE", says="had the learning rates")

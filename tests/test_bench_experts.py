@@ -5,15 +5,18 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import optimized
 import reference
 from conformance.bench import cases, work
+from conformance.bench.agreement import worst_ratio
 from conformance.bench.cases import Size
 from conformance.bench.experts import ExpertAgreement, ExpertOperands, built
 from conformance.bench.layers import SCALE, Contender, Problem
+from conformance.judgement.linear_oracle import Expected
 from conformance.judgement.outcomes import Violation
 from conformance.target.target import Target
 
@@ -40,6 +43,14 @@ def test_a_wrong_result_is_named() -> None:
 
     with pytest.raises(Violation, match="worst    y"):
         timed(halved)
+
+
+def test_a_missing_result_and_one_of_another_shape_are_named() -> None:
+    expected = {"first": Expected("dA", np.zeros((3, 2)), None, torch.float32)}
+    with pytest.raises(Violation, match="dA is None"):
+        worst_ratio({"first": None}, expected)
+    with pytest.raises(Violation, match=r"dA has shape \[2, 3\]: expected \[3, 2\]"):
+        worst_ratio({"first": torch.zeros(2, 3)}, expected)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])

@@ -28,6 +28,23 @@ LAYOUTS = {"y": ("g", 0, "m"), "dX": ("x", 0, "m"), "dA": ("lora_A", 1, "k"), "d
 DIMENSIONS = {"x": "mk", "g": "mn", "weight": "nk", "bias": "n", "lora_A": "rk", "lora_B": "nr"}
 
 
+def worst_ratio(results: Mapping[str, Tensor | None], expected: Mapping[str, Expected]) -> float:
+    """Compare every expected result; return the worst error ÷ budget.
+
+    Raises:
+        Violation: naming the result that is missing, has another shape, or is wrong.
+    """
+    worst = 0.0
+    for name, wanted in expected.items():
+        result = results[name]
+        require(result is not None, f"{wanted.name} is None")
+        assert result is not None
+        got, shape = list(result.shape), list(wanted.value.shape)
+        require(got == shape, f"{wanted.name} has shape {got}: expected {shape}")
+        worst = max(worst, compare(numbers(result), wanted))
+    return worst
+
+
 class Part(Operands):
     """The timed operands restricted to a few indices of one dimension, as operands of the oracle."""
 
@@ -70,14 +87,15 @@ class Agreement:
         results = {"y": y.detach(), "dX": x.grad, "dA": lora_A.grad, "dB": lora_B.grad}
         x.grad = lora_A.grad = lora_B.grad = None
         layer.train(training)
-        worst = 0.0
         for name, result in results.items():
-            require(result is not None, f"{name} is None")
-            like, axis, dimension = self.layouts[name]
-            require(result.shape == getattr(self.timed, like).shape, f"{name} has shape {list(result.shape)}")
-            part = result.index_select(axis, self.kept(dimension))
-            worst = max(worst, compare(numbers(part), self.expected[name]))
-        return worst
+            shape = getattr(self.timed, self.layouts[name][0]).shape
+            require(result is None or result.shape == shape, f"{name} has shape {list(getattr(result, 'shape', ()))}")
+        return worst_ratio({name: self.part(name, result) for name, result in results.items()}, self.expected)
+
+    def part(self, name: str, result: Tensor | None) -> Tensor | None:
+        """The compared elements of a result."""
+        _, axis, dimension = self.layouts[name]
+        return None if result is None else result.index_select(axis, self.kept(dimension))
 
     def kept(self, dimension: str) -> Tensor:
         """The compared indices of a dimension: the first, the last, and some between."""

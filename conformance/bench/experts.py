@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from conformance.bench.agreement import worst_ratio
 from conformance.bench.layers import SCALE, Contender, Problem
 from conformance.clauses.experts.oracle import Oracle
-from conformance.judgement.judge import compare
-from conformance.judgement.outcomes import require
+from conformance.judgement.linear_oracle import Expected
 from conformance.numerics.budget import Rounding
 from conformance.numerics.formats import dtype_named, numbers
 
@@ -96,17 +96,11 @@ class ExpertAgreement:
         y.backward(self.operands.g)
         results = {"y": y.detach(), "dX": x.grad, "dA": layer.lora_A.grad, "dB": layer.lora_B.grad}
         x.grad = layer.lora_A.grad = layer.lora_B.grad = None
-        worst = 0.0
-        for name, result in results.items():
-            expected = getattr(self.oracle, name)
-            require(result is not None, f"{name} is None")
-            require(tuple(result.shape) == expected.value.shape, f"{name} has shape {list(result.shape)}")
-            worst = max(worst, compare(numbers(result), expected))
-        return worst
+        return worst_ratio(results, self.expected)
 
     @cached_property
-    def oracle(self) -> Oracle:
-        """The oracle of the clauses on grouped layers, over the timed operands."""
+    def expected(self) -> dict[str, Expected]:
+        """The value of each result by the oracle of the clauses on grouped layers, over the timed operands."""
         timed, dtype = self.operands, dtype_named(self.problem.dtype)
         tensors = {"x": timed.x, "g": timed.g, "lora_A": timed.lora_A, "lora_B": timed.lora_B}
         values = {name: numbers(t) for name, t in (tensors | {"weight": timed.frozen.weight}).items()}
@@ -120,4 +114,5 @@ class ExpertAgreement:
             exact=False,
         )
         grouped.dtype = grouped.adapter_dtype = grouped.computed_in = dtype
-        return Oracle(grouped)
+        oracle = Oracle(grouped)
+        return {"y": oracle.y, "dX": oracle.dX, "dA": oracle.dA, "dB": oracle.dB}

@@ -14,16 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from conformance.bench.agreement import worst_ratio
 from conformance.bench.layers import SCALE, Contender, Problem
 from conformance.clauses.experts.mixture import Mixture, adapted
 from conformance.clauses.experts.mixture_case import MixtureCase
 from conformance.clauses.experts.mixture_oracle import MixtureOracle
 from conformance.clauses.experts.small_experts import GatedExperts
 from conformance.errors import UsageError
-from conformance.judgement.judge import compare
 from conformance.judgement.linear_oracle import Expected
-from conformance.judgement.outcomes import require
-from conformance.numerics.formats import numbers
 
 FUNCTION, MODULE = "lora_grouped_linear", "patch_moe_module"
 
@@ -150,13 +148,7 @@ class MixtureAgreement:
         y.backward(self.operands.g)
         results = {"y": y.detach(), **layer.gradients(), "x": x.grad}
         x.grad = None
-        worst = 0.0
-        for name, expected in self.expected.items():
-            result = results[name]
-            require(result is not None, f"{expected.name} is None")
-            assert result is not None
-            require(tuple(result.shape) == expected.value.shape, f"{expected.name} has shape {list(result.shape)}")
-            worst = max(worst, compare(numbers(result), expected))
+        worst = worst_ratio(results, self.expected)
         for parameter in layer.parameters():
             parameter.grad = None
         return worst

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from conformance.report.plan import PlannedTrial
 from conformance.report.report import Report
 from conformance.report.trial_keys import Key
 from conformance.run import expected_seconds
-from conformance.run.worker_pool import Request, Trials
+from conformance.run.time_limits import Limits
+from conformance.run.worker_pool import Pool, Request, Trials, Worker
 from tests.support.matrices import a_clause, a_result, report_of
 from tests.test_report import plan_of
 
@@ -41,6 +43,19 @@ def test_a_free_worker_takes_the_largest_untaken_group_or_shares_the_largest() -
     assert trials.take("CFG", {"FHE", "LIN"}) == ("LIN", ("LIN-A", "f", "float32"))
     assert trials.take("LIN", {"FHE"}) == ("FHE", ("FHE-B", "h", "float32"))
     assert not trials
+
+
+def test_a_worker_that_has_ended_leaves_its_next_trial_to_another() -> None:
+    pool = object.__new__(Pool)
+    pool.trials, pool.workers, pool.limits = dealt(), [], Limits(5.0, 1, SECONDS.__getitem__)
+    (reads, inbox), (outbox, hears) = os.pipe(), os.pipe()
+    os.close(reads)  # as when the guard has ended the process
+    worker = Worker("worker-1", 0, inbox, outbox)
+    pool._give(worker)
+    worker.close()
+    os.close(hears)
+    assert worker.trial is None
+    assert pool.trials.take("", set()) == ("FHE", ("FHE-A", "h", "float32"))
 
 
 def test_a_request_is_read_back_as_written(tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ import pytest
 
 from conformance.isolation import processes
 from conformance.isolation.processes import Child, Tail
+from conformance.run import supervisor
 from conformance.run.supervisor import born
+from conformance.run.worker_status import Watch
 
 PATIENCE = 60.0  # seconds; only a failing test waits this long
 
@@ -92,3 +94,32 @@ def test_only_the_end_of_an_output_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "output"
     path.write_text("x" * 10**6 + "\nthe last line\n")
     assert Tail(path.open("rb")).lines(2) == f"\n  {'x' * 300}\n  the last line"
+
+
+@pytest.mark.parametrize("finishes", [True, False])
+def test_a_trial_that_finishes_at_its_limit_is_not_ended(
+    finishes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work() -> None:
+        watch = Watch(tmp_path, "worker", 0.0)
+
+        def finish(*_: object) -> None:
+            if finishes:
+                watch.doing("nothing")
+            (tmp_path / "worker.trace").write_text("the stack")
+
+        signal.signal(signal.SIGUSR1, finish)
+        watch.doing("trial")
+        (tmp_path / "ready").write_text("ready")
+        while True:
+            time.sleep(PATIENCE)
+
+    monkeypatch.setattr(supervisor, "GRACE", -1.0)  # the trial is late at once
+    monkeypatch.setattr(supervisor, "ANSWER", PATIENCE)
+    child = Child(work)
+    awaited(tmp_path / "ready")
+    supervisor.Guard(tmp_path, 0.0, PATIENCE, 2**40).look(child, finished=False)
+    assert child.wait(0.0 if finishes else PATIENCE) == (None if finishes else -signal.SIGKILL)
+    assert (tmp_path / "worker.ended").exists() is not finishes
+    child.kill()
+    child.wait()

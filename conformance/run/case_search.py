@@ -153,10 +153,11 @@ class Examination:
         if smallest != case:
             try:
                 self._check(smallest)
+                smallest = case  # the smaller case fails no more, so report the original one
             except Violation as shrunk:
                 violation = shrunk
-            else:
-                smallest = case  # the smaller case fails no more, so report the original one
+            except (Inconclusive, Refused):
+                smallest = case
         result.status, result.case, result.found = "fail", str(smallest), str(case)
         result.message, result.worst_ratio = str(violation), violation.ratio
         result.examples += 1

@@ -105,8 +105,19 @@ class Guard:
         path.with_suffix(".ended").write_text(why, encoding="utf-8")
         _kill(int(doing["pid"]), signal.SIGUSR1)  # the watch then writes the stack
         _await_end_of(path.with_suffix(".trace"))
+        if why.startswith(LATE) and _since(path) != doing["since"]:  # on a busy machine it may just have finished
+            path.with_suffix(".ended").unlink(missing_ok=True)
+            return
         _kill(int(doing["pid"]), signal.SIGKILL)
         path.unlink(missing_ok=True)
+
+
+def _since(path: Path) -> str:
+    """When the process began what it does now; empty if it has written nothing."""
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["since"])
+    except (FileNotFoundError, ValueError):
+        return ""
 
 
 def _await_end_of(trace: Path) -> None:

@@ -104,6 +104,11 @@ class Trials:
         self._sums[group] -= self._seconds(key)
         return group, key
 
+    def give_back(self, group: str, key: Key) -> None:
+        """Take back a trial that its worker never began; it is the next of its group."""
+        self._left[group].appendleft(key)
+        self._sums[group] += self._seconds(key)
+
 
 class Pool:
     """Forks workers that judge the requested trials. Each result is an event in the folder."""
@@ -160,8 +165,13 @@ class Pool:
             worker.group, key = self.trials.take(worker.group, taken)
             reason = self.limits.hopeless(key)
             if reason is None:
-                worker.trial, worker.limit, worker.since = key, self.limits.seconds(key), time.monotonic()
-                os.write(worker.inbox, json.dumps([*key, worker.limit]).encode() + b"\n")
+                limit = self.limits.seconds(key)
+                try:
+                    os.write(worker.inbox, json.dumps([*key, limit]).encode() + b"\n")
+                except BrokenPipeError:  # the guard may end a worker that has just finished; `_bury` removes it
+                    self.trials.give_back(worker.group, key)
+                    return
+                worker.trial, worker.limit, worker.since = key, limit, time.monotonic()
                 return
             self._add(Result(*key, status=CRASHED, message=reason))
 

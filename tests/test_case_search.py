@@ -1,0 +1,32 @@
+"""The search for a failing case of one trial, and for the smallest one."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from conformance.judgement.outcomes import Inconclusive, Refused, Violation
+from conformance.run.case_search import Examination
+from conformance.run.profiles import PROFILES
+from conformance.specification.clause import load_all
+from conformance.target.subject import Subject
+
+
+@pytest.mark.parametrize("later", [Inconclusive("too little"), Refused("not now")], ids=["inconclusive", "refused"])
+def test_a_smaller_case_that_no_longer_decides_leaves_the_first_one(later: Exception) -> None:
+    seen: list[Any] = []
+
+    def check(_: Subject, case: Any) -> None:
+        seen.append(case)
+        if case in seen[:-1] and case != seen[0]:  # the second time; a target may keep something from the first
+            raise later
+        raise Violation("wrong")
+
+    clause = dataclasses.replace(load_all(["linear"])["LIN-FWD"], check=check)
+    subject = Subject("lora_linear", None, SimpleNamespace())
+    result = Examination(clause, subject, "float32", PROFILES["quick"]).run()
+    assert (result.status, result.case, str(result.message).split("\n")[0]) == ("fail", str(seen[0]), "wrong")
+    assert len({str(case) for case in seen}) > 1  # smaller ones were tried

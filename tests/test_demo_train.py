@@ -40,7 +40,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
 def test_all_targets_have_the_same_losses_and_norms(trained: tuple[Path, dict[str, Any]]) -> None:
     first, *others = trained[1]["runs"]
     assert [run["target"] for run in trained[1]["runs"]] == WITNESSES
-    assert first["losses"][2] < first["losses"][0] - 0.3
+    assert first["losses"][2] < first["losses"][0] - 0.1  # a hundred times the band and more
     assert first["off_first"] is None
     for run in others:
         assert run["in_band"]

@@ -269,3 +269,13 @@ def test_a_page_needs_only_the_properties_that_the_report_schema_requires() -> N
     column = Column.of(Report.from_json(bare), {})
     assert "loraspec rerun" in page.document([column])
     assert "| LIN-FWD | ✗ fail 2.00 |" in markdown.document(made(column))
+
+
+def test_many_targets_are_printed_in_several_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    columns = [a_column(f"target{number}", **FAILS) for number in range(9)]
+    table.show(made(*columns), tmp_path)
+    tables = capsys.readouterr().out.partition("\nFAIL")[0].split("  clause ")
+    assert len(tables) == 3  # the first is the titles of the one after it
+    found = [f"target{number}" for number in range(9) if f"target{number}" in tables[0]]
+    assert found == [f"target{number}" for number in range(len(found))]
+    assert 4 <= len(found) < 9

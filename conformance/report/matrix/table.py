@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from conformance.report.matrix import words
 from conformance.report.matrix.assemble import group_summaries
 from conformance.report.matrix.matrix import Cell, Matrix, MatrixTarget
 from conformance.report.terminal import STYLES, console, ratio
+
+CLAUSE, COLUMN = 30, 17  # characters for the ids of clauses and for a target, with the space around them
 
 
 def show(matrix: Matrix, folder: Path, *, quiet: bool = False, whole: bool = False) -> None:
@@ -20,7 +23,9 @@ def show(matrix: Matrix, folder: Path, *, quiet: bool = False, whole: bool = Fal
     """
     out = console()
     if not quiet and matrix.rows:
-        out.print(_table(matrix, whole))
+        fitting = max(1, (out.width - CLAUSE) // COLUMN)
+        for first in range(0, len(matrix.targets), fitting):
+            out.print(_table(matrix, whole, slice(first, first + fitting)))
         out.print(words.legend(matrix))
     out.print()
     for target in matrix.targets:
@@ -33,18 +38,22 @@ def show(matrix: Matrix, folder: Path, *, quiet: bool = False, whole: bool = Fal
     out.print(f"report   {folder / 'report.html'}, matrix.json, matrix.md")
 
 
-def _table(matrix: Matrix, whole: bool) -> Any:
+def _table(matrix: Matrix, whole: bool, columns: slice) -> Any:
+    """A table of some targets: the groups that one of them has, and the clauses that one of them does not pass."""
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("clause", overflow="fold")
-    for target in matrix.targets:
+    table.add_column("clause", overflow="fold", min_width=CLAUSE - 4)
+    for target in matrix.targets[columns]:
         table.add_column(target.title, overflow="fold")
     for name in matrix.groups:
-        sums = group_summaries(matrix, name)
+        rows = [replace(row, cells=row.cells[columns]) for _, row in matrix.of_group(name)]
+        if all(cell is None for row in rows for cell in row.cells):
+            continue
+        sums = group_summaries(matrix, name)[columns]
         table.add_row(name, *(_styled(words.group(*found), found[0]) for found in sums), style="bold")
-        for _, row in matrix.of_group(name):
+        for row in rows:
             if whole or not row.settled:
                 table.add_row(f"  {row.id}", *(_styled(words.cell(cell), _look(cell)) for cell in row.cells))
     return table

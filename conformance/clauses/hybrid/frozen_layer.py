@@ -98,6 +98,8 @@ class Frozen:
         if bias is not None:
             terms["bias"] = np.broadcast_to(bias, product.shape)
         absolute = np.abs(self.operands.rows("x")) @ np.abs(values["weight"]).T
+        if bias is not None:
+            absolute = absolute + np.abs(bias)  # a product may begin its sums with the bias, as addmm does
         return self._expected("y", terms, absolute, self.operands.computed_in)
 
     @property
@@ -107,7 +109,7 @@ class Frozen:
         return self._expected("dX", {"base": g @ weight}, np.abs(g) @ np.abs(weight), self.operands.dtype)
 
     def _expected(self, name: str, terms: dict[str, Array], absolute: Array, dtype: torch.dtype) -> Expected:
-        how, features = self.operands.rounding, self.case.n if name == "dX" else self.case.k
+        how, features = self.operands.rounding, self.case.n if name == "dX" else self.case.k + ("bias" in terms)
         value = sum(terms.values(), np.zeros(()))
         allowed = product_budget(terms["base"], value, absolute, features, how)
         shape = (*self.case.leading, value.shape[-1])

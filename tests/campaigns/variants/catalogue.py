@@ -38,7 +38,8 @@ NOT_DONE: dict[str, tuple[str, ...]] = {
     # by these rules, the patterns that it falls back to choose nothing
     **dict.fromkeys(("model BySuffix", "model ByComponent", "model ByRegex"), ("MOD-NOTHING-GIVEN",)),
     **dict.fromkeys(NO_DORA, ("QNT-DORA*",)),
-    "reference": ("BAT-REL-NEIGHBOURS-EXACT",),  # multiplies an adapter's rows together, so bits depend on their number
+    # multiplies an adapter's rows together, so bits depend on their number; unpacks Ŵ whole; adds an update of zeros
+    "reference": ("BAT-REL-NEIGHBOURS-EXACT", "QNT-MEM-TILE", "EXP-MOD-FRESH-BITS"),
 }
 
 

@@ -72,13 +72,13 @@ class HasAQuarterMoreNoise(NoisyBy):
 @fhe_breaks("FHE-SIM-NOISE", says="has a deviation of", dtypes=DOUBLE)
 class ForgetsTheNoiseOfInputs(NoisyBy):
     def std(self):
-        return noise_std(self.split.parameters, self.quantized.weight * 0)
+        return self.split.noise_std(self.quantized.weight * 0)
 
 
 @fhe_breaks("FHE-SIM-NOISE", says="has a deviation of", dtypes=DOUBLE)
 class ForgetsHowManyColumnsShareAKey(NoisyBy):
     def std(self):
-        return torch.cat([noise_std(self.split.parameters, row[None]) for row in self.quantized.weight])
+        return torch.cat([self.split.noise_std(row[None]) for row in self.quantized.weight])
 
 
 @fhe_breaks("FHE-SIM-NOISE", says="has a mean of", dtypes=DOUBLE)
@@ -141,7 +141,7 @@ class AcceptsWhatMayWrap(reference.RemoteModule):
             if "hold" not in str(error):
                 raise
             layer = self.quantized_linear(weight, bias, n_bits)
-            return layer, noise_std(self.split.parameters, layer.weight)
+            return layer, self.split.noise_std(layer.weight)
 
 
 class RangeOf(reference.QuantizedLinear):
@@ -157,7 +157,7 @@ class LeavesNoRoomForNoise(reference.RemoteModule):
             # smaller by the noise's share of the range check
             @property
             def largest_accumulator(layer):  # noqa: N805
-                std = noise_std(self.split.parameters, layer.weight)
+                std = self.split.noise_std(layer.weight)
                 return super().largest_accumulator - 8 * float(std.max())
 
         self.quantized_linear = Smaller

@@ -30,6 +30,7 @@ from conformance.run.profiles import PROFILES
 from conformance.specification.clause import REGISTRY
 from conformance.target.target import Target
 from tests.baselines.life_run import LivedRun
+from tests.known_bad.life.run_repeated import LeavesTheRandomStateOfAFailedCall
 from tests.known_bad.life.saved_runs import DropsTheWindowWhenItResumes
 
 STATE, LOSS, REPEAT = (REGISTRY[f"LIFE-RUN-{name}"] for name in ("STATE", "LOSS", "REPEAT"))
@@ -139,6 +140,18 @@ def test_a_diverging_run_decides_nothing() -> None:
     with pytest.raises(Inconclusive, match=r"inner\.lora_A diverges"):
         judge_state(life)
     life.end()
+
+
+def test_a_repeated_run_is_judged_until_it_diverges() -> None:
+    """A right target refuses the numbers that overflow later; a wrong one fails before."""
+    case = RunCase(seed=16, k=3, n=3, r=1, dropout=0.25, flag="foreach", life="split+fail-loss" + 6 * "+step")
+    (subject,) = Target.of(LivedRun()).subjects(REPEAT)
+    with pytest.raises(Inconclusive, match="the run diverges with step, after 2 operations that were judged"):
+        REPEAT.check(subject, case)
+    wrong = type("Wrong", (LivedRun,), {"LoraTraining": LeavesTheRandomStateOfAFailedCall})()
+    (subject,) = Target.of(wrong).subjects(REPEAT)
+    with pytest.raises(Violation, match="is not what it is without fail-loss"):
+        REPEAT.check(subject, case)
 
 
 def test_harmless_operations_are_left_out_of_the_run_beside() -> None:

@@ -101,10 +101,12 @@ def judge_mask(subject: Subject, case: LinearCase) -> float | None:
     gone, changed = (x * factor, adapter) if on_adapter else (x, whole)
     kept = gone + changed / (1 - case.dropout)
     mask = np.abs(y - kept) < np.abs(y - gone)
-    unit = operands.rounding.unit
+    unit, step = operands.rounding.unit, operands.rounding.step
     # each of the three terms is rounded at most six times: factor, mask, product, scale, cast, sum
     allowed = 8 * unit * (np.abs(x) + np.abs(kept - gone) + 2 * np.abs(adapter) / (1 - case.dropout))
     allowed = allowed + 8 * unit * np.abs(gone) * on_adapter
+    # each of these 18 stores is off by up to half a step among subnormal numbers, times the factors after it
+    allowed = allowed + 9 * step * np.maximum(1, np.abs(factor)) * max(1, abs(s)) / (1 - case.dropout)
     if (np.abs(kept - gone) <= 2 * allowed).mean() > 0.2:
         raise Inconclusive("kept and dropped elements cannot be told apart")
     dropped = 1 - mask.mean()

@@ -12,7 +12,7 @@ from torch import nn
 from torch.testing._internal.two_tensor import TwoTensor
 
 import reference
-from conformance.clauses.quantised.case import PACKABLE, PackedCase
+from conformance.clauses.quantised.case import PACKABLE, PackedCase, tamed
 from conformance.clauses.quantised.held_tensors import memory_of
 from conformance.clauses.quantised.memory import LiveMemory
 from conformance.clauses.quantised.oracle import PackedOracle
@@ -177,3 +177,10 @@ class Typed(Untyped):
 def test_an_adapter_may_have_the_dtype_that_its_weight_shows() -> None:
     assert not failing(Typed, ["QNT-ADAPTER-DTYPE"])
     assert failing(Untyped, ["QNT-ADAPTER-DTYPE"])
+
+
+@pytest.mark.parametrize(("kind", "grouping", "divisor"), [("fp8", "special", 2), ("int4", "standard", 8)])
+def test_a_case_with_an_identity_has_sizes_that_its_format_divides(kind: str, grouping: str, divisor: int) -> None:
+    case = tamed(PackedCase(k=37, n=37, r=37, special="identity", format=kind, grouping=grouping))
+    assert case.k == case.n == case.r
+    assert case.k % divisor == 0

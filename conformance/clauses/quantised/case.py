@@ -78,14 +78,14 @@ def tamed(case: PackedCase) -> PackedCase:
     found = within_work(case)
     assert isinstance(found, PackedCase)
     k, n = found.k, found.n
-    if found.special == "identity":
-        return found
     if found.format == "int4":
         k = 8 * math.ceil(k / 8)
     elif found.format == "hqq":
         k, n = 64 * math.ceil(k / 64), n + n % 2
     elif found.format == "fp8" and found.grouping == "special":
         k, n = k + k % 2, n + n % 2
+    if found.special == "identity":  # square, of full rank
+        return dataclasses.replace(found, k=max(k, n), n=max(k, n), r=max(k, n))
     return found if (k, n) == (found.k, found.n) else dataclasses.replace(found, k=k, n=n)
 
 

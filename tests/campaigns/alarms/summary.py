@@ -125,10 +125,12 @@ def vague_clauses(found: dict[str, Any]) -> list[str]:
 def line(found: dict[str, Any]) -> str:
     """Return the sums in one sentence, for a page."""
     implementations = sum(count > 0 for count in found["implementations"].values())
+    again = found["judged again"]
+    mended = f";\n{again} that failed at first were judged again after a clause or the list was mended" if again else ""
     said = "no false alarm" if not found["alarms"] else f"{found['alarms']} false alarms"
     return (
-        f"On {implementations} right implementations, peers among them, {found['cases']:,} cases gave {said} "
-        f"({found['date']}, [table](tests/campaigns/alarms/results.json))."
+        f"On {implementations} right implementations, peers among them, {found['cases']:,} cases give {said} "
+        f"({found['date']}, [table](tests/campaigns/alarms/results.json)){mended}."
     )
 
 

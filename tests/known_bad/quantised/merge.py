@@ -136,7 +136,7 @@ class TakesTheAdapterOff(MergesOtherwise):
         return linear
 
 
-@badly("which the codes cannot hold, returned", source="ml-explore/mlx-lm #1172: ΔW of 1 % changes no code")
+@badly("of the weight left an error of", source="ml-explore/mlx-lm #1172: ΔW of 1 % changes no code")
 class ReportsSuccessWithoutAChange(RequantisingLayer):
     def loses(self, error: float) -> bool:
         return False

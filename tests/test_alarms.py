@@ -219,3 +219,25 @@ def test_the_committed_sums_have_no_alarm() -> None:
     assert found["alarms"] == 0
     assert found["cases"] == sum(row["cases"] for row in found["groups"].values())
     assert set(summary.vague_clauses(found)) == VAGUE
+
+
+# each was a false alarm: sums that begin with a large bias; a small update of a weight whose codes hold it
+MENDED = {
+    "TRN-REP-HOOKS": {
+        "implementation": "reference",
+        "subject": "LoraTraining",
+        "dtype": "float32",
+        "case": "seed=319 m=3 k=3 n=17 r=1 bias=True values=positive sizes=prime transposed=True how=forward_hook",
+    },
+    "QNT-MERGE-BOUND": {
+        "implementation": "packed requantises",
+        "subject": "packed_linear",
+        "dtype": "float32",
+        "case": "seed=159 m=5 k=17 n=5 r=1 values=normal content=zeros",
+    },
+}
+
+
+@pytest.mark.parametrize("clause", MENDED)
+def test_a_case_whose_clause_was_mended_is_right(clause: str) -> None:
+    assert campaign.judge_again(MENDED[clause], clause)[0] == "right"

@@ -35,7 +35,7 @@ LIBRARIES |= {"AdapterHub": "adapters", "LyCORIS": "lycoris-lora"}
 LOADED = json.loads((PLACE / "reports" / "adapters.json").read_text())["loaders"]
 # fixtures that provide a part of a library
 AS = {"concrete-ml": "as_concrete_ml", "sglang": "as_sglang", "speechbrain": "as_speechbrain"}
-AS |= {"unsloth": "as_unsloth", "axolotl": "as_axolotl", "litgpt": "as_litgpt", "adapters": "as_adapters"}
+LEFT = ("unsloth", "axolotl", "litgpt", "adapters")  # whose targets leave the part that they use imported
 LARGEST = 250_000  # characters in a report; that of three hundred clauses has 210,000
 
 
@@ -150,30 +150,6 @@ def as_speechbrain(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, name, module)
 
 
-@pytest.fixture
-def as_unsloth() -> None:
-    """Provide the modules of Unsloth's fused blocks, which stay importable, without the rest of Unsloth."""
-    importlib.import_module("conformance.targets.unsloth")
-
-
-@pytest.fixture
-def as_axolotl() -> None:
-    """Provide the modules of Axolotl's fused blocks."""
-    importlib.import_module("conformance.targets.axolotl")
-
-
-@pytest.fixture
-def as_litgpt() -> None:
-    """Provide `litgpt.lora` without Lightning: the target leaves it imported."""
-    importlib.import_module("conformance.targets.litgpt")
-
-
-@pytest.fixture
-def as_adapters() -> None:
-    """Provide the layers of AdapterHub beside any transformers: the target leaves them imported."""
-    importlib.import_module("conformance.targets.adapters")
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_program_on_a_page_prints_the_pages_output(page: Path, request: pytest.FixtureRequest) -> None:
     named = libraries(page)
@@ -190,5 +166,7 @@ def test_the_program_on_a_page_prints_the_pages_output(page: Path, request: pyte
     printed = io.StringIO()
     with warnings.catch_warnings(), contextlib.redirect_stdout(printed):
         warnings.simplefilter("ignore")
+        for library in set(LEFT) & named.keys():
+            importlib.import_module(f"conformance.targets.{library}")
         exec(compile(block(page, "python"), page.name, "exec"), {"__name__": "__main__"})
     assert printed.getvalue() == block(page, "text")

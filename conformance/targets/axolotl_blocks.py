@@ -19,7 +19,7 @@ if not torch.cuda.is_available():
 
 from conformance.targets.axolotl import ALLOCATING, LORA
 from conformance.targets.fused_peft import FEATURES
-from conformance.targets.peft_block import block, on_tokens
+from conformance.targets.peft_block import block, check_dtype, on_tokens
 from conformance.targets.wrapped_layer import version_of
 from reference.mlp import check_mlp
 
@@ -53,7 +53,7 @@ if not torch.cuda.is_available():
 
 def lora_qkv(x: Tensor, q: Any, k: Any, v: Any) -> Any:
     """Axolotl's query, key and value of one x."""
-    _check_dtype(x)
+    check_dtype(x, CONFORMANCE["dtypes"])
     attention = block(q=q, k=k, v=v)
     return on_tokens(lambda t: LORA.apply_lora_qkv(attention, t), x)
 
@@ -61,15 +61,9 @@ def lora_qkv(x: Tensor, q: Any, k: Any, v: Any) -> Any:
 def lora_mlp(x: Tensor, gate: Any, up: Any, down: Any, activation: str = "silu") -> Any:
     """Axolotl's feed-forward block with a gate."""
     check_mlp(x, gate, up, down, activation)
-    _check_dtype(x)
+    check_dtype(x, CONFORMANCE["dtypes"])
     if gate is None or activation not in MLP:
         raise NotImplementedError(f"a block without a gate or with {activation}: Axolotl has {', '.join(MLP)}, gated")
     apply, activated = MLP[activation]
     mlp = block(activated, gate=gate, up=up, down=down)
     return on_tokens(lambda t: apply(mlp, t), x)
-
-
-def _check_dtype(x: Tensor) -> None:
-    name = str(x.dtype).removeprefix("torch.")
-    if name not in CONFORMANCE["dtypes"]:
-        raise NotImplementedError(f"x is {name}: expected {' or '.join(CONFORMANCE['dtypes'])}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from types import SimpleNamespace
 from typing import Any
 
@@ -53,3 +53,10 @@ def on_tokens(function: Callable[[Tensor], Any], x: Tensor) -> Any:
     if isinstance(found, Tensor):
         return found.reshape(*x.shape[:-1], found.shape[-1])
     return tuple(y.reshape(*x.shape[:-1], y.shape[-1]) for y in found)
+
+
+def check_dtype(x: Tensor, dtypes: Collection[str]) -> None:
+    """Raise a NotImplementedError for an x of another dtype than a library's kernels take."""
+    name = str(x.dtype).removeprefix("torch.")
+    if name not in dtypes:
+        raise NotImplementedError(f"x is {name}: expected {' or '.join(dtypes)}")

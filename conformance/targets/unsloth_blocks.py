@@ -19,7 +19,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from conformance.targets.fused_peft import FEATURES
-from conformance.targets.peft_block import block, on_tokens
+from conformance.targets.peft_block import block, check_dtype, on_tokens
 from conformance.targets.unsloth import FAST_LORA
 from conformance.targets.wrapped_layer import version_of
 from reference.mlp import check_mlp
@@ -46,7 +46,7 @@ CONFORMANCE: dict[str, Any] = {
 
 def lora_qkv(x: Tensor, q: Any, k: Any, v: Any) -> Any:
     """Unsloth's query, key and value of one x."""
-    _check_dtype(x)
+    check_dtype(x, CONFORMANCE["dtypes"])
     _check_bias(q, k, v)
     attention = block(q=q, k=k, v=v)
     return on_tokens(lambda t: FAST_LORA.apply_lora_qkv(attention, t, inplace=False), x)
@@ -55,19 +55,13 @@ def lora_qkv(x: Tensor, q: Any, k: Any, v: Any) -> Any:
 def lora_mlp(x: Tensor, gate: Any, up: Any, down: Any, activation: str = "silu") -> Any:
     """Unsloth's feed-forward block with a gate."""
     check_mlp(x, gate, up, down, activation)
-    _check_dtype(x)
+    check_dtype(x, CONFORMANCE["dtypes"])
     if gate is None or activation not in MLP:
         raise NotImplementedError(f"a block without a gate or with {activation}: Unsloth has {', '.join(MLP)}, gated")
     _check_bias(gate, up, down)
     apply, activated = MLP[activation]
     mlp = block(activated, gate=gate, up=up, down=down)
     return on_tokens(lambda t: apply(mlp, t), x)
-
-
-def _check_dtype(x: Tensor) -> None:
-    name = str(x.dtype).removeprefix("torch.")
-    if name not in CONFORMANCE["dtypes"]:
-        raise NotImplementedError(f"x is {name}: expected {' or '.join(CONFORMANCE['dtypes'])}")
 
 
 def _check_bias(*projections: Any) -> None:

@@ -44,6 +44,8 @@ def _run(options: argparse.Namespace) -> int:
     chosen.sort(key=_share_of)  # an interrupted run has judged a smaller share, and as random
     index, count = map(int, options.shard.split("/"))
     chosen = [m for m in chosen[index - 1 :: count] if m.id not in done and m.valid]
+    if not chosen:
+        return 0
     verdict.prepare()
     # to measure which clauses run a line takes minutes, which a few mutants do not give back
     reach = Reach(options.journal.parent / "reach", verdict.SLOW, verdict.QUICK) if len(chosen) >= MANY else None

@@ -1,14 +1,16 @@
-"""Infinite results pass only where the exact result overflows the dtype, and wrong numbers are told apart."""
+"""What a judgement compares and says: infinities, numbers that are told apart, and cases that cannot fail."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import numpy as np
 import pytest
 import torch
 
-from conformance.judgement.judge import compare, judge
+from conformance.judgement.judge import compare, judge, judge_together
 from conformance.judgement.linear_oracle import Expected
-from conformance.judgement.outcomes import Violation
+from conformance.judgement.outcomes import Inconclusive, Violation
 
 
 def expected(value: float, dtype: torch.dtype = torch.float16) -> Expected:
@@ -48,3 +50,25 @@ def test_the_numbers_of_the_worst_element_differ_as_shown(got: float, want: floa
     with pytest.raises(Violation) as failure:
         compare(np.array([got]), Expected("y", np.array([want]), None, torch.float64, certified=False))
     assert said in str(failure.value)
+
+
+def _unclear(value: float) -> Expected:
+    """An expected value so near to zero that zeros would pass as it."""
+    return Expected("dp", np.array([value]), np.array([2 * abs(value)]), torch.float64)
+
+
+def test_a_wrong_result_fails_where_zeros_would_pass() -> None:
+    with pytest.raises(Violation, match=r"got 5, want 0\.1"):
+        judge(torch.tensor([5.0], dtype=torch.float64), _unclear(0.1))
+    with pytest.raises(Inconclusive, match="zeros would pass as dp"):
+        judge(torch.tensor([0.1], dtype=torch.float64), _unclear(0.1))
+
+
+def test_results_judged_together_need_one_that_can_fail() -> None:
+    unclear = torch.tensor([0.1], dtype=torch.float64), _unclear(0.1)
+    clear = torch.tensor([3.0], dtype=torch.float64), dataclasses.replace(expected(3.0, torch.float64), certified=True)
+    assert judge_together([unclear, clear]) == 0.0
+    with pytest.raises(Inconclusive, match="zeros would pass as dp"):
+        judge_together([unclear, unclear])
+    with pytest.raises(Violation, match="want 3 "):
+        judge_together([unclear, (unclear[0], clear[1])])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,8 @@ def judge(actual: Any, expected: Expected) -> float:
 
     Raises:
         Violation: if type, shape, dtype or any element is wrong, with the worst element and the error's pattern.
-        Inconclusive: if zeros, the negated result, or the result without a formula term would pass as well.
+        Inconclusive: if the tensor is right, but zeros, the negated result, or the result without a formula term would
+            pass as well.
     """
     what = expected.name
     note(expected=expected)
@@ -37,9 +38,29 @@ def judge(actual: Any, expected: Expected) -> float:
         f"{what} has shape {list(actual.shape)}: expected {_shape(expected.value)}",
     )
     require(actual.dtype == expected.dtype, f"{what} has dtype {actual.dtype}: expected {expected.dtype}")
+    ratio = compare(numbers(actual), expected)
     if expected.certified:
         certify(expected)
-    return compare(numbers(actual), expected)
+    return ratio
+
+
+def judge_together(results: Iterable[tuple[Any, Expected]]) -> float | None:
+    """Compare the results of one call, as `judge` does; the case decides if one of them can show a wrong result.
+
+    Raises:
+        Violation: if a result is wrong.
+        Inconclusive: if all are right, and none of them would show what `judge` requires.
+    """
+    ratios: list[float] = []
+    unclear: list[Inconclusive] = []
+    for actual, expected in results:
+        try:
+            ratios.append(judge(actual, expected))
+        except Inconclusive as reason:
+            unclear.append(reason)
+    if unclear and not ratios:
+        raise unclear[0]
+    return worst(*ratios)
 
 
 def compare(got: Array, expected: Expected) -> float:

@@ -15,8 +15,7 @@ import torch
 from conformance.cases.case import Space
 from conformance.cases.linear_case import LinearCase
 from conformance.cases.operands import Operands
-from conformance.judgement.judge import judge as judge_tensor
-from conformance.judgement.judge import worst
+from conformance.judgement.judge import judge_together
 from conformance.judgement.linear_oracle import Expected, LinearOracle
 from conformance.numerics.formats import Array, dtype_named, format_of
 
@@ -141,6 +140,6 @@ def named(expected: Expected, rank: int, world: int) -> Expected:
 
 
 def judge_all(answers: Sequence[dict[str, torch.Tensor]], key: str, expected: Sequence[Expected]) -> float | None:
-    """Judge one result of every rank."""
+    """Judge one result of every rank; the case decides if that of one rank can show a wrong result."""
     pairs = enumerate(zip(answers, expected, strict=True))
-    return worst(*(judge_tensor(a[key], named(e, rank, len(answers))) for rank, (a, e) in pairs))
+    return judge_together((a[key], named(e, rank, len(answers))) for rank, (a, e) in pairs)

@@ -10,7 +10,7 @@ import torch
 from conformance.clauses.fused.block import Block, bound
 from conformance.clauses.fused.case import FUSED, LAYOUT, LEADING, MIXED, SMALL, FusedCase
 from conformance.clauses.fused.oracle import Oracle
-from conformance.judgement.judge import compare, judge, worst
+from conformance.judgement.judge import compare, judge, judge_together, worst
 from conformance.judgement.outcomes import Refused, Violation, require
 from conformance.numerics.formats import numbers
 from conformance.specification.clause import clause
@@ -151,10 +151,11 @@ def test_fused_operands_that_do_not_chain(subject: Subject, case: FusedCase) -> 
 
 
 def judged_all(subject: Subject, block: Block) -> float | None:
-    """Judge every output and every gradient."""
+    """Judge every output and every gradient; the case decides if one of them can show a wrong result."""
     instance = bound(subject, block)
     instance.require_grad(block.trainable)
     ys, oracle = instance.forward(), Oracle(block)
-    ratio = judged_outputs(ys, oracle)
+    outputs = [(y, oracle.output(name)) for name, y in ys.items()]
     instance.backward(ys)
-    return worst(ratio, *(judge(instance.gradient(name), oracle.gradient(name)) for name in block.trainable))
+    gradients = [(instance.gradient(name), oracle.gradient(name)) for name in block.trainable]
+    return judge_together([*outputs, *gradients])

@@ -25,11 +25,11 @@ from conformance.run.profiles import PROFILES, Profile
 from conformance.specification.clause import Clause, load_all
 from conformance.specification.groups import groups
 from conformance.target.target import TRITON, Target
-from tests.campaigns.mutation import judging_groups
+from tests.campaigns.mutation import judging_groups, own_tests
 from tests.campaigns.mutation.mutants import PACKAGES, Mutant, write_copy
 from tests.campaigns.mutation.reach import OTHER_PROCESSES, Reach, clauses_of
 
-LIMIT = 240  # CPU seconds after which an undecided mutant counts as hung
+LIMIT = 600  # CPU seconds after which an undecided mutant counts as hung
 IDLE_LIMIT = 10 * LIMIT  # wall-clock seconds, for a mutant that waits for ever without using the CPU
 # torch.compile takes seconds for each mutant and detects the same defects as the plain call.
 SLOW = ("LIN-COMPILE", "LAY-COMPILE", "FUS-COMPILE")
@@ -54,7 +54,7 @@ class Verdict:
 
     Attributes:
         status: `killed` by a clause, `crashed` or `hung` (both count as detected), or `survived`.
-        clause: the first clause that failed; `import` if the package no longer imports.
+        clause: the first clause that failed, or the project's own test; `import` if the package no longer imports.
         seconds: CPU time of the verdict; other load on the machine does not change it.
     """
 
@@ -66,10 +66,12 @@ class Verdict:
 
 
 def verdict(mutant: Mutant, reach: Reach | None = None) -> Verdict:
-    """Judge a mutant until a clause of its file fails or all have passed; `reach` leaves out those that cannot fail."""
+    """Judge a mutant until a clause of its file fails, or else one of the project's own tests.
+
+    Args:
+        reach: leaves out the clauses that cannot fail.
+    """
     plan = _plan(mutant, reach)
-    if not plan:
-        return Verdict(mutant.id, "survived", message="no clause runs its line")
     with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
         write_copy(Path(folder), mutant)
         out = Path(folder) / "verdict.json"
@@ -130,7 +132,7 @@ def _in_child(folder: Path, mutant: Mutant, plan: list[Part], out: Path) -> None
         for name in [n for n in sys.modules if n.partition(".")[0] in PACKAGES or n in judged]:
             del sys.modules[name]
         importlib.invalidate_caches()
-        found = _first_failure(mutant, plan) or {"status": "survived"}
+        found = _first_failure(mutant, plan) or own_tests.first_failure(folder, mutant.file) or {"status": "survived"}
         out.with_suffix(".part").write_text(json.dumps(found))
         out.with_suffix(".part").rename(out)
     finally:

@@ -1,0 +1,87 @@
+"""The project's own tests, asked about what no clause kills: how `reference` and `optimized` do what no clause sees."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.campaigns.mutation.mutants import PACKAGES, ROOT
+
+IMPORTERS = ("conformance.targets", "tests.targets", "tests.test_")
+# the first pattern that a file's path matches decides; of the tests, those that take seconds, not minutes
+TESTS = (
+    ("reference/service/*", "remote server server_access server_attacks server_interruptions keys"),
+    ("reference/encrypted/*", "keys encryption seal_backend seal_noise hostile_ciphertexts split_answers"),
+    ("reference/files/expert_*", "expert_files expert_keys"),
+    ("reference/files/*", "checkpoint checkpoint_fields checkpoint_files checkpoint_runs shards sharded_files"),
+    ("reference/checkpoint.py", "checkpoint checkpoint_fields checkpoint_files checkpoint_runs shards sharded_files"),
+    ("*packed*", "packed_weight packed_files packed_kernels packed_node packed_memory"),
+    ("*expert*", "experts expert_files expert_keys experts_transformers"),
+    ("*dora*", "dora_norm dora_dropout"),
+    ("*dropout*", "counted_dropout dora_dropout"),
+    ("reference/train*", "trainer failed_steps checkpoint_runs"),
+    ("reference/*state.py", "failed_steps checkpoint_runs"),
+    ("reference/rollback.py", "failed_steps failed_adaptation"),
+    ("*quantization.py", "splitting saving shared_input integers_kernel"),
+    ("*int*8*", "integers_kernel"),
+    ("*integers*", "integers_kernel"),
+    ("reference/*hybrid.py", "splitting saving split_repairs split_peft"),
+    ("reference/split_model.py", "splitting saving split_repairs split_peft split_answers"),
+    ("*distributed.py", "distributed sharded_files"),
+    ("*sharded.py", "distributed sharded_files"),
+    ("*model.py", "merged_model failed_adaptation life_of_models"),
+    ("optimized/dispatch/*", "routes sweep dense_adapters row_tiles padded_rows"),
+    ("optimized/*batch*", "batched padded_rows dense_adapters"),
+    ("optimized/padded_rows.py", "padded_rows"),
+    ("optimized/dense_adapters.py", "dense_adapters"),
+    ("optimized/*tile*", "row_tiles tuning"),
+    ("optimized/kernels/*", "row_tiles far_rows integers_kernel tuning"),
+    ("optimized/nodes/*", "footprint second_derivatives"),
+    ("*", "limits far_rows"),
+)
+
+
+def tests_of(file: str) -> tuple[str, ...]:
+    """The paths of the tests for a file such as ``reference/encrypted/keys.py``."""
+    names = next(names for pattern, names in TESTS if fnmatch(file, pattern)).split()
+    return tuple(f"tests/test_{name}.py" for name in names)
+
+
+def first_failure(folder: Path, file: str) -> dict[str, str] | None:
+    """Run the tests of a file, in this process, with the packages in `folder`; tell of the first that fails."""
+    for name in list(sys.modules):  # what has names of the packages' own has those before the edit
+        if name.partition(".")[0] in PACKAGES or name.startswith(IMPORTERS):
+            del sys.modules[name]
+    importlib.invalidate_caches()
+    os.chdir(ROOT)
+    os.environ["PYTHONPATH"] = str(folder)
+    seen = _First()
+    asked = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts=", "--timeout=60"]
+    asked += ["-W", "ignore::pytest.PytestAssertRewriteWarning", *tests_of(file)]
+    try:
+        pytest.main(asked, plugins=[seen])
+    except BaseException as error:  # noqa: BLE001  (a mutant may raise anything)
+        seen.told = seen.told or ("import", f"{type(error).__name__}: {error}")
+    if seen.told is None:
+        return None
+    return {"status": "killed", "clause": seen.told[0], "message": seen.told[1][-300:]}
+
+
+class _First:
+    """A pytest plugin that keeps the first failure: the test, and what it said."""
+
+    told: tuple[str, str] | None = None
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed and self.told is None:
+            self.told = report.nodeid, str(report.longrepr)
+
+    def pytest_collectreport(self, report: Any) -> None:
+        if report.failed and self.told is None:
+            self.told = report.nodeid, str(report.longrepr)

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from conformance.errors import UsageError
 from conformance.run.profiles import Profile
 from conformance.specification.clause import Clause, load_all
 from conformance.specification.groups import groups
-from tests.campaigns.mutation import judging_groups, mutants, summary, verdict
+from tests.campaigns.mutation import judging_groups, mutants, own_tests, summary, verdict
 from tests.campaigns.mutation.operators import OPERATORS
 from tests.campaigns.mutation.reach import Reach, clauses_of
+from tests.support import marked_lines
 
 EDITS = {
     "arithmetic": ("a + b", ["a - b"]),
@@ -96,7 +98,18 @@ def test_a_mutant_has_one_edit_and_keeps_its_id_when_lines_move(small: Path, tmp
 )
 def test_the_suite_kills_mutants_of_the_formula(name: str, times: int, tmp_path: Path) -> None:
     journal = tmp_path / "journal.jsonl"
-    command = [sys.executable, "-m", "tests.campaigns.mutation", "run", "--only", name, "--journal", str(journal)]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.campaigns.mutation",
+        "run",
+        "--again",
+        "all",
+        "--only",
+        name,
+        "--journal",
+        str(journal),
+    ]
     for _ in range(times):
         subprocess.run(command, check=True, cwd=mutants.ROOT, capture_output=True)
         entries = [json.loads(line) for line in journal.read_text().splitlines()]
@@ -214,3 +227,35 @@ def test_a_mutant_that_no_clause_runs_survives_without_a_run() -> None:
 
     found = verdict.verdict(mutant, Nowhere())  # type: ignore[arg-type]
     assert (found.status, found.message) == ("survived", "no clause runs its line")
+
+
+def test_the_readme_has_the_sentence_of_the_committed_table() -> None:
+    found = json.loads(summary.REASONS.with_name("results.json").read_text(encoding="utf-8"))
+    sentence = f"`{summary.COMMAND}` -->\n{summary.line(found)}\n<!-- end of mutation"
+    assert sentence in (mutants.ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_verdicts_are_kept_by_the_digest_of_a_mutants_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(summary, "KEPT", tmp_path / "judged.csv")
+    one, other, *_ = mutants.mutants_of(mutants.ROOT / "reference/linear.py")
+    entries = [
+        {"mutant": one.id, "file": one.file, "operator": one.operator, "status": "killed", "clause": "LIN-FWD"},
+        {"mutant": "of a line that is gone", "file": "", "operator": "", "status": "survived", "clause": ""},
+    ]
+    summary.keep([{**entry, "seconds": 2.0} for entry in entries])
+    [found] = summary.kept([one, other])
+    assert {key: found[key] for key in (*entries[0], "seconds")} == {**entries[0], "seconds": 2.0}
+
+
+def test_a_sentence_is_written_between_its_marks_alone(tmp_path: Path) -> None:
+    page = tmp_path / "README.md"
+    page.write_text("a\n<!-- x: written by `y` -->\nold\n<!-- end of x -->\nb\n", encoding="utf-8")
+    marked_lines.write(page, "x", "y", "new")
+    assert page.read_text(encoding="utf-8") == "a\n<!-- x: written by `y` -->\nnew\n<!-- end of x -->\nb\n"
+    with pytest.raises(UsageError, match="has no line '<!-- x: written by `z` -->' before a line '<!-- end of x -->'"):
+        marked_lines.write(page, "x", "z", "new")
+
+
+def test_each_file_has_tests_to_ask_about_what_no_clause_kills() -> None:
+    asked = {path for mutant in mutants.all_mutants() for path in own_tests.tests_of(mutant.file)}
+    assert not [path for path in asked if not (mutants.ROOT / path).exists()]

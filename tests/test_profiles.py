@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conformance.cases.case import Case, Space
+from conformance.cases.case import FIRST_SEED, Case, Space
 from conformance.cases.linear_case import LinearCase
 from conformance.cases.seeding import seed_torch
 from conformance.run import profiles
@@ -77,3 +77,9 @@ def test_seeding_agrees_with_torch_manual_seed() -> None:
     wanted = torch.rand(3)
     seed_torch(7)
     assert torch.equal(torch.rand(3), wanted)
+
+
+@pytest.mark.parametrize("ways", range(2, 9))
+def test_the_first_cases_of_the_dtypes_take_different_ways(ways: int) -> None:
+    first = [Space(LinearCase).draw(0, "LIN-X", 0, dtype).seed % ways for dtype in FIRST_SEED]
+    assert len(set(first)) >= min(ways, 3)

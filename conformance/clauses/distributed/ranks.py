@@ -39,7 +39,7 @@ LIBRARIES = (
 )
 # Its first backward pass decides for good whether autograd gives a process threads; with them its forks cannot run any.
 # Under torch 2.15 it does if that pass is one of a compiled function.
-torch.ones((), requires_grad=True).backward()
+torch.autograd.backward([torch.ones((), requires_grad=True)])
 KEEPERS: list[Callable[[int, Work], list[Answer]]] = []  # if set, answers in place of new ranks, see `kept_ranks`
 
 

@@ -58,6 +58,8 @@ def tamed(case: GroupedCase) -> GroupedCase:
         changes |= {"k": case.n, "r": case.n, "base": False, "bias": False}
     if not case.base:
         changes["bias"] = False
+    if case.values == "integers":
+        changes["scale"] = case.exact_scale
     return dataclasses.replace(case, **changes)  # type: ignore[arg-type]
 
 
@@ -94,13 +96,13 @@ GROUPED = Space(
     routing=ROUTINGS[:-1],
     index=("int64", "int32"),
     base=(True, True, True, False),
-    scale=(1.0, 2.0, -1.0, 0.5),
+    scale=(1.0, 2.0, -1.0, 0.5, 0.3),
     bias=(False, True),
     values=("integers", "normal", "normal"),
     training=(True, False),
 )
 SMALL = GROUPED.narrowed(
-    m=(5, 7, 12), k=(3, 8, 17), n=(5, 8), r=(1, 2, 4), experts=(2, 3, 4), scale=(1.0, 2.0), training=(True,)
+    m=(5, 7, 12), k=(3, 8, 17), n=(5, 8), r=(1, 2, 4), experts=(2, 3, 4), scale=(1.0, 2.0, 0.3), training=(True,)
 )
 NORMAL = SMALL.narrowed(values=("normal",))
 LAYOUT = SMALL.narrowed(x=LAYOUTS, g=LAYOUTS, w=LAYOUTS[:-1], ab=LAYOUTS[:-1], lead=("2d", "3d", "4d"))

@@ -74,7 +74,7 @@ FUSED = Space(
     o=(1, 3, 16, 17, 34),
     r=(1, 3, 4, 8, 17),
     ranks=("equal", "different"),
-    scale=(1.0, 2.0, -1.0, 0.5),
+    scale=(1.0, 2.0, -1.0, 0.5, 0.3),
     bias=("none", "all", "second"),
     activation=ACTIVATIONS,
     gated=(True, True, False),
@@ -82,7 +82,7 @@ FUSED = Space(
     training=(True, False),
 )
 SMALL = FUSED.narrowed(
-    m=(2, 3, 5), k=(3, 17, 33), n=(5, 16, 35), o=(3, 17), r=(1, 3, 4), scale=(1.0, 2.0, -1.0), training=(True,)
+    m=(2, 3, 5), k=(3, 17, 33), n=(5, 16, 35), o=(3, 17), r=(1, 3, 4), scale=(1.0, 2.0, -1.0, 0.3), training=(True,)
 )
 LAYOUT = SMALL.narrowed(x=LAYOUTS, g=LAYOUTS, w=LAYOUTS[:-1], ab=LAYOUTS[:-1], lead=("2d", "3d", "4d"))
 # no r = 1: autograd would sum a gradient of shape [0, K], a mistake an empty batch may cause, to the right [1, K]

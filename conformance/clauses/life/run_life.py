@@ -128,7 +128,9 @@ class RunLife(Lived):
 
     def new_optimiser(self) -> None:
         """A new optimiser of the present kind, and its truth."""
-        flag = "" if self.flag == "plain" else f", {self.flag}=True"
+        # torch 2.13 cannot step with fused momentum where a parameter that is trained again has none yet
+        plain = self.flag == "plain" or (self.optimizer, self.flag) == ("momentum", "fused")
+        flag = "" if plain else f", {self.flag}=True"
         lr, apart = RATES[self.optimizer], "{}"
         if self.groups == 2:
             decay = ', "weight_decay": 0.0' if self.optimizer.startswith("adam") else ""

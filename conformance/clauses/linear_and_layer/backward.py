@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from conformance.cases.linear_case import LINEAR, LinearCase
-from conformance.clauses.linear_and_layer.case_spaces import LAYOUT, LEADING, MIXED, SMALL
+from conformance.clauses.linear_and_layer.case_spaces import LAYOUT, LEADING, MIXED, SCALED, SMALL
 from conformance.clauses.linear_and_layer.dropout import WITH_DROPOUT, started
 from conformance.clauses.linear_and_layer.judged_results import judge_gradients, oracle_for
 from conformance.judgement.judge import compare, judge, worst
@@ -81,7 +81,7 @@ def test_gradient_mixed(subject: Subject, case: LinearCase) -> float | None:
     "LIN-BWD-SCALE",
     "LAY-BWD-SCALE",
     sentence="The scale, of any sign and size, multiplies the adapter's part of every gradient.",
-    cases=SMALL.narrowed(scale=(0.0, 2.0, -3.0, 0.0625, 256.0, -0.5), values=("integers", "normal")),
+    cases=SCALED,
 )
 def test_gradient_scale(subject: Subject, case: LinearCase) -> float | None:
     operands = subject.operands(case)

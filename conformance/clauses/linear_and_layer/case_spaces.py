@@ -22,4 +22,16 @@ def partnered(case: LinearCase) -> LinearCase:
     return dataclasses.replace(LINEAR.tame(case), adapter=ADAPTER_DTYPES[case.dtype])
 
 
+def exactly_scaled(case: LinearCase) -> LinearCase:
+    """The case with a scale that leaves integers exact."""
+    case = LINEAR.tame(case)
+    return dataclasses.replace(case, scale=3.0) if case.values == "integers" and case.scale == LONG_SCALE else case
+
+
+LONG_SCALE = 0.3  # no number of 32 bits or fewer
+SCALED = Space(
+    LinearCase,
+    tame=exactly_scaled,
+    **SMALL.narrowed(scale=(0.0, 2.0, LONG_SCALE, -3.0, 256.0), values=("integers", "normal", "normal")).values,
+)
 MIXED = Space(LinearCase, tame=partnered, **SMALL.values)

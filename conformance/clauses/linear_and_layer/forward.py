@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from conformance.cases.linear_case import LINEAR, LinearCase
-from conformance.clauses.linear_and_layer.case_spaces import LAYOUT, LEADING, MIXED, SMALL
+from conformance.clauses.linear_and_layer.case_spaces import LAYOUT, LEADING, MIXED, SCALED, SMALL
 from conformance.clauses.linear_and_layer.judged_results import judge_gradients, oracle_for, output
 from conformance.judgement.judge import compare, judge, worst
 from conformance.judgement.outcomes import require
@@ -68,7 +68,7 @@ def test_forward_mixed(subject: Subject, case: LinearCase) -> float | None:
     "LIN-FWD-SCALE",
     "LAY-FWD-SCALE",
     sentence="The scale, of any sign and size, multiplies the adapter's term only; at scale 0, y is the base output.",
-    cases=SMALL.narrowed(scale=(0.0, 2.0, -3.0, 0.0625, 256.0, -0.5), values=("integers", "normal")),
+    cases=SCALED,
 )
 def test_forward_scale(subject: Subject, case: LinearCase) -> float | None:
     operands = subject.operands(case)

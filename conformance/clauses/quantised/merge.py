@@ -115,7 +115,7 @@ def merged_weight(operands: PackedOperands, dtype: torch.dtype) -> Expected:
 @clause(
     "QNT-MERGE-BOUND",
     sentence="""By the convention `packed_merge: requantised`, merge() stores Ŵ + s·B A rounded to the format: each
-    number is off by at most half the widest step of its block, .1519·absmax (nf4), absmax/6 (fp4), s/2 (int8, int4),
+    number is off by at most half the widest step of its block, .15191·absmax (nf4), absmax/6 (fp4), s/2 (int8, int4),
     or max(2^-4·|w|, 2^-10·s) (fp8), and an ulp more; absmax and s are those of the merged numbers. merge() returns
     ‖error‖/‖ΔW‖, and raises a ValueError above ½, with nothing changed. unmerge() restores every byte.""",
     why="""Unmerging by requantising again drifts by as much as a third after five times, and an update of 1 % of the
@@ -196,7 +196,7 @@ def steps(case: PackedCase, wanted: Any) -> Any:
     np.maximum.at(absmax, number, np.abs(wanted))
     largest, size = absmax[number], np.abs(wanted)
     off = {
-        "nf4": 0.1519 * largest,
+        "nf4": 0.15191 * largest,
         "fp4": largest / 6,
         "int8_bitsandbytes": largest / 254 + size * 2**-11 + 2**-25,
         "int8_torchao": largest / 255,

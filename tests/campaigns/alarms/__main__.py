@@ -11,7 +11,7 @@ from pathlib import Path
 
 from conformance.errors import UsageError
 from tests.campaigns.alarms import shares, summary
-from tests.support import json_entries
+from tests.support import json_entries, marked_lines
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json is not None:
         json_entries.write(options.json, found)
     if options.readme is not None:
-        summary.write_line(options.readme, found)
+        marked_lines.write(options.readme, "alarms", summary.COMMAND, summary.line(found))
     return summary.show(found)
 
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from conformance.errors import UsageError
 from conformance.specification.clause import load_all
 
 MOST_UNDECIDED = 0.05
 ENOUGH = 60  # cases of a clause, decided or not: a share of fewer says little
 SHOWN = 12  # clauses with the least room that are printed
-MARKS = ("<!-- alarms: written by `python -m tests.campaigns.alarms table --readme` -->", "<!-- end of alarms -->")
+COMMAND = "python -m tests.campaigns.alarms table --readme"
 WHO = ("implementation", "subject", "dtype", "case")
 
 
@@ -132,20 +130,6 @@ def line(found: dict[str, Any]) -> str:
         f"On {implementations} right implementations, peers among them, {found['cases']:,} cases give {said} "
         f"({found['date']}, [table](tests/campaigns/alarms/results.json)){mended}."
     )
-
-
-def write_line(page: Path, found: dict[str, Any]) -> None:
-    """Write the sentence between the marks of a page.
-
-    Raises:
-        UsageError: if the page has no marks.
-    """
-    text = page.read_text(encoding="utf-8")
-    start, end = map(re.escape, MARKS)
-    changed, count = re.subn(rf"(?<={start}\n).*?(?={end})", lambda _: line(found) + "\n", text, flags=re.DOTALL)
-    if count != 1:
-        raise UsageError(f"{page} has no line {MARKS[0]!r} before a line {MARKS[1]!r}")
-    page.write_text(changed, encoding="utf-8")
 
 
 def show(found: dict[str, Any]) -> int:

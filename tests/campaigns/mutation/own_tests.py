@@ -37,11 +37,11 @@ TESTS = (
     ("*sharded.py", "distributed sharded_files"),
     ("*model.py", "merged_model failed_adaptation life_of_models"),
     ("optimized/dispatch/*", "routes sweep dense_adapters row_tiles padded_rows"),
-    ("optimized/*batch*", "batched padded_rows dense_adapters"),
+    ("optimized/*batch*", "padded_rows dense_adapters"),
     ("optimized/padded_rows.py", "padded_rows"),
     ("optimized/dense_adapters.py", "dense_adapters"),
     ("optimized/*tile*", "row_tiles tuning"),
-    ("optimized/kernels/*", "row_tiles far_rows integers_kernel tuning"),
+    ("optimized/kernels/*", "split_sums row_tiles integers_kernel tuning"),
     ("optimized/nodes/*", "footprint second_derivatives"),
     ("*", "limits far_rows"),
 )
@@ -62,7 +62,7 @@ def first_failure(folder: Path, file: str) -> dict[str, str] | None:
     os.chdir(ROOT)
     os.environ["PYTHONPATH"] = str(folder)
     seen = _First()
-    asked = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts=", "--timeout=60"]
+    asked = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts=", "--timeout=600"]
     asked += ["-W", "ignore::pytest.PytestAssertRewriteWarning", *tests_of(file)]
     try:
         pytest.main(asked, plugins=[seen])

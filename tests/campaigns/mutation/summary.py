@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import hashlib
 import json
 import re
 import statistics
@@ -10,10 +12,37 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from tests.campaigns.mutation.mutants import all_mutants
-from tests.support import json_entries
+from tests.campaigns.mutation.mutants import ROOT, Mutant, all_mutants
+from tests.support import json_entries, marked_lines
 
 REASONS = Path(__file__).parent / "survivors.json"
+KEPT = Path(__file__).parent / "judged.csv"  # verdicts of earlier runs, by the digest of the mutant's name
+COMMAND = "python -m tests.campaigns.mutation table --readme"
+COLUMNS = ("digest", "status", "clause", "seconds")
+
+
+def digest(mutant: str) -> str:
+    """A short name of a mutant's name."""
+    return hashlib.sha256(mutant.encode()).hexdigest()[:10]
+
+
+def kept(mutants: list[Mutant]) -> list[dict[str, Any]]:
+    """Return the committed entries of mutants that still exist."""
+    by_digest = {digest(m.id): m for m in mutants}
+    with KEPT.open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["digest"] in by_digest]
+    named = [(by_digest[row["digest"]], row) for row in rows]
+    return [
+        {"mutant": m.id, "file": m.file, "operator": m.operator, **row, "seconds": float(row["seconds"])}
+        for m, row in named
+    ]
+
+
+def keep(entries: list[dict[str, Any]]) -> None:
+    """Write the entries to the committed file, for later runs to leave out."""
+    rows = sorted((digest(e["mutant"]), e["status"], e["clause"], round(e["seconds"], 1)) for e in entries)
+    with KEPT.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
 
 
 def read(journals: list[Path]) -> list[dict[str, Any]]:
@@ -59,12 +88,17 @@ def scores(entries: list[dict[str, Any]]) -> dict[str, Any]:
         "mutants": len(entries),
         "score": _score(total),
         "files": {name: {**counts, "score": _score(counts)} for name, counts in sorted(files.items())},
-        "groups": dict(Counter(e["clause"].split("-")[0] for e in entries if e["status"] == "killed").most_common()),
+        "groups": dict(Counter(_judge(e["clause"]) for e in entries if e["status"] == "killed").most_common()),
         "seconds_to_kill": _quantiles(times),
         "cpu_seconds": round(sum(e["seconds"] for e in entries)),
         "gaps": [e["mutant"] for e in entries if e["status"] == "survived" and not reason(e["mutant"])],
         "equivalent": dict(Counter(filter(None, (reason(e["mutant"]) for e in entries if e["status"] == "survived")))),
     }
+
+
+def _judge(clause: str) -> str:
+    """Who killed a mutant: a group of clauses by the prefix of its ids, the import, or the project's own tests."""
+    return "own tests" if clause.startswith("tests/") else clause.split("-", maxsplit=1)[0]
 
 
 def _score(counts: Counter[str]) -> float:
@@ -79,10 +113,28 @@ def _quantiles(times: list[float]) -> dict[str, float]:
     return {"p25": cuts[4], "median": cuts[9], "p75": cuts[14], "p95": cuts[18], "max": times[-1]}
 
 
-def show(journals: list[Path], out: Path | None) -> int:
-    """Print the table; return 1 if a survivor has no reason."""
-    everything = [m.id for m in all_mutants() if m.valid]
-    entries = of_today(read(journals), set(everything))
+def line(found: dict[str, Any]) -> str:
+    """The table in one sentence, for a page of the project."""
+    equivalent, gaps = sum(found["equivalent"].values()), len(found["gaps"])
+    judged, own = found["mutants"] - equivalent, found["groups"].get("own tests", 0)
+    table = f"[table]({Path(__file__).parent.relative_to(ROOT)}/results.json)"
+    return (
+        f"Of {judged:,} random edits of `reference/` and `optimized/` that change what they do, the clauses\n"
+        f"detect {(judged - gaps - own) / judged:.1%}, and with the project's own tests {found['score']:.1%} "
+        f"({found['date']}, {table});\n{equivalent} more change nothing that is promised."
+    )
+
+
+def show(journals: list[Path], out: Path | None, page: Path | None) -> int:
+    """Print the table of the journals and the committed entries; return 1 if a survivor has no reason.
+
+    Args:
+        out: the table is written to it, and the entries to the committed file.   page: gets the sentence.
+    """
+    mutants = [m for m in all_mutants() if m.valid]
+    everything = [m.id for m in mutants]
+    known = {e["mutant"]: e for e in [*kept(mutants), *read(journals)]}
+    entries = of_today(list(known.values()), set(everything))
     found = {"date": date.today().isoformat(), "of": len(everything), **scores(entries)}
     print(f"{'file':<36} killed  equivalent  gaps  score")
     for name, counts in found["files"].items():
@@ -94,4 +146,7 @@ def show(journals: list[Path], out: Path | None) -> int:
         print(f"gap: {mutant}")
     if out is not None:
         json_entries.write(out, found)
+        keep(entries)
+    if page is not None:
+        marked_lines.write(page, "mutation", COMMAND, line(found))
     return 1 if found["gaps"] else 0

@@ -50,6 +50,12 @@ class DividesTheScaleByTheRoot(Right):
         return super().expand(S, p) / p.B.shape[1] ** 0.5
 
 
+@breaks("EXP-FWD", says="worst    y", dtypes=("float64",), source="Triton: a float is 32 bits")
+class RoundsTheScaleTo32Bits(Right):
+    def call(self, x, own, weight, bias, A, B, scale, drop):
+        return super().call(x, own, weight, bias, A, B, torch.tensor(scale).item(), drop)
+
+
 @breaks("EXP-LEAD", says="raised", source="a kernel that takes matrices only")
 class NeedsAMatrix(Right):
     def refuse_index(self, x, index):

@@ -35,6 +35,14 @@ class UsesTheScaleOfQForAll(Right):
         )
 
 
+@breaks("FUS-QKV", says="worst", dtypes=("float64",), source="Triton: a float is 32 bits")
+class RoundsTheScaleTo32Bits(Right):
+    def update(self, x, p):
+        p = copy.copy(p)
+        p.scale = torch.tensor(p.scale).item()
+        return super().update(x, p)
+
+
 @breaks("FUS-MLP", says="elements wrong", source="f applied to the wrong half of a joined product")
 class SwapsGateAndUp(Right):
     def lift(self, gate, up, activation):

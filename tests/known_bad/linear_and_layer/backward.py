@@ -179,6 +179,12 @@ class RoundsTheScale(Right):
         return super().gradient_of_lora_B(replace(o, scale=float(round(o.scale))))
 
 
+@breaks("LIN-BWD-SCALE", "LAY-BWD-SCALE", says="worst", dtypes=("float64",), source="Triton: a float is 32 bits")
+class RoundsTheScaleTo32Bits(Right):
+    def gradient_of_lora_B(self, o: BackwardOperands) -> Tensor:
+        return super().gradient_of_lora_B(replace(o, scale=torch.tensor(o.scale).item()))
+
+
 @breaks("LIN-BWD-ACCUM", "LAY-BWD-ACCUM", says="worst", source="a gradient overwritten instead of accumulated")
 class OverwritesTheGradient(Right):
     def gradient_of_lora_A(self, o: BackwardOperands) -> Tensor:

@@ -152,6 +152,12 @@ class ScalesTheBaseToo(Right):
         return y * scale
 
 
+@breaks("LIN-FWD-SCALE", "LAY-FWD-SCALE", says="worst", dtypes=("float64",), source="Triton: a float is 32 bits")
+class RoundsTheScaleTo32Bits(Right):
+    def update(self, o: UpdateOperands) -> Tensor:
+        return super().update(replace(o, scale=torch.tensor(o.scale).item()))
+
+
 @breaks("LIN-FWD-NONFINITE", "LAY-FWD-NONFINITE", says="finite", source="a NaN guard that hides errors")
 class ReplacesNaN(Right):
     def lora_linear(self, x: Tensor, *args: Any, **options: Any) -> Tensor:

@@ -218,15 +218,17 @@ def test_only_clauses_that_run_a_line_judge_it(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1  # measured once, though asked often
 
 
-def test_a_mutant_that_no_clause_runs_survives_without_a_run() -> None:
+def test_a_mutant_that_no_clause_runs_is_given_to_the_projects_own_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     mutant = _of_file("reference/config.py", "check_alpha_named constant: 0 → 1")
 
     class Nowhere:
         def clauses(self, *_: object) -> list[Clause]:
             return []
 
+    asked = {"status": "killed", "clause": "tests/test_limits.py::test_x", "message": ""}
+    monkeypatch.setattr(own_tests, "first_failure", lambda _, file: asked | {"message": file})
     found = verdict.verdict(mutant, Nowhere())  # type: ignore[arg-type]
-    assert (found.status, found.message) == ("survived", "no clause runs its line")
+    assert (found.status, found.clause, found.message) == ("killed", asked["clause"], "reference/config.py")
 
 
 def test_the_readme_has_the_sentence_of_the_committed_table() -> None:

@@ -12,6 +12,7 @@ import math
 import pytest
 import torch
 
+from reference.encrypted.encryption import noise_of
 from reference.encrypted.noise import EXACT, FAST, TOY, EncryptionParameters, check_range, noise_std, simulate, wrap
 from tests.campaigns import noise_law
 
@@ -169,3 +170,11 @@ def test_every_parameter_except_the_name_changes_the_fingerprint() -> None:
 def test_the_toy_set_is_named_insecure() -> None:
     assert "insecure" in TOY.name
     assert (EXACT.secure, FAST.secure, TOY.secure) == (True, True, False)
+
+
+def test_a_backend_without_a_noise_law_is_named() -> None:
+    class Silent:
+        parameters = object()
+
+    with pytest.raises(TypeError, match="Silent has no noise_std, and its parameters, object, have no noise law"):
+        noise_of(Silent(), torch.ones(1, 2, dtype=torch.int64))  # type: ignore[arg-type]

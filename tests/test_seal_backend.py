@@ -248,3 +248,10 @@ def test_a_split_model_runs_here_and_at_a_server_with_new_keys_for_each_request(
         assert torch.equal(split(x, fhe="remote"), expected)
     assert len(used) == 4
     assert len({keys.evaluation for keys in used}) == 4
+
+
+@pytest.mark.parametrize(("features", "outputs"), [(0, 1), (3, 400)])
+def test_a_packing_beyond_its_polynomial_is_refused(features: int, outputs: int) -> None:
+    numbers = f"7·{features}·{outputs} = {7 * features * outputs}"
+    with pytest.raises(ValueError, match=f"rows·features·outputs = {numbers}: expected 1 to 8192"):
+        Packing(7, features, outputs, 8192)

@@ -17,6 +17,7 @@ import reference
 from optimized.dispatch.integers import why_not_float32, why_not_int8
 from optimized.quantization import QuantizedLinear
 from reference import HybridFHEModel, LoraTraining, PeftConfig, apply_lora_to_linear_modules, get_remote_names
+from reference.quantization import quantize_dynamic
 from reference.service.weight_version import some_of
 
 pytestmark = pytest.mark.usefixtures("set_aside")  # clearing weights collects garbage, and looks for their holders
@@ -296,3 +297,11 @@ class TestFastIntegers:
         simulated, _ = hybrid((X, LABELS), fhe="simulate")
         assert torch.equal(loss, simulated)
         assert hybrid._split.noise_drawn == 0
+
+
+@pytest.mark.parametrize("shape", [(3, 0), (0, 4)])
+def test_rows_without_elements_are_quantised(shape: tuple[int, int]) -> None:
+    quantized = quantize_dynamic(torch.empty(shape), 8)
+    assert quantized.values.shape == shape
+    assert torch.equal(quantized.scale, torch.ones(shape[0], 1, dtype=torch.float64))
+    assert not quantized.zero_point.any()

@@ -119,10 +119,6 @@ def test_without_a_weight_the_update_alone_is_judged() -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"lora_B": torch.zeros(48, 8)}, "the result without its adapter term would pass as y, .*lora_B is zero every"),
-        ({"weight": torch.zeros(48, 64)}, "the result without its base term would pass as y, .*weight is zero every"),
-        ({"scale": 0}, "would pass as y, so these operands decide nothing .scale is 0.: random operands"),
-        ({"lora_B": torch.full((48, 8), 1e-9)}, "decide nothing .the terms' magnitudes differ too much"),
         ({"x": torch.zeros(0, 64)}, r"x is \[0, 64\], without an element: there is nothing to judge"),
         ({"x": torch.full((5, 64), float("inf"))}, "320 of 320 elements of x are not finite"),
         (
@@ -150,10 +146,32 @@ def test_without_a_weight_the_update_alone_is_judged() -> None:
         ({"y": None}, "there is nothing to judge: expected y, dx, dA, dB, dbias or merged"),
     ],
 )
-def test_operands_that_decide_nothing_or_do_not_chain_are_refused(changes: dict[str, Any], says: str) -> None:
+def test_operands_that_do_not_chain_are_refused(changes: dict[str, Any], says: str) -> None:
     o = operands()
     with pytest.raises(ValueError, match=says):
         assert_lora_close(**{"y": output(o), **o, "scale": SCALE, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"lora_B": torch.zeros(48, 8)}, "the result without its adapter term would pass as y, .*lora_B is zero every"),
+        ({"weight": torch.zeros(48, 64)}, "the result without its base term would pass as y, .*weight is zero every"),
+        ({"lora_B": torch.full((48, 8), 1e-9)}, "decide nothing .the terms' magnitudes differ too much"),
+    ],
+)
+def test_operands_that_decide_nothing_are_refused_if_the_result_is_right(changes: dict[str, Any], says: str) -> None:
+    o = operands() | changes
+    with pytest.raises(ValueError, match=says):
+        assert_lora_close(output(o), **o, scale=SCALE)
+    with pytest.raises(AssertionError, match="y is not"):
+        assert_lora_close(output(o) + 1, **o, scale=SCALE)
+
+
+def test_a_scale_of_zero_decides_nothing() -> None:
+    o = operands()
+    with pytest.raises(ValueError, match=r"would pass as y, so these operands decide nothing \(scale is 0\): random"):
+        assert_lora_close(linear(o["x"], o["weight"], o["bias"]), **o, scale=0)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -44,9 +44,13 @@ def judge(actual: Any, expected: Expected) -> float:
     return ratio
 
 
-def judge_together(results: Iterable[tuple[Any, Expected]]) -> float | None:
+def judge_together(
+    results: Iterable[tuple[Any, Expected]], by: Callable[[Any, Expected], float] = judge
+) -> float | None:
     """Compare the results of one call, as `judge` does; the case decides if one of them can show a wrong result.
 
+    Args:
+        by: what judges each of them.
     Raises:
         Violation: if a result is wrong.
         Inconclusive: if all are right, and none of them would show what `judge` requires.
@@ -55,7 +59,7 @@ def judge_together(results: Iterable[tuple[Any, Expected]]) -> float | None:
     unclear: list[Inconclusive] = []
     for actual, expected in results:
         try:
-            ratios.append(judge(actual, expected))
+            ratios.append(by(actual, expected))
         except Inconclusive as reason:
             unclear.append(reason)
     if unclear and not ratios:

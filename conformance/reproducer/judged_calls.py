@@ -7,6 +7,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ import torch
 from conformance.cases.memory_layout import Placed
 from conformance.cases.seeding import seed_torch
 from conformance.isolation import process_state
-from conformance.judgement.judge import compare, judge
+from conformance.judgement.judge import compare, judge, judge_together
 from conformance.judgement.outcomes import Violation
 from conformance.numerics.formats import numbers
 from conformance.reproducer.setting_code import SETTING_CODE
@@ -42,6 +43,11 @@ def made_anew(tape: Tape, subject: Any, *, function: Callable[..., Any]) -> Any:
 def judged(tape: Tape, actual: Any, expected: Any) -> Any:
     """Judge a tensor; a violation is the failure."""
     return _compared(tape, judge, actual, expected, has_dtype=True)
+
+
+def judged_together(tape: Tape, results: Any) -> Any:
+    """Judge the results of one call; the first violation is the failure."""
+    return judge_together(results, partial(judged, tape))
 
 
 def compared(tape: Tape, got: Any, expected: Any) -> Any:
@@ -146,6 +152,7 @@ RECORDERS = (
     (seed_torch, seeded),
     (torch.manual_seed, seeded),
     (judge, judged),
+    (judge_together, judged_together),
     (compare, compared),
     (numbers, values_of),
     (refuses, refused),

@@ -72,3 +72,12 @@ def test_results_judged_together_need_one_that_can_fail() -> None:
         judge_together([unclear, unclear])
     with pytest.raises(Violation, match="want 3 "):
         judge_together([unclear, (unclear[0], clear[1])])
+
+
+def test_an_empty_and_an_uncertified_result_show_nothing() -> None:
+    unclear = torch.tensor([0.1], dtype=torch.float64), _unclear(0.1)
+    empty = torch.empty(0, dtype=torch.float64), Expected("y", np.empty(0), np.empty(0), torch.float64)
+    uncertified = torch.tensor([3.0], dtype=torch.float64), expected(3.0, torch.float64)
+    assert judge_together([empty, uncertified]) == 0.0
+    with pytest.raises(Inconclusive, match="zeros would pass as dp"):
+        judge_together([unclear, empty, uncertified])

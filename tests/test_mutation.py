@@ -247,6 +247,8 @@ def test_verdicts_are_kept_by_the_digest_of_a_mutants_name(tmp_path: Path, monke
     summary.keep([{**entry, "seconds": 2.0} for entry in entries])
     [found] = summary.kept([one, other])
     assert {key: found[key] for key in (*entries[0], "seconds")} == {**entries[0], "seconds": 2.0}
+    names = {mutant.id for mutant in mutants.all_mutants()}
+    assert len({summary.digest(name) for name in names}) == len(names)
 
 
 def test_a_sentence_is_written_between_its_marks_alone(tmp_path: Path) -> None:

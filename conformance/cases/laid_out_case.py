@@ -46,8 +46,3 @@ class LaidOutCase(Case):
     def whole_scale(self) -> float:
         """The scale, or where it is a fraction a whole number near its reciprocal: a fraction leaves no integers."""
         return self.scale if abs(self.scale) >= 1 else float(round(1 / self.scale))
-
-    @property
-    def exact_scale(self) -> float:
-        """The scale, or where a product with it would round a whole number near its reciprocal."""
-        return self.scale if (64 * self.scale).is_integer() else self.whole_scale

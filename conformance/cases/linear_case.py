@@ -59,6 +59,14 @@ class LinearCase(Case):
         return leading_dimensions(self.m, self.lead)
 
 
+LONG_SCALE = 0.3  # needs more than 32 bits, so that a scale that loses some shows
+
+
+def exact_scale(scale: float) -> float:
+    """The scale, or a whole number near its reciprocal if products of integers with the scale would round."""
+    return scale if (64 * scale).is_integer() else float(round(1 / scale))
+
+
 def leading_dimensions(m: int, lead: str) -> tuple[int, ...]:
     """Leading dimensions for m tokens, from none (`1d`) to three (`4d`); m is rounded up to fill them."""
     half = math.ceil(m / 2)

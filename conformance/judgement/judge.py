@@ -49,20 +49,26 @@ def judge_together(
 ) -> float | None:
     """Compare the results of one call, as `judge` does; the case decides if one of them can show a wrong result.
 
+    A result without elements, or one that is not certified, shows nothing.
+
     Args:
-        by: what judges each of them.
+        results: tensors with their expected values.   by: what judges each of them.
+    Returns:
+        The worst error ÷ budget of those that decide; None if there is none.
     Raises:
         Violation: if a result is wrong.
-        Inconclusive: if all are right, and none of them would show what `judge` requires.
+        Inconclusive: if all are right, and none of those that would have to shows what `judge` requires.
     """
     ratios: list[float] = []
     unclear: list[Inconclusive] = []
+    shown = False
     for actual, expected in results:
         try:
             ratios.append(by(actual, expected))
+            shown |= expected.certified and expected.value.size > 0
         except Inconclusive as reason:
             unclear.append(reason)
-    if unclear and not ratios:
+    if unclear and not shown:
         raise unclear[0]
     return worst(*ratios)
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from conformance.cases.case import Space
 from conformance.cases.laid_out_case import LaidOutCase
+from conformance.cases.linear_case import LONG_SCALE, exact_scale
 from conformance.cases.memory_layout import LAYOUTS
 from conformance.numerics.dtypes import ADAPTER_DTYPES
 
@@ -59,7 +60,7 @@ def tamed(case: GroupedCase) -> GroupedCase:
     if not case.base:
         changes["bias"] = False
     if case.values == "integers":
-        changes["scale"] = case.exact_scale
+        changes["scale"] = exact_scale(case.scale)
     return dataclasses.replace(case, **changes)  # type: ignore[arg-type]
 
 
@@ -96,13 +97,13 @@ GROUPED = Space(
     routing=ROUTINGS[:-1],
     index=("int64", "int32"),
     base=(True, True, True, False),
-    scale=(1.0, 2.0, -1.0, 0.5, 0.3),
+    scale=(1.0, 2.0, -1.0, 0.5, LONG_SCALE),
     bias=(False, True),
     values=("integers", "normal", "normal"),
     training=(True, False),
 )
 SMALL = GROUPED.narrowed(
-    m=(5, 7, 12), k=(3, 8, 17), n=(5, 8), r=(1, 2, 4), experts=(2, 3, 4), scale=(1.0, 2.0, 0.3), training=(True,)
+    m=(5, 7, 12), k=(3, 8, 17), n=(5, 8), r=(1, 2, 4), experts=(2, 3, 4), scale=(1.0, 2.0, LONG_SCALE), training=(True,)
 )
 NORMAL = SMALL.narrowed(values=("normal",))
 LAYOUT = SMALL.narrowed(x=LAYOUTS, g=LAYOUTS, w=LAYOUTS[:-1], ab=LAYOUTS[:-1], lead=("2d", "3d", "4d"))

@@ -8,6 +8,7 @@ from typing import Any
 
 from conformance.cases.case import Space
 from conformance.cases.laid_out_case import LaidOutCase
+from conformance.cases.linear_case import LONG_SCALE
 from conformance.cases.memory_layout import LAYOUTS
 from conformance.numerics.dtypes import ADAPTER_DTYPES
 
@@ -74,7 +75,7 @@ FUSED = Space(
     o=(1, 3, 16, 17, 34),
     r=(1, 3, 4, 8, 17),
     ranks=("equal", "different"),
-    scale=(1.0, 2.0, -1.0, 0.5, 0.3),
+    scale=(1.0, 2.0, -1.0, 0.5, LONG_SCALE),
     bias=("none", "all", "second"),
     activation=ACTIVATIONS,
     gated=(True, True, False),
@@ -82,7 +83,13 @@ FUSED = Space(
     training=(True, False),
 )
 SMALL = FUSED.narrowed(
-    m=(2, 3, 5), k=(3, 17, 33), n=(5, 16, 35), o=(3, 17), r=(1, 3, 4), scale=(1.0, 2.0, -1.0, 0.3), training=(True,)
+    m=(2, 3, 5),
+    k=(3, 17, 33),
+    n=(5, 16, 35),
+    o=(3, 17),
+    r=(1, 3, 4),
+    scale=(1.0, 2.0, -1.0, LONG_SCALE),
+    training=(True,),
 )
 LAYOUT = SMALL.narrowed(x=LAYOUTS, g=LAYOUTS, w=LAYOUTS[:-1], ab=LAYOUTS[:-1], lead=("2d", "3d", "4d"))
 # no r = 1: autograd would sum a gradient of shape [0, K], a mistake an empty batch may cause, to the right [1, K]

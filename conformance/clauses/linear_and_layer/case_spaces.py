@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from conformance.cases.case import Space
-from conformance.cases.linear_case import LINEAR, LinearCase
+from conformance.cases.linear_case import LINEAR, LONG_SCALE, LinearCase, exact_scale
 from conformance.cases.memory_layout import LAYOUTS
 from conformance.numerics.dtypes import ADAPTER_DTYPES
 
@@ -25,10 +25,9 @@ def partnered(case: LinearCase) -> LinearCase:
 def exactly_scaled(case: LinearCase) -> LinearCase:
     """The case with a scale that leaves integers exact."""
     case = LINEAR.tame(case)
-    return dataclasses.replace(case, scale=3.0) if case.values == "integers" and case.scale == LONG_SCALE else case
+    return dataclasses.replace(case, scale=exact_scale(case.scale)) if case.values == "integers" else case
 
 
-LONG_SCALE = 0.3  # no number of 32 bits or fewer
 SCALED = Space(
     LinearCase,
     tame=exactly_scaled,

@@ -13,8 +13,8 @@ OPERATORS: dict[str, Operator] = {}
 ARITHMETIC: dict[type, type] = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult}
 ARITHMETIC |= {ast.FloorDiv: ast.Mult, ast.Mod: ast.FloorDiv, ast.Pow: ast.Mult, ast.BitAnd: ast.BitOr}
 ARITHMETIC |= {ast.BitOr: ast.BitAnd, ast.LShift: ast.RShift, ast.RShift: ast.LShift}
-# The first replacement differs only at the boundary, the second is the opposite.
 SYMMETRIC = ("max", "min", "maximum", "minimum", "promote_types", "equal", "gcd", "lcm", "broadcast_shapes", "hypot")
+# The first replacement differs only at the boundary, the second is the opposite.
 COMPARISONS: dict[type, tuple[type, ...]] = {
     ast.Lt: (ast.LtE, ast.GtE),
     ast.LtE: (ast.Lt, ast.Gt),
@@ -72,8 +72,8 @@ def swapped_operands(node: Any) -> Iterator[Any]:
     """`a - b` becomes `b - a`; `f(a, b)` becomes `f(b, a)`, but for functions that are the same both ways."""
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Sub | ast.Div | ast.MatMult | ast.Mod | ast.Pow):
         yield changed(node, left=node.right, right=node.left)
-    ways = isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] not in SYMMETRIC
-    if ways and len(node.args) >= 2 and not _is_text(node.args[0]):
+    ordered = isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] not in SYMMETRIC
+    if ordered and len(node.args) >= 2 and not _is_text(node.args[0]):
         first, second, *rest = node.args
         if ast.dump(first) != ast.dump(second) and not isinstance(second, ast.Starred):
             yield changed(node, args=[second, first, *rest])

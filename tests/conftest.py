@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support import costs
+from tests.support.first_failures import Place
 
 if TYPE_CHECKING:
     from reference import Keys
@@ -25,6 +26,7 @@ if "torch" in sys.modules:
     sys.modules["torch"].set_num_threads(1)
 # (twin, clause) pairs that fail, by (file of twins, file of clauses)
 JUDGED: dict[tuple[str, str], list[tuple[str, str]]] = {}
+PLACES: dict[str, Place | None] = {}  # where twins first fail their own clause
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -49,19 +51,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Collect the failures that test_known_bad.py found, from every worker."""
     if report.when == "call":
-        for twins, clauses, failing in dict(report.user_properties).get("known_bad", ()):
+        told = dict(report.user_properties)
+        for twins, clauses, failing in told.get("known_bad", ()):
             JUDGED[twins, clauses] = [(name, clause) for name, clause in failing]
+        PLACES.update([told["first_failure"]] if "first_failure" in told else [])
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Write the collected failures to the recorded sets if `--record-known-bad` is given."""
     if session.config.getoption("--record-known-bad", default=False) and not hasattr(session.config, "workerinput"):
-        from tests.support import diagnosis_table, recorded_failures
+        from tests.support import diagnosis_table, first_failures, recorded_failures
 
         held = recorded_failures.updated(JUDGED, recorded_failures.sets_in(), recorded_failures.digests_in())
         for path, entries in zip((recorded_failures.SETS, recorded_failures.DIGESTS), held, strict=True):
             recorded_failures.write(path, entries)
         diagnosis_table.write(held[0])
+        first_failures.write(PLACES, set(held[0]))
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from conformance.judgement.outcomes import Inconclusive, Refused, Violation
+from conformance.judgement.result import ANY_DTYPE
 from conformance.run.case_search import Examination
 from conformance.run.profiles import PROFILES
 from conformance.specification.clause import load_all
@@ -30,3 +31,18 @@ def test_a_smaller_case_that_no_longer_decides_leaves_the_first_one(later: Excep
     result = Examination(clause, subject, "float32", PROFILES["quick"]).run()
     assert (result.status, result.case, str(result.message).split("\n")[0]) == ("fail", str(seen[0]), "wrong")
     assert len({str(case) for case in seen}) > 1  # smaller ones were tried
+
+
+@pytest.mark.parametrize("name", ["LIN-BWD-DX", "CFG-DEFAULTS"])  # with rows that the group shares, and without
+def test_each_case_of_a_run_can_be_judged_alone(name: str) -> None:
+    seen: list[Any] = []
+    clause = dataclasses.replace(load_all()[name], check=lambda _, case: seen.append(case))
+    dtype = (clause.dtypes or (ANY_DTYPE,))[0]
+    subject = Subject((clause.subjects or ("LoRAConfig",))[0], None, SimpleNamespace())
+    trial = Examination(clause, subject, dtype, PROFILES["quick"])
+    assert trial.run().examples == trial.last + 1 == len(seen)
+    whole = seen.copy()
+    for number in range(len(whole) + 1):  # one more than there are
+        seen.clear()
+        assert trial.only(number).status == "pass"
+        assert seen == whole[number : number + 1]

@@ -7,10 +7,13 @@ import re
 
 import pytest
 
+from conformance.judgement.result import ANY_DTYPE
 from conformance.run.profiles import PROFILES, Profile
-from tests.support import deaths, recorded_failures
+from conformance.target.target import Target
+from tests.support import deaths, first_failures, recorded_failures
+from tests.support.first_failures import Place
 from tests.support.recorded_failures import Sources
-from tests.support.twins import CLAUSES, REGISTRY, KnownBad, others, own_failure
+from tests.support.twins import CLAUSES, REGISTRY, KnownBad, failure_at, first_place, others, own_failure, pairs
 
 SHRINKS = 60
 # shrinking attempts for groups in which each attempt writes files or starts processes
@@ -29,10 +32,14 @@ def profile(bad: KnownBad, *, shrunk: bool) -> Profile:
 def test_a_twin_fails_its_own_clause_with_the_expected_message(bad: KnownBad, request: pytest.FixtureRequest) -> None:
     # Shrinking rarely changes the message. It is done for one twin per file, for twins whose message needs it, and for
     # all twins with --whole-known-bad.
-    shrunk = request.config.getoption("--whole-known-bad") or bad.name in FIRST.values()
-    failed = own_failure(bad, profile(bad, shrunk=shrunk))
+    whole, recording = (request.config.getoption(f"--{option}-known-bad") for option in ("whole", "record"))
+    shrunk = whole or bad.name in FIRST.values()
+    failed = own_failure(bad, profile(bad, shrunk=shrunk), search=whole)
     if not shrunk and failed is not None and bad.says not in (failed.message or ""):
-        failed = own_failure(bad, profile(bad, shrunk=True))
+        failed = own_failure(bad, profile(bad, shrunk=True), search=whole)
+    if recording:
+        place = first_place(bad, profile(bad, shrunk=False))
+        request.node.user_properties.append(("first_failure", [bad.name, place]))
     assert failed is not None, f"{bad.name} passes {bad.clause}"
     message = failed.message or ""
     assert bad.says in message, f"{bad.clause} does not say {bad.says!r} but:\n{message}"
@@ -64,6 +71,25 @@ def test_the_record_names_existing_twins_and_their_clauses() -> None:
         if (found := set(sets[name]) - {clause.id for clause in others(bad)}) != {bad.clause}
     }
     assert not unknown, "expected of each, besides clauses it is judged by, its own"
+
+
+def test_a_twin_that_passes_at_its_recorded_place_is_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = next(bad for bad in REGISTRY.values() if bad.clause == "CFG-DEFAULTS")
+    subject = Target.of(bad.target, bad.name).subjects(CLAUSES[bad.clause])[0]
+    beyond: Place = (subject.name, ANY_DTYPE, 10**6)
+    for place in (beyond, ("gone", ANY_DTYPE, 0)):
+        monkeypatch.setattr(first_failures, "read", lambda place=place: {bad.name: place})
+        assert failure_at(bad, profile(bad, shrunk=False), place) is None
+        assert own_failure(bad, profile(bad, shrunk=False)) is not None
+
+
+def test_recorded_places_are_of_existing_twins_beyond_the_first_case() -> None:
+    places = first_failures.read()
+    assert set(places) <= set(REGISTRY)
+    for name in places:
+        clause = CLAUSES[REGISTRY[name].clause]
+        subject, dtype = pairs(REGISTRY[name], Target.of(REGISTRY[name].target, name), clause)[0]
+        assert places[name] != (subject.name, dtype, 0)
 
 
 def test_every_clause_has_a_known_bad_twin() -> None:

@@ -18,7 +18,7 @@ from conformance.specification.groups import groups
 from tests.campaigns.mutation import judging_groups, mutants, own_tests, summary, verdict
 from tests.campaigns.mutation.operators import OPERATORS
 from tests.campaigns.mutation.reach import Reach, clauses_of
-from tests.support import marked_lines
+from tests.support import marked_lines, preloaded_process
 
 EDITS = {
     "arithmetic": ("a + b", ["a - b"]),
@@ -98,28 +98,32 @@ def test_a_mutant_has_one_edit_and_keeps_its_id_when_lines_move(small: Path, tmp
 )
 def test_the_suite_kills_mutants_of_the_formula(name: str, times: int, tmp_path: Path) -> None:
     journal = tmp_path / "journal.jsonl"
-    command = [
-        sys.executable,
-        "-m",
-        "tests.campaigns.mutation",
-        "run",
-        "--again",
-        "all",
-        "--only",
-        name,
-        "--journal",
-        str(journal),
-    ]
+    asked = ("-m", "tests.campaigns.mutation", "run", "--again", "all", "--only", name, "--journal", str(journal))
     for _ in range(times):
-        subprocess.run(command, check=True, cwd=mutants.ROOT, capture_output=True)
+        ended = preloaded_process.command("python", asked, mutants.ROOT, 600)
+        assert ended.returncode == 0, ended.stderr
         entries = [json.loads(line) for line in journal.read_text().splitlines()]
         assert len(entries) == len({e["mutant"] for e in entries}) > 0
     gaps = [e["mutant"] for e in entries if e["status"] == "survived" and not summary.reason(e["mutant"])]
     assert not gaps
 
 
-def test_every_recorded_reason_matches_an_existing_mutant() -> None:
-    names = [m.id for m in mutants.all_mutants()]
+@pytest.fixture(scope="module")
+def every() -> list[mutants.Mutant]:
+    """All mutants, which take seconds to make."""
+    return mutants.all_mutants()
+
+
+def test_a_name_that_begins_with_a_file_needs_the_mutants_of_that_file_alone(every: list[mutants.Mutant]) -> None:
+    name = "reference/linear.py low_rank_update arithmetic"
+    found = mutants.all_mutants(named=name)
+    assert {mutant.file for mutant in found} == {"reference/linear.py"}
+    assert [m.id for m in found if name in m.id] == [m.id for m in every if name in m.id]
+    assert mutants.all_mutants(named="low_rank_update arithmetic") == every
+
+
+def test_every_recorded_reason_matches_an_existing_mutant(every: list[mutants.Mutant]) -> None:
+    names = [mutant.id for mutant in every]
     patterns = {pattern: summary.matching(pattern, names) for pattern in summary.reasons()}
     assert not [pattern for pattern, matched in patterns.items() if not matched]
 
@@ -218,17 +222,29 @@ def test_only_clauses_that_run_a_line_judge_it(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1  # measured once, though asked often
 
 
+class Nowhere:
+    """No clause runs any line."""
+
+    def clauses(self, *_: object) -> list[Clause]:
+        return []
+
+
 def test_a_mutant_that_no_clause_runs_is_given_to_the_projects_own_tests(monkeypatch: pytest.MonkeyPatch) -> None:
-    mutant = _of_file("reference/config.py", "check_alpha_named constant: 0 → 1")
-
-    class Nowhere:
-        def clauses(self, *_: object) -> list[Clause]:
-            return []
-
-    asked = {"status": "killed", "clause": "tests/test_limits.py::test_x", "message": ""}
-    monkeypatch.setattr(own_tests, "first_failure", lambda _, file: asked | {"message": file})
+    monkeypatch.setattr(own_tests, "TESTS", (("*", "answer_check"),))
+    mutant = _of_file("reference/encrypted/answer_check.py", "products_modulo_prime arithmetic: values >> 24")
     found = verdict.verdict(mutant, Nowhere())  # type: ignore[arg-type]
-    assert (found.status, found.clause, found.message) == ("killed", asked["clause"], "reference/config.py")
+    assert (found.status, found.clause.partition("::")[0]) == ("killed", "tests/test_answer_check.py")
+    elsewhere = _of_file("reference/config.py", "check_alpha_named constant: 0 → 1")
+    assert verdict.verdict(elsewhere, Nowhere()).status == "survived"  # type: ignore[arg-type]
+
+
+def test_a_test_that_fails_on_unedited_packages_kills_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    mutant = _of_file("reference/config.py", "check_alpha_named constant: 0 → 1")
+    always = {"status": "killed", "clause": "tests/test_x.py::test_y", "message": "no network"}
+    monkeypatch.setattr(own_tests, "first_failure", lambda *_: always)
+    said = r"tests/test_x\.py::test_y fails on a copy of the unedited packages: no network"
+    with pytest.raises(RuntimeError, match=said):
+        verdict.verdict(mutant, Nowhere())  # type: ignore[arg-type]
 
 
 def test_the_readme_has_the_sentence_of_the_committed_table() -> None:
@@ -237,7 +253,9 @@ def test_the_readme_has_the_sentence_of_the_committed_table() -> None:
     assert sentence in (mutants.ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_verdicts_are_kept_by_the_digest_of_a_mutants_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verdicts_are_kept_by_the_digest_of_a_mutants_name(
+    every: list[mutants.Mutant], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(summary, "KEPT", tmp_path / "judged.csv")
     one, other, *_ = mutants.mutants_of(mutants.ROOT / "reference/linear.py")
     entries = [
@@ -247,7 +265,7 @@ def test_verdicts_are_kept_by_the_digest_of_a_mutants_name(tmp_path: Path, monke
     summary.keep([{**entry, "seconds": 2.0} for entry in entries])
     [found] = summary.kept([one, other])
     assert {key: found[key] for key in (*entries[0], "seconds")} == {**entries[0], "seconds": 2.0}
-    names = {mutant.id for mutant in mutants.all_mutants()}
+    names = {mutant.id for mutant in every}
     assert len({summary.digest(name) for name in names}) == len(names)
 
 
@@ -260,6 +278,6 @@ def test_a_sentence_is_written_between_its_marks_alone(tmp_path: Path) -> None:
         marked_lines.write(page, "x", "z", "new")
 
 
-def test_each_file_has_tests_to_ask_about_what_no_clause_kills() -> None:
-    asked = {path for mutant in mutants.all_mutants() for path in own_tests.tests_of(mutant.file)}
+def test_each_file_has_tests_to_ask_about_what_no_clause_kills(every: list[mutants.Mutant]) -> None:
+    asked = {path for mutant in every for path in own_tests.tests_of(mutant.file)}
     assert not [path for path in asked if not (mutants.ROOT / path).exists()]

@@ -37,8 +37,9 @@ IMPORT = re.compile(r"^ *(?:import|from) (\w+)[\w.]*(?: import .*| as \w+)?(?:  
 # profiles for a case as drawn, whose numbers the script draws again, and for a small case, whose numbers it contains
 AS_DRAWN, SMALLER = (dataclasses.replace(PROFILES["quick"], shrinks=shrinks) for shrinks in (0, 40))
 SLOWLY_SHRUNK = ("distributed", "remote")  # each shrinking attempt starts processes or a server
-# groups whose failures often keep the check's own code; of the others, which seldom do, each fourth clause is tried
-OFTEN = ("checkpoint", "training", "fhe", "distributed", "remote")
+# Groups whose failures often keep the check's own code. Of the others, which seldom do, each fourth clause is tried,
+# and of `remote`, whose scripts differ little and start a server each.
+OFTEN = ("checkpoint", "training", "fhe", "distributed")
 OF_CALLS = "life"  # its scripts are the operations of a life; test_life and its like run them
 SLOW = {"LAY-COMPILE", "FHE-EXECUTE-NOISE"}  # they take many seconds; LIN-COMPILE and FHE-BACKEND-NOISE cover them
 UNDECIDED = "%s: this case no longer decides anything: "

@@ -13,6 +13,7 @@ from conformance.isolation.monkeypatches import protect
 from conformance.judgement.outcomes import Inconclusive, Refused, Violation
 from conformance.judgement.result import ANY_DTYPE, Result
 from conformance.run.profiles import Profile
+from conformance.run.shared_rows import Row
 from conformance.specification.clause import Clause
 from conformance.target.check_case import check_case
 
@@ -30,6 +31,7 @@ class Examination:
     Attributes:
         whole: whether the run leaves out a dtype of the clause, whose rows of the covering array this trial takes over.
         on_case: called with each case before the case is checked, so that a crash can be traced to its case.
+        last: the number of the case that `run` judged last, from 0.
     """
 
     clause: Clause
@@ -38,14 +40,13 @@ class Examination:
     profile: Profile
     on_case: Callable[[Case], None] = lambda case: None  # noqa: ARG005
     whole: bool = False
+    last: int = -1
 
     def run(self) -> Result:
         """Draw and judge cases until the profile's number is reached or one fails."""
         started = time.perf_counter()
         result = self._blank()
-        lane, dtype = self.subject.lane, self._drawn_dtype
-        wanted = self.profile.cases(self.clause, lane, dtype, whole=self.whole)
-        shared = list(self.profile.shared(self.clause, lane, dtype, whole=self.whole))
+        wanted, shared = self._planned()
         index, judged = 0, []
         while result.examples < wanted and result.status == "pass":
             # further cases replace the inconclusive ones; with too many of those the whole clause is inconclusive
@@ -57,6 +58,7 @@ class Examination:
             else:
                 judged.append(self.case(index))
                 index += 1
+            self.last = len(judged) - 1
             self._judge(judged[-1], result)
         if result.status == "pass" and (searches := self.profile.searched(self.clause, self.subject.lane)):
             self._search(result, searches)
@@ -64,6 +66,21 @@ class Examination:
             result.message, result.met = self.clause.cases.coverage(judged, self.subject)
         result.seconds = time.perf_counter() - started
         return result
+
+    def only(self, number: int) -> Result:
+        """Judge one case of those that `run` draws, if none before it is inconclusive; none beyond them fails."""
+        result = self._blank()
+        wanted, shared = self._planned()
+        own = wanted - len(shared)
+        if number < wanted:
+            self._judge(self.case(number) if number < own else self._row(*shared[number - own]), result)
+        return result
+
+    def _planned(self) -> tuple[int, list[Row]]:
+        """The number of cases that a run needs, and its last ones: the rows that the clause takes for its group."""
+        asked = (self.clause, self.subject.lane, self._drawn_dtype)
+        shared = self.profile.shared(*asked, whole=self.whole)
+        return self.profile.cases(*asked, whole=self.whole), list(shared)
 
     def probe(self) -> Result:
         """Try one case in a dtype that the target does not declare. The target should refuse it; no value is judged."""

@@ -20,6 +20,8 @@ from conformance.target.subject import Subject
 from conformance.target.target import Target
 from tests import known_bad
 from tests.known_bad import REGISTRY, KnownBad
+from tests.support import first_failures
+from tests.support.first_failures import Place
 
 # torch.compile, hundreds of calls, and keys take seconds for each twin and detect the same defects as a plain call.
 SLOW = ("LIN-COMPILE", "LAY-COMPILE", "FUS-COMPILE", "LIFE-LAYER-COMPILE", "LIN-MEM-LEAK", "LAY-MEM-LEAK")
@@ -60,15 +62,49 @@ def pairs(bad: KnownBad, target: Target, clause: Clause) -> list[tuple[Subject, 
     return list(itertools.product(target.subjects(clause), dtypes))
 
 
-def own_failure(bad: KnownBad, profile: Profile) -> Result | None:
-    """Return the first result of a twin's own clause, over all subjects and dtypes, that does not pass."""
+def own_failure(bad: KnownBad, profile: Profile, *, search: bool = False) -> Result | None:
+    """Return a result of a twin's own clause that does not pass: at the recorded place, or else the first.
+
+    Args:
+        search: to return the first in any case.
+    """
+    place = None if search else first_failures.read().get(bad.name)
+    recorded = failure_at(bad, profile, place) if place else None
+    return recorded or next((result for result, _ in failures(bad, profile)), None)
+
+
+def first_place(bad: KnownBad, profile: Profile) -> Place | None:
+    """Return the place to record for a twin: the recorded one if it still fails there, or that of its first failure.
+
+    It is None if that is the very first case, or if the twin passes that case when none comes before.
+    """
+    place = first_failures.read().get(bad.name)
+    if place is None or failure_at(bad, profile, place) is None:
+        place = next((place for _, place in failures(bad, profile)), None)
+    with begun(bad) as target:
+        subject, dtype = pairs(bad, target, CLAUSES[bad.clause])[0]
+    return place if place not in (None, (subject.name, dtype, 0)) and failure_at(bad, profile, place) else None
+
+
+def failure_at(bad: KnownBad, profile: Profile, place: Place) -> Result | None:
+    """Judge a twin by one case of its own clause; return the result if it does not pass."""
+    clause, (name, dtype, number) = CLAUSES[bad.clause], place
+    with begun(bad) as target:
+        for subject in (one for one in target.subjects(clause) if one.name == name):
+            result = Examination(clause, subject, dtype, profile).only(number)
+            return None if result.status == "pass" else result
+    return None
+
+
+def failures(bad: KnownBad, profile: Profile) -> Iterator[tuple[Result, Place]]:
+    """Yield the results of a twin's own clause, over all subjects and dtypes, that do not pass, and their places."""
     clause = CLAUSES[bad.clause]
     with begun(bad) as target:
         for subject, dtype in pairs(bad, target, clause):
-            result = Examination(clause, subject, dtype, profile).run()
+            trial = Examination(clause, subject, dtype, profile)
+            result = trial.run()
             if result.status != "pass":
-                return result
-    return None
+                yield result, (subject.name, dtype, trial.last)
 
 
 def others(bad: KnownBad) -> list[Clause]:
@@ -94,4 +130,5 @@ def reset(bad: KnownBad) -> None:
     getattr(bad.target, "reset", lambda: None)()
 
 
-__all__ = ["CLAUSES", "REGISTRY", "KnownBad", "begun", "failed", "others", "own_failure", "pairs"]
+__all__ = ["CLAUSES", "REGISTRY", "KnownBad", "begun", "failed", "failure_at", "first_place", "others", "own_failure"]
+__all__ += ["pairs"]

@@ -47,7 +47,7 @@ def _run(options: argparse.Namespace) -> int:
     from tests.campaigns.mutation.reach import Reach
 
     done = {entry["mutant"] for entry in summary.read([options.journal])} if options.journal.exists() else set()
-    every = all_mutants()
+    every = all_mutants(named=options.only)
     kept = () if options.again == "all" else summary.kept(every)
     done |= {e["mutant"] for e in kept if options.again != "open" or not _is_open(e)}
     chosen = [m for m in every if _share_of(m) < options.share and options.only in m.id]

@@ -92,10 +92,11 @@ def mutants_of(path: Path) -> list[Mutant]:
     return found
 
 
-def all_mutants(packages: tuple[str, ...] = PACKAGES) -> list[Mutant]:
-    """Return the mutants of every file of the packages."""
+def all_mutants(packages: tuple[str, ...] = PACKAGES, named: str = "") -> list[Mutant]:
+    """Return the mutants of every file of the packages; of one file if the name that is wanted begins with it."""
     files = [p for package in packages for p in sorted((ROOT / package).rglob("*.py")) if p.name not in EXEMPT]
-    return [mutant for path in files for mutant in mutants_of(path)]
+    wanted = ROOT / named.partition(" ")[0]
+    return [mutant for path in ([wanted] if wanted in files else files) for mutant in mutants_of(path)]
 
 
 def write_copy(folder: Path, mutant: Mutant | None) -> None:

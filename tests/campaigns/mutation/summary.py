@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.campaigns.mutation.mutants import ROOT, Mutant, all_mutants
+from tests.campaigns.mutation.own_tests import is_test
 from tests.support import json_entries, marked_lines
 
 REASONS = Path(__file__).parent / "survivors.json"
@@ -98,7 +99,7 @@ def scores(entries: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _judge(clause: str) -> str:
     """Who killed a mutant: a group of clauses by the prefix of its ids, the import, or the project's own tests."""
-    return "own tests" if clause.startswith("tests/") else clause.split("-", maxsplit=1)[0]
+    return "own tests" if is_test(clause) else clause.split("-", maxsplit=1)[0]
 
 
 def _score(counts: Counter[str]) -> float:

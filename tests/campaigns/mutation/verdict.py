@@ -12,7 +12,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,16 +72,43 @@ def verdict(mutant: Mutant, reach: Reach | None = None) -> Verdict:
         reach: leaves out the clauses that cannot fail.
     """
     plan = _plan(mutant, reach)
+    modules = {part.module for part in plan}
+
+    def judged(folder: Path) -> dict[str, str] | None:
+        return _first_failure(mutant, plan) or own_tests.first_failure(folder, own_tests.tests_of(mutant.file))
+
+    found, died, seconds = _in_fork(mutant, judged, modules)
+    if found is None:
+        return Verdict(mutant.id, "hung" if died == "timeout" else "crashed", message=died, seconds=seconds)
+    if own_tests.is_test(found.get("clause", "")):
+        _check_right(found["clause"])
+    return Verdict(mutant.id, seconds=seconds, **found)
+
+
+@functools.cache
+def _check_right(test: str) -> None:
+    """Raise if a test fails with a copy of the unedited packages too, so that it shows nothing about a mutant."""
+    found, died, _ = _in_fork(None, lambda folder: own_tests.first_failure(folder, (test,)), set())
+    if found is None or found["status"] != "survived":
+        raise RuntimeError(f"{test} fails on a copy of the unedited packages: {(found or {}).get('message', died)}")
+
+
+def _in_fork(
+    mutant: Mutant | None, judge: Callable[[Path], dict[str, str] | None], modules: set[str]
+) -> tuple[dict[str, str] | None, str, float]:
+    """Judge a copy of the packages in a fork; return what was found (None if it died), how it ended, CPU seconds.
+
+    Args:
+        mutant: edits the copy.   modules: those of targets, to import anew.
+    """
     with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
         write_copy(Path(folder), mutant)
         out = Path(folder) / "verdict.json"
         child = os.fork()
         if child == 0:
-            _in_child(Path(folder), mutant, plan, out)
+            _in_child(Path(folder), judge, modules, out)
         died, seconds = _waited(child)
-        if out.exists():
-            return Verdict(mutant.id, seconds=seconds, **json.loads(out.read_text()))
-    return Verdict(mutant.id, "hung" if died == "timeout" else "crashed", message=died, seconds=seconds)
+        return json.loads(out.read_text()) if out.exists() else None, died, seconds
 
 
 def _plan(mutant: Mutant, reach: Reach | None) -> list[Part]:
@@ -120,19 +147,19 @@ def _waited(child: int) -> tuple[str, float]:
         time.sleep(0.02)
 
 
-def _in_child(folder: Path, mutant: Mutant, plan: list[Part], out: Path) -> None:
-    """Import the mutated package in place of the real one, judge it and end the process."""
+def _in_child(folder: Path, judge: Callable[[Path], dict[str, str] | None], modules: set[str], out: Path) -> None:
+    """Import the copied packages in place of the real ones, judge them and end the process."""
     resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, resource.RLIM_INFINITY))
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
     os.dup2(quiet, 2)
     try:
         sys.path.insert(0, str(folder))
-        judged = {part.module for part in plan}  # a target of another package has names of the real one
-        for name in [n for n in sys.modules if n.partition(".")[0] in PACKAGES or n in judged]:
+        # a target of another package has names of the real one
+        for name in [n for n in sys.modules if n.partition(".")[0] in PACKAGES or n in modules]:
             del sys.modules[name]
         importlib.invalidate_caches()
-        found = _first_failure(mutant, plan) or own_tests.first_failure(folder, mutant.file) or {"status": "survived"}
+        found = judge(folder) or {"status": "survived"}
         out.with_suffix(".part").write_text(json.dumps(found))
         out.with_suffix(".part").rename(out)
     finally:

@@ -101,6 +101,10 @@ def test_all_tokens_are_compared_by_digests_of_equal_length(monkeypatch: pytest.
         ({"client_ca": AUTHORITY}, "only client_ca came"),
         ({"certificate": "no.pem", "private_key": FILES / "server.key"}, "no.pem is no file"),
         ({"certificate": FILES / "server.pem", "private_key": FILES / "client.key"}, "cannot be used .*without a pass"),
+        (
+            {"certificate": FILES / "server.pem", "private_key": FILES / "locked.key"},
+            "the key has a password.: exp",
+        ),
         ({"tokens": ["short"]}, "a token has 5 characters: expected at least 16, printable ASCII without spaces"),
         ({"tokens": ["with a space in the middle"]}, "a token has 26 characters"),
     ],

@@ -131,3 +131,10 @@ def test_progress_is_logged_in_rows_and_bytes(
         "fc: 2 of 4 rows, 0.4 MB up, 2.0 kB down, 11.0 s, 11 s left",
         "fc: 4 of 4 rows, 0.8 MB up, 4.0 kB down, 30.0 s, 0 s left",
     ]
+
+
+def test_products_that_could_wrap_are_refused_with_the_layers_own_size() -> None:
+    hybrid = split()
+    said = r"model\.2\.base_layer\.forward_module: n_bits = 14 and 8 features allow products up to \d+"  # [7, 8]
+    with pytest.raises(ValueError, match=said):
+        hybrid.compile_model((X, LABELS), n_bits=14)

@@ -305,10 +305,3 @@ def test_rows_without_elements_are_quantised(shape: tuple[int, int]) -> None:
     assert quantized.values.shape == shape
     assert torch.equal(quantized.scale, torch.ones(shape[0], 1, dtype=torch.float64))
     assert not quantized.zero_point.any()
-
-
-def test_products_that_could_wrap_are_refused_with_the_layers_own_size() -> None:
-    hybrid = split()
-    said = r"model\.2\.base_layer\.forward_module: n_bits = 14 and 8 features allow products up to \d+"  # [7, 8]
-    with pytest.raises(ValueError, match=said):
-        hybrid.compile_model((X, LABELS), n_bits=14)

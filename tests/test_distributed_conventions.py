@@ -97,6 +97,23 @@ def test_a_target_without_styles_is_judged_under_data_parallelism() -> None:
         assert result.status == "pass", f"{name}: {result.message}"
 
 
+class WithoutBias(reference.LinearLoRA):
+    """A layer on a base without a bias."""
+
+    def __init__(self, linear: torch.nn.Linear, **options: Any) -> None:
+        if linear.bias is not None:
+            raise NotImplementedError("a base with a bias")
+        super().__init__(linear, **options)
+
+
+def test_a_layer_without_a_bias_is_judged_without_one() -> None:
+    one = target(layer=WithoutBias, base_bias="absent")
+    assert not one.subjects(load_all()["DIS-BIAS"])
+    for name, dtype in (("DIS-CKP", "bfloat16"), ("DIS-SHARE", "float32")):
+        result = judged(name, one, dtype)
+        assert result.status == "pass", f"{name}: {result.message}"
+
+
 def test_a_defect_is_seen_without_styles() -> None:
     result = judged("DIS-MERGE", target(layer=MergesAShareOfTheUpdate))
     assert "the weight after merge()" in result.message

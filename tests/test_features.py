@@ -209,3 +209,12 @@ def test_a_declaration_that_the_layer_contradicts_is_named(
     assert target(kind, features=declared).binding_errors() == [
         f"LinearLoRA contradicts its declaration: {problem}" for problem in problems
     ]
+
+
+def test_what_is_judged_under_autocast_is_judged_only_where_there_is_autocast() -> None:
+    under = {name: clause for name, clause in load_all().items() if "AMP" in name.split("-") or "AUTOCAST" in name}
+    assert len(under) >= 15
+    assert not [name for name, clause in under.items() if "autocast" not in clause.features]
+    inside = ("under autocast", "inside an autocast region")
+    said = {name for name, clause in load_all().items() if any(word in clause.sentence.lower() for word in inside)}
+    assert said <= {*under, "LIFE-LAYER-REGION"}

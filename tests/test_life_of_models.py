@@ -25,9 +25,10 @@ from conformance.numerics.dtypes import FLOAT_DTYPES
 from conformance.reproducer.reproducer import script
 from conformance.run.case_search import Examination
 from conformance.run.profiles import PROFILES
-from conformance.specification.clause import REGISTRY
+from conformance.specification.clause import REGISTRY, load_all
 from conformance.target.target import Target
 from tests.baselines.lived_model import LivedModel
+from tests.campaigns.variants.lives import SavesMergedWeights
 from tests.known_bad.life.model import FreezesEarlierAdapters
 from tests.known_bad.life.model_files import LoadsBesideAMerge
 
@@ -174,3 +175,22 @@ def load_adapter(model, path):
         parameter.requires_grad_(flag)
     return config
 """
+
+
+@pytest.mark.parametrize("name", [f"LIFE-{of}-{what}" for of in ("LAYER", "MODEL") for what in ("FWD", "STATE")])
+def test_a_target_may_save_merged_weights_if_it_says_so(name: str) -> None:
+    result = lived(SavesMergedWeights(), name)
+    assert result.status == "pass", f"{result.case}\n{result.message}"
+
+
+@pytest.mark.parametrize("name", ["LIFE-LAYER-STATE", "LIFE-MODEL-STATE"])
+def test_a_target_that_saves_merged_weights_and_does_not_say_so_fails(name: str) -> None:
+    silent = type("Silent", (SavesMergedWeights,), {"CONFORMANCE": {}})()
+    assert "weight'] after merge" in (lived(silent, name).message or "")
+
+
+def lived(target: Any, name: str) -> Result:
+    """The result of a target in a clause."""
+    clause = load_all()[name]
+    (subject,) = Target.of(target, "lived").subjects(clause)
+    return Examination(clause, subject, "float32", PROFILES["quick"]).run()

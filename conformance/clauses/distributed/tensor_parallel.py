@@ -111,6 +111,7 @@ def styled(subject: Subject, case: RanksCase, rank: int, needs: tuple[str, ...])
     why="In a row-wise split each rank would otherwise add the bias to its partial sum.",
     # torch cannot reduce the gradient of a bias of one element that is split into columns, so n is 2 at least
     cases=RANKS.narrowed(bias=(True,), n=(2, 5, 8), strategy=("ddp", "fsdp", "rowwise", "colwise")),
+    feature="base_bias",
     subjects=LAYERS,
     dtypes=("float32",),
     weight=0.67,

@@ -20,6 +20,7 @@ from conformance.target.subject import Subject
     "EXP-AMP",
     sentence="""Under autocast a grouped layer behaves like the formula written with F.linear for each expert; backward
     runs outside the autocast region.""",
+    feature="autocast",
     cases=SMALL.narrowed(autocast=("bfloat16",), base=(True,)),
     dtypes=("float32",),
     subjects=FUNCTIONS,

@@ -189,6 +189,7 @@ def test_number_of_steps(subject: Subject, case: QuantizedCase) -> float | None:
     "FHE-AMP",
     sentence="""Under autocast y has the dtype of the region, backward works outside the region, and dX has the dtype
     of x.""",
+    feature="autocast",
     cases=SMALL.narrowed(values=("grid",)),
     dtypes=("float32",),
     needs=CUSTOM,

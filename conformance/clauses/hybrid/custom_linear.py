@@ -135,6 +135,7 @@ AUTOCAST = type(SMALL)(
     "HYB-AMP",
     sentence="""Under autocast y has the dtype of the region, backward works outside the region, and dX has the dtype
     of x.""",
+    feature="autocast",
     cases=AUTOCAST,
     dtypes=("float32",),
 )

@@ -63,7 +63,8 @@ def test_gradients_in_a_life(subject: Subject, case: LifeCase) -> float | None:
 @clause(
     "LIFE-LAYER-STATE",
     sentence="""After any sequence of operations, the layer holds the expected values in the same Parameters, which
-    require grad as before, and its state_dict is that of the unmerged layer.""",
+    require grad as before, and its state_dict is that of the unmerged layer, or where the target declares so has the
+    merged weight.""",
     cases=LIVES,
     aliases=("LAY-USED-COPY", "MRG-FROZEN", "MRG-TO"),
     weight=4.0,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from conformance.clauses.life.layer_life import TENSORS, Life
 from conformance.judgement.linear_oracle import Expected
 from conformance.numerics.formats import Array
@@ -93,7 +95,7 @@ def _tensor(life: Life, name: str) -> Expected:
 
 
 def _judge_state_dict(life: Life) -> None:
-    """The state_dict has the keys of a new layer, and the values of the unmerged one."""
+    """The state_dict has the keys of a new layer, and the unmerged values, or as declared the merged weight."""
     truth = life.truth
     life.run("state = layer.state_dict()")
     keys = sorted(life.names["state"])
@@ -106,10 +108,7 @@ def _judge_state_dict(life: Life) -> None:
         name = name_in_state(key, life.named)
         if name is None or name not in truth.values:
             continue
-        limit = truth.unmerged_allowance() if name == "weight" and truth.merged is not None else None
-        expected = Expected(f"state_dict()[{key!r}]", truth.values[name], limit, truth.dtype_of(name))
-        life.compare(f"state[{key!r}]", _uncertified(expected))
-
-
-def _uncertified(expected: Expected) -> Expected:
-    return Expected(expected.name, expected.value, expected.budget, expected.dtype, certified=False)
+        expected = _tensor(life, name)
+        if name == "weight" and truth.merged is not None and not life.subject.follows("merged_state", "merged"):
+            expected = dataclasses.replace(expected, value=truth.values[name], budget=truth.unmerged_allowance())
+        life.compare(f"state[{key!r}]", dataclasses.replace(expected, name=f"state_dict()[{key!r}]"))

@@ -123,7 +123,14 @@ class Aside(Operation):
 
 
 class Loading(Operation):
-    """A state_dict loaded into the layer: it is unmerged from then on."""
+    """A state_dict loaded into the layer: it is unmerged from then on.
+
+    A layer that is declared to save the merged weight loads nothing while it is merged: it could not know what came.
+    """
+
+    def available(self, life: Any) -> bool:
+        unknown = life.truth.merged is not None and life.subject.follows("merged_state", "merged")
+        return super().available(life) and not unknown
 
     def effect(self, now: Situation) -> Situation:
         return now.but(merged=False)

@@ -77,7 +77,7 @@ def test_gradients_of_a_model(subject: Subject, case: LifeCase) -> float | None:
     "LIFE-MODEL-STATE",
     sentence="""After any sequence of operations, a model holds the expected values in the same Parameters, a tied head
     is tied, exactly the expected parameters require grad (after adapting and loading, the adapters), and its
-    state_dict is that of the unmerged model.""",
+    state_dict is that of the unmerged model, or where the target declares so has the merged weights.""",
     cases=MODEL_LIVES,
     subjects=SUBJECT,
     weight=2.2,  # in quick, four dtypes together meet every pair

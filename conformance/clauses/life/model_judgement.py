@@ -6,6 +6,7 @@ that of one layer, and no tolerance has to cover how a whole model amplifies a r
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -129,7 +130,7 @@ def _held(truth: ModelTruth, name: str, value: Array) -> Expected:
 
 
 def _judge_state_dict(life: ModelLife) -> None:
-    """The state_dict has the keys of a new model that is adapted alike, and the values of the unmerged one."""
+    """The state_dict has the keys of a new model that is adapted alike, and the unmerged values, or as declared."""
     truth = life.truth
     life.run("state = model.state_dict()")
     found = sorted(life.names["state"])
@@ -143,13 +144,11 @@ def _judge_state_dict(life: ModelLife) -> None:
         value = values.get(f"{layer}.{part}")
         if value is None:
             continue
-        own = truth.layers.get(layer)
-        limit = own.unmerged_allowance() if own is not None and own.merged and part == "weight" else None
-        expected = Expected(f"state_dict()[{key!r}]", value, limit, truth.dtype_of(f"{layer}.{part}"), certified=False)
-        life.compare(life.matrix(f"state[{key!r}]", f"{layer}.{part}"), expected)
+        expected, own = _held(truth, f"{layer}.{part}", value), truth.layers.get(layer)
+        if part == "weight" and own is not None and own.merged and not life.subject.follows("merged_state", "merged"):
+            expected = dataclasses.replace(expected, value=value, budget=own.unmerged_allowance())
+        life.compare(life.matrix(f"state[{key!r}]", f"{layer}.{part}"), _named(expected, f"state_dict()[{key!r}]"))
 
 
 def _named(expected: Expected, name: str) -> Expected:
-    return Expected(
-        name, expected.value, expected.budget, expected.dtype, expected.terms, expected.certified, expected.mistakes
-    )
+    return dataclasses.replace(expected, name=name)

@@ -90,7 +90,14 @@ class Sibling(ModelOperation):
 
 
 class Loading(ModelOperation):
-    """A state_dict loaded into the model, which is unmerged from then on."""
+    """A state_dict loaded into the model, which is unmerged from then on.
+
+    A model that is declared to save merged weights loads nothing while it is merged, as in the lives of a layer.
+    """
+
+    def available(self, life: Any) -> bool:
+        merged = any(truth.merged is not None for truth in life.truth.layers.values())
+        return super().available(life) and not (merged and life.subject.follows("merged_state", "merged"))
 
     def effect(self, now: ModelSituation) -> ModelSituation:
         return now.but(merged=())

@@ -73,6 +73,7 @@ def test_autocast(subject: Subject, case: LinearCase) -> float | None:
     cases=SMALL.narrowed(autocast=("bfloat16",), training=(True,), values=("normal", "positive")),
     level="SHOULD",  # F.linear itself goes on using what autocast has cast
     dtypes=("float32",),
+    feature="autocast",
     weight=0.34,
 )
 def test_changed_within_autocast(subject: Subject, case: LinearCase) -> float | None:

@@ -83,6 +83,7 @@ def test_checkpointing_in_architectures(subject: Subject, case: RealCase) -> flo
     "MOD-ARCH-AUTOCAST",
     sentence="""Under autocast to bfloat16 the adapted layers of a float32 model give the same gradients as the
     formula written with F.linear.""",
+    feature="autocast",
     cases=GRADIENTS,
     dtypes=("float32",),
     library="transformers>=5",

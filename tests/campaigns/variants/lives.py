@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import reference
 from tests.baselines.life import LivedLayer
 from tests.baselines.life_run import LivedRun, LivedTraining
 from tests.baselines.lived_model import AdaptedByParts, LivedModel, SavedByParts
@@ -58,8 +59,23 @@ class ZeroesInPlace(LivedTraining):
         return torch.nn.utils.clip_grad_norm_(trained, self.max_grad_norm)
 
 
+class SavesTheMergedWeight(reference.LinearLoRA):
+    """Has the merged weight in its state_dict while it is merged."""
+
+    def _save_to_state_dict(self, *args: Any) -> None:
+        torch.nn.Linear._save_to_state_dict(self, *args)
+
+
+class SavesMergedWeights(LivedModel):
+    """Such layers, and models of them."""
+
+    CONFORMANCE: Any = {"features": {"merged_state": "merged"}}  # noqa: RUF012
+    LinearLoRA: Any = SavesTheMergedWeight
+    layer = SavesTheMergedWeight
+
+
 LAYERS: tuple[Any, ...] = (LivedLayer, ByNode, KeepsNothingTwice, CountsVersions, Recomputes)
-MODELS: tuple[Any, ...] = (LivedModel, AdaptedByParts, SavedByParts)
+MODELS: tuple[Any, ...] = (LivedModel, AdaptedByParts, SavedByParts, SavesMergedWeights)
 RUNS: tuple[Any, ...] = (LivedTraining, AccumulatesByHand, ZeroesInPlace)
 
 VARIANTS: dict[str, Any] = {

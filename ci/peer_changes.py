@@ -65,7 +65,9 @@ def main(fresh: Path, kept: Path, *, replace: bool) -> int:
 def _make_matrix(kept: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "conformance", "matrix", str(kept), "--report-dir", folder]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        ended = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
+        if ended.returncode > 1:  # 1 says that a target fails
+            raise subprocess.CalledProcessError(ended.returncode, command)
         shutil.copy(Path(folder, "matrix.md"), kept / "MATRIX.md")
 
 

@@ -99,6 +99,15 @@ def test_a_fresh_report_replaces_the_one_of_another_version(folders: Any, capsys
     assert [path.name for path in (kept / "mine").iterdir()] == ["1.1.json"]
 
 
+def test_the_matrix_is_made_although_a_target_fails(folders: Any) -> None:
+    _, kept = folders
+    write(kept / "mine" / "1.0.json", "mine", ("LIN-FWD", "fail"))
+    peer_changes._make_matrix(kept)
+    assert "✗ fail" in (kept / "MATRIX.md").read_text(encoding="utf-8")
+    with pytest.raises(subprocess.CalledProcessError):
+        peer_changes._make_matrix(kept / "elsewhere")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

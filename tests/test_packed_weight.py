@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import optimized
 import reference
 from conformance.clauses.quantised.case import PACKABLE, READ, PackedCase, StoredCase, tamed, tamed_stored
 from conformance.clauses.quantised.decoded_weight import Stored
@@ -86,6 +87,14 @@ def test_the_storage_has_the_bytes_of_its_format(format: str, bits: float) -> No
     assert weight.nbytes == W.numel() * bits / 8
     assert weight.dequantize(torch.bfloat16).dtype == torch.bfloat16
     assert all(field.data_ptr() != W.data_ptr() for field in weight.fields.values())
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_optimized_packs_into_the_same_storage(format: str) -> None:  # noqa: A002
+    ours, plain = optimized.pack_weight(W, format), reference.pack_weight(W, format)
+    assert isinstance(ours, optimized.PackedWeight)
+    assert ours.fields.keys() == plain.fields.keys()
+    assert all(torch.equal(ours.fields[name], field) for name, field in plain.fields.items())
 
 
 @pytest.mark.parametrize("format", READ)

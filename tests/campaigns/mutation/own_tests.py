@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 import sys
 from fnmatch import fnmatch
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from tests.campaigns.mutation.mutants import PACKAGES, ROOT
+from tests.campaigns.mutation.mutants import ROOT
+from tests.support.preloaded_process import PROJECT, import_paths
 
-IMPORTERS = ("conformance.targets", "tests.targets", "tests.test_")
+REST = ("conformance", "tests", "ci", ".github", "pyproject.toml", "README.md")  # of the project, beside the packages
 # the first pattern that a file's path matches decides; of the tests, those that take seconds, not minutes
 TESTS = (
     ("reference/service/*", "remote server server_access server_attacks server_interruptions keys"),
@@ -33,6 +35,7 @@ TESTS = (
     ("*integers*", "integers_kernel"),
     ("reference/*hybrid.py", "splitting saving split_repairs split_peft"),
     ("reference/split_model.py", "splitting saving split_repairs split_peft split_answers"),
+    ("reference/torch_internals.py", "torch_internals"),
     ("*distributed.py", "distributed sharded_files"),
     ("*sharded.py", "distributed sharded_files"),
     ("*model.py", "merged_model failed_adaptation life_of_models"),
@@ -45,8 +48,6 @@ TESTS = (
     ("optimized/nodes/*", "footprint second_derivatives"),
     ("*", "limits far_rows"),
 )
-# it runs the command, which refuses packages that are not those beside it
-LEFT_OUT = "tests/test_distributed.py::test_the_table_has_a_row_per_clause_and_strategy_and_a_column_per_rank_count"
 
 
 def tests_of(file: str) -> tuple[str, ...]:
@@ -61,18 +62,22 @@ def is_test(name: str) -> bool:
 
 
 def first_failure(folder: Path, tests: tuple[str, ...]) -> dict[str, str] | None:
-    """Run tests in this process, with the packages in `folder`; tell of the first that fails."""
-    for name in list(sys.modules):  # what has names of the packages' own has those before the edit
-        if name.partition(".")[0] in PACKAGES or name.startswith(IMPORTERS):
-            del sys.modules[name]
+    """Run tests in this process, in a copy of the project around the packages in `folder`; tell the first that fails.
+
+    Everything is imported anew from the copy, and by the commands that a test runs in another process too.
+    """
+    for name in REST:
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, folder / name)
+    for name in [name for name in sys.modules if name.partition(".")[0] in PROJECT]:
+        del sys.modules[name]
+    paths = [str(path) for path in import_paths(folder)]
+    sys.path[:] = [*paths, *(path for path in sys.path if Path(path or ".").resolve() not in import_paths(ROOT))]
     importlib.invalidate_caches()
-    os.chdir(ROOT)
-    os.environ["PYTHONPATH"] = str(folder)
+    os.chdir(folder)
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
     seen = _First()
     asked = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts=", "--timeout=600"]
-    # pytest would put the project, with its unedited packages, before `folder`; the suite's plugin would refuse that
-    asked += ["--import-mode=append", "-p", "no:loraspec", f"--deselect={LEFT_OUT}"]
-    asked += ["-W", "ignore::pytest.PytestAssertRewriteWarning", *tests]
+    asked += [f"--rootdir={folder}", "-W", "ignore::pytest.PytestAssertRewriteWarning", *tests]
     try:
         ended = pytest.main(asked, plugins=[seen])
         if ended not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):

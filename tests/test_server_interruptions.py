@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client as http_client
 import os
 import socket
 import subprocess
@@ -33,6 +34,18 @@ def test_slow_clients_are_disconnected(server: Server) -> None:
     assert came[2].startswith(b"HTTP/1.1 408 ")
     assert b"an evaluation key came too slowly, 99 bytes of it: expected the next piece within 4 s" in came[2]
     assert came[3].count(b"HTTP/1.1 200 ") == 1
+
+
+def test_a_client_that_goes_on_asking_keeps_its_connection(server: Server) -> None:
+    connection = http_client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
+    connection.connect()
+    connection.auto_open = 0  # else a closed connection would be opened again
+    began = time.monotonic()
+    while time.monotonic() - began < STALL + 1:
+        connection.request("GET", "/health")
+        assert connection.getresponse().read()
+        time.sleep(0.5)
+    connection.close()
 
 
 def test_key_uploads_wait_for_a_free_slot(server: Server) -> None:

@@ -18,8 +18,8 @@ from tests.support.preloaded_process import PROJECT, import_paths
 REST = ("conformance", "tests", "ci", ".github", "pyproject.toml", "README.md")  # of the project, beside the packages
 # the first pattern that a file's path matches decides; of the tests, those that take seconds, not minutes
 TESTS = (
-    ("reference/service/*", "remote server server_access server_attacks server_interruptions keys"),
-    ("reference/encrypted/*", "answer_check keys noise encryption seal_backend seal_noise hostile_ciphertexts"),
+    ("reference/service/*", "split_repairs server server_access server_interruptions remote server_attacks keys"),
+    ("reference/encrypted/*", "answer_check seal_backend seal_noise hostile_ciphertexts keys noise encryption"),
     ("reference/files/expert_*", "expert_files expert_keys"),
     ("reference/files/*", "checkpoint checkpoint_fields checkpoint_files checkpoint_runs sharded_files"),
     ("reference/checkpoint.py", "checkpoint checkpoint_fields checkpoint_files checkpoint_runs sharded_files"),

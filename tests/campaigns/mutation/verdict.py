@@ -36,7 +36,7 @@ SLOW = ("LIN-COMPILE", "LAY-COMPILE", "FUS-COMPILE")
 FIRST = Profile("first", volume=1, interpreted=1, shrinks=0)
 QUICK = Profile("quick", PROFILES["quick"].volume, PROFILES["quick"].interpreted, shrinks=0)
 # These files run partly with interpreted kernels and partly without.
-BOTH_WAYS = ("quantization", "integers")
+BOTH_WAYS = ("quantization", "integers", "activations")
 
 
 @dataclass(frozen=True)

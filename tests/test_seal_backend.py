@@ -152,8 +152,9 @@ def test_a_product_modulo_q_is_exact_at_the_ends(radix: modular.Radix, k: int, m
 def test_operands_for_which_a_product_is_not_exact_are_refused() -> None:
     weight = torch.full((2, 8), modular.LARGEST // 8)
     modular.check(weight, SEAL.modulus)
-    with pytest.raises(ValueError, match=rf"sums to {modular.LARGEST + 8} in absolute values: expected at most"):
-        modular.check(weight + 1, SEAL.modulus)
+    for beyond in (weight + 1, -weight - 1):
+        with pytest.raises(ValueError, match=rf"sums to {modular.LARGEST + 8} in absolute values: expected at most"):
+            modular.check(beyond, SEAL.modulus)
     with pytest.raises(ValueError, match=r"modulus = 97: expected 2\^52 - 2\^26 to 2\^52"):
         modular.check(weight, 97)
 

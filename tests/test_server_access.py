@@ -14,6 +14,7 @@ import pytest
 
 from reference.encrypted.noise import EXACT, TOY, EncryptionParameters, why_insecure
 from reference.service.access import Access
+from reference.service.admission import Quotas
 from reference.service.client import RemoteClient, RemoteError
 from reference.service.protocol import Limits
 from tests.support.served_models import PLAIN, Client, save_models
@@ -183,3 +184,16 @@ def test_every_limit_is_an_option_with_its_default() -> None:
         assert (None if default == "none" else float(size_of(default))) == (None if known is None else float(known)), (
             name
         )
+
+
+def test_requests_that_have_ended_do_not_count() -> None:
+    from starlette.exceptions import HTTPException
+
+    quotas = Quotas(Limits(client_requests=1))
+    for _ in range(3):
+        with quotas.request("one"):
+            assert quotas.requests == {"one": 1}
+            with pytest.raises(HTTPException) as refused, quotas.request("one"):
+                pass
+            assert refused.value.detail.startswith("1 requests of one are here")
+    assert not quotas.requests

@@ -104,6 +104,16 @@ def test_stored_fields_of_every_format_are_read(format: str) -> None:  # noqa: A
     assert torch.equal(weight.dequantize().double(), torch.from_numpy(stored.numbers))
 
 
+def test_stored_fields_of_gptq_are_of_version_1_unless_they_say_otherwise() -> None:
+    stored: Stored = stored_weight(tamed_stored(StoredCase(k=32, n=16, format="gptq")))
+    read = [
+        reference.PackedWeight("gptq", stored.shape, stored.fields, {"group_size": 8, **version}).dequantize()
+        for version in ({}, {"version": 1}, {"version": 2})
+    ]
+    assert torch.equal(read[0], read[1])
+    assert not torch.equal(read[0], read[2])
+
+
 @pytest.mark.parametrize("format", PACKABLE)
 def test_cases_meet_every_code(format: str) -> None:  # noqa: A002
     case = tamed(PackedCase(k=64, n=16, format=format, content="codes"))

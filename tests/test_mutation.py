@@ -18,6 +18,7 @@ from conformance.specification.groups import groups
 from tests.campaigns.mutation import judging_groups, mutants, own_tests, summary, verdict
 from tests.campaigns.mutation.operators import OPERATORS
 from tests.campaigns.mutation.reach import Reach, clauses_of
+from tests.campaigns.variants.catalogue import NOT_DONE
 from tests.support import marked_lines, preloaded_process
 
 EDITS = {
@@ -220,6 +221,15 @@ def test_only_clauses_that_run_a_line_judge_it(tmp_path: Path) -> None:
     assert constants.imported
     assert ids(constants, ("config",)) == {c.id for c in clauses_of(("config",), ())}
     assert len(list(tmp_path.iterdir())) == 1  # measured once, though asked often
+
+
+def test_clauses_that_the_unedited_reference_does_not_pass_judge_no_mutant() -> None:
+    load_all()
+    edits = [_of_file(f"reference/{name}.py", "") for name in ("packed_weight", "batched")]
+    parts = [part for edit in edits for part in verdict._plan(edit, None) if part.module == "reference"]
+    asked = {clause.id for part in parts for clause in part.clauses}
+    assert {"QNT-FWD", "BAT-FWD"} <= asked
+    assert not asked & set(NOT_DONE["reference"])
 
 
 class Nowhere:

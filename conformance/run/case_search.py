@@ -68,7 +68,11 @@ class Examination:
         return result
 
     def only(self, number: int) -> Result:
-        """Judge one case of those that `run` draws, if none before it is inconclusive; none beyond them fails."""
+        """Judge the case of `run` with this number alone, as if none before it were inconclusive.
+
+        Args:
+            number: from 0; one that `run` does not reach passes.
+        """
         result = self._blank()
         wanted, shared = self._planned()
         own = wanted - len(shared)

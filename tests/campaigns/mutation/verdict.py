@@ -28,6 +28,7 @@ from conformance.target.target import TRITON, Target
 from tests.campaigns.mutation import judging_groups, own_tests
 from tests.campaigns.mutation.mutants import PACKAGES, Mutant, write_copy
 from tests.campaigns.mutation.reach import OTHER_PROCESSES, Reach, clauses_of
+from tests.campaigns.variants.catalogue import NOT_DONE
 
 LIMIT = 600  # CPU seconds after which an undecided mutant counts as hung
 IDLE_LIMIT = 10 * LIMIT  # wall-clock seconds, for a mutant that waits for ever without using the CPU
@@ -118,7 +119,10 @@ def _plan(mutant: Mutant, reach: Reach | None) -> list[Part]:
     def planned(asked: tuple[str, ...]) -> Iterator[Part]:
         for module, way in itertools.product(judging_groups.targets_of(mutant.file), ways):
             claimed = tuple(group for group in asked if group in _claimed(module))
-            clauses = reach.clauses(mutant, module, claimed, way) if reach else clauses_of(claimed, SLOW)
+            # what the unedited module does not pass shows nothing about an edit
+            without = (*SLOW, *NOT_DONE.get(module, ()))
+            reached = reach.clauses(mutant, module, claimed, way) if reach else clauses_of(claimed, ())
+            clauses = [clause for clause in reached if clause.id not in without]
             if clauses:
                 yield Part(module, way, clauses)
 

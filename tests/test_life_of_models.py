@@ -190,7 +190,7 @@ def test_a_target_that_saves_merged_weights_and_does_not_say_so_fails(name: str)
 
 
 def lived(target: Any, name: str) -> Result:
-    """The result of a target in a clause."""
+    """The result of a target in a clause, in a dtype in which `quick` loads into merged layers and models."""
     clause = load_all()[name]
     (subject,) = Target.of(target, "lived").subjects(clause)
-    return Examination(clause, subject, "float32", PROFILES["quick"]).run()
+    return Examination(clause, subject, "bfloat16", PROFILES["quick"]).run()

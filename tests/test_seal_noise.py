@@ -18,11 +18,12 @@ LIMIT, SIZE = SEAL.largest_row, SEAL.polynomial_size
 @pytest.mark.parametrize(
     ("name", "within"),
     [
-        ("2048·3·100, random 8 bits", 0.15),
-        ("1·512·2048, random 8 bits", 0.15),
-        # equal weights give the same result many times: over 30 keys, the ratio of std to law deviates by 0.077 from 1
+        # over 8 to 30 keys, the ratio of std to law deviates from 1 by 0.007, 0.010, 0.077 and 0.019; equal weights, as
+        # in the third, give the same result many times
+        ("2048·3·100, random 8 bits", 0.06),
+        ("1·512·2048, random 8 bits", 0.08),
         ("1·512·2048, all 255 · -128", 0.5),
-        ("1100·41·100, rows at the limit 560866", 0.15),
+        ("1100·41·100, rows at the limit 560866", 0.1),
     ],
 )
 def test_measured_noise_follows_the_law_and_stays_below_the_bound(name: str, within: float) -> None:

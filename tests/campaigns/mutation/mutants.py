@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import itertools
 import shutil
 from collections.abc import Iterator
@@ -48,6 +49,11 @@ class Mutant:
         """The mutant's name, which does not change when lines are added elsewhere."""
         again = f" #{self.ordinal}" if self.ordinal else ""
         return f"{self.file} {self.function or '<module>'} {self.operator}: {self.before} → {self.after}{again}"
+
+    @property
+    def place(self) -> float:
+        """A number from 0 to 1 that depends only on the name; mutants are judged in this order."""
+        return int.from_bytes(hashlib.sha256(self.id.encode()).digest()[:6], "big") / 2**48
 
     @property
     def source(self) -> str:

@@ -16,6 +16,9 @@ from tests.campaigns.mutation.mutants import ROOT
 from tests.support.preloaded_process import PROJECT, import_paths
 
 REST = ("conformance", "tests", "ci", ".github", "pyproject.toml", "README.md")  # of the project, beside the packages
+# of pytest, in a process that has imported the suite before
+ASKED = ("-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts=", "--timeout=600")
+ASKED += ("-W", "ignore::pytest.PytestAssertRewriteWarning")
 # the first pattern that a file's path matches decides; of the tests, those that take seconds, not minutes
 TESTS = (
     ("reference/service/*", "split_repairs server server_access server_interruptions remote server_attacks keys"),
@@ -76,10 +79,8 @@ def first_failure(folder: Path, tests: tuple[str, ...]) -> dict[str, str] | None
     os.chdir(folder)
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
     seen = _First()
-    asked = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts=", "--timeout=600"]
-    asked += [f"--rootdir={folder}", "-W", "ignore::pytest.PytestAssertRewriteWarning", *tests]
     try:
-        ended = pytest.main(asked, plugins=[seen])
+        ended = pytest.main([*ASKED, f"--rootdir={folder}", *tests], plugins=[seen])
         if ended not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
             seen.told = seen.told or ("tests/conftest.py", f"pytest ended with {ended!r}")
     except BaseException as error:  # noqa: BLE001  (a mutant may raise anything)

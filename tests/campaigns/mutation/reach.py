@@ -37,7 +37,7 @@ class Reach:
     def __init__(self, folder: Path, slow: tuple[str, ...], profile: Profile) -> None:
         self._folder, self._slow, self._profile = folder, slow, profile
         self._lines: dict[tuple[str, ...], Lines] = {}
-        self._digest = _digest_of_sources()
+        self._digest = digest_of_sources()
 
     def clauses(self, mutant: Mutant, module: str, groups: tuple[str, ...], interpreting: str) -> list[Clause]:
         """The clauses of the groups that can notice an edit, group by group.
@@ -112,7 +112,8 @@ def clauses_of(groups: tuple[str, ...], without: tuple[str, ...]) -> list[Clause
     return [c for group in groups for c in REGISTRY.values() if c.group == group and c.id not in without]
 
 
-def _digest_of_sources() -> str:
+def digest_of_sources() -> str:
+    """A digest of the packages' files."""
     digest = hashlib.sha256()
     for package in mutants.PACKAGES:
         for path in sorted((mutants.ROOT / package).rglob("*.py")):

@@ -19,7 +19,9 @@ from tests.support import json_entries, marked_lines
 REASONS = Path(__file__).parent / "survivors.json"
 KEPT = Path(__file__).parent / "judged.csv"  # verdicts of earlier runs, by the digest of the mutant's name
 COMMAND = "python -m tests.campaigns.mutation table --readme"
-COLUMNS = ("digest", "status", "clause", "seconds")
+STAGES = ("first", "quick", "tests")  # what judges a mutant, in turn; the cheap ones kill most
+# the stage is that after which a run ended which did not ask all of them
+COLUMNS = ("digest", "status", "clause", "seconds", "stage")
 
 
 def digest(mutant: str) -> str:
@@ -41,7 +43,9 @@ def kept(mutants: list[Mutant]) -> list[dict[str, Any]]:
 
 def keep(entries: list[dict[str, Any]]) -> None:
     """Write the entries to the committed file, for later runs to leave out."""
-    rows = sorted((digest(e["mutant"]), e["status"], e["clause"], round(e["seconds"], 1)) for e in entries)
+    rows = sorted(
+        (digest(e["mutant"]), e["status"], e["clause"], round(e["seconds"], 1), e.get("stage", "")) for e in entries
+    )
     with KEPT.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
 
@@ -67,6 +71,20 @@ def matching(pattern: str, mutants: list[str]) -> list[str]:
     """Return the mutants whose names match a pattern, in which only `*` is special and matches anything."""
     expression = re.compile(".*".join(map(re.escape, pattern.split("*"))) if "*" in pattern else re.escape(pattern))
     return [mutant for mutant in mutants if expression.fullmatch(mutant)]
+
+
+def undecided(entry: dict[str, Any]) -> bool:
+    """Whether some of the stages have not judged the mutant of an entry."""
+    return bool(entry["status"] == "undecided")
+
+
+def scored(entries: list[dict[str, Any]], places: dict[str, float]) -> list[dict[str, Any]]:
+    """Return the entries of mutants that all stages judged at once, and in their order those before an undecided one.
+
+    In a run that ends before the last stage, what is decided is what dies first: to count it alone raises the score.
+    """
+    first = min((places[e["mutant"]] for e in entries if undecided(e)), default=1.0)
+    return [e for e in entries if not e.get("stage") or places[e["mutant"]] < first]
 
 
 def of_today(entries: list[dict[str, Any]], names: set[str]) -> list[dict[str, Any]]:
@@ -95,6 +113,12 @@ def scores(entries: list[dict[str, Any]]) -> dict[str, Any]:
         "gaps": [e["mutant"] for e in entries if e["status"] == "survived" and not reason(e["mutant"])],
         "equivalent": dict(Counter(filter(None, (reason(e["mutant"]) for e in entries if e["status"] == "survived")))),
     }
+
+
+def tally(entries: list[dict[str, Any]]) -> dict[str, int]:
+    """Return counts of all entries, for a bound: how many were detected, change nothing, or are undecided."""
+    found = Counter("equivalent" if reason(e["mutant"]) else e["status"] for e in entries if e["status"] != "killed")
+    return {"mutants": len(entries), "killed": len(entries) - sum(found.values()), **found}
 
 
 def _judge(clause: str) -> str:
@@ -133,16 +157,18 @@ def show(journals: list[Path], out: Path | None, page: Path | None) -> int:
         out: the table is written to it, and the entries to the committed file.   page: gets the sentence.
     """
     mutants = [m for m in all_mutants() if m.valid]
-    everything = [m.id for m in mutants]
+    places = {m.id: m.place for m in mutants}
     known = {e["mutant"]: e for e in [*kept(mutants), *read(journals)]}
-    entries = of_today(list(known.values()), set(everything))
-    found = {"date": date.today().isoformat(), "of": len(everything), **scores(entries)}
+    entries = of_today(list(known.values()), set(places))
+    counted = scored(entries, places)
+    found = {"date": date.today().isoformat(), "of": len(places), **scores(counted), "every": tally(entries)}
     print(f"{'file':<36} killed  equivalent  gaps  score")
     for name, counts in found["files"].items():
         row = (counts.get(kind, 0) for kind in ("killed", "equivalent", "gap"))
         print("{:<36} {:>6}  {:>10}  {:>4}  {:>6.1%}".format(name, *row, counts["score"]))
     print(f"{'all':<36} {found['mutants']} of {found['of']} mutants, score {found['score']:.1%}")
     print(f"killed by {found['groups']}; seconds to kill {found['seconds_to_kill']}")
+    print(f"judged at all, which is not scored: {found['every']}")
     for mutant in found["gaps"]:
         print(f"gap: {mutant}")
     if out is not None:

@@ -28,6 +28,8 @@ from conformance.target.target import TRITON, Target
 from tests.campaigns.mutation import judging_groups, own_tests
 from tests.campaigns.mutation.mutants import PACKAGES, Mutant, write_copy
 from tests.campaigns.mutation.reach import OTHER_PROCESSES, Reach, clauses_of
+from tests.campaigns.mutation.reached_tests import ReachedTests
+from tests.campaigns.mutation.summary import STAGES
 from tests.campaigns.variants.catalogue import NOT_DONE
 
 LIMIT = 600  # CPU seconds after which an undecided mutant counts as hung
@@ -54,7 +56,7 @@ class Verdict:
     """The fate of a mutant.
 
     Attributes:
-        status: `killed` by a clause, `crashed` or `hung` (both count as detected), or `survived`.
+        status: `killed` by a clause, `crashed` or `hung` (both count as detected), `survived`, or `undecided`.
         clause: the first clause that failed, or the project's own test; `import` if the package no longer imports.
         seconds: CPU time of the verdict; other load on the machine does not change it.
     """
@@ -66,17 +68,27 @@ class Verdict:
     seconds: float = 0.0
 
 
-def verdict(mutant: Mutant, reach: Reach | None = None) -> Verdict:
+def verdict(
+    mutant: Mutant, reach: Reach | None = None, reached: ReachedTests | None = None, stages: tuple[str, ...] = STAGES
+) -> Verdict:
     """Judge a mutant until a clause of its file fails, or else one of the project's own tests.
 
     Args:
-        reach: leaves out the clauses that cannot fail.
+        reach, reached: leave out the clauses and the tests that cannot fail.   stages: those of `STAGES` to judge by.
     """
     plan = _plan(mutant, reach)
     modules = {part.module for part in plan}
+    tests = reached.of(mutant) if reached and "tests" in stages else own_tests.tests_of(mutant.file)
+    profiles = [profile for profile in (FIRST, QUICK) if profile.name in stages]
 
     def judged(folder: Path) -> dict[str, str] | None:
-        return _first_failure(mutant, plan) or own_tests.first_failure(folder, own_tests.tests_of(mutant.file))
+        if found := _first_failure(mutant, plan, profiles):
+            return found
+        if "tests" in stages:
+            if not tests:
+                return None
+            return own_tests.first_failure(folder, tests)
+        return {"status": "undecided"}
 
     found, died, seconds = _in_fork(mutant, judged, modules)
     if found is None:
@@ -170,8 +182,8 @@ def _in_child(folder: Path, judge: Callable[[Path], dict[str, str] | None], modu
         os._exit(0)
 
 
-def _first_failure(mutant: Mutant, plan: list[Part]) -> dict[str, str] | None:
-    for profile, part in itertools.product((FIRST, QUICK), plan):
+def _first_failure(mutant: Mutant, plan: list[Part], profiles: list[Profile]) -> dict[str, str] | None:
+    for profile, part in itertools.product(profiles, plan):
         os.environ["TRITON_INTERPRET"] = part.interpreting
         try:
             target = Target.of(importlib.import_module(part.module))

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import multiprocessing.process
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.campaigns.mutation import mutants, summary
+from tests.campaigns.mutation.reached_tests import _Contexts
 from tests.support import preloaded_process
 
 
@@ -65,3 +70,15 @@ def test_a_mutant_is_asked_of_the_tests_that_run_its_line_or_another_process(tmp
     ]
     assert all(set(elsewhere) <= set(tests) for tests in found.values())
     assert found["Keys.__copy__"] == ["test_keys_refuse_pickling_and_copies_are_the_same_object", *elsewhere]
+
+
+def test_a_test_that_starts_a_process_in_any_way_counts_as_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    def started(_: object) -> None:
+        """As a spawned process does, raise no event."""
+
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", started)
+    contexts = _Contexts("tests/test_x.py", lambda _: None)
+    with contexts.listening():
+        multiprocessing.Process(target=int).start()
+    assert contexts.elsewhere == {"tests/test_x.py"}
+    assert multiprocessing.process.BaseProcess.start is started

@@ -8,7 +8,9 @@ import itertools
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import coverage
 
@@ -63,32 +65,13 @@ class Reach:
     def _measured(self, *key: str) -> Lines:
         if key not in self._lines:
             path = self._folder / f"{'-'.join(key)}-{self._digest}.json"
-            if not path.exists():
-                self._measure_in_a_fork(path, *key)
-            read = json.loads(path.read_text(encoding="utf-8"))
+            read = measured_once(path, lambda: self._measure(*key))
             self._lines[key] = {f: {int(n): set(ids) for n, ids in by.items()} for f, by in read.items()}
         return self._lines[key]
 
-    def _measure_in_a_fork(self, path: Path, module: str, group: str, interpreting: str) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                os.environ["TRITON_INTERPRET"] = interpreting
-                part = path.with_suffix(f".{os.getpid()}")
-                part.write_text(json.dumps(self._measure(module, group)), encoding="utf-8")
-                part.rename(path)
-                code = 0
-            finally:
-                os._exit(code)
-        _, status = os.waitpid(child, 0)
-        if status:
-            raise RuntimeError(f"the lines of {module} that group {group} runs could not be measured")
-
-    def _measure(self, module: str, group: str) -> dict[str, dict[int, list[str]]]:
-        sources = [str(mutants.ROOT / package) for package in mutants.PACKAGES]
-        tracer = coverage.Coverage(source=sources, data_file=None, config_file=False)
+    def _measure(self, module: str, group: str, interpreting: str) -> dict[str, dict[int, list[str]]]:
+        os.environ["TRITON_INTERPRET"] = interpreting
+        tracer = tracer_of_packages()
         for name in [n for n in sys.modules if n.partition(".")[0] in mutants.PACKAGES or n == module]:
             del sys.modules[name]
         tracer.start()
@@ -98,13 +81,48 @@ class Reach:
             for subject, dtype in itertools.product(target.subjects(clause), clause.dtypes or (ANY_DTYPE,)):
                 Examination(clause, subject, dtype, self._profile).run()
         tracer.stop()
-        data = tracer.get_data()
-        return {
-            Path(file).relative_to(mutants.ROOT).as_posix(): {
-                line: sorted(set(ids) - {""}) for line, ids in data.contexts_by_lineno(file).items()
-            }
-            for file in data.measured_files()
+        return contexts_by_line(tracer)
+
+
+def measured_once(path: Path, measure: Callable[[], Any]) -> Any:
+    """Return what a JSON file holds; a fork of this process measures and writes it if it is missing.
+
+    Raises:
+        RuntimeError: if the fork fails.
+    """
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                part = path.with_suffix(f".{os.getpid()}")
+                part.write_text(json.dumps(measure()), encoding="utf-8")
+                part.rename(path)
+                code = 0
+            finally:
+                os._exit(code)
+        _, status = os.waitpid(child, 0)
+        if status:
+            raise RuntimeError(f"the lines for {path.name} could not be measured")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def tracer_of_packages() -> coverage.Coverage:
+    """A tracer of the lines of the packages that mutants edit."""
+    sources = [str(mutants.ROOT / package) for package in mutants.PACKAGES]
+    return coverage.Coverage(source=sources, data_file=None, config_file=False)
+
+
+def contexts_by_line(tracer: coverage.Coverage) -> dict[str, dict[int, list[str]]]:
+    """By file and line, the names of the contexts in which a tracer saw the line run."""
+    data = tracer.get_data()
+    return {
+        Path(file).relative_to(mutants.ROOT).as_posix(): {
+            line: sorted(set(names) - {""}) for line, names in data.contexts_by_lineno(file).items()
         }
+        for file in data.measured_files()
+    }
 
 
 def clauses_of(groups: tuple[str, ...], without: tuple[str, ...]) -> list[Clause]:

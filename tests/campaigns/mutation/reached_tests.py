@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import multiprocessing.process
 import os
 import sys
@@ -12,12 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import coverage
 import pytest
 
 from tests.campaigns.mutation import mutants, own_tests
 from tests.campaigns.mutation.mutants import Mutant
-from tests.campaigns.mutation.reach import digest_of_sources
+from tests.campaigns.mutation.reach import contexts_by_line, digest_of_sources, measured_once, tracer_of_packages
 
 # A test that raises one of these events runs code in a process whose lines are not seen here.
 ELSEWHERE = ("subprocess.Popen", "os.fork", "os.posix_spawn", "socket.connect")
@@ -55,34 +53,13 @@ class ReachedTests:
         if path not in self._measured:
             tests = hashlib.sha256((mutants.ROOT / path).read_bytes()).hexdigest()[:8]
             kept = self._folder / f"{Path(path).stem}-{self._digest}-{tests}.json"
-            if not kept.exists():
-                self._folder.mkdir(parents=True, exist_ok=True)
-                _measure_in_a_fork(path, kept)
-            self._measured[path] = json.loads(kept.read_text(encoding="utf-8"))
+            self._measured[path] = measured_once(kept, lambda: _measured(path))
         return self._measured[path]
 
 
-def _measure_in_a_fork(path: str, kept: Path) -> None:
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            part = kept.with_suffix(f".{os.getpid()}")
-            quiet = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(quiet, 1)
-            part.write_text(json.dumps(_measured(path)), encoding="utf-8")
-            part.rename(kept)
-            code = 0
-        finally:
-            os._exit(code)
-    _, status = os.waitpid(child, 0)
-    if status:
-        raise RuntimeError(f"the lines that {path} runs could not be measured")
-
-
 def _measured(path: str) -> dict[str, Any]:
-    sources = [str(mutants.ROOT / package) for package in mutants.PACKAGES]
-    tracer = coverage.Coverage(source=sources, data_file=None, config_file=False)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    tracer = tracer_of_packages()
     for name in [name for name in sys.modules if name.partition(".")[0] in own_tests.PROJECT]:
         if not name.startswith("tests.campaigns.mutation"):
             del sys.modules[name]
@@ -94,12 +71,7 @@ def _measured(path: str) -> dict[str, Any]:
     tracer.stop()
     if ended != pytest.ExitCode.OK:
         return {"lines": {}, "seconds": {path: sum(contexts.seconds.values())}, "elsewhere": [path]}
-    data = tracer.get_data()
-    files = {Path(file).relative_to(mutants.ROOT).as_posix(): file for file in data.measured_files()}
-    lines = {
-        name: {line: sorted(set(tests) - {""}) for line, tests in data.contexts_by_lineno(file).items()}
-        for name, file in files.items()
-    }
+    lines = contexts_by_line(tracer)
     return {"lines": lines, "seconds": contexts.seconds, "elsewhere": sorted(contexts.elsewhere)}
 
 

@@ -20,7 +20,7 @@ REASONS = Path(__file__).parent / "survivors.json"
 KEPT = Path(__file__).parent / "judged.csv"  # verdicts of earlier runs, by the digest of the mutant's name
 COMMAND = "python -m tests.campaigns.mutation table --readme"
 STAGES = ("first", "quick", "tests")  # what judges a mutant, in turn; the cheap ones kill most
-# the stage is that after which a run ended which did not ask all of them
+# stage: the last one that judged, if the run did not ask all of them
 COLUMNS = ("digest", "status", "clause", "seconds", "stage")
 
 
@@ -73,17 +73,12 @@ def matching(pattern: str, mutants: list[str]) -> list[str]:
     return [mutant for mutant in mutants if expression.fullmatch(mutant)]
 
 
-def undecided(entry: dict[str, Any]) -> bool:
-    """Whether some of the stages have not judged the mutant of an entry."""
-    return bool(entry["status"] == "undecided")
-
-
 def scored(entries: list[dict[str, Any]], places: dict[str, float]) -> list[dict[str, Any]]:
     """Return the entries of mutants that all stages judged at once, and in their order those before an undecided one.
 
     In a run that ends before the last stage, what is decided is what dies first: to count it alone raises the score.
     """
-    first = min((places[e["mutant"]] for e in entries if undecided(e)), default=1.0)
+    first = min((places[e["mutant"]] for e in entries if e["status"] == "undecided"), default=1.0)
     return [e for e in entries if not e.get("stage") or places[e["mutant"]] < first]
 
 

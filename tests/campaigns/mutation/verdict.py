@@ -84,11 +84,9 @@ def verdict(
     def judged(folder: Path) -> dict[str, str] | None:
         if found := _first_failure(mutant, plan, profiles):
             return found
-        if "tests" in stages:
-            if not tests:
-                return None
-            return own_tests.first_failure(folder, tests)
-        return {"status": "undecided"}
+        if "tests" not in stages:
+            return {"status": "undecided"}
+        return own_tests.first_failure(folder, tests) if tests else None
 
     found, died, seconds = _in_fork(mutant, judged, modules)
     if found is None:

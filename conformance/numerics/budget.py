@@ -224,6 +224,18 @@ def merged_weight(base: Array, down: Array, up: Array, scale: float, how: Roundi
     return np.asarray(accumulated + stores + 4 * max(s, 1) * how.step)
 
 
+def unmerged_weight(base: Array, update: Array, scale: float, *dtypes: torch.dtype) -> Array:
+    """[N, K], the budget of a weight of these dtypes that unmerging restores: both ways store `B A`, ΔW and the sum."""
+    unit, step = (max(getattr(format_of(dtype), part) for dtype in dtypes) for part in ("unit", "step"))
+    return np.asarray(2 * unit * (np.abs(base) + np.abs(update)) + 4 * max(abs(scale), 1) * step)
+
+
+def moved(before: Array, change: Array, dtype: torch.dtype) -> Array:
+    """The budget of `before - change` after a step of SGD: the gradient, the change and the difference are stored."""
+    how = format_of(dtype)
+    return np.asarray(3 * (how.unit * (np.abs(before) + np.abs(change)) + how.step))
+
+
 def summed(values: Array, how: Rounding) -> Array:
     """Budget of a sum over tokens, `Σ_m values[m]`: the bias gradient, with one more store for a separate batch sum."""
     return np.asarray(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from conformance.clauses.life.layer_judgement import judge_gradients, judge_output
 from conformance.clauses.life.layer_life import Pending
 from conformance.clauses.life.situation import DEEPEST, OFF, ON, Operation, Situation
 from conformance.judgement.linear_oracle import Expected
-from conformance.numerics.formats import format_of, numbers
+from conformance.numerics import budget
+from conformance.numerics.formats import numbers
 
 RATE = 0.125
 SELECTIVE = "lambda: create_selective_checkpoint_contexts([torch.ops.aten.mm.default, torch.ops.aten.addmm.default])"
@@ -77,8 +76,7 @@ class Step(Operation):
         for name in trained:
             gradient, before = results.of(name), truth.values[name]
             change = RATE * gradient.value
-            unit = format_of(truth.adapter_dtype).unit
-            allowed = 3 * unit * (np.abs(before) + np.abs(change))
+            allowed = budget.moved(before, change, truth.adapter_dtype)
             allowed += 0.0 if gradient.budget is None else RATE * gradient.budget
             life.compare(name, Expected(name, before - change, allowed, truth.adapter_dtype, certified=False))
             truth.values[name] = numbers(life.names[name]).copy()  # float64 shares memory

@@ -68,8 +68,8 @@ class DoraTruth(Truth):
         update, how = merged - self.weight, Rounding(self.dtype, self.adapter_dtype)
         plain = budget.merged_weight(self.weight, self.values["lora_A"], self.values["lora_B"], self.scale, how)
         allowed = np.abs(oracle.factor)[:, None] * plain + np.abs(merged) * oracle.relative[:, None]
-        allowed = allowed + 2 * how.unit * (np.abs(merged) + np.abs(self.weight))
-        self.merged = Merge(np.eye(width), update, 1.0, allowed, max(how.unit, how.adapter_unit))
+        allowed = allowed + 2 * how.unit * (np.abs(merged) + np.abs(self.weight)) + 2 * how.step
+        self.merged = Merge(np.eye(width), update, 1.0, allowed, (self.dtype, self.adapter_dtype))
 
     def _oracle(self, values: dict[str, Array]) -> DoraOracle:
         operands = LifeOperands(values, self.scale, (self.dtype, self.adapter_dtype), autocast=False)

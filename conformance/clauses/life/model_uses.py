@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from conformance.clauses.life.model_chain import LAYERS
 from conformance.clauses.life.model_judgement import judge_backward, judge_outputs
 from conformance.clauses.life.model_life import PendingModel
 from conformance.clauses.life.model_situation import ModelOperation, ModelSituation
 from conformance.clauses.life.model_truth import ADAPTER
 from conformance.judgement.linear_oracle import Expected
-from conformance.numerics.formats import format_of, numbers
+from conformance.numerics import budget
+from conformance.numerics.formats import numbers
 
 RATE = 2**-9  # small, so that many steps in a row do not diverge
 
@@ -72,8 +71,8 @@ class Step(ModelOperation):
     def _judge(life: Any, name: str, gradient: Expected) -> None:
         """Judge an adapter after the step, and go on with its value."""
         dtype, before = life.truth.dtype_of(name), life.truth.tensors()[name]
-        change, unit = RATE * gradient.value, format_of(dtype).unit
-        allowed = 3 * unit * (np.abs(before) + np.abs(change))
+        change = RATE * gradient.value
+        allowed = budget.moved(before, change, dtype)
         allowed += 0.0 if gradient.budget is None else RATE * gradient.budget
         life.compare(f'kept["{name}"]', Expected(name, before - change, allowed, dtype, certified=False))
         life.truth.put(name, numbers(life.names["kept"][name].detach()).copy())

@@ -24,6 +24,7 @@ class Merge:
     """A merge: the adapter that was merged, and how far the merged weight may be from its exact value.
 
     Attributes:
+        dtypes: those that the weight has had since.
         later: changed adapters that a further merge has merged, if the change had unmerged the layer.
     """
 
@@ -31,7 +32,7 @@ class Merge:
     lora_B: Array
     scale: float
     allowed: Array
-    unit: float
+    dtypes: tuple[torch.dtype, ...]
     later: list[tuple[Array, Array, float]] = field(default_factory=list)
 
     @property
@@ -90,7 +91,7 @@ class Truth:
         how = Rounding(self.dtype, self.adapter_dtype)
         allowed = budget.merged_weight(self.weight, down, up, self.scale, how)
         if self.merged is None:
-            self.merged = Merge(down, up, self.scale, allowed, max(how.unit, how.adapter_unit))
+            self.merged = Merge(down, up, self.scale, allowed, (self.dtype, self.adapter_dtype))
         elif not _same(self.merged.adapters[-1], (down, up, self.scale)):
             self.merged.later.append((down, up, self.scale))
             self.merged.allowed = np.maximum(self.merged.allowed, allowed)
@@ -99,9 +100,9 @@ class Truth:
         """Round every tensor to another dtype."""
         if self.merged is not None:
             update = self.merged.scale * (self.merged.lora_B @ self.merged.lora_A)
-            self.merged.unit = max(self.merged.unit, format_of(dtype).unit)
-            magnitude = np.abs(self.weight) + np.abs(update)
-            self.merged.allowed = self.merged.allowed + 2 * format_of(dtype).unit * magnitude
+            self.merged.dtypes += (dtype,)
+            allowed = budget.unmerged_weight(self.weight, update, self.merged.scale, dtype)
+            self.merged.allowed = self.merged.allowed + allowed
         self.values = {name: rounded(value, dtype) for name, value in self.values.items()}
         self.dtype = self.adapter_dtype = dtype
 
@@ -109,8 +110,9 @@ class Truth:
         """The allowed error of a weight that unmerging restores."""
         merged = self.merged
         assert merged is not None
-        updates = [np.abs(scale * (up @ down)) for down, up, scale in merged.adapters]
-        return np.asarray(2 * merged.unit * (np.abs(self.values["weight"]) + np.maximum.reduce(updates)))
+        adapters = [(scale * (up @ down), scale) for down, up, scale in merged.adapters]
+        allowed = [budget.unmerged_weight(self.values["weight"], *adapter, *merged.dtypes) for adapter in adapters]
+        return np.asarray(np.maximum.reduce(allowed))
 
     def results(self, x: Array, g: Array, *, autocast: bool) -> list[Results]:
         """The results that are right for these x and g; several if the adapter has changed since it was merged."""

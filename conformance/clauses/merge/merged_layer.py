@@ -9,7 +9,8 @@ from conformance.cases.linear_case import LinearCase
 from conformance.clauses.linear_and_layer.case_spaces import SMALL
 from conformance.judgement.judge import judge
 from conformance.judgement.linear_oracle import Expected
-from conformance.numerics.formats import Array, format_of, numbers
+from conformance.numerics import budget
+from conformance.numerics.formats import Array, numbers
 from conformance.target.calls import calling
 from conformance.target.subject import Instance, Subject
 
@@ -32,12 +33,12 @@ def output(instance: Instance) -> torch.Tensor:
 
 
 def weight_allowance(instance: Instance) -> Array:
-    """The allowed error of the unmerged weight: `2u·(|W| + |ΔW|)` per element; zero for exact integers."""
+    """The allowed error of the unmerged weight; zero for exact integers."""
     operands = instance.operands
     values = operands.values
     update = operands.scale * (values["lora_B"] @ values["lora_A"])
-    unit = 0.0 if operands.exact else format_of(operands.dtype).unit
-    return np.asarray(2 * unit * (np.abs(values["weight"]) + np.abs(update)))
+    allowed = budget.unmerged_weight(values["weight"], update, operands.scale, operands.dtype)
+    return np.zeros_like(allowed) if operands.exact else allowed
 
 
 def judge_restored(instance: Instance, what: str) -> float | None:

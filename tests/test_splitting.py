@@ -13,9 +13,6 @@ import torch
 from torch import Tensor, nn
 
 import optimized
-import reference
-from optimized.dispatch.integers import why_not_float32, why_not_int8
-from optimized.quantization import QuantizedLinear
 from reference import HybridFHEModel, LoraTraining, PeftConfig, apply_lora_to_linear_modules, get_remote_names
 from reference.quantization import quantize_dynamic
 from reference.service.weight_version import some_of
@@ -233,63 +230,7 @@ class TestCheckpoint:
         model.load_state_dict({name: value + 1 for name, value in before.items()})
         assert torch.equal(model.state_dict()["1.weight"], before["1.weight"] + 1)
 
-
-class TestFastIntegers:
-    """The CPU's int8 and float32 routes; tests/test_integers_kernel.py tests the interpreted kernel."""
-
-    @pytest.fixture(autouse=True)
-    def _no_kernel(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("optimized.quantization.why_not_kernel", lambda *_: "not here")
-
-    @pytest.mark.parametrize("n_bits", [2, 5, 8, 9, 16])
-    @pytest.mark.parametrize("shape", [(200, 33, 7), (65, 5, 3), (1, 1, 2), (3, 1, 5), (0, 3, 2), (2, 0, 2), (2, 3, 0)])
-    @pytest.mark.parametrize("offset", [0.0, 1000.0])
-    def test_every_route_is_bit_equal_to_the_reference(
-        self, n_bits: int, shape: tuple[int, ...], offset: float
-    ) -> None:
-        m, k, n = shape
-        generator = torch.Generator().manual_seed(m + k + n)
-        x, weight = (torch.randn(size, generator=generator) + offset for size in ((m, k), (n, k)))
-        for low_high in (None, (-1.0, offset + 2.0)):
-            plain = reference.QuantizedLinear(weight, weight.sum(1), n_bits, low_high)
-            fast = QuantizedLinear(weight, weight.sum(1), n_bits, low_high)
-            rows, fast_rows = plain.quantize(x), fast.quantize(x)
-            assert torch.equal(rows.values, fast_rows.values)
-            assert torch.equal(plain.accumulate(rows.values), fast.accumulate(rows.values))
-            for dtype in (torch.float64, torch.bfloat16):
-                assert torch.equal(plain(x, dtype), fast(x, dtype))
-
-    def test_inputs_that_require_grad_give_the_references_result(self) -> None:
-        weight, x = torch.linspace(-1, 1, 66).reshape(2, 33), torch.linspace(0, 3, 99).reshape(3, 33)
-        plain, fast = (kind(weight, weight.sum(1), 8, None) for kind in (reference.QuantizedLinear, QuantizedLinear))
-        assert torch.equal(fast(x.requires_grad_(), torch.float32), plain(x, torch.float32))
-
-    def test_float32_products_are_used_only_where_they_are_exact(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("optimized.quantization.why_not_int8", lambda *_: "not here")
-        weight, x = torch.linspace(-1, 1, 64).reshape(4, 16), torch.linspace(0, 1, 48).reshape(3, 16)
-        plain, fast = reference.QuantizedLinear(weight, None, 8), QuantizedLinear(weight, None, 8)
-        assert why_not_float32(fast) is None
-        rows = plain.quantize(x)
-        assert torch.equal(plain.accumulate(rows.values), fast.accumulate(rows.values))
-        assert why_not_float32(QuantizedLinear(weight.repeat(1, 400), None, 12)) == (
-            f"sums of up to {reference.QuantizedLinear(weight.repeat(1, 400), None, 12).largest_accumulator} "
-            f"do not fit the 24 bits of float32"
-        )
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("high")
-        try:
-            assert why_not_float32(fast) == "float32 products are set to 'high' precision"
-        finally:
-            torch.set_float32_matmul_precision(before)
-
-    def test_int8_products_are_refused_with_a_reason(self) -> None:
-        weight = torch.linspace(-1, 1, 64).reshape(4, 16)
-        x = torch.zeros(2, 16, dtype=torch.int64)
-        assert why_not_int8(QuantizedLinear(weight, None, 9), x) == "9 bits do not fit int8"
-        one: Any = why_not_int8(QuantizedLinear(weight[:, :1], None, 8), x[:, :1])
-        assert "one feature" in one
-
-    def test_noise_that_would_round_to_zero_is_not_drawn(self) -> None:
+    def test_noise_that_would_round_to_zero_is_not_drawn() -> None:
         trained = training()
         hybrid = optimized.HybridFHEModel(trained, get_remote_names(trained))
         hybrid.compile_model((X, LABELS))

@@ -29,9 +29,10 @@ EVERY: tuple[tuple[str, int, int, dict[str, Any]], ...] = (
     ("int4", 24, 64, {"zero": True}),
     ("gptq", 24, 64, {"group_size": 16}),
     ("gptq", 16, 32, {"group_size": 16, "version": 2}),
-    ("awq", 16, 64, {"group_size": 16}),
+    ("awq", 64, 64, {"group_size": 16}),
     ("hqq", 16, 64, {"group_size": 16}),
     ("hqq", 8, 24, {"group_size": 16}),
+    ("hqq", 9, 32, {"group_size": 16}),
     ("hqq", 16, 64, {"group_size": 16, "axis": 0}),
 )
 

@@ -33,7 +33,7 @@ TESTS = (
     ("reference/train*", "trainer failed_steps checkpoint_runs"),
     ("reference/*state.py", "failed_steps checkpoint_runs"),
     ("reference/rollback.py", "failed_steps failed_adaptation"),
-    ("*quantization.py", "splitting saving shared_input integers_kernel"),
+    ("*quantization.py", "quantized_linear splitting saving shared_input integers_kernel"),
     ("*int*8*", "integers_kernel"),
     ("*integers*", "integers_kernel"),
     ("reference/*hybrid.py", "splitting saving split_repairs split_peft"),
@@ -48,8 +48,10 @@ TESTS = (
     ("optimized/dense_adapters.py", "dense_adapters"),
     ("optimized/*tile*", "row_tiles tuning"),
     ("optimized/kernels/*", "split_sums row_tiles integers_kernel tuning"),
-    ("optimized/nodes/*", "footprint second_derivatives"),
-    ("*", "limits far_rows"),
+    ("optimized/nodes/*", "footprint plain memory second_derivatives"),
+    ("optimized/gradnorm.py", "limits"),
+    ("optimized/*", "limits far_rows plain memory padded_rows"),
+    ("*", "limits far_rows conv1d failed_adaptation merging_for_good packed_weight checkpoint_files"),
 )
 
 

@@ -230,14 +230,15 @@ class TestCheckpoint:
         model.load_state_dict({name: value + 1 for name, value in before.items()})
         assert torch.equal(model.state_dict()["1.weight"], before["1.weight"] + 1)
 
-    def test_noise_that_would_round_to_zero_is_not_drawn() -> None:
-        trained = training()
-        hybrid = optimized.HybridFHEModel(trained, get_remote_names(trained))
-        hybrid.compile_model((X, LABELS))
-        loss, _ = hybrid((X, LABELS), fhe="disable")
-        simulated, _ = hybrid((X, LABELS), fhe="simulate")
-        assert torch.equal(loss, simulated)
-        assert hybrid._split.noise_drawn == 0
+
+def test_noise_that_would_round_to_zero_is_not_drawn() -> None:
+    trained = training()
+    hybrid = optimized.HybridFHEModel(trained, get_remote_names(trained))
+    hybrid.compile_model((X, LABELS))
+    loss, _ = hybrid((X, LABELS), fhe="disable")
+    simulated, _ = hybrid((X, LABELS), fhe="simulate")
+    assert torch.equal(loss, simulated)
+    assert hybrid._split.noise_drawn == 0
 
 
 @pytest.mark.parametrize("shape", [(3, 0), (0, 4)])

@@ -33,9 +33,13 @@ def described(weight: Tensor) -> str:
 def holds_packed_weight(module: nn.Module) -> bool:
     """Whether the weight of a linear layer, adapted or not, is packed."""
     weight: Any = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor) or is_lazy(weight):
+        return False
     sizes = getattr(module, "out_features", None), getattr(module, "in_features", None)
-    turned = None in sizes or any(getattr(module, key, False) for key in ("fan_in_fan_out", "weight_transposed"))
-    return isinstance(weight, Tensor) and not is_lazy(weight) and is_packed(weight, None if turned else sizes)
+    if None in sizes:  # a convolution's weight or a norm's is no packed matrix
+        return is_packed(weight, tuple(weight.shape))
+    turned = any(getattr(module, key, False) for key in ("fan_in_fan_out", "weight_transposed"))
+    return is_packed(weight, None if turned else sizes)
 
 
 def is_packed_elsewhere(module: nn.Module) -> bool:

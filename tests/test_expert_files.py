@@ -147,6 +147,24 @@ def test_an_older_file_is_turned(package: Any, tmp_path: Path) -> None:
     torch.testing.assert_close(logits(other), logits(model))
 
 
+@PACKAGES
+@pytest.mark.parametrize("version", [None, "0.18.0"])
+def test_shapes_decide_whatever_the_version(package: Any, version: Any, tmp_path: Path) -> None:
+    model, config = adapted(package, "qwen3_moe")
+    package.save_adapter(model, config, tmp_path)
+    rewritten(tmp_path, fields={"peft_version": version})
+    other = model_of("qwen3_moe")
+    package.load_adapter(other, tmp_path)
+    assert torch.equal(logits(other), logits(model))
+
+
+@PACKAGES
+def test_experts_without_a_model_around_them_are_refused(package: Any, tmp_path: Path) -> None:
+    model, config = adapted(package, "qwen3_moe")
+    with pytest.raises(ValueError, match="holds no adapted layer: expected a model with a LinearLoRA in it"):
+        package.save_adapter(model.model.layers[0].mlp.experts, config, tmp_path)
+
+
 SQUARE = {"hidden_size": 12, "moe_intermediate_size": 6}  # 2I = H: gate_up is square, and down is not
 
 

@@ -51,11 +51,12 @@ def test_a_key_is_uploaded_once(server: Server) -> None:
 def test_each_request_has_one_log_line_without_its_contents(server: Server) -> None:
     client = Client(server.address)
     ciphertext = BACKEND.encrypt(client.inputs(), client.keys)
-    client.remote.evaluate("one", "fc.forward_module", ciphertext, client.keys.evaluation)
+    result = client.remote.evaluate("one", "fc.forward_module", ciphertext, client.keys.evaluation)
     key, lines = hashlib.sha256(client.keys.evaluation).hexdigest(), server.logged()
     assert any(f"PUT /keys/{key[:8]}… 204" in line for line in lines)
     line = next(line for line in lines if " 200 " in line and f"{len(ciphertext)} bytes in" in line)
     assert "POST /evaluate?model=one&module=fc.forward_module 200 " in line
+    assert line.rstrip().endswith(f"{len(ciphertext)} bytes in, {len(result)} out")
     log = "".join(lines)
     assert key not in log
     assert repr(ciphertext)[2:30] not in log

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 import signal
@@ -15,13 +16,25 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.exceptions import HTTPException
 
 from reference.encrypted.encryption import EncryptionError
 from reference.encrypted.seal_backend import SealBackend
 from reference.service.client import RemoteClient
-from reference.service.protocol import Limits
+from reference.service.protocol import INLINE_KEY_BYTES, Limits
+from reference.service.request_names import inline_key
 from tests.support.served_models import BACKEND, EVALUATE, PLAIN, STALL, Client, http, save_models
 from tests.support.server import PATIENCE, Server, exchange, serving, until
+
+
+@pytest.mark.parametrize(
+    "text", ["=", "=" + base64.b64encode(bytes(INLINE_KEY_BYTES + 1)).decode(), "=no base64", "=A?"]
+)
+def test_a_header_without_a_key_is_refused(text: str) -> None:
+    with pytest.raises(HTTPException, match=f"holds no evaluation key: expected =BASE64 of 1 to {INLINE_KEY_BYTES}"):
+        inline_key(text)
+    assert inline_key("=" + base64.b64encode(bytes(INLINE_KEY_BYTES)).decode()) == bytes(INLINE_KEY_BYTES)
+    assert inline_key("=AA==") == b"\0"
 
 
 def elsewhere(address: str) -> Client:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import math
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 import optimized
 from reference import HybridFHEModel, LoraTraining, PeftConfig, apply_lora_to_linear_modules, get_remote_names
 from reference.quantization import quantize_dynamic
+from reference.service.linear_product import product_of
 from reference.service.weight_version import some_of
 
 pytestmark = pytest.mark.usefixtures("set_aside")  # clearing weights collects garbage, and looks for their holders
@@ -209,6 +212,33 @@ class TestChangedWeights:
         layer.bias.data.zero_()
         with pytest.raises(RuntimeError, match="the bias of 0 has changed"):
             hybrid(x)
+
+    @pytest.mark.parametrize("way", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+    def test_a_copy_of_a_compiled_model_knows_whether_its_own_weight_has_changed(self, way: Any) -> None:
+        hybrid, x = HybridFHEModel(nn.Sequential(nn.Linear(3, 2)), ["0"]), torch.randn(2, 3)
+        with torch.no_grad():
+            hybrid.model[0].weight.mul_(2)
+        hybrid.compile_model(x)
+        copied = way(hybrid)
+        assert torch.equal(copied(x), hybrid(x))
+        with torch.no_grad():
+            copied.model[0].weight[0, 0].add_(1)
+        with pytest.raises(RuntimeError, match="the weight of 0 has changed since compile_model"):
+            copied(x)
+        with torch.no_grad():
+            hybrid.model[0].weight.mul_(1)
+        with pytest.raises(RuntimeError, match="the weight of 0 has changed since compile_model"):
+            way(hybrid)(x)
+
+    def test_elements_of_a_strided_weight_are_compared_row_by_row(self) -> None:
+        t = torch.arange(64 * 80).reshape(64, 80)[:, ::2]
+        assert torch.equal(some_of(t), some_of(t.clone()))
+
+    @pytest.mark.parametrize("module", [nn.Conv2d(2, 3, 1), nn.LayerNorm(3), nn.Embedding(2, 3)])
+    def test_a_product_of_another_module_is_refused(self, module: nn.Module) -> None:
+        expected = f"it is a {type(module).__name__}: expected a ForwardModuleLinear, a BackwardModuleLinear"
+        with pytest.raises(ValueError, match=expected):
+            product_of(module, "it")
 
     @pytest.mark.parametrize("shape", [(1025, 1), (2047, 1), (64, 64), (7, 1000), (5000, 3)])
     def test_the_compared_elements_are_spread_over_the_whole_weight(self, shape: tuple[int, int]) -> None:

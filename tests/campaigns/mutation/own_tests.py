@@ -21,11 +21,19 @@ ASKED = ("-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts=
 ASKED += ("-W", "ignore::pytest.PytestAssertRewriteWarning")
 # the first pattern that a file's path matches decides; of the tests, those that take seconds, not minutes
 TESTS = (
+    ("reference/service/weight_version.py", "splitting saving split_repairs"),
+    ("reference/service/kept_tensors.py", "client_files split_repairs"),
+    ("reference/service/peft_layers.py", "split_peft"),
+    ("reference/service/deployment.py", "saving split_repairs client_files server"),
+    ("reference/service/shared_state.py", "splitting saving shared_input split_repairs server"),
+    ("reference/service/remote_module.py", "splitting saving split_answers split_repairs server"),
+    ("reference/service/linear_product.py", "splitting saving split_peft"),
     ("reference/service/*", "split_repairs server server_access server_interruptions remote server_attacks keys"),
     ("reference/encrypted/*", "answer_check seal_backend seal_noise hostile_ciphertexts keys noise encryption"),
     ("reference/files/expert_*", "expert_files expert_keys"),
     ("reference/files/*", "checkpoint checkpoint_fields checkpoint_files checkpoint_runs sharded_files"),
     ("reference/checkpoint.py", "checkpoint checkpoint_fields checkpoint_files checkpoint_runs sharded_files"),
+    ("optimized/kernels/packed*", "small_tiles packed_kernels"),
     ("*packed*", "packed_weight packed_files packed_kernels packed_node packed_memory"),
     ("*expert*", "experts expert_files expert_keys experts_transformers"),
     ("*dora*", "dora_norm dora_dropout"),
@@ -47,7 +55,7 @@ TESTS = (
     ("optimized/padded_rows.py", "padded_rows"),
     ("optimized/dense_adapters.py", "dense_adapters"),
     ("optimized/*tile*", "row_tiles tuning"),
-    ("optimized/kernels/*", "split_sums row_tiles integers_kernel tuning"),
+    ("optimized/kernels/*", "small_tiles split_sums row_tiles integers_kernel tuning"),
     ("optimized/nodes/*", "footprint plain memory second_derivatives"),
     ("optimized/gradnorm.py", "limits"),
     ("optimized/*", "limits far_rows plain memory padded_rows"),

@@ -63,6 +63,13 @@ def test_each_package_loads_what_the_other_saved(tmp_path: Path, one: ModuleType
     torch.testing.assert_close(plain.eval()(TOKENS), model.eval()(TOKENS), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("implementation", [reference, optimized])
+def test_a_layer_without_a_model_around_it_is_refused(tmp_path: Path, implementation: ModuleType) -> None:
+    layer = implementation.LinearLoRA(nn.Linear(3, 4), dim=2)
+    with pytest.raises(ValueError, match="LinearLoRA holds no adapted layer: expected a model with a LinearLoRA in it"):
+        implementation.save_adapter(layer, implementation.PeftConfig(match_all_linear=True, dim=2), tmp_path)
+
+
 def save_both(folder: Path) -> None:
     """Save an adapter and a training run, with every random state fixed."""
     model, config = toy(match_all_linear=True, target_modules=[])

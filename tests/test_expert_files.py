@@ -195,6 +195,17 @@ def test_a_layout_that_cannot_be_told_is_refused(package: Any, version: Any, tmp
     package.load_adapter(other, tmp_path)
 
 
+@PACKAGES
+def test_two_layouts_in_a_file_are_refused(package: Any, tmp_path: Path) -> None:
+    model, config = adapted(package, "qwen3_moe")
+    package.save_adapter(model, config, tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    old = {k: t for k, t in reversed_tensors(tensors, 3).items() if "base_layer" in k}
+    rewritten(tmp_path, tensors=tensors | old)
+    with pytest.raises(ValueError, match=r"reads inputs, that of .* reads outputs: expected one layout in a file"):
+        package.load_adapter(model_of("qwen3_moe"), tmp_path)
+
+
 def of_each_expert(*, one_A: bool) -> dict[str, torch.Tensor]:
     """The adapters of a module under keys for each expert."""
     found = {}

@@ -112,7 +112,8 @@ def test_second_derivatives_of_the_feed_forward_block_are_right(gated: bool) -> 
     assert torch.autograd.gradgradcheck(call, (x, *leaves(*widths)))
 
 
-def test_second_derivatives_of_query_key_and_value_are_right() -> None:
+@pytest.mark.parametrize("frozen", [(), (0,), (1, 4), (0, 2, 3, 5)], ids=str)
+def test_second_derivatives_of_query_key_and_value_are_right(frozen: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     widths = [(4, 3), (2, 3), (2, 3)]
     weights = [torch.randn(width).double() for width in widths]
@@ -120,7 +121,10 @@ def test_second_derivatives_of_query_key_and_value_are_right() -> None:
     def call(x: Tensor, *adapters: Tensor) -> Any:
         return optimized.lora_qkv(x, *((w, None, *adapters[2 * i : 2 * i + 2], 1.5) for i, w in enumerate(weights)))
 
-    assert torch.autograd.gradgradcheck(call, (torch.randn(2, 3).double().requires_grad_(), *leaves(*widths)))
+    operands = [torch.randn(2, 3).double().requires_grad_(), *leaves(*widths)]
+    for number in frozen:
+        operands[number].requires_grad_(False)
+    assert torch.autograd.gradgradcheck(call, operands)
 
 
 def test_second_derivatives_are_right_when_lora_a_depends_on_x() -> None:

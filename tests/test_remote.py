@@ -54,6 +54,16 @@ def test_a_server_that_is_down_is_an_error_within_seconds() -> None:
         RemoteClient(address).health()
 
 
+def test_a_client_waits_twice_as_long_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("reference.service.exchange.time.sleep", waits.append)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    assert Client(address, retries=4).refusal().endswith("(tried 5 times)")
+    assert waits == [waits[0] * 2**attempt for attempt in range(4)]
+    assert waits[0] > 0
+
+
 OURS = b"HTTP/1.1 %d X\r\nLoraspec-Protocol: 1\r\nLocation: http://here/\r\nContent-Length: %d\r\n\r\n"
 
 

@@ -6,13 +6,16 @@ Operands are small integers, so that every sum is exact and results are equal, n
 from __future__ import annotations
 
 import functools
+import itertools
 import sys
 from collections.abc import Callable
+from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor
 
+import optimized.products
 from optimized.philox import Kept
 from tests.support.interpreter import interpreted
 from tests.support.packed_weights import EVERY, stored
@@ -50,24 +53,31 @@ def some(t: Tensor, kept: Kept | None) -> Tensor:
     return t if kept is None else torch.where(kept.mask(*t.shape) > 0, t, 0.0)
 
 
-@in_small_tiles
-def products() -> None:
+def are_right(of: ModuleType) -> None:
     """The products of an adapter, with and without dropout, of strided operands."""
-    from optimized import kernels
-
     x, A, B, g, s = integers(M, K), integers(R, K), integers(N, R), integers(M, N), integers(M, R)
     for kept in KEPT:
-        assert torch.equal(kernels.lora_shrink(x, A, torch.float32, kept), some(x, kept) @ A.T)
+        assert torch.equal(of.lora_shrink(x, A, torch.float32, kept), some(x, kept) @ A.T)
         for added in (False, True):
             out = torch.ones(M, N)
-            kernels.lora_expand(s, B, 0.5, torch.float32, out, added, kept)
+            of.lora_expand(s, B, 0.5, torch.float32, out, added, kept)
             assert torch.equal(out, some(0.5 * (s @ B.T), kept) + (1 if added else 0))
         for out in (torch.full((N, R), torch.nan), torch.full((R, N), torch.nan).T):
-            kernels.weight_grad(g, s, 0.5, torch.float32, out, kept)
+            of.weight_grad(g, s, 0.5, torch.float32, out, kept)
             assert torch.equal(out, 0.5 * (some(g, kept).T @ s))
-        t = kernels.shrink_and_grad(g, B[:, :16], s[:, :16], 0.5, torch.float32, out := torch.empty(N, 16), kept=kept)
+        t = of.shrink_and_grad(g, B[:, :16], s[:, :16], 0.5, torch.float32, out := torch.empty(N, 16), kept=kept)
         assert torch.equal(t, some(g, kept) @ B[:, :16])
         assert torch.equal(out, 0.5 * (some(g, kept).T @ s[:, :16]))
+    rounded = of.lora_shrink(x + 2.0**-9, A, torch.bfloat16)  # of which bfloat16 holds x alone, but where x is 0
+    assert torch.equal(rounded, (x + 2.0**-9).bfloat16().float() @ A.T)
+
+
+@in_small_tiles
+def products() -> None:
+    """Those of the kernels."""
+    from optimized import kernels
+
+    are_right(kernels)
 
 
 @in_small_tiles
@@ -119,3 +129,16 @@ def every_kernel() -> None:
 
 def test_every_tile_and_its_tail_is_right() -> None:
     interpreted(every_kernel)
+
+
+def test_products_without_triton_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    for asked in ("why_not_triton", "why_not_one_kernel"):
+        monkeypatch.setattr(f"optimized.products.{asked}", lambda *_: "not here")
+    are_right(optimized.products)
+    x, W, S, B, b = integers(M, K), integers(N, K), integers(M, R), integers(N, R), integers(N)
+    for kept, bias, dtype in itertools.product(KEPT, (None, b), (torch.float32, torch.bfloat16)):
+        cast = [None if t is None else t.to(dtype) for t in (x, W, bias)]
+        y = optimized.products.linear_expand(*cast, S, B.to(dtype), 0.5, kept=kept)  # type: ignore[arg-type]
+        exact = x @ W.T + some(0.5 * (S @ B.T), kept) + (0 if bias is None else bias)
+        torch.testing.assert_close(y.float(), exact, rtol=0 if dtype == torch.float32 else 2.0**-6, atol=0)

@@ -12,8 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-"""The dtypes of an adapter's tensors, by their names in a safetensors file."""
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""The dtypes of an adapter's tensors."""
 
 LARGEST_JSON = 2**24  # bytes; a config with a thousand module names has 2^16
 

@@ -45,8 +45,8 @@ def by_module(tensors: Mapping[str, Tensor], parameters: Collection[str], file: 
                 raise ValueError(f"unexpected tensor {key}: {_explained(key, part is not None)}")
             found.copies[copied] = tensor
             continue
-        if tensor.dtype not in DTYPES.values():
-            raise ValueError(f"{key} is {tensor.dtype}: expected one of {', '.join(map(str, DTYPES.values()))}")
+        if tensor.dtype not in DTYPES:
+            raise ValueError(f"{key} is {tensor.dtype}: expected one of {', '.join(map(str, DTYPES))}")
         found.adapters.setdefault(key.removeprefix(PREFIX).removesuffix(f".{PARTS[part]}"), {})[part] = tensor
     if not found.adapters:
         raise ValueError(f"{file} holds no tensor of an adapter: expected {PREFIX}<module>.lora_A.weight and the like")

@@ -56,17 +56,24 @@ TESTS = (
     ("optimized/dense_adapters.py", "dense_adapters"),
     ("optimized/*tile*", "row_tiles tuning"),
     ("optimized/kernels/*", "small_tiles split_sums row_tiles integers_kernel tuning"),
+    ("optimized/nodes/qkv.py", "fused memory"),
+    ("optimized/nodes/mlp.py", "fused memory"),
+    ("optimized/nodes/blocks.py", "fused second_derivatives"),
+    ("optimized/projections.py", "fused fused_curves"),
     ("optimized/nodes/*", "footprint plain memory second_derivatives"),
     ("optimized/gradnorm.py", "limits"),
+    ("optimized/products.py", "small_tiles second_derivatives counted_dropout"),
     ("optimized/*", "limits far_rows plain memory padded_rows"),
     ("*", "limits far_rows conv1d failed_adaptation merging_for_good packed_weight checkpoint_files"),
 )
+
+EVERYWHERE = ("refusals", "refused_files")
 
 
 def tests_of(file: str) -> tuple[str, ...]:
     """The paths of the tests for a file such as ``reference/encrypted/keys.py``."""
     names = next(names for pattern, names in TESTS if fnmatch(file, pattern)).split()
-    return tuple(f"tests/test_{name}.py" for name in names)
+    return tuple(f"tests/test_{name}.py" for name in (*names, *EVERYWHERE))
 
 
 def is_test(name: str) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.campaigns.mutation import mutants, summary
-from tests.campaigns.mutation.reached_tests import _Contexts
+from tests.campaigns.mutation.reached_tests import _Contexts, _digest_of
 from tests.support import preloaded_process
 
 
@@ -70,6 +70,20 @@ def test_a_mutant_is_asked_of_the_tests_that_run_its_line_or_another_process(tmp
     ]
     assert all(set(elsewhere) <= set(tests) for tests in found.values())
     assert found["Keys.__copy__"] == ["test_keys_refuse_pickling_and_copies_are_the_same_object", *elsewhere]
+
+
+def test_tests_are_measured_again_when_what_they_share_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mutants, "ROOT", tmp_path)
+    (tmp_path / "tests" / "support").mkdir(parents=True)
+    (tmp_path / "tests" / "test_x.py").write_text("one")
+    shared = tmp_path / "tests" / "support" / "shared.py"
+    found = set()
+    for text in ("one", "two", "one"):
+        shared.write_text(text)
+        found.add(_digest_of("tests/test_x.py"))
+    assert len(found) == 2
 
 
 def test_a_test_that_starts_a_process_in_any_way_counts_as_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,10 +51,17 @@ class ReachedTests:
 
     def _of_file(self, path: str) -> dict[str, Any]:
         if path not in self._measured:
-            tests = hashlib.sha256((mutants.ROOT / path).read_bytes()).hexdigest()[:8]
-            kept = self._folder / f"{Path(path).stem}-{self._digest}-{tests}.json"
+            kept = self._folder / f"{Path(path).stem}-{self._digest}-{_digest_of(path)}.json"
             self._measured[path] = measured_once(kept, lambda: _measured(path))
         return self._measured[path]
+
+
+def _digest_of(path: str) -> str:
+    """A digest of a file of tests and of the code that tests share."""
+    digest = hashlib.sha256((mutants.ROOT / path).read_bytes())
+    for shared in sorted((mutants.ROOT / "tests" / "support").rglob("*.py")):
+        digest.update(shared.read_bytes())
+    return digest.hexdigest()[:8]
 
 
 def _measured(path: str) -> dict[str, Any]:

@@ -195,7 +195,8 @@ def test_unmerged_experts(subject: Subject, case: MixtureCase) -> float | None:
     for name in mixture.names:
         update = case.scale * mixture.values[f"{name}.lora_B"] @ mixture.values[f"{name}.lora_A"]
         weight = mixture.values[f"{name}.weight"]
-        limits = budget.unmerged_weight(weight, update, case.scale, mixture.dtype)
+        how = mixture.rounding
+        limits = budget.unmerged_weight(weight, update, case.scale, how.dtype, how.adapter_dtype)
         stored = getattr(instance.module, name).detach()
         expected = Expected(f"unmerged {name}", weight, limits, mixture.dtype, certified=False)
         judge(stored.mT if mixture.experts.is_transposed else stored, expected)

@@ -43,6 +43,10 @@ def split(mode: str) -> Any:
     model.set_fhe_mode(mode)
 
 
+def seeded(seed: Any) -> reference.HybridFHEModel:
+    return reference.HybridFHEModel(nn.Sequential(nn.Linear(3, 2)), ["0"], noise_seed=seed)
+
+
 def apply(*operands: Any) -> Any:
     return optimized.LoRATritonFunction.apply(*operands, None)
 
@@ -186,11 +190,18 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
         "gradient_accumulation_steps = 1.5: expected an int of at least 1",
     ),
     (
+        lambda: training().update_training_parameters(training_args={"gradient_accumulation_steps": 0}),
+        ValueError,
+        "gradient_accumulation_steps = 0: expected an int of at least 1",
+    ),
+    (
         lambda: training().update_training_parameters(training_args={"max_grad_norm": -1.0}),
         ValueError,
         "max_grad_norm = -1.0: expected a number, not negative, or None",
     ),
     # split models and their server
+    (lambda: seeded(-1), ValueError, "noise_seed = -1: expected an int, at least 0, or None"),
+    (lambda: seeded(True), ValueError, "noise_seed = True: expected an int, at least 0, or None"),
     (lambda: split("calibrate"), RuntimeError, "mode calibrate comes before compile_model: this model is compiled"),
     (lambda: split("execute"), RuntimeError, "mode execute comes after compile_model: 0 is not compiled"),
     (lambda: split("remote"), RuntimeError, "mode remote needs a server_remote_address: got None"),

@@ -261,6 +261,26 @@ class TestCheckpoint:
         assert torch.equal(model.state_dict()["1.weight"], before["1.weight"] + 1)
 
 
+def test_a_model_is_compiled_with_inputs_by_name_or_in_order() -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor, times: Tensor) -> Any:
+            return self.linear(x * times)
+
+    x, times = torch.linspace(-1, 1, 6).reshape(2, 3), torch.tensor(2.0)
+    torch.manual_seed(0)
+    model, found = Pair(), []
+    for inputs in ({"times": times, "x": x}, (x, times)):
+        hybrid = HybridFHEModel(copy.deepcopy(model), ["linear"], noise_seed=0)
+        hybrid.compile_model(inputs)
+        found.append(hybrid(inputs))
+    assert torch.equal(*found)
+    assert torch.allclose(found[0], model(x, times), atol=0.1)
+
+
 def test_noise_that_would_round_to_zero_is_not_drawn() -> None:
     trained = training()
     hybrid = optimized.HybridFHEModel(trained, get_remote_names(trained))

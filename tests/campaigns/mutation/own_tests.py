@@ -47,11 +47,13 @@ TESTS = (
     ("reference/*hybrid.py", "splitting saving split_repairs split_peft"),
     ("reference/split_model.py", "splitting saving split_repairs split_peft split_answers"),
     ("reference/torch_internals.py", "torch_internals"),
-    ("*distributed.py", "distributed sharded_files"),
+    ("*distributed.py", "distributed sharded_files conv1d"),
     ("*sharded.py", "distributed sharded_files"),
     ("*model.py", "merged_model failed_adaptation life_of_models"),
     ("optimized/dispatch/*", "routes sweep dense_adapters row_tiles padded_rows"),
-    ("optimized/*batch*", "padded_rows dense_adapters"),
+    ("reference/*batch*", "batched"),
+    ("reference/segments.py", "batched"),
+    ("optimized/*batch*", "batched padded_rows dense_adapters"),
     ("optimized/padded_rows.py", "padded_rows"),
     ("optimized/dense_adapters.py", "dense_adapters"),
     ("optimized/*tile*", "row_tiles tuning"),
@@ -67,7 +69,7 @@ TESTS = (
     ("*", "limits far_rows conv1d failed_adaptation merging_for_good packed_weight checkpoint_files"),
 )
 
-EVERYWHERE = ("refusals", "refused_files")
+EVERYWHERE = ("refusals", "refused_files", "refused_operands")
 
 
 def tests_of(file: str) -> tuple[str, ...]:

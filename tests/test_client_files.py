@@ -120,6 +120,14 @@ def test_a_model_with_values_keeps_them(tmp_path: Path) -> None:
     assert len(own) == 5
 
 
+def test_a_model_with_weights_loses_those_that_run_remotely(tmp_path: Path) -> None:
+    owner(tmp_path)
+    trained = training()
+    split(trained).load_client(tmp_path)
+    named = trained.inference_model.named_parameters()  # the first layer is not split: nothing before it is trained
+    assert {name for name, held in named if held.is_meta} == {"second.weight", "second.base_layer.weight"}
+
+
 def test_no_remote_weight_is_among_the_clients_files(tmp_path: Path) -> None:
     owner(tmp_path)
     from reference.files.tensor_file import decode

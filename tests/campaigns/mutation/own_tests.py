@@ -45,7 +45,7 @@ TESTS = (
     ("*int*8*", "integers_kernel"),
     ("*integers*", "integers_kernel"),
     ("reference/*hybrid.py", "splitting saving split_repairs split_peft"),
-    ("reference/split_model.py", "splitting saving split_repairs split_peft split_answers"),
+    ("reference/split_model.py", "client_files splitting saving split_repairs split_peft split_answers"),
     ("reference/torch_internals.py", "torch_internals"),
     ("*distributed.py", "distributed sharded_files conv1d"),
     ("*sharded.py", "distributed sharded_files"),

@@ -21,6 +21,7 @@ from reference.encrypted.envelope import INPUTS, RESULT, Envelope
 from reference.encrypted.polynomial_layout import FIRST, SECOND, Packing
 from reference.encrypted.seal_backend import SEAL, PackedParameters, _written
 from tests.support.commands import judged
+from tests.support.int8_products import with_int8_products
 from tests.support.server import serving
 
 pytest.importorskip("seal")
@@ -35,10 +36,8 @@ SIZE, LIMIT = SEAL.polynomial_size, SEAL.largest_row
 
 @pytest.fixture
 def with_int8(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CPU with int8 dot products; where it has none, torch's int8 product of other CPUs is not exact."""
-    if not modular.has_vnni():
-        monkeypatch.setattr(modular, "has_vnni", lambda: True)
-        monkeypatch.setattr(modular, "int8_product", lambda left, right: left.int() @ right.int())
+    """A CPU with int8 dot products."""
+    with_int8_products(monkeypatch)
 
 
 def product(q: Tensor, weight: Tensor, keys: Keys | None = None, **options: Any) -> Tensor:

@@ -68,7 +68,7 @@ def are_right(of: ModuleType) -> None:
         t = of.shrink_and_grad(g, B[:, :16], s[:, :16], 0.5, torch.float32, out := torch.empty(N, 16), kept=kept)
         assert torch.equal(t, some(g, kept) @ B[:, :16])
         assert torch.equal(out, 0.5 * (some(g, kept).T @ s[:, :16]))
-    rounded = of.lora_shrink(x + 2.0**-9, A, torch.bfloat16)  # of which bfloat16 holds x alone, but where x is 0
+    rounded = of.lora_shrink(x + 2.0**-9, A, torch.bfloat16)  # bfloat16 rounds it to x, but where x is 0
     assert torch.equal(rounded, (x + 2.0**-9).bfloat16().float() @ A.T)
 
 

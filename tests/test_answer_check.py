@@ -29,6 +29,7 @@ def test_products_modulo_the_prime_are_exact(bits: int) -> None:
     vector[:2] = PRIME - 1
     expected = [sum(int(a) * int(b) for a, b in zip(row, vector, strict=True)) % PRIME for row in values]
     assert products_modulo_prime(values, vector).tolist() == expected
+    assert products_modulo_prime(values[:0], vector).tolist() == []
 
 
 @pytest.mark.parametrize(("m", "k", "n"), [(1, 1, 1), (5, 33, 7), (64, 5, 300)])

@@ -156,6 +156,15 @@ def test_a_frozen_packed_layer_has_the_gradient_of_x_and_of_a_trained_bias() -> 
         layers[0](torch.randn(2, 63))
 
 
+def test_the_gradient_of_a_bias_is_summed_in_the_dtype_of_the_bias() -> None:
+    layer: Any = optimized.packed_linear(nn.Linear(64, 32), "nf4")
+    layer.bias.requires_grad_(True)
+    y = layer(torch.zeros(257, 64, dtype=torch.bfloat16))
+    (found,) = torch.autograd.grad(y, layer.bias, torch.ones_like(y))
+    assert found.dtype == torch.float32
+    assert found.tolist() == [257.0] * 32  # bfloat16 has no 257
+
+
 class TestTheReasonsForAFallback:
     def test_none_where_the_node_computes(self) -> None:
         weight = stored("nf4", 32, 64, {})
